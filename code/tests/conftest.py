@@ -1,0 +1,26 @@
+"""Shared set-up of the tests: the source folder on the path, one thread, where golden numbers and annotations lie."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "code" / "src"), str(ROOT / "code" / "tests")]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Folder of the project's copy of the golden numbers."""
+    return ROOT / "code" / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def annotations():
+    """Folder of real annotation files; they may not be redistributed, so tests that parse them skip without it."""
+    folder = ROOT.parent / "shared" / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"no real annotation files: {folder} is absent")
+    return folder
