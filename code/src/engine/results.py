@@ -1,0 +1,227 @@
+"""Results: one JSON line a finished evaluation, appended under a lock; `python -m engine.results FILE` prints the table."""
+
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import errors
+from errors import InputError
+
+# What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
+# median_rank a rank. More keys are allowed.
+KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection", "same_modality", "chance", "seed",
+        "protocol", "modalities", "checkpoint", "checkpoint_sha256", "commit", "seconds", "control")
+SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
+# A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
+IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities", "checkpoint_sha256",
+            "control", "variant")
+
+CAPTIONS = {
+    "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
+               "from counts pooled over the whole set (the published program averages batches: not the same figures).",
+    "released": "Protocol released, as the published program: dropout stays on in the frozen encoder while the head "
+                "trains, AVE on its TRAINING clips, precision and recall averaged over batches of 80 clips, F1 from "
+                "these averages (pooled counts differ), fewer epochs after a later checkpoint.",
+}
+NOTES = ("last: after the last epoch. best: at the epoch that is best on the evaluation set itself, as the papers "
+         "report. val: last column of its kind, the figure at the epoch that a validation split chooses. same: the head "
+         "trained on the tested modality, last epoch (where a task has no split by clip, on its own training clips). "
+         "chance: a guess that ignores its input. Several seeds: mean +- standard deviation.")
+
+
+def append(path, row):
+    """Add one line. Concurrent writers are kept apart by a lock, and a line is written in one call.
+
+    Raises:
+        ValueError: `row` lacks a key or has a value that no table could show (a mistake of ours, not of the user).
+    """
+    problem = find_problem(row)
+    if problem:
+        raise ValueError(problem)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"       # a writer was killed within its line
+        os.write(descriptor, (("\n" if torn else "") + json.dumps(row) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_problem(row):
+    """What is wrong with a row, in words; None where nothing is."""
+    if not isinstance(row, dict):
+        return f"a result is an object with keys, not {type(row).__name__}"
+    missing = [key for key in KEYS if key not in row]
+    if missing:
+        return f"keys missing: {', '.join(missing)}"
+    for key in ("value", "same_modality", "chance"):
+        number = row[key]
+        if number is None and key != "value":
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            return f"{key} is {number!r}, not a finite number"
+    if row["selection"] not in SELECTIONS:
+        return f"selection is {row['selection']!r}, not one of {', '.join(SELECTIONS)}"
+    if row["protocol"] not in PROTOCOLS:
+        return f"protocol is {row['protocol']!r}, not one of {', '.join(PROTOCOLS)}"
+    if "->" not in str(row["direction"]):
+        return f"direction is {row['direction']!r}, not like 'audio->video'"
+    return None
+
+
+def read(path):
+    """All rows of a results file, the latest of each identity, in the order of their first appearance.
+
+    Raises:
+        InputError: no such file, or a line that is no result.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script wrote") from error
+    rows = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
+        problem = find_problem(row)
+        if problem:
+            raise InputError(f"{path}: line {number}: {problem}; remove or mend this line")
+        rows[identity(row)] = row
+    if not rows:
+        raise InputError(f"{path}: no results in it; expected one JSON object a line; run a task script first")
+    return list(rows.values())
+
+
+def identity(row):
+    """What makes two rows results of the same measurement."""
+    return tuple(json.dumps(row.get(key)) for key in IDENTITY)
+
+
+def spread(values):
+    """Mean and standard deviation (of the sample; None for a single value) of a list without its Nones."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None, None
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def show(values):
+    """'83.2', '83.2 +- 0.4' or '-'."""
+    mean, deviation = spread(values)
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
+
+
+COLUMNS = ("checkpoint", "pretrained on", "task", "direction", "metric", "last", "best", "val", "same", "chance", "seeds")
+
+
+def tabulate(rows):
+    """Rows of the summary table: one for each checkpoint, task, direction, metric and control, seeds put together.
+
+    Returns:
+        list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
+        below the rows of its direction.
+    """
+    groups = {}
+    for row in rows:
+        key = tuple(json.dumps(row.get(name)) for name in IDENTITY if name not in ("selection", "seed"))
+        groups.setdefault(key, []).append(row)
+    table = []
+    for group in groups.values():
+        first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
+        reference = picked["last"] or picked["best"]
+        name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
+        table.append({
+            "checkpoint": name + (f" + {first['variant']}" if first.get("variant") else ""),
+            "pretrained on": "+".join(first["modalities"]),
+            "task": first["dataset"] if first["dataset"] == first["task"] else f"{first['task']} ({first['dataset']})",
+            "direction": first["direction"] + (f" [{first['control']}]" if first["control"] else ""),
+            "metric": first["metric"],
+            "last": show([row["value"] for row in picked["last"]]),
+            "best": show([row["value"] for row in picked["best"]]),
+            "val": show([row.get("value_at_validation") for row in reference]),
+            "same": show([row["same_modality"] for row in reference]),
+            "chance": show([spread([row["chance"] for row in reference])[0]]),
+            "seeds": " ".join(str(row["seed"]) for row in reference),
+        })
+    place = {}
+    for entry in table:
+        place.setdefault((entry["checkpoint"], entry["task"]), len(place))
+    return sorted(table, key=lambda entry: place[entry["checkpoint"], entry["task"]])
+
+
+def caption(rows):
+    """What the table's figures are: the protocols that occur in it, and the columns."""
+    return " ".join([CAPTIONS[protocol] for protocol in PROTOCOLS if any(r["protocol"] == protocol for r in rows)] + [NOTES])
+
+
+def render(table, columns, form="text"):
+    """A table (list of {column -> text}) as aligned text, markdown or csv. Columns that are empty throughout are left out."""
+    columns = [column for column in columns if any(entry[column] not in ("-", "") for entry in table)]
+    cells = [list(columns)] + [[str(entry[column]) for column in columns] for entry in table]
+    if form == "csv":
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(cells)
+        return buffer.getvalue().rstrip("\n")
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in cells]
+    if form == "markdown":
+        rule = ["-" * width for width in widths]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
+
+
+def summary(rows, form="text"):
+    """The whole report of some rows: one table a protocol, each with its caption."""
+    parts = []
+    for protocol in PROTOCOLS:
+        of_protocol = [row for row in rows if row["protocol"] == protocol]
+        if of_protocol:
+            table = render(tabulate(of_protocol), COLUMNS, form)
+            parts.append(table if form == "csv" else f"{table}\n\n{caption(of_protocol)}")
+    return "\n\n".join(parts)
+
+
+def source_commit():
+    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=True, timeout=20).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def main(argv=None):
+    """Print the tables of one or more results files."""
+    parser = errors.Parser(prog="python -m engine.results", description="Print the table of results files.")
+    parser.add_argument("files", nargs="+", type=Path, help="results.jsonl of one or more runs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_const", const="markdown", dest="form", default="text")
+    form.add_argument("--csv", action="store_const", const="csv", dest="form", default="text")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    print(summary([row for file in options.files for row in read(file)], options.form))
+
+
+if __name__ == "__main__":
+    errors.run(main)
