@@ -1,0 +1,161 @@
+"""The unified codebook: lookup, commitment, CMCM, MM-EMA and code reset (dcid.md 3; paper section 3.2)."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
+RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
+COMMITMENT = 0.25
+
+
+@dataclass
+class Quantized:
+    """What one pass over the codebook gives; every dict is keyed by modality."""
+
+    vectors: dict       # (B, T, D) nearest codes; backward passes straight through to the features
+    indices: dict       # (B, T) int64
+    commitment: dict    # scalars
+    cmcm: Tensor        # scalar
+    perplexity: dict    # scalars, 1..K
+    equal_num: Tensor   # clips whose most frequent code is the same in all modalities
+
+
+def squared_distance(rows, codes):
+    """Squared Euclidean distance of every row (N, D) to every code (K, D): (N, K), never negative."""
+    return ((rows ** 2).sum(1, keepdim=True) + (codes ** 2).sum(1) - 2 * rows @ codes.T).clamp_min(0)
+
+
+def cmcm_pair(p_x, p_y):
+    """Cross-modal code matching loss of two modalities (paper eq. 9): p_x, p_y (B, K) code distributions -> scalar.
+
+    mean_i -log( exp(S_ii - m) / (sum_j exp(S_ij - m) + 1e-5) ) with m = min S, computed in the log domain.
+    """
+    scores = p_x @ torch.log(p_y + 1e-10).T + p_y @ torch.log(p_x + 1e-10).T        # (B, B)
+    scores = scores - scores.min()
+    floor = torch.log(torch.tensor(1e-5, dtype=scores.dtype, device=scores.device))
+    return (torch.logaddexp(scores.logsumexp(1), floor) - scores.diagonal()).mean()
+
+
+def attention_teacher(z, other):
+    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of paper eq. 7."""
+    return torch.softmax(z @ other.transpose(1, 2) / z.shape[-1] ** 0.5, -1) @ other
+
+
+class Codebook(nn.Module):
+    """K codes shared by all modalities.
+
+    State are four buffers that change only in `start_from`, `ema_step` and `count_and_reset`: `embedding` (K, D),
+    `ema_count` (K,), `ema_weight` (K, D), `unactivated_count` (K,). They start as published; a data start is
+    `start_from`.
+    """
+
+    def __init__(self, num_codes, code_dim):
+        super().__init__()
+        embedding = torch.empty(num_codes, code_dim).uniform_(-1 / 400, 1 / 400)
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("ema_count", torch.zeros(num_codes))
+        self.register_buffer("ema_weight", embedding.clone())
+        self.register_buffer("unactivated_count", -torch.ones(num_codes))
+
+    def forward(self, z, with_cmcm=True):
+        """Assign every second to its nearest code; ties go to the lowest index. Changes nothing.
+
+        Args:
+            z: modality -> (B, T, D) semantic features.
+            with_cmcm: False leaves the matching loss at zero.
+        """
+        codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
+        quantized, indices, chances = {}, {}, {}
+        for modality, x in z.items():
+            if x.shape[-1] != codes.shape[-1]:
+                raise ValueError(f"{modality} features are {x.shape[-1]} wide, the codebook {codes.shape[-1]}")
+            distance = squared_distance(x.flatten(0, 1), codes)
+            indices[modality] = distance.detach().argmin(1).unflatten(0, x.shape[:2])
+            quantized[modality] = codes[indices[modality]]
+            if with_cmcm:       # a feature that lies on its code has no gradient here, where the root's is infinite
+                root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
+                chances[modality] = torch.softmax(-root, 1).unflatten(0, x.shape[:2]).mean(1)
+        cmcm = sum((cmcm_pair(chances[x], chances[y]) for x, y in combinations(chances, 2)),
+                   start=codes.new_zeros(()))
+        hits = {m: F.one_hot(i, len(codes)).to(codes.dtype) for m, i in indices.items()}            # (B, T, K)
+        favourite = torch.stack([h.sum(1).argmax(1) for h in hits.values()])                        # (M, B)
+        usage = {m: h.mean((0, 1)) for m, h in hits.items()}
+        return Quantized(
+            vectors={m: x + (quantized[m] - x).detach() for m, x in z.items()},
+            indices=indices,
+            commitment={m: self._commitment(m, x, quantized) for m, x in z.items()},
+            cmcm=0.5 * cmcm,
+            perplexity={m: torch.exp(-(p * torch.log(p + 1e-10)).sum()) for m, p in usage.items()},
+            equal_num=(favourite == favourite[0]).all(0).sum())
+
+    @staticmethod
+    def _commitment(modality, x, quantized):
+        others = [F.mse_loss(x, code) for name, code in quantized.items() if name != modality]
+        return COMMITMENT * (2 * F.mse_loss(x, quantized[modality]) + sum(others) / max(len(others), 1))
+
+    def lookup(self, z):
+        """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
+        indices = squared_distance(z.detach().flatten(0, 1), self.embedding).argmin(1).unflatten(0, z.shape[:2])
+        return z + (self.embedding[indices] - z).detach(), indices
+
+    @torch.no_grad()
+    def start_from(self, z, draws):
+        """Start the codes from features of a first batch, all modalities together, each with a count of 1."""
+        rows = torch.cat([x.detach().flatten(0, 1) for x in z.values()])
+        chosen = draws.rows(len(rows), len(self.embedding)).to(rows.device)
+        self.embedding.copy_(rows[chosen])
+        self.ema_weight.copy_(self.embedding)
+        self.ema_count.fill_(1)
+        self.unactivated_count.fill_(-1)
+
+    @torch.no_grad()
+    def ema_step(self, z, indices, teacher="mean"):
+        """One MM-EMA update in the order of the dict: each modality sees the state left by the one before (eq. 7).
+
+        Args:
+            z: modality -> (B, T, D) features before quantisation.
+            indices: modality -> (B, T) codes that the seconds chose.
+            teacher: "mean" of the other modalities' vectors at the same second (released), "attention" over the
+                seconds of the clip, or "own" (ablation): no other modality.
+        """
+        for modality, x in z.items():
+            target = x.detach()
+            others = [other.detach() for name, other in z.items() if name != modality]
+            if teacher == "attention":
+                others = [attention_teacher(target, other) for other in others]
+            if others and teacher != "own":
+                target = 0.5 * target + 0.5 * torch.stack(others).mean(0)
+            hits = F.one_hot(indices[modality].flatten(), len(self.embedding)).to(target.dtype)     # (N, K)
+            self.ema_count.mul_(DECAY).add_(hits.sum(0), alpha=1 - DECAY)
+            total = self.ema_count.sum()
+            self.ema_count.add_(EPSILON).mul_(total / (total + len(self.embedding) * EPSILON))
+            self.ema_weight.mul_(DECAY).add_(hits.T @ target.flatten(0, 1), alpha=1 - DECAY)
+            self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
+
+    @torch.no_grad()
+    def count_and_reset(self, indices, draws, mode="full"):
+        """Count passes since each code was chosen; re-draw codes unused for more than 300 near an active one.
+
+        mode "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
+        code alone, which that step mostly undoes; "off" only counts.
+        """
+        self.unactivated_count.add_(1)
+        for chosen in indices.values():
+            self.unactivated_count.index_fill_(0, chosen.flatten(), 0)
+        if mode == "off":
+            return
+        count = self.unactivated_count
+        due = count > RESET_AFTER
+        active = (count >= 0) & (count < ACTIVE_BELOW)
+        in_order = torch.argsort((~active).to(torch.int8), stable=True)             # active codes first, ascending
+        source = in_order[draws.reset_positions(due, active.sum())]
+        fresh = self.embedding[source] + draws.reset_noise(self.embedding)
+        self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
+        if mode == "full":
+            self.ema_weight.copy_(torch.where(due.unsqueeze(1), fresh, self.ema_weight))
+            self.ema_count.masked_fill_(due, 1)
+        self.unactivated_count.masked_fill_(due, 0)

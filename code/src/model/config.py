@@ -1,0 +1,64 @@
+"""Widths of a system. A new model takes them from its data, a loaded one from the tensors of its file."""
+
+from dataclasses import asdict, dataclass
+
+MODALITIES = ("audio", "video", "text")     # always in this order: the EMA of the codebook depends on it
+CLUB_ORDER = ("video", "text", "audio")     # order of the published program's MI networks and their permutations
+SYSTEMS = {"dcid": 1, "h_dcid": 2}          # system -> levels of alignment
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sizes of a DCID or H-DCID system (dcid.md 1-6); the defaults are the published ones.
+
+    `modalities` is a subset of MODALITIES in that order. The video widths follow the published ratios to
+    `video_dim` when a config is made by `for_data`.
+    """
+
+    system: str = "dcid"
+    modalities: tuple = MODALITIES
+    num_codes: int = 400                # K
+    code_dim: int = 256                 # D, also the specific width of audio and text
+    audio_dim: int = 128
+    text_dim: int = 768                 # word vectors
+    text_hidden: int = 128              # each direction of the text LSTM
+    video_dim: int = 512                # V
+    video_hidden: int = 1024            # between the two 3x3 convolutions, and in the decoder
+    video_specific_dim: int = 2048
+    video_pool_hidden: int = 1024       # MLP of the pooled specific feature
+    squeeze_dim: int = 64
+    attention_dim: int = 256            # spatial attention (dead in the published form)
+    feed_forward: int = 1024
+    num_layers: int = 2
+    num_heads: int = 4
+    club_hidden: int = 128
+    dropout: float = 0.1
+    spatial_attention: str = "sum"      # or "softmax"
+
+    def __post_init__(self):
+        assert self.system in SYSTEMS and self.spatial_attention in ("sum", "softmax")
+        assert self.modalities == tuple(m for m in MODALITIES if m in self.modalities), self.modalities
+
+    @property
+    def num_levels(self):
+        return SYSTEMS[self.system]
+
+    def input_dim(self, modality, level):
+        """Width of what a level's semantic encoder reads (text: after the LSTM)."""
+        if level == 0:
+            return {"audio": self.audio_dim, "video": self.video_dim, "text": 2 * self.text_hidden}[modality]
+        return self.pooled_dim(modality)
+
+    def pooled_dim(self, modality):
+        """Width of the specific feature that the MI term sees."""
+        return self.video_dim if modality == "video" else self.code_dim
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def for_data(cls, modalities, video_dim=512, **widths):
+        """A new system for data with `video_dim` channels, in the published ratios (512: 1024, 2048, 64, 256)."""
+        return cls(modalities=tuple(modalities), video_dim=video_dim, video_hidden=2 * video_dim,
+                   video_specific_dim=4 * video_dim, video_pool_hidden=2 * video_dim,
+                   squeeze_dim=max(1, video_dim // 8), attention_dim=max(1, video_dim // 2), **widths)

@@ -1,0 +1,41 @@
+"""The random choices of a training step, all from one generator that the run owns and saves."""
+
+import torch
+
+RESET_NOISE = 1 / 1024
+
+
+class Draws:
+    """CPC second, CLUB permutations and code resets. Dropout keeps torch's own generator.
+
+    A test replaces this object by one that repeats recorded choices.
+    """
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def second(self, num_seconds):
+        """Last second that the CPC context sees: uniform over 1..T-2 (dcid.md 4)."""
+        if num_seconds < 3:
+            raise ValueError(f"Cross-CPC needs clips of at least 3 seconds, these have {num_seconds}")
+        return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))
+
+    def permutation(self, num_clips):
+        """A permutation of the clips, (B,) int64."""
+        return torch.randperm(num_clips, generator=self.generator)
+
+    def reset_positions(self, due, num_active):
+        """For every code a uniform position in the list of active codes, (K,) int64; used where `due` (K,) is true."""
+        uniform = torch.rand(len(due), generator=self.generator).to(due.device, non_blocking=True)
+        return torch.minimum((uniform * num_active).long(), num_active - 1)
+
+    def reset_noise(self, codes):
+        """Uniform noise of +-1/1024 for every code, like `codes` (K, D)."""
+        uniform = torch.rand(codes.shape, generator=self.generator).to(codes, non_blocking=True)
+        return (2 * uniform - 1) * RESET_NOISE
+
+    def rows(self, num_rows, num_codes):
+        """Which of `num_rows` features start the codes, (K,) int64; without repetition where there are enough."""
+        if num_rows >= num_codes:
+            return torch.randperm(num_rows, generator=self.generator)[:num_codes]
+        return torch.randint(num_rows, (num_codes,), generator=self.generator)

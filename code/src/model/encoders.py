@@ -1,0 +1,117 @@
+"""Semantic (modality-agnostic) and specific encoders of a level (dcid.md 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TemporalEncoder(nn.Module):
+    """Linear map to the code width, then post-norm Transformer layers over time, no positional encoding.
+
+    (B, T, input_dim) -> (B, T, D). The layers start from independent weights; the published program's start as copies.
+    """
+
+    def __init__(self, config, input_dim):
+        super().__init__()
+        self.affine = nn.Linear(input_dim, config.code_dim)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(config.code_dim, config.num_heads, config.feed_forward, config.dropout,
+                                       batch_first=True) for _ in range(config.num_layers))
+
+    def forward(self, x):
+        x = self.affine(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class VideoSemanticEncoder(nn.Module):
+    """Squeeze-excitation over channels, pooling over places, then the temporal encoder.
+
+    (B, T, H, W, V) -> (B, T, D). `spatial_attention="sum"` is the published numerics: its softmax runs over an axis of
+    length 1, so every place has weight 1. "softmax" is the attention that was meant. The three attention layers exist
+    in published files and stay untouched in "sum".
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.video_dim
+        self.squeeze = nn.Linear(width, config.squeeze_dim, bias=False)
+        self.excite = nn.Linear(config.squeeze_dim, width, bias=False)
+        self.average_attention = nn.Linear(width, config.attention_dim)
+        self.place_attention = nn.Linear(width, config.attention_dim)
+        self.attention = nn.Linear(config.attention_dim, 1)
+        self.temporal = TemporalEncoder(config, width)
+        self.spatial_attention = config.spatial_attention
+
+    def pool(self, x):
+        """(B, T, H, W, V) -> (B, T, V)."""
+        places = x.flatten(-3, -2)                                          # (B, T, H*W, V)
+        average = places.mean(-2)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(average))))
+        if self.spatial_attention == "sum":
+            return (1 + gate) * average * places.shape[-2]                  # sum over places of x * gate + x
+        places = places * (1 + gate).unsqueeze(-2)
+        match = F.relu(self.place_attention(places)) * F.relu(self.average_attention(average)).unsqueeze(-2)
+        weights = torch.tanh(self.attention(match)).softmax(-2)
+        return (weights * places).sum(-2)
+
+    def forward(self, x):
+        return self.temporal(self.pool(x))
+
+
+@dataclass
+class Specific:
+    """Modality-specific features: `full` for the decoder, `pooled` (B, T, width) for the MI term and the next level."""
+
+    full: Tensor
+    pooled: Tensor
+
+
+class LinearSpecificEncoder(nn.Module):
+    """Linear and ReLU: audio and text at level 1, everything at level 2."""
+
+    def __init__(self, input_dim, output_dim):
+        super().__init__()
+        self.linear = nn.Linear(input_dim, output_dim)
+
+    def forward(self, x):
+        y = F.relu(self.linear(x))
+        return Specific(y, y)
+
+
+class ResidualBlock(nn.Module):
+    """relu(x) + Conv1x1(relu(Conv3x3(relu(x)))), then ReLU. The published block rectifies in place, so its skip
+    carries relu(x), not x. (N, C, H, W) -> the same."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.spread = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x):
+        x = F.relu(x)
+        return F.relu(x + self.mix(F.relu(self.spread(x))))
+
+
+class VideoSpecificEncoder(nn.Module):
+    """Convolutions over the places of each second: (B, T, 7, 7, V) -> full (B, T, 3, 3, O), pooled (B, T, V)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.conv1 = nn.Conv2d(config.video_dim, config.video_hidden, 3)
+        self.conv2 = nn.Conv2d(config.video_hidden, config.video_specific_dim, 3)
+        self.conv3 = nn.Conv2d(config.video_specific_dim, config.video_specific_dim, 1)
+        self.residual = ResidualBlock(config.video_specific_dim)
+        self.pool1 = nn.Linear(config.video_specific_dim, config.video_pool_hidden)
+        self.pool2 = nn.Linear(config.video_pool_hidden, config.video_dim)
+
+    def forward(self, x):
+        maps = x.flatten(0, 1).permute(0, 3, 1, 2)                          # (B*T, V, 7, 7), channels last in memory
+        maps = F.relu(self.conv2(F.relu(self.conv1(maps))))
+        maps = self.residual(self.conv3(maps))                              # (B*T, O, 3, 3)
+        full = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        pooled = self.pool2(F.relu(self.pool1(full.mean((-3, -2)))))
+        return Specific(full, pooled)
