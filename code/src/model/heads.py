@@ -1,4 +1,8 @@
-"""Downstream heads over frozen codes, and the ExpLog loss of the localisation tasks (spec downstream.md)."""
+"""Downstream heads over frozen codes, and the ExpLog loss of the localisation tasks (NeurIPS 2023, section 4).
+
+There are few different codes and many seconds. A head therefore also takes the codes as a table (U, D) with `rows`
+(..., T) that say which of them each second has: whatever depends on one second alone is computed once a code.
+"""
 
 import torch
 from torch import nn
@@ -20,13 +24,14 @@ class ClipHead(nn.Module):
         self.linear = nn.Linear(code_dim, code_dim)
         self.event_classifier = nn.Linear(code_dim, num_classes)
 
-    def forward(self, codes):
-        """Class scores (..., C) of codes (..., T, D)."""
-        return self.event_classifier(self.linear(codes).amax(-2))
+    def forward(self, codes, rows=None):
+        """Class scores (..., C) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
+        hidden = self.linear(codes)
+        return self.event_classifier((hidden if rows is None else F.embedding(rows, hidden)).amax(-2))
 
-    def loss(self, codes, targets):
-        """Mean cross-entropy (nats) of codes (B, T, D) against clip classes (B,), int64."""
-        return F.cross_entropy(self(codes), targets)
+    def loss(self, targets, codes, rows=None):
+        """Mean cross-entropy (nats) against clip classes (B,), int64; codes and rows as in `forward`."""
+        return F.cross_entropy(self(codes, rows), targets)
 
 
 class SegmentHead(nn.Module):
@@ -45,13 +50,14 @@ class SegmentHead(nn.Module):
         self.event_classifier = nn.Linear(code_dim, num_classes + 1)
         self.explog = ExpLog(num_classes + 1)
 
-    def forward(self, codes):
-        """Logits (..., T, C + 1) of codes (..., T, D)."""
-        return self.event_classifier(self.linear(codes))
+    def forward(self, codes, rows=None):
+        """Logits (..., T, C + 1) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
+        logits = self.event_classifier(self.linear(codes))
+        return logits if rows is None else F.embedding(rows, logits)
 
-    def loss(self, codes, labels):
-        """Binary cross-entropy (mean over cells) plus ExpLog of codes (B, T, D) against labels (B, T, C + 1) of 0 and 1."""
-        logits = self(codes)
+    def loss(self, labels, codes, rows=None):
+        """Binary cross-entropy (mean over cells) plus ExpLog against labels (B, T, C + 1) of 0 and 1."""
+        logits = self(codes, rows)
         return F.binary_cross_entropy_with_logits(logits, labels) + self.explog(logits, labels)
 
 
