@@ -1,0 +1,141 @@
+"""What all datasets share: stores by modality, class prompts as text, labels, and what to do about bad clips."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from dataset.features import Pack, open_features
+from errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Clips(Dataset):
+    """Clips with features by modality; one item is a dict of float32 arrays.
+
+    "audio" (T, 128), "video" (T, 7, 7, V), "text" (10, 768), "label" (T, C+1) with the background last, as far as the
+    dataset has them.
+
+    Args:
+        name: for messages.
+        modalities: keys of an item, in the order audio, video, text.
+        ids: name of each clip (N), for messages and results.
+        places: modality (or "label") -> path of its store.
+        keys: id of each clip in the stores (N); default `ids`.
+        text: (vectors (M, 10, 768), index into them of each clip (N)) or None.
+        labels: (N, T, C+1) array or None.
+        classes: foreground class names (C).
+        on_bad_clip: "error", or "skip": read every clip once now, leave out the bad ones, and name them.
+        in_memory: read all features now and keep them, in the dtype of the store.
+        seconds: T.
+    Raises:
+        InputError: missing clips, or (when read) bad ones.
+    """
+
+    def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
+                 on_bad_clip="error", in_memory=False, seconds=10):
+        self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
+        self.ids, self.keys = list(ids), list(ids if keys is None else keys)
+        self.text, self.labels = text, labels
+        self.stores = {m: open_features(path, m, seconds) for m, path in places.items()}
+        self.skipped, self.memory = {}, {}
+        if not self.ids:
+            raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
+        self._drop_missing(on_bad_clip)
+        if on_bad_clip == "skip":
+            self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
+        for store in self.stores.values():
+            store.probe(self.keys[0])
+        if in_memory:
+            self.memory = {m: self.load(m) for m in self.stores if m != "label"}
+
+    @property
+    def video_dim(self):
+        """Channels of the video features (V), None without video."""
+        return self.stores["video"].tail[-1] if "video" in self.stores else None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        item = {m: self._clip(m, i) for m in self.modalities if m != "text"}
+        if self.text is not None:
+            vectors, index = self.text
+            item["text"] = vectors[index[i]]
+        if self.labels is not None:
+            item["label"] = np.asarray(self.labels[i], np.float32)
+        return item
+
+    def _clip(self, modality, i):
+        if modality in self.memory:
+            return self.memory[modality][i].astype(np.float32)
+        return self.stores[modality].read(self.keys[i])
+
+    def load(self, modality, dtype=None):
+        """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
+
+        For keeping a whole set in memory or on a GPU; a progress bar shows clips a second.
+        """
+        if modality == "text":
+            vectors, index = self.text
+            return vectors[index].astype(dtype or np.float32)
+        store = self.stores[modality]
+        read = store.read_stored if isinstance(store, Pack) else store.read
+        first = read(self.keys[0])
+        result = np.empty((len(self), *first.shape), dtype or first.dtype)
+        for i, key in enumerate(tqdm(self.keys, f"reading {modality}", unit="clip", disable=None, leave=False)):
+            result[i] = read(key)
+        return result
+
+    def _drop_missing(self, on_bad_clip):
+        for modality, store in self.stores.items():
+            missing = store.missing(self.keys)
+            if missing and on_bad_clip == "error":
+                raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
+                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each is "
+                                 "expected; get the rest, or leave them out with --on_bad_clip skip")
+            self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
+
+    def _scan(self, modality):
+        """Bad clips of a store -> reason. A pack was checked when it was written."""
+        store = self.stores[modality]
+        if isinstance(store, Pack):
+            return {}
+        good = next((key for key in self.keys if not _reason(store, key)), None)
+        if good is not None:
+            store.probe(good)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            reasons = tqdm(pool.map(lambda key: _reason(store, key), self.keys), f"checking {modality}",
+                           total=len(self), unit="clip", disable=None, leave=False)
+            return {key: reason for key, reason in zip(self.keys, reasons) if reason}
+
+    def _drop(self, reasons):
+        """Leave out the clips with these keys and say so."""
+        if not reasons:
+            return
+        keep = [i for i, key in enumerate(self.keys) if key not in reasons]
+        log.warning("%s: %d of %d clips are left out (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
+                    len(self), "\n  ".join(f"{key}: {reason}" for key, reason in reasons.items()))
+        self.skipped.update(reasons)
+        if not keep:
+            raise InputError(f"{self.name}: all {len(self)} clips are bad, first {next(iter(reasons.values()))}")
+        self._keep(keep)
+
+    def _keep(self, keep):
+        self.ids, self.keys = [self.ids[i] for i in keep], [self.keys[i] for i in keep]
+        if self.text is not None:
+            self.text = self.text[0], np.asarray(self.text[1])[keep]
+        if self.labels is not None:
+            self.labels = self.labels[keep]
+
+
+def _reason(store, key):
+    try:
+        store.read(key)
+    except InputError as error:
+        return str(error)
+    return None

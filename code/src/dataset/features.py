@@ -1,0 +1,234 @@
+"""Feature stores: a folder of zips, an HDF5 pack of it, or AVE's HDF5 arrays, all read in the same way.
+
+A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds. Stores are small objects that can
+be sent to DataLoader workers; HDF5 files are opened lazily, once a process.
+"""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dataset.archive import AGAIN, read_zip
+from errors import InputError
+
+SHAPES = {                      # of one second; None: whatever the first clip has, then the same for all
+    "audio": (128,),
+    "video": (7, 7, None),      # channels last; 512 in the published features
+    "label": (),                # 1 where the clip's event is heard and seen in that second
+}
+PACK_FORMAT = "cmg-pack-1"
+MAX_CHUNK_BYTES = 256 << 20     # a chunk is one clip, 1 MB in the published features
+
+
+def fit_length(x, seconds, where="clip"):
+    """Fit (t, ...) to `seconds` rows: the LAST row is repeated, or the first rows kept (released loaders).
+
+    Raises:
+        InputError: t = 0, which cannot be padded.
+    """
+    if len(x) == 0:
+        raise InputError(f"{where}: 0 seconds; at least one is expected; extract the feature again, or leave the clip "
+                         "out with --on_bad_clip skip")
+    if len(x) >= seconds:
+        return x[:seconds]
+    return np.concatenate([x, np.repeat(x[-1:], seconds - len(x), axis=0)])
+
+
+def check_clip(x, tail, seconds, where):
+    """One clip's feature as float32 (seconds, *tail).
+
+    Args:
+        x: (t, *tail) array of numbers; segment labels (tail empty) may also be (1, t).
+        tail: shape of one second, None for any size.
+        seconds: T.
+        where: name for messages.
+    Raises:
+        InputError: wrong rank or width, no rows, or values that are not finite.
+    """
+    if tail == () and x.ndim == 2 and x.shape[0] == 1:
+        x = x[0]
+    if x.ndim != 1 + len(tail) or any(n != m for n, m in zip(x.shape[1:], tail) if m is not None):
+        form = ", ".join(["seconds"] + ["any" if n is None else str(n) for n in tail])
+        raise InputError(f"{where}: shape {tuple(x.shape)}; ({form}) is expected; check that this is the right kind of "
+                         "feature, or leave the clip out with --on_bad_clip skip")
+    x = fit_length(x, seconds, where).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise InputError(f"{where}: {int((~np.isfinite(x)).sum())} of {x.size} values are NaN or infinite; finite "
+                         f"numbers are expected; extract the feature again, or leave the clip out with --on_bad_clip "
+                         "skip")
+    return x
+
+
+def open_features(path, kind, seconds=10):
+    """The store at `path`.
+
+    Args:
+        path: folder of <id>.zip files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
+        kind: "audio", "video" or "label": what one second looks like (`SHAPES`).
+        seconds: T; shorter clips repeat their last second, longer ones are cut.
+    Returns:
+        a store with `ids`, `read(id)` and `missing(ids)`.
+    Raises:
+        InputError: nothing there, or neither of the three.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return ZipFolder(path, kind, seconds)
+    if not path.exists():
+        raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
+                         "it from the data package (data/README.md), or set its place with --path")
+    with open_hdf5(path) as file:
+        packed = "format" in file.attrs
+    return Pack(path, kind, seconds) if packed else Rows(path, kind, seconds)
+
+
+def open_hdf5(path):
+    """An HDF5 file opened for reading; InputError where it is missing, truncated or something else."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        found = "not found" if not Path(path).exists() else f"not a whole HDF5 file ({str(error)[:60]})"
+        raise InputError(f"{path}: {found}; an HDF5 file is expected; get or make the file again, or set its place "
+                         "with --path") from None
+
+
+def hdf5_array(file, name, kinds, rank):
+    """A dataset of an open HDF5 file, checked before anything of it is read.
+
+    Args:
+        file: open h5py file.
+        name: dataset.
+        kinds: admitted NumPy kinds, e.g. "f" or "iu".
+        rank: number of dimensions.
+    Raises:
+        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond `MAX_CHUNK_BYTES`.
+    """
+    link = file.get(name, getlink=True) if name in file or name in list(file) else None
+    array = file.get(name) if isinstance(link, h5py.HardLink) else None
+    if not isinstance(array, h5py.Dataset):
+        found = "a link" if link is not None else f"it has {', '.join(list(file)[:5]) or 'nothing'}"
+        raise InputError(f"{file.filename}: no dataset '{name}' of its own ({found}); an array under that name is "
+                         "expected; check that this is the right file")
+    if array.dtype.kind not in kinds or array.ndim != rank:
+        raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank {rank} are "
+                         "expected; check that this is the right file")
+    chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
+    if array.external or array.is_virtual or chunk > MAX_CHUNK_BYTES:
+        raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
+                         f"plain array with chunks up to {MAX_CHUNK_BYTES:,} bytes is expected; do not trust this file")
+    return array
+
+
+class Store:
+    """What the three stores share: the width found in the first clip, and a file handle that stays in its process."""
+
+    def __init__(self, path, kind, seconds):
+        self.path, self.kind, self.seconds = Path(path), kind, seconds
+        self.tail = SHAPES[kind]
+        self._file, self._pid = None, None
+
+    def missing(self, ids):
+        """Those of `ids` that are not here, in order."""
+        return [i for i in ids if i not in self.ids]
+
+    def probe(self, clip):
+        """Read one clip and hold all others to its width."""
+        self.tail = self.read(clip).shape[1:]
+
+    def open(self):
+        """The HDF5 file, opened once a process (a handle must not cross a fork)."""
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid = open_hdf5(self.path), os.getpid()
+        return self._file
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None, "_pid": None}
+
+
+class ZipFolder(Store):
+    """A folder of <id>.zip files with one pickled array each, as published."""
+
+    def __init__(self, path, kind, seconds):
+        super().__init__(path, kind, seconds)
+        with os.scandir(self.path) as entries:
+            self.ids = {entry.name[:-4] for entry in entries if entry.name.endswith(".zip")}
+
+    def read(self, clip):
+        """Feature of one clip, float32 (T, ...)."""
+        path = self.path / f"{clip}.zip"
+        return check_clip(read_zip(path), self.tail, self.seconds, path)
+
+
+class Rows(Store):
+    """AVE's form: dataset `avadataset` (samples, T, ...); the id of a clip is its row number as text."""
+
+    def __init__(self, path, kind, seconds):
+        super().__init__(path, kind, seconds)
+        with open_hdf5(self.path) as file:
+            array = hdf5_array(file, "avadataset", "f", 2 + len(self.tail))
+            check_shape(self.path, "avadataset", array.shape[2:], self.tail)
+            self.ids = {str(row) for row in range(len(array))}
+
+    def read(self, clip):
+        """Feature of one sample, float32 (T, ...)."""
+        try:
+            row = self.open()["avadataset"][int(clip)]
+        except OSError as error:
+            raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
+        return check_clip(row, self.tail, self.seconds, f"{self.path}, row {clip}")
+
+
+class Pack(Store):
+    """One HDF5 file a modality, written and verified by `prepare.py pack`: `features` (clips, T, ...), `ids`.
+
+    A chunk is one clip, stored as it is: reading a clip is one copy, and the checks of `check_clip` were made when the
+    pack was written.
+    """
+
+    def __init__(self, path, kind, seconds):
+        super().__init__(path, kind, seconds)
+        with open_hdf5(self.path) as file:
+            found = str(file.attrs.get("format"))[:40]
+            if found != PACK_FORMAT or not file.attrs.get("complete"):
+                state = "an unfinished pack" if found == PACK_FORMAT else f"format '{found}'"
+                raise InputError(f"{self.path}: {state}; a finished pack ({PACK_FORMAT}) is expected; run "
+                                 "`python prepare.py pack` (again)")
+            array = hdf5_array(file, "features", "f", 2 + len(self.tail))
+            names = hdf5_array(file, "ids", "S", 1)
+            check_shape(self.path, "features", array.shape[1:], (seconds, *self.tail))
+            if array.chunks != (1, *array.shape[1:]) or array.compression or len(names) != len(array):
+                raise InputError(f"{self.path}: chunks {array.chunks}, {len(names)} ids; one uncompressed chunk and one "
+                                 "id a clip are expected; run `python prepare.py pack` again")
+            self.rows = {name.decode(): k for k, name in enumerate(names[:])}
+            self.dtype, self.shape = array.dtype, array.shape[1:]
+        self.ids = self.rows.keys()
+
+    def open(self):
+        """The `features` dataset, opened once a process."""
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid = open_hdf5(self.path)["features"], os.getpid()
+        return self._file
+
+    def read(self, clip):
+        """Feature of one clip, float32 (T, ...)."""
+        return self.read_stored(clip).astype(np.float32)
+
+    def read_stored(self, clip):
+        """Feature of one clip in the pack's own dtype, (T, ...), read-only."""
+        corner = (self.rows[clip],) + (0,) * len(self.shape)
+        try:
+            _, data = self.open().id.read_direct_chunk(corner)
+            return np.frombuffer(data, self.dtype).reshape(self.shape)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
+                             "run `python prepare.py pack` again") from None
+
+
+def check_shape(path, name, shape, expected):
+    """InputError unless `shape` equals `expected`, None standing for any size."""
+    if len(shape) != len(expected) or any(n != m for n, m in zip(shape, expected) if m is not None):
+        form = tuple("any" if n is None else n for n in expected)
+        raise InputError(f"{path}: '{name}' has clips of shape {tuple(shape)}; {form} is expected; check that this is "
+                         "the right kind of feature")

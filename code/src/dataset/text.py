@@ -1,0 +1,219 @@
+"""Class prompts as word vectors: computed once, kept in one HDF5 file, read by all loaders.
+
+A run knows a few hundred different sentences, so BERT runs once (`prepare.py text`) and never in a loader. This file is
+valid Python 3.7 and needs only NumPy and h5py, because the bert-embedding exporter runs it in an old environment.
+
+The file: attributes `format`, `backend`, `model`, `text_vocabulary`, `prompts_file`; per sentence `labels`, `prompts`,
+`vectors` (N, 10, 768) as the encoder gets them; per word `words`, `word_sentence`, `word_index` (position in the
+vocabulary of bert-embedding, 0 = no entry of its own), `word_kept`, `word_reason`, `word_vectors` (W, 768).
+"""
+
+import os
+
+import h5py
+import numpy as np
+
+from dataset.archive import read_counts
+from dataset.tables import read_table
+from errors import InputError
+
+FORMAT = "cmg-text-1"
+WORDS, WIDTH = 10, 768                  # the encoder takes the first ten kept words
+VOCABULARIES = ("all", "cnt")
+KEPT = "kept"
+# GluonNLP moved the special tokens of Google's vocab.txt to the front by swaps; all other entries kept their place.
+GLUON_SPECIALS = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4,
+                  "[unused0]": 100, "[unused1]": 101, "[unused2]": 102, "[unused3]": 103}
+
+
+class Sentence:
+    """One encoded prompt: its words, their vectors (n, 768) and their vocabulary indices (n), 0 for none.
+
+    A word is what bert-embedding calls one: the pieces of a word glued together again, its vector their mean.
+    """
+
+    def __init__(self, words, vectors, indices):
+        self.words, self.indices = list(words), [int(i) for i in indices]
+        self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1)
+
+
+def word_index(word, vocabulary):
+    """Index of a word in bert-embedding's (GluonNLP) vocabulary order; 0, the index of [UNK], for any other string.
+
+    Args:
+        word: a token, lower case.
+        vocabulary: token -> line number of BERT's vocab.txt.
+    """
+    return GLUON_SPECIALS[word] if word in GLUON_SPECIALS else vocabulary.get(word, 0)
+
+
+def read_vocabulary(path):
+    """BERT's vocab.txt (one token a line, index = line number) as a dict token -> index."""
+    try:
+        with open(str(path), encoding="utf-8") as file:
+            tokens = [line.rstrip("\r\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("{}: cannot be read ({}); the vocab.txt of bert-base-uncased is expected; pass its file or a "
+                         "tokenizer's folder with --vocab".format(path, error)) from None
+    if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
+        raise InputError("{}: {} lines, not a BERT vocabulary ([UNK] is missing or a token stands twice); the vocab.txt "
+                         "of bert-base-uncased is expected; get it from the model's page".format(path, len(tokens)))
+    return {token: k for k, token in enumerate(tokens)}
+
+
+def word_reasons(sentence, text_vocabulary, counts=None):
+    """Why each word is kept or dropped: `KEPT` or a reason in words.
+
+    Args:
+        sentence: a Sentence.
+        text_vocabulary: "all" keeps every word; "cnt" drops what is not in `counts`, as published.
+        counts: the word list, vocabulary index -> dense index, for "cnt"; a dense index of 0 stands for unknown.
+    """
+    reasons, kept = [], 0
+    for word, index in zip(sentence.words, sentence.indices):
+        if text_vocabulary == "cnt" and index == 0:
+            reasons.append("no single entry of BERT's vocabulary")
+        elif text_vocabulary == "cnt" and counts.get(index, 0) == 0:
+            reasons.append("not in the word list (cnt.pkl)")
+        elif not any(letter.isalnum() for letter in word):
+            reasons.append("punctuation")
+        elif kept == WORDS:
+            reasons.append("after the tenth kept word")
+        else:
+            reasons.append(KEPT)
+            kept += 1
+    return reasons
+
+
+def read_prompts(path):
+    """A prompts csv: dict label -> sentence, in file order; the first row of a label counts (released loader)."""
+    table = read_table(path, ("label", "prompt"))
+    prompts = {}
+    for label, prompt in zip(table["label"], table["prompt"]):
+        prompts.setdefault(label, prompt)
+    return prompts
+
+
+def write_text_features(path, prompts, sentences, backend, model="", text_vocabulary="all", counts_file=None,
+                        prompts_file=""):
+    """Write the text feature file; an older one is replaced only when the new one is whole.
+
+    Args:
+        path: file to write, *.h5.
+        prompts: dict label -> sentence.
+        sentences: a Sentence for each of them, in the same order.
+        backend: name of what made the vectors: "transformers", "bert-embedding", "hashing".
+        model: folder or name of the model.
+        text_vocabulary: "all" or "cnt".
+        counts_file: word list (cnt.pkl) for "cnt".
+        prompts_file: where the sentences came from.
+    Returns:
+        labels of the sentences that have no kept word; their vectors are zeros.
+    Raises:
+        InputError: unknown vocabulary, vectors of another width or not finite, a file that cannot be written.
+    """
+    if text_vocabulary not in VOCABULARIES:
+        raise InputError("text vocabulary '{}'; one of {} is expected; see --text_vocabulary"
+                         .format(text_vocabulary, ", ".join(VOCABULARIES)))
+    counts = read_counts(counts_file) if text_vocabulary == "cnt" else None
+    vectors = np.zeros((len(prompts), WORDS, WIDTH), np.float32)
+    rows = {"words": [], "word_sentence": [], "word_index": [], "word_kept": [], "word_reason": []}
+    empty = []
+    for n, (label, sentence) in enumerate(zip(prompts, sentences)):
+        if sentence.words and sentence.vectors.shape[1] != WIDTH:
+            raise InputError("{}: word vectors of {} numbers; {} are expected; use bert-base-uncased"
+                             .format(model or backend, sentence.vectors.shape[1], WIDTH))
+        if not np.isfinite(sentence.vectors).all():
+            raise InputError("{}: word vectors of '{}' are not finite; check the model's weights"
+                             .format(model or backend, label))
+        reasons = word_reasons(sentence, text_vocabulary, counts)
+        kept = np.array([reason == KEPT for reason in reasons], bool)
+        if kept.any():
+            vectors[n, :kept.sum()] = sentence.vectors[kept]
+        else:
+            empty.append(label)
+        rows["words"] += sentence.words
+        rows["word_sentence"] += [n] * len(sentence.words)
+        rows["word_index"] += sentence.indices
+        rows["word_kept"] += kept.tolist()
+        rows["word_reason"] += reasons
+    words = [s.vectors for s in sentences if s.words]
+    temporary = "{}.{}.tmp".format(path, os.getpid())
+    try:
+        if os.path.dirname(str(path)):
+            os.makedirs(os.path.dirname(str(path)), exist_ok=True)
+        with h5py.File(temporary, "w") as file:
+            for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)),
+                                ("text_vocabulary", text_vocabulary), ("prompts_file", str(prompts_file))):
+                file.attrs[name] = value
+            file["labels"], file["prompts"] = _texts(prompts.keys()), _texts(prompts.values())
+            file["vectors"] = vectors
+            file["words"], file["word_reason"] = _texts(rows["words"]), _texts(rows["word_reason"])
+            file["word_sentence"] = np.array(rows["word_sentence"], np.int32)
+            file["word_index"] = np.array(rows["word_index"], np.int32)
+            file["word_kept"] = np.array(rows["word_kept"], bool)
+            file["word_vectors"] = np.concatenate(words) if words else np.zeros((0, WIDTH), np.float32)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, str(path))
+    except OSError as error:
+        raise InputError("{}: cannot be written ({}); a writable place with some MB free is expected; see --out"
+                         .format(path, error)) from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    return empty
+
+
+def _texts(values):
+    return np.array([value.encode("utf-8") for value in values], dtype=h5py.special_dtype(vlen=bytes))
+
+
+class TextFeatures:
+    """Word vectors by class label or sentence.
+
+    Args:
+        path: file made by `prepare.py text`.
+    Raises:
+        InputError: no such file, another format, wrong shapes or values that are not finite.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        remedy = "make it with `python prepare.py text`"
+        try:
+            with h5py.File(str(path), "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError("{}: format '{}'; a text feature file ({}) is expected; {}"
+                                     .format(path, str(file.attrs.get("format"))[:40], FORMAT, remedy))
+                self.backend = str(file.attrs["backend"])
+                self.text_vocabulary = str(file.attrs["text_vocabulary"])
+                shape, kind = file["vectors"].shape, file["vectors"].dtype.kind
+                if shape != (len(file["labels"]), WORDS, WIDTH) or kind != "f":
+                    raise InputError("{}: vectors {} of type {}; (labels, {}, {}) of floats are expected; {}"
+                                     .format(path, shape, file["vectors"].dtype, WORDS, WIDTH, remedy))
+                self.labels = [label.decode("utf-8") for label in file["labels"][:]]
+                self.prompts = [prompt.decode("utf-8") for prompt in file["prompts"][:]]
+                self.vectors = file["vectors"][:].astype(np.float32)
+        except (OSError, KeyError, UnicodeDecodeError, AttributeError) as error:
+            found = "not found" if not os.path.exists(str(path)) else "damaged ({})".format(str(error)[:60])
+            raise InputError("{}: {}; word vectors of the prompts are expected; {}"
+                             .format(path, found, remedy)) from None
+        if not np.isfinite(self.vectors).all():
+            raise InputError("{}: vectors that are NaN or infinite; finite numbers are expected; {}"
+                             .format(path, remedy))
+        self._row = {prompt: k for k, prompt in enumerate(self.prompts)}
+        self._row.update((label, k) for k, label in enumerate(self.labels))
+
+    def __getitem__(self, key):
+        """Word vectors (10, 768) float32 of a class label or of a sentence; zero rows after its kept words."""
+        return self.vectors[self.indices([key])[0]]
+
+    def indices(self, keys):
+        """Rows of `vectors` for labels or sentences; InputError names those without."""
+        unknown = sorted(set(keys) - set(self._row))
+        if unknown:
+            raise InputError("{}: no prompt for '{}'{}; one for each class is expected; add it to the prompts csv and "
+                             "run `python prepare.py text`".format(self.path, unknown[0][:60], " and {} more".format(
+                                 len(unknown) - 1) if len(unknown) > 1 else ""))
+        return [self._row[key] for key in keys]
