@@ -1,0 +1,87 @@
+"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small PVT-v2 for the demo (spec/avs.md sections 4, 8)."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
+from transformers.utils import logging
+
+from avs_s4.model import names
+from errors import InputError
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+PVT_SHAPES = {                     # name -> depths, channels, heads, reduction of keys and values
+    "pvt": ((3, 6, 40, 3), (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1)),
+    "small": ((1, 1, 1, 1), (32, 48, 64, 96), (1, 2, 2, 4), (8, 4, 2, 1)),
+}
+NAMES = ("resnet", *PVT_SHAPES)
+
+
+class Backbone(nn.Module):
+    """A backbone with its four map widths; the module inside keeps the names of transformers.
+
+    Frames (n, 3, H, W) become four maps at strides 4, 8, 16, 32.
+    """
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        if name == "resnet":
+            self.network = ResNetBackbone(ResNetConfig(out_features=STAGES))
+            self.table = names.resnet_table((3, 4, 6, 3))
+        elif name in PVT_SHAPES:
+            depths, channels, heads, reductions = PVT_SHAPES[name]
+            self.network = PvtV2Backbone(PvtV2Config(
+                depths=depths, hidden_sizes=channels, num_attention_heads=heads, sr_ratios=reductions,
+                mlp_ratios=(4, 4, 4, 4), patch_sizes=(7, 3, 3, 3), strides=(4, 2, 2, 2), qkv_bias=True,
+                layer_norm_eps=1e-6, drop_path_rate=0.1, out_features=STAGES))
+            self.table = names.pvt_table(depths, reductions)
+            # transformers has one eps; the published network 1e-5 behind patch embeddings and spatial reductions
+            for key, module in self.network.named_modules():
+                if key.endswith((".patch_embedding.layer_norm", ".attention.layer_norm")):
+                    module.eps = 1e-5
+        else:
+            raise ValueError(f"unknown backbone {name!r}; one of {', '.join(NAMES)}")
+        self.channels = tuple(self.network.channels)
+
+    def forward(self, frames):
+        return self.network(frames).feature_maps
+
+
+def load_weights(backbone, source):
+    """Fill a backbone from `source`: "none", a file, or a name on the hub. Every key is filled, or it is an error.
+
+    A file holds the official PVT-v2-b5 or torchvision's ResNet-50 state dict (their classifiers, `head.*` and `fc.*`,
+    are ignored), or the backbone under transformers' names. On the hub `microsoft/resnet-50` is another training than
+    torchvision's first ResNet-50: same keys, other numbers.
+    """
+    if source == "none":
+        return
+    if not Path(source).is_file():
+        state = _from_hub(backbone, source)
+    else:
+        state = names.read_state(source)
+        if not set(state) & set(backbone.network.state_dict()):
+            state = names.from_pretrained_file(state, backbone, source)
+    ours = backbone.network.state_dict()
+    names.require_keys(state, ours, f"{source}: backbone weights for '{backbone.name}'")
+    backbone.network.load_state_dict(state)
+
+
+def _from_hub(backbone, name):
+    network = type(backbone.network)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()                # what is missing is our error below, not its warning
+    try:
+        donor, info = network.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: neither a file nor a model the hub can give ({str(error).splitlines()[0]}); "
+                         "pass --backbone_weights FILE, a hub name, or none") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise InputError(f"{name}: {len(lost)} tensors of the backbone '{backbone.name}' are not in this model "
+                         f"(first: {lost[0]}); pass another model")
+    return donor.state_dict()

@@ -1,0 +1,126 @@
+"""Stage heads, query interaction, fusion from coarse to fine, and the mask head (spec/avs.md section 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avs_s4.model.tpavi import TPAVI
+
+DILATIONS = (3, 6, 12, 18)
+
+
+@dataclass
+class Segmentation:
+    """What the network returns."""
+
+    logits: Tensor              # (n, 1, H, W); n = B T, or B where only first frames were decoded
+    maps: list                  # four rectified stage maps (B T, C, h, w)
+    queries: list               # four aligned queries (B, T, C), None at stages without query
+
+
+class StageHead(nn.Module):
+    """Sum of four parallel dilated 3x3 convolutions."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            nn.Conv2d(in_channels, channels, 3, padding=rate, dilation=rate) for rate in DILATIONS)
+        for convolution in self.conv2d_list:
+            nn.init.normal_(convolution.weight, std=0.01)
+
+    def forward(self, x):
+        return sum(convolution(x) for convolution in self.conv2d_list)
+
+
+class ResidualUnit(nn.Module):
+    """relu(x) + f(relu(x)). The skip carries the rectified input: published weights depend on it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        x = x.relu()
+        return x + self.conv2(self.conv1(x).relu())
+
+
+class Fusion(nn.Module):
+    """Bring the coarser path and a stage map together and double the size, corners aligned.
+
+    `first` marks the coarsest one: it has no path to add, so the published file's `resConfUnit1` there never runs
+    and is not built (model/names.py fills its keys when saving).
+    """
+
+    def __init__(self, channels, first=False):
+        super().__init__()
+        if not first:
+            self.resConfUnit1 = ResidualUnit(channels)
+        self.resConfUnit2 = ResidualUnit(channels)
+
+    def forward(self, x, stage=None):
+        if stage is not None:
+            x = x + self.resConfUnit1(stage)
+        return F.interpolate(self.resConfUnit2(x), scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class Decoder(nn.Module):
+    """Everything behind the backbone. Attribute names are the published state dict's.
+
+    Args:
+        stage_channels: channels of the four backbone maps.
+        channels: C, width of all stages (published: 256).
+        code_dim: width of the query codes.
+        stages: stages with a TPAVI block, numbers 0 to 3.
+        self_attention, cross_attention: let the map attend to itself (vv), to the query (va); both: the mean.
+        norm_start: see TPAVI.
+    """
+
+    def __init__(self, stage_channels, channels, code_dim, stages, *, self_attention, cross_attention, norm_start=0.0):
+        super().__init__()
+        self.stages, self.self_attention, self.cross_attention = tuple(stages), self_attention, cross_attention
+        for i, width in enumerate(stage_channels):
+            setattr(self, f"conv{i + 1}", StageHead(width, channels))
+            setattr(self, f"path{i + 1}", Fusion(channels, first=i == 3))
+        for stage in self.stages:
+            setattr(self, f"tpavi_b{stage + 1}", TPAVI(channels, code_dim, norm_start))
+        middle, last = max(channels // 2, 1), max(channels // 8, 1)
+        self.output_conv = nn.Sequential(
+            nn.Conv2d(channels, middle, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(middle, last, 3, padding=1), nn.ReLU(), nn.Conv2d(last, 1, 1))
+
+    def interact(self, stage, x, query):
+        """One stage's map after its TPAVI block, and the aligned query. x (B T, C, h, w), query (B, T, code_dim)."""
+        if stage not in self.stages:
+            return x, None
+        block, results, aligned = getattr(self, f"tpavi_b{stage + 1}"), [], None
+        clips = x.unflatten(0, query.shape[:2]).transpose(1, 2)                    # (B, C, T, h, w)
+        if self.self_attention:
+            results.append(block(clips)[0])
+        if self.cross_attention:
+            z, aligned = block(clips, query)
+            results.append(z)
+        return torch.stack(results).mean(0).transpose(1, 2).flatten(0, 1), aligned
+
+    def forward(self, maps, query, first_frames=False):
+        """Masks from the backbone's maps and the query codes.
+
+        Args:
+            maps: four maps (B T, width, h, w) at strides 4, 8, 16, 32.
+            query: (B, T, code_dim) codes, one a frame.
+            first_frames: decode only the first frame of each clip (all that the mask loss reads); nothing after the
+                TPAVI blocks mixes frames, so its logits and gradients are the same.
+        """
+        queries, stages = [], []
+        for i, x in enumerate(maps):
+            x, aligned = self.interact(i, getattr(self, f"conv{i + 1}")(x), query)
+            stages.append(x)
+            queries.append(aligned)
+        step = query.shape[1] if first_frames else 1
+        path = self.path4(stages[3][::step])
+        for i in (2, 1, 0):
+            path = getattr(self, f"path{i + 1}")(path, stages[i][::step])
+        return Segmentation(self.output_conv(path), [x.relu() for x in stages], queries)
