@@ -1,0 +1,253 @@
+"""Write Dialled Digits, the demo data, in the published on-disk formats.
+
+    python -m dataset.demo_tree --out ../../data/demo            # from code/src; about 20 s
+
+Below the folder lies the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
+files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
+Writers of the handwritten digits are split: pretraining and the AVE training rows see some, everything that is
+tested sees others. One seed gives the same bytes every time.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dataset import dialled_digits as digits
+from errors import InputError, Parser, run
+
+VERSION = 1                             # of the contents; a change makes trees built earlier unusable
+MARKER = "demo.json"                    # written last: a folder that has it is whole
+SECONDS = 10
+BLOCK = 80                              # clips made at a time
+ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
+
+
+@dataclass
+class Tree:
+    """A tree being built: where it lies, where each file belongs, and what decides its random choices."""
+    root: Path
+    places: dict            # dotted name -> path relative to the root, as configs.opts.PLACES
+    seed: int
+    clips: int              # of pretraining; the other parts are proportionate
+    bar: tqdm
+
+    def place(self, name):
+        """Absolute path of a place; its folder is made."""
+        path = self.root / self.places[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def folder(self, name):
+        """Absolute path of a place that is a folder, made."""
+        path = self.root / self.places[name]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def rng(self, part):
+        """A generator of the part's own, so that changing one part leaves the bytes of the others."""
+        return np.random.default_rng([self.seed, *part.encode()])
+
+
+# ---------------------------------------------------------------------------------------------------- the parts
+def pretraining(tree):
+    """VGGSound-AVEL: each clip shows one key for all its ten seconds, by other hands and in other noise each second.
+
+    Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
+    training pool, whatever the split: the published loader concatenates the three splits.
+    """
+    rng = tree.rng("vggsound")
+    keys = np.arange(tree.clips) % len(digits.CLASSES)
+    split = np.array(["train", "train", "train", "val", "test"])[np.arange(tree.clips) // len(digits.CLASSES) % 5]
+    ids = video_ids(tree.clips, rng)
+    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": ids, "split": split})
+    table.to_csv(tree.place("vggsound.csv"), index=False)
+    write_prompts(tree.place("vggsound.prompts"), digits.PROMPTS)
+    write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), digits.CLASSES)
+    missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
+    whole = np.ones(SECONDS, np.float32)                                # segment labels: event in every second
+    folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
+    for block in blocks(np.arange(tree.clips)):
+        second_keys = np.repeat(keys[block, None], SECONDS, 1)
+        audio, video = digits.audio_clips(second_keys, rng), digits.video_clips(second_keys, "train", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :SECONDS - missing[k]])
+            write_zip(folders["video"], ids[k], video[i])
+            write_zip(folders["label"], ids[k], whole)
+        tree.bar.update(len(block))
+
+
+def ave(tree):
+    """AVE: one event a clip, from `start` to before `end`; the other seconds are noise and an empty picture.
+
+    Rows are grouped by class, in the order of the class list, as the official annotations are. Training, validation
+    and test rows (4 : 1 : 2) show digits of different writers.
+    """
+    rng = tree.rng("ave")
+    split, keys = ave_rows(tree.clips)
+    count = len(split)
+    length = np.where(rng.random(count) < 1 / 3, SECONDS, rng.integers(2, SECONDS + 1, count))
+    start = (rng.random(count) * (SECONDS + 1 - length)).astype(int)
+    second = np.arange(SECONDS)
+    inside = (second >= start[:, None]) & (second < (start + length)[:, None])
+    second_keys = np.where(inside, keys[:, None], digits.EMPTY)
+    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(count, rng),
+                          "quality": "good", "start": start, "end": start + length})
+    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
+    write_lines(tree.place("ave.categories"), digits.CLASSES)
+    write_prompts(tree.place("ave.prompts"), digits.PROMPTS)
+
+    audio = np.empty((count, SECONDS, digits.BANDS))                    # float64, as published
+    video = np.empty((count, SECONDS, digits.PLACES_A_SIDE, digits.PLACES_A_SIDE, digits.CHANNELS))
+    for pool in ("train", "val", "test"):
+        rows = np.flatnonzero(split == pool)
+        write_h5(tree.place(f"ave.{pool}"), "order", rows)
+        for block in blocks(rows):
+            audio[block] = digits.audio_clips(second_keys[block], rng)
+            video[block] = digits.video_clips(second_keys[block], pool, rng)
+            tree.bar.update(len(block))
+    write_h5(tree.place("ave.audio"), "avadataset", audio)
+    write_h5(tree.place("ave.video"), "avadataset", video)
+    write_h5(tree.place("ave.label"), "avadataset", one_hot(second_keys, len(digits.CLASSES)))
+
+
+def ave_rows(clips):
+    """Split name and key of every AVE row, ordered by key: two arrays."""
+    split = np.repeat(["train", "val", "test"], [clips // 6, clips // 24, clips // 12])
+    place = np.concatenate([np.arange(n) for n in (clips // 6, clips // 24, clips // 12)])
+    keys = place % len(digits.CLASSES)
+    order = np.argsort(keys, kind="stable")
+    return split[order], keys[order]
+
+
+PARTS = {"vggsound": pretraining, "ave": ave}
+
+
+# ---------------------------------------------------------------------------------------------------- formats
+def blocks(rows):
+    """Row numbers in parts of at most BLOCK."""
+    return np.array_split(rows, -(-len(rows) // BLOCK))
+
+
+def video_ids(count, rng):
+    """Distinct names of 11 characters; lower case, so that they differ on every file system."""
+    names = set()
+    while len(names) < count:
+        names.update("".join(row) for row in rng.choice(ID_LETTERS, (count - len(names), 11)))
+    return np.array(sorted(names))
+
+
+def one_hot(second_keys, classes):
+    """Labels of second keys (N, T), EMPTY = background: (N, T, classes + 1) float32, last column background."""
+    return np.eye(classes + 1, dtype=np.float32)[np.where(second_keys == digits.EMPTY, classes, second_keys)]
+
+
+def write_zip(folder, name, array):
+    """A feature zip: one member `<name>.pkl`, a pickled array. The fixed date keeps the bytes the same."""
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(f"{name}.pkl"), pickle.dumps(np.ascontiguousarray(array)),
+                         zipfile.ZIP_DEFLATED, compresslevel=1)
+
+
+def write_h5(path, name, array):
+    """One dataset of an h5 file, a chunk a row; light compression (lzf comes with h5py)."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
+                            compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
+
+
+def write_prompts(path, prompts):
+    pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
+
+
+def write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+def settings(seed, clips):
+    """What a marker says of a whole tree."""
+    return {"name": "Dialled Digits", "version": VERSION, "seed": seed, "clips": clips, "parts": list(PARTS),
+            "video_channels": digits.CHANNELS}
+
+
+def is_whole(out, seed, clips):
+    """True if `out` holds this very tree; InputError if it holds anything else; False if there is nothing."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    marker = out / MARKER
+    if not marker.is_file():
+        raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
+    found, wanted = json.loads(marker.read_text(encoding="utf-8")), settings(seed, clips)
+    differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        raise InputError(f"{out}: holds another demo tree ({'; '.join(differing)}); remove it or choose another --out")
+    return True
+
+
+def build(out, places, seed=0, clips=2400, progress=True):
+    """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
+
+    Args:
+        out: folder to make; the data root of the demo.
+        places: dotted name -> path relative to the root (configs.opts.PLACES).
+        clips: pretraining clips; the other parts are proportionate.
+        progress: show a bar.
+
+    Returns:
+        True if the tree was built, False if it was there already.
+
+    Raises:
+        InputError: `out` holds something else, or a tree of another seed, size or version.
+    """
+    out = Path(out).absolute()
+    if not LEAST_CLIPS <= clips <= MOST_CLIPS:
+        raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    if is_whole(out, seed, clips):
+        return False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        partial.chmod(0o755)            # mkdtemp makes private folders
+        with tqdm(total=clips + len(ave_rows(clips)[0]), unit="clip", desc="demo data",
+                  disable=None if progress else True) as bar:
+            tree = Tree(partial, places, seed, clips, bar)
+            for part in PARTS.values():
+                part(tree)
+        (partial / MARKER).write_text(json.dumps(settings(seed, clips), indent=1) + "\n", encoding="utf-8")
+        try:
+            os.rename(partial, out)     # replaces an empty folder, never a filled one
+        except OSError:
+            if not is_whole(out, seed, clips):      # another build may have been first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def main(argv=None):
+    from configs.opts import PLACES
+    parser = Parser(prog="python -m dataset.demo_tree", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; other parts are proportionate")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    built = build(options.out, PLACES, options.seed, options.clips)
+    print(f"{options.out}: {'built' if built else 'is whole already, left as it is'}")
+
+
+if __name__ == "__main__":
+    run(main)

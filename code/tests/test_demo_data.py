@@ -1,0 +1,244 @@
+"""Dialled Digits: the synthesis against Q.23 and transformers, and the tree read back without our own loaders."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from configs.opts import PLACES
+from dataset import demo_tree
+from dataset import dialled_digits as digits
+from errors import InputError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers.audio_utils import mel_filter_bank, spectrogram
+
+CLIPS = 240
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "tree"
+    assert demo_tree.build(out, PLACES, seed=3, clips=CLIPS, progress=False)
+    return out
+
+
+def place(tree, name):
+    return tree / PLACES[name]
+
+
+def read_zip(path):
+    with zipfile.ZipFile(path) as archive:
+        (member,) = archive.namelist()
+        assert member == path.stem + ".pkl"
+        return pickle.loads(archive.read(member))
+
+
+def read_h5(path, name="avadataset"):
+    with h5py.File(path) as file:
+        assert list(file) == [name]
+        return file[name][:]
+
+
+def digest(root):
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------- synthesis
+def test_keys_have_the_tones_of_q23():
+    low = {1: 697, 2: 697, 3: 697, 4: 770, 5: 770, 6: 770, 7: 852, 8: 852, 9: 852, 0: 941}
+    high = {1: 1209, 4: 1209, 7: 1209, 2: 1336, 5: 1336, 8: 1336, 0: 1336, 3: 1477, 6: 1477, 9: 1477}
+    rng = np.random.default_rng(0)
+    for key in range(10):
+        waves = digits.tones(np.full(40, key), rng)
+        assert waves.shape == (40, 8000) and waves.dtype == np.float32
+        power = np.abs(np.fft.rfft(waves)) ** 2                     # 1 Hz a bin
+        for found, nominal in ((500 + power[:, 500:1060].argmax(1), low[key]),
+                               (1100 + power[:, 1100:1700].argmax(1), high[key])):
+            assert np.all(np.abs(found - nominal) <= 0.018 * nominal)    # the tolerance of Q.23
+
+
+def test_a_tone_lies_within_its_second_and_nothing_is_dialled_in_an_empty_one():
+    rng = np.random.default_rng(1)
+    waves = digits.tones([5] * 60 + [digits.EMPTY] * 60, rng, seconds=2)
+    assert waves.shape == (120, 16000)
+    mel = digits.log_mel(waves.reshape(-1, 8000)).reshape(120, 2, 128)
+    peak = mel.max(-1) - np.median(mel, -1)
+    assert peak[:60, 0].min() > 1.0         # a tone stands out of the heaviest noise
+    assert peak[:60, 1].max() < 1.0 and peak[60:].max() < 1.0
+    assert digits.tone(5, np.random.default_rng(1)).shape == (8000,)
+
+
+def test_log_mel_agrees_with_transformers():
+    waves = digits.tones([1, 8, digits.EMPTY], np.random.default_rng(2))
+    bank = mel_filter_bank(501, 128, 125.0, 4000.0, 8000, mel_scale="htk")
+    assert (bank.sum(0) > 0).all()          # no band between two bins
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1000) / 1000)
+    for wave, ours in zip(waves, digits.log_mel(waves)):
+        power = spectrogram(wave, window, frame_length=1000, hop_length=500, power=2.0, center=False,
+                            mel_filters=bank, mel_floor=0.0)        # (128, 15)
+        assert power.shape == (128, 15)
+        np.testing.assert_allclose(ours, 0.5 * np.log1p(power.mean(1)), rtol=2e-4, atol=2e-5)
+    with pytest.raises(ValueError, match="one second"):
+        digits.log_mel(waves[:, :4000])
+
+
+def test_writers_are_split():
+    pools = {split: digits.digit_pools(split) for split in ("train", "val", "test")}
+    assert sum(len(labels) for _, labels in pools.values()) == 1797
+    rows = {split: {image.tobytes() for image in images} for split, (images, _) in pools.items()}
+    assert not rows["train"] & rows["test"] and not rows["train"] & rows["val"] and not rows["val"] & rows["test"]
+    for images, labels in pools.values():
+        assert images.shape[1:] == (8, 8) and images.min() == 0 and images.max() == 1
+        assert list(labels[:30]) == 3 * list(range(10))             # each pool starts with a new writer's first digits
+
+
+def test_pick_gives_the_key_and_blank_for_empty():
+    images, labels = digits.digit_pools("val")
+    named = {image.tobytes(): label for image, label in zip(images, labels)}
+    keys = np.array([3, digits.EMPTY, 9, 0, 3] * 20)
+    picked = digits.pick(keys, "val", np.random.default_rng(3))
+    assert (picked[1::5] == 0).all()
+    assert [named[image.tobytes()] for image in picked[keys >= 0]] == list(keys[keys >= 0])
+    assert len({image.tobytes() for image in picked[::5]}) > 5      # different samples of one key
+
+
+def test_undisturbed_drawing_is_the_sample_itself():
+    images, _ = digits.digit_pools("val")
+    plain = digits.Style(turn=0, zoom=(1, 1), shift=0, ink=(1, 1), noise=(0, 0))
+    drawn = digits.draw(images[:5], np.random.default_rng(0), plain, canvas=10, digit=8)
+    np.testing.assert_allclose(drawn[:, 1:-1, 1:-1], images[:5], atol=1e-6)
+    assert np.abs(drawn[:, 0]).max() < 1e-6
+    doubled = digits.Style(turn=0, zoom=(2, 2), shift=0, ink=(0.5, 0.5), noise=(0, 0))
+    assert digits.draw(images[:5], np.random.default_rng(0), doubled).max() <= 0.5
+
+
+def test_video_features_are_rectified_projections_of_patches():
+    picture = np.random.default_rng(4).random((2, 13, 13)).astype(np.float32)
+    features = digits.video_features(picture)
+    assert features.shape == (2, 7, 7, digits.CHANNELS) and features.dtype == np.float32
+    for row, column in ((0, 0), (2, 5), (6, 6)):
+        patch = picture[1, row:row + 7, column:column + 7].ravel()
+        expected = np.maximum(patch @ digits.projections() - digits.THRESHOLD, 0)
+        np.testing.assert_allclose(features[1, row, column], expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="expected"):
+        digits.video_features(picture[:, :12])
+
+
+def test_classes_can_be_learned_and_are_not_trivial():
+    """A linear classifier of single seconds, other writers and other presses in the test."""
+    rng = np.random.default_rng(5)
+    train, test = rng.integers(0, 10, (200, 10)), rng.integers(0, 10, (80, 10))
+    audio = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    audio.fit(digits.audio_clips(train, rng).reshape(-1, 128), train.ravel())
+    assert audio.score(digits.audio_clips(test, rng).reshape(-1, 128), test.ravel()) > 0.99
+    video = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    video.fit(digits.video_clips(train, "train", rng).reshape(train.size, -1), train.ravel())
+    score = video.score(digits.video_clips(test, "test", rng).reshape(test.size, -1), test.ravel())
+    assert 0.88 < score < 0.99
+
+
+def test_prompts_name_their_key_and_share_the_rest():
+    words = [digits.PROMPTS[name].lower().split() for name in digits.CLASSES]
+    assert all(len(w) == 10 for w in words)
+    assert len(set(map(tuple, words))) == 10
+    for name, w in zip(digits.CLASSES, words):
+        assert set(w) - set.intersection(*map(set, words)) == {name.split()[1]}
+
+
+# ---------------------------------------------------------------------------------------------------- the tree
+def test_pretraining_files(tree):
+    table = pd.read_csv(place(tree, "vggsound.csv"))
+    assert list(table) == ["category", "video_id", "split"] and len(table) == CLIPS
+    assert table.video_id.is_unique and (table.video_id.str.len() == 11).all()
+    assert set(table.split) == {"train", "val", "test"}
+    assert table.groupby(["split", "category"]).size().min() > 0
+    prompts = pd.read_csv(place(tree, "vggsound.prompts"))
+    assert list(prompts) == ["label", "prompt"] and set(prompts.label) == set(table.category) == set(digits.CLASSES)
+    categories = place(tree, "vggsound.csv").with_name("VggsoundAVEL40kCategories.txt").read_text().splitlines()
+    assert categories == list(digits.CLASSES)
+    for kind in ("audio", "video", "label"):
+        assert {path.stem for path in place(tree, f"vggsound.{kind}").iterdir()} == set(table.video_id)
+    lengths = []
+    for name in table.video_id:
+        audio, video, label = (read_zip(place(tree, f"vggsound.{kind}") / f"{name}.zip")
+                               for kind in ("audio", "video", "label"))
+        assert audio.shape[1:] == (128,) and audio.dtype == np.float32 and 0 <= audio.min() and audio.max() < 8
+        assert video.shape == (10, 7, 7, digits.CHANNELS) and video.dtype == np.float32 and video.min() == 0
+        assert label.shape == (10,) and (label == 1).all()
+        lengths.append(len(audio))
+    assert lengths.count(10) > 0.9 * CLIPS and set(lengths) <= {8, 9, 10} and min(lengths) < 10
+
+
+def test_ave_files(tree):
+    rows = pd.read_csv(place(tree, "ave.label").with_name("Annotations.txt"), sep="&", header=None,
+                       names=["category", "video_id", "quality", "start", "end"])
+    audio, video, label = (read_h5(place(tree, f"ave.{kind}")) for kind in ("audio", "video", "label"))
+    assert audio.shape == (len(rows), 10, 128) and audio.dtype == np.float64
+    assert video.shape == (len(rows), 10, 7, 7, digits.CHANNELS) and video.dtype == np.float64
+    assert label.shape == (len(rows), 10, 11) and label.dtype == np.float32 and (label.sum(-1) == 1).all()
+    orders = [read_h5(place(tree, f"ave.{split}"), "order") for split in ("train", "val", "test")]
+    assert [len(order) for order in orders] == [CLIPS // 6, CLIPS // 24, CLIPS // 12]
+    assert sorted(np.concatenate(orders)) == list(range(len(rows))) and orders[0].dtype == np.int64
+    categories = place(tree, "ave.categories").read_text().splitlines()
+    assert list(dict.fromkeys(rows.category)) == categories       # label order = order of first appearance
+    for i, row in rows.iterrows():
+        assert 0 <= row.start < row.end <= 10
+        assert (label[i, row.start:row.end, categories.index(row.category)] == 1).all()
+        assert label[i, :, -1].sum() == 10 - (row.end - row.start)
+    background = label[..., -1] == 1
+    assert 0.1 < background.mean() < 0.7
+    peak = audio.max(-1) - np.median(audio, -1)
+    assert peak[background].max() < peak[~background].min()         # silent: no tone at all
+    total = video.sum((2, 3, 4))
+    assert np.median(total[background]) < 0.1 * np.median(total[~background])     # empty but for pixel noise
+
+
+def test_one_seed_gives_the_same_bytes(tree, tmp_path):
+    demo_tree.build(tmp_path / "again", PLACES, seed=3, clips=CLIPS, progress=False)
+    again = digest(tmp_path / "again")
+    assert again == digest(tree)
+    demo_tree.build(tmp_path / "other", PLACES, seed=4, clips=CLIPS, progress=False)
+    other = digest(tmp_path / "other")
+    for name in ("ave.audio", "ave.video"):
+        assert other[PLACES[name]] != again[PLACES[name]]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_whole_tree_is_left_alone(tree, capsys):
+    before = digest(tree)
+    demo_tree.main(["--out", str(tree), "--seed", "3", "--clips", str(CLIPS)])
+    assert "whole already" in capsys.readouterr().out
+    assert digest(tree) == before
+
+
+def test_nothing_foreign_is_overwritten(tree, tmp_path):
+    with pytest.raises(InputError, match="seed 3, not 0"):
+        demo_tree.build(tree, PLACES, seed=0, clips=CLIPS)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="no demo tree"):
+        demo_tree.build(tmp_path / "mine", PLACES)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    with pytest.raises(InputError, match="--clips 5"):
+        demo_tree.build(tmp_path / "new", PLACES, clips=5)
+
+
+def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
+    def fail(tree):
+        raise OSError("no space left")
+    monkeypatch.setitem(demo_tree.PARTS, "ave", fail)
+    with pytest.raises(OSError, match="no space"):
+        demo_tree.build(tmp_path / "tree", PLACES, clips=80, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_marker_names_the_settings(tree):
+    marker = json.loads((tree / demo_tree.MARKER).read_text())
+    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(demo_tree.PARTS)
