@@ -86,8 +86,8 @@ COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablati
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots.
 PRESETS = {
     # Dialled Digits: 16 video channels instead of 512, ten classes; minutes on two CPU cores.
-    "demo": {"n_embeddings": 100, "n_epoch": 6, "seed": 0, "seeds": [0], "print_freq": 20, "in_memory": True,
-             "folder": "demo"},
+    "demo": {"folder": "demo", "in_memory": True, "pretrain": {"n_embeddings": 100, "n_epoch": 6, "seed": 0, "print_freq": 20},
+             "downstream": {"seeds": [0]}},
 }
 
 
@@ -103,6 +103,11 @@ class Options(argparse.Namespace):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+
+    @property
+    def reading(self):
+        """How clips are read: keyword arguments of every dataset class."""
+        return {"on_bad_clip": self.on_bad_clip, "in_memory": self.in_memory}
 
     @property
     def device(self):
@@ -251,6 +256,7 @@ def _parse(parser, program, argv):
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
     preset = PRESETS.get(early.parse_known_args(argv)[0].preset, {})
+    preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
     for root in ("data_root", "checkpoint_root", "runs_root") if preset else ():
