@@ -63,7 +63,8 @@ class _Array:
         data = data.encode("latin1") if isinstance(data, str) else data         # written by Python 2
         sizes = isinstance(shape, tuple) and len(shape) <= LIMITS.dimensions and all(
             type(n) is int and n >= 0 for n in shape)
-        if not sizes or not isinstance(dtype, _Dtype) or len(data) != np.prod(shape, dtype=object) * dtype.dtype.itemsize:
+        if not sizes or not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or (
+                len(data) != np.prod(shape, dtype=object) * dtype.dtype.itemsize):
             raise InputError("an array whose shape and bytes do not agree")
         self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
@@ -133,7 +134,7 @@ def _unpickle(unpickler, data, where, expected, remedy):
     except KeyError as error:           # the table has no such opcode
         raise InputError(f"{where}: a pickle with more than that in it (opcode {error}); {expected} is expected; "
                          f"{remedy}") from None
-    except Exception as error:          # a broken pickle may fail anywhere in the interpreter
+    except Exception as error:  # noqa: BLE001   a broken pickle may fail anywhere in the interpreter
         raise InputError(f"{where}: not a whole pickle ({type(error).__name__}); {expected} is expected; "
                          f"{remedy}") from None
 
@@ -181,7 +182,7 @@ def read_zip(path):
                 content = stream.read(LIMITS.pickle_bytes + 1)
     except InputError:
         raise
-    except Exception as error:          # zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError, struct.error ...
+    except Exception as error:  # noqa: BLE001   zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError ...
         raise InputError(f"{path}: a truncated or damaged zip ({str(error)[:80] or type(error).__name__}); a zip with "
                          f"one pickled array is expected; {AGAIN}") from None
     _limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")

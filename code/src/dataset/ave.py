@@ -35,8 +35,8 @@ class AVE(Clips):
         labels = read_labels(paths["label"])
         classes = read_categories(paths.get("categories"))
         if labels.shape[2] != len(classes) + 1:
-            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes and a background are "
-                             "expected; use the label file that belongs to this class list")
+            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes and a background "
+                             "are expected; use the label file that belongs to this class list")
         rows = np.concatenate([read_order(paths[name], len(labels)) for name in splits])
         super().__init__("AVE " + "+".join(splits), modalities, [str(row) for row in rows],
                          {m: paths[m] for m in modalities if m != "text"}, classes=classes, labels=labels[rows],
@@ -49,8 +49,8 @@ def read_labels(path):
     with open_hdf5(path) as file:
         labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
     if not np.isin(labels, (0, 1)).all():
-        raise InputError(f"{path}: values other than 0 and 1; labels (samples, seconds, classes + 1) are expected; check "
-                         "that this is the label file")
+        raise InputError(f"{path}: values other than 0 and 1; labels (samples, seconds, classes + 1) are expected; "
+                         "check that this is the label file")
     return labels
 
 

@@ -96,8 +96,8 @@ class Clips(Dataset):
             missing = store.missing(self.keys)
             if missing and on_bad_clip == "error":
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
-                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each is "
-                                 "expected; get the rest, or leave them out with --on_bad_clip skip")
+                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each "
+                                 "is expected; get the rest, or leave them out with --on_bad_clip skip")
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 
     def _scan(self, modality):

@@ -199,8 +199,8 @@ class Pack(Store):
             names = hdf5_array(file, "ids", "S", 1)
             check_shape(self.path, "features", array.shape[1:], (seconds, *self.tail))
             if array.chunks != (1, *array.shape[1:]) or array.compression or len(names) != len(array):
-                raise InputError(f"{self.path}: chunks {array.chunks}, {len(names)} ids; one uncompressed chunk and one "
-                                 "id a clip are expected; run `python prepare.py pack` again")
+                raise InputError(f"{self.path}: chunks {array.chunks}, {len(names)} ids; one uncompressed chunk and "
+                                 "one id a clip are expected; run `python prepare.py pack` again")
             self.rows = {name.decode(): k for k, name in enumerate(names[:])}
             self.dtype, self.shape = array.dtype, array.shape[1:]
         self.ids = self.rows.keys()

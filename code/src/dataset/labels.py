@@ -48,7 +48,8 @@ def parse_times(path, name, text):
     except ValueError:
         times = [np.nan]
     if not np.isfinite(times).all():
-        raise InputError(f"{path}: {name} has the times '{text[:60]}'; comma-joined seconds are expected; mend the line")
+        raise InputError(f"{path}: {name} has the times '{text[:60]}'; comma-joined seconds are expected; mend the "
+                         "line")
     return times
 
 

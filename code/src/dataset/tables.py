@@ -5,9 +5,11 @@ Valid Python 3.7 with the standard library alone: the text exporter for old envi
 
 import csv
 import io
+import logging
 
 from errors import InputError
 
+log = logging.getLogger(__name__)
 MAX_BYTES = 256 << 20           # the largest published list is 3 MB
 
 
@@ -17,18 +19,18 @@ def read_text(path):
         with open(str(path), "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError("{}: cannot be read ({}); a text file is expected; get it from the data package, or set its "
-                         "place with --path".format(path, error.strerror)) from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; get it from the data "
+                         "package, or set its place with --path") from None
     if len(data) > MAX_BYTES:
-        raise InputError("{}: more than {:,} bytes; an annotation file is expected; check which file this is"
-                         .format(path, MAX_BYTES))
+        raise InputError(f"{path}: more than {MAX_BYTES:,} bytes; an annotation file is expected; check which file "
+                         "this is")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError("{}: byte {} is not UTF-8; a text file is expected; save it as UTF-8"
-                         .format(path, error.start)) from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; a text file is expected; save it as UTF-8"
+                         ) from None
     if "\0" in text:
-        raise InputError("{}: zero bytes in it; a text file is expected; get it again".format(path))
+        raise InputError(f"{path}: zero bytes in it; a text file is expected; get it again")
     return text
 
 
@@ -50,54 +52,63 @@ def read_table(path, columns, separator=","):
     Raises:
         InputError: with the line number where there is one.
     """
-    form = "the columns {}".format(", ".join(columns))
+    form = f"the columns {', '.join(columns)}"
     rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator)
     try:
         header = [name.strip() for name in next(rows, [])]
         missing = [name for name in columns if name not in header]
         if missing:
-            raise InputError("{}: no column '{}' in the header ({}); {} separated by {} are expected; check that this "
-                             "is the right file".format(path, missing[0], ", ".join(header)[:80] or "empty file", form,
-                                                        "tabs" if separator == "\t" else "commas"))
+            found = ", ".join(header)[:80] or "an empty file"
+            raise InputError(f"{path}: no column '{missing[0]}' in the header ({found}); {form} separated by "
+                             f"{'tabs' if separator == chr(9) else 'commas'} are expected; check that this is the right "
+                             "file")
         if len(set(header)) != len(header):
-            raise InputError("{}: a column name stands twice in the header; {} are expected; rename one"
-                             .format(path, form))
+            raise InputError(f"{path}: a column name stands twice in the header; {form} are expected; rename one")
         wanted = [(header.index(name), name) for name in columns]
         table = {name: [] for _, name in wanted}
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
-                raise InputError("{}: line {} has {} cells; {} are expected; mend the line"
-                                 .format(path, rows.line_num, len(row), len(header)))
+                raise InputError(f"{path}: line {rows.line_num} has {len(row)} cells; {len(header)} are expected; mend "
+                                 "the line")
             for k, name in wanted:
                 cell = row[k].strip()
                 if cell.lower() in ("", "nan"):
-                    raise InputError("{}: line {} has no {}; a value is expected; mend or remove the line"
-                                     .format(path, rows.line_num, name))
+                    raise InputError(f"{path}: line {rows.line_num} has no {name}; a value is expected; mend or remove "
+                                     "the line")
                 table[name].append(cell)
     except csv.Error as error:
-        raise InputError("{}: line {} cannot be read as csv ({}); {} are expected; mend the line"
-                         .format(path, rows.line_num, error, form)) from None
+        raise InputError(f"{path}: line {rows.line_num} cannot be read as csv ({error}); {form} are expected; mend the "
+                         "line") from None
     if not table[columns[0]]:
-        raise InputError("{}: no rows; {} are expected; get the file again".format(path, form))
+        raise InputError(f"{path}: no rows; {form} are expected; get the file again")
     return table
 
 
 def read_classes(path):
-    """A class list: one name a line, the label is the line number. Raises InputError for empty or repeated names."""
+    """A class list: one name a line, the label is the line number.
+
+    A tab in a line is a slip (line 11 of the released UCF list): the name ends there, and a warning says so.
+
+    Raises:
+        InputError: an empty or repeated name.
+    """
     names = [line.strip() for line in read_text(path).splitlines()]
+    for k, name in enumerate(names):
+        if "\t" in name:
+            names[k] = name.split("\t")[0].strip()
+            log.warning("%s: line %d has a tab; the class name is taken as '%s'", path, k + 1, names[k])
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise InputError("{}: no class names; one name a line is expected; get the file again".format(path))
+        raise InputError(f"{path}: no class names; one name a line is expected; get the file again")
     for k, name in enumerate(names):
         if not name:
-            raise InputError("{}: line {} is empty; one class name a line is expected; remove the line"
-                             .format(path, k + 1))
+            raise InputError(f"{path}: line {k + 1} is empty; one class name a line is expected; remove the line")
         if name in names[:k]:
-            raise InputError("{}: line {} repeats the class '{}'; different names are expected; remove one"
-                             .format(path, k + 1, name))
+            raise InputError(f"{path}: line {k + 1} repeats the class '{name}'; different names are expected; remove "
+                             "one")
     return names
 
 
@@ -106,7 +117,30 @@ def class_indices(path, names, classes, source):
     index = {name: k for k, name in enumerate(classes)}
     unknown = sorted(set(names) - set(index))
     if unknown:
-        raise InputError("{}: unknown class '{}'{}; the {} classes of {} are expected; correct the name or use the "
-                         "matching class list".format(path, unknown[0][:60], " and {} more".format(len(unknown) - 1)
-                                                      if len(unknown) > 1 else "", len(classes), source))
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise InputError(f"{path}: unknown class '{unknown[0][:60]}'{more}; the {len(classes)} classes of {source} are "
+                         "expected; correct the name or use the matching class list")
     return [index[name] for name in names]
+
+
+def first_rows(path, ids, on_bad_clip):
+    """Row numbers of the first row of each id.
+
+    Args:
+        path: the list, for messages.
+        ids: id of each row.
+        on_bad_clip: "error" refuses repeated ids, "skip" leaves the later rows out and says so.
+    Raises:
+        InputError: with the number of repeated rows and the first of them.
+    """
+    first = {}
+    for row, name in enumerate(ids):
+        first.setdefault(name, row)
+    if len(first) < len(ids):
+        repeated = next(name for row, name in enumerate(ids) if first[name] != row)
+        found = f"{len(ids) - len(first)} repeated ids, first {repeated}"
+        if on_bad_clip == "error":
+            raise InputError(f"{path}: {found}; each clip once is expected; remove the rows, or keep the first of each "
+                             "with --on_bad_clip skip")
+        log.warning("%s: %s; the first row of each is kept (--on_bad_clip skip)", path, found)
+    return list(first.values())

@@ -53,11 +53,13 @@ def read_vocabulary(path):
         with open(str(path), encoding="utf-8") as file:
             tokens = [line.rstrip("\r\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("{}: cannot be read ({}); the vocab.txt of bert-base-uncased is expected; pass its file or a "
-                         "tokenizer's folder with --vocab".format(path, error)) from None
+        raise InputError(f"{path}: cannot be read ({error}); the vocab.txt of bert-base-uncased is expected; pass its "
+                         "file or a "
+                         "tokenizer's folder with --vocab") from None
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
-        raise InputError("{}: {} lines, not a BERT vocabulary ([UNK] is missing or a token stands twice); the vocab.txt "
-                         "of bert-base-uncased is expected; get it from the model's page".format(path, len(tokens)))
+        raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token stands "
+                         "twice); the vocab.txt "
+                         "of bert-base-uncased is expected; get it from the model's page")
     return {token: k for k, token in enumerate(tokens)}
 
 
@@ -113,19 +115,18 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         InputError: unknown vocabulary, vectors of another width or not finite, a file that cannot be written.
     """
     if text_vocabulary not in VOCABULARIES:
-        raise InputError("text vocabulary '{}'; one of {} is expected; see --text_vocabulary"
-                         .format(text_vocabulary, ", ".join(VOCABULARIES)))
+        raise InputError(f"text vocabulary '{text_vocabulary}'; one of {', '.join(VOCABULARIES)} is expected; see "
+                         "--text_vocabulary")
     counts = read_counts(counts_file) if text_vocabulary == "cnt" else None
     vectors = np.zeros((len(prompts), WORDS, WIDTH), np.float32)
     rows = {"words": [], "word_sentence": [], "word_index": [], "word_kept": [], "word_reason": []}
     empty = []
     for n, (label, sentence) in enumerate(zip(prompts, sentences)):
         if sentence.words and sentence.vectors.shape[1] != WIDTH:
-            raise InputError("{}: word vectors of {} numbers; {} are expected; use bert-base-uncased"
-                             .format(model or backend, sentence.vectors.shape[1], WIDTH))
+            raise InputError(f"{model or backend}: word vectors of {sentence.vectors.shape[1]} numbers; {WIDTH} are "
+                             "expected; use bert-base-uncased")
         if not np.isfinite(sentence.vectors).all():
-            raise InputError("{}: word vectors of '{}' are not finite; check the model's weights"
-                             .format(model or backend, label))
+            raise InputError(f"{model or backend}: word vectors of '{label}' are not finite; check the model's weights")
         reasons = word_reasons(sentence, text_vocabulary, counts)
         kept = np.array([reason == KEPT for reason in reasons], bool)
         if kept.any():
@@ -138,7 +139,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         rows["word_kept"] += kept.tolist()
         rows["word_reason"] += reasons
     words = [s.vectors for s in sentences if s.words]
-    temporary = "{}.{}.tmp".format(path, os.getpid())
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
         if os.path.dirname(str(path)):
             os.makedirs(os.path.dirname(str(path)), exist_ok=True)
@@ -157,8 +158,8 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
             os.fsync(file.fileno())
         os.replace(temporary, str(path))
     except OSError as error:
-        raise InputError("{}: cannot be written ({}); a writable place with some MB free is expected; see --out"
-                         .format(path, error)) from None
+        raise InputError(f"{path}: cannot be written ({error}); a writable place with some MB free is expected; see "
+                         "--out") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -184,24 +185,22 @@ class TextFeatures:
         try:
             with h5py.File(str(path), "r") as file:
                 if file.attrs.get("format") != FORMAT:
-                    raise InputError("{}: format '{}'; a text feature file ({}) is expected; {}"
-                                     .format(path, str(file.attrs.get("format"))[:40], FORMAT, remedy))
+                    raise InputError(f"{path}: format '{str(file.attrs.get('format'))[:40]}'; a text feature file "
+                                     f"({FORMAT}) is expected; {remedy}")
                 self.backend = str(file.attrs["backend"])
                 self.text_vocabulary = str(file.attrs["text_vocabulary"])
                 shape, kind = file["vectors"].shape, file["vectors"].dtype.kind
                 if shape != (len(file["labels"]), WORDS, WIDTH) or kind != "f":
-                    raise InputError("{}: vectors {} of type {}; (labels, {}, {}) of floats are expected; {}"
-                                     .format(path, shape, file["vectors"].dtype, WORDS, WIDTH, remedy))
+                    raise InputError(f"{path}: vectors {shape} of type {file['vectors'].dtype}; (labels, {WORDS}, "
+                                     f"{WIDTH}) of floats are expected; {remedy}")
                 self.labels = [label.decode("utf-8") for label in file["labels"][:]]
                 self.prompts = [prompt.decode("utf-8") for prompt in file["prompts"][:]]
                 self.vectors = file["vectors"][:].astype(np.float32)
         except (OSError, KeyError, UnicodeDecodeError, AttributeError) as error:
-            found = "not found" if not os.path.exists(str(path)) else "damaged ({})".format(str(error)[:60])
-            raise InputError("{}: {}; word vectors of the prompts are expected; {}"
-                             .format(path, found, remedy)) from None
+            found = "not found" if not os.path.exists(str(path)) else f"damaged ({str(error)[:60]})"
+            raise InputError(f"{path}: {found}; word vectors of the prompts are expected; {remedy}") from None
         if not np.isfinite(self.vectors).all():
-            raise InputError("{}: vectors that are NaN or infinite; finite numbers are expected; {}"
-                             .format(path, remedy))
+            raise InputError(f"{path}: vectors that are NaN or infinite; finite numbers are expected; {remedy}")
         self._row = {prompt: k for k, prompt in enumerate(self.prompts)}
         self._row.update((label, k) for k, label in enumerate(self.labels))
 
@@ -213,7 +212,7 @@ class TextFeatures:
         """Rows of `vectors` for labels or sentences; InputError names those without."""
         unknown = sorted(set(keys) - set(self._row))
         if unknown:
-            raise InputError("{}: no prompt for '{}'{}; one for each class is expected; add it to the prompts csv and "
-                             "run `python prepare.py text`".format(self.path, unknown[0][:60], " and {} more".format(
-                                 len(unknown) - 1) if len(unknown) > 1 else ""))
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; one for each class is expected; add "
+                             "it to the prompts csv and run `python prepare.py text`")
         return [self._row[key] for key in keys]

@@ -4,7 +4,7 @@ import numpy as np
 
 from dataset.clips import Clips
 from dataset.labels import single_event
-from dataset.tables import class_indices, read_classes, read_header, read_table
+from dataset.tables import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.text import TextFeatures
 from errors import InputError
 
@@ -73,7 +73,7 @@ def read_list(path, splits=SPLITS, on_bad_clip="error"):
     """
     header = read_header(path)
     if "id" in header and "video_id" not in header:
-        ids = [name[:-4] if name.endswith(".mp4") else name for name in read_table(path, ("id",))["id"]]
+        ids = [name.removesuffix(".mp4") for name in read_table(path, ("id",))["id"]]
         categories, parts, splits = [], ["train"] * len(ids), SPLITS
     else:
         table = read_table(path, ("category", "video_id", "split"))
@@ -82,13 +82,8 @@ def read_list(path, splits=SPLITS, on_bad_clip="error"):
     if unknown:
         raise InputError(f"{path}: clip {ids[unknown[0]]} has the split '{parts[unknown[0]][:40]}'; train, val or test "
                          "is expected; mend the line")
-    order = [k for split in SPLITS if split in splits for k, part in enumerate(parts) if part == split]
-    first = dict(zip(reversed([ids[k] for k in order]), reversed(order)))
-    if len(first) < len(order) and on_bad_clip == "error":
-        repeated = next(ids[k] for k in order if first[ids[k]] != k)
-        raise InputError(f"{path}: {len(order) - len(first)} repeated ids, first {repeated}; each clip once is expected; "
-                         "remove the rows, or keep the first of each with --on_bad_clip skip")
-    order = [k for k in order if first[ids[k]] == k]
+    once = first_rows(path, ids, on_bad_clip)
+    order = [k for split in SPLITS if split in splits for k in once if parts[k] == split]
     if not order:
         raise InputError(f"{path}: no clips in {', '.join(splits)}; at least one is expected; check --splits")
     return [ids[k] for k in order], [categories[k] for k in order] if categories else []
