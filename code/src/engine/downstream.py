@@ -1,0 +1,244 @@
+"""One downstream task, from a checkpoint to lines of results: any labelled modality to any other."""
+
+import io
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine import checkpoint, metrics, results, transfer
+from errors import InputError
+
+log = logging.getLogger(__name__)
+MODALITIES = ("audio", "video", "text")
+SHOWN = 8                        # test clips whose features are kept for the pictures
+
+
+@dataclass
+class Task:
+    """What a task is: its data by modality, its head, and the figure that chooses the best epoch."""
+
+    name: str
+    head: type                                   # ClipHead or SegmentHead
+    best_by: str                                 # "accuracy", "precision", "f1"
+    train: dict                                  # modality -> labelled clips on which a head may be trained
+    test: dict                                   # modality -> clips on which any head is tested
+    val: dict = field(default_factory=dict)      # modality -> clips that may choose an epoch, where the task has them
+
+    @property
+    def classes(self):
+        return next(iter(self.train.values())).classes
+
+
+@dataclass
+class Pretrained:
+    """A frozen encoder and where it came from."""
+
+    path: Path
+    encoder: torch.nn.Module
+    sha256: str
+    variant: str = ""                            # what was done to the codes, for example TOC; "" for nothing
+
+
+def load(opts, path=None):
+    """The frozen encoder of a checkpoint (default: `opts.checkpoint`), with the channel selection asked for."""
+    path = Path(path or opts.checkpoint)
+    dtype = torch.float64 if opts.precision == "float64" else torch.float32
+    encoder = checkpoint.load_encoder(path, device=opts.device, dtype=dtype)
+    if opts.choose_channel:
+        raise InputError("--choose_channel: this program cannot select channels yet; leave it out")
+    return Pretrained(path, encoder, checkpoint.sha256(path))
+
+
+def by_modality(datasets):
+    """Put datasets together as modality -> dataset."""
+    return {m: dataset for dataset in datasets for m in dataset.modalities}
+
+
+def wanted(opts):
+    """Modalities that the directions of a run touch, in the fixed order."""
+    return tuple(m for m in MODALITIES if any(m in direction for direction in opts.directions))
+
+
+def check(task, pretrained, directions):
+    """InputError unless the task's data and the encoder have every direction; reads one clip of each dataset."""
+    for source, target in directions:
+        for role, modality, parts in (("labelled", source, task.train), ("test", target, task.test)):
+            if modality not in parts:
+                raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}; the data has "
+                                 f"{', '.join(parts)}; choose another --source and --target")
+            transfer.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
+    classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
+    if len({len(names) for names in classes}) > 1:
+        raise InputError(f"{task.name}: its parts have {' and '.join(str(len(n)) for n in classes)} classes; one list is "
+                         "expected; check the category files")
+
+
+def evaluate(task, pretrained, opts):
+    """Train and test the heads of one task: every direction, seed and control in one pass.
+
+    For each direction source->target there is a head on `source`; the same-modality figure comes from a head on
+    `target`, tested on `target`. The controls are the same heads over an encoder that was never trained.
+
+    Returns:
+        Rows (engine/results.py), appended to `opts.results` as well.
+    """
+    start = time.monotonic()
+    check(task, pretrained, opts.directions)
+    encoders = {None: pretrained.encoder}
+    if not opts.no_control:
+        encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
+    sources = [m for m in wanted(opts) if m in task.train]
+    measured = {s: [t for t in wanted(opts) if (s, t) in opts.directions or (s == t and t in task.test)] for s in sources}
+    parts = _encode(task, encoders, measured, opts)
+    trials = {}
+    for control in encoders:
+        for source in sources:
+            for seed in opts.seeds:
+                on = {role + target: parts[role, control, target] for target in measured[source]
+                      for role in ("test ", "val ") if (role, control, target) in parts}
+                trials[control, source, seed] = transfer.Trial(parts["train ", control, source], seed, on)
+    first_epoch, refresh = 0, None
+    if opts.protocol == "released":
+        first_epoch, refresh = (pretrained.encoder.epoch or 0) + 1, _with_dropout(task, encoders, trials, opts)
+    if opts.n_epoch <= first_epoch:
+        raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
+                         f"with {pretrained.path}; raise --n_epoch")
+    released = opts.test_batch_size if opts.protocol == "released" else None
+    transfer.fit(list(trials.values()), task.head, len(task.classes), epochs=opts.n_epoch - first_epoch,
+                 batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay,
+                 average=released, refresh=refresh, title=f"{task.name}: {len(trials)} heads")
+    about = {"task": task.name, "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
+             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": pretrained.variant,
+             "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
+    rows = [about | row for row in _rows(task, trials, parts, opts, first_epoch, released)]
+    for row in rows:
+        results.append(opts.results, row)
+    _keep_predictions(task, trials, parts, pretrained, opts)
+    return rows
+
+
+def _encode(task, encoders, measured, opts):
+    """Codes of everything that is needed, each dataset read once: (role, control, modality) -> CodeSet."""
+    needs = {("train ", m): task.train[m] for m in measured}
+    needs |= {(role, t): part[t] for role, part in (("test ", task.test), ("val ", task.val))
+              for targets in measured.values() for t in targets if t in part}
+    datasets = {id(dataset): dataset for dataset in needs.values()}
+    found = {}
+    for key, dataset in datasets.items():
+        modalities = [m for m in MODALITIES if any(m == n and id(d) == key for (_, n), d in needs.items())]
+        for (control, m), part in _codes(encoders, dataset, modalities, opts).items():
+            found |= {(role, control, m): part for (role, n), d in needs.items() if n == m and id(d) == key}
+    return found
+
+
+def _codes(encoders, dataset, modalities, opts, training=False):
+    return transfer.codes(encoders, dataset, modalities, batch=opts.test_batch_size, precision=opts.precision,
+                          workers=0 if opts.in_memory else opts.workers, training=training)
+
+
+def _with_dropout(task, encoders, trials, opts):
+    """For protocol="released": new codes of the training clips before each epoch, dropout on."""
+    sources = {source for _, source, _ in trials}
+
+    def refresh(epoch):
+        with torch.random.fork_rng():
+            torch.manual_seed(opts.seeds[0] * 1000 + epoch)
+            fresh = {source: _codes(encoders, task.train[source], [source], opts, training=True)
+                     for source in MODALITIES if source in sources}
+        for (control, source, _), trial in trials.items():
+            trial.train = fresh[source][control, source]
+    return refresh
+
+
+def _rows(task, trials, parts, opts, first_epoch, released):
+    """Result lines without what is the same for all: each direction, control, seed, selection and metric."""
+    for control in {control: None for control, _, _ in trials}:
+        for source, target in opts.directions:
+            test = parts["test ", control, target]
+            chance = _chance(task, test, released)
+            for seed in opts.seeds:
+                curves = trials[control, source, seed].curves
+                curve, same, val = curves[f"test {target}"], None, curves.get(f"val {target}")
+                if (control, target, seed) in trials:
+                    same = trials[control, target, seed].curves[f"test {target}"]
+                at = {"last": len(curve[task.best_by]) - 1, "best": _argmax(curve[task.best_by])}
+                same_at = {"last": -1, "best": _argmax(same[task.best_by])} if same else None
+                chosen = _argmax(val[task.best_by]) if val else None
+                for selection, epoch in at.items():
+                    for metric, values in curve.items():
+                        yield {"dataset": task.test[target].name, "direction": f"{source}->{target}", "metric": metric,
+                               "value": values[epoch], "epoch": first_epoch + epoch, "selection": selection,
+                               "same_modality": same[metric][same_at[selection]] if same else None,
+                               "chance": chance[metric], "seed": seed, "control": control,
+                               "value_at_validation": values[chosen] if val else None,
+                               "validation_epoch": first_epoch + chosen if val else None,
+                               "validation": val[metric][chosen] if val else None}
+
+
+def _argmax(values):
+    return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
+
+
+def _chance(task, test, released):
+    if task.head.clipwise:
+        return {"accuracy": 100 / len(task.classes)}
+    return metrics.segment_chance(test.labels, released)
+
+
+def _keep_predictions(task, trials, parts, pretrained, opts):
+    """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves."""
+    folder = Path(opts.results).parent / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = opts.seeds[0]
+    for source, target in opts.directions:
+        dataset, test = task.test[target], parts["test ", None, target]
+        heads = [trials[None, s, seed].head for s in (source, target) if (None, s, seed) in trials]
+        outputs = transfer.predict(heads, test).float().cpu().numpy()
+        shown = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).round().astype(int)
+        shown = _one_a_class(test.targets.cpu().numpy(), shown)
+        curves = [trials[None, source, s].curves[f"test {target}"][task.best_by] for s in opts.seeds]
+        same = [trials[None, target, s].curves[f"test {target}"][task.best_by] for s in opts.seeds
+                if (None, target, s) in trials]
+        _save(folder / f"{task.name}-{source}-{target}.npz", task=task.name, source=source, target=target,
+              dataset=dataset.name, classes=np.array(task.classes), ids=np.array(dataset.ids),
+              labels=test.labels.cpu().numpy().astype(np.uint8), clipwise=task.head.clipwise, best_by=task.best_by,
+              cross=outputs[0], same=outputs[-1] if len(heads) > 1 else np.empty(0), curves=np.array(curves),
+              same_curves=np.array(same), seed=seed, checkpoint=pretrained.path.name, protocol=opts.protocol,
+              shown=shown, features=np.stack([dataset[i][target] for i in shown]))
+    used = {m: part.indices.cpu().numpy() for (role, control, m), part in parts.items()
+            if role == "test " and control is None}
+    _save(folder / f"codes-{task.name}.npz", num_codes=pretrained.encoder.config.num_codes,
+          checkpoint=pretrained.path.name, **used)
+
+
+def _one_a_class(targets, shown):
+    """Clips to show: the first of each class for as many classes as there is room, else what was proposed."""
+    firsts = np.unique(targets, return_index=True)[1]
+    return firsts[:len(shown)] if len(firsts) >= len(shown) else shown
+
+
+def _save(path, **arrays):
+    """Write an npz file whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def run(build, opts):
+    """What every task script does: data, encoder, heads, the table of this run.
+
+    Args:
+        build: opts -> Task.
+        opts: of configs/opts.py, `parse_downstream`.
+    """
+    pretrained = load(opts)
+    rows = evaluate(build(opts), pretrained, opts)
+    print(results.summary(rows))
+    print(f"\nresults: {opts.results}")

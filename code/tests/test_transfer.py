@@ -1,0 +1,167 @@
+"""Heads trained side by side are the heads trained alone; codes come from a frozen encoder, each dataset read once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from engine import transfer
+from engine.transfer import CodeSet, Trial
+from errors import InputError
+from model.heads import ClipHead, SegmentHead
+
+F64 = torch.float64
+WIDTH, CLASSES, SECONDS = 6, 3, 4
+
+
+def code_set(clips, seed, codes=12, many=False):
+    """Random codes that carry the class; `many` gives every second its own code."""
+    g = torch.Generator().manual_seed(seed)
+    classes = torch.randint(CLASSES, (clips,), generator=g)
+    labels = torch.zeros(clips, SECONDS, CLASSES + 1, dtype=F64)
+    labels[torch.arange(clips), :, classes] = 1
+    labels[::3, 0] = torch.eye(CLASSES + 1, dtype=F64)[-1]
+    if many:
+        codes = clips * SECONDS
+        indices = torch.arange(codes).view(clips, SECONDS)
+    else:
+        indices = 4 * classes[:, None] + torch.randint(4, (clips, SECONDS), generator=g)
+    table = torch.randn(codes, WIDTH, generator=torch.Generator().manual_seed(7), dtype=F64)
+    return CodeSet.of(table[indices], indices, labels)
+
+
+def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
+    """The plain program for one head: one loop, whole vectors, no table."""
+    head = transfer.build_head(make, WIDTH, CLASSES, trial.seed, trial.train.table)
+    vectors = trial.train.table[trial.train.rows]
+    answers = trial.train.targets if make.clipwise else trial.train.labels
+    shuffle = torch.Generator().manual_seed(trial.seed)
+    optimizer = torch.optim.Adam(head.parameters(), lr)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 ** sum(epoch >= milestone for milestone in (10, 20, 30))
+        for rows in torch.randperm(len(vectors), generator=shuffle).split(batch):
+            optimizer.zero_grad()
+            head.loss(answers[rows], vectors[rows]).backward()
+            clip_grad_norm_(head.parameters(), clip)
+            optimizer.step()
+    return head
+
+
+@pytest.mark.parametrize("make", [ClipHead, SegmentHead])
+@pytest.mark.parametrize("many", [False, True])
+def test_together_is_alone(make, many):
+    # Sets of different sizes: other numbers of steps, other last batches; a clip norm that bites; past a milestone.
+    test = code_set(9, 99, many=many)
+    sets = [code_set(23, 0), code_set(17, 1, many=many), code_set(40, 2)]
+    trials = [Trial(part, seed, {"test": test}) for part in sets for seed in (0, 5)]
+    transfer.fit(trials, make, CLASSES, epochs=12, batch=8, lr=4e-3, clip=0.02)
+    for trial in trials:
+        alone = train_alone(trial, make, 12, 8)
+        for (name, ours), theirs in zip(trial.head.named_parameters(), alone.parameters()):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
+        with torch.no_grad():
+            expected = alone(test.table[test.rows])
+        torch.testing.assert_close(transfer.predict([trial.head], test)[0], expected, rtol=1e-8, atol=1e-10)
+        final = transfer.figures(expected[None], test, make.clipwise)
+        assert {name: values[-1] for name, values in trial.curves["test"].items()} == pytest.approx(
+            {name: float(value) for name, value in final.items()})
+        assert all(len(values) == 12 for values in trial.curves["test"].values())
+    assert not torch.equal(trials[0].head.linear.weight, trials[1].head.linear.weight)
+
+
+def test_training_learns_and_repeats():
+    def go():
+        trial = Trial(code_set(60, 3), 0, {"test": code_set(30, 4)})
+        transfer.fit([trial], ClipHead, CLASSES, epochs=15, batch=20, lr=1e-2)
+        return trial
+    first, second = go(), go()
+    assert first.curves["test"]["accuracy"][-1] > 90 and first.losses[-1] < 0.5 * first.losses[0]
+    assert first.losses == second.losses and first.curves == second.curves
+
+
+def test_building_a_head_leaves_the_global_generator():
+    before = torch.random.get_rng_state()
+    transfer.build_head(ClipHead, 4, 2, 0, torch.zeros(1))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@dataclass
+class StandInConfig:
+    modalities: tuple = ("audio", "video")
+    audio_dim: int = 5
+    video_dim: int = 2
+
+
+class StandIn(torch.nn.Module):
+    """An encoder of ten lines: nearest of eight codes to a linear map, with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.calls = StandInConfig(), 0
+        g = torch.Generator().manual_seed(0)
+        self.codebooks = [torch.randn(8, WIDTH, generator=g)]
+        self.maps = {"audio": torch.randn(5, WIDTH, generator=g), "video": torch.randn(2, WIDTH, generator=g)}
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def embed(self, modality, x):
+        self.calls += 1
+        x = x.mean((2, 3)) if modality == "video" else x
+        indices = torch.cdist(self.dropout(x @ self.maps[modality]), self.codebooks[0]).argmin(-1)
+        return type("Codes", (), {"vectors": self.codebooks[0][indices], "indices": indices})
+
+
+class Clips(torch.utils.data.Dataset):
+    name, modalities, classes = "clips", ("audio", "video"), ["a", "b", "c"]
+
+    def __init__(self, clips=11):
+        r = np.random.default_rng(0)
+        self.ids = [str(i) for i in range(clips)]
+        self.audio = r.standard_normal((clips, SECONDS, 5), np.float32)
+        self.video = r.standard_normal((clips, SECONDS, 7, 7, 2), np.float32)
+        self.label = np.eye(4, dtype=np.float32)[r.integers(0, 4, (clips, SECONDS))]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {"audio": self.audio[i], "video": self.video[i], "label": self.label[i]}
+
+
+def test_codes_are_the_encoders_whatever_the_batch():
+    encoder, clips = StandIn().eval(), Clips()
+    parts = transfer.codes({None: encoder}, clips, ["audio", "video"], batch=4)
+    for modality in ("audio", "video"):
+        expected = encoder.embed(modality, torch.from_numpy(getattr(clips, modality)))
+        part = parts[None, modality]
+        assert torch.equal(part.indices, expected.indices) and torch.equal(part.table[part.rows], expected.vectors)
+        assert torch.equal(part.labels, torch.from_numpy(clips.label))
+        assert len(part.table) == len(expected.indices.unique()) and len(part) == 11
+
+
+def test_dropout_only_when_asked_for():
+    encoder, clips = StandIn().eval(), Clips()
+    quiet = transfer.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
+    loud = transfer.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
+    assert not torch.equal(quiet, loud) and not encoder.training
+    assert torch.equal(quiet, transfer.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
+
+
+def test_two_codebooks_make_pairs():
+    pairs = torch.tensor([[[0, 1], [0, 2], [0, 1]]])
+    vectors = torch.randn(3, 4)[pairs].flatten(2)
+    part = CodeSet.of(vectors, pairs, torch.zeros(1, 3, 2))
+    assert len(part.table) == 2 and torch.equal(part.indices, pairs) and torch.equal(part.table[part.rows], vectors)
+
+
+def test_wrong_width_and_modality_are_refused_before_work():
+    encoder = StandIn()
+    transfer.check_fit(encoder, Clips(), "video", "x.pt")
+    with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
+        transfer.check_fit(encoder, Clips(), "text", "x.pt")
+    encoder.config.video_dim = 512
+    with pytest.raises(InputError, match="takes video features 512 wide, clips has 2"):
+        transfer.check_fit(encoder, Clips(), "video", "x.pt")
+    assert encoder.calls == 0
