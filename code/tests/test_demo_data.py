@@ -200,6 +200,95 @@ def test_ave_files(tree):
     assert np.median(total[background]) < 0.1 * np.median(total[~background])     # empty but for pixel noise
 
 
+@pytest.fixture(scope="module")
+def avvp_lists(tree):
+    lists = {}
+    for modality in ("audio", "visual"):
+        path = place(tree, f"avvp.{modality}_csv")
+        assert path.read_text().splitlines()[0] == "filename\tonset\toffset\tevent_labels"
+        lists[modality] = pd.read_csv(path, sep="\t", dtype=str).set_index("filename")
+    return lists
+
+
+def events_of(row):
+    events = list(zip(row.event_labels.split(","), map(int, row.onset.split(",")), map(int, row.offset.split(","))))
+    assert row.onset.count(",") == row.offset.count(",") == len(events) - 1
+    return events
+
+
+def test_avvp_files(tree, avvp_lists):
+    categories = place(tree, "avvp.categories").read_text().splitlines()
+    assert categories == [f"digit_{word}" for word in digits.WORDS]
+    silent, tonal = [], []
+    for modality, table in avvp_lists.items():
+        assert table.index.is_unique and table.index.str.fullmatch(r"[a-z0-9]{11}_\d+_\d+").all()
+        for name, row in table.iterrows():
+            happening = np.zeros(10, bool)
+            for label, onset, offset in events_of(row):
+                assert label in categories and 0 <= onset < offset <= 10
+                assert not happening[onset:offset].any()
+                happening[onset:offset] = True
+            if modality == "audio":
+                audio = read_zip(place(tree, "avvp.audio") / f"{name[:11]}.zip")
+                assert audio.shape in ((10, 128), (11, 128)) and audio.dtype == np.float32
+                peak = (audio.max(-1) - np.median(audio, -1))[:10]
+                silent += list(peak[~happening])
+                tonal += list(peak[happening])
+            else:
+                assert read_zip(place(tree, "avvp.video") / f"{name[:11]}.zip").shape == (10, 7, 7, digits.CHANNELS)
+    assert max(silent) < min(tonal)
+    audio, visual = (table["event_labels"] for table in avvp_lists.values())
+    both = audio.index.intersection(visual.index)
+    assert len(both) > 0.7 * CLIPS / 8 and (audio[both] != visual[both]).any()     # some events in one modality only
+    assert audio.str.contains(",").mean() > 0.3                                     # several events a clip
+
+
+def test_ave_avvp_files(tree, avvp_lists):
+    shared = place(tree, "ave_avvp.categories").read_text().splitlines()
+    assert 1 < len(shared) < 10 and shared != sorted(shared, key=[f"digit_{w}" for w in digits.WORDS].index)
+    labels, order = read_h5(place(tree, "ave_avvp.label")), read_h5(place(tree, "ave_avvp.order"), "order")
+    ave = read_h5(place(tree, "ave.label"))
+    assert labels.shape == (len(ave), 10, len(shared) + 1) and labels.dtype == np.float32
+    categories = place(tree, "ave.categories").read_text().splitlines()
+    for column, name in enumerate(shared):
+        assert (labels[..., column] == ave[..., categories.index(name.replace("_", " "))]).all()
+    assert (labels[..., -1] == ave[..., -1]).all()
+    assert set(order) == set(np.flatnonzero(labels[..., :-1].any((1, 2))))
+    for modality, whole in avvp_lists.items():
+        part = pd.read_csv(place(tree, f"ave_avvp.{modality}_csv"), sep="\t", dtype=str).set_index("filename")
+        kept = {name: [event for event in events_of(row) if event[0] in shared] for name, row in whole.iterrows()}
+        assert {name: events_of(row) for name, row in part.iterrows()} == {n: e for n, e in kept.items() if e}
+
+
+def test_ucf_vggsound_files(tree):
+    ucf_names = place(tree, "ucf_vggsound.ucf_categories").read_text().splitlines()
+    vggsound_names = place(tree, "ucf_vggsound.vggsound_categories").read_text().splitlines()
+    assert [f"digit {name.removeprefix('Digit').lower()}" for name in ucf_names] == vggsound_names
+    assert vggsound_names != list(digits.CLASSES) and set(vggsound_names) == set(digits.CLASSES)
+    assert set(pd.read_csv(place(tree, "ucf_vggsound.prompts")).label) == set(vggsound_names)
+    ucf = pd.read_csv(place(tree, "ucf_vggsound.ucf_csv"))
+    assert list(ucf) == ["category", "video_id"] and ucf.video_id.is_unique
+    assert list(dict.fromkeys(ucf.category)) == ucf_names              # grouped by class
+    lengths = set()
+    for name, category in zip(ucf.video_id, ucf.category):
+        assert name.startswith(f"v_{category}_g")
+        video = read_zip(place(tree, "ucf_vggsound.video") / f"{name}.zip")
+        assert video.shape[1:] == (7, 7, digits.CHANNELS) and video.dtype == np.float32
+        lengths.add(len(video))
+    assert min(lengths) >= 6 and max(lengths) <= 12 and len(lengths) > 3
+    audio = pd.read_csv(place(tree, "ucf_vggsound.vggsound_csv"))
+    assert list(dict.fromkeys(audio.category)) == vggsound_names
+    rows = pd.read_csv(place(tree, "vggsound.csv")).set_index("video_id")
+    assert (rows.loc[audio.video_id, ["category", "split"]].to_numpy() == audio[["category", "split"]].to_numpy()).all()
+
+
+def test_the_bytes_do_not_depend_on_the_threads(tree, tmp_path):
+    from threadpoolctl import threadpool_limits
+    with threadpool_limits(2):
+        demo_tree.build(tmp_path / "two", PLACES, seed=3, clips=CLIPS, progress=False)
+    assert digest(tmp_path / "two") == digest(tree)
+
+
 def test_one_seed_gives_the_same_bytes(tree, tmp_path):
     demo_tree.build(tmp_path / "again", PLACES, seed=3, clips=CLIPS, progress=False)
     again = digest(tmp_path / "again")

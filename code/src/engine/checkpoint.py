@@ -150,6 +150,7 @@ def optimizer_sections(config, model, optimizers):
             if own:
                 state[number] = {key: own[key].detach().cpu() for key in ADAM_STATE}
         group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
         result["optimizer" if name == "main" else names.MI_OPTIMIZERS[name]] = {
             "state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
     return result

@@ -1,0 +1,178 @@
+"""One training step of DCID and H-DCID (dcid.md 3-7, h_dcid_toc.md A4)."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from model import names
+from model.dcid import LEVEL_SUFFIX
+
+LEARNING_RATE_DROPS = (10, 20, 30)      # epochs at which the learning rate is halved
+MI_ITERATIONS = 5                       # Adam steps of the CLUB networks in each training step
+SECOND_LEVEL_FROM = 3                   # epoch at which the losses of H-DCID's second level start
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a step is taken; names and choices as in configs/opts.py."""
+
+    lr: float = 4e-4
+    mi_lr: float = 1e-3
+    clip_gradient: float = 0.5
+    weight_decay: float = 0.0
+    without: tuple = ()
+    codebook_init: str = "data"
+    code_reset: str = "full"
+    mm_ema: str = "mean"
+    mi_forward: str = "once"
+    layer2_start: str = "data"
+    detach_targets: bool = False
+    bf16: bool = False
+    level_weights: tuple = (1.0, 0.3)
+
+
+@dataclass
+class Report:
+    """Figures of one step as tensors on the device: reading one waits for the device."""
+
+    losses: dict                                        # every term and "total"; second level with suffix _2
+    metrics: dict                                       # accuracies, perplexities, equal_num
+    likelihoods: dict = field(default_factory=dict)     # MI section -> log-likelihood before the last inner update
+    grad_norms: dict = field(default_factory=dict)      # section -> norm before clipping
+    outputs: list = field(default_factory=list)         # LevelOutput of the main pass
+
+
+class Pretrainer:
+    """A model, its optimisers and the state of its codebooks.
+
+    Attributes:
+        optimizers: "main" and one for every CLUB network, by section.
+        started: for each level whether its codebook has left its initial state.
+    """
+
+    def __init__(self, model, draws, settings):
+        self.model, self.draws, self.settings = model, draws, settings
+        parameters = dict(model.named_parameters())
+        grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
+        self.sections = {section: [parameters[name] for name in ours] for section, ours in grouped.items() if ours}
+        main = [p for section in names.MAIN_OPTIMIZER for p in self.sections.get(section, [])]
+        self.optimizers = {"main": torch.optim.Adam(main, settings.lr, weight_decay=settings.weight_decay, fused=True)}
+        for section in self.sections:
+            if section in names.MI_OPTIMIZERS:
+                self.optimizers[section] = torch.optim.Adam(self.sections[section], settings.mi_lr, fused=True)
+        self.started = [settings.codebook_init == "released"] * model.config.num_levels
+
+    def learning_rate(self, epoch):
+        return self.settings.lr * 0.5 ** sum(epoch >= drop for drop in LEARNING_RATE_DROPS)
+
+    def depth(self, epoch):
+        """How many levels are computed: the second rests until its losses start, except in the released form."""
+        is_warm = epoch < SECOND_LEVEL_FROM and self.settings.layer2_start == "data"
+        return 1 if is_warm else self.model.config.num_levels
+
+    def step(self, batch, epoch):
+        """One optimiser step on `batch`, modality -> tensor on the model's device."""
+        settings, model = self.settings, self.model
+        depth = self.depth(epoch)
+        trained = [number for number in range(depth) if number == 0 or epoch >= SECOND_LEVEL_FROM]
+        with self._autocast():
+            features = model.encoder.features(batch)
+        self._start_codebooks(features, depth)
+
+        likelihoods, outputs = {}, None
+        for _ in range(MI_ITERATIONS if "club" not in settings.without else 0):
+            if settings.mi_forward == "released" or outputs is None:
+                outputs = self._encode(features, depth)
+            likelihoods = self._mi_step(outputs, trained)
+        if settings.mi_forward == "released" or outputs is None:
+            outputs = self._encode(features, depth)
+
+        report = self.losses(outputs, trained)
+        self.optimizers["main"].zero_grad(set_to_none=True)
+        report.losses["total"].backward()
+        report.likelihoods = likelihoods
+        report.grad_norms = self._clip()
+        self.optimizers["main"].param_groups[0]["lr"] = self.learning_rate(epoch)
+        self.optimizers["main"].step()
+        return report
+
+    def evaluate(self, batch, epoch):
+        """The losses of `batch` without any change of state."""
+        with torch.no_grad():
+            depth = self.depth(epoch)
+            with self._autocast():
+                outputs = self.model.encoder(self.model.encoder.features(batch), depth, self._with_cmcm)
+            return self.losses(outputs, range(depth))
+
+    def losses(self, outputs, trained):
+        """Every term of the computed levels, and the total over the `trained` ones."""
+        losses, metrics, total = {}, {}, 0
+        for number, output in enumerate(outputs):
+            objective, suffix = self.model.objectives[number], LEVEL_SUFFIX[number]
+            with self._autocast():
+                reconstructed = objective.reconstruct(output)
+            level = objective(output, reconstructed, self.draws, self.settings.without,
+                              self.settings.detach_targets and number > 0)
+            losses |= {name + suffix: value for name, value in level.terms.items()}
+            metrics |= {name + suffix: value for name, value in level.metrics.items()}
+            if number in trained:
+                total = total + self.settings.level_weights[number] * sum(level.terms.values())
+        losses["total"] = total
+        return Report(losses, metrics, outputs=outputs)
+
+    @property
+    def _with_cmcm(self):
+        return self.model.config.system == "dcid" and "cmcm" not in self.settings.without
+
+    def _autocast(self):
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16) if self.settings.bf16 else nullcontext()
+
+    def _encode(self, features, depth):
+        """A pass of the encoder in training: forward, then the codebooks move on."""
+        with self._autocast():
+            outputs = self.model.encoder(features, depth, self._with_cmcm)
+        teacher = "own" if "mm_ema" in self.settings.without else self.settings.mm_ema
+        reset = "off" if "reset" in self.settings.without else self.settings.code_reset
+        for level, output in zip(self.model.encoder.levels, outputs):
+            level.codebook.ema_step(output.semantic, output.quantized.indices, teacher)
+            level.codebook.count_and_reset(output.quantized.indices, self.draws, reset)
+        return outputs
+
+    def _start_codebooks(self, features, depth):
+        for number in range(depth):
+            if not self.started[number]:
+                was_training = self.model.training
+                self.model.eval()
+                with torch.no_grad(), self._autocast():
+                    outputs = self.model.encoder(features, number + 1, False)
+                self.model.train(was_training)
+                self.model.encoder.levels[number].codebook.start_from(outputs[number].semantic, self.draws)
+                self.started[number] = True
+
+    def _mi_step(self, outputs, trained):
+        """One Adam step of every CLUB network of the trained levels on detached features.
+
+        The last iteration's gradients stay and join those of the bound, so that the norms before clipping are the
+        published ones; the next iteration clears them (dcid.md 5).
+        """
+        likelihoods = {}
+        for number in trained:
+            for modality, value in self.model.objectives[number].likelihoods(outputs[number]).items():
+                likelihoods[_mi_section(modality, number)] = value
+        for section in likelihoods:
+            self.optimizers[section].zero_grad(set_to_none=True)
+        (-sum(likelihoods.values())).backward()
+        for section in likelihoods:
+            self.optimizers[section].step()
+        return {section: value.detach() for section, value in likelihoods.items()}
+
+    def _clip(self):
+        return {section: torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
+                for section, parameters in self.sections.items()
+                if any(p.grad is not None for p in parameters)}
+
+
+def _mi_section(modality, level):
+    return f"{modality.capitalize()}_mi_net{'_2' if level else ''}_parameters"

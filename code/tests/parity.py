@@ -1,0 +1,72 @@
+"""Compare our modules with golden numbers of the published programs, in float64.
+
+    python code/tests/parity.py [--golden DIR]
+
+One line a file and quantity group: worst relative error, tolerance, verdict. Files of systems that are not built are
+named and left alone. Exit code 1 if a number is off or a known file cannot be checked.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+
+import parity_avs  # noqa: E402
+import parity_dcid  # noqa: E402
+import parity_manifests  # noqa: E402
+import parity_parts  # noqa: E402
+from errors import InputError, Parser, run  # noqa: E402
+from golden_io import Check  # noqa: E402
+
+CHECKS = {}
+for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
+    for stem, function in table.items():
+        CHECKS.setdefault(stem, []).append(function)
+HELPERS = {"dcid_small_manifest", "h_dcid_small_manifest"}      # read together with the runs that they describe
+
+
+def stems(folder):
+    """Names of the golden files in a folder, without their endings, sorted."""
+    return sorted({path.stem for path in Path(folder).iterdir() if path.suffix in (".npz", ".json")})
+
+
+def compare(folder, stem):
+    """All checks of one golden file; a file that cannot be read is one failed check."""
+    results = []
+    for check in CHECKS[stem]:
+        try:
+            results += check(Path(folder))
+        except Exception as error:      # whatever is wrong with this file, the others are still to be checked
+            traceback.print_exc()
+            results.append(Check(stem, f"could not be checked: {type(error).__name__}: {error}"[:90], float("nan"), 0))
+    return results
+
+
+def main(argv=None):
+    parser = Parser(prog="parity.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--golden", type=Path, default=HERE / "golden", metavar="DIR", help="folder of golden files")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    folder = parser.parse_args(argv).golden
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected golden files such as dcid_small.npz, name it with --golden")
+    found = stems(folder)
+    known = [stem for stem in found if stem in CHECKS]
+    if not known:
+        raise InputError(f"{folder}: holds no golden file that is known here; expected one of {', '.join(CHECKS)}")
+    for stem in found:
+        if stem not in CHECKS and stem not in HELPERS:
+            print(f"{stem:24} not known here: left alone")
+    results = []
+    for stem in known:
+        for result in compare(folder, stem):
+            print(result, flush=True)
+            results.append(result)
+    failed = sum(not result.passed for result in results)
+    print(f"{len(results) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""The published manifests: names, shapes and order of every section, and a bit-equal round trip of a filled file."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from engine import checkpoint
+from golden_io import Check
+from model import names
+from parity_dcid import filled, manifest
+
+
+def check_manifest(folder, name):
+    """A checkpoint built from the manifest loads, is saved again, and is equal to the bit, its key order included."""
+    sections = filled(manifest(folder, name))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "published.pt"
+        checkpoint.save(path, sections | {"epoch": 4, "total_step": 2555})
+        loaded = checkpoint.open_file(path, torch.float64)
+    tensors = names.layout(loaded.model.config, {n: v.shape for n, v in loaded.model.state_dict().items()})
+    again = names.to_published(loaded.model.state_dict(), tensors, loaded.unused, torch.float64)
+    ordered = all(list(again[section]) == list(sections[section]) for section in sections)
+    equal = all(torch.equal(again[section][key], value) for section in sections for key, value in sections[section].items())
+    return [Check(name, "names, shapes and order", 0.0 if ordered else float("inf"), 0),
+            Check(name, "round trip to the bit", 0.0 if equal else float("inf"), 0)]
+
+
+CHECKS = {name: (lambda folder, name=name: check_manifest(folder, name))
+          for name in ("dcid_published_manifest", "h_dcid_published_manifest")}
