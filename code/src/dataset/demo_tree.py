@@ -20,6 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dataset import dialled_digits as digits
@@ -30,6 +31,7 @@ MARKER = "demo.json"                    # written last: a folder that has it is 
 SECONDS = 10
 BLOCK = 80                              # clips made at a time
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
+SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
 LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
 
 
@@ -130,7 +132,94 @@ def ave_rows(clips):
     return split[order], keys[order]
 
 
-PARTS = {"vggsound": pretraining, "ave": ave}
+def avvp(tree):
+    """AVVP and the AVE -> AVVP test side: one to three events a clip, most both heard and seen, some only one of both.
+
+    All digits are of the test pool. A clip without an event in one modality is not on that modality's list; every
+    twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
+    """
+    rng = tree.rng("avvp")
+    count = tree.clips // 8
+    names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
+    shared = names[list(SHARED)]
+    keys = {"audio": np.full((count, SECONDS + 1), digits.EMPTY), "visual": np.full((count, SECONDS + 1), digits.EMPTY)}
+    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng)]
+    table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
+    ids = table["id"].unique()
+    table["row"] = np.searchsorted(ids, table["id"])
+    cut = rng.integers(0, 30, count) * SECONDS
+    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + SECONDS}" for name, row in zip(table["id"], table["row"])]
+    table["event_labels"] = names[table["key"]]
+    for modality in ("audio", "visual"):
+        chosen = table[table[modality]]
+        for event in chosen.itertuples():
+            keys[modality][event.row, event.onset:event.offset] = event.key
+        write_events(tree.place(f"avvp.{modality}_csv"), chosen)
+        write_events(tree.place(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
+    write_lines(tree.place("avvp.categories"), names)
+    write_lines(tree.place("ave_avvp.categories"), shared)
+    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
+    for block in blocks(np.arange(count)):
+        audio = digits.audio_clips(keys["audio"][block], rng)
+        video = digits.video_clips(keys["visual"][block, :SECONDS], "test", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :SECONDS + (k % 20 == 7)])
+            write_zip(folders["video"], ids[k], video[i])
+        tree.bar.update(len(block))
+
+
+def draw_events(rng):
+    """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once."""
+    count = rng.integers(1, 4)
+    borders = np.sort(rng.choice(SECONDS + 1, 2 * count, replace=False))
+    only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
+    return list(zip(rng.permutation(len(digits.WORDS))[:count], borders[::2], borders[1::2], only < 0.9, only >= 0.1))
+
+
+def ave_avvp(tree):
+    """The AVE -> AVVP training side: labels of the shared classes for all AVE rows, and the rows that have one.
+
+    As in the released files the row list covers all AVE splits, and rows of other classes keep their background.
+    """
+    _, keys = ave_rows(tree.clips)
+    with h5py.File(tree.place("ave.label")) as file:
+        labels = file["avadataset"][:]
+    write_h5(tree.place("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(digits.CLASSES)]])
+    write_h5(tree.place("ave_avvp.order"), "order", np.flatnonzero(np.isin(keys, SHARED)))
+
+
+def ucf_vggsound(tree):
+    """UCF-101 (video, drawn with bolder and noisier strokes by the test pool's writers) and VGGSound (audio).
+
+    The two class lists are aligned line by line and not in the order of the other lists. Clips last 6 to 12 seconds.
+    """
+    rng = tree.rng("ucf_vggsound")
+    names = np.array([f"Digit{word.capitalize()}" for word in digits.WORDS])
+    order = np.argsort(names)                                           # alphabetical
+    write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
+    write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(digits.CLASSES)[order])
+    write_prompts(tree.place("ucf_vggsound.prompts"), digits.PROMPTS)
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips["line"] = clips["category"].map(dict(zip(digits.CLASSES, np.argsort(order))))
+    clips["part"] = clips["split"].map({"train": 0, "val": 1, "test": 2})
+    clips = clips[clips.index % 60 < 10].sort_values(["line", "part"], kind="stable")     # a sixth of each class
+    clips[["category", "video_id", "split"]].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
+
+    keys = np.repeat(order, tree.clips // 80)
+    number = np.tile(np.arange(tree.clips // 80), len(order))
+    ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
+    table = pd.DataFrame({"category": names[keys], "video_id": ids})
+    table.to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
+    folder, longest = tree.folder("ucf_vggsound.video"), 12
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(6, longest + 1, len(block))
+        video = digits.video_clips(np.repeat(keys[block, None], longest, 1), "test", rng, digits.BOLD)
+        for i, k in enumerate(block):
+            write_zip(folder, ids[k], video[i, :length[i]])
+        tree.bar.update(len(block))
+
+
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
 
 # ---------------------------------------------------------------------------------------------------- formats
@@ -164,6 +253,12 @@ def write_h5(path, name, array):
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
+
+
+def write_events(path, events):
+    """An AVVP list: one row a clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
+    joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
+    joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
 
 
 def write_prompts(path, prompts):
@@ -221,8 +316,9 @@ def build(out, places, seed=0, clips=2400, progress=True):
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        with tqdm(total=clips + len(ave_rows(clips)[0]), unit="clip", desc="demo data",
-                  disable=None if progress else True) as bar:
+        total = clips + len(ave_rows(clips)[0]) + clips // 8 + clips // 80 * len(digits.CLASSES)
+        with tqdm(total=total, unit="clip", desc="demo data",
+                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
             tree = Tree(partial, places, seed, clips, bar)
             for part in PARTS.values():
                 part(tree)
