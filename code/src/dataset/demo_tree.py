@@ -24,6 +24,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dataset import dialled_digits as digits
+from dataset.text import read_prompts, write_text_features
+from dataset.text_backends import hashing_sentences
 from errors import InputError, Parser, run
 
 VERSION = 1                             # of the contents; a change makes trees built earlier unusable
@@ -219,7 +221,16 @@ def ucf_vggsound(tree):
         tree.bar.update(len(block))
 
 
-PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
+def text(tree):
+    """Word vectors of every prompts csv by hashed character n-grams: no download, and a key's word is unlike others."""
+    for name in ("vggsound", "ave", "ucf_vggsound"):
+        prompts = read_prompts(tree.place(f"{name}.prompts"))
+        write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                            prompts_file=tree.places[f"{name}.prompts"])
+
+
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
+         "text": text}
 
 
 # ---------------------------------------------------------------------------------------------------- formats

@@ -56,6 +56,8 @@ def read_vocabulary(path):
         raise InputError(f"{path}: cannot be read ({error}); the vocab.txt of bert-base-uncased is expected; pass its "
                          "file or a "
                          "tokenizer's folder with --vocab") from None
+    while tokens and not tokens[-1]:
+        tokens.pop()
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
         raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token stands "
                          "twice); the vocab.txt "
