@@ -12,6 +12,10 @@ import pytest
 from configs.opts import PLACES
 from dataset import demo_tree
 from dataset import dialled_digits as digits
+from dataset.ave import AVE
+from dataset.avvp import AVVP
+from dataset.ucf_vggsound import UCFVGGSound
+from dataset.vggsound import VGGSound
 from errors import InputError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -280,6 +284,40 @@ def test_ucf_vggsound_files(tree):
     assert list(dict.fromkeys(audio.category)) == vggsound_names
     rows = pd.read_csv(place(tree, "vggsound.csv")).set_index("video_id")
     assert (rows.loc[audio.video_id, ["category", "split"]].to_numpy() == audio[["category", "split"]].to_numpy()).all()
+
+
+def test_text_features(tree):
+    for name in ("vggsound", "ave", "ucf_vggsound"):
+        prompts = pd.read_csv(place(tree, f"{name}.prompts"))
+        with h5py.File(place(tree, f"{name}.text")) as file:
+            labels = [label.decode() for label in file["labels"]]
+            sentences = [sentence.decode() for sentence in file["prompts"]]
+            vectors = file["vectors"][:]
+            assert file.attrs["backend"] == "hashing" and str(tree.parent) not in str(dict(file.attrs))
+        assert labels == list(prompts.label) and sentences == list(prompts.prompt)
+        assert vectors.shape == (10, 10, 768) and vectors.dtype == np.float32
+        differs = (vectors != vectors[0]).any(-1)               # (labels, words): only the key's word
+        assert differs[1:].sum() == 9 and differs[1:, 5].all()
+        word = vectors[:, 5]                                    # unit vectors of the ten words
+        assert (word @ word.T - np.eye(10)).max() < 0.5
+
+
+def test_our_loaders_read_the_tree(tree):
+    def paths(name):
+        return {key.split(".")[1]: place(tree, key) for key in PLACES if key.startswith(f"{name}.")}
+    pretraining = VGGSound(paths("vggsound"))
+    assert len(pretraining) == CLIPS
+    clip = next(i for i, name in enumerate(pretraining.ids)
+                if len(read_zip(place(tree, "vggsound.audio") / f"{name}.zip")) < 10)
+    assert {k: v.shape for k, v in pretraining[clip].items()} == {
+        "audio": (10, 128), "video": (10, 7, 7, digits.CHANNELS), "text": (10, 768)}
+    for split, count in (("train", CLIPS // 6), ("val", CLIPS // 24), ("test", CLIPS // 12)):
+        clips = AVE(paths("ave"), ("audio", "video", "text"), split)
+        assert len(clips) == count and clips.classes == list(digits.CLASSES) and clips[0]["label"].shape == (10, 11)
+    for modality in ("audio", "video"):
+        clips = AVVP(paths("avvp"), modality)
+        assert clips[0][modality].shape[0] == 10 and 0.2 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.8
+        assert UCFVGGSound(paths("ucf_vggsound"), (modality, "text"))[0]["label"].shape == (10, 11)
 
 
 def test_the_bytes_do_not_depend_on_the_threads(tree, tmp_path):
