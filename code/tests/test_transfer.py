@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from engine import transfer
+from engine.downstream import Task
 from engine.transfer import CodeSet, Trial
 from errors import InputError
 from model.heads import ClipHead, SegmentHead
@@ -32,11 +33,23 @@ def code_set(clips, seed, codes=12, many=False):
     return CodeSet.of(table[indices], indices, labels)
 
 
+def trial_of(part, make, seed, test):
+    return Trial(part, part.targets if make.clipwise else part.labels, seed, {"test": test})
+
+
+def figures(make, outputs, part):
+    return Task("t", make, "accuracy", {}, {}).figures(outputs, part)
+
+
+def fit(trials, make, **options):
+    transfer.fit(trials, lambda: make(WIDTH, CLASSES), lambda h, part: figures(make, transfer.predict(h, part), part),
+                 **options)
+
+
 def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
     """The plain program for one head: one loop, whole vectors, no table."""
-    head = transfer.build_head(make, WIDTH, CLASSES, trial.seed, trial.train.table)
-    vectors = trial.train.table[trial.train.rows]
-    answers = trial.train.targets if make.clipwise else trial.train.labels
+    head = transfer.build_head(lambda: make(WIDTH, CLASSES), trial.seed, trial.train.table)
+    vectors, answers = trial.train.table[trial.train.rows], trial.answers
     shuffle = torch.Generator().manual_seed(trial.seed)
     optimizer = torch.optim.Adam(head.parameters(), lr)
     for epoch in range(epochs):
@@ -56,8 +69,8 @@ def test_together_is_alone(make, many):
     # Sets of different sizes: other numbers of steps, other last batches; a clip norm that bites; past a milestone.
     test = code_set(9, 99, many=many)
     sets = [code_set(23, 0), code_set(17, 1, many=many), code_set(40, 2)]
-    trials = [Trial(part, seed, {"test": test}) for part in sets for seed in (0, 5)]
-    transfer.fit(trials, make, CLASSES, epochs=12, batch=8, lr=4e-3, clip=0.02)
+    trials = [trial_of(part, make, seed, test) for part in sets for seed in (0, 5)]
+    fit(trials, make, epochs=12, batch=8, lr=4e-3, clip=0.02)
     for trial in trials:
         alone = train_alone(trial, make, 12, 8)
         for (name, ours), theirs in zip(trial.head.named_parameters(), alone.parameters()):
@@ -65,7 +78,7 @@ def test_together_is_alone(make, many):
         with torch.no_grad():
             expected = alone(test.table[test.rows])
         torch.testing.assert_close(transfer.predict([trial.head], test)[0], expected, rtol=1e-8, atol=1e-10)
-        final = transfer.figures(expected[None], test, make.clipwise)
+        final = figures(make, expected[None], test)
         assert {name: values[-1] for name, values in trial.curves["test"].items()} == pytest.approx(
             {name: float(value) for name, value in final.items()})
         assert all(len(values) == 12 for values in trial.curves["test"].values())
@@ -74,8 +87,8 @@ def test_together_is_alone(make, many):
 
 def test_training_learns_and_repeats():
     def go():
-        trial = Trial(code_set(60, 3), 0, {"test": code_set(30, 4)})
-        transfer.fit([trial], ClipHead, CLASSES, epochs=15, batch=20, lr=1e-2)
+        trial = trial_of(code_set(60, 3), ClipHead, 0, code_set(30, 4))
+        fit([trial], ClipHead, epochs=15, batch=20, lr=1e-2)
         return trial
     first, second = go(), go()
     assert first.curves["test"]["accuracy"][-1] > 90 and first.losses[-1] < 0.5 * first.losses[0]
@@ -84,7 +97,7 @@ def test_training_learns_and_repeats():
 
 def test_building_a_head_leaves_the_global_generator():
     before = torch.random.get_rng_state()
-    transfer.build_head(ClipHead, 4, 2, 0, torch.zeros(1))
+    transfer.build_head(lambda: ClipHead(4, 2), 0, torch.zeros(1))
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -33,6 +33,20 @@ class Task:
     def classes(self):
         return next(iter(self.train.values())).classes
 
+    def answers(self, part):
+        """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
+        return part.targets if self.head.clipwise else part.labels
+
+    def figures(self, outputs, part, batch=None):
+        """metric -> (E,) percent for outputs (E, N, ...) of E heads. `batch`: see metrics.segment_scores."""
+        if self.head.clipwise:
+            return {"accuracy": metrics.accuracy(outputs, part.targets)}
+        return metrics.segment_scores(outputs, part.labels, batch)
+
+    def chance(self, part, batch=None):
+        """metric -> percent of a guess that ignores its input."""
+        return {"accuracy": 100 / len(self.classes)} if self.head.clipwise else metrics.segment_chance(part.labels, batch)
+
 
 @dataclass
 class Pretrained:
@@ -59,9 +73,9 @@ def by_modality(datasets):
     return {m: dataset for dataset in datasets for m in dataset.modalities}
 
 
-def wanted(opts):
-    """Modalities that the directions of a run touch, in the fixed order."""
-    return tuple(m for m in MODALITIES if any(m in direction for direction in opts.directions))
+def wanted(opts, *of):
+    """Modalities that the directions of a run touch, in the fixed order; only those in `of` where it is given."""
+    return tuple(m for m in of or MODALITIES if any(m in direction for direction in opts.directions))
 
 
 def check(task, pretrained, directions):
@@ -69,8 +83,8 @@ def check(task, pretrained, directions):
     for source, target in directions:
         for role, modality, parts in (("labelled", source, task.train), ("test", target, task.test)):
             if modality not in parts:
-                raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}; the data has "
-                                 f"{', '.join(parts)}; choose another --source and --target")
+                raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}, which this task "
+                                 "has not; choose another --source and --target")
             transfer.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
     classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
     if len({len(names) for names in classes}) > 1:
@@ -101,21 +115,23 @@ def evaluate(task, pretrained, opts):
             for seed in opts.seeds:
                 on = {role + target: parts[role, control, target] for target in measured[source]
                       for role in ("test ", "val ") if (role, control, target) in parts}
-                trials[control, source, seed] = transfer.Trial(parts["train ", control, source], seed, on)
+                part = parts["train ", control, source]
+                trials[control, source, seed] = transfer.Trial(part, task.answers(part), seed, on)
     first_epoch, refresh = 0, None
     if opts.protocol == "released":
         first_epoch, refresh = (pretrained.encoder.epoch or 0) + 1, _with_dropout(task, encoders, trials, opts)
     if opts.n_epoch <= first_epoch:
         raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
                          f"with {pretrained.path}; raise --n_epoch")
-    released = opts.test_batch_size if opts.protocol == "released" else None
-    transfer.fit(list(trials.values()), task.head, len(task.classes), epochs=opts.n_epoch - first_epoch,
-                 batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay,
-                 average=released, refresh=refresh, title=f"{task.name}: {len(trials)} heads")
+    batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
+    transfer.fit(list(trials.values()), lambda: task.head(pretrained.encoder.head_dim, len(task.classes)),
+                 lambda heads, part: task.figures(transfer.predict(heads, part), part, batch),
+                 epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient,
+                 weight_decay=opts.weight_decay, refresh=refresh, title=f"{task.name}: {len(trials)} heads")
     about = {"task": task.name, "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
              "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": pretrained.variant,
              "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
-    rows = [about | row for row in _rows(task, trials, parts, opts, first_epoch, released)]
+    rows = [about | row for row in _rows(task, trials, parts, opts, first_epoch, batch)]
     for row in rows:
         results.append(opts.results, row)
     _keep_predictions(task, trials, parts, pretrained, opts)
@@ -155,12 +171,12 @@ def _with_dropout(task, encoders, trials, opts):
     return refresh
 
 
-def _rows(task, trials, parts, opts, first_epoch, released):
+def _rows(task, trials, parts, opts, first_epoch, batch):
     """Result lines without what is the same for all: each direction, control, seed, selection and metric."""
-    for control in {control: None for control, _, _ in trials}:
-        for source, target in opts.directions:
+    for source, target in opts.directions:
+        for control in {control: None for control, _, _ in trials}:
             test = parts["test ", control, target]
-            chance = _chance(task, test, released)
+            chance = task.chance(test, batch)
             for seed in opts.seeds:
                 curves = trials[control, source, seed].curves
                 curve, same, val = curves[f"test {target}"], None, curves.get(f"val {target}")
@@ -182,12 +198,6 @@ def _rows(task, trials, parts, opts, first_epoch, released):
 
 def _argmax(values):
     return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
-
-
-def _chance(task, test, released):
-    if task.head.clipwise:
-        return {"accuracy": 100 / len(task.classes)}
-    return metrics.segment_chance(test.labels, released)
 
 
 def _keep_predictions(task, trials, parts, pretrained, opts):
@@ -239,6 +249,8 @@ def run(build, opts):
         opts: of configs/opts.py, `parse_downstream`.
     """
     pretrained = load(opts)
+    for modality in wanted(opts):
+        transfer.check_modality(pretrained.encoder, modality, pretrained.path)
     rows = evaluate(build(opts), pretrained, opts)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

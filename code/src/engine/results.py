@@ -29,7 +29,7 @@ CAPTIONS = {
                 "these averages (pooled counts differ), fewer epochs after a later checkpoint.",
 }
 NOTES = ("last: after the last epoch. best: at the epoch that is best on the evaluation set itself, as the papers "
-         "report. val: last column of its kind, the figure at the epoch that a validation split chooses. same: the head "
+         "report. val: at the epoch that is best on a validation split, where there is one. same: the head "
          "trained on the tested modality, last epoch (where a task has no split by clip, on its own training clips). "
          "chance: a guess that ignores its input. Several seeds: mean +- standard deviation.")
 
@@ -130,7 +130,8 @@ def show(values):
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
 
 
-COLUMNS = ("checkpoint", "pretrained on", "task", "direction", "metric", "last", "best", "val", "same", "chance", "seeds")
+COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "metric", "last", "best", "val", "same",
+           "chance", "seeds")
 
 
 def tabulate(rows):
@@ -152,7 +153,8 @@ def tabulate(rows):
         table.append({
             "checkpoint": name + (f" + {first['variant']}" if first.get("variant") else ""),
             "pretrained on": "+".join(first["modalities"]),
-            "task": first["dataset"] if first["dataset"] == first["task"] else f"{first['task']} ({first['dataset']})",
+            "task": first["task"],
+            "tested on": first["dataset"],
             "direction": first["direction"] + (f" [{first['control']}]" if first["control"] else ""),
             "metric": first["metric"],
             "last": show([row["value"] for row in picked["last"]]),

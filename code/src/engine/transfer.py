@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,7 @@ class CodeSet:
     table: Tensor                # (U, D) the different codes that occur
     numbers: Tensor              # (U,) int64, their places in the codebook; (U, 2) where there are two codebooks
     rows: Tensor                 # (N, T) int64, which row of the table each second has
-    labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background
-    targets: Tensor = field(init=False)      # (N,) int64 clip classes
-
-    def __post_init__(self):
-        self.targets = metrics.clip_targets(self.labels)
+    labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
 
     def __len__(self):
         return len(self.rows)
@@ -49,21 +46,29 @@ class CodeSet:
         """(N, T) or (N, T, 2) code numbers."""
         return self.numbers[self.rows]
 
+    @cached_property
+    def targets(self):
+        """(N,) int64 clip classes."""
+        return metrics.clip_targets(self.labels)
 
-def check_fit(encoder, dataset, modality, checkpoint=""):
-    """Raise InputError unless the encoder takes what the dataset holds: before any work.
 
-    Args:
-        encoder: a frozen encoder (engine/checkpoint.py).
-        dataset: see the dataset contract; its first clip is read.
-        modality: "audio", "video" or "text".
-        checkpoint: name for the message.
-    """
+def check_modality(encoder, modality, checkpoint):
+    """InputError unless the encoder was pretrained on a modality."""
     if modality not in encoder.config.modalities:
         raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked for; "
                          "choose other directions or a checkpoint with this modality")
-    if len(dataset) == 0:
-        raise InputError(f"{dataset.name}: no clips; expected at least one; check the lists and --path")
+
+
+def check_fit(encoder, dataset, modality, checkpoint):
+    """InputError unless the encoder takes what the dataset holds; one clip is read.
+
+    Args:
+        encoder: a frozen encoder (engine/checkpoint.py).
+        dataset: items are dicts of arrays.
+        modality: "audio", "video" or "text".
+        checkpoint: name for the message.
+    """
+    check_modality(encoder, modality, checkpoint)
     found, expected = dataset[0][modality].shape[-1], getattr(encoder.config, f"{modality}_dim")
     if found != expected:
         raise InputError(f"{checkpoint}: takes {modality} features {expected} wide, {dataset.name} has {found}; use a "
@@ -71,13 +76,14 @@ def check_fit(encoder, dataset, modality, checkpoint=""):
 
 
 @torch.no_grad()
-def codes(encoders, dataset, modalities, *, batch=80, workers=0, precision="float32", training=False):
+def codes(encoders, dataset, modalities, *, labels="label", batch=80, workers=0, precision="float32", training=False):
     """Codes of a dataset, read once for all encoders and modalities.
 
     Args:
         encoders: name -> frozen encoder, for example {None: pretrained, "untrained": control}, all on one device.
-        dataset: items are dicts of arrays with the modalities and "label" (T, C + 1).
+        dataset: items are dicts of arrays with the modalities and the labels.
         modalities: those to encode.
+        labels: which entry of an item goes with the codes as it is.
         batch, workers: of the DataLoader; they change no figure.
         precision: "bf16" runs the encoders under autocast.
         training: leave dropout on (protocol="released"); the codebooks never change.
@@ -87,12 +93,12 @@ def codes(encoders, dataset, modalities, *, batch=80, workers=0, precision="floa
     """
     device = next(iter(encoders.values())).codebooks[0].device
     loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
-    vectors, indices, labels = defaultdict(list), defaultdict(list), []
+    vectors, indices, answers = defaultdict(list), defaultdict(list), []
     for encoder in encoders.values():
         encoder.train(training)                        # of all its parts only dropout knows the difference
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
-            labels.append(item["label"].to(device))
+            answers.append(item[labels].to(device))
             for modality in modalities:
                 x = item[modality].to(device)
                 for name, encoder in encoders.items():
@@ -101,11 +107,11 @@ def codes(encoders, dataset, modalities, *, batch=80, workers=0, precision="floa
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
         encoder.eval()
-    labels, sets = torch.cat(labels), {}
+    answers, sets = torch.cat(answers), {}
     for key, parts in vectors.items():
         parts = torch.cat(parts)
         parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), labels.to(parts.dtype))
+        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), answers.to(parts.dtype))
     return sets
 
 
@@ -114,18 +120,19 @@ class Trial:
     """One head: what it is trained on, with which seed, on what it is measured after every epoch."""
 
     train: CodeSet
+    answers: Tensor                                      # (N, ...) what the head's loss takes with the codes
     seed: int
     measured: dict                                       # name -> CodeSet
-    curves: dict = field(default_factory=dict)           # name -> metric -> list of percent, one an epoch
+    curves: dict = field(default_factory=dict)           # name -> metric -> list of figures, one an epoch
     losses: list = field(default_factory=list)           # mean training loss of each epoch
     head: nn.Module = None
 
 
-def build_head(make, width, classes, seed, like):
-    """A head with weights drawn from `seed` alone, in the dtype and on the device of the tensor `like`."""
+def build_head(make, seed, like):
+    """`make()` with weights drawn from `seed` alone, in the dtype and on the device of the tensor `like`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = make(width, classes)
+        head = make()
     return head.to(device=like.device, dtype=like.dtype)
 
 
@@ -163,15 +170,7 @@ def predict(heads, part):
     return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
 
 
-def figures(outputs, part, clipwise, batch=None):
-    """The figures of a task for outputs (E, N, ...): metric -> (E,) percent. `batch`: see metrics.segment_scores."""
-    if clipwise:
-        return {"accuracy": metrics.accuracy(outputs, part.targets)}
-    return metrics.segment_scores(outputs, part.labels, batch)
-
-
-def fit(trials, make, classes, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_decay=0.0, average=None, refresh=None,
-        title="heads"):
+def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_decay=0.0, refresh=None, title="heads"):
     """Train the heads of all trials, side by side, and measure each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
@@ -181,15 +180,15 @@ def fit(trials, make, classes, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
-        make, classes: head class and number of foreground classes.
+        make: () -> a new head, a module with `loss(answers, codes, rows)` (model/heads.py).
+        measure: (heads, CodeSet) -> {metric: (E,) figures}.
         epochs: passes over each trial's training clips.
         batch, lr, clip, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest gradient norm
             of a head, Adam's weight decay.
-        average: None for pooled precision and recall, or clips a batch for the published averages.
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
     """
-    heads = [build_head(make, t.train.table.shape[-1], classes, t.seed, t.train.table) for t in trials]
+    heads = [build_head(make, t.seed, t.train.table) for t in trials]
     shuffles = [torch.Generator().manual_seed(t.seed) for t in trials]
     optimizer = torch.optim.Adam([p for head in heads for p in head.parameters()], lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, MILESTONES, gamma=0.5)
@@ -207,8 +206,8 @@ def fit(trials, make, classes, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
                     sizes[len(parts[step])].append(number)
             optimizer.zero_grad()
             for members in sizes.values():
-                losses = _losses([heads[n] for n in members], *_batch(make, [(trials[n].train, batches[n][step])
-                                                                             for n in members]))
+                picked = [(trials[n], batches[n][step]) for n in members]
+                losses = _losses([heads[n] for n in members], *_batch(picked))
                 losses.sum().backward()
                 for n, loss in zip(members, losses.tolist()):
                     totals[n] += loss * len(batches[n][step])
@@ -217,32 +216,32 @@ def fit(trials, make, classes, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
         schedule.step()
         for trial, total in zip(trials, totals):
             trial.losses.append(total / len(trial.train))
-        _measure(trials, heads, make.clipwise, average)
+        _measure(trials, heads, measure)
         bar.set_postfix(loss=f"{sum(t.losses[-1] for t in trials) / len(trials):.3f}")
     for trial, head in zip(trials, heads):
         trial.head = head.eval()
 
 
-def _batch(make, picked):
-    """Answers, codes and rows of one step, from (set, clips) of each head. Where a set has more different codes than the
-    step has seconds, only the codes of these seconds are taken."""
-    answers = torch.stack([(part.targets if make.clipwise else part.labels)[clips] for part, clips in picked])
-    rows = torch.stack([part.rows[clips] for part, clips in picked])                             # (E, B, T)
-    if max(len(part.table) for part, _ in picked) <= rows[0].numel():
-        return answers, pad_sequence([part.table for part, _ in picked], batch_first=True), rows
-    codes_ = torch.stack([part.table[r.flatten()] for (part, _), r in zip(picked, rows)])      # (E, B * T, D)
-    return answers, codes_, torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape).expand(rows.shape)
+def _batch(picked):
+    """Answers, codes and rows of one step, from (trial, clips) of each head. Where a set has more different codes than
+    the step has seconds, only the codes of these seconds are taken."""
+    answers = torch.stack([trial.answers[clips] for trial, clips in picked])
+    rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
+    tables = [trial.train.table for trial, _ in picked]
+    if max(map(len, tables)) <= rows[0].numel():
+        return answers, pad_sequence(tables, batch_first=True), rows
+    places = torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape)
+    return answers, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), places.expand(rows.shape)
 
 
-def _measure(trials, heads, clipwise, average):
-    """Append the figures of this epoch; all heads that are measured on a set predict it together."""
+def _measure(trials, heads, measure):
+    """Append the figures of this epoch; all heads that are measured on a set are measured together."""
     users = defaultdict(list)
     for number, trial in enumerate(trials):
         for name, part in trial.measured.items():
             users[id(part)].append((number, name, part))
     for group in users.values():
         part = group[0][2]
-        outputs = predict([heads[number] for number, _, _ in group], part)
-        for metric, values in figures(outputs, part, clipwise, average).items():
+        for metric, values in measure([heads[number] for number, _, _ in group], part).items():
             for (number, name, _), value in zip(group, values.tolist()):
                 trials[number].curves.setdefault(name, {}).setdefault(metric, []).append(value)

@@ -1,0 +1,25 @@
+"""AVVP event localisation, zero-shot across modalities (NeurIPS 2023, Table 1): several events a clip, second by second.
+
+As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same videos.
+"""
+
+from configs.opts import parse_downstream
+from dataset.avvp import AVVP
+from engine import downstream
+from errors import run
+from model.heads import SegmentHead
+
+
+def build(opts):
+    """The clips of each modality are what its head is trained on and what the other modality's head is tested on."""
+    parts = downstream.by_modality([AVVP(opts.paths("avvp"), modality, **opts.reading)
+                                    for modality in downstream.wanted(opts, "audio", "video")])
+    return downstream.Task("avvp", SegmentHead, "precision", train=parts, test=parts)
+
+
+def main(argv=None):
+    downstream.run(build, parse_downstream("avvp", argv))
+
+
+if __name__ == "__main__":
+    run(main)
