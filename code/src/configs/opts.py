@@ -143,7 +143,8 @@ def device(gpu):
     return torch.device("cuda", int(gpu))
 
 
-def _place(text):
+def place_argument(text):
+    """Argument type of --path: NAME=FILE with NAME one of PLACES."""
     name, _, value = text.partition("=")
     if name not in PLACES or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(PLACES)}")
@@ -166,7 +167,7 @@ def _parser(program, description):
                        help="where pretrained checkpoints lie (CMG_CHECKPOINTS)")
     group.add_argument("--runs_root", type=Path, default=Path(os.environ.get("CMG_RUNS", RUNS)),
                        help="where run folders are made (CMG_RUNS)")
-    group.add_argument("--path", type=_place, action="append", default=[], metavar="NAME=FILE",
+    group.add_argument("--path", type=place_argument, action="append", default=[], metavar="NAME=FILE",
                        help="override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
     group.add_argument("--snapshot_pref", type=Path, default=None,
                        help="the run's folder: log, options, results, TensorBoard (default: RUNS/<program>)")

@@ -32,6 +32,8 @@ class Clips(Dataset):
         on_bad_clip: "error", or "skip": read every clip once now, leave out the bad ones, and name them.
         in_memory: read all features now and keep them, in the dtype of the store.
         seconds: T.
+    Attributes:
+        skipped: key -> reason of the clips left out; `missing` are those of them without a feature file.
     Raises:
         InputError: missing clips, or (when read) bad ones.
     """
@@ -42,7 +44,7 @@ class Clips(Dataset):
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.text, self.labels = text, labels
         self.stores = {m: open_features(path, m, seconds) for m, path in places.items()}
-        self.skipped, self.memory = {}, {}
+        self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
         self._drop_missing(on_bad_clip)
@@ -98,6 +100,7 @@ class Clips(Dataset):
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
                                  f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each "
                                  "is expected; get the rest, or leave them out with --on_bad_clip skip")
+            self.missing += missing
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 
     def _scan(self, modality):

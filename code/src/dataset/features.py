@@ -198,10 +198,12 @@ class Pack(Store):
             array = hdf5_array(file, "features", "f", 2 + len(self.tail))
             names = hdf5_array(file, "ids", "S", 1)
             check_shape(self.path, "features", array.shape[1:], (seconds, *self.tail))
-            if array.chunks != (1, *array.shape[1:]) or array.compression or len(names) != len(array):
+            filters = array.id.get_create_plist().get_nfilters()
+            if array.chunks != (1, *array.shape[1:]) or filters or len(names) != len(array):
                 raise InputError(f"{self.path}: chunks {array.chunks}, {len(names)} ids; one uncompressed chunk and "
                                  "one id a clip are expected; run `python prepare.py pack` again")
-            self.rows = {name.decode(): k for k, name in enumerate(names[:])}
+            written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was left out
+            self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
         self.ids = self.rows.keys()
 

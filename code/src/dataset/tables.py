@@ -27,8 +27,8 @@ def read_text(path):
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; a text file is expected; save it as UTF-8"
-                         ) from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; a text file is expected; save it as "
+                         "UTF-8") from None
     if "\0" in text:
         raise InputError(f"{path}: zero bytes in it; a text file is expected; get it again")
     return text
@@ -60,7 +60,8 @@ def read_table(path, columns, separator=","):
         if missing:
             found = ", ".join(header)[:80] or "an empty file"
             raise InputError(f"{path}: no column '{missing[0]}' in the header ({found}); {form} separated by "
-                             f"{'tabs' if separator == chr(9) else 'commas'} are expected; check that this is the right "
+                             f"{'tabs' if separator == chr(9) else 'commas'} are expected; check that this is the "
+                             "right "
                              "file")
         if len(set(header)) != len(header):
             raise InputError(f"{path}: a column name stands twice in the header; {form} are expected; rename one")

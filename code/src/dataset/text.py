@@ -215,6 +215,7 @@ class TextFeatures:
         unknown = sorted(set(keys) - set(self._row))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; one for each class is expected; add "
+            raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; one for each class is expected; "
+                             "add "
                              "it to the prompts csv and run `python prepare.py text`")
         return [self._row[key] for key in keys]

@@ -1,0 +1,183 @@
+"""Get real data ready: check what is there, make text features, the word list, derived lists, and packs.
+
+    python prepare.py check --dataset vggsound_AVT           what is there, what is wrong, would a run work
+    python prepare.py lists                                  derived lists from the official annotation files
+    python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
+    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file a modality
+    python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
+"""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+from configs import opts as configs
+from dataset import checking, packing
+from dataset.lists import write_lists
+from dataset.text import VOCABULARIES, read_prompts, write_text_features
+from errors import InputError, Parser, run
+
+PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
+TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
+SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
+CHECKS = {name: (source, modalities) for name, (source, modalities) in configs.PRETRAINING_SETS.items()} | {
+    "ave": ("ave", ("audio", "video")), "avvp": ("avvp", ()), "ave_avvp": ("ave_avvp", ()),
+    "ucf_vggsound": ("ucf_vggsound", ()), "avs": ("avs", ())}
+ALL = ("vggsound_AVT", "ave", "avvp", "ave_avvp", "ucf_vggsound", "avs")
+
+
+def check(opts):
+    """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
+    ready = True
+    for name in ALL if opts.dataset == "all" else (opts.dataset,):
+        source, modalities = CHECKS[name]
+        family = "vggsound" if source.startswith("vggsound") else source
+        report = checking.check(name, family, {**opts.paths(family), **opts.paths(source)}, modalities)
+        if "text" in modalities:
+            checking.check_text(report, opts.place(f"{family}.text"))
+        print(report)
+        ready = ready and not report.problems
+    return 0 if ready else 1
+
+
+def text(opts):
+    """Encode the prompts of the chosen datasets."""
+    names = TEXTS if opts.dataset == "all" else (opts.dataset,)
+    if (opts.prompts or opts.out) and len(names) > 1:
+        raise InputError("--prompts and --out: for one dataset; --dataset all is given; choose one with --dataset")
+    encode = None
+    for name in names:
+        own = opts.prompts or opts.place(f"{name}.prompts")
+        source = own if opts.prompts or own.exists() else SHIPPED[name]
+        out = opts.out or opts.place(f"{name}.text")
+        prompts = read_prompts(source)
+        encode = encode or _encoder(opts)
+        empty = write_text_features(out, prompts, encode(list(prompts.values())), opts.backend,
+                                    opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
+                                    opts.cnt, source)
+        print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
+        if empty:
+            print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
+
+
+def _encoder(opts):
+    if opts.backend == "bert-embedding":
+        from dataset.export_bert_embedding import bert_sentences
+        return bert_sentences
+    from dataset.text_backends import Bert, find_vocabulary, hashing_sentences
+    if opts.backend == "transformers":
+        return Bert(opts.model).sentences
+    if opts.text_vocabulary == "cnt" and not opts.vocab:
+        raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
+                         "the word list; pass --vocab")
+    vocabulary = find_vocabulary(opts.vocab) if opts.vocab else None
+    return lambda sentences: hashing_sentences(sentences, vocabulary)
+
+
+def vocabulary(opts):
+    """Make the word list (cnt.pkl) from prompts, in the published form."""
+    from dataset.text_backends import find_vocabulary, word_list
+    files = opts.prompts or list(SHIPPED.values())
+    counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
+    temporary = Path(f"{opts.out}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(pickle.dumps(counts, protocol=3))         # read by Python 3.7 and older
+        os.replace(temporary, opts.out)
+    except OSError as error:
+        raise InputError(f"{opts.out}: cannot be written ({error.strerror}); a writable place is expected; see --out"
+                         ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
+
+
+def lists(opts):
+    """Write derived lists from the official files that are there."""
+    report = write_lists(opts.place, opts.overwrite)
+    for path, happened in report:
+        print(f"{path}: {happened}")
+    if not report:
+        names = ("ave.annotations", "ave.train_list", "avvp.official_audio", "avvp.official_visual", "vggsound.csv")
+        raise InputError(f"{opts.data_root}: no official annotation file; at least one of "
+                         f"{', '.join(str(opts.place(name)) for name in names)} is expected; see data/README.md")
+
+
+def pack(opts):
+    """Pack the named feature places; say how to use the packs."""
+    if opts.out and len(opts.places) > 1:
+        raise InputError("--out: for one place; several are given; pack them one by one")
+    for name in opts.places:
+        source = opts.place(name)
+        out = opts.out or (source.parent / "pack.h5" if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
+        if out.exists() and not opts.overwrite:
+            print(f"{out}: is there, left as it is (--overwrite makes it again)")
+        else:
+            result = packing.pack(source, out, name.split(".")[1].split("_")[-1], opts.dtype, opts.seconds,
+                                  opts.on_bad_clip)
+            print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
+                  f"{len(result.left_out):,} left out")
+            for reason in result.left_out.values():
+                print(f"  left out: {reason}")
+        print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
+
+
+FEATURES = [name for name in configs.PLACES if name.split(".")[1].split("_")[-1] in ("audio", "video")
+            and not name.startswith("avs") or name == "vggsound.label"]
+
+
+def parser():
+    """Arguments of prepare.py."""
+    shared = Parser(add_help=False)
+    shared.add_argument("--data_root", type=Path, default=Path(os.environ.get("CMG_DATA", configs.DATA)),
+                        help="root of all data (environment: CMG_DATA)")
+    shared.add_argument("--path", type=configs.place_argument, action="append", default=[], metavar="NAME=FILE",
+                        help="override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    main_parser = Parser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(function, description):
+        result = commands.add_parser(function.__name__, help=description, description=description, parents=[shared])
+        result.set_defaults(function=function)
+        return result
+
+    one = command(check, "report what is there of a dataset; exit code 0 only if a run would work")
+    one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
+    one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
+    one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
+    one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
+                     help="BERT by transformers, by the original package (Python 3.7), or hashed n-grams (demo only)")
+    one.add_argument("--model", default="bert-base-uncased", help="folder of the model, or its name on the hub")
+    one.add_argument("--text_vocabulary", choices=VOCABULARIES, default="all",
+                     help="all: every word; cnt: only words of the word list, as published")
+    one.add_argument("--cnt", type=Path, default=configs.VOCABULARY, help="word list for --text_vocabulary cnt")
+    one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
+    one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
+                     "there, else ours)")
+    one.add_argument("--out", type=Path, help="file to write (default: the dataset's place)")
+    one = command(vocabulary, "make the word list cnt.pkl from prompts")
+    one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
+    one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
+    one.add_argument("--out", type=Path, default=configs.VOCABULARY, help="file to write")
+    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF)")
+    one.add_argument("--overwrite", action="store_true", help="also where a list is there")
+    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to go on after an interruption")
+    one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
+    one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
+    one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")
+    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
+    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or leave out and name")
+    one.add_argument("--overwrite", action="store_true", help="make it again")
+    return main_parser
+
+
+def main(argv=None):
+    """Run one command."""
+    opts = parser().parse_args(argv, configs.Options())
+    opts.path = dict(opts.path)
+    return opts.function(opts)
+
+
+if __name__ == "__main__":
+    run(main)
