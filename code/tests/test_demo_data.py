@@ -353,6 +353,11 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
     with pytest.raises(InputError, match="no demo tree"):
         demo_tree.build(tmp_path / "mine", PLACES)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    (tmp_path / "mine" / demo_tree.MARKER).write_text("{")
+    with pytest.raises(InputError, match="no longer the JSON"):
+        demo_tree.build(tmp_path / "mine", PLACES)
+    with pytest.raises(InputError, match="cannot be written"):
+        demo_tree.build(tmp_path / "mine" / "notes.txt" / "tree", PLACES)
     with pytest.raises(InputError, match="--clips 5"):
         demo_tree.build(tmp_path / "new", PLACES, clips=5)
 

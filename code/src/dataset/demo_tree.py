@@ -8,6 +8,7 @@ Writers of the handwritten digits are split: pretraining and the AVE training ro
 tested sees others. One seed gives the same bytes every time.
 """
 
+import argparse
 import json
 import os
 import pickle
@@ -294,7 +295,11 @@ def is_whole(out, seed, clips):
     marker = out / MARKER
     if not marker.is_file():
         raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
-    found, wanted = json.loads(marker.read_text(encoding="utf-8")), settings(seed, clips)
+    try:
+        found, wanted = dict(json.loads(marker.read_text(encoding="utf-8"))), settings(seed, clips)
+    except (ValueError, TypeError):
+        raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
+                         "again") from None
     differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
     if differing:
         raise InputError(f"{out}: holds another demo tree ({'; '.join(differing)}); remove it or choose another --out")
@@ -314,7 +319,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
         True if the tree was built, False if it was there already.
 
     Raises:
-        InputError: `out` holds something else, or a tree of another seed, size or version.
+        InputError: `out` holds something else, or a tree of another seed, size or version, or cannot be made.
     """
     out = Path(out).absolute()
     if not LEAST_CLIPS <= clips <= MOST_CLIPS:
@@ -323,8 +328,12 @@ def build(out, places, seed=0, clips=2400, progress=True):
         raise InputError(f"--seed {seed}: expected 0 or more")
     if is_whole(out, seed, clips):
         return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"{out.parent}: cannot be written to ({error.strerror}); a folder with 150 MB free is expected; "
+                         "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
         total = clips + len(ave_rows(clips)[0]) + clips // 8 + clips // 80 * len(digits.CLASSES)
@@ -345,11 +354,13 @@ def build(out, places, seed=0, clips=2400, progress=True):
 
 
 def main(argv=None):
-    from configs.opts import PLACES
-    parser = Parser(prog="python -m dataset.demo_tree", description=__doc__.split("\n")[0])
+    from configs.opts import PLACES         # here, because only scripts may know paths and this is also a module
+    parser = Parser(prog="python -m dataset.demo_tree", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; other parts are proportionate")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--clips", type=int, default=2400,
+                        help="pretraining clips; the other parts are proportionate (default 2400, 130 MB)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     built = build(options.out, PLACES, options.seed, options.clips)
