@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -74,7 +75,7 @@ class Clips(Dataset):
 
     def _clip(self, modality, i):
         if modality in self.memory:
-            return self.memory[modality][i].astype(np.float32)
+            return torch.from_numpy(self.memory[modality][i]).float().numpy()
         return self.stores[modality].read(self.keys[i])
 
     def load(self, modality, dtype=None):
