@@ -332,7 +332,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise InputError(f"{out.parent}: cannot be written to ({error.strerror}); a folder with 150 MB free is expected; "
+        raise InputError(f"{out.parent}: cannot be written to ({error.strerror}); 150 MB of free space are needed; "
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
