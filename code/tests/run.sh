@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Set up as demo.sh does and run all tests; further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+bash code/setup.sh
+exec .venv/bin/python -m pytest code/tests -q --durations=10 "$@"
