@@ -1,0 +1,157 @@
+"""Dialled Digits scenes, the demo of segmentation: several handwritten digits in a picture, the tone of a telephone
+key or the sentence that names it says which one to segment. Written in AVSBench-S4's published layout.
+
+    python demo_scenes.py --out ../../../../data/demo            # about 10 s
+
+Sounds and sentences are those of dataset/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
+training, validation and test pictures are different people. One seed gives the same pictures every time.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+if __name__ == "__main__":
+    HERE = Path(__file__).resolve().parent
+    sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
+
+from configs.opts import PLACES
+from dataset import demo_tree
+from dataset import dialled_digits as digits
+from errors import InputError, Parser, run
+
+NAME, VERSION = "Dialled Digits scenes", 1
+MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
+SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, a digit's canvas, a digit
+PER_SCENE, FRAMES = 3, 5                    # digits in a picture; the fourth cell stays empty
+INK = 0.3                                   # brightness of a stroke from which a pixel belongs to the digit's mask
+STYLE = digits.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
+CLIPS = {"train": 600, "val": 60, "test": 150}
+CATEGORIES = [name.replace(" ", "_") for name in digits.CLASSES]
+
+
+def scenes(count, split, rng):
+    """Clips of one split.
+
+    Each has three different digits in three cells of a 2 x 2 grid, which drift a little from frame to frame; the first
+    is the one asked for.
+
+    Returns:
+        frames (N, 5, 64, 64, 3) uint8, masks (N, 5, 64, 64) uint8 of 0 and 255, keys (N,) asked for.
+    """
+    keys = np.arange(count) % 10
+    others = rng.permuted(np.tile(np.arange(1, 10), (count, 1)), axis=1)[:, :PER_SCENE - 1]
+    shown = np.concatenate([keys[:, None], (keys[:, None] + others) % 10], 1)               # (N, 3) different keys
+    samples = np.repeat(digits.pick(shown.ravel(), split, rng), FRAMES, 0)
+    strokes = digits.draw(samples, rng, STYLE, CANVAS, DIGIT)
+    strokes = strokes.reshape(count, PER_SCENE, FRAMES, CANVAS, CANVAS)
+    cells = rng.permuted(np.tile(np.arange(4), (count, 1)), axis=1)[:, :PER_SCENE]
+    start = rng.integers(-2, 3, (count, PER_SCENE, 1, 2))
+    drift = np.cumsum(rng.integers(-1, 2, (count, PER_SCENE, FRAMES, 2)), 2)
+    corner = np.stack([cells // 2, cells % 2], -1)[:, :, None] * CELL + (CELL - CANVAS) // 2 + start + drift
+    corner = corner.clip(0, SIDE - CANVAS)
+    colour = rng.uniform(0.45, 1.0, (count, PER_SCENE, 3)).astype(np.float32)
+    ground = rng.uniform(0.0, 0.35, (count, 1, 1, 1, 3)).astype(np.float32)
+    pictures = np.broadcast_to(ground, (count, FRAMES, SIDE, SIDE, 3)).copy()
+    masks = np.zeros((count, FRAMES, SIDE, SIDE), np.uint8)
+    for i, j, k in np.ndindex(count, PER_SCENE, FRAMES):
+        top, left = corner[i, j, k]
+        place = (slice(top, top + CANVAS), slice(left, left + CANVAS))
+        ink = strokes[i, j, k, :, :, None]
+        pictures[i, k][place] += ink * (colour[i, j] - pictures[i, k][place])
+        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0                   # the upper digit covers
+    pictures += 0.04 * rng.standard_normal(pictures.shape, dtype=np.float32)
+    return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys
+
+
+def build(root, seed=0, clips=None, progress=True):
+    """Write the scenes below a data root, in a folder beside it that is renamed when whole; whole ones are left alone.
+
+    Args:
+        root: data root of the demo.
+        clips: split -> number of clips, CLIPS by default.
+        progress: show a bar.
+
+    Returns:
+        True if they were built, False if they were there already.
+
+    Raises:
+        InputError: the place holds something else, or scenes of other settings; the demo's pretraining data is absent
+            (the sentences' word vectors are taken from it).
+    """
+    root, clips = Path(root), dict(clips or CLIPS)
+    settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
+    top = Path(PLACES["avs.csv"]).parts[0]
+    if (root / top).exists():
+        marker = root / MARKER
+        found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+        if found != settings:
+            raise InputError(f"{root / top}: holds {'other scenes' if found else 'something that is no demo'} "
+                             f"({found or 'no ' + MARKER}); remove it or choose another --data_root")
+        return False
+    words = root / PLACES["vggsound.text"]
+    if not words.is_file():
+        raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; run pretrain.sh "
+                         "--preset demo first")
+    partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
+    try:
+        partial.chmod(0o755)            # mkdtemp makes private folders
+        _write(partial, seed, clips, progress)
+        _place(partial, "avs.text").write_bytes(words.read_bytes())
+        (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (partial / top).rename(root / top)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _place(root, name):
+    path = root / PLACES[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(root, seed, clips, progress):
+    bar = tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes", disable=None if progress else True)
+    rows = []
+    for split, count in clips.items():
+        rng = np.random.default_rng([seed, *split.encode()])
+        frames, masks, keys = scenes(count, split, rng)
+        sounds = digits.audio_clips(np.repeat(keys[:, None], FRAMES, 1), rng)               # (N, 5, 128)
+        short = np.arange(count) % 20 == 7                      # some sounds end early, as some published ones do
+        for i in range(count):
+            category, name = CATEGORIES[keys[i]], f"{split}_{i:05d}"
+            rows.append((name, 0, category, split))
+            for kind, pictures in (("frames", frames[i]), ("masks", masks[i, :1] if split == "train" else masks[i])):
+                folder = root / PLACES[f"avs.{kind}"] / split / category / name
+                folder.mkdir(parents=True)
+                for k, picture in enumerate(pictures, 1):
+                    Image.fromarray(picture).save(folder / f"{name}_{k}.png", compress_level=1)
+            folder = root / PLACES["avs.audio"] / split / "zip" / category
+            folder.mkdir(parents=True, exist_ok=True)
+            demo_tree.write_zip(folder, name, sounds[i, :FRAMES - int(short[i])])
+            bar.update()
+    bar.close()
+    pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(_place(root, "avs.csv"), index=False)
+    demo_tree.write_prompts(_place(root, "avs.prompts"), dict(zip(CATEGORIES, digits.PROMPTS.values(), strict=True)))
+
+
+def main(argv=None):
+    parser = Parser(prog="demo_scenes.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="data root of the demo")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    opts = parser.parse_args(argv)
+    built = build(opts.out, opts.seed)
+    print(f"{opts.out}: scenes {'built' if built else 'are there already, left as they are'}")
+
+
+if __name__ == "__main__":
+    run(main)

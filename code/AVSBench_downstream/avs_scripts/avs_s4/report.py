@@ -1,0 +1,107 @@
+"""What a test leaves behind: lines of results, masks, overlays."""
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from avs_s4.query import SECONDS
+from avs_s4.scenes import DEVIATION, MEAN
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the figure
+
+
+def rows(counted, direction, protocol, common):
+    """Result rows of one tested network, without selection: every query variant, both metrics, in percent.
+
+    Args:
+        counted: variant -> SetMetrics (evaluation.evaluate): "target", "source" (absent if they are one), "zero",
+            "shuffled", "chance".
+        direction: (source, target) modality.
+        common: keys that all rows share.
+    """
+    source, target = direction
+    figures = {name: metrics.result(protocol) for name, metrics in counted.items()}
+    own = figures.get("source", figures["target"])
+    variants = [("target", target, None), ("target" if source == target else "source", source, None),
+                ("zero", target, "zero"), ("shuffled", target, "shuffled")]
+    result = []
+    for name, modality, control in dict.fromkeys(variants):
+        for metric in ("mIoU", "F"):
+            result.append({"direction": f"{source}->{modality}", "control": control, "metric": metric,
+                           "value": 100 * figures[name][metric], "same_modality": 100 * own[metric],
+                           "chance": 100 * figures["chance"][metric], **common})
+    return result
+
+
+def result_lines(tested, direction, protocol, common):
+    """All rows of a run: kind ("last", "best", "source") -> (epoch, counted) becomes last and best rows.
+
+    `value_at_validation` is the figure of the network that validation with the training modality's queries chose.
+    """
+    of_kind = {kind: rows(counted, direction, protocol, common) for kind, (_, counted) in tested.items()}
+    lines = []
+    for kind in ("last", "best"):
+        for i, row in enumerate(of_kind.get(kind, [])):
+            chosen = of_kind["source"][i]["value"] if "source" in of_kind else None
+            lines.append({**row, "selection": kind, "epoch": tested[kind][0], "value_at_validation": chosen})
+    return lines
+
+
+class Pictures:
+    """What a test shows of its masks: PNG files, and overlays of clips spread over the set.
+
+    Args:
+        dataset: the tested set.
+        mask_folder: where predicted masks go, <category>/<name>/<name>_<k>.png, 8-bit grey; None for none.
+        overlays: clips in the figure.
+        modality: of the tested queries.
+        released: number masks 0..4 as published, not 1..5.
+    """
+
+    def __init__(self, dataset, mask_folder, overlays, modality, released=False):
+        self.dataset, self.mask_folder, self.first = dataset, mask_folder, 0 if released else 1
+        self.columns = {"target": f"by {modality}", "shuffled": f"by {modality} of another clip"}
+        spread = np.linspace(0, len(dataset) - 1, max(min(overlays, len(dataset)), 0)).round().astype(int)
+        self.wanted, self.shown = set(spread.tolist()), []
+
+    def take(self, numbers, frames, masks, answers):
+        """One batch (arguments: see evaluation.evaluate)."""
+        found = {name: (answers[name].sigmoid() > 0.5).cpu().numpy() for name in self.columns}
+        truth, middle = masks.cpu().numpy() > 0.5, SECONDS // 2
+        for row, i in enumerate(numbers.tolist()):
+            if self.mask_folder:
+                self.write(i, found["target"][row])
+            if i in self.wanted:
+                picture = frames[row, middle].cpu().numpy().transpose(1, 2, 0) * DEVIATION + MEAN
+                columns = [truth[row, middle], *(found[name][row, middle] for name in self.columns)]
+                self.shown.append((i, picture.clip(0, 1), columns))
+
+    def write(self, i, masks):
+        """Predicted masks (5, S, S) of clip i as PNG."""
+        name = self.dataset.ids[i]
+        folder = self.mask_folder / self.dataset.categories[i] / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, mask in enumerate(masks, self.first):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")
+
+    def draw(self, path, title):
+        """Write the figure: middle frame, truth and predictions side by side, one row a clip."""
+        columns = ["frame", "truth", *self.columns.values()]
+        figure, axes = plt.subplots(len(self.shown), len(columns), squeeze=False, layout="constrained",
+                                    figsize=(1.7 * len(columns), 1.75 * len(self.shown) + 0.6))
+        for line, (i, picture, masks) in zip(axes, self.shown, strict=True):
+            line[0].imshow(picture)
+            line[0].set_ylabel(self.dataset.categories[i].replace("_", " "), fontsize=8)
+            for axis, mask in zip(line[1:], masks, strict=True):
+                axis.imshow(np.where(mask[..., None], 0.35 * picture + 0.65 * TINT, 0.45 * picture))
+        for axis, name in zip(axes[0], columns, strict=True):
+            axis.set_title(name, fontsize=8)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+        figure.suptitle(title, fontsize=9)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)

@@ -1,0 +1,63 @@
+"""Train a segmentation network on AVSBench-S4 with queries of one modality (paper: A2T, T2A).
+
+    python train.py --direction at --checkpoint DCID-model-5.pt --visual_backbone pvt \\
+        --backbone_weights pvt_v2_b5.pth --tpavi_stages 0 1 2 3 --tpavi_va_flag --max_epoches 15
+
+The run folder below --log_dir receives settings, log, curves and checkpoints/{best,last,best_source}.pth.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":              # not this folder itself: its `model` would hide the one of code/src
+    HERE = Path(__file__).resolve().parent
+    sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
+
+from avs_s4 import parts, storage, training
+from avs_s4.model import names
+from avs_s4.model.avs import AVSNetwork, NetworkConfig
+from avs_s4.model.backbones import load_weights
+from avs_s4.query import Adapter
+from avs_s4.settings import parse_train
+from engine.results import source_commit
+from engine.runs import seed_everything
+from errors import run
+
+
+def main(argv=None):
+    began, opts = time.time(), parse_train(argv)
+    modalities = opts.source, opts.target
+    encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
+    parts.require_modalities(encoder, modalities, opts.checkpoint)
+    train_set = parts.open_split(opts, "train", opts.image_size, modalities)
+    val_set = parts.open_split(opts, "val", opts.image_size, modalities)
+
+    seed_everything(opts.seed)
+    adapter = Adapter("torch" if opts.protocol == "released" else opts.adapter_start)
+    query = parts.build_query(opts, encoder, adapter, train_set, modalities)
+    network = AVSNetwork(NetworkConfig(
+        opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, encoder.head_dim,
+        opts.channels, opts.tpavi_norm_start))
+    load_weights(network.backbone, opts.backbone_weights)
+    if opts.weights:
+        state = names.read_state(opts.weights)
+        names.load_published(network, state.get("network", state), opts.weights)
+    network.to(opts.device)
+
+    facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
+             "encoder_sha256": encoder_sha256}
+    folder, log = parts.new_run(opts, opts.direction, {"commit": source_commit(), "encoder_sha256": encoder_sha256})
+    logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
+                 f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {opts.source}, tested "
+                 f"with {opts.target}")
+    chosen = training.fit(network, query, train_set, val_set, opts, facts, folder, log)
+    log.close()
+    for kind, choice in chosen.items():
+        logging.info(f"{storage.FILES[kind]}: epoch {choice['epoch']}, validation mIoU {100 * choice['mIoU']:.1f}")
+    logging.info(f"done in {time.time() - began:.0f} s: {folder}")
+
+
+if __name__ == "__main__":
+    run(main)
