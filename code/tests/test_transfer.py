@@ -37,13 +37,8 @@ def trial_of(part, make, seed, test):
     return Trial(part, part.targets if make.clipwise else part.labels, seed, {"test": test})
 
 
-def figures(make, outputs, part):
-    return Task("t", make, "accuracy", {}, {}).figures(outputs, part)
-
-
 def fit(trials, make, **options):
-    transfer.fit(trials, lambda: make(WIDTH, CLASSES), lambda h, part: figures(make, transfer.predict(h, part), part),
-                 **options)
+    transfer.fit(trials, lambda: make(WIDTH, CLASSES), Task("t", make, "accuracy", {}, {}).measure, **options)
 
 
 def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
@@ -78,7 +73,7 @@ def test_together_is_alone(make, many):
         with torch.no_grad():
             expected = alone(test.table[test.rows])
         torch.testing.assert_close(transfer.predict([trial.head], test)[0], expected, rtol=1e-8, atol=1e-10)
-        final = figures(make, expected[None], test)
+        final = Task("t", make, "accuracy", {}, {}).measure([alone], test)
         assert {name: values[-1] for name, values in trial.curves["test"].items()} == pytest.approx(
             {name: float(value) for name, value in final.items()})
         assert all(len(values) == 12 for values in trial.curves["test"].values())

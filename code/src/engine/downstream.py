@@ -28,17 +28,23 @@ class Task:
     train: dict                                  # modality -> labelled clips on which a head may be trained
     test: dict                                   # modality -> clips on which any head is tested
     val: dict = field(default_factory=dict)      # modality -> clips that may choose an epoch, where the task has them
+    labels = "label"                             # entry of an item that goes with its codes
 
     @property
     def classes(self):
         return next(iter(self.train.values())).classes
 
+    def make(self, width):
+        """A new head for codes of this width."""
+        return self.head(width, len(self.classes))
+
     def answers(self, part):
         """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
         return part.targets if self.head.clipwise else part.labels
 
-    def figures(self, outputs, part, batch=None):
-        """metric -> (E,) percent for outputs (E, N, ...) of E heads. `batch`: see metrics.segment_scores."""
+    def measure(self, heads, part, batch=None):
+        """metric -> (E,) percent of E heads on a CodeSet. `batch`: see metrics.segment_scores."""
+        outputs = transfer.predict(heads, part)
         if self.head.clipwise:
             return {"accuracy": metrics.accuracy(outputs, part.targets)}
         return metrics.segment_scores(outputs, part.labels, batch)
@@ -46,6 +52,21 @@ class Task:
     def chance(self, part, batch=None):
         """metric -> percent of a guess that ignores its input."""
         return {"accuracy": 100 / len(self.classes)} if self.head.clipwise else metrics.segment_chance(part.labels, batch)
+
+    def pictured(self, heads, part, dataset):
+        """Arrays from which the pictures of a direction are made. `heads`: the direction's, then the same-modality one.
+
+        `shown` are the clips whose features are kept: the first of each class.
+        """
+        outputs = transfer.predict(heads, part).float().cpu().numpy()
+        targets = part.targets.cpu().numpy()
+        shown = np.unique(targets, return_index=True)[1]
+        if len(shown) < SHOWN:
+            shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
+        shown = shown[:SHOWN]
+        return {"classes": np.array(self.classes), "labels": part.labels.cpu().numpy().astype(np.uint8),
+                "clipwise": self.head.clipwise, "cross": outputs[0], "same": outputs[-1],
+                "shown": shown}
 
 
 @dataclass
@@ -124,18 +145,23 @@ def evaluate(task, pretrained, opts):
         raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
                          f"with {pretrained.path}; raise --n_epoch")
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
-    transfer.fit(list(trials.values()), lambda: task.head(pretrained.encoder.head_dim, len(task.classes)),
-                 lambda heads, part: task.figures(transfer.predict(heads, part), part, batch),
-                 epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient,
-                 weight_decay=opts.weight_decay, refresh=refresh, title=f"{task.name}: {len(trials)} heads")
-    about = {"task": task.name, "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
-             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": pretrained.variant,
-             "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
-    rows = [about | row for row in _rows(task, trials, parts, opts, first_epoch, batch)]
+    transfer.fit(list(trials.values()), lambda: task.make(pretrained.encoder.head_dim),
+                 lambda heads, part: task.measure(heads, part, batch), epochs=opts.n_epoch - first_epoch,
+                 batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
+                 title=f"{task.name}: {len(trials)} heads")
+    about = describe(pretrained, opts, start)
+    rows = [{"task": task.name} | about | row for row in _rows(task, trials, parts, opts, first_epoch, batch)]
     for row in rows:
         results.append(opts.results, row)
     _keep_predictions(task, trials, parts, pretrained, opts)
     return rows
+
+
+def describe(pretrained, opts, start):
+    """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
+    return {"protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
+            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": pretrained.variant,
+            "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
 
 
 def _encode(task, encoders, measured, opts):
@@ -147,14 +173,14 @@ def _encode(task, encoders, measured, opts):
     found = {}
     for key, dataset in datasets.items():
         modalities = [m for m in MODALITIES if any(m == n and id(d) == key for (_, n), d in needs.items())]
-        for (control, m), part in _codes(encoders, dataset, modalities, opts).items():
+        for (control, m), part in _codes(task, encoders, dataset, modalities, opts).items():
             found |= {(role, control, m): part for (role, n), d in needs.items() if n == m and id(d) == key}
     return found
 
 
-def _codes(encoders, dataset, modalities, opts, training=False):
-    return transfer.codes(encoders, dataset, modalities, batch=opts.test_batch_size, precision=opts.precision,
-                          workers=0 if opts.in_memory else opts.workers, training=training)
+def _codes(task, encoders, dataset, modalities, opts, training=False):
+    return transfer.codes(encoders, dataset, modalities, labels=task.labels, batch=opts.test_batch_size,
+                          precision=opts.precision, workers=0 if opts.in_memory else opts.workers, training=training)
 
 
 def _with_dropout(task, encoders, trials, opts):
@@ -164,7 +190,7 @@ def _with_dropout(task, encoders, trials, opts):
     def refresh(epoch):
         with torch.random.fork_rng():
             torch.manual_seed(opts.seeds[0] * 1000 + epoch)
-            fresh = {source: _codes(encoders, task.train[source], [source], opts, training=True)
+            fresh = {source: _codes(task, encoders, task.train[source], [source], opts, training=True)
                      for source in MODALITIES if source in sources}
         for (control, source, _), trial in trials.items():
             trial.train = fresh[source][control, source]
@@ -204,32 +230,21 @@ def _keep_predictions(task, trials, parts, pretrained, opts):
     """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves."""
     folder = Path(opts.results).parent / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    seed = opts.seeds[0]
     for source, target in opts.directions:
         dataset, test = task.test[target], parts["test ", None, target]
-        heads = [trials[None, s, seed].head for s in (source, target) if (None, s, seed) in trials]
-        outputs = transfer.predict(heads, test).float().cpu().numpy()
-        shown = np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).round().astype(int)
-        shown = _one_a_class(test.targets.cpu().numpy(), shown)
-        curves = [trials[None, source, s].curves[f"test {target}"][task.best_by] for s in opts.seeds]
-        same = [trials[None, target, s].curves[f"test {target}"][task.best_by] for s in opts.seeds
-                if (None, target, s) in trials]
+        kept = {role: [trials[None, s, seed] for seed in opts.seeds if (None, s, seed) in trials]
+                for role, s in (("cross", source), ("same", target))}
+        arrays = task.pictured([of_role[0].head for of_role in kept.values() if of_role], test, dataset)
+        curves = {f"{role}_curves": np.array([t.curves[f"test {target}"][task.best_by] for t in of_role])
+                  for role, of_role in kept.items()}
+        features = np.stack([dataset[i][target] for i in arrays["shown"]])
         _save(folder / f"{task.name}-{source}-{target}.npz", task=task.name, source=source, target=target,
-              dataset=dataset.name, classes=np.array(task.classes), ids=np.array(dataset.ids),
-              labels=test.labels.cpu().numpy().astype(np.uint8), clipwise=task.head.clipwise, best_by=task.best_by,
-              cross=outputs[0], same=outputs[-1] if len(heads) > 1 else np.empty(0), curves=np.array(curves),
-              same_curves=np.array(same), seed=seed, checkpoint=pretrained.path.name, protocol=opts.protocol,
-              shown=shown, features=np.stack([dataset[i][target] for i in shown]))
+              dataset=dataset.name, ids=np.array(dataset.ids), best_by=task.best_by, seed=opts.seeds[0],
+              checkpoint=pretrained.path.name, protocol=opts.protocol, features=features, **arrays, **curves)
     used = {m: part.indices.cpu().numpy() for (role, control, m), part in parts.items()
             if role == "test " and control is None}
     _save(folder / f"codes-{task.name}.npz", num_codes=pretrained.encoder.config.num_codes,
           checkpoint=pretrained.path.name, **used)
-
-
-def _one_a_class(targets, shown):
-    """Clips to show: the first of each class for as many classes as there is room, else what was proposed."""
-    firsts = np.unique(targets, return_index=True)[1]
-    return firsts[:len(shown)] if len(firsts) >= len(shown) else shown
 
 
 def _save(path, **arrays):
@@ -241,12 +256,13 @@ def _save(path, **arrays):
     os.replace(temporary, path)
 
 
-def run(build, opts):
+def run(build, opts, evaluate=evaluate):
     """What every task script does: data, encoder, heads, the table of this run.
 
     Args:
         build: opts -> Task.
         opts: of configs/opts.py, `parse_downstream`.
+        evaluate: (what `build` gave, Pretrained, opts) -> rows.
     """
     pretrained = load(opts)
     for modality in wanted(opts):

@@ -136,7 +136,7 @@ def build_head(make, seed, like):
     return head.to(device=like.device, dtype=like.dtype)
 
 
-def _stacked(heads):
+def stacked(heads):
     """Parameters of several heads of one shape: name -> (E, ...); gradients flow back to each head's own."""
     named = [dict(head.named_parameters()) for head in heads]
     return {name: torch.stack([parameters[name] for parameters in named]) for name in named[0]}
@@ -159,14 +159,14 @@ def _losses(heads, answers, codes, rows):
 
     def loss(parameters, *batch):
         return functional_call(whole, {f"head.{name}": value for name, value in parameters.items()}, batch)
-    return vmap(loss)(_stacked(heads), answers, codes, rows)
+    return vmap(loss)(stacked(heads), answers, codes, rows)
 
 
 @torch.no_grad()
 def predict(heads, part):
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
     outputs = vmap(lambda parameters, rows: functional_call(heads[0], parameters, (part.table, rows)), in_dims=(0, None))
-    parameters = _stacked(heads)
+    parameters = stacked(heads)
     return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
 
 
