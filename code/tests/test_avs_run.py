@@ -1,0 +1,387 @@
+"""AVSBench-S4 from files to results: queries, data, training, testing, and what is said about wrong input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import parity_avs  # noqa: F401  puts avs_scripts on the path
+import pytest
+import torch
+from configs.opts import PLACES
+from dataset import dialled_digits as digits
+from dataset.text import Sentence, read_prompts, write_text_features
+from engine import checkpoint
+from errors import InputError
+from model.config import Config
+from model.frozen import FrozenEncoder
+from model.h_dcid import build
+from PIL import Image
+
+from avs_s4 import demo_scenes, evaluation, settings, storage, test, train
+from avs_s4.model import names
+from avs_s4.model.avs import AVSNetwork, NetworkConfig
+from avs_s4.query import Adapter, Query
+from avs_s4.scenes import S4, read_list
+from avs_s4.training import losses
+
+NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32"]
+RUN = ["--num_workers", "0", "--gpu", "cpu"]
+
+
+def config(modalities=("audio", "text")):
+    return Config.for_data(modalities, 8, num_codes=12, code_dim=16, text_hidden=8, feed_forward=16, num_layers=1,
+                           num_heads=2)
+
+
+def frozen(seed=0):
+    torch.manual_seed(seed)
+    encoder = build(config()).encoder
+    for level in encoder.levels:
+        level.codebook.embedding.normal_()
+    return FrozenEncoder(encoder)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A small data root of scenes, and two pretrained checkpoints."""
+    root = tmp_path_factory.mktemp("avs")
+    rng = np.random.default_rng(0)
+    sentences = [Sentence(p.split(), rng.standard_normal((len(p.split()), 768)), [1] * len(p.split()))
+                 for p in digits.PROMPTS.values()]
+    write_text_features(root / PLACES["vggsound.text"], digits.PROMPTS, sentences, "hashing")
+    assert demo_scenes.build(root, clips={"train": 12, "val": 4, "test": 7}, progress=False)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(build(config()), {}, {}, 0, 0, {}))
+    return root
+
+
+@pytest.fixture
+def own_tree(tree, tmp_path):
+    """A copy of the scenes that a test may break."""
+    shutil.copytree(tree / "AVSBench", tmp_path / "AVSBench")
+    return tmp_path
+
+
+def train_arguments(tree, out, direction="at", *more):
+    return ["--checkpoint", str(tree / "encoder0.pt"), "--data_root", str(tree), "--log_dir", str(out), "--direction",
+            direction, *NETWORK, "--channels", "8", "--tpavi_norm_start", "1", *RUN, *more]
+
+
+def test_arguments(tree, out, *more):
+    return ["--checkpoint", str(tree / "encoder0.pt"), "--data_root", str(tree), "--log_dir", str(out / "tests"),
+            "--train_log_dir", str(out), "--figure_dir", str(out / "figs"), *RUN, *more]
+
+
+test_arguments.__test__ = False
+
+
+@pytest.fixture(scope="module")
+def trained(tree, tmp_path_factory):
+    """Folder with one run in each direction, two epochs each."""
+    out = tmp_path_factory.mktemp("runs")
+    for direction in ("at", "ta"):
+        train.main(train_arguments(tree, out, direction, "--max_epoches", "2", "--lr", "1e-3"))
+    return out
+
+
+def read_rows(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_train_and_test_leave_everything_behind(tree, trained, capsys):
+    test.main(test_arguments(tree, trained, "--direction", "at", "--test_batch_size", "3", "--save_pred_mask",
+                             "--results", str(trained / "one.jsonl")))
+    run, = trained.glob("S4_at_*")
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"best.pth", "last.pth"}
+    assert (run / "log" / "log.txt").read_text().count("validation with text") == 2
+    rows = read_rows(trained / "one.jsonl")
+    found = {(row["direction"], row["control"], row["metric"], row["selection"]) for row in rows}
+    assert found == {(d, c, m, s) for d, c in (("audio->text", None), ("audio->audio", None), ("audio->text", "zero"),
+                                               ("audio->text", "shuffled"))
+                     for m in ("mIoU", "F") for s in ("last", "best")}
+    assert {row["checkpoint_sha256"] for row in rows} == {checkpoint.sha256(tree / "encoder0.pt")}
+    masks = sorted((trained / "tests").glob("S4_at_*/pred_masks/*/*/*.png"))
+    assert len(masks) == 7 * 5 and {path.stem[-1] for path in masks} == set("12345")
+    with Image.open(masks[0]) as image:
+        assert image.mode == "L" and image.size == (32, 32) and set(np.unique(np.asarray(image))) <= {0, 255}
+    with Image.open(trained / "figs" / "avs_S4_audio_to_text.png") as image:
+        assert image.size[1] > image.size[0]                     # seven clips below each other, four columns
+    assert "audio->text [shuffled]" in capsys.readouterr().out
+
+
+def test_same_test_twice_gives_the_same_figures(tree, trained):
+    for name in ("a", "b"):
+        test.main(test_arguments(tree, trained, "--direction", "ta", "--overlays", "0", "--results",
+                                 str(trained / f"{name}.jsonl")))
+    one, two = (read_rows(trained / f"{name}.jsonl") for name in "ab")
+    assert [row["value"] for row in one] == [row["value"] for row in two]
+    assert one[0]["direction"] == "text->audio"
+
+
+def test_released_protocol_numbers_masks_from_zero_and_trains_no_adapter(tree, tmp_path):
+    train.main(train_arguments(tree, tmp_path, "ta", "--protocol", "released"))
+    run, = tmp_path.glob("S4_ta_*")
+    state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+    torch.manual_seed(123)
+    assert torch.equal(state["adapter"]["weight"], Adapter("torch").weight)
+    test.main(test_arguments(tree, tmp_path, "--direction", "ta", "--protocol", "released", "--save_pred_mask",
+                             "--overlays", "0", "--test_batch_size", "4"))
+    row = read_rows(next((tmp_path / "tests").glob("*/results.jsonl")))[0]
+    assert row["protocol"] == "released" and row["test_batch_size"] == 4
+    assert {path.stem[-1] for path in (tmp_path / "tests").glob("*/pred_masks/*/*/*.png")} == set("01234")
+
+
+def test_bare_published_network_is_tested_and_its_adapter_missed(tree, trained, tmp_path, capsys):
+    run, = trained.glob("S4_at_*")
+    bare = tmp_path / "S4_pvt_best.pth"
+    network = AVSNetwork(NetworkConfig("small", (2, 3), tpavi_va=True, code_dim=16))
+    torch.save(names.to_published(network), bare)
+    test.main(test_arguments(tree, tmp_path, "--weights", str(bare), "--direction", "ta", "--overlays", "0", *NETWORK))
+    assert "holds no adapter" in capsys.readouterr().out
+    with pytest.raises(InputError, match="does not say what it is"):
+        test.main(test_arguments(tree, tmp_path, "--weights", str(bare)))
+
+
+@pytest.mark.parametrize(("more", "message"), (
+    (("--direction", "ta"), "trained with direction at, not --direction ta"),
+    (("--tpavi_stages", "0"), "tpavi_stages"), (("--tpavi_vv_flag",), "tpavi_vv_flag False"),
+    (("--visual_backbone", "pvt"), "visual_backbone small"), (("--protocol", "released"), "--protocol default"),
+    (("--image_size", "64"), "image_size 32")))
+def test_contradicting_flags_are_refused(tree, trained, more, message):
+    run, = trained.glob("S4_at_*")
+    with pytest.raises(InputError, match=message):
+        test.main(test_arguments(tree, trained, "--weights", str(run), *more))
+
+
+def test_checkpoint_of_another_encoder_is_refused(tree, trained):
+    run, = trained.glob("S4_at_*")
+    with pytest.raises(InputError, match="trained with another encoder"):
+        test.main([*test_arguments(tree, trained, "--weights", str(run)), "--checkpoint", str(tree / "encoder1.pt")])
+
+
+def test_encoder_without_text_is_refused(tree, tmp_path):
+    model = build(config(("audio", "video")))
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
+    with pytest.raises(InputError, match="needs text"):
+        train.main([*train_arguments(tree, tmp_path), "--checkpoint", str(tmp_path / "av.pt")])
+
+
+@pytest.mark.parametrize("more", (
+    ("--tpavi_stages", "1", "1"), ("--sa_loss_flag", "--lambda_1", "0.5"), ("--lr", "0"), ("--lambda_1", "1"),
+    ("--sa_loss_flag", "--lambda_1", "0.5", "--sa_loss_stages", "0"), ("--image_size", "50"), ("--tpavi_stages", "4"),
+    ("--visual_backbone", "pvt"), ("--gpu", "99"), ("--max_epoches", "0")))
+def test_impossible_arguments_end_before_any_work(tree, tmp_path, more, capsys):
+    with pytest.raises((SystemExit, InputError)) as caught:
+        train.main([*train_arguments(tree, tmp_path), *more])
+    assert isinstance(caught.value, InputError) or caught.value.code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_is_one_line_and_exit_code_two(tree, tmp_path):
+    script = Path(train.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for more, message in (([], "--checkpoint is required"),
+                          (["--checkpoint", str(tree / "encoder0.pt"), *NETWORK, "--data_root", str(tmp_path)], "csv")):
+        done = subprocess.run([sys.executable, str(script), *more], capture_output=True, text=True, env=environment,
+                              cwd=tmp_path, timeout=120)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------- data
+def paths(root):
+    return settings.parse_train(["--checkpoint", "x", "--data_root", str(root), *NETWORK]).paths("avs")
+
+
+def test_missing_frame_is_named(own_tree):
+    victim = sorted((own_tree / PLACES["avs.frames"] / "val").glob("*/*/*_3.png"))[0]
+    victim.unlink()
+    with pytest.raises(InputError, match=f"{victim.name}: no such file .1 files of split 'val'"):
+        S4(paths(own_tree), "val", 32)
+    S4(paths(own_tree), "train", 32)
+
+
+def test_broken_picture_and_sound_are_named(own_tree):
+    data = S4(paths(own_tree), "val", 32)
+    data.picture("frames", 0, 1).write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
+    with pytest.raises(InputError, match="not a whole picture"):
+        data[0]
+    data.sound(1).write_bytes(b"PK")
+    with pytest.raises(InputError, match=data.sound(1).name):
+        data[1]
+
+
+def test_grey_masks_are_cut_at_128_with_one_line(own_tree, tree, tmp_path, capsys):
+    data = S4(paths(own_tree), "train", 64)
+    for i in (0, 1):
+        grey = np.full((64, 64), 127, np.uint8)
+        grey[:, :10] = 128
+        Image.fromarray(grey).save(data.picture("masks", i, 1))
+    assert data[0]["masks"].sum() == 640 and data[0]["greys"] == 4096 and data[2]["greys"] == 0
+    train.main([*train_arguments(tree, tmp_path / "runs"), "--data_root", str(own_tree)])
+    assert capsys.readouterr().out.count("neither 0 nor 255") == 1
+
+
+def test_masks_of_any_form_are_read_alike(own_tree):
+    data = S4(paths(own_tree), "val", 64)
+    truth = data[0]["masks"]
+    with Image.open(data.picture("masks", 0, 1)) as image:
+        one_bit, palette = image.convert("1", dither=Image.Dither.NONE), image.convert("P")
+    one_bit.save(data.picture("masks", 0, 1))
+    palette.save(data.picture("masks", 0, 2)), palette.save(data.picture("masks", 0, 1))
+    assert np.array_equal(data[0]["masks"][0], truth[0])
+    small = S4(paths(own_tree), "val", 32)[0]                      # resized: nearest, still black and white
+    assert small["masks"].shape == (5, 32, 32) and set(np.unique(small["masks"])) <= {0.0, 1.0}
+    assert small["frames"].shape == (5, 3, 32, 32) and small["greys"] == 0
+
+
+def test_unknown_class_is_named(own_tree, tree, tmp_path):
+    path = own_tree / PLACES["avs.csv"]
+    path.write_text(path.read_text().replace("digit_three", "digit_eleven"))
+    for kind in ("avs.frames", "avs.masks"):
+        for split in ("train", "val"):
+            (own_tree / PLACES[kind] / split / "digit_three").rename(own_tree / PLACES[kind] / split / "digit_eleven")
+    for split in ("train", "val"):
+        folder = own_tree / PLACES["avs.audio"] / split / "zip"
+        (folder / "digit_three").rename(folder / "digit_eleven")
+    with pytest.raises(InputError, match="no sentence for class 'digit_eleven'"):
+        train.main([*train_arguments(tree, tmp_path / "runs"), "--data_root", str(own_tree)])
+
+
+@pytest.mark.parametrize(("text", "message"), (
+    ("name,start\na,0\n", "no column 'category'"), ("name,start,category,split\na,0,b,dev\n", "split 'dev'"),
+    ("name,start,category,split\na,0,,val\n", "row 1 has no category"), ("", "cannot be read as a table"),
+    ("name,start,category,split\n../a,0,b,val\n", "a path in it"),
+    ("name,start,category,split\na,0,b,val\na,0,b,val\n", "listed twice")))
+def test_broken_lists_are_named(tmp_path, text, message):
+    (tmp_path / "s4.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_list(tmp_path / "s4.csv")
+
+
+def test_other_headers_fall_back_to_positions(tmp_path):
+    (tmp_path / "s4.csv").write_text("video,begin,class,split\nv1,3,dog,test\n")
+    assert read_list(tmp_path / "s4.csv").iloc[0].to_dict() == {"name": "v1", "category": "dog", "split": "test"}
+
+
+def test_real_list_has_the_published_sizes(annotations):
+    table = read_list(annotations / "avsbench_s4" / "s4_meta_data.reconstructed.csv")
+    assert table["split"].value_counts().to_dict() == {"train": 3452, "val": 740, "test": 740}
+    prompts = read_prompts(annotations / "released" / "AVSBench" / "AVSBenchCategories2Prompts.csv")
+    assert table["category"].nunique() == 23 and set(table["category"]) == set(prompts)
+
+
+def test_short_sounds_repeat_their_last_second(tree):
+    data = S4(paths(tree), "train", 32)
+    sound = data.read_sound(7)                                     # the demo cuts every twentieth, from number 7
+    assert sound.shape == (5, 128) and np.array_equal(sound[3], sound[4]) and not np.array_equal(sound[2], sound[3])
+    assert data[7]["masks"].shape == (1, 32, 32) and data.queries()["audio"].shape == (12, 5, 128)
+
+
+# ---------------------------------------------------------------------------------------------------- demo scenes
+def test_scenes_are_repeatable_and_their_masks_follow_the_digit():
+    one, two = (demo_scenes.scenes(10, "test", np.random.default_rng(3)) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    frames, masks, keys = one
+    assert keys.tolist() == list(range(10)) and set(np.unique(masks)) == {0, 255}
+    share = (masks > 0).mean((1, 2, 3))
+    assert share.min() > 0.02 and share.max() < 0.25              # one digit of three
+    inside = np.array([f[m > 0].mean() for f, m in zip(frames, masks, strict=True)])
+    assert (inside > frames.mean((1, 2, 3, 4))).all()             # strokes are brighter than the picture
+
+
+def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):
+    assert demo_scenes.build(tree, clips={"train": 12, "val": 4, "test": 7}) is False
+    with pytest.raises(InputError, match="other scenes"):
+        demo_scenes.build(tree, seed=5)
+    (tmp_path / "AVSBench").mkdir()
+    with pytest.raises(InputError, match="no demo"):
+        demo_scenes.build(tmp_path)
+    (tmp_path / "AVSBench").rmdir()
+    with pytest.raises(InputError, match="pretrain.sh"):
+        demo_scenes.build(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- queries
+def test_adapter_is_the_stated_sum():
+    adapter = Adapter("torch").double()
+    x = torch.randn(2, 10, 3, dtype=torch.float64)
+    y = torch.stack([sum(adapter.weight[s, t] * x[:, t] for t in range(10)) + adapter.bias[s] for s in range(5)], 1)
+    torch.testing.assert_close(adapter(x), y)
+
+
+def test_adapter_starts():
+    tied, same = Adapter("tied"), Adapter("resample")
+    assert torch.equal(tied.weight[:, :5], tied.weight[:, 5:])
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(same(x.repeat(1, 2, 1)), x)
+    assert not torch.equal(Adapter("torch").weight[:, :5], Adapter("torch").weight[:, 5:])
+
+
+@pytest.mark.parametrize("modality", ("audio", "text"))
+def test_gradient_reaches_the_adapter_through_the_frozen_encoder(modality):
+    encoder = frozen()
+    before = {key: x.clone() for key, x in encoder.state_dict().items()}
+    query = Query(encoder, Adapter("tied"), torch.randn(3, 10, 768)).train()
+    batch = {"audio": torch.randn(4, 5, 128), "category": torch.tensor([0, 1, 2, 1])}
+    network = AVSNetwork(NetworkConfig("small", (3,), tpavi_va=True, code_dim=16, channels=8, norm_start=1.0))
+    opts = settings.parse_train(["--checkpoint", "x", "--direction", "at" if modality == "audio" else "ta", *NETWORK])
+    loss, _ = losses(network, query, {**batch, "frames": torch.randn(4, 5, 3, 32, 32), "masks": torch.ones(4, 1, 32, 32)},
+                     opts)
+    loss.backward()
+    weight = query.adapter.weight
+    assert weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in encoder.parameters())
+    assert all(torch.equal(x, before[key]) for key, x in encoder.state_dict().items())
+    if modality == "audio":             # the sound is repeated: equal gradients for both halves
+        torch.testing.assert_close(weight.grad[:, :5], weight.grad[:, 5:])
+    else:
+        assert not torch.allclose(weight.grad[:, :5], weight.grad[:, 5:])
+
+
+def test_only_the_released_protocol_keeps_the_dropout():
+    batch = {"audio": 3 * torch.randn(40, 5, 128), "category": torch.zeros(40, dtype=torch.int64)}
+    torch.manual_seed(1)
+    adapter = Adapter("torch")
+    for dropout in (False, True):
+        query = Query(frozen(), adapter, None, dropout).eval()
+        with torch.no_grad():
+            assert torch.equal(query("audio", batch), query("audio", batch)) is not dropout
+
+
+def test_clips_of_a_class_share_one_sentence():
+    query = Query(frozen(), Adapter("tied"), torch.randn(3, 10, 768)).eval()
+    codes = evaluation.clip_codes(query, "text", {"category": torch.tensor([0, 2, 0])}, torch.device("cpu"))
+    assert codes.shape == (3, 5, 16) and torch.equal(codes[0], codes[2])
+
+
+@pytest.mark.parametrize("count", (2, 3, 50))
+def test_shuffled_codes_leave_no_clip_its_own(count):
+    codes = torch.arange(count, dtype=torch.float32)[:, None, None].expand(-1, 5, 2)
+    mixed = evaluation.shuffled(codes, 3)
+    assert sorted(mixed[:, 0, 0].tolist()) == list(range(count)) and not (mixed == codes).any()
+    assert torch.equal(mixed, evaluation.shuffled(codes, 3))
+
+
+def test_matching_loss_trains_all_frames(tree, tmp_path):
+    train.main([*train_arguments(tree, tmp_path), "--sa_loss_flag", "--lambda_1", "0.5", "--sa_loss_stages", "2", "3"])
+    line = read_rows(next(tmp_path.glob("*/log/metrics.jsonl")))[0]["losses"]
+    assert line["sa_loss"] > 0 and line["lambda_1"] == 0.5
+
+
+def test_stored_network_is_the_trained_one(trained, tree):
+    run, = trained.glob("S4_at_*")
+    opts = settings.parse_test(test_arguments(tree, trained, "--weights", str(run)))
+    sha = checkpoint.sha256(tree / "encoder0.pt")
+    network, adapter, facts = storage.load(run / "checkpoints" / "last.pth", opts, sha, 16)
+    assert facts["epoch"] == 2 and facts["encoder_sha256"] == sha and network.config.tpavi_stages == (2, 3)
+    start = Adapter("tied")
+    assert not torch.allclose(adapter.weight, start.weight) and not network.training
+    storage.save(run / "copy.pth", network, adapter, **{key: facts[key] for key in facts if key != "settings"})
+    again, _, _ = storage.load(run / "copy.pth", opts, sha, 16)
+    assert all(torch.equal(x, again.state_dict()[key]) for key, x in network.state_dict().items())
