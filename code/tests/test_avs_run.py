@@ -331,8 +331,8 @@ def test_gradient_reaches_the_adapter_through_the_frozen_encoder(modality):
     batch = {"audio": torch.randn(4, 5, 128), "category": torch.tensor([0, 1, 2, 1])}
     network = AVSNetwork(NetworkConfig("small", (3,), tpavi_va=True, code_dim=16, channels=8, norm_start=1.0))
     opts = settings.parse_train(["--checkpoint", "x", "--direction", "at" if modality == "audio" else "ta", *NETWORK])
-    loss, _ = losses(network, query, {**batch, "frames": torch.randn(4, 5, 3, 32, 32), "masks": torch.ones(4, 1, 32, 32)},
-                     opts)
+    pictures = {"frames": torch.randn(4, 5, 3, 32, 32), "masks": torch.ones(4, 1, 32, 32)}
+    loss, _ = losses(network, query, {**batch, **pictures}, opts)
     loss.backward()
     weight = query.adapter.weight
     assert weight.grad.abs().max() > 0

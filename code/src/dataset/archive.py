@@ -85,7 +85,13 @@ def _encode(text, encoding="latin1"):
     return text.encode("latin1")
 
 
-_GLOBALS = {("_codecs", "encode"): _encode, ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
+def _no_bytes():
+    return b""
+
+
+# Protocols 0 to 2 spell bytes as _codecs.encode(text, "latin1"), and no bytes as bytes().
+_GLOBALS = {("_codecs", "encode"): _encode, ("__builtin__", "bytes"): _no_bytes,
+            ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
 for _core in ("numpy.core", "numpy._core"):                 # NumPy 1 and NumPy 2 spell the module differently
     _GLOBALS[_core + ".multiarray", "_reconstruct"] = _reconstruct
     _GLOBALS[_core + ".numeric", "_frombuffer"] = _frombuffer

@@ -5,11 +5,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.features import Pack, open_features
+from dataset.features import Pack, open_features, to_float32
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class Clips(Dataset):
 
     def _clip(self, modality, i):
         if modality in self.memory:
-            return torch.from_numpy(self.memory[modality][i]).float().numpy()
+            return to_float32(self.memory[modality][i])
         return self.stores[modality].read(self.keys[i])
 
     def load(self, modality, dtype=None):

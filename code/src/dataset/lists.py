@@ -20,8 +20,8 @@ from errors import InputError
 SECONDS = 10
 # Label order of the released AVVP class list (that of the LLP program is another one).
 AVVP_CLASSES = ("Fire_alarm", "Accordion", "Frying_(food)", "Baby_laughter", "Speech", "Helicopter", "Banjo",
-                "Chainsaw", "Violin_fiddle", "Acoustic_guitar", "Car", "Dog", "Baby_cry_infant_cry", "Cat", "Cheering", "Cello",
-                "Lawn_mower", "Vacuum_cleaner", "Clapping", "Telephone_bell_ringing", "Chicken_rooster", "Motorcycle",
+                "Chainsaw", "Violin_fiddle", "Acoustic_guitar", "Car", "Dog", "Baby_cry_infant_cry", "Cat", "Cheering",
+                "Cello", "Lawn_mower", "Vacuum_cleaner", "Clapping", "Telephone_bell_ringing", "Chicken_rooster", "Motorcycle",
                 "Singing", "Basketball_bounce", "Blender")
 # Order of the classes in the released vggsound2ucf.csv, whose rows are those of the 40k list.
 VGGSOUND_OF_UCF = ("playing violin", "rope skipping", "playing cello", "basketball bounce", "playing tabla",
@@ -37,7 +37,7 @@ def read_annotations(path):
     if rows and rows[0][0] == "Category":
         rows = rows[1:]
     for k, row in enumerate(rows):
-        if len(row) != 5 or not (row[3].strip().isdigit() and row[4].strip().isdigit()):
+        if len(row) != 5 or not (row[3].strip().isdecimal() and row[4].strip().isdecimal()):
             raise InputError(f"{path}: row {k + 1} is '{'&'.join(row)[:60]}'; category&id&quality&start&end is "
                              "expected; "
                              "get AVE's annotation files again")

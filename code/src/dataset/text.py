@@ -34,7 +34,7 @@ class Sentence:
 
     def __init__(self, words, vectors, indices):
         self.words, self.indices = list(words), [int(i) for i in indices]
-        self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1)
+        self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1 if self.words else WIDTH)
 
 
 def word_index(word, vocabulary):
