@@ -19,21 +19,20 @@ class FrozenEncoder(nn.Module):
 
     Attributes:
         config: widths and modalities of the system.
-        channels: for each level the code channels that heads see (B, T, S); None for all (TOC off).
         epoch: epoch of the checkpoint, None if it was never trained.
     """
 
     def __init__(self, encoder, epoch=None):
         super().__init__()
-        self.encoder = encoder.requires_grad_(False).eval()
+        self.encoder = encoder.requires_grad_(False)
         self.config = encoder.config
-        self.channels = [None] * len(encoder.levels)
         self.epoch = epoch
+        self.eval()
 
     @property
     def head_dim(self):
-        """Width of the vectors that a head receives."""
-        return sum(self.config.code_dim if c is None else len(c) for c in self.channels)
+        """Width of the vectors that `embed` gives."""
+        return self.config.code_dim * self.config.num_levels
 
     @property
     def codebooks(self):
@@ -61,8 +60,7 @@ class FrozenEncoder(nn.Module):
         vectors, indices = [], []
         for number, level in enumerate(self.encoder.levels):
             chosen, index = level.codebook.lookup(level.semantic[modality](features))
-            channels = self.channels[number]
-            vectors.append(chosen if channels is None else chosen[..., channels])
+            vectors.append(chosen)
             indices.append(index)
             if number + 1 < len(self.encoder.levels):
                 features = level.specific[modality](features).pooled

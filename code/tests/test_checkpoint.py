@@ -1,0 +1,197 @@
+"""Published files load here, ours load there: names, dtypes, partial files, optimiser sections, wrong files."""
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from conftest import ROOT
+from engine import checkpoint
+from engine.pretraining import Pretrainer, Settings
+from errors import InputError
+from model import names
+from model.config import Config
+from model.draws import Draws
+from model.h_dcid import build
+from parity_dcid import filled, manifest
+from test_dcid import TINY, batch_of, trainer_of
+
+GOLDEN = ROOT / "code" / "tests" / "golden"
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Sections of a small published tri-modal file, filled by the golden rule."""
+    return filled(manifest(GOLDEN, "dcid_small_manifest"))
+
+
+def write(path, contents):
+    torch.save(contents, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_dtype_loads_and_widths_are_read_from_the_tensors(small, tmp_path, dtype):
+    cast = {s: {k: v.to(dtype) for k, v in tensors.items()} for s, tensors in small.items()}
+    encoder = checkpoint.load_encoder(write(tmp_path / "x.pt", cast | {"epoch": 2}))
+    config = encoder.config
+    assert (config.modalities, config.num_codes, config.video_dim, config.video_specific_dim, encoder.epoch) == (
+        ("audio", "video", "text"), 48, 16, 32, 2)
+    codes = encoder.embed("video", torch.rand(2, 10, 7, 7, 16))
+    assert codes.vectors.shape == (2, 10, 256) and codes.vectors.dtype == torch.float32
+    assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.training
+
+
+def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
+    part = {name: small[name] for name in (names.ENCODER, names.LSTM)} | {"epoch": 4}
+    loaded = checkpoint.open_file(write(tmp_path / "part.pt", part))
+    assert not loaded.complete and "CPC_parameters" in loaded.missing and loaded.epoch == 4
+
+
+@pytest.mark.parametrize("modalities", [("audio", "video"), ("audio", "text"), ("video", "text")])
+def test_every_modality_set_comes_back(modalities, tmp_path):
+    torch.manual_seed(0)
+    model = build(Config.for_data(modalities, **TINY))
+    contents = checkpoint.pack(model, {}, {}, 0, 0, {})
+    checkpoint.save(tmp_path / "m.pt", contents)
+    loaded = checkpoint.open_file(tmp_path / "m.pt")
+    assert loaded.complete and loaded.model.config.modalities == modalities
+    ours = model.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize("save_dtype", [torch.float32, torch.float64])
+def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
+    """A strict reader of the published manifest: nothing missing, nothing extra, one dtype."""
+    published = manifest(GOLDEN, "dcid_published_manifest")
+    with torch.device("meta"):
+        model = build(Config())
+    state = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
+    tensors = names.layout(model.config, {n: v.shape for n, v in state.items()})
+    ours = names.to_published(state, tensors, {}, save_dtype)
+    assert {s: {k: list(v.shape) for k, v in keys.items()} for s, keys in ours.items()} == published
+    assert {v.dtype for keys in ours.values() for v in keys.values()} == {save_dtype}
+
+
+def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
+    """An Adam over LSTM, encoder, CPC and decoder, as the published program makes it, takes our state, and back."""
+    trainer = trainer_of(("audio", "video", "text"))
+    for _ in range(2):
+        trainer.step(batch_of(("audio", "video", "text")), 0)
+    contents = checkpoint.pack(trainer.model, trainer.optimizers, {}, 0, 2, {}, torch.float64)
+    buffers = {f"Cross_quantizer.{name}" for name in names.CODEBOOK}
+    order = [(s, k) for s in names.MAIN_OPTIMIZER for k in contents.get(s, {}) if k not in buffers]
+    theirs = torch.optim.Adam([torch.nn.Parameter(contents[s][k]) for s, k in order], lr=1)
+    theirs.load_state_dict(contents["optimizer"])
+    assert theirs.param_groups[0]["lr"] == pytest.approx(4e-4)
+    ours = dict(trainer.model.named_parameters())
+    checked = 0
+    for (section, key), parameter in zip(order, theirs.param_groups[0]["params"]):
+        if key == "audio_self_att.encoder.layers.1.linear2.weight":
+            own = trainer.optimizers["main"].state[ours["encoder.levels.0.semantic.audio.layers.1.linear2.weight"]]
+            assert torch.equal(theirs.state[parameter]["exp_avg"], own["exp_avg"].double())
+            checked += 1
+        if "encoder_layer" in key or "semantic_decoder" in key:
+            assert parameter not in theirs.state
+            checked += 1
+    assert checked > 1
+    for section, name in names.MI_OPTIMIZERS.items():
+        assert (name in contents) == (not section.endswith("_2_parameters"))
+
+    checkpoint.save(tmp_path / "run.pt", contents)
+    loaded = checkpoint.open_file(tmp_path / "run.pt")
+    resumed = Pretrainer(loaded.model, Draws(torch.Generator().manual_seed(1)), Settings())
+    checkpoint.load_optimizers(loaded, resumed.optimizers)
+    resumed.started, trainer.draws = [True], Draws(torch.Generator().manual_seed(1))
+    batch = batch_of(("audio", "video", "text"))
+    for one in (trainer, resumed):
+        torch.manual_seed(5)
+        one.step(batch, 0)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), resumed.model.parameters()))
+
+
+def wrong_files(folder, small):
+    """name -> (file, what its message must name)."""
+    encoder = dict(small[names.ENCODER])
+    lost = {k: v for k, v in encoder.items() if k != "Audio_encoder.audio_linear.bias"}
+    bent = encoder | {"Audio_encoder.audio_linear.bias": torch.zeros(7)}
+    nan = encoder | {"Audio_encoder.audio_linear.bias": torch.full((256,), float("nan"))}
+    alien = encoder | {"Audio_encoder.surprise": torch.zeros(1)}
+    lstm = {names.LSTM: small[names.LSTM]}
+    whole = write(folder / "whole.pt", small)
+    (folder / "truncated.pt").write_bytes(whole.read_bytes()[:-20_000])
+    (folder / "empty.pt").write_bytes(b"")
+    (folder / "text.pt").write_text("not a checkpoint")
+    return {
+        "absent": (folder / "absent.pt", "no such file"),
+        "folder": (folder, "no such file"),
+        "truncated": (folder / "truncated.pt", "truncated"),
+        "empty": (folder / "empty.pt", "empty.pt"),
+        "text": (folder / "text.pt", "text.pt"),
+        "list": (write(folder / "list.pt", [1, 2]), "holds a list"),
+        "no encoder": (write(folder / "a.pt", lstm), names.ENCODER),
+        "no lstm": (write(folder / "b.pt", {names.ENCODER: encoder}), names.LSTM),
+        "lost key": (write(folder / "c.pt", {names.ENCODER: lost, **lstm}), "Audio_encoder.audio_linear.bias"),
+        "bent key": (write(folder / "d.pt", {names.ENCODER: bent, **lstm}), "[7]"),
+        "not finite": (write(folder / "e.pt", {names.ENCODER: nan, **lstm}), "finite"),
+        "alien key": (write(folder / "f.pt", {names.ENCODER: alien, **lstm}), "Audio_encoder.surprise"),
+        "epoch": (write(folder / "g.pt", {names.ENCODER: encoder, **lstm, "epoch": "three"}), "epoch"),
+    }
+
+
+def test_wrong_files_name_what_is_wrong(small, tmp_path):
+    for kind, (path, wanted) in wrong_files(tmp_path, small).items():
+        with pytest.raises(InputError) as caught:
+            checkpoint.open_file(path)
+        message = str(caught.value)
+        assert wanted in message and "\n" not in message, f"{kind}: {message}"
+
+
+def test_a_hostile_checkpoint_does_not_run(tmp_path):
+    flag = tmp_path / "owned"
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(flag), "w")
+
+    torch.save({names.ENCODER: Hostile()}, tmp_path / "hostile.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Hostile()))
+    assert zipfile.is_zipfile(tmp_path / "hostile.pt")
+    for name in ("hostile.pt", "bare.pt"):
+        with pytest.raises(InputError):
+            checkpoint.open_file(tmp_path / name)
+    assert not flag.exists()
+
+
+def test_describe_names_the_facts(small, tmp_path, capsys):
+    checkpoint.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
+    printed = capsys.readouterr().out
+    for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "dead tensors    54", "codes used"):
+        assert fact in printed, printed
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, {"epoch": 1})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match="No space left"):
+        checkpoint.save(path, {"epoch": 2})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_the_map_names_every_tensor_once():
+    for system in ("dcid", "h_dcid"):
+        config = Config.for_data(("audio", "video", "text"), system=system, **TINY)
+        shapes = checkpoint.shapes(config)
+        tensors = names.layout(config, shapes)
+        ours = [name for tensor in tensors for name in tensor.ours]
+        assert sorted(ours) == sorted(shapes)
+        assert len({(t.section, t.key) for t in tensors}) == len(tensors)
+        assert json.dumps([t.key for t in tensors])

@@ -1,0 +1,134 @@
+"""The codebook: which calls change its state, what a reset leaves, and its losses at all scales."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.codebook import RESET_AFTER, Codebook, cmcm_pair, squared_distance
+from model.draws import Draws
+
+F64 = torch.float64
+
+
+def make(num_codes=7, width=5, seed=0):
+    torch.manual_seed(seed)
+    codebook = Codebook(num_codes, width).double()
+    draws = Draws(torch.Generator().manual_seed(seed))
+    z = {m: torch.randn(4, 6, width, dtype=F64) for m in ("audio", "video", "text")}
+    codebook.start_from(z, draws)
+    return codebook, z, draws
+
+
+def test_lookup_changes_nothing_and_an_ema_step_does():
+    codebook, z, _ = make()
+    before = {name: buffer.clone() for name, buffer in codebook.named_buffers()}
+    quantized = codebook(z)
+    codebook.lookup(z["audio"])
+    assert all(torch.equal(before[name], buffer) for name, buffer in codebook.named_buffers())
+    codebook.ema_step(z, quantized.indices)
+    assert not torch.equal(before["embedding"], codebook.embedding)
+    assert not list(codebook.parameters())
+
+
+def test_the_straight_through_gradient_is_one():
+    codebook, z, _ = make()
+    x = z["audio"].clone().requires_grad_()
+    codebook({**z, "audio": x}).vectors["audio"].sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_ema_step_equals_the_loop_over_codes():
+    """Paper eq. 7 written again with loops: shares 1/2, 1/4, 1/4, one modality after the other."""
+    codebook, z, _ = make()
+    indices = codebook(z).indices
+    count, weight = codebook.ema_count.numpy().copy(), codebook.ema_weight.numpy().copy()
+    for m in z:
+        own, others = z[m].numpy(), [z[o].numpy() for o in z if o != m]
+        hits, sums = np.zeros(len(count)), np.zeros_like(weight)
+        for b in range(4):
+            for t in range(6):
+                k = int(indices[m][b, t])
+                hits[k] += 1
+                sums[k] += 0.5 * own[b, t] + 0.25 * others[0][b, t] + 0.25 * others[1][b, t]
+        count = 0.99 * count + 0.01 * hits
+        total = count.sum()
+        count = (count + 1e-5) / (total + len(count) * 1e-5) * total
+        weight = 0.99 * weight + 0.01 * sums
+    codebook.ema_step(z, indices)
+    np.testing.assert_allclose(codebook.ema_count.numpy(), count, rtol=1e-12)
+    np.testing.assert_allclose(codebook.embedding.numpy(), weight / count[:, None], rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode, survives", [("full", True), ("released", False)])
+def test_a_reset_code_after_the_next_step(mode, survives):
+    codebook, z, draws = make()
+    buried = 3
+    codebook.embedding[buried] = 1e3
+    codebook.ema_weight[buried] = 1e3
+    codebook.unactivated_count[buried] = RESET_AFTER
+    indices = codebook(z).indices
+    codebook.count_and_reset(indices, draws, mode)
+    born = codebook.embedding[buried].clone()
+    assert codebook.unactivated_count[buried] == 0 and born.abs().max() < 10
+    nobody = {m: torch.where(i == buried, (buried + 1) % 7, i) for m, i in indices.items()}
+    codebook.ema_step(z, nobody)
+    assert torch.allclose(codebook.embedding[buried], born, rtol=1e-3) == survives
+
+
+def test_off_counts_without_a_reset():
+    codebook, z, draws = make()
+    codebook.unactivated_count.fill_(10 * RESET_AFTER)
+    before = codebook.embedding.clone()
+    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, "off")
+    assert torch.equal(before, codebook.embedding)
+    assert codebook.unactivated_count[0] == 0 and codebook.unactivated_count[1] == 10 * RESET_AFTER + 1
+
+
+def test_cmcm_gradient():
+    p, q = (torch.rand(4, 6, dtype=F64).softmax(1).requires_grad_() for _ in range(2))
+    assert torch.autograd.gradcheck(cmcm_pair, (p, q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 1e2, 1e4])
+def test_cmcm_is_finite_at_every_scale(dtype, scale):
+    torch.manual_seed(0)
+    codebook = Codebook(20, 32)
+    z = {m: (scale * torch.randn(6, 10, 32)).to(dtype).float().requires_grad_() for m in ("audio", "video")}
+    codebook.start_from(z, Draws(torch.Generator().manual_seed(0)))     # some features lie exactly on codes
+    loss = codebook(z).cmcm
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(x.grad).all() for x in z.values())
+    chances = torch.softmax(scale * torch.randn(6, 20), 1).to(dtype)
+    assert torch.isfinite(cmcm_pair(chances, chances.flip(0)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 8))
+def test_lookup_finds_the_nearest_code(seed, num_codes, rows):
+    torch.manual_seed(seed)
+    x, codes = torch.randn(rows, 3, dtype=F64), torch.randn(num_codes, 3, dtype=F64)
+    distance = squared_distance(x, codes)
+    assert torch.allclose(distance, torch.cdist(x, codes, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
+
+
+def test_equal_codes_tie_to_the_lowest_index():
+    codebook, z, _ = make()
+    codebook.embedding.copy_(codebook.embedding[:1].expand(7, -1))
+    assert all((i == 0).all() for i in codebook(z).indices.values())
+
+
+def test_attention_teacher_and_own_vectors():
+    """With one second a clip attention has nothing to choose and equals the mean; without teachers others are unused."""
+    codebook, _, _ = make()
+    twin, _, _ = make()
+    z = {m: torch.randn(9, 1, 5, dtype=F64) for m in ("audio", "video", "text")}
+    indices = codebook(z).indices
+    codebook.ema_step(z, indices, "attention")
+    twin.ema_step(z, indices, "mean")
+    assert torch.allclose(codebook.embedding, twin.embedding)
+    alone, _, _ = make()
+    alone.ema_step(z, indices, "own")
+    assert not torch.allclose(alone.embedding, twin.embedding)

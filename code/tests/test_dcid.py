@@ -1,0 +1,162 @@
+"""Properties of the whole system: permutations, gradients of the bound, modality sets, starts of the codebook."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.pretraining import Pretrainer, Settings
+from model.club import Club
+from model.config import Config
+from model.draws import Draws
+from model.h_dcid import build
+
+F64 = torch.float64
+TINY = {"video_dim": 4, "num_codes": 48, "code_dim": 16, "feed_forward": 24, "club_hidden": 8, "text_hidden": 8}
+
+
+def batch_of(modalities, clips=5, seconds=10, channels=4, dtype=torch.float32):
+    shapes = {"audio": (128,), "video": (7, 7, channels), "text": (768,)}
+    return {m: torch.rand(clips, seconds, *shapes[m], dtype=dtype) for m in modalities}
+
+
+def trainer_of(modalities, seed=0, **settings):
+    torch.manual_seed(seed)
+    model = build(Config.for_data(modalities, **TINY)).train()
+    return Pretrainer(model, Draws(torch.Generator().manual_seed(seed)), Settings(**settings))
+
+
+@pytest.mark.parametrize("modalities", [("audio", "video", "text"), ("audio", "video"), ("audio", "text"),
+                                        ("video", "text")])
+def test_every_modality_set_trains(modalities):
+    trainer = trainer_of(modalities)
+    batch = batch_of(modalities)
+    losses = [float(trainer.step(batch, 0).losses["total"].detach()) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    named = trainer.step(batch, 0).losses
+    assert {f"{m}_recon" for m in modalities} <= set(named)
+    single = {m: x[:1] for m, x in batch.items()}           # the published list ends in a batch of one clip
+    assert torch.isfinite(trainer.step(single, 0).losses["total"])
+
+
+def test_training_changes_the_codebook_and_evaluation_does_not():
+    trainer = trainer_of(("audio", "video", "text"))
+    batch = batch_of(("audio", "video", "text"))
+    buffers = dict(trainer.model.named_buffers())
+    trainer.step(batch, 0)
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    trainer.model.eval()
+    trainer.evaluate(batch, 0)
+    assert all(torch.equal(before[name], buffer) for name, buffer in buffers.items())
+    trainer.model.train()
+    trainer.step(batch, 0)
+    assert not all(torch.equal(before[name], buffer) for name, buffer in buffers.items())
+
+
+def test_a_permutation_of_clips_permutes_the_outputs():
+    torch.manual_seed(1)
+    model = build(Config.for_data(("audio", "video", "text"), **TINY)).double().eval()
+    batch = batch_of(model.config.modalities, dtype=F64)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    output = model.encoder(model.encoder.features(batch))[0]
+    moved = model.encoder(model.encoder.features({m: x[order] for m, x in batch.items()}))[0]
+    for m in batch:
+        assert torch.allclose(output.semantic[m][order], moved.semantic[m], atol=1e-12)
+        assert torch.allclose(output.specific[m].full[order], moved.specific[m].full, atol=1e-12)
+        assert torch.equal(output.quantized.indices[m][order], moved.quantized.indices[m])
+    assert torch.allclose(output.quantized.cmcm, moved.quantized.cmcm)
+
+
+def test_the_sum_over_places_equals_the_published_attention_of_weight_one():
+    torch.manual_seed(2)
+    pool = build(Config.for_data(("audio", "video"), **TINY)).encoder.levels[0].semantic["video"]
+    x = torch.rand(2, 3, 7, 7, 4)
+    gate = torch.sigmoid(pool.excite(torch.relu(pool.squeeze(x.mean((2, 3))))))[:, :, None, None]
+    assert torch.allclose(pool.pool(x), (x * gate + x).sum((2, 3)), rtol=1e-5)
+
+
+def test_softmax_attention_weighs_places_and_learns():
+    torch.manual_seed(3)
+    config = replace(Config.for_data(("audio", "video"), spatial_attention="softmax", **TINY), attention_dim=16)
+    pool = build(config).encoder.levels[0].semantic["video"]
+    x = torch.rand(2, 3, 7, 7, 4)
+    pooled = pool.pool(x)
+    assert pooled.shape == (2, 3, 4)
+    pooled.square().sum().backward()
+    assert pool.place_attention.weight.grad.abs().max() > 0
+    assert torch.allclose(pool.pool(torch.ones_like(x)), 1 + torch.sigmoid(
+        pool.excite(torch.relu(pool.squeeze(torch.ones(2, 3, 4))))), rtol=1e-5)      # equal places: their mean
+
+
+def test_club_gradient():
+    torch.manual_seed(4)
+    club = Club(3, 2, 8).double()
+    codes = torch.randn(4, 5, 3, dtype=F64, requires_grad=True)
+    specific = torch.randn(4, 5, 2, dtype=F64, requires_grad=True)
+    shuffle = torch.tensor([2, 0, 3, 1])
+    assert torch.autograd.gradcheck(lambda c, s: club.upper_bound(c, s, shuffle), (codes, specific))
+    assert torch.autograd.gradcheck(club.log_likelihood, (codes, specific))
+
+
+def test_club_equals_the_loop():
+    torch.manual_seed(5)
+    club = Club(3, 2, 8).double()
+    codes, specific = torch.randn(3, 4, 3, dtype=F64), torch.randn(3, 4, 2, dtype=F64)
+    shuffle = [1, 2, 0]
+    mean, logvar = club.mean(codes), club.log_variance(codes)
+    total = 0.0
+    for b in range(3):
+        for d in range(2):
+            variance = logvar[b, :, d].mean().exp()
+            positive = -((mean[b, :, d] - specific[b, :, d]) ** 2).mean() / variance
+            negative = -((mean[b, :, d] - specific[shuffle[b], :, d]) ** 2).mean() / variance
+            total += (positive - negative) / 2 / 3
+    assert torch.allclose(club.upper_bound(codes, specific, torch.tensor(shuffle)), total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 1e2, 1e4])
+def test_club_is_finite_at_every_scale(dtype, scale):
+    torch.manual_seed(6)
+    club = Club(8, 6, 8).to(dtype)
+    codes = (scale * torch.randn(4, 5, 8)).to(dtype).requires_grad_()
+    specific = (scale * torch.randn(4, 5, 6)).to(dtype).requires_grad_()
+    bound = club.upper_bound(codes, specific, torch.tensor([1, 2, 3, 0])) + club.log_likelihood(codes, specific)
+    bound.backward()
+    assert torch.isfinite(bound) and torch.isfinite(codes.grad).all() and torch.isfinite(specific.grad).all()
+
+
+def test_bf16_trains_with_a_float32_codebook():
+    trainer = trainer_of(("audio", "video", "text"), bf16=True)
+    report = trainer.step(batch_of(("audio", "video", "text")), 0)
+    assert report.outputs[0].quantized.vectors["video"].dtype == torch.float32
+    assert torch.isfinite(report.losses["total"])
+
+
+@pytest.mark.parametrize("left_out, absent", [("club", "audio_mi"), ("cpc", "cpc")])
+def test_a_component_that_is_left_out_has_no_term(left_out, absent):
+    trainer = trainer_of(("audio", "video"), without=(left_out,))
+    assert absent not in trainer.step(batch_of(("audio", "video")), 0).losses
+
+
+def test_leaving_out_cmcm_makes_its_term_zero():
+    trainer = trainer_of(("audio", "video"), without=("cmcm",))
+    assert trainer.step(batch_of(("audio", "video")), 0).losses["cmcm"] == 0
+
+
+def test_fewer_dead_codes_with_the_start_from_data():
+    """After 500 steps of a small system on clustered clips more codes are alive than from the published start."""
+    alive = {}
+    for start in ("data", "released"):
+        trainer = trainer_of(("audio", "text"), codebook_init=start, code_reset="released" if start == "released" else "full",
+                             without=("club",))
+        generator = torch.Generator().manual_seed(7)
+        centres = {m: torch.rand(10, 1, x.shape[-1], generator=generator)
+                   for m, x in batch_of(("audio", "text"), 1).items()}
+        for _ in range(500):
+            kind = torch.randint(10, (8,), generator=generator)
+            batch = {m: c[kind] + 0.1 * torch.randn(8, 10, c.shape[-1], generator=generator) for m, c in centres.items()}
+            trainer.step(batch, 0)
+        count = trainer.model.encoder.levels[0].codebook.unactivated_count
+        alive[start] = int(((count >= 0) & (count < 100)).sum())
+    assert alive["data"] > alive["released"], alive
