@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from dataset.features import open_features      # noqa: E402
-from dataset.packing import pack                # noqa: E402
-from errors import Parser, run                  # noqa: E402
+from dataset.features import open_features  # noqa: E402
+from dataset.packing import pack  # noqa: E402
+from errors import Parser, run  # noqa: E402
 
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
 DIFFERENT = 50                  # clips with contents of their own; the others are copies, with files of their own
@@ -76,7 +76,8 @@ def main(argv=None):
             ids = [f"clip{k:07d}" for k in rng.permutation(opts.clips)]
             times = {name: seconds_per_clip(store, ids) for name, store in stores.items()}
             figures[modality] = {"zips_ms": 1e3 * times["zips"], "pack_ms": 1e3 * times["pack"],
-                                 "ratio": times["zips"] / times["pack"], "packing_clips_per_second": opts.clips / packing}
+                                 "ratio": times["zips"] / times["pack"],
+                                 "packing_clips_per_second": opts.clips / packing}
     finally:
         shutil.rmtree(folder)
     total = {name: sum(figures[m][f"{name}_ms"] for m in SHAPES) for name in ("zips", "pack")}

@@ -33,7 +33,10 @@ def check(opts):
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
         source, modalities = CHECKS[name]
         family = "vggsound" if source.startswith("vggsound") else source
-        report = checking.check(name, family, {**opts.paths(family), **opts.paths(source)}, modalities)
+        paths = opts.paths(family) | opts.paths(source)
+        if name == "ave_avvp":
+            paths |= {f"{part}_{m}": opts.place(f"{part}.{m}") for part in ("ave", "avvp") for m in ("audio", "video")}
+        report = checking.check(name, family, paths, modalities)
         if "text" in modalities:
             checking.check_text(report, opts.place(f"{family}.text"))
         print(report)
@@ -113,7 +116,7 @@ def pack(opts):
         if out.exists() and not opts.overwrite:
             print(f"{out}: is there, left as it is (--overwrite makes it again)")
         else:
-            result = packing.pack(source, out, name.split(".")[1].split("_")[-1], opts.dtype, opts.seconds,
+            result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
                                   opts.on_bad_clip)
             print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
                   f"{len(result.left_out):,} left out")
@@ -122,8 +125,7 @@ def pack(opts):
         print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
 
 
-FEATURES = [name for name in configs.PLACES if name.split(".")[1].split("_")[-1] in ("audio", "video")
-            and not name.startswith("avs") or name == "vggsound.label"]
+FEATURES = [name for name in configs.PLACES if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
 
 
 def parser():

@@ -9,11 +9,11 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from data_trees import features, write_zips, zip_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from data_trees import features, write_zips, zip_bytes
 from dataset.archive import read_counts, read_zip, unpickle_array
 from dataset.clips import Clips
 from dataset.features import check_clip, fit_length, open_features

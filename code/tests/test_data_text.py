@@ -13,11 +13,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import prepare
 import pytest
+
+import prepare
 from conftest import ROOT
 from data_trees import hashed_text
-
 from dataset.archive import read_counts
 from dataset.tables import read_classes, read_table
 from dataset.text import (
@@ -68,7 +68,7 @@ def test_shipped_prompts(name, count):
     prompts = read_prompts(SRC / "dataset" / "prompts" / f"{name}.csv")
     assert len(prompts) == count == len(set(prompts.values()))
     for sentence in prompts.values():
-        assert re.fullmatch(r"[a-z]+( [a-z]+){8,9}", sentence), sentence        # nine or ten words fit the encoder whole
+        assert re.fullmatch(r"[a-z]+( [a-z]+){8,9}", sentence), sentence        # they fit the encoder
 
 
 def test_shipped_prompts_name_the_real_classes(annotations):

@@ -209,7 +209,7 @@ class Pack(Store):
             written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was left out
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
-        self.ids = self.rows.keys()
+        self.ids = set(self.rows)
 
     def open(self):
         """The `features` dataset, opened once a process."""

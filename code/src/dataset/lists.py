@@ -21,8 +21,8 @@ SECONDS = 10
 # Label order of the released AVVP class list (that of the LLP program is another one).
 AVVP_CLASSES = ("Fire_alarm", "Accordion", "Frying_(food)", "Baby_laughter", "Speech", "Helicopter", "Banjo",
                 "Chainsaw", "Violin_fiddle", "Acoustic_guitar", "Car", "Dog", "Baby_cry_infant_cry", "Cat", "Cheering",
-                "Cello", "Lawn_mower", "Vacuum_cleaner", "Clapping", "Telephone_bell_ringing", "Chicken_rooster", "Motorcycle",
-                "Singing", "Basketball_bounce", "Blender")
+                "Cello", "Lawn_mower", "Vacuum_cleaner", "Clapping", "Telephone_bell_ringing", "Chicken_rooster",
+                "Motorcycle", "Singing", "Basketball_bounce", "Blender")
 # Order of the classes in the released vggsound2ucf.csv, whose rows are those of the 40k list.
 VGGSOUND_OF_UCF = ("playing violin", "rope skipping", "playing cello", "basketball bounce", "playing tabla",
                    "playing acoustic guitar", "playing volleyball", "skateboarding", "bowling impact", "playing piano",
