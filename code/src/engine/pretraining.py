@@ -49,7 +49,10 @@ class Pretrainer:
     Attributes:
         optimizers: "main" and one for every CLUB network, by section.
         started: for each level whether its codebook has left its initial state.
+        before_update: called with the report of a step before it changes the main weights (guards.Finite.look).
     """
+
+    before_update = None
 
     def __init__(self, model, draws, settings):
         self.model, self.draws, self.settings = model, draws, settings
@@ -93,6 +96,8 @@ class Pretrainer:
         report.losses["total"].backward()
         report.likelihoods = likelihoods
         report.grad_norms = self._clip()
+        if self.before_update:
+            self.before_update(report)
         self.optimizers["main"].param_groups[0]["lr"] = self.learning_rate(epoch)
         self.optimizers["main"].step()
         return report
