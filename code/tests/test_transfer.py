@@ -38,7 +38,7 @@ def trial_of(part, make, seed, test):
 
 
 def fit(trials, make, **options):
-    transfer.fit(trials, lambda: make(WIDTH, CLASSES), Task("t", make, "accuracy", {}, {}).measure, **options)
+    transfer.fit(trials, lambda width: make(width, CLASSES), Task("t", make, "accuracy", {}, {}).measure, **options)
 
 
 def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):

@@ -242,6 +242,16 @@ def pretrain_parser():
     return parser
 
 
+def toc_arguments(group):
+    """TOC's numbers, for downstream scripts and toc.py."""
+    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
+                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
+    group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
+    group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
+    group.add_argument("--toc_terms", choices=("both", "similarity", "variance"), default="both",
+                       help="TOC: terms of the criterion; one alone is an ablation")
+
+
 def downstream_parser(task):
     """Arguments of one downstream script."""
     parser = _parser(f"{task}.py", f"{task}: train a head on one modality's frozen codes, test it on another's.")
@@ -259,9 +269,11 @@ def downstream_parser(task):
     group = parser.add_argument_group("encoder")
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
-    group.add_argument("--choose_channel", type=positive, default=None, help="TOC: code channels kept (off if absent)")
-    group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
-    group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
+    toc_arguments(group)
+    group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
+                       help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "
+                       "direction (there with --n_epoch 50 for ave, 100 elsewhere; directions without any are left "
+                       "out); several give a row each")
     return parser
 
 

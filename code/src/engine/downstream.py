@@ -4,14 +4,15 @@ import io
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine import checkpoint, metrics, results, transfer
+from engine import channels, checkpoint, metrics, results, transfer
 from errors import InputError
+from model import toc
 
 log = logging.getLogger(__name__)
 MODALITIES = ("audio", "video", "text")
@@ -76,16 +77,14 @@ class Pretrained:
     path: Path
     encoder: torch.nn.Module
     sha256: str
-    variant: str = ""                            # what was done to the codes, for example TOC; "" for nothing
 
 
 def load(opts, path=None):
-    """The frozen encoder of a checkpoint (default: `opts.checkpoint`), with the channel selection asked for."""
+    """The frozen encoder of a checkpoint (default: `opts.checkpoint`), with which TOC's settings are checked."""
     path = Path(path or opts.checkpoint)
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     encoder = checkpoint.load_encoder(path, device=opts.device, dtype=dtype)
-    if opts.choose_channel:
-        raise InputError("--choose_channel: this program cannot select channels yet; leave it out")
+    channels.check(opts, encoder.config)
     return Pretrained(path, encoder, checkpoint.sha256(path))
 
 
@@ -114,54 +113,65 @@ def check(task, pretrained, directions):
 
 
 def evaluate(task, pretrained, opts):
-    """Train and test the heads of one task: every direction, seed and control in one pass.
+    """Train and test the heads of one task: every direction, seed, choice of channels and control in one pass.
 
     For each direction source->target there is a head on `source`; the same-modality figure comes from a head on
-    `target`, tested on `target`. The controls are the same heads over an encoder that was never trained.
+    `target`, tested on `target`. The controls are the same heads over an encoder that was never trained. Where TOC is
+    on, all four see the channels of the direction, selected from their own encoder's codebooks.
 
     Returns:
         Rows (engine/results.py), appended to `opts.results` as well.
     """
     start = time.monotonic()
+    variants = channels.variants(opts, task.name, pretrained.encoder.config)
     check(task, pretrained, opts.directions)
     encoders = {None: pretrained.encoder}
     if not opts.no_control:
         encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
     sources = [m for m in wanted(opts) if m in task.train]
     measured = {s: [t for t in wanted(opts) if (s, t) in opts.directions or (s == t and t in task.test)] for s in sources}
-    parts = _encode(task, encoders, measured, opts)
+    kept = {(control, selection): toc.head_channels(encoder.codebooks, selection)
+            for control, encoder in encoders.items() for v in variants for selection in v.selections.values()}
+    parts = {(*key, selection): part.select(chosen) for key, part in _encode(task, encoders, measured, opts).items()
+             for (control, selection), chosen in kept.items() if control == key[1]}
     trials = {}
-    for control in encoders:
-        for source in sources:
-            for seed in opts.seeds:
-                on = {role + target: parts[role, control, target] for target in measured[source]
-                      for role in ("test ", "val ") if (role, control, target) in parts}
-                part = parts["train ", control, source]
-                trials[control, source, seed] = transfer.Trial(part, task.answers(part), seed, on)
+    for control, source, selection in _heads(encoders, sources, variants):
+        on = {role + target: parts[role, control, target, selection] for target in measured[source]
+              for role in ("test ", "val ") if (role, control, target, selection) in parts}
+        part = parts["train ", control, source, selection]
+        for seed in opts.seeds:
+            trials[control, source, selection, seed] = transfer.Trial(part, task.answers(part), seed, on)
     first_epoch, refresh = 0, None
     if opts.protocol == "released":
-        first_epoch, refresh = (pretrained.encoder.epoch or 0) + 1, _with_dropout(task, encoders, trials, opts)
+        first_epoch, refresh = (pretrained.encoder.epoch or 0) + 1, _with_dropout(task, encoders, trials, kept, opts)
     if opts.n_epoch <= first_epoch:
         raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
                          f"with {pretrained.path}; raise --n_epoch")
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
-    transfer.fit(list(trials.values()), lambda: task.make(pretrained.encoder.head_dim),
-                 lambda heads, part: task.measure(heads, part, batch), epochs=opts.n_epoch - first_epoch,
+    transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch), epochs=opts.n_epoch - first_epoch,
                  batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
                  title=f"{task.name}: {len(trials)} heads")
     about = describe(pretrained, opts, start)
-    rows = [{"task": task.name} | about | row for row in _rows(task, trials, parts, opts, first_epoch, batch)]
+    rows = [{"task": task.name} | about | row for variant in variants
+            for row in _rows(task, variant, trials, parts, opts, first_epoch, batch)]
     for row in rows:
         results.append(opts.results, row)
-    _keep_predictions(task, trials, parts, pretrained, opts)
+    _keep_predictions(task, variants[0], trials, parts, pretrained, opts)
     return rows
+
+
+def _heads(encoders, sources, variants):
+    """(control, source, selection) of every kind of head that some direction needs, each once."""
+    needed = {(modality, selection): None for v in variants for direction, selection in v.selections.items()
+              for modality in direction if modality in sources}
+    return [(control, *head) for control in encoders for head in needed]
 
 
 def describe(pretrained, opts, start):
     """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
     return {"protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
-            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": pretrained.variant,
-            "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
+            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": channels.OFF,
+            "checkpoint_epoch": pretrained.encoder.epoch, "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
 
 
 def _encode(task, encoders, measured, opts):
@@ -183,37 +193,38 @@ def _codes(task, encoders, dataset, modalities, opts, training=False):
                           precision=opts.precision, workers=0 if opts.in_memory else opts.workers, training=training)
 
 
-def _with_dropout(task, encoders, trials, opts):
+def _with_dropout(task, encoders, trials, kept, opts):
     """For protocol="released": new codes of the training clips before each epoch, dropout on."""
-    sources = {source for _, source, _ in trials}
+    sources = {source for _, source, *_ in trials}
 
     def refresh(epoch):
         with torch.random.fork_rng():
             torch.manual_seed(opts.seeds[0] * 1000 + epoch)
             fresh = {source: _codes(task, encoders, task.train[source], [source], opts, training=True)
                      for source in MODALITIES if source in sources}
-        for (control, source, _), trial in trials.items():
-            trial.train = fresh[source][control, source]
+        for (control, source, selection, _), trial in trials.items():
+            trial.train = fresh[source][control, source].select(kept[control, selection])
     return refresh
 
 
-def _rows(task, trials, parts, opts, first_epoch, batch):
+def _rows(task, variant, trials, parts, opts, first_epoch, batch):
     """Result lines without what is the same for all: each direction, control, seed, selection and metric."""
-    for source, target in opts.directions:
-        for control in {control: None for control, _, _ in trials}:
-            test = parts["test ", control, target]
+    for (source, target), toc_selection in variant.selections.items():
+        for control in {control: None for control, *_ in trials}:
+            test = parts["test ", control, target, toc_selection]
             chance = task.chance(test, batch)
             for seed in opts.seeds:
-                curves = trials[control, source, seed].curves
+                curves = trials[control, source, toc_selection, seed].curves
                 curve, same, val = curves[f"test {target}"], None, curves.get(f"val {target}")
-                if (control, target, seed) in trials:
-                    same = trials[control, target, seed].curves[f"test {target}"]
+                if (control, target, toc_selection, seed) in trials:
+                    same = trials[control, target, toc_selection, seed].curves[f"test {target}"]
                 at = {"last": len(curve[task.best_by]) - 1, "best": _argmax(curve[task.best_by])}
                 same_at = {"last": -1, "best": _argmax(same[task.best_by])} if same else None
                 chosen = _argmax(val[task.best_by]) if val else None
                 for selection, epoch in at.items():
                     for metric, values in curve.items():
-                        yield {"dataset": task.test[target].name, "direction": f"{source}->{target}", "metric": metric,
+                        yield {"variant": variant.name, "channels": toc_selection and astuple(toc_selection),
+                               "dataset": task.test[target].name, "direction": f"{source}->{target}", "metric": metric,
                                "value": values[epoch], "epoch": first_epoch + epoch, "selection": selection,
                                "same_modality": same[metric][same_at[selection]] if same else None,
                                "chance": chance[metric], "seed": seed, "control": control,
@@ -226,13 +237,13 @@ def _argmax(values):
     return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
 
 
-def _keep_predictions(task, trials, parts, pretrained, opts):
+def _keep_predictions(task, variant, trials, parts, pretrained, opts):
     """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves."""
     folder = Path(opts.results).parent / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    for source, target in opts.directions:
-        dataset, test = task.test[target], parts["test ", None, target]
-        kept = {role: [trials[None, s, seed] for seed in opts.seeds if (None, s, seed) in trials]
+    for (source, target), selection in variant.selections.items():
+        dataset, test = task.test[target], parts["test ", None, target, selection]
+        kept = {role: [trials[None, s, selection, seed] for seed in opts.seeds if (None, s, selection, seed) in trials]
                 for role, s in (("cross", source), ("same", target))}
         arrays = task.pictured([of_role[0].head for of_role in kept.values() if of_role], test, dataset)
         curves = {f"{role}_curves": np.array([t.curves[f"test {target}"][task.best_by] for t in of_role])
@@ -241,7 +252,7 @@ def _keep_predictions(task, trials, parts, pretrained, opts):
         _save(folder / f"{task.name}-{source}-{target}.npz", task=task.name, source=source, target=target,
               dataset=dataset.name, ids=np.array(dataset.ids), best_by=task.best_by, seed=opts.seeds[0],
               checkpoint=pretrained.path.name, protocol=opts.protocol, features=features, **arrays, **curves)
-    used = {m: part.indices.cpu().numpy() for (role, control, m), part in parts.items()
+    used = {m: part.indices.cpu().numpy() for (role, control, m, _), part in parts.items()
             if role == "test " and control is None}
     _save(folder / f"codes-{task.name}.npz", num_codes=pretrained.encoder.config.num_codes,
           checkpoint=pretrained.path.name, **used)

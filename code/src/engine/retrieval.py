@@ -1,15 +1,16 @@
 """X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without any training."""
 
 import time
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import astuple, dataclass
+from itertools import permutations, product
 
 import numpy as np
 import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from engine import checkpoint, downstream, metrics, results, transfer
+from engine import channels, checkpoint, downstream, metrics, results, transfer
+from model import toc
 from model.heads import RetrievalHead
 
 LOOKED_AT = (1, 5, 10)
@@ -78,18 +79,23 @@ def training_free(dataset, pretrained, opts):
         Rows (engine/results.py), task "retrieval_free", appended to `opts.results` as well.
     """
     start = time.monotonic()
+    variants = channels.variants(opts, "retrieval", pretrained.encoder.config)
     encoders = {None: pretrained.encoder}
     if not opts.no_control:
         encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
     parts = transfer.codes(encoders, dataset, modalities, labels="audio", batch=opts.test_batch_size,
                            precision=opts.precision, workers=0 if opts.in_memory else opts.workers)
-    means = {key: F.normalize(part.table[part.rows].mean(1), dim=-1) for key, part in parts.items()}
     chance, rows = metrics.recall_chance(len(dataset), LOOKED_AT), []
-    for source, target in permutations(modalities, 2):
-        for control in encoders:
+    for variant in variants:
+        selection = next(iter(variant.selections.values()))         # retrieval has no setting of its own a direction
+        kept = {name: toc.head_channels(encoder.codebooks, selection) for name, encoder in encoders.items()}
+        means = {key: F.normalize(part.select(kept[key[0]]).table[part.rows].mean(1), dim=-1)
+                 for key, part in parts.items()}
+        for (source, target), control in product(permutations(modalities, 2), encoders):
             found = metrics.recall_at(means[control, source] @ means[control, target].T, LOOKED_AT)
             rows += [downstream.describe(pretrained, opts, start) | {
+                "variant": variant.name, "channels": selection and astuple(selection),
                 "task": "retrieval_free", "dataset": dataset.name, "direction": f"{source}->{target}", "metric": metric,
                 "value": value, "epoch": 0, "selection": "last", "same_modality": None, "chance": chance[metric],
                 "seed": opts.seeds[0], "control": control} for metric, value in found.items()]

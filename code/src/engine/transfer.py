@@ -1,8 +1,8 @@
 """Train heads on the codes of one modality, measure them on the codes of others: all heads of a task in one pass."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,10 @@ class CodeSet:
         table[rows] = flat                      # all seconds of one code have one vector, but for rounding
         assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
         return cls(table, numbers, rows.view(vectors.shape[:2]), labels)
+
+    def select(self, channels):
+        """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
+        return self if channels is None else replace(self, table=self.table[:, channels])
 
     @property
     def indices(self):
@@ -176,11 +180,11 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
     state, so that it becomes exactly what it would become alone (tests/test_transfer.py): only the matrix products are
     shared. A head whose epoch has fewer steps waits for the others; at any step the heads are put together by the
-    size of their batch.
+    size of their batch and the width of their codes.
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
-        make: () -> a new head, a module with `loss(answers, codes, rows)` (model/heads.py).
+        make: width of the codes -> a new head, a module with `loss(answers, codes, rows)` (model/heads.py).
         measure: (heads, CodeSet) -> {metric: (E,) figures}.
         epochs: passes over each trial's training clips.
         batch, lr, clip, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest gradient norm
@@ -188,7 +192,8 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
     """
-    heads = [build_head(make, t.seed, t.train.table) for t in trials]
+    widths = [t.train.table.shape[1] for t in trials]
+    heads = [build_head(partial(make, width), t.seed, t.train.table) for t, width in zip(trials, widths)]
     shuffles = [torch.Generator().manual_seed(t.seed) for t in trials]
     optimizer = torch.optim.Adam([p for head in heads for p in head.parameters()], lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, MILESTONES, gamma=0.5)
@@ -203,7 +208,7 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
             sizes = defaultdict(list)
             for number, parts in enumerate(batches):
                 if step < len(parts):
-                    sizes[len(parts[step])].append(number)
+                    sizes[len(parts[step]), widths[number]].append(number)
             optimizer.zero_grad()
             for members in sizes.values():
                 picked = [(trials[n], batches[n][step]) for n in members]
