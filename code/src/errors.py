@@ -29,7 +29,8 @@ def run(main):
     except InputError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = str(error).rsplit("InputError: ", 1)[-1]      # a DataLoader worker puts its traceback before it
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

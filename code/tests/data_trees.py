@@ -13,7 +13,7 @@ from dataset.tables import read_table
 from dataset.text import write_text_features
 from dataset.text_backends import hashing_sentences
 
-V = 6                                   # video channels; 512 in the published features
+V = 3                                   # video channels; 512 in the published features
 CLASSES = ("dog barking", "playing violin", "male speech", "race car")
 PROMPTS = {"dog barking": "a dog is barking", "playing violin": "a violin in a hall",
            "male speech": "a man is speaking",
@@ -62,7 +62,7 @@ def vggsound(root, places, clips=24, seed=0, width=V):
     return ids
 
 
-def ave(root, places, annotations, video=2):
+def ave(root, places, annotations, video=V):
     """AVE below `root`, on the real annotations: features of random numbers, labels and orders as published."""
     rng = np.random.default_rng(0)
     path = {name.split(".")[1]: root / place for name, place in places.items() if name.startswith("ave.")}
@@ -96,3 +96,19 @@ def avvp(root, places, annotations, prefix="avvp", folder="AVVP"):
 def paths(root, places, dataset):
     """The places of one dataset below `root`, as `Options.paths` gives them."""
     return {name.split(".")[1]: Path(root) / place for name, place in places.items() if name.startswith(dataset + ".")}
+
+
+def ucf_vggsound(root, places, annotations):
+    """UCF-101 and the VGGSound side below `root`, on the released lists."""
+    rng = np.random.default_rng(0)
+    place = paths(root, places, "ucf_vggsound")
+    released = annotations / "released" / "UCF101"
+    place["ucf_csv"].parent.mkdir(parents=True, exist_ok=True)
+    for key, name in (("ucf_csv", "ucf2vggsound.csv"), ("vggsound_csv", "vggsound2ucf.csv"),
+                      ("ucf_categories", "UCF101sameVGGSound.txt"), ("vggsound_categories", "VGGSoundsameUCF101.txt")):
+        shutil.copy(released / name, place[key])
+    for table, kind, width in (("ucf_csv", "video", (7, 7, V)), ("vggsound_csv", "audio", (128,))):
+        content = zip_bytes(features(rng, 7, width))
+        place[kind].mkdir(parents=True, exist_ok=True)
+        for name in read_table(place[table], ("video_id",))["video_id"]:
+            (place[kind] / f"{name}.zip").write_bytes(content)

@@ -17,7 +17,7 @@ from data_trees import features, write_zips, zip_bytes
 from dataset.archive import read_counts, read_zip, unpickle_array
 from dataset.clips import Clips
 from dataset.features import check_clip, fit_length, open_features
-from errors import InputError
+from errors import InputError, run
 
 RNG = np.random.default_rng(0)
 CLIP = features(RNG, 10)
@@ -318,3 +318,12 @@ def test_workers_read_the_same_clips(folder, form):
     batches = [batch["audio"].numpy() for batch in DataLoader(data, 2, num_workers=2)]
     assert np.array_equal(np.concatenate(batches), np.stack([CLIP + k for k in range(4)]))
     assert np.array_equal(pickle.loads(pickle.dumps(data))[1]["audio"], CLIP + 1)
+
+
+def test_a_bad_clip_in_a_worker_is_one_line(folder, capsys):
+    (folder / "clip2.zip").write_bytes(b"")
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: list(DataLoader(clips(folder), 2, num_workers=2)))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"error: {folder / 'clip2.zip'}: an empty file (0 bytes)")

@@ -191,7 +191,8 @@ def _kept_warnings(report):
     class Keep(logging.Handler):
         def emit(self, record):
             if "are left out" not in record.msg:
-                report.warnings.append(record.getMessage())
+                skipping = "--on_bad_clip skip" in record.msg       # without that flag it stops a run
+                (report.problems if skipping else report.warnings).append(record.getMessage())
     logger, handler = logging.getLogger("dataset"), Keep(logging.WARNING)
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False
