@@ -243,9 +243,7 @@ def pretrain_parser():
 
 
 def toc_arguments(group):
-    """TOC's numbers, for downstream scripts and toc.py."""
-    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
-                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
+    """TOC's numbers but for the first, for downstream scripts and toc.py."""
     group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
     group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
     group.add_argument("--toc_terms", choices=("both", "similarity", "variance"), default="both",
@@ -269,6 +267,8 @@ def downstream_parser(task):
     group = parser.add_argument_group("encoder")
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
+    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
+                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
     toc_arguments(group)
     group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
                        help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "

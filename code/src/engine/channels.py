@@ -66,8 +66,9 @@ def variants(opts, task, config):
                 found.append(Variant("TOC released" + _terms(opts), covered))
     found += [_uniform(opts, (count, opts.toc_max_num, opts.toc_min_num)) for count in opts.choose_channel or ()]
     if not found:
-        raise InputError(f"--toc_preset released: there is no published setting for {task} with "
-                         f"{', '.join('->'.join(d) for d in opts.directions)}; use --toc_preset fixed or --choose_channel")
+        pairs = ", ".join("->".join(direction) for direction in opts.directions)
+        raise InputError(f"--toc_preset released: there is no published setting for {task} with {pairs}; "
+                         "use --toc_preset fixed or --choose_channel")
     for variant in found:
         for selection in filter(None, variant.selections.values()):
             selection.counts(config.code_dim)

@@ -148,8 +148,8 @@ def evaluate(task, pretrained, opts):
         raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
                          f"with {pretrained.path}; raise --n_epoch")
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
-    transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch), epochs=opts.n_epoch - first_epoch,
-                 batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
+    transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
+                 epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
                  title=f"{task.name}: {len(trials)} heads")
     about = describe(pretrained, opts, start)
     rows = [{"task": task.name} | about | row for variant in variants
@@ -170,8 +170,8 @@ def _heads(encoders, sources, variants):
 def describe(pretrained, opts, start):
     """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
     return {"protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
-            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256, "variant": channels.OFF,
-            "checkpoint_epoch": pretrained.encoder.epoch, "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
+            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
+            "checkpoint_epoch": pretrained.encoder.epoch, "variant": channels.OFF, "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
 
 
 def _encode(task, encoders, measured, opts):

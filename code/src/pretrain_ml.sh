@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Pretrain H-DCID on audio, video and text of VGGSound-AVEL 40K (arXiv 2403.05168); further arguments win over these.
+# Five epochs, the first three a warm start of the first level; the published checkpoint is that of epoch 3.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./python.sh
+exec "$PYTHON" pretrain.py --system h_dcid \
+    --dataset_name vggsound_AVT \
+    --lr 0.0004 --clip_gradient 0.5 --n_epoch 5 --b 80 --test_batch_size 64 \
+    --print_freq 50 "$@"

@@ -1,0 +1,86 @@
+"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the codes.
+
+Nothing is trained: the choice is a formula over the code vectors. Downstream scripts make the same choice when they are
+given the same --choose_channel, --toc_max_num and --toc_min_num.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from configs.opts import RUNS, positive, toc_arguments
+from engine import checkpoint, style
+from errors import InputError, Parser, run
+from model import toc
+from writing import whole_file
+
+NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
+
+
+def parse(argv=None):
+    parser = Parser(prog="toc.py", description="Show TOC's choice of code channels and draw its effect.")
+    parser.add_argument("checkpoint", type=Path, help="DCID or H-DCID checkpoint, published or ours")
+    parser.add_argument("--choose_channel", type=positive, default=128, metavar="S",
+                        help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
+    toc_arguments(parser)
+    parser.add_argument("--snapshot_pref", type=Path, default=RUNS / "toc", help="folder of the pictures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    return parser.parse_args(argv)
+
+
+def report(number, codes, selection):
+    """Print one codebook's choice; returns the channels."""
+    start = time.perf_counter()
+    channels = toc.select(codes, selection)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    best, worst = selection.counts(codes.shape[1])
+    value = toc.criterion(codes, selection.terms)[channels]
+    print(f"\ncodebook {number}: {codes.shape[0]} codes, {best} best and {worst} worst of {codes.shape[1]} channels, "
+          f"selected in {milliseconds:.2f} ms")
+    print(f"mean cosine of two codes: {toc.mean_cosine(codes):.4f} before, "
+          f"{toc.mean_cosine(codes[:, channels]):.4f} after")
+    print("channel   criterion")
+    for channel, figure in zip(channels.tolist(), value.tolist()):
+        print(f"{channel:7d}  {figure:10.3e}")
+    return channels
+
+
+def draw(codes, channels, path):
+    """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG (B4)."""
+    pairs = [toc.cosines(codes), toc.cosines(codes[:, channels])]
+    lowest = min(float(p.min()) for p in pairs)
+    ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
+    figure, axes = style.plt.subplots(1, 2, figsize=(20, 8), layout="constrained")
+    for axis, similarity, title in zip(axes, pairs, ("Before TOC Select", "After TOC Select")):
+        image = axis.imshow(similarity.cpu(), cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=18)
+        axis.set(xticks=ticks, yticks=ticks)
+    figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".pdf", ".png"):
+            with whole_file(path.with_suffix(suffix)) as file:
+                figure.savefig(file, format=suffix[1:], dpi=80)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder with "
+                         "--snapshot_pref") from error
+    finally:
+        style.plt.close(figure)
+
+
+def main(argv=None):
+    opts = parse(argv)
+    selection = toc.Selection(opts.choose_channel, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
+    encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
+    selection.counts(encoder.config.code_dim)
+    print(f"{opts.checkpoint}: {encoder.config.system}, {', '.join(encoder.config.modalities)}")
+    for number, codes in enumerate(encoder.codebooks, 1):
+        channels = report(number, codes, selection)
+        path = opts.snapshot_pref / (NAME.format("" if number == 1 else f"_{number}") + ".pdf")
+        draw(codes, channels, path)
+        print(f"drawn: {path} and .png")
+
+
+if __name__ == "__main__":
+    run(main)
