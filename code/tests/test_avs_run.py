@@ -171,6 +171,27 @@ def test_encoder_without_text_is_refused(tree, tmp_path):
         train.main([*train_arguments(tree, tmp_path), "--checkpoint", str(tmp_path / "av.pt")])
 
 
+def test_same_modality_reference_needs_that_modality_alone(tree, tmp_path):
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(build(config(("audio", "video"))), {}, {}, 0, 0, {}))
+    train.main([*train_arguments(tree, tmp_path, "aa"), "--checkpoint", str(tmp_path / "av.pt")])
+    test.main([*test_arguments(tree, tmp_path, "--direction", "aa", "--overlays", "0"), "--checkpoint",
+               str(tmp_path / "av.pt")])
+    rows = read_rows(next((tmp_path / "tests").glob("S4_aa_*/results.jsonl")))
+    assert {(row["direction"], row["control"]) for row in rows} == {
+        ("audio->audio", control) for control in (None, "zero", "shuffled")}
+    assert all(row["value"] == row["same_modality"] for row in rows if row["control"] is None)
+
+
+def test_training_starts_from_a_trained_network(tree, trained, tmp_path):
+    best = next(trained.glob("S4_at_*")) / "checkpoints" / "best.pth"
+    train.main(train_arguments(tree, tmp_path, "at", "--weights", str(best), "--lr", "1e-9"))
+    states = [torch.load(path, weights_only=True)["network"] for path in
+              (best, next(tmp_path.glob("S4_at_*")) / "checkpoints" / "last.pth")]
+    for key, x in states[0].items():
+        if key.endswith("weight"):
+            torch.testing.assert_close(x, states[1][key], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("more", (
     ("--tpavi_stages", "1", "1"), ("--sa_loss_flag", "--lambda_1", "0.5"), ("--lr", "0"), ("--lambda_1", "1"),
     ("--sa_loss_flag", "--lambda_1", "0.5", "--sa_loss_stages", "0"), ("--image_size", "50"), ("--tpavi_stages", "4"),

@@ -89,12 +89,7 @@ def build(root, seed=0, clips=None, progress=True):
     root, clips = Path(root), dict(clips or CLIPS)
     settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
     top = Path(PLACES["avs.csv"]).parts[0]
-    if (root / top).exists():
-        marker = root / MARKER
-        found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-        if found != settings:
-            raise InputError(f"{root / top}: holds {'other scenes' if found else 'something that is no demo'} "
-                             f"({found or 'no ' + MARKER}); remove it or choose another --data_root")
+    if _is_whole(root, top, settings):
         return False
     words = root / PLACES["vggsound.text"]
     if not words.is_file():
@@ -106,9 +101,29 @@ def build(root, seed=0, clips=None, progress=True):
         _write(partial, seed, clips, progress)
         _place(partial, "avs.text").write_bytes(words.read_bytes())
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        (partial / top).rename(root / top)
+        try:
+            (partial / top).rename(root / top)
+        except OSError:
+            if not _is_whole(root, top, settings):          # another build may have been first
+                raise
+            return False
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _is_whole(root, top, settings):
+    """True if these very scenes are there, False if nothing is; InputError for anything else."""
+    if not (root / top).exists():
+        return False
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{root / top}: exists and is no demo ({MARKER} is absent or broken); remove it or choose "
+                         "another --data_root") from None
+    if found != settings:
+        raise InputError(f"{root / top}: holds other scenes ({json.dumps(found)[:200]}); remove it or choose another "
+                         "--data_root")
     return True
 
 

@@ -17,9 +17,9 @@ ADAPTER_STARTS = ("tied", "torch", "resample")
 PRESETS = {
     # Dialled Digits scenes (demo_scenes.py): a small backbone from random weights; minutes on two CPU cores.
     "demo": {"session_name": "demo", "visual_backbone": "small", "tpavi_stages": [0, 1, 2, 3], "tpavi_va_flag": True,
-             "channels": 48, "tpavi_norm_start": 1.0, "adapter_start": "resample", "image_size": 64,
-             "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 12, "lr": 1e-3,
-             "num_workers": 0, "gpu": "cpu"},
+             "channels": 32, "tpavi_norm_start": 1.0, "adapter_start": "resample", "image_size": 64,
+             "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 14, "lr": 2e-3,
+             "num_workers": 0},
 }
 
 
@@ -178,7 +178,7 @@ def parse_train(argv=None):
 
 def parse_test(argv=None):
     """Options of a test run; what describes the network is None unless it was given."""
-    opts = _parse(test_parser(), argv, {"session_name", "test_batch_size", "num_workers", "gpu"})
+    opts = _parse(test_parser(), argv, {"session_name", "test_batch_size", "num_workers"})
     if opts.weights is None:
         opts.weights = newest_run(opts)
     return opts

@@ -1,15 +1,18 @@
-#!/bin/sh
-# The released setting (PVT-v2-b5, TPAVI with the query at all stages), both directions one after the other:
-#   ./train.sh --checkpoint ../../../../checkpoint/DCID-model-5.pt --backbone_weights pvt_v2_b5.pth
-#   ./train.sh --preset demo            (Dialled Digits scenes; run code/src/pretrain.sh --preset demo first)
-# Any flag of train.py may follow and wins; --direction trains one direction only.
-cd "$(dirname "$0")" || exit 1
+#!/usr/bin/env bash
+# Train in both directions, one after the other, in the released setting (PVT-v2-b5, the query at all four stages):
+#   train.sh --checkpoint ../../../../checkpoint/DCID-model-5.pt --backbone_weights pvt_v2_b5.pth
+#   train.sh --preset demo            Dialled Digits scenes; run code/src/pretrain.sh --preset demo first
+# Further arguments win over these; --direction trains one direction only. The released script trains one epoch, the
+# AVS program it comes from 15.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ../../../src/python.sh
 case " $* " in
-*" --preset "*|*" --preset="*) set -- "$@" ;;
-*) set -- --session_name S4_pvt --visual_backbone pvt --train_batch_size 4 --lr 1e-4 --max_epoches 15 \
-       --tpavi_stages 0 1 2 3 --tpavi_va_flag "$@" ;;
+*" --preset"*) setting=() ;;
+*) setting=(--session_name S4_pvt --visual_backbone pvt --train_batch_size 4 --lr 1e-4 --max_epoches 15
+            --tpavi_stages 0 1 2 3 --tpavi_va_flag) ;;
 esac
 case " $* " in
-*" --direction "*|*" --direction="*|*" --help "*|*" -h "*) exec "${PYTHON:-python}" train.py "$@" ;;
+*" --direction"* | *" --help "* | *" -h "*) exec "$PYTHON" train.py ${setting[@]+"${setting[@]}"} "$@" ;;
 esac
-for direction in at ta; do "${PYTHON:-python}" train.py --direction $direction "$@" || exit $?; done
+for direction in at ta; do "$PYTHON" train.py --direction $direction ${setting[@]+"${setting[@]}"} "$@"; done

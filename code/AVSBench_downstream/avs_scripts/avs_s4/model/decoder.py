@@ -86,7 +86,7 @@ class Decoder(nn.Module):
             setattr(self, f"path{i + 1}", Fusion(channels, first=i == 3))
         for stage in self.stages:
             setattr(self, f"tpavi_b{stage + 1}", TPAVI(channels, code_dim, norm_start))
-        middle, last = max(channels // 2, 1), max(channels // 8, 1)
+        middle, last = channels // 2, max(channels // 8, 16)      # a few channels behind the ReLU die together
         self.output_conv = nn.Sequential(
             nn.Conv2d(channels, middle, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
