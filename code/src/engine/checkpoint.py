@@ -128,8 +128,8 @@ def untrained_like(encoder, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build(encoder.config)
-    for level in fresh.encoder.levels:      # codes on the scale of its features, else every second takes one code
-        level.codebook.embedding.normal_()
+        for level in fresh.encoder.levels:  # codes on the scale of its features, else every second takes one code
+            level.codebook.embedding.normal_()
     return FrozenEncoder(fresh.encoder.to(encoder.codebooks[0])).to(encoder.codebooks[0].device)
 
 
