@@ -6,7 +6,6 @@ a file.
 """
 
 import hashlib
-import os
 import pickle
 import sys
 import zipfile
@@ -19,6 +18,7 @@ from errors import InputError, Parser, run
 from model import names
 from model.frozen import FrozenEncoder
 from model.h_dcid import build
+from writing import whole_file
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -44,24 +44,23 @@ def sha256(path):
 
 
 def save(path, contents):
-    """Write a file whole or not at all: a temporary file beside it, flushed to disk, then renamed."""
+    """Write a file whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole_file(path) as file:
             torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: could not be written ({error}); free space or choose another folder, what was "
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder, what was "
                          "there before is untouched") from error
 
 
-def read(path):
+def read(path, mmap=False):
     """The dict in a checkpoint file, tensors on the CPU. Only plain data is unpickled.
+
+    Args:
+        mmap: leave tensors on disk until they are used, to look at the rest of a large file.
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, or holding anything but plain data.
@@ -71,7 +70,7 @@ def read(path):
         raise InputError(f"{path}: no such file; expected a checkpoint, make one with pretrain.sh or name another "
                          "(--checkpoint)")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise InputError(f"{path}: holds more than tensors and plain values, which could run code; it was not "
@@ -211,13 +210,14 @@ def describe(path):
               for n in names.sections(config, shapes(config))[s]]
     parameters = dict(model.named_parameters())
     dead = [key for key in loaded.unused]
-    dead += [t.key for t in names.layout(config, shapes(config)) if t.ours and "affine_video" in t.key or "ave_v_att" in t.key]
+    dead += [t.key for t in names.layout(config, shapes(config))
+             if t.ours and ("affine_video" in t.key or "ave_v_att" in t.key)]
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
                      for v in s.values() if isinstance(v, torch.Tensor)})
     lines = [f"file            {path}", f"system          {config.system} ({config.num_levels} level(s))",
              f"modalities      {', '.join(config.modalities)}",
              f"codes           K = {config.num_codes}, D = {config.code_dim}",
-             f"widths          " + ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if k.endswith("dim")),
+             "widths          " + ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if k.endswith("dim")),
              f"layers          {config.num_layers} a temporal encoder",
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",

@@ -1,7 +1,8 @@
-"""A run's folder: the log, the resolved options, the figures over time; and the seeds of a run."""
+"""A run's folder: the log, the resolved options, the figures over time; and the random state of a run."""
 
 import json
 import logging
+import os
 import random
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from errors import InputError
+from writing import whole_file
+
+log = logging.getLogger(__name__)
 
 
 def seed_everything(seed):
@@ -20,6 +24,30 @@ def seed_everything(seed):
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
+
+
+def random_state(generator):
+    """State of every source of randomness, as plain values and tensors: Python, NumPy, torch, GPUs, the run's own."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest],
+            "torch": torch.get_rng_state(), "run": generator.get_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state, generator):
+    """Put back what `random_state` gave. GPUs that the state does not know keep what they have.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError, OverflowError: not such a state.
+    """
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    generator.set_state(state["run"])
+    for device, of_device in zip(range(torch.cuda.device_count()), state["cuda"]):
+        torch.cuda.set_rng_state(of_device, device)
 
 
 class _Console(logging.Handler):
@@ -35,39 +63,73 @@ class Run:
     Args:
         folder: made where it is absent; files of an earlier run in it are added to, not replaced.
         options: resolved options as JSON values.
+        position: of a resumed run, as `position` gave it when its checkpoint was saved; later lines of metrics.jsonl,
+            whose steps are taken again, move to discarded.jsonl. None for a new run.
     """
 
-    def __init__(self, folder, options):
+    def __init__(self, folder, options, position=None):
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "options.json").write_text(json.dumps(options, indent=1) + "\n")
-            file = logging.FileHandler(self.folder / "log.txt")
+            with whole_file(self.folder / "options.json", "w") as file:
+                file.write(json.dumps(options, indent=1) + "\n")
+            log_file = logging.FileHandler(self.folder / "log.txt")
+            if position and position["folder"] == str(self.folder.absolute()):
+                self._cut(position["bytes"])
+            self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
         except OSError as error:
             raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
                              "with --snapshot_pref") from error
+        self.is_full = False
         logger = logging.getLogger()
         for handler in list(logger.handlers):
             if getattr(handler, "of_run", False):
                 logger.removeHandler(handler)
                 handler.close()
-        for handler, form in ((file, "%(asctime)s %(message)s"), (_Console(), "%(message)s")):
+        for handler, form in ((log_file, "%(asctime)s %(message)s"), (_Console(), "%(message)s")):
             handler.of_run = True
             handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        self.writer = SummaryWriter(self.folder)
+
+    @property
+    def metrics_file(self):
+        return self.folder / "metrics.jsonl"
+
+    def position(self, step):
+        """Where this folder's records end now, for a checkpoint saved after `step` steps."""
+        size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        return {"folder": str(self.folder.absolute()), "bytes": size, "step": step}
+
+    def _cut(self, size):
+        """Move what metrics.jsonl has beyond `size` bytes to discarded.jsonl."""
+        if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
+            with open(self.metrics_file, "r+b") as file, open(self.folder / "discarded.jsonl", "ab") as discarded:
+                file.seek(size)
+                discarded.write(file.read())
+                discarded.flush()
+                os.fsync(discarded.fileno())
+                file.truncate(size)
 
     def scalars(self, step, epoch, losses, metrics, clips_per_second):
-        """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers."""
+        """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers.
+
+        A full disk costs figures, not the run: it is said once.
+        """
         line = {"epoch": epoch, "step": step, "losses": losses, "metrics": metrics,
                 "clips_per_second": round(clips_per_second, 2)}
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
-        for group, values in (("loss", losses), ("metric", metrics)):
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
-        self.writer.add_scalar("clips_per_second", clips_per_second, step)
+        try:
+            with open(self.metrics_file, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            for group, values in (("loss", losses), ("metric", metrics)):
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
+            self.writer.add_scalar("clips_per_second", clips_per_second, step)
+        except OSError as error:
+            if not self.is_full:
+                log.error("%s: figures cannot be written (%s); the run goes on without them, free space",
+                          self.folder, error.strerror)
+            self.is_full = True
 
     def close(self):
         self.writer.close()

@@ -1,0 +1,217 @@
+"""What watches a run: figures that are not finite, codebooks that collapse, learning that stays at chance."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from errors import InputError
+
+log = logging.getLogger(__name__)
+COLLAPSED_SHARE = 0.1           # fewer codes than this share of K in use is a collapse
+COLLAPSED_PERPLEXITY = 0.02     # or a perplexity below this share of K, and below 4
+SETTLED = 200                   # passes before a codebook is judged
+JUDGED = 500                    # steps before Cross-CPC is judged, and steps over which its accuracy is averaged
+ABOVE_CHANCE = 1.5              # times chance is what counts as learning
+ADVICE = {
+    "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
+            "(--n_embeddings) or larger batches",
+    "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
+    "shared": "the modalities fall apart: keep cmcm, cpc and mm_ema (--without), and check that the features of a clip "
+              "belong together",
+    "chance": "check that audio, video and text of a clip belong together, and --lr",
+}
+
+
+@dataclass
+class Figures:
+    """The figures of one step, on their way from the device."""
+
+    names: list                 # of the values: losses, metrics, then "gradient of <section>"
+    values: torch.Tensor        # on the CPU, valid once `arrived`
+    num_losses: int
+    num_metrics: int
+    clips: object               # the clips' numbers in the dataset
+    batch: dict
+    step: int
+    epoch: int
+    event: object = None        # None: there already
+
+    def arrived(self, wait=False):
+        if self.event is not None and wait:
+            self.event.synchronize()
+        return self.event is None or wait or self.event.query()
+
+    @property
+    def losses(self):
+        """name -> number."""
+        return dict(zip(self.names[:self.num_losses], self.values.tolist()))
+
+    @property
+    def metrics(self):
+        """name -> number."""
+        end = self.num_losses + self.num_metrics
+        return dict(zip(self.names[self.num_losses:end], self.values[self.num_losses:end].tolist()))
+
+    def not_finite(self):
+        """name -> value of the losses and gradient norms that are NaN or infinite."""
+        judged = {*self.names[:self.num_losses], *self.names[self.num_losses + self.num_metrics:]}
+        return {name: value for name, value in zip(self.names, self.values.tolist())
+                if name in judged and not math.isfinite(value)}
+
+
+class NotFinite(InputError):
+    """A step whose loss or gradient is not finite; `figures` are those of this step."""
+
+    def __init__(self, message, figures):
+        super().__init__(message)
+        self.figures = figures
+
+
+class Finite:
+    """Looks at the losses and gradient norms of every step.
+
+    On the CPU before the weights change. On a GPU the values are copied without waiting and looked at when they have
+    arrived, a step or two later: nothing waits, and `settle` does before anything is saved.
+    """
+
+    def __init__(self, ids):
+        self.ids = ids                                  # names of the clips
+        self.pending = []
+        self.coming = None                              # (clips, batch, step, epoch) of the step that is being taken
+
+    def expect(self, clips, batch, step, epoch):
+        """Announce the step whose report comes next."""
+        self.coming = clips, batch, step, epoch
+
+    def look(self, report):
+        """Called by the trainer between the gradients and the change of the weights; `report`: pretraining.Report."""
+        groups = report.losses, report.metrics, {f"gradient of {s}": norm for s, norm in report.grad_norms.items()}
+        names = [name for group in groups for name in group]
+        like = report.losses["total"].detach()
+        values = torch.stack([torch.as_tensor(value).detach().to(like) for group in groups for value in group.values()])
+        event = None
+        if values.is_cuda:
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.pending.append(Figures(names, values, len(groups[0]), len(groups[1]), *self.coming, event))
+        self._judge(wait=False)
+
+    def settle(self):
+        """Wait for the last step and return its figures; None before the first."""
+        self._judge(wait=True)
+        return self.pending[-1] if self.pending else None
+
+    def _judge(self, wait):
+        while self.pending and self.pending[0].arrived(wait):
+            figures = self.pending[0]
+            found = figures.not_finite()
+            if found:
+                raise NotFinite(self._message(figures, found), figures)
+            if len(self.pending) == 1:
+                return                                  # the newest is kept for the log
+            self.pending.pop(0)
+
+    def _message(self, figures, found):
+        bad = torch.zeros(len(figures.clips), dtype=torch.bool)
+        for x in figures.batch.values():
+            bad |= ~x.flatten(1).isfinite().all(1).cpu()
+        clips = [self.ids[i] for i in (figures.clips[bad] if bad.any() else figures.clips).tolist()]
+        shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
+        more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""
+        whose = "not finite in the features of" if bad.any() else "in a batch with"
+        return (f"epoch {figures.epoch}, step {figures.step}: {shown}; finite numbers are expected; {whose} "
+                f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or mend these clips")
+
+
+@dataclass
+class Health:
+    """Warns once of every way in which a run goes wrong without stopping. `state` goes into checkpoints."""
+
+    warned: list = field(default_factory=list)
+    accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of looks]
+
+    def state(self):
+        return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
+
+    def look(self, model, outputs, step, metrics, batch_size):
+        """Judge the model at a line of the log.
+
+        Args:
+            outputs: LevelOutput of each computed level.
+            step: steps taken.
+            metrics: name -> number of this step.
+            batch_size: clips of a step; chance of Cross-CPC is 1 / batch_size.
+
+        Returns:
+            further metrics of the codebooks: name -> number.
+        """
+        found = {}
+        for number, output in enumerate(outputs):
+            codebook, suffix = model.encoder.levels[number].codebook, "_2" if number else ""
+            health = codebook_health(codebook, output.quantized.indices)
+            found |= {name + suffix: value for name, value in health.items()}
+            if step >= SETTLED:
+                self._judge_codebook(health, len(codebook.embedding), suffix)
+        self._judge_cpc(metrics, step, batch_size)
+        return found
+
+    def _judge_codebook(self, health, num_codes, suffix):
+        name = f"codebook{' 2' if suffix else ''}"
+        if health["codes_used"] < COLLAPSED_SHARE * num_codes:
+            self._warn("used" + suffix, f"{name} has collapsed: {health['codes_used']} of {num_codes} codes were used "
+                       "in the last 100 passes", ADVICE["used"])
+        elif health["code_perplexity"] < max(4, COLLAPSED_PERPLEXITY * num_codes):
+            self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
+                       f"{health['code_perplexity']:.1f} of {num_codes}", ADVICE["perplexity"])
+        if health["codes_shared"] == 0:
+            self._warn("shared" + suffix, f"{name}: no code of this batch is used by all modalities", ADVICE["shared"])
+
+    def _judge_cpc(self, metrics, step, batch_size):
+        for name, value in metrics.items():
+            if name.startswith("cpc_accuracy"):
+                total = self.accuracies.setdefault(name, [0.0, 0])
+                total[0], total[1] = total[0] + value, total[1] + 1
+        means = {name: total / looks for name, (total, looks) in self.accuracies.items()}
+        if step >= JUDGED and means and max(means.values()) < ABOVE_CHANCE / batch_size:
+            self._warn("chance", f"Cross-CPC is at chance after {step} steps: best accuracy "
+                       f"{100 * max(means.values()):.1f} %, chance {100 / batch_size:.1f} %", ADVICE["chance"])
+
+    def _warn(self, name, found, advice):
+        if name not in self.warned:
+            self.warned.append(name)
+            log.warning("warning: %s; %s", found, advice)
+
+
+def codebook_health(codebook, indices):
+    """Codes in use (last 100 passes), perplexity of the moving counts, and codes that all modalities use in a batch.
+
+    Args:
+        codebook: model.codebook.Codebook.
+        indices: modality -> (B, T) codes of one batch.
+    """
+    count = codebook.ema_count.double().clamp_min(0)
+    share = count / count.sum().clamp_min(1e-12)
+    recent = (codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)
+    shared = torch.ones_like(recent)
+    for chosen in indices.values():
+        shared &= torch.zeros_like(recent).index_fill_(0, chosen.flatten(), True)
+    return {"codes_used": int(recent.sum()), "codes_shared": int(shared.sum()),
+            "code_perplexity": float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))}
+
+
+def describe_curve(name, values, chance, noise):
+    """A warning for a learning curve that never leaves chance, or None.
+
+    Args:
+        name: what the curve is of, with its direction.
+        values: the figure after every epoch, percent.
+        chance: of a guess that ignores its input, percent.
+        noise: standard deviation of a guess's figure, percent.
+    """
+    if chance is None or not values or max(values) > chance + max(2 * noise, 1e-9):
+        return None
+    return (f"{name} stays at chance: best {max(values):.1f} %, chance {chance:.1f} %; check that the checkpoint was "
+            "pretrained on features of this kind (engine.checkpoint FILE), and the same-modality figure")

@@ -1,0 +1,314 @@
+"""The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and going on to the bit.
+
+Everything that a step depends on is in the checkpoint: weights, codebooks, optimisers (published sections), and under
+`run` the random states, the place in the epoch, which codebooks have started, and what the guards remember.
+"""
+
+import hashlib
+import logging
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from engine import checkpoint
+from engine.batches import epoch_order
+from engine.guards import Finite, Health, NotFinite
+from engine.runs import random_state, set_random_state
+from errors import InputError
+
+log = logging.getLogger(__name__)
+FILE_NAME = {"dcid": "DCID-model-{}.pt", "h_dcid": "H-DCID-model-{}.pt"}
+STEP_FILES = 2                  # checkpoints from within epochs that are kept, unless --keep says otherwise
+# Options that a run's numbers depend on: `--resume auto` takes only files that agree in all of them.
+DECISIVE = ("system", "dataset_name", "splits", "seed", "batch_size", "lr", "mi_lr", "clip_gradient", "weight_decay",
+            "n_embeddings", "without", "codebook_init", "code_reset", "mm_ema", "spatial_attention", "mi_forward",
+            "layer2_start", "detach_targets", "precision")
+
+
+@dataclass
+class Position:
+    """Where a run is."""
+
+    epoch: int = 0              # the running epoch
+    clips: int = 0              # how many of its clips are behind
+    step: int = 0               # steps taken in all
+
+
+@dataclass
+class RunState:
+    """What a checkpoint keeps under `run`; `to_dict` is plain data."""
+
+    position: Position
+    started: list               # Pretrainer.started
+    random: dict                # runs.random_state
+    clips: dict                 # fingerprint of the clips: number and SHA-256 of their ids
+    options: dict               # DECISIVE options
+    saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
+    records: dict = field(default_factory=dict)     # Run.position
+    health: dict = field(default_factory=dict)      # Health.state
+
+    def to_dict(self):
+        return asdict(self)
+
+    @classmethod
+    def of(cls, loaded):
+        """The state in a checkpoint, None for a published file.
+
+        Raises:
+            InputError: `run` is there and is no such state.
+        """
+        stored = loaded.contents.get("run") or None
+        if stored is None:
+            return None
+        try:
+            state = cls(**{**stored, "position": Position(**stored["position"])})
+            numbers = list(asdict(state.position).values()) + [state.clips["number"]]
+            kinds = (state.started, list), (state.saved, list), (state.options, dict), (state.records, dict), (
+                state.health, dict), (state.random, dict)
+            levels = loaded.model.config.num_levels
+            if not all(type(n) is int and n >= 0 for n in numbers) or len(state.started) != levels or not all(
+                    isinstance(value, kind) for value, kind in kinds) or not all(
+                    type(flag) is bool for flag in state.started):
+                raise ValueError("values of other types")
+            set_random_state(state.random, torch.Generator())
+            Health(**state.health)
+        except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError, IndexError) as error:
+            raise InputError(f"{loaded.path}: its entry 'run' is no state of a run ({type(error).__name__}: "
+                             f"{str(error)[:80]}); it is damaged: use another checkpoint, or remove this entry and "
+                             "resume at the epoch") from error
+        return state
+
+
+def decisive(opts):
+    """The options that `DECISIVE` names, as plain values."""
+    resolved = opts.resolved()
+    return {name: resolved[name] for name in DECISIVE}
+
+
+def fingerprint(data):
+    """Number of clips and SHA-256 of their ids in order."""
+    return {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest()}
+
+
+def differences(stored, own):
+    """What differs between two dicts of options, as text."""
+    return [f"{name} {stored[name]} there, {own[name]} here" for name in own if name in stored
+            and stored[name] != own[name]]
+
+
+def find_newest(folder, opts):
+    """The newest whole checkpoint of the run that `opts` describe, None where there is none.
+
+    A file that is broken, published or of other options is left aside, and that is said.
+    """
+    pattern, own = FILE_NAME[opts.system].format("*"), decisive(opts)
+    found = []
+    for path in sorted(folder.glob(pattern)):
+        try:
+            stored = checkpoint.read(path, mmap=True)
+            run = stored.get("run") or {}
+            if not run:
+                raise InputError(f"{path}: has no state of a run")
+            other = differences(run["options"], own)
+            if other:
+                raise InputError(f"{path}: of another run ({'; '.join(other)})")
+            found.append((int(run["position"]["step"]), path))
+        except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+            log.warning("--resume auto leaves aside: %s", str(error) or path)
+    return max(found, default=(0, None))[1]
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT: the running step is finished, then the run saves and ends. A second one kills."""
+
+    def __init__(self):
+        self.signal = None
+
+    def __call__(self, number, frame):
+        self.signal = signal.Signals(number)
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_DFL)
+
+
+@contextmanager
+def stop_on_signals():
+    """Give a `Stop` that listens while the block runs; in a thread that cannot listen it stays silent."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+class Loop:
+    """A pretraining run from its position to its end.
+
+    Args:
+        opts: of configs/opts.py, `parse_pretrain`.
+        trainer: Pretrainer.
+        data: the dataset.
+        batches: Resident or Streamed.
+        generator: the run's own, of the trainer's draws.
+        folder: Run.
+        loaded: checkpoint.Loaded of a resumed run, else None.
+    """
+
+    def __init__(self, opts, trainer, data, batches, generator, folder, loaded=None):
+        self.opts, self.trainer, self.batches, self.generator, self.folder = opts, trainer, batches, generator, folder
+        self.num_clips, self.clips = len(data), fingerprint(data)
+        self.unused = loaded.unused if loaded else {}
+        self.position, self.saved, self.health = Position(opts.start_epoch), [], Health()
+        self.finite = Finite(data.ids)
+        self.failed_save = None
+        trainer.before_update = self.finite.look
+        if loaded:
+            self._go_on(loaded)
+        self.saved_at = self.position.step
+
+    def _go_on(self, loaded):
+        """Take over the state of a checkpoint; a published one gives its epoch and optimisers only."""
+        checkpoint.load_optimizers(loaded, self.trainer.optimizers)
+        state = RunState.of(loaded)
+        if state is None:
+            self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
+            self.trainer.started = [level == 0 or loaded.epoch >= 3 for level in range(len(self.trainer.started))]
+            log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
+                     self.position.epoch)
+            return
+        if state.position.clips and (state.clips != self.clips or state.options.get("seed") != self.opts.seed):
+            raise InputError(f"{loaded.path}: saved after {state.position.clips} of {state.clips['number']} clips of "
+                             f"an epoch in the order of seed {state.options.get('seed')}; here are {self.num_clips} "
+                             f"clips and seed {self.opts.seed}; pass the same data and --seed, or a file of a whole "
+                             "epoch")
+        others = differences(state.options, decisive(self.opts))
+        others += ["other clips"] if state.clips != self.clips else []
+        if others:
+            log.warning("warning: %s: this run goes on differently (%s); its numbers are of neither", loaded.path,
+                        "; ".join(others))
+        self.position, self.saved = state.position, list(state.saved)
+        self.trainer.started, self.health = list(state.started), Health(**state.health)
+        set_random_state(state.random, self.generator)
+        log.info("%s: going on in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
+                 self.position.clips, self.num_clips, self.position.step)
+
+    def run(self):
+        """Train to the end or until a signal; returns the exit code."""
+        with stop_on_signals() as stop:
+            try:
+                while not self._is_done() and not stop.signal:
+                    self._epoch(stop)
+                if self.saved_at != self.position.step:
+                    self._save_here()
+            except NotFinite as error:
+                bundle = self._save_bundle(error.figures)
+                raise InputError(f"{error}; everything about this step is in {bundle}") from None
+        self.folder.close()
+        if stop.signal:
+            log.info("stopped by %s after step %d; go on with --resume auto", stop.signal.name, self.position.step)
+            return 128 + stop.signal
+        if self.failed_save:
+            raise self.failed_save
+        return 0
+
+    def _is_done(self):
+        return self.position.epoch >= self.opts.n_epoch or self.position.step == self.opts.max_steps
+
+    def _epoch(self, stop):
+        """Train what is left of the running epoch, saving on the way."""
+        opts, trainer, here = self.opts, self.trainer, self.position
+        epoch, order = here.epoch, epoch_order(self.num_clips, opts.seed, here.epoch)
+        is_whole = False
+        trainer.model.train()
+        shown, since = here.step, time.monotonic()
+        with tqdm(total=self.num_clips, initial=here.clips, desc=f"epoch {epoch}", unit="clip", disable=None) as bar:
+            for batch in self.batches(order[here.clips:], opts.batch_size):
+                size = len(next(iter(batch.values())))
+                self.finite.expect(order[here.clips:here.clips + size], batch, here.step + 1, epoch)
+                report = trainer.step(batch, epoch)
+                here.step, here.clips = here.step + 1, here.clips + size
+                bar.update(size)
+                is_last = here.step == opts.max_steps
+                if here.step % opts.print_freq == 0 or is_last:
+                    speed = (here.step - shown) * opts.batch_size / (time.monotonic() - since)
+                    shown, since = here.step, time.monotonic()
+                    self._log(report, epoch, speed, bar)
+                is_whole = here.clips == self.num_clips
+                if is_last or is_whole or stop.signal:
+                    break
+                if opts.save_every_steps and here.step % opts.save_every_steps == 0:
+                    self._save_here()
+        if is_whole:
+            here.epoch, here.clips = epoch + 1, 0
+            if here.epoch % opts.save_freq == 0 or self._is_done():
+                self._save_here()
+
+    def _log(self, report, epoch, speed, bar):
+        """One line of figures; the only place where the loop waits for the device."""
+        figures = self.finite.settle()
+        metrics = figures.metrics
+        metrics |= self.health.look(self.trainer.model, report.outputs, figures.step, metrics, self.opts.batch_size)
+        bar.set_postfix(loss=f"{figures.losses['total']:.3f}")
+        log.info("epoch %d step %d  %s  %.0f clips/s", epoch, figures.step,
+                 " ".join(f"{name} {value:.4f}" for name, value in figures.losses.items()), speed)
+        self.folder.scalars(figures.step, epoch, figures.losses, metrics, speed)
+
+    def _save_here(self):
+        """Write a checkpoint, named after its epoch, and within an epoch after its step too; when it is whole, remove
+        those that are not to be kept."""
+        self.finite.settle()
+        here = self.position
+        name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
+        path = self.opts.model_save_path / FILE_NAME[self.opts.system].format(name)
+        saved = [other for other in self.saved if other != path.name] + [path.name]
+        keep, old = self._kept(saved)
+        try:
+            checkpoint.save(path, self._contents(keep))
+        except InputError as error:
+            if self.opts.on_save_error == "stop":
+                raise
+            self.failed_save = error
+            log.error("error: %s; the run goes on (--on_save_error continue)", error)
+            return
+        self.failed_save, self.saved, self.saved_at = None, keep, here.step
+        for other in old:
+            (path.parent / other).unlink(missing_ok=True)
+        log.info("saved %s after step %d", path, here.step)
+
+    def _kept(self, saved):
+        """Names of checkpoints to keep and to remove."""
+        if self.opts.keep:
+            return saved[-self.opts.keep:], saved[:-self.opts.keep]
+        old = [name for name in saved if "-step" in name][:-STEP_FILES]
+        return [name for name in saved if name not in old], old
+
+    def _contents(self, saved):
+        """The checkpoint of this moment. Its `epoch` is the last one that is over, so that a program which knows whole
+        epochs only goes on with the running one from its start."""
+        opts, trainer = self.opts, self.trainer
+        own = next(trainer.model.parameters()).dtype
+        dtype = torch.promote_types(own, getattr(torch, opts.save_dtype))       # never less than the run computes in
+        state = RunState(self.position, list(trainer.started), random_state(self.generator), self.clips, decisive(opts),
+                         saved, self.folder.position(self.position.step), self.health.state())
+        return checkpoint.pack(trainer.model, trainer.optimizers, self.unused, self.position.epoch - 1,
+                               self.position.step, state.to_dict(), dtype)
+
+    def _save_bundle(self, figures):
+        """Keep everything about a step that went wrong; returns the file."""
+        path = self.folder.folder / "debug" / f"step-{figures.step}.pt"
+        clips = [self.finite.ids[i] for i in figures.clips.tolist()]
+        checkpoint.save(path, {
+            "step": figures.step, "epoch": figures.epoch, "clips": clips, "options": self.opts.resolved(),
+            "figures": dict(zip(figures.names, figures.values.tolist())), "saved": list(self.saved),
+            "batch": {modality: x.cpu() for modality, x in figures.batch.items()},
+            "contents": self._contents(self.saved)})
+        return path

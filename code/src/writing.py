@@ -1,0 +1,53 @@
+"""Files written whole or not at all: a temporary file beside the old one, flushed to disk, then renamed over it."""
+
+import fcntl
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path, mode="wb"):
+    """Open a temporary file beside `path`; it takes that name when the block ends without an error.
+
+    Until then, and after any error, what was at `path` before is untouched. The temporary file is locked while it is
+    written, so that `remove_leftovers` can tell one whose writer was killed.
+
+    Raises:
+        OSError: no permission, no space.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(folder, name="*"):
+    """Remove temporary files of `whole_file` in a folder whose writers were killed; `name`: pattern of the files."""
+    for leftover in Path(folder).glob(f".{name}.*.tmp"):
+        with open(leftover, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue                        # its writer lives
+            leftover.unlink(missing_ok=True)
+
+
+def _sync_folder(folder):
+    """Make a rename last through a power failure, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass                                    # some network file systems know no fsync of folders
+    finally:
+        os.close(descriptor)
