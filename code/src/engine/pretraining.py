@@ -29,6 +29,7 @@ class Settings:
     layer2_start: str = "data"
     detach_targets: bool = False
     bf16: bool = False
+    compile: bool = False               # torch.compile the networks
     level_weights: tuple = (1.0, 0.3)
 
 
@@ -77,29 +78,25 @@ class Pretrainer:
     def step(self, batch, epoch):
         """One optimiser step on `batch`, modality -> tensor on the model's device."""
         settings, model = self.settings, self.model
-        depth = self.depth(epoch)
+        depth, with_club = self.depth(epoch), "club" not in settings.without
         trained = [number for number in range(depth) if number == 0 or epoch >= SECOND_LEVEL_FROM]
         with self._autocast():
             features = model.encoder.features(batch)
         self._start_codebooks(features, depth)
 
-        likelihoods, outputs = {}, None
-        for _ in range(MI_ITERATIONS if "club" not in settings.without else 0):
-            if settings.mi_forward == "released" or outputs is None:
-                outputs = self._encode(features, depth)
-            likelihoods = self._mi_step(outputs, trained)
-        if settings.mi_forward == "released" or outputs is None:
+        likelihoods = {}
+        if settings.mi_forward == "released":
+            for _ in range(MI_ITERATIONS if with_club else 0):
+                likelihoods = self._mi_steps(self._encode(features, depth), trained, 1)
             outputs = self._encode(features, depth)
+        else:
+            outputs = self._encode(features, depth)
+            likelihoods = self._mi_steps(outputs, trained, MI_ITERATIONS if with_club else 0)
 
         report = self.losses(outputs, trained)
-        self.optimizers["main"].zero_grad(set_to_none=True)
-        report.losses["total"].backward()
+        self._backward(report.losses["total"])
         report.likelihoods = likelihoods
-        report.grad_norms = self._clip()
-        if self.before_update:
-            self.before_update(report)
-        self.optimizers["main"].param_groups[0]["lr"] = self.learning_rate(epoch)
-        self.optimizers["main"].step()
+        self._update(report, epoch)
         return report
 
     def evaluate(self, batch, epoch):
@@ -156,21 +153,34 @@ class Pretrainer:
                 self.model.encoder.levels[number].codebook.start_from(outputs[number].semantic, self.draws)
                 self.started[number] = True
 
-    def _mi_step(self, outputs, trained):
-        """One Adam step of every CLUB network of the trained levels on detached features.
+    def _backward(self, total):
+        self.optimizers["main"].zero_grad(set_to_none=True)
+        total.backward()
+
+    def _update(self, report, epoch):
+        """Clip every section and step, unless `before_update` raises."""
+        report.grad_norms = self._clip()
+        if self.before_update:
+            self.before_update(report)
+        self.optimizers["main"].param_groups[0]["lr"] = self.learning_rate(epoch)
+        self.optimizers["main"].step()
+
+    def _mi_steps(self, outputs, trained, iterations):
+        """Adam steps of every CLUB network of the trained levels on detached features.
 
         The last iteration's gradients stay and join those of the bound, so that the norms before clipping are the
         published ones; the next iteration clears them (dcid.md 5).
         """
         likelihoods = {}
-        for number in trained:
-            for modality, value in self.model.objectives[number].likelihoods(outputs[number]).items():
-                likelihoods[_mi_section(modality, number)] = value
-        for section in likelihoods:
-            self.optimizers[section].zero_grad(set_to_none=True)
-        (-sum(likelihoods.values())).backward()
-        for section in likelihoods:
-            self.optimizers[section].step()
+        for _ in range(iterations):
+            for number in trained:
+                for modality, value in self.model.objectives[number].likelihoods(outputs[number]).items():
+                    likelihoods[_mi_section(modality, number)] = value
+            for section in likelihoods:
+                self.optimizers[section].zero_grad(set_to_none=True)
+            (-sum(likelihoods.values())).backward()
+            for section in likelihoods:
+                self.optimizers[section].step()
         return {section: value.detach() for section, value in likelihoods.items()}
 
     def _clip(self):

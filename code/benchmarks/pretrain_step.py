@@ -1,0 +1,201 @@
+"""Time of a pretraining step: seconds, clips and TFLOP a second, memory, and where the time goes.
+
+    python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
+
+Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
+by engine/pretraining.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
+Adam, distances and losses not), so the rate of a faster formulation can be compared with that of a plain one. The
+ceiling is the fastest plain matrix product of the same device and precision, measured between the steps; with
+--compare_baseline the plain float64 step (baseline_step.py) alternates with the fast one, too.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from baseline_step import PlainStep  # noqa: E402
+from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
+
+from configs.opts import device as device_of  # noqa: E402
+from engine.batches import Resident  # noqa: E402
+from engine.pretraining import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
+from errors import Parser, run  # noqa: E402
+from model.config import Config  # noqa: E402
+from model.draws import Draws  # noqa: E402
+from model.h_dcid import build  # noqa: E402
+
+SECONDS = 10                                                        # of a clip
+WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
+PLACES = {                                                          # how often a kernel is applied to a second
+    "specific.video.conv1": 25, "specific.video.conv2": 9, "specific.video.conv3": 9,
+    "specific.video.residual.spread": 9, "specific.video.residual.mix": 9, "decoders.video.deconv1": 9,
+    "decoders.video.residual.spread": 25, "decoders.video.residual.mix": 25, "decoders.video.deconv2": 25,
+    "decoders.video.deconv3": 49}
+UNUSED = ("average_attention", "place_attention", "semantic.video.attention")
+FROM_DATA = ("specific.video.conv1", "semantic.audio.affine", "specific.audio.linear", "text_lstm.weight_ih_l0")
+
+
+def flops_per_second(model):
+    """FLOP of a training step for each second of a clip: 2 a weight and place forward, as many again for the gradient
+    of the weight and for that of the input, the latter not where the input is data."""
+    total = 0
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2 or any(part in name for part in UNUSED):
+            continue
+        places = next((n for layer, n in PLACES.items() if f"{layer}." in name), 1)
+        passes = 2 if any(part in name for part in FROM_DATA) else 3
+        if ".club." in name:
+            passes += MI_ITERATIONS * (2 if ".0.weight" in name else 3)
+        total += 2 * weight.numel() * places * passes
+    return total
+
+
+def random_data(config, clips, device, dtype):
+    """Resident features of the published kind: three quarters of the video values are zero."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+    features = {"audio": normal(clips, SECONDS, config.audio_dim).to(device, dtype),
+                "video": (normal(clips, SECONDS, 7, 7, config.video_dim) - 0.67).relu().to(device, dtype)}
+    table = normal(50, 10, config.text_dim).to(device, dtype)
+    return Resident(features, (table, torch.randint(50, (clips,), generator=generator).to(device)))
+
+
+class Endless:
+    """Batches of a Resident, one after the other, order after order."""
+
+    def __init__(self, resident, clips, batch_size):
+        self.resident, self.clips, self.batch_size = resident, clips, batch_size
+        self.iterator = iter(())
+
+    def __call__(self):
+        batch = next(self.iterator, None)
+        if batch is None:
+            self.iterator = self.resident(torch.randperm(self.clips), self.batch_size)
+            batch = next(self.iterator)
+        return batch
+
+
+def breakdown(trainer, batches, device, steps):
+    """Seconds a step by what is done; the clocks wait for the device at each change, which costs a little."""
+    watch = Stopwatch(device)
+    model = trainer.model
+    watch.wrap(model.encoder, "features", "forward encoder")
+    watch.wrap(model.encoder, "forward", "forward encoder")
+    for level, objective in zip(model.encoder.levels, model.objectives):
+        for part in ("forward", "ema_step", "count_and_reset"):
+            watch.wrap(level.codebook, part, "codebook and losses")
+        watch.wrap(objective, "forward", "codebook and losses")
+        watch.wrap(objective, "reconstruct", "decoder")
+    watch.wrap(trainer, "_mi_steps", "MI inner loop")
+    watch.wrap(trainer, "_backward", "backward")
+    watch.wrap(trainer, "_update", "optimiser")
+    for _ in range(steps):
+        with watch.on("data"):
+            batch = batches()
+        with watch.on("rest"):
+            trainer.step(batch, 0)
+    return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
+
+
+def main(argv=None):
+    """Measure, print a table and, if asked, write JSON."""
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
+    parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips a step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16", help="as of pretrain.py")
+    parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
+    parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    opts = parser.parse_args(argv)
+    torch.set_num_threads(opts.threads)
+    device, dtype = device_of(opts.device), DTYPES[opts.precision]
+    stored = torch.float64 if opts.precision == "float64" else torch.float32
+    torch.manual_seed(0)
+    config = Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
+    model = build(config).to(device, stored)
+    plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
+    clips = 2 * opts.batch_size
+    data = Endless(random_data(config, clips, device, stored), clips, opts.batch_size)
+    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
+                         Settings(bf16=opts.precision == "bf16", compile=opts.compile))
+    model.train()
+    for _ in range(2):
+        trainer.step(data(), 0)
+    ceiling = Ceiling(device, dtype)
+    ceiling.measure()
+    plain, plain_batch = None, None
+    if opts.compare_baseline:
+        for ours, theirs in zip(plain_model.encoder.levels, model.encoder.levels):
+            ours.codebook.load_state_dict(theirs.codebook.state_dict())
+        plain = PlainStep(plain_model.train(), Draws(torch.Generator().manual_seed(0)))
+        plain_batch = {m: x.double() for m, x in data().items()}
+        plain.step(plain_batch)
+
+    times, waits, plain_times = [], [], []
+    plain_at = {(i + 1) * opts.steps // opts.baseline_steps - 1 for i in range(opts.baseline_steps)} if plain else ()
+    for number in range(opts.steps):
+        ceiling.measure()
+        start = now(device)
+        batch = data()
+        drawn = now(device)
+        trainer.step(batch, 0)
+        end = now(device)
+        waits.append(drawn - start)
+        times.append(end - start)
+        if number in plain_at:
+            start = now(device)
+            plain.step(plain_batch)
+            plain_times.append(now(device) - start)
+    memory = peak_memory(device)
+    parts = breakdown(trainer, data, device, max(2, opts.steps // 2))
+
+    step = statistics.median(times)
+    work = flops_per_second(model) * SECONDS * opts.batch_size
+    figures = {
+        "widths": opts.widths, "batch_size": opts.batch_size, "precision": opts.precision, "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {opts.threads} threads",
+        "compile": opts.compile, "torch": torch.__version__, "load_average": os.getloadavg()[0],
+        "seconds_per_step": step, "fastest_step": min(times), "clips_per_second": opts.batch_size / step,
+        "tflop_per_step": work / 1e12, "tflops": work / step / 1e12, "ceiling_tflops": ceiling.best / 1e12,
+        "share_of_ceiling": work / step / ceiling.best, "peak_memory_gb": memory,
+        "data_share": statistics.median(waits) / step,
+        "baseline_seconds_per_step": statistics.median(plain_times) if plain_times else None,
+        "times": times, "baseline_times": plain_times, "breakdown": parts}
+    report(figures)
+    if opts.json:
+        opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def report(figures):
+    """Print the figures."""
+    print("{widths} widths, {batch_size} clips a step, {precision} on {device_name}".format(**figures))
+    print("step        {seconds_per_step:.4f} s (fastest {fastest_step:.4f}), {clips_per_second:.1f} clips/s"
+          .format(**figures))
+    print("work        {tflop_per_step:.3f} TFLOP, {tflops:.3f} TFLOP/s = {share_of_ceiling:.1%} of the measured "
+          "{ceiling_tflops:.3f} TFLOP/s of matrix products".format(**figures))
+    if figures["baseline_seconds_per_step"]:
+        ratio = figures["baseline_seconds_per_step"] / figures["seconds_per_step"]
+        print(f"baseline    {figures['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
+    print("memory      {peak_memory_gb:.2f} GB at the peak; data {data_share:.1%} of a step".format(**figures))
+    whole = sum(figures["breakdown"].values())
+    for name, time in figures["breakdown"].items():
+        print(f"  {name:20} {1e3 * time:9.2f} ms {time / whole:6.1%}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""What the benchmarks share: clocks that wait for the device, a matrix-product ceiling, peak memory."""
+
+import resource
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+
+CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}      # square products; the fastest counts
+
+
+def now(device):
+    """Seconds on a clock, once everything given to `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(function, device):
+    """Time of one call."""
+    start = now(device)
+    function()
+    return now(device) - start
+
+
+class Ceiling:
+    """Fastest plain matrix product of a device and dtype; `measure` again and again between other things."""
+
+    def __init__(self, device, dtype):
+        self.device, self.best = device, 0.0
+        sizes = [n for n in CEILING_SIZES[device.type] if device.type == "cuda" or dtype == torch.bfloat16 or n < 4096]
+        self.pairs = [tuple(torch.randn(n, n, device=device).to(dtype) for _ in range(2)) for n in sizes]
+
+    def measure(self):
+        """FLOP/s, the best seen so far."""
+        for a, b in self.pairs:
+            time_ = seconds(lambda a=a, b=b: a @ b, self.device)
+            self.best = max(self.best, 2 * len(a) ** 3 / time_)
+        return self.best
+
+
+class Stopwatch:
+    """Own time of wrapped functions by name: while one runs inside another, only the inner one's clock goes on."""
+
+    def __init__(self, device):
+        self.device, self.times, self.running = device, defaultdict(float), []
+
+    def wrap(self, owner, function, name):
+        """Replace `owner.function` on this one object by a timed one."""
+        inner = getattr(owner, function)
+
+        def timed(*args, **kwargs):
+            with self.on(name):
+                return inner(*args, **kwargs)
+        setattr(owner, function, timed)
+
+    @contextmanager
+    def on(self, name):
+        """Time a block under `name`."""
+        self._switch()
+        self.running.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self.running.pop()
+
+    def _switch(self):
+        moment = now(self.device)
+        if self.running:
+            self.times[self.running[-1]] += moment - self.since
+        self.since = moment
+
+
+def peak_memory(device):
+    """Largest memory so far in GB: of the device's allocator, or the resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,51 @@
+"""What was made faster computes the same: the fast step against the plain one, in float64 at small widths."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from baseline_step import PlainStep  # noqa: E402
+
+from engine.pretraining import Pretrainer, Settings  # noqa: E402
+from model.config import Config  # noqa: E402
+from model.draws import Draws  # noqa: E402
+from model.h_dcid import build  # noqa: E402
+
+SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
+             num_heads=2, club_hidden=12, dropout=0.0)
+
+
+def batches(config, clips, steps):
+    """Random features of `steps` steps, modality -> (B, ...)."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"audio": (10, config.audio_dim), "video": (10, 7, 7, config.video_dim), "text": (10, config.text_dim)}
+    return [{m: torch.rand(clips, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
+            for _ in range(steps)]
+
+
+@pytest.mark.parametrize("modalities", [("audio", "video", "text"), ("audio", "video"), ("audio", "text")])
+def test_step_equals_the_plain_form(modalities):
+    torch.manual_seed(3)
+    config = Config.for_data(modalities, **SMALL)
+    model = build(config).double()
+    plain_model = copy.deepcopy(model)
+    for system in (model, plain_model):
+        codebook = system.encoder.levels[0].codebook
+        codebook.embedding.copy_(torch.randn(11, 16, generator=torch.Generator().manual_seed(1)))
+        codebook.ema_weight.copy_(codebook.embedding)
+        codebook.ema_count.fill_(1)
+        codebook.unactivated_count.copy_(torch.arange(11) * 60)             # some are due at once
+    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)), Settings(codebook_init="released"))
+    plain = PlainStep(plain_model, Draws(torch.Generator().manual_seed(0)))
+    for batch in batches(config, 4, 3):
+        fast, slow = trainer.step(batch, 0).losses, plain.step(batch)
+        assert fast.keys() == slow.keys()
+        for name in slow:
+            torch.testing.assert_close(fast[name], slow[name], rtol=1e-9, atol=1e-10)
+    for (name, ours), theirs in zip(model.state_dict().items(), plain_model.state_dict().values()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
