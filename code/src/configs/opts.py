@@ -235,9 +235,17 @@ def pretrain_parser():
     group = parser.add_argument_group("checkpoints")
     group.add_argument("--model_save_path", type=Path, default=None, help="folder (default: the checkpoint root)")
     group.add_argument("--save_freq", type=positive, default=1, help="epochs between two checkpoints")
+    group.add_argument("--save_every_steps", type=positive, default=None,
+                       help="also save within an epoch, after so many steps (default: off)")
+    group.add_argument("--keep", type=positive, default=None,
+                       help="newest checkpoints of this run to keep (default: every epoch's, the last two within one)")
+    group.add_argument("--on_save_error", choices=("stop", "continue"), default="stop",
+                       help="a checkpoint that cannot be written, say on a full disk: stop, or go on and try at the next")
     group.add_argument("--save_dtype", choices=("float32", "float64"), default="float32",
-                       help="float64 as the published files")
-    group.add_argument("--resume", default="", metavar="FILE", help="continue a run from its checkpoint, ours or published")
+                       help="float64 as the published files; never less than --precision computes in")
+    group.add_argument("--resume", default="", metavar="auto|FILE",
+                       help="continue a run from its checkpoint, ours or published; auto: from the newest of this run, "
+                            "else from the beginning")
     group.add_argument("--evaluate", action="store_true", help="no training: print the losses of --resume over the data")
     return parser
 
