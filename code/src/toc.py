@@ -48,12 +48,12 @@ def report(number, codes, selection):
 
 def draw(codes, channels, path):
     """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG (B4)."""
-    pairs = [toc.cosines(codes), toc.cosines(codes[:, channels])]
+    pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
     lowest = min(float(p.min()) for p in pairs)
     ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
     figure, axes = style.plt.subplots(1, 2, figsize=(20, 8), layout="constrained")
     for axis, similarity, title in zip(axes, pairs, ("Before TOC Select", "After TOC Select")):
-        image = axis.imshow(similarity.cpu(), cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
+        image = axis.imshow(similarity, cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=18)
         axis.set(xticks=ticks, yticks=ticks)
     figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)

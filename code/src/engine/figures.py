@@ -1,0 +1,217 @@
+"""Pictures of a run, made from its files alone: `python -m engine.figures RUN_FOLDER --out figs/demo`.
+
+Reads every metrics.jsonl (losses of pretraining), results.jsonl and predictions/*.npz below the folder. Modalities keep
+their colours in all pictures: audio orange, video blue, text green.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from engine import pictures, results, tables
+from engine.style import COLOUR, GREY, MODALITIES, PALE, new_figure, save
+from errors import InputError, Parser, run
+
+LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
+               "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
+
+
+def draw_losses(lines, path):
+    """Loss curves of pretraining: one panel a kind of loss, one colour a modality.
+
+    Args:
+        lines: of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
+        path: picture to write.
+    """
+    panels = {}
+    for name in lines[0]["losses"]:
+        modality, _, kind = name.partition("_")
+        modality, kind = (modality, kind) if modality in MODALITIES else (None, name)
+        panels.setdefault(kind, []).append((modality, name))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = new_figure(rows, columns, size=(4.2 * columns, 2.7 * rows))
+    steps = np.array([line["step"] for line in lines])
+    starts = [line["step"] for before, line in zip(lines, lines[1:]) if line["epoch"] != before["epoch"]]
+    for axis, (kind, members) in zip(axes.flat, panels.items()):
+        for modality, name in members:
+            values = np.array([line["losses"].get(name, np.nan) for line in lines])
+            axis.plot(steps, values, color=COLOUR.get(modality, "black"), label=modality)
+        for start in starts:
+            axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
+        axis.set_title(LOSS_TITLES.get(kind, kind))
+        if all(np.nanmin([line["losses"].get(name, np.nan) for line in lines]) > 0 for _, name in members):
+            axis.set_yscale("log")
+            axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        if members[0][0]:
+            axis.legend(frameon=False)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    figure.suptitle("Pretraining losses" + (" (grey lines: epochs)" if starts else ""))
+    return save(figure, path)
+
+
+def draw_cells(rows, path):
+    """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
+    of_last, of_best = tables.collect(rows, "last"), tables.collect(rows, "best")
+    cells = [cell for cell in tables.CELLS if any(cell in row.cells for row in of_last)]
+    same = {row.name: row for row in tables.collect(rows, "last", field="same_modality")}
+    control = {row.name: row for row in tables.collect(rows, "last", "untrained")}
+    chance = tables.chance(rows)
+    place = np.arange(len(cells))
+    figure, axes = new_figure(1, 1, size=(max(6.0, 1.45 * len(cells)), 4.4))
+    axis = axes[0, 0]
+    width = 0.76 / len(of_last)
+    for number, (last, best) in enumerate(zip(of_last, of_best)):
+        shade = mpl.colormaps["Blues"](0.85 if len(of_last) == 1 else 0.35 + 0.6 * number / (len(of_last) - 1))
+        x = place - 0.38 + width * (number + 0.5)
+        means = [results.spread(last.cells.get(cell, []))[0] or 0 for cell in cells]
+        errors = [results.spread(last.cells.get(cell, []))[1] or 0 for cell in cells]
+        axis.bar(x, means, width * 0.9, yerr=errors, color=shade, label=last.name, error_kw={"linewidth": 1})
+        _ticks(axis, x, width, best, cells, "black", "best epoch on the evaluation set" if not number else None)
+        _ticks(axis, x, width, same.get(last.name), cells, COLOUR["audio"],
+               "same modality (last)" if not number else None)
+        if last.name in control:
+            _ticks(axis, x, width, control[last.name], cells, "#CC3311", "untrained encoder" if not number else None)
+    for spot, cell in zip(place, cells):
+        if cell in chance.cells:
+            axis.plot([spot - 0.42, spot + 0.42], [chance.cells[cell][0]] * 2, color=GREY, linewidth=1, linestyle=":",
+                      label="chance" if not spot else None)
+    axis.set_xticks(place, [cell.replace(" V>A", "\nvideo to audio").replace(" A>V", "\naudio to video")
+                            for cell in cells], fontsize=8)
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("percent")
+    axis.set_title("Cross-modal transfer: bars after the last epoch of the head")
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return save(figure, path)
+
+
+def _ticks(axis, x, width, row, cells, colour, label):
+    """A short horizontal line at each cell of a row."""
+    if row is None:
+        return
+    for spot, cell in zip(x, cells):
+        mean = results.spread(row.cells.get(cell, []))[0]
+        if mean is not None:
+            axis.plot([spot - 0.45 * width, spot + 0.45 * width], [mean] * 2, color=colour, linewidth=2, label=label)
+            label = None
+
+
+def draw_epochs(rows, path):
+    """Figures over checkpoints of one pretraining run, one a point; a ring marks the choice of AVE's validation split."""
+    table = tables.collect(rows, "last")
+    same_run = [row for row in table if row.cells]
+    epochs = {name: row["checkpoint_epoch"] for row in rows for name in [tables.names(rows)[tables.key(row)]]}
+    same_run.sort(key=lambda row: epochs[row.name])
+    figure, axes = new_figure(1, 1, size=(7.5, 4.2))
+    axis = axes[0, 0]
+    styles = {"AVE": "o", "AVVP": "s", "AVE>AVVP": "^", "UCF/VGG": "D"}
+    for cell in tables.CELLS:
+        points = [(epochs[row.name], *results.spread(row.cells[cell])) for row in same_run if cell in row.cells]
+        if points:
+            x, mean, deviation = zip(*points)
+            colour = COLOUR["audio"] if cell.endswith("V>A") else COLOUR["video"]
+            axis.errorbar(x, mean, [d or 0 for d in deviation], color=colour, marker=styles[cell.split()[0]],
+                          linewidth=1, markersize=5, label=cell)
+    means = [(epochs[row.name], results.spread(row.mean)[0]) for row in same_run if row.mean]
+    if means:
+        axis.plot(*zip(*means), color="black", linewidth=2.5, label="mean of the eight")
+    choice = tables.choose(rows)
+    if choice:
+        axis.axvline(epochs[choice.name], color=PALE, linewidth=9, zorder=0,
+                     label="chosen by AVE's validation split")
+    axis.set_xticks(sorted(set(epochs.values())))
+    axis.set_xlabel("epoch of the checkpoint")
+    axis.set_ylabel("percent, after the head's last epoch")
+    axis.set_ylim(0, 100)
+    axis.set_title("Cross-modal transfer over pretraining")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return save(figure, path)
+
+
+def draw_tables(rows, folder):
+    """Pictures of result lines; returns the paths that were written."""
+    folder, written = Path(folder), []
+    for protocol in results.PROTOCOLS:
+        part = [row for row in rows if row["protocol"] == protocol]
+        ending = "" if protocol == "default" else f"-{protocol}"
+        if tables.collect(part, "last"):
+            written.append(draw_cells(part, folder / f"table{ending}.png"))
+            epochs = {row.get("checkpoint_epoch") for row in part}
+            if len(epochs) > 1 and None not in epochs:
+                written.append(draw_epochs(part, folder / f"epochs{ending}.png"))
+    return written
+
+
+def read_log(path):
+    """Lines of a metrics.jsonl; a last line that was cut off by an interruption is left out."""
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if lines and not path.read_text().endswith("\n"):
+                break
+            raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
+    return [line for line in lines if line.get("losses")]
+
+
+def read_predictions(path):
+    """Arrays of a predictions file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a predictions file ({error}); run the task again") from error
+
+
+def draw_run(folder, out):
+    """Every picture that the files below `folder` allow; returns the paths that were written, in `out`."""
+    folder, out, written = Path(folder), Path(out), []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a run's folder with results.jsonl or metrics.jsonl")
+    for path in sorted(folder.rglob("metrics.jsonl")):
+        lines = read_log(path)
+        if lines:
+            inside = path.parent.relative_to(folder).as_posix().replace("/", "-")
+            written.append(draw_losses(lines, out / ("losses.png" if inside == "." else f"losses-{inside}.png")))
+    rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
+    written += draw_tables(rows, out)
+    found = {path.stem: read_predictions(path) for path in sorted(folder.rglob("predictions/*.npz"))}
+    kept = {name: arrays for name, arrays in found.items() if not name.startswith("codes-")}
+    for name, arrays in found.items():
+        if name.startswith("codes-"):
+            written += pictures.draw_codes(arrays, out / f"{name}.png")
+    for name, arrays in kept.items():
+        if "top" in arrays:
+            written.append(pictures.draw_retrieval(arrays, out / f"{name}.png"))
+            continue
+        written.append(pictures.draw_clips(arrays, out / f"clips-{name}.png"))
+        written.append(pictures.draw_classes(arrays, out / f"classes-{name}.png"))
+        if arrays["clipwise"]:
+            written.append(pictures.draw_confusion(arrays, out / f"confusion-{name}.png"))
+        else:
+            written.append(pictures.draw_timelines(arrays, out / f"timelines-{name}.png"))
+    if kept:
+        written.append(pictures.draw_heads(list(kept.values()), out / "heads.png"))
+    if not written:
+        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or predictions/ in or below it")
+    return written
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m engine.figures", description="Draw every picture that a run's files allow.")
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="searched with all folders below it")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pictures, for example figs/demo")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    for path in draw_run(options.folder, options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main)

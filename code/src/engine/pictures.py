@@ -1,0 +1,325 @@
+"""Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, use of the codes.
+
+Each function takes the arrays of one predictions file (engine/downstream.py, `Task.pictured`) and writes one picture.
+"""
+
+from itertools import combinations
+from textwrap import shorten
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.patches import Patch
+
+from engine.style import COLOUR, GREY, MISSED, MIXED, MODALITIES, PALE, RIGHT, WRONG, new_figure, save
+
+LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
+TIMELINES = 6
+
+
+def title_of(arrays):
+    """One line that says what was trained on what, and by whom."""
+    return (f"{arrays['task']}: head trained on {arrays['source']}, tested on {arrays['target']} "
+            f"({arrays['dataset']}, {arrays['checkpoint']})")
+
+
+def feature_picture(axis, features):
+    """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place."""
+    if features.ndim == 2:
+        axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
+    else:
+        energy = features.mean(-1)                                                      # (T, 7, 7)
+        energy = np.pad(energy, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)       # a gap between two seconds
+        axis.imshow(np.concatenate(list(energy), 1), aspect="auto", cmap="gray", interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def clip_targets(labels):
+    """Class of each clip (N,) from labels (N, T, C + 1), as engine/metrics.py."""
+    return labels[..., :-1].argmax(-1).max(-1)
+
+
+def softmax(scores):
+    """Probabilities over the last axis."""
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def draw_clips(arrays, path):
+    """A row of test clips: what the encoder received, and what a head that never saw this modality says about it."""
+    shown, classes, features = arrays["shown"], [str(name) for name in arrays["classes"]], arrays["features"]
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = new_figure(2 * rows, columns, size=(3.3 * columns, 2.5 * rows),
+                              gridspec_kw={"height_ratios": [1.0, 1.1] * rows})
+    targets = clip_targets(arrays["labels"])
+    for spot, (clip, x) in enumerate(zip(shown, features)):
+        top, bottom = axes[2 * (spot // columns), spot % columns], axes[2 * (spot // columns) + 1, spot % columns]
+        if arrays["target"] == "text":
+            top.text(0.5, 0.5, f"prompt of\n“{classes[targets[clip]]}”", ha="center", va="center", fontsize=9)
+            top.axis("off")
+        else:
+            feature_picture(top, x)
+        if arrays["clipwise"]:
+            _class_bars(bottom, softmax(arrays["cross"][clip]), int(targets[clip]), classes)
+            top.set_title(f"is “{shorten(classes[targets[clip]], 26)}”", fontsize=9)
+        else:
+            _second_strips(bottom, arrays["labels"][clip], arrays["cross"][clip] > 0, classes)
+            top.set_title(str(arrays["ids"][clip]), fontsize=8)
+    for axis in axes[-2:, len(shown) - columns * (rows - 1):].flat:
+        axis.axis("off")
+    figure.suptitle(title_of(arrays), fontsize=10)
+    return save(figure, path)
+
+
+def _class_bars(axis, chances, target, classes):
+    """The three likeliest classes, and the right one if it is not among them."""
+    best = list(np.argsort(-chances, kind="stable")[:3])
+    best += [target] if target not in best else []
+    y = np.arange(len(best))
+    axis.barh(y, chances[best], color=[RIGHT if k == target else (WRONG if k == best[0] else PALE) for k in best])
+    for spot, k in zip(y, best):
+        axis.text(0.02, spot, shorten(classes[k], 24), va="center", fontsize=8)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(3.6, -0.6)
+    axis.set_yticks([])
+    axis.set_xticks([0, 1], ["0", "1"], fontsize=7)
+
+
+def _grid(labels, predicted):
+    """Cells (T, C): 0 nothing, 1 hit, 2 missed, 3 false alarm."""
+    return np.select([predicted & labels, labels, predicted], [1, 2, 3], 0)
+
+
+CELL_COLOURS = ListedColormap(["#FFFFFF", RIGHT, MISSED, WRONG])
+CELL_LEGEND = [Patch(color=RIGHT, label="hit"), Patch(color=MISSED, label="missed"),
+               Patch(color=WRONG, label="false alarm")]
+
+
+def _second_strips(axis, labels, predicted, classes):
+    """Classes that are labelled or predicted somewhere in a clip, second by second."""
+    labels, names = labels > 0, [*classes, "(background)"]
+    rows = np.flatnonzero((labels | predicted).any(0))
+    if not len(rows):
+        rows = np.array([len(names) - 1])
+    axis.imshow(_grid(labels, predicted)[:, rows].T, cmap=CELL_COLOURS, vmin=0, vmax=3, aspect="auto")
+    axis.set_yticks(range(len(rows)), [shorten(names[k], 20) for k in rows], fontsize=8)
+    seconds = len(labels)
+    axis.set_xticks(np.arange(seconds), np.arange(seconds), fontsize=7)
+    axis.set_xticks(np.arange(seconds + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color=PALE, linewidth=0.8)
+    axis.tick_params(which="both", length=0)
+
+
+def draw_timelines(arrays, path):
+    """Clips with several events, from best to worst by hits: label, prediction, hit in every second and class.
+
+    The clips are picked evenly from the ranking of those with at least two different events, so that failures show.
+    """
+    labels, predicted = arrays["labels"] > 0, arrays["cross"] > 0
+    events = labels[..., :-1].any(1).sum(-1)
+    several = np.flatnonzero(events >= min(2, events.max()))
+    hits = (labels & predicted).sum((1, 2))
+    f1 = 2 * hits / np.maximum(labels.sum((1, 2)) + predicted.sum((1, 2)), 1)
+    ranked = several[np.argsort(-f1[several], kind="stable")]
+    picked = ranked[np.linspace(0, len(ranked) - 1, min(TIMELINES, len(ranked))).round().astype(int)]
+    columns = min(2, len(picked))
+    rows = -(-len(picked) // columns)
+    figure, axes = new_figure(rows, columns, size=(5.6 * columns, 1.9 * rows + 0.7))
+    for axis, clip in zip(axes.flat, picked):
+        _second_strips(axis, arrays["labels"][clip], predicted[clip], [str(name) for name in arrays["classes"]])
+        axis.set_title(f"{arrays['ids'][clip]}   F1 {100 * f1[clip]:.0f} %", fontsize=9)
+    for axis in axes.flat[len(picked):]:
+        axis.axis("off")
+    for axis in axes[-1]:
+        axis.set_xlabel("second")
+    figure.legend(handles=CELL_LEGEND, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"{title_of(arrays)}\nclips with several events, evenly from best to worst", fontsize=10)
+    return save(figure, path)
+
+
+def draw_confusion(arrays, path):
+    """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
+    classes, targets = [str(name) for name in arrays["classes"]], clip_targets(arrays["labels"])
+    count = len(classes)
+    size = max(3.2, 0.32 * count)
+    figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
+    shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", COLOUR[arrays["target"]]])
+    for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
+        said = arrays[role].argmax(-1)
+        matrix = np.zeros((count, count))
+        np.add.at(matrix, (targets, said), 1)
+        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axis.imshow(share, cmap=shades, vmin=0, vmax=1)
+        if count <= 16:
+            for row, column in zip(*np.nonzero(share >= 0.05)):
+                axis.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=7)
+        axis.set_xticks(range(count), [shorten(name, 18) for name in classes], rotation=90)
+        axis.set_yticks(range(count), [shorten(name, 18) for name in classes] if role == "same" else [""] * count)
+        axis.set_title(f"trained on {source}: {100 * (said == targets).mean():.1f} % right")
+        axis.set_xlabel("predicted")
+    axes[0, 0].set_ylabel(f"class of the {arrays['target']} clip")
+    figure.suptitle(f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)", fontsize=10)
+    return save(figure, path)
+
+
+def class_figures(arrays, role):
+    """Figure of each class in percent: recall of clips, or F1 of seconds; NaN for classes that do not occur."""
+    if arrays["clipwise"]:
+        targets = clip_targets(arrays["labels"])
+        right = arrays[role].argmax(-1) == targets
+        return np.array([100 * right[targets == k].mean() if (targets == k).any() else np.nan
+                         for k in range(len(arrays["classes"]))])
+    labels, predicted = arrays["labels"] > 0, arrays[role] > 0
+    total = (labels.sum((0, 1)) + predicted.sum((0, 1))).astype(float)
+    f1 = 200 * (labels & predicted).sum((0, 1)) / np.maximum(total, 1)
+    return np.where(labels.any((0, 1)), f1, np.nan)
+
+
+def draw_classes(arrays, path):
+    """Transfer by class: the same-modality head against the cross-modal one, classes in order of what is lost."""
+    same, cross = class_figures(arrays, "same"), class_figures(arrays, "cross")
+    names = [str(name) for name in arrays["classes"]] + ([] if arrays["clipwise"] else ["(background)"])
+    order = [k for k in np.argsort(same - cross, kind="stable") if not np.isnan(same[k])]
+    y = np.arange(len(order))
+    figure, axes = new_figure(1, 1, size=(6.4, 0.27 * len(order) + 1.6))
+    axis = axes[0, 0]
+    axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
+    axis.scatter(same[order], y, color=GREY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
+    axis.scatter(cross[order], y, color=COLOUR[arrays["source"]], s=34, label=f"trained on {arrays['source']}", zorder=3)
+    axis.set_yticks(y, [shorten(names[k], 30) for k in order])
+    axis.invert_yaxis()
+    axis.set_xlim(-3, 103)
+    axis.set_xlabel("clips recognised, percent" if arrays["clipwise"] else "F1 of seconds, percent")
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    figure.suptitle(f"{arrays['task']}, tested on {arrays['target']}: transfer by class", fontsize=10)
+    return save(figure, path)
+
+
+def draw_retrieval(arrays, path):
+    """Queries and the sounds found first: green frame where the class is right, a star at the clip's own sound."""
+    shown, top, classes = arrays["shown"], arrays["top"], arrays["classes"]
+    figure, axes = new_figure(len(shown), top.shape[1] + 1, size=(2.0 + 1.75 * top.shape[1], 0.95 * len(shown) + 0.8),
+                              gridspec_kw={"width_ratios": [2.0] + [1.0] * top.shape[1]})
+    for row, (query, found) in enumerate(zip(shown, top)):
+        name = shorten(str(classes[query]), 24)
+        if arrays["target"] == "text":
+            axes[row, 0].text(0.5, 0.5, f"prompt of “{name}”", ha="center", va="center", fontsize=9)
+            axes[row, 0].axis("off")
+        else:
+            feature_picture(axes[row, 0], arrays["features"][row])
+            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for column, candidate in enumerate(found):
+            axis = axes[row, column + 1]
+            feature_picture(axis, arrays["sounds"][row, column])
+            colour = RIGHT if classes[candidate] == classes[query] else WRONG
+            for spine in axis.spines.values():
+                spine.set_visible(True)
+                spine.set_color(colour)
+                spine.set_linewidth(3)
+            star = " ★" if candidate == query else ""
+            axis.set_xlabel(shorten(str(classes[candidate]), 16) + star, fontsize=7, labelpad=1)
+    axes[0, 0].set_title(f"query ({arrays['target']})")
+    for column in range(top.shape[1]):
+        axes[0, column + 1].set_title(f"{column + 1}.")
+    figure.suptitle(f"Sounds found by {arrays['target']} after training on {arrays['source']} and audio only "
+                    f"({arrays['checkpoint']}); ★ the clip's own sound", fontsize=10)
+    return save(figure, path)
+
+
+def draw_heads(kept, path):
+    """The figure that chooses the best epoch, over the heads' epochs: cross-modal, and same-modality dashed."""
+    tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
+    figure, axes = new_figure(1, len(tasks), size=(3.6 * len(tasks) + 0.4, 3.3))
+    for axis, task in zip(axes[0], tasks):
+        for arrays in (arrays for arrays in kept if arrays["task"] == task):
+            colour = COLOUR[arrays["target"]]
+            line = "-" if arrays["source"] != "text" else ":"
+            curves = arrays["cross_curves"]
+            epochs = np.arange(1, curves.shape[1] + 1)
+            axis.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
+            axis.plot(epochs, curves.mean(0), line, color=colour, label=f"{arrays['source']} to {arrays['target']}")
+            if len(arrays["same_curves"]):
+                axis.plot(epochs, arrays["same_curves"].mean(0), color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
+        axis.set_title(f"{task}: {kept[[a['task'] for a in kept].index(task)]['best_by']}")
+        axis.set_xlabel("epoch of the head")
+        axis.set_ylim(0, None if task == "retrieval" else 102)
+        axis.legend(frameon=False, fontsize=7)
+    axes[0, 0].set_ylabel("percent on the evaluation set")
+    figure.suptitle("Heads while they train (dashed: same modality; band: seeds)", fontsize=10)
+    return save(figure, path)
+
+
+def code_users(counts):
+    """Which modalities use each code: bool (M, K) from counts (M, K).
+
+    Each modality's counts are divided by its total first, so that a larger set does not outweigh a smaller one; a
+    modality is a user where its share of a code is at least LEAST_SHARE.
+    """
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return share >= LEAST_SHARE * np.maximum(share.sum(0, keepdims=True), 1e-12)
+
+
+def draw_codes(arrays, path):
+    """Use of the codes by modality (paper Figure 4), one picture a codebook; returns the paths.
+
+    Each square is a code, coloured by the modalities that use it, its area by how often; beside it the share of each
+    modality's seconds that fall on codes of all, of some, or of this modality alone.
+    """
+    modalities = [m for m in MODALITIES if m in arrays]
+    levels = arrays[modalities[0]].reshape(*arrays[modalities[0]].shape[:2], -1).shape[-1]
+    written = []
+    for level in range(levels):
+        counts = np.stack([np.bincount(arrays[m].reshape(*arrays[m].shape[:2], -1)[..., level].ravel(),
+                                       minlength=arrays["num_codes"]) for m in modalities])
+        name = path if levels == 1 else path.with_name(f"{path.stem}-level{level + 1}{path.suffix}")
+        written.append(_draw_codebook(counts, modalities, arrays, name))
+    return written
+
+
+def _draw_codebook(counts, modalities, arrays, path):
+    users = code_users(counts)                                                          # (M, K)
+    groups = [group for size in range(len(modalities), 0, -1) for group in combinations(modalities, size)]
+    colours = {group: COLOUR[group[0]] if len(group) == 1 else MIXED[group] for group in groups}
+    member = {group: (users == np.array([[m in group] for m in modalities])).all(0) & (counts.sum(0) > 0)
+              for group in groups}
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    codes = counts.shape[1]
+    side = int(np.ceil(np.sqrt(codes)))
+    figure, axes = new_figure(1, 2, size=(9.6, 4.6), gridspec_kw={"width_ratios": [1.15, 1]})
+    grid, bars = axes[0]
+    weight = np.sqrt(share.mean(0) / share.mean(0).max())
+    y, x = np.divmod(np.arange(codes), side)
+    unit = (230 / side) ** 2
+    grid.scatter(x, y, s=0.12 * unit, marker="s", color=PALE, linewidths=0)
+    for group in groups:
+        picked = member[group]
+        grid.scatter(x[picked], y[picked], s=unit * np.maximum(weight[picked], 0.3), marker="s", color=colours[group],
+                     linewidths=0, label=f"{' + '.join(group)}: {picked.sum()}")
+    grid.set_xlim(-0.7, side - 0.3)
+    grid.set_ylim(side - 0.3, -0.7)
+    grid.set_aspect("equal")
+    grid.axis("off")
+    unused = int((counts.sum(0) == 0).sum())
+    grid.set_title(f"{codes} codes, {unused} unused (small grey); area: how often")
+    grid.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    left = np.zeros(len(modalities))
+    for group in groups:
+        length = 100 * share[:, member[group]].sum(1)
+        bars.barh(range(len(modalities)), length, left=left, color=colours[group])
+        for spot, (start, size) in enumerate(zip(left, length)):
+            if size >= 6:
+                bars.text(start + size / 2, spot, f"{size:.0f}", ha="center", va="center", color="white", fontsize=9)
+        left += length
+    bars.set_yticks(range(len(modalities)), modalities)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 100)
+    bars.set_xlabel("percent of the modality's seconds")
+    common = 100 * share[:, member[groups[0]]].sum(1).mean()
+    bars.set_title(f"{common:.0f} % of seconds fall on codes used by all")
+    task = path.stem.removeprefix("codes-")
+    figure.suptitle(f"Who uses which code: {task}, test clips ({arrays['checkpoint']})", fontsize=11)
+    return save(figure, path)

@@ -1,0 +1,36 @@
+"""How pictures look: colours of the modalities, figures without frames, files written whole."""
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
+
+MODALITIES = ("audio", "video", "text")
+COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
+MIXED = {("audio", "video"): "#8C6BB1", ("audio", "text"): "#B5B500", ("video", "text"): "#56B4E9",
+         ("audio", "video", "text"): "#333333"}
+GREY, PALE = "#888888", "#E4E4E4"
+RIGHT, WRONG, MISSED = "#2CA25F", "#DE2D26", "#FDD0A2"
+LOOK = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
+        "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
+        "legend.fontsize": 8}
+
+
+def new_figure(rows, columns, size, **options):
+    """A figure and its axes, always as a 2-d array."""
+    with mpl.rc_context(LOOK):
+        return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def save(figure, path, dpi=130):
+    """Write a PNG whole or not at all, and forget the figure; returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
+    os.replace(temporary, path)
+    plt.close(figure)
+    return path

@@ -1,0 +1,140 @@
+"""Results files: appending, reading, tables, the papers' table, and the choice by validation."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from engine import results, tables
+from errors import InputError
+
+
+def row(**changes):
+    """A valid result line."""
+    base = {"task": "ave", "dataset": "AVE test", "direction": "video->audio", "metric": "accuracy", "value": 50.0,
+            "epoch": 29, "selection": "last", "same_modality": 80.0, "chance": 10.0, "seed": 0, "protocol": "default",
+            "modalities": ["audio", "video"], "checkpoint": "/a/DCID-model-5.pt", "checkpoint_sha256": "aa",
+            "commit": "c0ffee", "seconds": 1.5, "control": None}
+    return base | changes
+
+
+def both_ways(**changes):
+    """All eight cells, `value` counting up from 10, for both selections."""
+    return [row(task=task, metric=metric, direction=direction, value=10.0 + n + (selection == "best"), selection=selection)
+            | changes for n, (task, metric, direction) in enumerate(tables.CELLS.values()) for selection in ("last", "best")]
+
+
+def test_a_row_survives_the_file(tmp_path):
+    path = tmp_path / "run" / "results.jsonl"
+    results.append(path, row())
+    results.append(path, row(seed=1, extra="kept"))
+    assert results.read(path) == [row(), row(seed=1, extra="kept")]
+
+
+def test_a_rerun_replaces_and_a_new_checkpoint_does_not(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for line in (row(value=1.0), row(seed=1, value=2.0), row(value=3.0, commit="later"), row(checkpoint_sha256="bb")):
+        results.append(path, line)
+    assert [r["value"] for r in results.read(path)] == [3.0, 2.0, 50.0]
+    assert len(path.read_text().splitlines()) == 4                       # nothing is ever removed from the file
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"value": float("nan")}, "value is nan"), ({"value": None}, "value is None"), ({"chance": "10"}, "chance is '10'"),
+    ({"selection": "first"}, "selection is 'first'"), ({"protocol": "mine"}, "protocol"), ({"direction": "va"}, "'va'"),
+])
+def test_wrong_rows_are_refused_on_both_ways(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        results.append(tmp_path / "results.jsonl", row(**change))
+    assert not (tmp_path / "results.jsonl").exists()
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps(row(**change)) + "\n")
+    with pytest.raises(InputError, match=f"bad.jsonl: line 2: .*{message}"):
+        results.read(tmp_path / "bad.jsonl")
+
+
+def test_broken_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="nothing.jsonl"):
+        results.read(tmp_path / "nothing.jsonl")
+    for content, message in (("", "no results in it"), ('{"task": 1\n', "line 1 is not JSON"), ("[1]\n", "line 1: a result is"),
+                             ("{}\n", "keys missing: task, dataset")):
+        (tmp_path / "x.jsonl").write_text(content)
+        with pytest.raises(InputError, match=message):
+            results.read(tmp_path / "x.jsonl")
+
+
+def test_a_torn_line_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(row())[:40])
+    results.append(path, row(seed=7))
+    assert json.loads(path.read_text().splitlines()[1])["seed"] == 7
+
+
+def append_many(arguments):
+    path, writer = arguments
+    for n in range(40):
+        results.append(path, row(seed=1000 * writer + n, note="x" * 3000))
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ProcessPoolExecutor(4) as pool:
+        list(pool.map(append_many, [(path, writer) for writer in range(4)]))
+    assert sorted(r["seed"] for r in results.read(path)) == sorted(1000 * w + n for w in range(4) for n in range(40))
+
+
+def test_seeds_become_mean_and_deviation():
+    assert results.spread([1.0, None, 3.0]) == (2.0, pytest.approx(2 ** 0.5))
+    assert results.show([1.0, 3.0]) == "2.0 +- 1.4" and results.show([5.0]) == "5.0" and results.show([]) == "-"
+
+
+def test_the_table_has_last_and_best_side_by_side_and_a_row_for_the_control():
+    rows = [row(value=40.0, seed=s, selection="last") for s in (0, 1)]
+    rows += [row(value=60.0 + s, seed=s, selection="best", value_at_validation=55.0) for s in (0, 1)]
+    rows += [row(value=11.0, control="untrained")]
+    table = results.tabulate(rows)
+    assert [entry["direction"] for entry in table] == ["video->audio", "video->audio [untrained]"]
+    assert (table[0]["last"], table[0]["best"], table[0]["same"], table[0]["seeds"]) == (
+        "40.0 +- 0.0", "60.5 +- 0.7", "80.0 +- 0.0", "0 1")
+    assert (table[1]["last"], table[1]["best"]) == ("11.0", "-")
+    text = results.summary(rows)
+    assert "Protocol default" in text and "Protocol released" not in text
+    markdown = results.summary(rows, "markdown").splitlines()
+    assert len({line.count("|") for line in markdown[:4]}) == 1 and set(markdown[1]) == set("|- ")
+
+
+def test_protocols_stand_in_tables_of_their_own():
+    text = results.summary([row(), row(protocol="released", value=70.0)])
+    assert text.index("50.0") < text.index("Protocol default") < text.index("70.0") < text.index("Protocol released")
+
+
+def test_the_command_prints_the_table(tmp_path, capsys):
+    results.append(tmp_path / "results.jsonl", row())
+    results.main([str(tmp_path / "results.jsonl"), "--markdown"])
+    assert "| DCID-model-5.pt | audio+video" in capsys.readouterr().out
+    code = "from errors import run; from engine import results; run(lambda: results.main(['/nowhere/results.jsonl']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=results.__file__.rsplit("/engine/", 1)[0], text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "/nowhere" in done.stderr
+
+
+def test_paper_table_has_the_eight_cells_and_their_mean():
+    rows = both_ways() + both_ways(checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb", value=20.0)
+    table = {entry.name: entry for entry in tables.all_rows(rows)}
+    assert table["a/DCID-model-5.pt (last)"].mean == [sum(range(10, 18)) / 8]      # two files of one name: with folder
+    assert table["a/DCID-model-5.pt (best)"].mean == [sum(range(11, 19)) / 8]
+    assert table["b/DCID-model-5.pt (last)"].mean == [20.0]
+    assert table["published: Uni-Code, AVT 40K (Table 3)"].mean == [pytest.approx(59.575)]
+    assert table["published: Uni-Code, AV 40K (Table 1)"].mean == []               # half a row has no mean
+    csv = tables.paper_table(rows, "csv").splitlines()
+    assert csv[0].split(",")[:3] == ["row", "AVE V>A", "AVE A>V"] and csv[0].count(",") == csv[1].count(",")
+
+
+def test_validation_chooses_and_never_sees_the_test_figure():
+    rows = [row(value=90.0, validation=60.0, checkpoint_sha256="aa", checkpoint="/x/1.pt"),
+            row(value=50.0, validation=70.0, checkpoint_sha256="bb", checkpoint="/x/2.pt"),
+            row(value=99.0, validation=99.0, checkpoint_sha256="aa", checkpoint="/x/1.pt", control="untrained")]
+    choice = tables.choose(rows)
+    assert (choice.name, choice.validation, choice.cells) == ("2.pt", 70.0, {"AVE V>A": [50.0]})
+    assert tables.choose([row()]) is None
