@@ -20,7 +20,7 @@ from model.heads import ClipHead
 from test_transfer import Clips, Task, code_set, fit, train_alone, trial_of
 
 F64 = torch.float64
-WIDTHS = {"video_dim": 2, "num_codes": 12, "code_dim": 16, "num_heads": 2, "feed_forward": 8, "club_hidden": 4,
+WIDTHS = {"video_dim": 2, "num_codes": 12, "code_dim": 16, "feed_forward": 8, "club_hidden": 4,
           "text_hidden": 4, "text_dim": 6, "audio_dim": 5}
 
 

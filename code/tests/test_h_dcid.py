@@ -1,0 +1,220 @@
+"""H-DCID: published names and sizes, the warm start, six passes, files with three sections, going on after a save."""
+
+import json
+
+import pytest
+import torch
+
+import pretrain
+from engine import checkpoint
+from engine.pretraining import Pretrainer, Settings
+from errors import InputError
+from model import names
+from model.codebook import Codebook
+from model.config import Config
+from model.draws import Draws
+from model.h_dcid import build
+
+MODALITIES = ("audio", "video", "text")
+TINY = {"system": "h_dcid", "video_dim": 4, "num_codes": 24, "code_dim": 16, "feed_forward": 24,
+        "club_hidden": 8, "text_hidden": 4, "text_dim": 12, "audio_dim": 10}
+RELEASED = {"codebook_init": "released", "code_reset": "released", "mi_forward": "released", "layer2_start": "released"}
+
+
+def batch_of(clips=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"audio": (10,), "video": (7, 7, 4), "text": (12,)}
+    return {m: torch.rand(clips, 10, *shapes[m], generator=generator) for m in MODALITIES}
+
+
+def trainer_of(seed=0, dropout=0.1, **settings):
+    torch.manual_seed(seed)
+    model = build(Config.for_data(MODALITIES, dropout=dropout, **TINY)).train()
+    return Pretrainer(model, Draws(torch.Generator().manual_seed(seed)), Settings(**settings))
+
+
+def second_level(model):
+    """Name -> copy of every parameter of level 2: encoders and the networks of its objective."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()
+            if name.startswith(("encoder.levels.1.", "objectives.1."))}
+
+
+def buffers(codebook):
+    return {name: value.clone() for name, value in codebook.named_buffers()}
+
+
+def save(trainer, path, epoch=3, **run):
+    checkpoint.save(path, checkpoint.pack(trainer.model, trainer.optimizers, {}, epoch, 7, run))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ names and sizes
+def test_names_shapes_and_sizes_are_the_published_ones(golden):
+    published = json.loads((golden / "h_dcid_published_manifest.json").read_text())
+    published = {section: keys for section, keys in published.items() if isinstance(keys, dict)}
+    config = Config(system="h_dcid")
+    tensors = names.layout(config, checkpoint.shapes(config))
+    ours = {}
+    for tensor in tensors:
+        ours.setdefault(tensor.section, {})[tensor.key] = list(tensor.shape)
+    for section, keys in published.items():
+        assert list(ours[section].items()) == [(key, list(shape)) for key, shape in keys.items()], section
+
+    def count(section, is_buffer=False):
+        return sum(torch.Size(t.shape).numel() for t in tensors if t.section == section and t.is_buffer == is_buffer)
+    assert count(names.ENCODER) == 87_888_641 and count(names.ENCODER, True) == 411_200
+    assert count(names.DECODER) == 38_147_200 and count(names.LSTM) == 1_314_816
+    assert count("CPC_parameters") == count("CPC_2_parameters") == 3_355_392
+    assert {s: count(s) for s in names.MI_OPTIMIZERS} == {
+        s: 263_936 if s.startswith("Video") else 197_888 for s in names.MI_OPTIMIZERS}
+
+
+# ------------------------------------------------------------------------------------------------ the warm start
+def test_released_warm_start_moves_the_second_codebook_and_no_parameter():
+    trainer = trainer_of(**RELEASED)
+    before, codes = second_level(trainer.model), buffers(trainer.model.encoder.levels[1].codebook)
+    trainer.step(batch_of(), 2)
+    assert all(torch.equal(before[name], value) for name, value in second_level(trainer.model).items())
+    assert not torch.equal(codes["embedding"], trainer.model.encoder.levels[1].codebook.embedding)
+    trainer.step(batch_of(), 3)
+    moved = {name for name, value in second_level(trainer.model).items() if not torch.equal(before[name], value)}
+    assert moved == set(before)
+
+
+def test_default_warm_start_leaves_the_second_level_alone_then_starts_it_from_its_features(monkeypatch):
+    trainer = trainer_of()
+    level = trainer.model.encoder.levels[1]
+    before, codes = second_level(trainer.model), buffers(level.codebook)
+    report = trainer.step(batch_of(), 2)
+    assert "cpc_2" not in report.losses and len(report.outputs) == 1
+    assert all(torch.equal(before[name], value) for name, value in second_level(trainer.model).items())
+    assert all(torch.equal(codes[name], value) for name, value in buffers(level.codebook).items())
+
+    with torch.no_grad():
+        trainer.model.eval()
+        expected = trainer.model.encoder(trainer.model.encoder.features(batch_of()))[1].semantic
+        trainer.model.train()
+    started, start_from = [], Codebook.start_from
+
+    def recorded(codebook, z, draws):
+        start_from(codebook, z, draws)
+        started.append((codebook, z, buffers(codebook)))
+    monkeypatch.setattr(Codebook, "start_from", recorded)
+    for _ in range(2):
+        trainer.step(batch_of(), 3)
+    assert len(started) == 1 and started[0][0] is level.codebook           # once, and the first codebook is left alone
+    _, z, state = started[0]
+    assert all(torch.equal(z[m], expected[m]) for m in MODALITIES)
+    rows = torch.cat([x.flatten(0, 1) for x in z.values()])
+    assert (state["embedding"][:, None] == rows).all(-1).any(1).all() and (state["ema_count"] == 1).all()
+
+
+def test_total_is_the_first_level_plus_three_tenths_of_the_second():
+    trainer = trainer_of()
+    for epoch in (2, 3):
+        losses = {name: float(value.detach()) for name, value in trainer.step(batch_of(), epoch).losses.items()}
+        total = losses.pop("total")
+        first = sum(value for name, value in losses.items() if not name.endswith("_2"))
+        second = sum(value for name, value in losses.items() if name.endswith("_2"))
+        assert total == pytest.approx(first + (0.3 * second if epoch == 3 else 0), rel=1e-5)
+        assert losses["cmcm"] == 0 and (epoch == 2 or losses["cmcm_2"] == 0)
+
+
+# ------------------------------------------------------------------------------------------------ passes of a step
+@pytest.mark.parametrize("mi_forward, unused", [("released", 5), ("once", 0)])
+def test_one_step_counts_its_passes(mi_forward, unused):
+    trainer = trainer_of(**RELEASED | {"mi_forward": mi_forward})
+    report = trainer.step(batch_of(), 3)
+    for level, output in zip(trainer.model.encoder.levels, report.outputs):
+        count = level.codebook.unactivated_count
+        used = torch.cat([i.flatten() for i in output.quantized.indices.values()]).unique()
+        assert (count[used] == 0).all() and count.max() == unused
+        assert set(count.tolist()) <= set(range(unused + 1))
+        assert (count == unused).sum() > 0 and len(used) < len(count)
+
+
+# ------------------------------------------------------------------------------------------------ gradients
+def test_second_level_losses_reach_the_first_levels_specific_encoders_and_the_lstm():
+    trainer = trainer_of()
+    trainer.step(batch_of(), 3)
+    model = trainer.model.eval()
+    outputs = model.encoder(model.encoder.features(batch_of()))
+
+    def norms(detach_targets):
+        terms = model.objectives[1](outputs[1], model.objectives[1].reconstruct(outputs[1]), trainer.draws,
+                                    detach_targets=detach_targets).terms
+        loss = sum(terms[f"{m}_recon"] for m in MODALITIES)
+        wanted = [*model.encoder.levels[0].specific.parameters(), *model.encoder.text_lstm.parameters()]
+        return [float(g.norm()) for g in torch.autograd.grad(loss, wanted, retain_graph=True)]
+    through, detached = norms(False), norms(True)
+    assert min(through) > 0 and min(detached) > 0
+    assert all(a != b for a, b in zip(through, detached))
+
+
+# ------------------------------------------------------------------------------------------------ files
+def test_frozen_encoder_gives_both_levels_codes(tmp_path):
+    trainer = trainer_of()
+    trainer.step(batch_of(), 3)
+    encoder = checkpoint.load_encoder(save(trainer, tmp_path / "h.pt"))
+    assert (encoder.head_dim, encoder.epoch, len(encoder.codebooks)) == (32, 3, 2)
+    outputs = trainer.model.eval().encoder(trainer.model.encoder.features(batch_of()))
+    for m in MODALITIES:
+        codes = encoder.embed(m, batch_of()[m])
+        assert codes.vectors.shape == (4, 10, 32) and codes.indices.shape == (4, 10, 2)
+        for number, output in enumerate(outputs):
+            assert torch.equal(codes.indices[..., number], output.quantized.indices[m])
+            part = codes.vectors[..., 16 * number:16 * (number + 1)]
+            torch.testing.assert_close(part, encoder.codebooks[number][codes.indices[..., number]])
+
+
+def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
+    trainer = trainer_of()
+    trainer.step(batch_of(), 3)
+    whole = checkpoint.pack(trainer.model, trainer.optimizers, {}, 3, 7, {}, torch.float64)
+    published = {key: whole[key] for key in (names.ENCODER, names.LSTM, "epoch")}
+    path = tmp_path / "NoCode-warmstart3-MLVQ-AVT-deep2-model-3.pt"
+    checkpoint.save(path, published)
+    checkpoint.save(tmp_path / "whole.pt", whole)
+    small, full = checkpoint.load_encoder(path), checkpoint.load_encoder(tmp_path / "whole.pt")
+    assert small.epoch == 3 and small.config.system == "h_dcid"
+    for m in MODALITIES:
+        ours, theirs = small.embed(m, batch_of()[m]), full.embed(m, batch_of()[m])
+        assert torch.equal(ours.vectors, theirs.vectors) and torch.equal(ours.indices, theirs.indices)
+    loaded = checkpoint.open_file(path)
+    assert not loaded.complete and "CPC_2_parameters" in loaded.missing and names.DECODER in loaded.missing
+    with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
+        opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path)])
+        pretrain.open_model(opts, path, 4)
+    with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
+        opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)])
+        pretrain.open_model(opts, path, 4)
+    published[names.ENCODER].pop("Video_encoder_2.input_linear.weight")
+    checkpoint.save(path, published)
+    with pytest.raises(InputError, match="Encoder_parameters has no key Video_encoder_2.input_linear.weight"):
+        checkpoint.load_encoder(path)
+
+
+def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(tmp_path):
+    def go(trainer, epoch):
+        return float(trainer.step(batch_of(seed=epoch), epoch).losses["total"].detach())
+
+    def end(trainer):
+        return go(trainer, 3), go(trainer, 4), trainer.model.state_dict()
+    trainer = trainer_of(dropout=0.0)
+    for epoch in (1, 2):
+        go(trainer, epoch)
+    loaded = checkpoint.open_file(save(trainer, tmp_path / "h.pt", 2))
+    assert loaded.complete and loaded.epoch == 2
+    for layer in loaded.model.modules():            # a file does not say the dropout: as in the run that wrote it
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+        if isinstance(layer, torch.nn.MultiheadAttention):
+            layer.dropout = 0.0
+    draws = Draws(torch.Generator())
+    draws.generator.set_state(trainer.draws.generator.get_state())
+    again = Pretrainer(loaded.model.train(), draws, Settings())
+    again.started = [True, False]
+    checkpoint.load_optimizers(loaded, again.optimizers)
+    first, second = end(trainer), end(again)
+    assert first[:2] == second[:2]
+    assert all(torch.equal(value, second[2][name]) for name, value in first[2].items())
