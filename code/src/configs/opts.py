@@ -55,10 +55,6 @@ PLACES = {
     "ave_avvp.categories": "AVE_AVVP/AVE_AVVP_Categories.txt",
     "ave_avvp.label": "AVE_AVVP/ave_avvp_labels.h5",
     "ave_avvp.order": "AVE_AVVP/ave_avvp_order.h5",
-    "ave_avvp.ave_audio": "AVE/data/audio_feature.h5",
-    "ave_avvp.ave_video": "AVE/data/visual_feature.h5",
-    "ave_avvp.avvp_audio": "AVVP/feature/audio/zip",
-    "ave_avvp.avvp_video": "AVVP/feature/video/zip",
     "ucf_vggsound.ucf_csv": "UCF101/data/ucf2vggsound.csv",
     "ucf_vggsound.vggsound_csv": "UCF101/data/vggsound2ucf.csv",
     "ucf_vggsound.ucf_categories": "UCF101/data/UCF101sameVGGSound.txt",
@@ -75,6 +71,7 @@ PLACES = {
     "avs.text": "AVSBench/feature/text/prompts.h5",
 }
 
+MODALITIES = ("audio", "video", "text")
 PRETRAINING_SETS = {                        # --dataset_name -> (list, modalities); the published names, and VT
     "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
     "vggsound": ("vggsound", ("audio", "video")),
@@ -97,8 +94,8 @@ COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablati
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots.
 PRESETS = {
     # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores.
-    "demo": {"folder": "demo", "pretrained": "DCID-model-15.pt", "in_memory": True,
-             "pretrain": {"n_embeddings": 100, "n_epoch": 16, "seed": 0, "print_freq": 30, "save_freq": 4},
+    "demo": {"folder": "demo", "pretrained": "DCID-model-9.pt", "in_memory": True,
+             "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
 }
 
@@ -115,6 +112,10 @@ class Options(argparse.Namespace):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+
+    def for_task(self, task, directions):
+        """A copy with the directions of a task and, unless --n_epoch was given, its number of epochs."""
+        return Options(**{**vars(self), "directions": directions, "n_epoch": self.n_epoch or HEAD_EPOCHS[task]})
 
     @property
     def reading(self):
@@ -250,6 +251,25 @@ def pretrain_parser():
     return parser
 
 
+def _heads(parser, epochs):
+    group = _learning(parser, epochs=epochs, test_batch_size=80)
+    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
+    group.add_argument("--seeds", type=int, nargs="+", default=[43], help="seeds; their heads train together")
+    group.add_argument("--protocol", choices=("default", "released"), default="default",
+                       help="released: evaluate as the published scripts do (downstream.md)")
+    group.add_argument("--no_control", action="store_true", help="leave out the untrained-encoder control")
+    group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
+                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
+    toc_arguments(group)
+    group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
+                       help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "
+                       "direction (there with --n_epoch 50 for ave, 100 elsewhere; directions without any are left "
+                       "out); several give a row each")
+    return group
+
+
 def toc_arguments(group):
     """TOC's numbers but for the first, for downstream scripts and toc.py."""
     group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
@@ -261,27 +281,25 @@ def toc_arguments(group):
 def downstream_parser(task):
     """Arguments of one downstream script."""
     parser = _parser(f"{task}.py", f"{task}: train a head on one modality's frozen codes, test it on another's.")
-    group = _learning(parser, epochs=HEAD_EPOCHS[task], test_batch_size=80)
-    group.add_argument("--dataset_name", choices=tuple(DIRECTIONS[task]), default=None,
-                       help="direction: va trains on video and tests on audio; default: all directions")
-    group.add_argument("--source", choices=("audio", "video", "text"), default=None, help="labelled modality")
-    group.add_argument("--target", choices=("audio", "video", "text"), default=None, help="tested modality")
-    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed of the heads")
-    group.add_argument("--seeds", type=int, nargs="+", default=[43], help="seeds; their heads train together")
-    group.add_argument("--protocol", choices=("default", "released"), default="default",
-                       help="released: evaluate as the published scripts do (downstream.md)")
-    group.add_argument("--no_control", action="store_true", help="leave out the untrained-encoder control")
-    group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
-    group = parser.add_argument_group("encoder")
+    group = _heads(parser, HEAD_EPOCHS[task])
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
-    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
-                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
-    toc_arguments(group)
-    group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
-                       help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "
-                       "direction (there with --n_epoch 50 for ave, 100 elsewhere; directions without any are left "
-                       "out); several give a row each")
+    group = parser.add_argument_group("direction")
+    group.add_argument("--dataset_name", choices=tuple(DIRECTIONS[task]), default=None,
+                       help="va trains on video and tests on audio; default: all directions")
+    group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
+    group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
+    return parser
+
+
+def evaluate_parser():
+    """Arguments of evaluate.py."""
+    parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.")
+    _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
+                                      help="pretrained encoders; rows of the table, in this order")
+    group = parser.add_argument_group("tasks")
+    group.add_argument("--tasks", nargs="+", choices=tuple(DIRECTIONS), default=list(DIRECTIONS), help="which tasks")
+    group.add_argument("--no_text", action="store_true", help="leave out directions with text")
     return parser
 
 
@@ -323,5 +341,12 @@ def parse_downstream(task, argv=None):
         names = [opts.dataset_name] if opts.dataset_name else list(DIRECTIONS[task])
         opts.directions = [DIRECTIONS[task][name] for name in names]
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
+    opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
+    return opts
+
+
+def parse_evaluate(argv=None):
+    """Options of evaluate.py; `for_task` makes those of one task."""
+    opts = _parse(evaluate_parser(), "evaluate", argv)
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
