@@ -9,9 +9,9 @@ from configs.opts import parse_pretrain
 from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.vggsound import VGGSound
-from engine import checkpoint
+from engine import checkpoint, provenance
 from engine.batches import Resident, Streamed
-from engine.loop import FILE_NAME, Loop, RunState, find_newest
+from engine.loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
 from engine.pretraining import Pretrainer, Settings
 from engine.runs import Run, seed_everything
 from errors import InputError, run
@@ -84,6 +84,8 @@ def main(argv=None):
         bf16=opts.precision == "bf16"))
     state = RunState.of(loaded) if loaded else None
     folder = Run(opts.snapshot_pref, opts.resolved(), state and state.records)
+    provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
+                                                              opts.source_set), clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", opts.system, opts.device, len(data),
              "+".join(opts.modalities), model.config.num_codes,
              sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)

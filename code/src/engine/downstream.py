@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import channels, checkpoint, metrics, results, transfer
+from engine import channels, checkpoint, metrics, provenance, results, transfer
 from errors import InputError
 from model import toc
 
@@ -123,6 +123,7 @@ def evaluate(task, pretrained, opts):
         Rows (engine/results.py), appended to `opts.results` as well.
     """
     start = time.monotonic()
+    record = keep_record(opts, task.name)
     variants = channels.variants(opts, task.name, pretrained.encoder.config)
     check(task, pretrained, opts.directions)
     encoders = {None: pretrained.encoder}
@@ -151,7 +152,7 @@ def evaluate(task, pretrained, opts):
     transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
                  epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
                  title=f"{task.name}: {len(trials)} heads")
-    about = describe(pretrained, opts, start)
+    about = describe(pretrained, opts, start, record)
     rows = [{"task": task.name} | about | row for variant in variants
             for row in _rows(task, variant, trials, parts, opts, first_epoch, batch)]
     for row in rows:
@@ -167,11 +168,23 @@ def _heads(encoders, sources, variants):
     return [(control, *head) for control in encoders for head in needed]
 
 
-def describe(pretrained, opts, start):
-    """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
+def keep_record(opts, family):
+    """Write what this call was made with beside its results, before any work; returns its name for `describe`."""
+    family = "vggsound" if family == "retrieval" else family
+    return provenance.write(Path(opts.results).parent, provenance.collect(opts, (family,)))
+
+
+def describe(pretrained, opts, start, record):
+    """What all result lines of one call have in common.
+
+    Args:
+        start: time.monotonic() at its beginning.
+        record: of `keep_record`.
+    """
     return {"protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
-            "checkpoint_epoch": pretrained.encoder.epoch, "variant": channels.OFF, "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2)}
+            "checkpoint_epoch": pretrained.encoder.epoch, "variant": channels.OFF, "commit": results.source_commit(),
+            "seconds": round(time.monotonic() - start, 2), "provenance": record}
 
 
 def _encode(task, encoders, measured, opts):

@@ -1,6 +1,7 @@
 """Results: one JSON line a finished evaluation, appended under a lock; `python -m engine.results FILE` prints the table."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -39,21 +40,38 @@ def append(path, row):
 
     Raises:
         ValueError: `row` lacks a key or has a value that no table could show (a mistake of ours, not of the user).
+        InputError: the file cannot be written; what was in it is untouched.
     """
     problem = find_problem(row)
     if problem:
         raise ValueError(problem)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"       # a writer was killed within its line
-        os.write(descriptor, (("\n" if torn else "") + json.dumps(row) + "\n").encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _append_line(descriptor, json.dumps(row))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another place "
+                         "with --results; what was there before is untouched") from error
+
+
+def _append_line(descriptor, text):
+    """A whole line at the end of an open, locked file, or none."""
+    size = os.fstat(descriptor).st_size
+    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"       # a writer was killed within its line
+    line = (("\n" if torn else "") + text + "\n").encode()
+    try:
+        written = os.write(descriptor, line)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def find_problem(row):
@@ -214,14 +232,22 @@ def source_commit():
 
 
 def main(argv=None):
-    """Print the tables of one or more results files."""
+    """Print the tables of one or more results files, or whether their rows still match the files they came from."""
     parser = errors.Parser(prog="python -m engine.results", description="Print the table of results files.")
     parser.add_argument("files", nargs="+", type=Path, help="results.jsonl of one or more runs")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_const", const="markdown", dest="form", default="text")
     form.add_argument("--csv", action="store_const", const="csv", dest="form", default="text")
+    form.add_argument("--verify", action="store_true",
+                      help="hash the checkpoints and data lists that the rows name and say which rows no longer match "
+                           "(exit code 1)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
+    if options.verify:
+        from engine import provenance           # here, because it needs this module
+        checked = [found for file in options.files for found in provenance.verify(file)]
+        print(provenance.report(checked))
+        return 1 if any(problems for _, problems in checked) else 0
     print(summary([row for file in options.files for row in read(file)], options.form))
 
 

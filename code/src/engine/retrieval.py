@@ -94,11 +94,13 @@ def training_free(dataset, pretrained, opts):
                  for key, part in parts.items()}
         for (source, target), control in product(permutations(modalities, 2), encoders):
             found = metrics.recall_at(means[control, source] @ means[control, target].T, LOOKED_AT)
-            rows += [downstream.describe(pretrained, opts, start) | {
+            rows += [{
                 "variant": variant.name, "channels": selection and astuple(selection),
                 "task": "retrieval_free", "dataset": dataset.name, "direction": f"{source}->{target}", "metric": metric,
                 "value": value, "epoch": 0, "selection": "last", "same_modality": None, "chance": chance[metric],
                 "seed": opts.seeds[0], "control": control} for metric, value in found.items()]
+    about = downstream.describe(pretrained, opts, start, downstream.keep_record(opts, "vggsound"))
+    rows = [about | row for row in rows]
     for row in rows:
         results.append(opts.results, row)
     return rows

@@ -1,0 +1,133 @@
+"""Where a result comes from: a record of options, program, versions and data lists, and the check that they still hold.
+
+A record is `<folder>/provenance/<first 12 digits of its SHA-256>.json`, so that it can be named by a result line, is
+never overwritten by another run in the same folder, and shows by its name if it was changed.
+"""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from engine import checkpoint, results
+from errors import InputError
+from writing import whole_file
+
+PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
+LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
+
+
+def fingerprint(path):
+    """What identifies a data file: SHA-256, size and non-empty lines of a list; entries of a folder; None if absent."""
+    path = Path(path)
+    if path.is_dir():
+        return {"path": str(path), "entries": sum(1 for _ in path.iterdir())}
+    if not path.is_file():
+        return None
+    found = {"path": str(path), "bytes": path.stat().st_size}
+    if found["bytes"] > LARGEST_LIST:
+        return found
+    if path.suffix in (".csv", ".txt"):
+        found["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return found | {"sha256": checkpoint.sha256(path)}
+
+
+def collect(opts, families, **facts):
+    """The record of one run.
+
+    Args:
+        opts: resolved options (configs/opts.py).
+        families: datasets whose places are recorded, as in `Options.paths`.
+        facts: more of it, JSON values.
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    device = torch.cuda.get_device_name(opts.device) if opts.device.type == "cuda" else platform.processor()
+    commit = results.source_commit()
+    data = {f"{family}.{name}": fingerprint(path) for family in dict.fromkeys(families)
+            for name, path in opts.paths(family).items()}
+    return {"options": opts.resolved(), "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
+            "versions": versions, "device": f"{opts.device.type} {device}".strip(), "threads": torch.get_num_threads(),
+            "data": {name: found for name, found in data.items() if found}, **facts}
+
+
+def write(folder, record):
+    """Write a record below `folder` unless it is there; returns its path relative to `folder`, as result lines name it.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    text = json.dumps(record, indent=1, sort_keys=True, default=str) + "\n"
+    name = Path("provenance") / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    path = Path(folder) / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with whole_file(path, "w") as file:
+                file.write(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --snapshot_pref or --results"
+                         ) from error
+    return str(name)
+
+
+def verify(path):
+    """Compare the rows of a results file with the files that they name.
+
+    Args:
+        path: results.jsonl.
+
+    Returns:
+        a list of (row, problems): problems are texts, an empty list where everything is as it was.
+    """
+    seen, checked = {}, []
+
+    def hashed(file):
+        if file not in seen:
+            seen[file] = checkpoint.sha256(file) if Path(file).is_file() else None
+        return seen[file]
+
+    for row in results.read(path):
+        problems = []
+        if row["checkpoint"]:
+            now = hashed(row["checkpoint"])
+            if now != row["checkpoint_sha256"]:
+                problems.append(f"{row['checkpoint']} is {'gone' if now is None else 'another file now'}")
+        problems += _verify_record(Path(path).parent, row.get("provenance"), hashed)
+        checked.append((row, problems))
+    return checked
+
+
+def _verify_record(folder, name, hashed):
+    """Problems of the record that a row names."""
+    if not name:
+        return ["names no provenance"]
+    path = folder / name
+    found = hashed(path)
+    if found is None or not found.startswith(path.stem):
+        return [f"{path} is {'gone' if found is None else 'changed'}"]
+    problems = []
+    for place, was in json.loads(path.read_text())["data"].items():
+        now = fingerprint(was["path"]) if "sha256" not in was else was | {"sha256": hashed(was["path"])}
+        if now != was:
+            gone = now is None or now.get("sha256", "") is None
+            problems.append(f"{place} ({was['path']}) is {'gone' if gone else 'another one now'}")
+    return problems
+
+
+def report(checked):
+    """The outcome of `verify` as text: rows that no longer match their files, and how many do."""
+    lines = []
+    for row, problems in checked:
+        if problems:
+            lines.append(f"{row['task']} {row['direction']} {row['metric']} {row['selection']} seed {row['seed']}"
+                         f"{' ' + row['control'] if row['control'] else ''}: {'; '.join(problems)}")
+    good = sum(not problems for _, problems in checked)
+    return "\n".join([*lines, f"{good} of {len(checked)} rows match their files"])
