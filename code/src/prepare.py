@@ -14,6 +14,7 @@ from pathlib import Path
 
 from configs import opts as configs
 from dataset import checking, packing
+from dataset.files import replace_file
 from dataset.lists import write_lists
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
 from errors import InputError, Parser, run
@@ -83,15 +84,7 @@ def vocabulary(opts):
     from dataset.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
-    temporary = Path(f"{opts.out}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(pickle.dumps(counts, protocol=3))         # read by Python 3.7 and older
-        os.replace(temporary, opts.out)
-    except OSError as error:
-        raise InputError(f"{opts.out}: cannot be written ({error.strerror}); a writable place is expected; see --out"
-                         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(opts.out, pickle.dumps(counts, protocol=3))            # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
 

@@ -130,7 +130,7 @@ def test_skipping_keeps_clips_and_classes_together(package, tmp_path):
 def test_check_passes(package, capsys, dataset):
     code, out = check(package, dataset, capsys)
     assert code == 0 and "ok: a run would work" in out and "PROBLEM" not in out
-    assert "240 rows (test 60, train 120, val 60)" in out and "4 classes, 60 to 60 clips each" in out
+    assert "240 rows (test 60, train 120, val 60)" in out and "4 classes, 60 clips each:" in out
 
 
 def rewrite(path, old, new):

@@ -119,8 +119,9 @@ def _counts(title, counts):
     numbers = sorted(counts.values())
     table = ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
     absent = sum(n == 0 for n in numbers)
-    head = (f"{title}: {len(counts)} classes{f' ({absent} without clips)' if absent else ''}, {numbers[0]} to "
-            f"{numbers[-1]} clips each, median {numbers[len(numbers) // 2]}:")
+    spread = f"{numbers[0]} to {numbers[-1]} clips each, median {numbers[len(numbers) // 2]}"
+    head = (f"{title}: {len(counts)} classes{f' ({absent} without clips)' if absent else ''}, "
+            f"{spread if numbers[0] < numbers[-1] else f'{numbers[0]} clips each'}:")
     return head + "\n" + textwrap.fill(table, 110, initial_indent="      ", subsequent_indent="      ")
 
 

@@ -5,6 +5,7 @@ be sent to DataLoader workers; HDF5 files are opened lazily, once a process.
 """
 
 import os
+import stat
 from pathlib import Path
 
 import h5py
@@ -76,11 +77,18 @@ def open_features(path, kind, seconds=10):
         InputError: nothing there, or neither of the three.
     """
     path = Path(path)
-    if path.is_dir():
-        return ZipFolder(path, kind, seconds)
-    if not path.exists():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        return ZipFolder(path, kind, seconds) if is_folder else _open_file(path, kind, seconds)
+    except FileNotFoundError:
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
-                         "it from the data package (data/README.md), or set its place with --path")
+                         "it from the data package (data/README.md), or set its place with --path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
+                         "expected; check its permissions") from None
+
+
+def _open_file(path, kind, seconds):
     with open_hdf5(path) as file:
         packed = "format" in file.attrs
     return Pack(path, kind, seconds) if packed else Rows(path, kind, seconds)

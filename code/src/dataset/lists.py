@@ -3,9 +3,8 @@
 Text files equal the released ones byte for byte; HDF5 arrays equal them in every number (HDF5 files carry a date).
 """
 
-import os
+import io
 import re
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from dataset.ave import CATEGORIES
 from dataset.ave_avvp import SHARED
 from dataset.avvp import COLUMNS
+from dataset.files import replace_file
 from dataset.labels import single_event
 from dataset.tables import class_indices, read_table, read_text
 from errors import InputError
@@ -164,28 +164,11 @@ def write_lists(place, overwrite=False):
 
 def _write_rows(path, header, rows, separator):
     lines = [separator.join(row) for row in ([header] if header else []) + rows]
-    _replace(path, lambda temporary: Path(temporary).write_bytes("".join(f"{x}\n" for x in lines).encode()))
+    replace_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _write_array(path, name, array):
-    def write(temporary):
-        with h5py.File(temporary, "w") as file:
-            file.create_dataset(name, data=array, compression="gzip")
-    _replace(path, write)
-
-
-def _replace(path, write):
-    """Write beside `path`, then put it in place, so that a broken write leaves the old file."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); a writable place is expected; check the folder or set "
-                         "the place with --path") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.create_dataset(name, data=array, compression="gzip")
+    replace_file(path, content.getvalue())

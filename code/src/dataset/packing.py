@@ -72,7 +72,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, out)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:                # h5py raises either when a disk is full
         raise InputError(f"{out}: cannot be written ({str(error)[:100]}); {_gigabytes(shape, dtype):.1f} GB of free, "
                          f"writable space are expected; make room and run again to go on, or remove "
                          f"{partial}") from None

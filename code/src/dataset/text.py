@@ -8,12 +8,14 @@ The file: attributes `format`, `backend`, `model`, `text_vocabulary`, `prompts_f
 vocabulary of bert-embedding, 0 = no entry of its own), `word_kept`, `word_reason`, `word_vectors` (W, 768).
 """
 
+import io
 import os
 
 import h5py
 import numpy as np
 
 from dataset.archive import read_counts
+from dataset.files import replace_file
 from dataset.tables import read_table
 from errors import InputError
 
@@ -141,30 +143,19 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         rows["word_kept"] += kept.tolist()
         rows["word_reason"] += reasons
     words = [s.vectors for s in sentences if s.words]
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        if os.path.dirname(str(path)):
-            os.makedirs(os.path.dirname(str(path)), exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)),
-                                ("text_vocabulary", text_vocabulary), ("prompts_file", str(prompts_file))):
-                file.attrs[name] = value
-            file["labels"], file["prompts"] = _texts(prompts.keys()), _texts(prompts.values())
-            file["vectors"] = vectors
-            file["words"], file["word_reason"] = _texts(rows["words"]), _texts(rows["word_reason"])
-            file["word_sentence"] = np.array(rows["word_sentence"], np.int32)
-            file["word_index"] = np.array(rows["word_index"], np.int32)
-            file["word_kept"] = np.array(rows["word_kept"], bool)
-            file["word_vectors"] = np.concatenate(words) if words else np.zeros((0, WIDTH), np.float32)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error}); a writable place with some MB free is expected; see "
-                         "--out") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)),
+                            ("text_vocabulary", text_vocabulary), ("prompts_file", str(prompts_file))):
+            file.attrs[name] = value
+        file["labels"], file["prompts"] = _texts(prompts.keys()), _texts(prompts.values())
+        file["vectors"] = vectors
+        file["words"], file["word_reason"] = _texts(rows["words"]), _texts(rows["word_reason"])
+        file["word_sentence"] = np.array(rows["word_sentence"], np.int32)
+        file["word_index"] = np.array(rows["word_index"], np.int32)
+        file["word_kept"] = np.array(rows["word_kept"], bool)
+        file["word_vectors"] = np.concatenate(words) if words else np.zeros((0, WIDTH), np.float32)
+    replace_file(path, content.getvalue())
     return empty
 
 
