@@ -56,6 +56,7 @@ class Pretrainer:
     before_update = None
 
     def __init__(self, model, draws, settings):
+        model.to(memory_format=torch.channels_last)         # kernels as the matrices of model/maps.py
         self.model, self.draws, self.settings = model, draws, settings
         parameters = dict(model.named_parameters())
         grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.encoders import ResidualBlock
+from model.maps import MapSpreadConv
 
 
 class LinearDecoder(nn.Module):
@@ -26,15 +27,12 @@ class VideoDecoder(nn.Module):
         super().__init__()
         hidden, width = config.video_hidden, config.video_dim
         self.code_linear = nn.Linear(config.code_dim, config.code_dim)
-        self.deconv1 = nn.ConvTranspose2d(config.code_dim + config.video_specific_dim, hidden, 3)
+        self.deconv1 = MapSpreadConv(config.code_dim + config.video_specific_dim, hidden, 3)
         self.residual = ResidualBlock(hidden)
-        self.deconv2 = nn.ConvTranspose2d(hidden, width, 3)
-        self.deconv3 = nn.ConvTranspose2d(width, width, 1)
+        self.deconv2 = MapSpreadConv(hidden, width, 3)
+        self.deconv3 = MapSpreadConv(width, width, 1)
 
     def forward(self, codes, specific):
-        rows, columns = specific.shape[2:4]
-        code = self.code_linear(codes)[:, :, None, None].expand(-1, -1, rows, columns, -1)
-        maps = torch.cat([code, specific], -1).flatten(0, 1).permute(0, 3, 1, 2)            # (B*T, D+O, 3, 3)
-        maps = self.residual(self.deconv1(maps))
-        maps = self.deconv3(F.relu(self.deconv2(maps)))                                     # (B*T, V, 7, 7)
-        return maps.permute(0, 2, 3, 1).unflatten(0, codes.shape[:2])
+        code = self.code_linear(codes).flatten(0, 1)                                        # (B*T, D)
+        maps = self.residual(self.deconv1(specific.flatten(0, 1), code))                    # (B*T, 5, 5, hidden)
+        return self.deconv3(F.relu(self.deconv2(maps))).unflatten(0, codes.shape[:2])       # (B, T, 7, 7, V)

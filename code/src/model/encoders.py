@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.maps import MapConv
+
 
 class TemporalEncoder(nn.Module):
     """Linear map to the code width, then post-norm Transformer layers over time, no positional encoding.
@@ -84,12 +86,12 @@ class LinearSpecificEncoder(nn.Module):
 
 class ResidualBlock(nn.Module):
     """relu(x) + Conv1x1(relu(Conv3x3(relu(x)))), then ReLU. The published block rectifies in place, so its skip
-    carries relu(x), not x. (N, C, H, W) -> the same."""
+    carries relu(x), not x. (N, H, W, C) -> the same."""
 
     def __init__(self, channels):
         super().__init__()
-        self.spread = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
+        self.spread = MapConv(channels, channels, 3, padding=1, bias=False)
+        self.mix = MapConv(channels, channels, 1, bias=False)
 
     def forward(self, x):
         x = F.relu(x)
@@ -101,17 +103,15 @@ class VideoSpecificEncoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.conv1 = nn.Conv2d(config.video_dim, config.video_hidden, 3)
-        self.conv2 = nn.Conv2d(config.video_hidden, config.video_specific_dim, 3)
-        self.conv3 = nn.Conv2d(config.video_specific_dim, config.video_specific_dim, 1)
+        self.conv1 = MapConv(config.video_dim, config.video_hidden, 3)
+        self.conv2 = MapConv(config.video_hidden, config.video_specific_dim, 3)
+        self.conv3 = MapConv(config.video_specific_dim, config.video_specific_dim, 1)
         self.residual = ResidualBlock(config.video_specific_dim)
         self.pool1 = nn.Linear(config.video_specific_dim, config.video_pool_hidden)
         self.pool2 = nn.Linear(config.video_pool_hidden, config.video_dim)
 
     def forward(self, x):
-        maps = x.flatten(0, 1).permute(0, 3, 1, 2)                          # (B*T, V, 7, 7), channels last in memory
-        maps = F.relu(self.conv2(F.relu(self.conv1(maps))))
-        maps = self.residual(self.conv3(maps))                              # (B*T, O, 3, 3)
-        full = maps.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
+        maps = F.relu(self.conv2(F.relu(self.conv1(x.flatten(0, 1)))))
+        full = self.residual(self.conv3(maps)).unflatten(0, x.shape[:2])
         pooled = self.pool2(F.relu(self.pool1(full.mean((-3, -2)))))
         return Specific(full, pooled)
