@@ -179,6 +179,23 @@ def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
     assert "not ready" in out and "get it from: the CMG data package" in out
 
 
+def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
+    root = shutil.copytree(package, tmp_path / "copy")
+    rewrite(paths(root, PLACES, "vggsound")["csv"], "race car", "race cat")
+    code, out = check(root, "vggsound", capsys)
+    assert code == 0 and "warning" in out and "unknown class 'race cat'; the 4 classes of" in out       # it would run
+    assert "unknown class 'race cat'" in message(VGGSound, paths(root, PLACES, "vggsound"), with_labels=True)
+
+
+def test_everything_that_is_absent_is_listed(tmp_path, capsys):
+    code, out = check(tmp_path, "all", capsys)
+    absent = {name for name, place in PLACES.items() if f"absent: {tmp_path / place}\n" in out}
+    assert code == 1 and out.count("not ready") == 6
+    assert {"vggsound.csv", "vggsound.audio", "vggsound.video", "vggsound.text", "ave.audio", "ave.video", "ave.label",
+            "ave.test", "avvp.audio_csv", "avvp.video", "ave_avvp.order", "ucf_vggsound.ucf_csv", "avs.masks"} <= absent
+    assert not {"vggsound.label", "vggsound.prompts", "ave.annotations", "avvp.official_audio"} & absent
+
+
 @pytest.mark.parametrize("change", [lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n")])
 def test_bom_and_crlf_are_no_defects(package, tmp_path, capsys, change):
     root = shutil.copytree(package, tmp_path / "copy")

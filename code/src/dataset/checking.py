@@ -13,7 +13,7 @@ from dataset.ave_avvp import AVEShared, AVVPShared
 from dataset.avvp import AVVP
 from dataset.features import check_clip, open_features
 from dataset.labels import clip_class
-from dataset.tables import first_rows, read_header, read_table
+from dataset.tables import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
@@ -28,6 +28,15 @@ SOURCES = {
     "ave_avvp": "the CMG data package, folder AVE_AVVP; or prepare.py lists from AVE's and AVVP's annotations",
     "ucf_vggsound": "the CMG data package, folder UCF101; VGGSound audio from vggsound40k",
     "avs": "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package",
+}
+
+NEEDED = {                      # places that a run opens, besides VGGSound's modalities
+    "vggsound": ("csv",), "ave": ("audio", "video", "label", "train", "val", "test"),
+    "avvp": ("categories", "audio_csv", "visual_csv", "audio", "video"),
+    "ave_avvp": ("categories", "label", "order", "audio_csv", "visual_csv", "ave_audio", "ave_video", "avvp_audio",
+                 "avvp_video"),
+    "ucf_vggsound": ("ucf_csv", "vggsound_csv", "ucf_categories", "vggsound_categories", "audio", "video"),
+    "avs": ("csv", "frames", "masks", "audio"),
 }
 
 
@@ -66,6 +75,8 @@ def check(name, source, paths, modalities=("audio", "video")):
                 if not any(str(error) in problem for problem in report.problems):
                     report.problems.append(f"{title}: {error}")
     if report.problems:
+        needed = NEEDED[source] + (tuple(modalities) if source == "vggsound" else ())
+        report.lines += [f"absent: {paths[key]}" for key in needed if not paths[key].exists()]
         report.lines.append(f"get it from: {SOURCES[source]}")
     return report
 
@@ -87,7 +98,7 @@ def _parts(source, paths, modalities):
                 for side, make in (("AVE", AVEShared), ("AVVP", AVVPShared)) for m in ("audio", "video")]
     if source == "ucf_vggsound":
         return [clips(m, lambda m=m: UCFVGGSound(paths, (m,), **read)) for m in ("audio", "video")]
-    parts = [("list", lambda report, title: _check_list(report, paths["csv"]))]
+    parts = [("list", lambda report, title: _check_list(report, paths["csv"], paths["categories"]))]
     return parts + [clips("clips", lambda: VGGSound(paths, modalities, **read))]
 
 
@@ -125,13 +136,18 @@ def _counts(title, counts):
     return head + "\n" + textwrap.fill(table, 110, initial_indent="      ", subsequent_indent="      ")
 
 
-def _check_list(report, path):
-    """Rows of the VGGSound list, and whether it is the early upload."""
+def _check_list(report, path, categories):
+    """Rows of the VGGSound list, its classes against the class list where there is one, whether it was cut."""
     bare = "id" in read_header(path) and "video_id" not in read_header(path)
     table = read_table(path, ("id",) if bare else ("category", "video_id", "split"))
     rows = len(next(iter(table.values())))
     splits = ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(table.get("split", [])).items()))
     report.lines.append(f"{path}: {rows:,} rows{f' ({splits})' if splits else ''}")
+    if not bare and categories.exists():
+        try:
+            class_indices(path, table["category"], read_classes(categories), categories)
+        except InputError as error:         # only runs with segment labels or prompts need the classes
+            report.warnings.append(str(error))
     if rows in EARLY_UPLOAD:
         report.warnings.append(f"{path}: {rows:,} rows; the full 40k list has 40,801; an early upload of the data "
                                "package was cut to 20k: get the current one")
