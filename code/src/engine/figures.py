@@ -36,15 +36,17 @@ def draw_losses(lines, path):
     steps = np.array([line["step"] for line in lines])
     starts = [line["step"] for before, line in zip(lines, lines[1:]) if line["epoch"] != before["epoch"]]
     for axis, (kind, members) in zip(axes.flat, panels.items()):
-        for modality, name in members:
-            values = np.array([line["losses"].get(name, np.nan) for line in lines])
-            axis.plot(steps, values, color=COLOUR.get(modality, "black"), label=modality)
+        members.sort(key=lambda member: MODALITIES.index(member[0]) if member[0] else 0)
+        values = np.array([[line["losses"].get(name, np.nan) for line in lines] for _, name in members])
+        for (modality, _), curve in zip(members, values):
+            axis.plot(steps, curve, color=COLOUR.get(modality, "black"), label=modality)
         for start in starts:
             axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
         axis.set_title(LOSS_TITLES.get(kind, kind))
-        if all(np.nanmin([line["losses"].get(name, np.nan) for line in lines]) > 0 for _, name in members):
+        if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
             axis.set_yscale("log")
-            axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        else:
+            axis.set_ylim(bottom=min(0, np.nanmin(values)))
         if members[0][0]:
             axis.legend(frameon=False)
     for axis in axes.flat[len(panels):]:

@@ -22,14 +22,17 @@ def title_of(arrays):
             f"({arrays['dataset']}, {arrays['checkpoint']})")
 
 
-def feature_picture(axis, features):
-    """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place."""
+def feature_picture(axis, features, rows=1):
+    """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place,
+    one tile a second in so many rows."""
     if features.ndim == 2:
         axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
     else:
-        energy = features.mean(-1)                                                      # (T, 7, 7)
-        energy = np.pad(energy, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)       # a gap between two seconds
-        axis.imshow(np.concatenate(list(energy), 1), aspect="auto", cmap="gray", interpolation="nearest")
+        energy = np.pad(features.mean(-1), ((0, -len(features) % rows), (0, 0), (0, 0)), constant_values=np.nan)
+        tiles = np.pad(energy, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)        # a gap between two seconds
+        strips = [np.concatenate(list(strip), 1) for strip in np.split(tiles, rows)]
+        axis.imshow(np.concatenate(strips)[:-1, :-1], aspect="auto" if rows == 1 else "equal", cmap="gray",
+                    interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -61,7 +64,7 @@ def draw_clips(arrays, path):
             top.text(0.5, 0.5, f"prompt of\n“{classes[targets[clip]]}”", ha="center", va="center", fontsize=9)
             top.axis("off")
         else:
-            feature_picture(top, x)
+            feature_picture(top, x, rows=2 if arrays["clipwise"] else 1)
         if arrays["clipwise"]:
             _class_bars(bottom, softmax(arrays["cross"][clip]), int(targets[clip]), classes)
             top.set_title(f"is “{shorten(classes[targets[clip]], 26)}”", fontsize=9)
@@ -83,7 +86,7 @@ def _class_bars(axis, chances, target, classes):
     for spot, k in zip(y, best):
         axis.text(0.02, spot, shorten(classes[k], 24), va="center", fontsize=8)
     axis.set_xlim(0, 1)
-    axis.set_ylim(3.6, -0.6)
+    axis.set_ylim(3.5, -0.5)
     axis.set_yticks([])
     axis.set_xticks([0, 1], ["0", "1"], fontsize=7)
 
@@ -298,14 +301,16 @@ def _draw_codebook(counts, modalities, arrays, path):
     for group in groups:
         picked = member[group]
         grid.scatter(x[picked], y[picked], s=unit * np.maximum(weight[picked], 0.3), marker="s", color=colours[group],
-                     linewidths=0, label=f"{' + '.join(group)}: {picked.sum()}")
+                     linewidths=0)
     grid.set_xlim(-0.7, side - 0.3)
     grid.set_ylim(side - 0.3, -0.7)
     grid.set_aspect("equal")
     grid.axis("off")
     unused = int((counts.sum(0) == 0).sum())
-    grid.set_title(f"{codes} codes, {unused} unused (small grey); area: how often")
-    grid.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    grid.set_title(f"{codes - unused} of {codes} codes used; area: how often")
+    grid.legend(handles=[Patch(color=colours[group], label=f"{' + '.join(group)}: {member[group].sum()}")
+                         for group in groups] + [Patch(color=PALE, label=f"unused: {unused}")],
+                frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     left = np.zeros(len(modalities))
     for group in groups:
         length = 100 * share[:, member[group]].sum(1)

@@ -19,10 +19,12 @@ LOOK = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 
         "legend.fontsize": 8}
 
 
+mpl.rcParams.update(LOOK)
+
+
 def new_figure(rows, columns, size, **options):
     """A figure and its axes, always as a 2-d array."""
-    with mpl.rc_context(LOOK):
-        return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
 
 
 def save(figure, path, dpi=130):
