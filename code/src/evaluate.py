@@ -12,7 +12,7 @@ import avvp
 import retrieval
 import ucf_vggsound
 from configs.opts import parse_evaluate
-from engine import downstream, figures, results, tables
+from engine import channels, downstream, figures, results, tables
 from engine.retrieval import evaluate as evaluate_retrieval
 from errors import InputError, run
 
@@ -47,10 +47,15 @@ def main(argv=None):
             print(f"{task}: left out, there is no {place}")
     if not present:
         raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or --path")
+    asked = {task: [directions(task, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
+             for task in present}
+    for task, wanted in asked.items():                      # TOC's settings are refused before any work
+        for pretrained, pairs in zip(encoders, wanted):
+            if pairs:
+                channels.variants(opts.for_task(task, pairs), task, pretrained.encoder.config)
     rows = []
-    for task in present:
+    for task, wanted in asked.items():
         build, evaluate, _ = TASKS[task]
-        wanted = [directions(task, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
         if any(wanted):
             data = build(opts.for_task(task, list(dict.fromkeys(sum(wanted, [])))))
         for pretrained, pairs in zip(encoders, wanted):

@@ -68,7 +68,7 @@ def variants(opts, task, config):
     if not found:
         pairs = ", ".join("->".join(direction) for direction in opts.directions)
         raise InputError(f"--toc_preset released: there is no published setting for {task} with {pairs}; "
-                         "use --toc_preset fixed or --choose_channel")
+                         "leave this task out, or use --toc_preset fixed or --choose_channel")
     for variant in found:
         for selection in filter(None, variant.selections.values()):
             selection.counts(config.code_dim)

@@ -143,9 +143,11 @@ def draw_tables(rows, folder):
         ending = "" if protocol == "default" else f"-{protocol}"
         if tables.collect(part, "last"):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
-            epochs = {row.get("checkpoint_epoch") for row in part}
-            if len(epochs) > 1 and None not in epochs:
-                written.append(draw_epochs(part, folder / f"epochs{ending}.png"))
+            whole = [row for row in part if not row.get("variant")]             # all channels: one point an epoch
+            epochs = {row.get("checkpoint_epoch") for row in whole}
+            runs = {Path(row["checkpoint"]).name.rstrip(".pt0123456789") for row in whole}
+            if len(epochs) > 1 and None not in epochs and len(runs) == 1:
+                written.append(draw_epochs(whole, folder / f"epochs{ending}.png"))
     return written
 
 
@@ -192,8 +194,12 @@ def draw_run(folder, out):
         if "top" in arrays:
             written.append(pictures.draw_retrieval(arrays, out / f"{name}.png"))
             continue
-        written.append(pictures.draw_clips(arrays, out / f"clips-{name}.png"))
+        if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
+            continue
         written.append(pictures.draw_classes(arrays, out / f"classes-{name}.png"))
+        if arrays["source"] == "text":
+            continue
+        written.append(pictures.draw_clips(arrays, out / f"clips-{name}.png"))
         if arrays["clipwise"]:
             written.append(pictures.draw_confusion(arrays, out / f"confusion-{name}.png"))
         else:
