@@ -1,5 +1,6 @@
 """Shared set-up of the tests: the source folder on the path, one thread, where golden numbers and annotations lie."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,3 +25,24 @@ def annotations():
     if not folder.is_dir():
         pytest.skip(f"no real annotation files: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory):
+    """Root of a demo tree with 80 pretraining clips."""
+    from configs.opts import PLACES
+    from dataset import demo_tree
+    root = tmp_path_factory.mktemp("demo") / "data"
+    demo_tree.build(root, PLACES, clips=80, progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    """`pretrain` builds a model a hundredth of the demo's size."""
+    from kill_resume import WIDTHS
+    from model.config import Config
+    full = Config.for_data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
+        yield

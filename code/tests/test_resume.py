@@ -1,0 +1,204 @@
+"""A run that ends in any way and is resumed is the same run: weights, optimisers, random states, figures."""
+
+import errno
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import kill_resume
+import pretrain
+from engine import checkpoint, loop
+from engine.pretraining import Pretrainer
+from errors import InputError
+from tiny import STEPS, checkpoints, command, train
+
+pytestmark = pytest.mark.usefixtures("small_model")
+
+LAST = "DCID-model-1.pt"
+
+
+@pytest.fixture(scope="module")
+def whole(demo_data, small_model, tmp_path_factory):
+    """Folder of a run that was never stopped, for each extra option (as a function)."""
+    folders = {}
+
+    def run(*more):
+        if more not in folders:
+            folder = tmp_path_factory.mktemp("whole")
+            assert train(demo_data, folder, *more) == 0
+            folders[more] = folder
+        return folders[more]
+    return run
+
+
+def signal_after(monkeypatch, steps, number=None, error=None):
+    """Send this process a signal, or raise an error, within the step after `steps` steps."""
+    taken, step = [0], Pretrainer.step
+
+    def counted(self, batch, epoch):
+        taken[0] += 1
+        if taken[0] == steps + 1:
+            if error:
+                raise error
+            os.kill(os.getpid(), number)
+        return step(self, batch, epoch)
+    monkeypatch.setattr(Pretrainer, "step", counted)
+
+
+def test_killed_runs_end_as_the_unbroken_one(demo_data, tmp_path):
+    assert kill_resume.prove(tmp_path, demo_data, kills=2, settings={"--n_epoch": 2}, is_tiny=True) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--precision", "float64"), ("--save_dtype", "float64"),
+                                     ("--dataset_name", "vggsound_AT", "--mi_forward", "released"),
+                                     ("--system", "h_dcid", "--start_epoch", "3", "--n_epoch", "5")])
+def test_a_stop_in_the_middle_changes_nothing(demo_data, tmp_path, whole, monkeypatch, options):
+    reference, system, first = whole(*options), "H-" if "h_dcid" in options else "", 3 if "h_dcid" in options else 0
+    with monkeypatch.context() as patch:
+        signal_after(patch, STEPS + 3, signal.SIGTERM)
+        assert train(demo_data, tmp_path, *options) == 128 + signal.SIGTERM
+    assert checkpoints(tmp_path) == [f"{system}DCID-model-{first}.pt",
+                                     f"{system}DCID-model-{first + 1}-step{STEPS + 4}.pt"]
+    assert train(demo_data, tmp_path, *options, "--resume", "auto") == 0
+    found = kill_resume.compare(reference, tmp_path, f"{system}DCID-model-{first + 1}.pt")
+    assert [place for place in found if not place.startswith(".run.saved")] == []
+
+
+def test_the_same_through_workers(demo_data, tmp_path, whole):
+    """Streamed clips, stopped and resumed, give what clips in memory give: the loader draws from no generator."""
+    def streamed(*more):
+        line = [x for x in command(demo_data, tmp_path, "--workers", 1, *more) if x != "--in_memory"]
+        assert not pretrain.main(line)
+    streamed("--max_steps", STEPS + 3)
+    streamed("--resume", "auto")
+    found = kill_resume.compare(whole(), tmp_path, LAST)
+    assert [place for place in found if not place.startswith((".run.saved", ".run.health", "metrics"))] == []
+
+
+def test_sigint_says_what_to_do(demo_data, tmp_path, monkeypatch, caplog):
+    signal_after(monkeypatch, 2, signal.SIGINT)
+    handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
+    assert train(demo_data, tmp_path) == 128 + signal.SIGINT
+    assert "stopped by SIGINT after step 3; go on with --resume auto" in caplog.text
+    assert checkpoints(tmp_path) == ["DCID-model-0-step3.pt"]
+    assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_lines_of_lost_steps_are_set_aside(demo_data, tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        signal_after(patch, 9, error=RuntimeError("power failure"))
+        train(demo_data, tmp_path, "--save_every_steps", 4)
+    assert len(kill_resume.figures(tmp_path)) == 9
+    train(demo_data, tmp_path, "--save_every_steps", 4, "--resume", "auto")
+    assert kill_resume.figures(tmp_path) == kill_resume.figures(whole())
+    discarded = (tmp_path / "run" / "discarded.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in discarded] == [9]
+
+
+@pytest.mark.parametrize("keep, left", [
+    (None, ["DCID-model-0.pt", "DCID-model-1-step15.pt", "DCID-model-1-step18.pt", "DCID-model-1.pt"]),
+    (1, ["DCID-model-1.pt"]), (2, ["DCID-model-1-step18.pt", "DCID-model-1.pt"])])
+def test_keep(demo_data, tmp_path, keep, left):
+    (tmp_path / "checkpoints").mkdir()
+    other = tmp_path / "checkpoints" / "DCID-model-7.pt"        # of somebody else
+    other.write_bytes(b"not ours")
+    train(demo_data, tmp_path, "--save_every_steps", 3, *(["--keep", keep] if keep else []))
+    assert checkpoints(tmp_path) == [*left, other.name]
+
+
+def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    train(demo_data, tmp_path, "--save_every_steps", 4, "--max_steps", 9)
+    newest = folder / "DCID-model-0-step9.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])             # truncated, as by a disk that lied
+    (folder / ".DCID-model-0-step8.pt.4711.tmp").write_bytes(b"half a file of a killed writer")
+    train(demo_data, tmp_path / "other", "--seed", 7, "--max_steps", 10)
+    os.rename(tmp_path / "other" / "checkpoints" / "DCID-model-0.pt", folder / "DCID-model-0.pt")
+    caplog.clear()
+    train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 9)
+    assert "DCID-model-0-step8.pt: going on in epoch 0 after 64 of its 80 clips, 8 steps in all" in caplog.text
+    assert "DCID-model-0-step9.pt: truncated" in caplog.text
+    assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_auto_without_a_checkpoint_starts(demo_data, tmp_path, caplog):
+    assert train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 1) == 0
+    assert "has no checkpoint of this run; it starts from the beginning" in caplog.text
+    with pytest.raises(InputError, match="no checkpoint of this run; name one"):
+        train(demo_data, tmp_path / "empty", "--resume", "auto", "--evaluate")
+
+
+def test_a_published_file_is_resumed_at_its_epoch(demo_data, tmp_path, whole, caplog):
+    contents = checkpoint.read(whole() / "checkpoints" / "DCID-model-0.pt")
+    del contents["run"]
+    checkpoint.save(tmp_path / "published.pt", contents)
+    assert train(demo_data, tmp_path, "--resume", tmp_path / "published.pt") == 0
+    assert "has no state of a run: epoch 1 starts with fresh random numbers" in caplog.text
+    assert checkpoint.read(tmp_path / "checkpoints" / LAST)["total_step"] == 2 * STEPS
+
+
+def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, caplog):
+    train(demo_data, tmp_path, "--max_steps", 3)
+    file = tmp_path / "checkpoints" / "DCID-model-0-step3.pt"
+    with pytest.raises(InputError, match="in the order of seed 43; here are 80 clips and seed 7; pass the same data"):
+        train(demo_data, tmp_path, "--seed", 7, "--resume", file)
+    train(demo_data, tmp_path, "--lr", 1e-4, "--resume", file, "--max_steps", 4)
+    assert "this run goes on differently (lr 0.0004 there, 0.0001 here)" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [
+    lambda run: run["random"].pop("numpy"), lambda run: run["position"].update(step=-1),
+    lambda run: run["position"].update(epoch="1"), lambda run: run.update(started=[1, 0, 1]),
+    lambda run: run["random"].update(torch=torch.zeros(3, dtype=torch.uint8)), lambda run: run.update(extra=1),
+    lambda run: run["random"]["python"].__setitem__(1, [1, 2]), lambda run: run.update(health={"warned": 1, "x": 2})])
+def test_a_damaged_state_is_one_line(demo_data, tmp_path, whole, damage):
+    contents = checkpoint.read(whole() / "checkpoints" / "DCID-model-0.pt")
+    damage(contents["run"])
+    checkpoint.save(tmp_path / "damaged.pt", contents)
+    with pytest.raises(InputError, match="its entry 'run' is no state of a run"):
+        train(demo_data, tmp_path, "--resume", tmp_path / "damaged.pt")
+
+
+# ------------------------------------------------------------------------------------------- writing and full disks
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Flushing a checkpoint fails with "no space left" from a call on, until a call; others work."""
+    def after(first, last=10 ** 9):
+        calls, save = [0], torch.save
+
+        def failing(contents, file):
+            calls[0] += 1
+            save(contents, file)
+            if first <= calls[0] <= last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(torch, "save", failing)
+    return after
+
+
+def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk):
+    full_disk(2)
+    with pytest.raises(InputError, match="could not be written .No space left on device.; free space") as caught:
+        train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1)
+    assert "\n" not in str(caught.value)
+    assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
+    assert loop.find_newest(tmp_path / "checkpoints", type("", (), {
+        "system": "dcid", "resolved": lambda self: checkpoint.read(tmp_path / "checkpoints" / "DCID-model-0-step4.pt")[
+            "run"]["options"]})())
+
+
+def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):
+    full_disk(2, 3)
+    assert train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1, "--on_save_error", "continue") == 0
+    assert caplog.text.count("the run goes on (--on_save_error continue)") == 2
+    assert checkpoints(tmp_path) == [LAST]
+
+
+def test_a_last_save_that_failed_is_an_error(demo_data, tmp_path, full_disk):
+    full_disk(2)
+    with pytest.raises(InputError, match="could not be written"):
+        train(demo_data, tmp_path, "--on_save_error", "continue")
+    assert checkpoints(tmp_path) == ["DCID-model-0.pt"]

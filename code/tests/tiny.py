@@ -1,0 +1,31 @@
+"""Pretraining runs small enough for tests: the 80 clips of `demo_data`, the model of `small_model` (conftest.py)."""
+
+import logging
+from pathlib import Path
+
+import pretrain
+
+STEPS = 10                      # of an epoch: 80 clips by 8
+
+
+def command(root, folder, *more):
+    """Arguments of a tiny pretraining run that keeps everything in `folder`."""
+    return ["--data_root", str(root), "--model_save_path", str(Path(folder) / "checkpoints"), "--snapshot_pref",
+            str(Path(folder) / "run"), "--in_memory", "--gpu", "cpu", "--batch_size", "8", "--n_embeddings", "24",
+            "--print_freq", "1", "--n_epoch", "2", *map(str, more)]
+
+
+def train(root, folder, *more):
+    """Run it; returns the exit code. The log handlers of the run are taken off again."""
+    try:
+        return pretrain.main(command(root, folder, *more)) or 0
+    finally:
+        logger = logging.getLogger()
+        for handler in [h for h in logger.handlers if getattr(h, "of_run", False)]:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def checkpoints(folder):
+    """Names in a run's checkpoint folder, hidden ones too."""
+    return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
