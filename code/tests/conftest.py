@@ -1,6 +1,7 @@
 """Shared set-up of the tests: the source folder on the path, one thread, where golden numbers and annotations lie."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / "src"), str(ROOT / "code" / "tests")]
 torch.set_num_threads(1)
+for name in [name for name in os.environ if name.startswith("CMG_")]:
+    del os.environ[name]                    # a user's own paths must not reach the tests
 
 
 @pytest.fixture(scope="session")
