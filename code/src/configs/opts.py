@@ -139,7 +139,7 @@ def device(gpu):
         return torch.device("cuda", 0) if count else torch.device("cpu")
     if gpu == "cpu":
         return torch.device("cpu")
-    if not gpu.isdigit() or int(gpu) >= count:
+    if not gpu.isdecimal() or int(gpu) >= count:
         have = f"{count} GPU(s), numbered from 0" if count else "no GPU"
         raise InputError(f"--gpu {gpu}: this machine has {have}; leave --gpu out or pass --gpu cpu")
     return torch.device("cuda", int(gpu))
@@ -155,7 +155,7 @@ def place_argument(text):
 
 def positive(text):
     """Argument type: an integer of at least 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
     return int(text)
 
