@@ -260,7 +260,7 @@ def _heads(parser, epochs):
     group.add_argument("--no_control", action="store_true", help="leave out the untrained-encoder control")
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--choose_channel", type=positive, nargs="+", default=None, metavar="S",
+    group.add_argument("--choose_channel", type=int, nargs="+", default=None, metavar="S",
                        help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
     toc_arguments(group)
     group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
