@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from configs.opts import RUNS, positive, toc_arguments
+from configs.opts import RUNS, toc_arguments
 from engine import checkpoint, style
 from errors import InputError, Parser, run
 from model import toc
@@ -21,7 +21,7 @@ NAME = "TOC_before_after{}"             # the published name; a second codebook'
 def parse(argv=None):
     parser = Parser(prog="toc.py", description="Show TOC's choice of code channels and draw its effect.")
     parser.add_argument("checkpoint", type=Path, help="DCID or H-DCID checkpoint, published or ours")
-    parser.add_argument("--choose_channel", type=positive, default=128, metavar="S",
+    parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
                         help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
     toc_arguments(parser)
     parser.add_argument("--snapshot_pref", type=Path, default=RUNS / "toc", help="folder of the pictures")

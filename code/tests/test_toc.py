@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toc as script
-from engine import channels, checkpoint, downstream, results
+from engine import channels, checkpoint, downstream, results, tables
 from errors import InputError
 from model import toc
 from model.config import Config
@@ -225,6 +225,17 @@ def test_variants_and_their_names():
     assert names("retrieval", toc_preset=["off", "released"]) == [""]
     with pytest.raises(InputError, match="no published setting for retrieval with video->audio, audio->video"):
         names("retrieval", toc_preset=["released"])
+
+
+def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(channels, "FIXED", (10, 1, 1))
+    asked = options(tmp_path, toc_preset=["off", "fixed"], n_epoch=1, no_control=True)
+    rows = [row for system in ("dcid", "h_dcid")
+            for row in downstream.evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
+    table = tables.collect(rows, "last")
+    assert [row.name for row in table] == ["dcid.pt", "dcid.pt + TOC 10,1,1", "h_dcid.pt", "h_dcid.pt + TOC 10,1,1"]
+    assert all(set(row.cells) == {"AVE V>A", "AVE A>V"} and row.seeds == (0, 1) for row in table)
+    assert {row["variant"]: row["channels"] for row in rows} == {"": None, "TOC 10,1,1": (10, 1, 1, "both")}
 
 
 def test_settings_are_checked_when_the_encoder_is_loaded(tmp_path):
