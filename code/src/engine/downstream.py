@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import channels, checkpoint, metrics, provenance, results, transfer
+from engine import channels, checkpoint, guards, metrics, provenance, results, transfer
+from engine.progress import Progress
 from errors import InputError
 from model import toc
 
@@ -149,15 +150,18 @@ def evaluate(task, pretrained, opts):
         raise InputError(f"--n_epoch {opts.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
                          f"with {pretrained.path}; raise --n_epoch")
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
+    progress = Progress(Path(opts.results).parent / f"heads-{Path(record).stem}-{pretrained.sha256[:12]}.pt")
     transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
                  epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
-                 title=f"{task.name}: {len(trials)} heads")
+                 title=f"{task.name}: {len(trials)} heads", progress=progress)
     about = describe(pretrained, opts, start, record)
     rows = [{"task": task.name} | about | row for variant in variants
             for row in _rows(task, variant, trials, parts, opts, first_epoch, batch)]
     for row in rows:
         results.append(opts.results, row)
     _keep_predictions(task, variants[0], trials, parts, pretrained, opts)
+    progress.finish()
+    guards.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
 
 

@@ -202,16 +202,22 @@ def codebook_health(codebook, indices):
             "code_perplexity": float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))}
 
 
-def describe_curve(name, values, chance, noise):
-    """A warning for a learning curve that never leaves chance, or None.
+def warn_of_chance(rows, metric, clips):
+    """Say which directions never left chance, in any epoch and with any seed.
 
     Args:
-        name: what the curve is of, with its direction.
-        values: the figure after every epoch, percent.
-        chance: of a guess that ignores its input, percent.
-        noise: standard deviation of a guess's figure, percent.
+        rows: result lines of a task; those of the pretrained encoder, selection "best", are looked at.
+        metric: the figure that chooses the best epoch.
+        clips: modality -> number of test clips, which gives the spread of a guess.
     """
-    if chance is None or not values or max(values) > chance + max(2 * noise, 1e-9):
-        return None
-    return (f"{name} stays at chance: best {max(values):.1f} %, chance {chance:.1f} %; check that the checkpoint was "
-            "pretrained on features of this kind (engine.checkpoint FILE), and the same-modality figure")
+    curves = {}
+    for row in rows:
+        if row["metric"] == metric and row["selection"] == "best" and not row["control"] and row["chance"] is not None:
+            curves.setdefault((row["direction"], row["variant"]), []).append(row)
+    for (direction, variant), found in curves.items():
+        value, chance = max(row["value"] for row in found), found[0]["chance"]
+        spread = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
+        if value <= chance + 2 * spread:
+            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the checkpoint "
+                        "is pretrained well (engine.checkpoint FILE) and whether the same-modality figure is better",
+                        found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance, spread)

@@ -174,7 +174,36 @@ def predict(heads, part):
     return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
 
 
-def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_decay=0.0, refresh=None, title="heads"):
+@dataclass
+class FitState:
+    """Everything that training heads changes, between two epochs."""
+
+    trials: list
+    heads: list
+    shuffles: list               # generators of the orders
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+
+    def contents(self):
+        """As plain data and tensors."""
+        return {"heads": [head.state_dict() for head in self.heads], "shuffles": [g.get_state() for g in self.shuffles],
+                "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                "trials": [(trial.curves, trial.losses) for trial in self.trials]}
+
+    def load(self, contents):
+        """Take over `contents`, to the bit. Raises KeyError, TypeError, ValueError, RuntimeError if it is of others."""
+        for head, kept in zip(self.heads, contents["heads"], strict=True):
+            head.load_state_dict(kept)
+        for generator, kept in zip(self.shuffles, contents["shuffles"], strict=True):
+            generator.set_state(kept)
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.schedule.load_state_dict(contents["schedule"])
+        for trial, (curves, losses) in zip(self.trials, contents["trials"], strict=True):
+            trial.curves, trial.losses = curves, losses
+
+
+def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_decay=0.0, refresh=None, title="heads",
+        progress=None):
     """Train the heads of all trials, side by side, and measure each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
@@ -191,13 +220,19 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
             of a head, Adam's weight decay.
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
+        progress: engine.progress.Progress that keeps the state between epochs, and may have one to go on from.
+
+    Raises:
+        InputError: a gradient that is not finite, with the head's seed and the numbers of the clips.
     """
     widths = [t.train.table.shape[1] for t in trials]
     heads = [build_head(partial(make, width), t.seed, t.train.table) for t, width in zip(trials, widths)]
     shuffles = [torch.Generator().manual_seed(t.seed) for t in trials]
     optimizer = torch.optim.Adam([p for head in heads for p in head.parameters()], lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, MILESTONES, gamma=0.5)
-    bar = tqdm(range(epochs), desc=title, unit="epoch", leave=False, disable=None)
+    state = FitState(trials, heads, shuffles, optimizer, schedule)
+    first = progress.restore(state) if progress else 0
+    bar = tqdm(range(first, epochs), initial=first, total=epochs, desc=title, unit="epoch", leave=False, disable=None)
     for epoch in bar:
         if refresh:
             refresh(epoch)
@@ -216,15 +251,27 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
                 losses.sum().backward()
                 for n, loss in zip(members, losses.tolist()):
                     totals[n] += loss * len(batches[n][step])
-                    clip_grad_norm_(heads[n].parameters(), clip, error_if_nonfinite=True)
+                    _clip(heads[n], clip, f"{title}, epoch {epoch}, seed {trials[n].seed}", loss, batches[n][step])
             optimizer.step()                            # a head without a batch has no gradient and is left as it is
         schedule.step()
         for trial, total in zip(trials, totals):
             trial.losses.append(total / len(trial.train))
         _measure(trials, heads, measure)
+        if progress:
+            progress.keep(state, epoch + 1)
         bar.set_postfix(loss=f"{sum(t.losses[-1] for t in trials) / len(trials):.3f}")
     for trial, head in zip(trials, heads):
         trial.head = head.eval()
+
+
+def _clip(head, largest, where, loss, clips):
+    """Clip a head's gradient; one that is not finite ends the training."""
+    try:
+        clip_grad_norm_(head.parameters(), largest, error_if_nonfinite=True)
+    except RuntimeError:
+        raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
+                         f"{', '.join(map(str, clips[:5].tolist()))}...; finite numbers are expected; lower --lr, or "
+                         "look at the checkpoint (engine.checkpoint FILE)") from None
 
 
 def _batch(picked):
