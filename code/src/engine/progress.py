@@ -4,8 +4,6 @@ import logging
 import time
 from pathlib import Path
 
-import torch
-
 from engine import checkpoint
 from errors import InputError
 
