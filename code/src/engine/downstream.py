@@ -124,9 +124,9 @@ def evaluate(task, pretrained, opts):
         Rows (engine/results.py), appended to `opts.results` as well.
     """
     start = time.monotonic()
-    record = keep_record(opts, task.name)
     variants = channels.variants(opts, task.name, pretrained.encoder.config)
     check(task, pretrained, opts.directions)
+    record = keep_record(opts, task.name)
     encoders = {None: pretrained.encoder}
     if not opts.no_control:
         encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
