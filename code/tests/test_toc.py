@@ -1,8 +1,6 @@
 """TOC: the closed form, the published selections, what is refused, and heads of several widths in one pass."""
 
 import json
-from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toc as script
+from configs.opts import parse_downstream
 from engine import channels, checkpoint, downstream, results, tables
 from errors import InputError
 from model import toc
@@ -152,12 +151,10 @@ def frozen(tmp_path, system="h_dcid", seed=0):
     return downstream.Pretrained(path, checkpoint.load_encoder(path), checkpoint.sha256(path))
 
 
-def options(tmp_path=Path(), **given):
-    return Namespace(**{"directions": [("video", "audio"), ("audio", "video")], "seeds": [0, 1], "no_control": False,
-                        "protocol": "default", "n_epoch": 2, "batch_size": 4, "test_batch_size": 4, "lr": 1e-2,
-                        "clip_gradient": 0.5, "weight_decay": 0.0, "precision": "float32", "in_memory": True,
-                        "workers": 0, "choose_channel": None, "toc_max_num": 1, "toc_min_num": 0, "toc_terms": "both",
-                        "toc_preset": None, "results": tmp_path / "results.jsonl"} | given)
+def options(folder, *arguments):
+    return parse_downstream("ave", ["--gpu", "cpu", "--seeds", "0", "1", "--n_epoch", "2", "--b", "4", "--lr", "0.01",
+                                    "--test_batch_size", "4", "--in_memory", "--snapshot_pref", str(folder),
+                                    *arguments])
 
 
 def task_of(clips):
@@ -176,14 +173,13 @@ def test_one_pass_over_several_settings_gives_what_each_gives_alone(tmp_path, mo
     tiny = {("video", "audio"): (4, 1, 0), ("audio", "video"): (8, 3, 1)}
     monkeypatch.setitem(channels.RELEASED["h_dcid"], "ave", tiny)
     pretrained, task = frozen(tmp_path), task_of(Clips())
-    shared = {"protocol": protocol, "n_epoch": 6 if protocol == "released" else 2}
+    shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2"]
     together = figures(downstream.evaluate(task, pretrained, options(
-        tmp_path, toc_preset=["off", "fixed", "released"], choose_channel=[2, 6], **shared)))
+        tmp_path, "--toc_preset", "off", "fixed", "released", "--choose_channel", "2", "6", *shared)))
     assert {name for name, *_ in together} == {"", "TOC 10,1,1", "TOC released", "TOC 2,1,0", "TOC 6,1,0"}
     alone = {}
-    for asked in ({}, {"toc_preset": ["fixed"]}, {"toc_preset": ["released"]}, {"choose_channel": [2]},
-                  {"choose_channel": [6]}):
-        alone |= figures(downstream.evaluate(task, pretrained, options(tmp_path / "alone", **asked, **shared)))
+    for asked in ("", "--toc_preset fixed", "--toc_preset released", "--choose_channel 2", "--choose_channel 6"):
+        alone |= figures(downstream.evaluate(task, pretrained, options(tmp_path / "alone", *asked.split(), *shared)))
     assert together == alone
     assert len(together) == 5 * 2 * 2 * 2 * 2          # settings, directions, controls, seeds, selections
     assert results.read(tmp_path / "results.jsonl")
@@ -208,28 +204,29 @@ def test_each_level_is_selected_from_its_own_codebook():
     assert toc.head_channels([first, second], selection).tolist() == expected
 
 
-def test_variants_and_their_names():
+def test_variants_and_their_names(tmp_path):
     config = Config(system="dcid")
 
-    def names(task="ave", **given):
-        return [v.name for v in channels.variants(options(**given), task, config)]
-    assert names() == [""] and names(toc_preset=["off", "fixed", "released"]) == ["", "TOC 196,1,0", "TOC released"]
-    assert names(choose_channel=[64, 128]) == ["TOC 64,1,0", "TOC 128,1,0"]
-    assert names(choose_channel=[64], toc_terms="variance") == ["TOC 64,1,0 variance only"]
-    assert names(toc_preset=["fixed"], choose_channel=[196]) == ["TOC 196,1,0"]
-    released = channels.variants(options(toc_preset=["released"]), "avvp", config)[0].selections
+    def names(asked, task="ave"):
+        return [v.name for v in channels.variants(options(tmp_path, *asked.split()), task, config)]
+    assert names("") == [""] and names("--toc_preset off fixed released") == ["", "TOC 196,1,0", "TOC released"]
+    assert names("--choose_channel 64 128") == ["TOC 64,1,0", "TOC 128,1,0"]
+    assert names("--choose_channel 64 --toc_terms variance") == ["TOC 64,1,0 variance only"]
+    assert names("--toc_preset fixed --choose_channel 196") == ["TOC 196,1,0"]
+    asked = options(tmp_path, "--toc_preset", "released")
+    released = channels.variants(asked, "avvp", config)[0].selections
     assert released["video", "audio"] == toc.Selection(128, 3, 1)
     # directions without published numbers are left out, and where none is left there is nothing to do
-    mixed = options(toc_preset=["released"], directions=[("audio", "text"), ("audio", "video")])
-    assert list(channels.variants(mixed, "ave", config)[0].selections) == [("audio", "video")]
-    assert names("retrieval", toc_preset=["off", "released"]) == [""]
+    asked.directions = [("audio", "text"), ("audio", "video")]
+    assert list(channels.variants(asked, "ave", config)[0].selections) == [("audio", "video")]
+    assert names("--toc_preset off released", "retrieval") == [""]
     with pytest.raises(InputError, match="no published setting for retrieval with video->audio, audio->video"):
-        names("retrieval", toc_preset=["released"])
+        names("--toc_preset released", "retrieval")
 
 
 def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(channels, "FIXED", (10, 1, 1))
-    asked = options(tmp_path, toc_preset=["off", "fixed"], n_epoch=1, no_control=True)
+    asked = options(tmp_path, "--toc_preset", "off", "fixed", "--n_epoch", "1", "--no_control")
     rows = [row for system in ("dcid", "h_dcid")
             for row in downstream.evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
     table = tables.collect(rows, "last")
@@ -241,7 +238,7 @@ def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, m
 def test_settings_are_checked_when_the_encoder_is_loaded(tmp_path):
     pretrained = frozen(tmp_path)
     with pytest.raises(InputError, match="--choose_channel 17: .* the nearest valid value is 16"):
-        downstream.load(options(tmp_path, choose_channel=[4, 17], device="cpu"), pretrained.path)
+        downstream.load(options(tmp_path, "--choose_channel", "4", "17"), pretrained.path)
 
 
 # ------------------------------------------------------------------------------------------------ toc.py

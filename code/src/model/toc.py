@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from errors import InputError
 
 SIMILARITY_WEIGHT, VARIANCE_WEIGHT = 0.7, 0.3
-TERMS = ("both", "similarity", "variance")      # of the criterion; one alone is an ablation
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class Selection:
                              f"the nearest valid setting is {' and '.join(map(str, self._nearest_shares(width)))}")
         if self.choose_channel < 1 or self.choose_channel > width or self.choose_channel % total:
             nearest = min(max(round(self.choose_channel / total), 1), width // total) * total
-            raise InputError(f"--choose_channel {self.choose_channel}: expected a multiple of toc_max_num + toc_min_num "
-                             f"= {total} between {total} and {width // total * total}; the nearest valid value is "
-                             f"{nearest}")
+            raise InputError(f"--choose_channel {self.choose_channel}: expected a multiple of toc_max_num + "
+                             f"toc_min_num = {total} between {total} and {width // total * total}; "
+                             f"the nearest valid value is {nearest}")
         unit = self.choose_channel // total
         return unit * self.toc_max_num, unit * self.toc_min_num
 
@@ -45,7 +44,8 @@ def criterion(codes, terms="both"):
     """-0.7 mean pairwise product + 0.3 variance of every channel: codes (K, D) -> (D,) float64, larger is better.
 
     The mean over ordered pairs i != j of E_ik E_jk is (s^2 - q) / (K (K - 1)) with s the sum and q the sum of squares.
-    The published program adds the pairs up one by one in float32. `terms`: one of TERMS.
+    The published program adds the pairs up one by one in float32. `terms`: "both", or
+    "similarity" or "variance" alone (ablation).
 
     Raises:
         InputError: a codebook of one code has no pairs.
