@@ -16,7 +16,7 @@ from engine import channels, downstream, figures, results, tables
 from engine.retrieval import evaluate as evaluate_retrieval
 from errors import InputError, run
 
-TASKS = {                        # task -> how its data is built and measured; a file without which there is no such data
+TASKS = {                        # task -> how its data is built and measured, a file without which there is none
     "ave": (ave.build, downstream.evaluate, "ave.label"),
     "avvp": (avvp.build, downstream.evaluate, "avvp.audio_csv"),
     "ave_avvp": (ave_avvp.build, downstream.evaluate, "ave_avvp.audio_csv"),
@@ -46,7 +46,8 @@ def main(argv=None):
         else:
             print(f"{task}: left out, there is no {place}")
     if not present:
-        raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or --path")
+        raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
+                         "--path")
     asked = {task: [directions(task, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
              for task in present}
     for task, wanted in asked.items():                      # TOC's settings are refused before any work
@@ -72,7 +73,8 @@ def main(argv=None):
     if choice and len(encoders) > 1:
         print(f"\nAVE's validation split would choose {choice.name} ({choice.validation:.1f} % on it)")
     pictures = figures.draw_tables(rows, folder)
-    print("\nwritten: " + ", ".join(map(str, [opts.results, *(folder / f"table.{s}" for s in ("txt", "md", "csv")), *pictures])))
+    written = [opts.results, *(folder / f"table.{suffix}" for suffix in ("txt", "md", "csv")), *pictures]
+    print(f"\nwritten: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

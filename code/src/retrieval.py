@@ -11,7 +11,7 @@ from errors import run
 
 
 def build(opts):
-    """VGGSound-AVEL: trained on the train part of the list, tested on the test part; the sounds come from the same clips."""
+    """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
     modalities = tuple(m for m in downstream.MODALITIES if m == "audio" or m in downstream.wanted(opts))
     return {split: VGGSound(opts.paths("vggsound"), modalities, (split,), **opts.reading)
             for split in ("train", "val", "test")}

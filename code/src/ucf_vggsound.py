@@ -1,4 +1,4 @@
-"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets at once, one class a clip."""
+"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class a clip."""
 
 from configs.opts import parse_downstream
 from dataset.ucf_vggsound import UCFVGGSound

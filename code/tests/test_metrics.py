@@ -22,7 +22,8 @@ def random_cells(seed, clips=23, seconds=5, columns=4, heads=3):
 
 def oracle(logits, labels):
     predicted = torch.sigmoid(logits).numpy().ravel() > 0.5
-    figures = precision_recall_fscore_support(labels.numpy().ravel() > 0.5, predicted, average="binary", zero_division=0)
+    figures = precision_recall_fscore_support(labels.numpy().ravel() > 0.5, predicted, average="binary",
+                                              zero_division=0)
     return 100 * np.array(figures[:3])
 
 

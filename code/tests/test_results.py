@@ -22,8 +22,9 @@ def row(**changes):
 
 def both_ways(**changes):
     """All eight cells, `value` counting up from 10, for both selections."""
-    return [row(task=task, metric=metric, direction=direction, value=10.0 + n + (selection == "best"), selection=selection)
-            | changes for n, (task, metric, direction) in enumerate(tables.CELLS.values()) for selection in ("last", "best")]
+    return [row(task=task, metric=metric, direction=direction, value=10.0 + n + (selection == "best"),
+                selection=selection) | changes
+            for n, (task, metric, direction) in enumerate(tables.CELLS.values()) for selection in ("last", "best")]
 
 
 def test_a_row_survives_the_file(tmp_path):
@@ -57,8 +58,8 @@ def test_wrong_rows_are_refused_on_both_ways(tmp_path, change, message):
 def test_broken_files_are_named(tmp_path):
     with pytest.raises(InputError, match="nothing.jsonl"):
         results.read(tmp_path / "nothing.jsonl")
-    for content, message in (("", "no results in it"), ('{"task": 1\n', "line 1 is not JSON"), ("[1]\n", "line 1: a result is"),
-                             ("{}\n", "keys missing: task, dataset")):
+    for content, message in (("", "no results in it"), ('{"task": 1\n', "line 1 is not JSON"),
+                             ("[1]\n", "line 1: a result is"), ("{}\n", "keys missing: task, dataset")):
         (tmp_path / "x.jsonl").write_text(content)
         with pytest.raises(InputError, match=message):
             results.read(tmp_path / "x.jsonl")

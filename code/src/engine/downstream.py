@@ -1,8 +1,6 @@
 """One downstream task, from a checkpoint to lines of results: any labelled modality to any other."""
 
-import io
 import logging
-import os
 import time
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from engine import channels, checkpoint, guards, metrics, provenance, results, t
 from engine.progress import Progress
 from errors import InputError
 from model import toc
+from writing import whole_file
 
 log = logging.getLogger(__name__)
 MODALITIES = ("audio", "video", "text")
@@ -53,7 +52,9 @@ class Task:
 
     def chance(self, part, batch=None):
         """metric -> percent of a guess that ignores its input."""
-        return {"accuracy": 100 / len(self.classes)} if self.head.clipwise else metrics.segment_chance(part.labels, batch)
+        if self.head.clipwise:
+            return {"accuracy": 100 / len(self.classes)}
+        return metrics.segment_chance(part.labels, batch)
 
     def pictured(self, heads, part, dataset):
         """Arrays from which the pictures of a direction are made. `heads`: the direction's, then the same-modality one.
@@ -109,8 +110,9 @@ def check(task, pretrained, directions):
             transfer.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
     classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
     if len({len(names) for names in classes}) > 1:
-        raise InputError(f"{task.name}: its parts have {' and '.join(str(len(n)) for n in classes)} classes; one list is "
-                         "expected; check the category files")
+        counts = " and ".join(str(len(names)) for names in classes)
+        raise InputError(f"{task.name}: its parts have {counts} classes; one list is expected; check the category "
+                         "files")
 
 
 def evaluate(task, pretrained, opts):
@@ -131,7 +133,8 @@ def evaluate(task, pretrained, opts):
     if not opts.no_control:
         encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
     sources = [m for m in wanted(opts) if m in task.train]
-    measured = {s: [t for t in wanted(opts) if (s, t) in opts.directions or (s == t and t in task.test)] for s in sources}
+    measured = {s: [t for t in wanted(opts) if (s, t) in opts.directions or (s == t and t in task.test)]
+                for s in sources}
     kept = {(control, selection): toc.head_channels(encoder.codebooks, selection)
             for control, encoder in encoders.items() for v in variants for selection in v.selections.values()}
     parts = {(*key, selection): part.select(chosen) for key, part in _encode(task, encoders, measured, opts).items()
@@ -152,8 +155,9 @@ def evaluate(task, pretrained, opts):
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
     progress = Progress(Path(opts.results).parent / f"heads-{Path(record).stem}-{pretrained.sha256[:12]}.pt")
     transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
-                 epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient, weight_decay=opts.weight_decay, refresh=refresh,
-                 title=f"{task.name}: {len(trials)} heads", progress=progress)
+                 epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient,
+                 weight_decay=opts.weight_decay, refresh=refresh, progress=progress,
+                 title=f"{task.name}: {len(trials)} heads")
     about = describe(pretrained, opts, start, record)
     rows = [{"task": task.name} | about | row for variant in variants
             for row in _rows(task, variant, trials, parts, opts, first_epoch, batch)]
@@ -277,11 +281,12 @@ def _keep_predictions(task, variant, trials, parts, pretrained, opts):
 
 def _save(path, **arrays):
     """Write an npz file whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    try:
+        with whole_file(path) as file:
+            np.savez_compressed(file, **arrays)
+    except OSError as error:
+        raise InputError(f"{path}: predictions cannot be written ({error.strerror}); free space or choose another "
+                         "place with --results") from error
 
 
 def run(build, opts, evaluate=evaluate):

@@ -104,7 +104,7 @@ def _ticks(axis, x, width, row, cells, colour, label):
 
 
 def draw_epochs(rows, path):
-    """Figures over checkpoints of one pretraining run, one a point; a ring marks the choice of AVE's validation split."""
+    """Figures over the checkpoints of one pretraining run; a bar marks the choice of AVE's validation split."""
     table = tables.collect(rows, "last")
     same_run = [row for row in table if row.cells]
     epochs = {name: row["checkpoint_epoch"] for row in rows for name in [tables.names(rows)[tables.key(row)]]}
@@ -207,7 +207,8 @@ def draw_run(folder, out):
     if kept:
         written.append(pictures.draw_heads(list(kept.values()), out / "heads.png"))
     if not written:
-        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or predictions/ in or below it")
+        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or "
+                         "predictions/ in or below it")
     return written
 
 

@@ -60,11 +60,7 @@ def draw_clips(arrays, path):
     targets = clip_targets(arrays["labels"])
     for spot, (clip, x) in enumerate(zip(shown, features)):
         top, bottom = axes[2 * (spot // columns), spot % columns], axes[2 * (spot // columns) + 1, spot % columns]
-        if arrays["target"] == "text":
-            top.text(0.5, 0.5, f"prompt of\n“{classes[targets[clip]]}”", ha="center", va="center", fontsize=9)
-            top.axis("off")
-        else:
-            feature_picture(top, x, rows=2 if arrays["clipwise"] else 1)
+        feature_picture(top, x, rows=2 if arrays["clipwise"] else 1)
         if arrays["clipwise"]:
             _class_bars(bottom, softmax(arrays["cross"][clip]), int(targets[clip]), classes)
             top.set_title(f"is “{shorten(classes[targets[clip]], 26)}”", fontsize=9)
@@ -192,7 +188,8 @@ def draw_classes(arrays, path):
     axis = axes[0, 0]
     axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
     axis.scatter(same[order], y, color=GREY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
-    axis.scatter(cross[order], y, color=COLOUR[arrays["source"]], s=34, label=f"trained on {arrays['source']}", zorder=3)
+    axis.scatter(cross[order], y, color=COLOUR[arrays["source"]], s=34, zorder=3,
+                 label=f"trained on {arrays['source']}")
     axis.set_yticks(y, [shorten(names[k], 30) for k in order])
     axis.invert_yaxis()
     axis.set_xlim(-3, 103)

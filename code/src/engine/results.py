@@ -1,4 +1,4 @@
-"""Results: one JSON line a finished evaluation, appended under a lock; `python -m engine.results FILE` prints the table."""
+"""Results: one JSON line a finished evaluation, appended under a lock; `python -m engine.results FILE` prints them."""
 
 import csv
 import errno
@@ -19,8 +19,8 @@ KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection",
         "protocol", "modalities", "checkpoint", "checkpoint_sha256", "commit", "seconds", "control")
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
-IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities", "checkpoint_sha256",
-            "control", "variant")
+IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
+            "checkpoint_sha256", "control", "variant")
 
 CAPTIONS = {
     "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
@@ -106,7 +106,8 @@ def read(path):
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script wrote") from error
+        raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "
+                         "wrote") from error
     rows = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -190,11 +191,12 @@ def tabulate(rows):
 
 def caption(rows):
     """What the table's figures are: the protocols that occur in it, and the columns."""
-    return " ".join([CAPTIONS[protocol] for protocol in PROTOCOLS if any(r["protocol"] == protocol for r in rows)] + [NOTES])
+    found = {row["protocol"] for row in rows}
+    return " ".join([CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in found] + [NOTES])
 
 
 def render(table, columns, form="text"):
-    """A table (list of {column -> text}) as aligned text, markdown or csv. Columns that are empty throughout are left out."""
+    """A table (list of {column -> text}) as aligned text, markdown or csv, without columns that are all empty."""
     columns = [column for column in columns if any(entry[column] not in ("-", "") for entry in table)]
     cells = [list(columns)] + [[str(entry[column]) for column in columns] for entry in table]
     if form == "csv":

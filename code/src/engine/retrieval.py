@@ -1,4 +1,4 @@
-"""X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without any training."""
+"""X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without training."""
 
 import time
 from dataclasses import astuple, dataclass

@@ -1,12 +1,14 @@
 """How pictures look: colours of the modalities, figures without frames, files written whole."""
 
-import os
 from pathlib import Path
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
+
+from errors import InputError  # noqa: E402
+from writing import whole_file  # noqa: E402
 
 MODALITIES = ("audio", "video", "text")
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
@@ -30,9 +32,13 @@ def new_figure(rows, columns, size, **options):
 def save(figure, path, dpi=130):
     """Write a PNG whole or not at all, and forget the figure; returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=dpi, metadata={"Software": None})
-    os.replace(temporary, path)
-    plt.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    except OSError as error:
+        raise InputError(f"{path}: the picture cannot be written ({error.strerror}); free space or choose another "
+                         "folder") from error
+    finally:
+        plt.close(figure)
     return path

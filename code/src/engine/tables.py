@@ -1,4 +1,4 @@
-"""The papers' main table from result lines: a row a checkpoint, eight columns and their mean (NeurIPS 2023, Table 3)."""
+"""The papers' main table from result lines: a row a checkpoint, eight columns, their mean (NeurIPS 2023, Table 3)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ PUBLISHED = {                    # row -> cells in the order of CELLS; NeurIPS 2
     "published: Uni-Code, AV 40K (Table 1)": (47.7, 52.3, 64.0, 65.6),
     "published: baseline, AV 40K (Table 1)": (5.5, 5.4, 6.9, 8.7),
 }
-ABOUT = ("Columns: AVE and UCF/VGG accuracy, AVVP precision (\"accuracy\" in the paper), AVE>AVVP F1, in percent; mean of "
-         "the eight, where all are there. Published rows: NeurIPS 2023, on the real data, best epoch on the evaluation set, "
-         "AVE on the head's own training clips, precision and recall averaged over batches; not comparable with other data.")
+ABOUT = ("Columns: AVE and UCF/VGG accuracy, AVVP precision (\"accuracy\" in the paper), AVE>AVVP F1, in percent; mean "
+         "of the eight, where all are there. Published rows: NeurIPS 2023, on the real data, best epoch on the "
+         "evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
+         "comparable with other data.")
 
 
 @dataclass
@@ -49,8 +50,8 @@ def names(rows):
     """A short name for each checkpoint: the file's name, with its folder where two are alike."""
     paths = {key(row): Path(row["checkpoint"]) for row in rows}
     alike = {path.name for path in paths.values() if len({p for p in paths.values() if p.name == path.name}) > 1}
-    return {of: (f"{path.parent.name}/{path.name}" if path.name in alike else path.name) + (f" + {of[1]}" if of[1] else "")
-            for of, path in paths.items()}
+    plain = {of: f"{path.parent.name}/{path.name}" if path.name in alike else path.name for of, path in paths.items()}
+    return {of: name + (f" + {of[1]}" if of[1] else "") for of, name in plain.items()}
 
 
 def cell_of(row):

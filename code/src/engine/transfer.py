@@ -59,8 +59,8 @@ class CodeSet:
 def check_modality(encoder, modality, checkpoint):
     """InputError unless the encoder was pretrained on a modality."""
     if modality not in encoder.config.modalities:
-        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked for; "
-                         "choose other directions or a checkpoint with this modality")
+        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked "
+                         "for; choose other directions or a checkpoint with this modality")
 
 
 def check_fit(encoder, dataset, modality, checkpoint):
@@ -169,7 +169,8 @@ def _losses(heads, answers, codes, rows):
 @torch.no_grad()
 def predict(heads, part):
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
-    outputs = vmap(lambda parameters, rows: functional_call(heads[0], parameters, (part.table, rows)), in_dims=(0, None))
+    outputs = vmap(lambda parameters, rows: functional_call(heads[0], parameters, (part.table, rows)),
+                   in_dims=(0, None))
     parameters = stacked(heads)
     return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
 

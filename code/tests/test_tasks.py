@@ -1,0 +1,244 @@
+"""Every task script on a small demo tree, through its own command line, with an untrained encoder as checkpoint."""
+
+import shutil
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import ablation
+import ave
+import ave_avvp
+import avvp
+import evaluate
+import retrieval
+import ucf_vggsound
+from configs import opts
+from configs.opts import PLACES, parse_downstream
+from dataset import demo_tree
+from dataset.dialled_digits import CHANNELS
+from engine import checkpoint, downstream, figures, results, transfer
+from errors import InputError
+from model import names
+from model.config import Config
+from model.h_dcid import build
+
+TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
+
+
+def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, **widths):
+    """A file as pretraining writes it, weights from a fixed seed."""
+    config = Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64, **widths)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = build(config)
+        for level in model.encoder.levels:
+            level.codebook.embedding.normal_()
+    tensors = names.layout(config, checkpoint.shapes(config))
+    contents = names.to_published(model.state_dict(), tensors, {}, torch.float32)
+    checkpoint.save(path, contents | {"epoch": epoch, "total_step": 0})
+    return path
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A demo tree of the least size and a checkpoint of its widths."""
+    root = tmp_path_factory.mktemp("demo")
+    demo_tree.build(root / "data", PLACES, seed=0, clips=80, progress=False)
+    write_checkpoint(root / "model.pt")
+    return root
+
+
+def arguments(tree, run, *more):
+    return ["--data_root", str(tree / "data"), "--checkpoint", str(tree / "model.pt"), "--snapshot_pref", str(run),
+            "--n_epoch", "2", "--workers", "0", "--gpu", "cpu", *more]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_both_directions_in_one_call(task, tree, tmp_path, capsys):
+    TASKS[task].main(arguments(tree, tmp_path, "--seeds", "0", "1"))
+    rows = results.read(tmp_path / "results.jsonl")
+    measured = {"ave": 1, "ucf_vggsound": 1}.get(task, 3)
+    assert len(rows) == 2 * 2 * 2 * 2 * measured         # directions, seeds, selections, with and without control
+    assert {r["direction"] for r in rows} == {"video->audio", "audio->video"}
+    assert {r["control"] for r in rows} == {None, "untrained"} and {r["epoch"] for r in rows} <= {0, 1}
+    assert all(0 <= r["value"] <= 100 and r["same_modality"] is not None and r["chance"] > 0 for r in rows)
+    assert all(r["checkpoint_sha256"] == checkpoint.sha256(tree / "model.pt") for r in rows)
+    best = {(r["direction"], r["seed"], r["control"]): r["value"] for r in rows
+            if r["selection"] == "best" and r["metric"] in ("accuracy", {"ave_avvp": "f1"}.get(task, "precision"))}
+    last = {(r["direction"], r["seed"], r["control"]): r["value"] for r in rows
+            if r["selection"] == "last" and r["metric"] in ("accuracy", {"ave_avvp": "f1"}.get(task, "precision"))}
+    assert all(best[key] >= last[key] for key in last)
+    assert "Protocol default" in capsys.readouterr().out
+
+
+def test_the_same_modality_figure_is_that_of_the_direction_itself(tree, tmp_path):
+    ave.main(arguments(tree, tmp_path, "--dataset_name", "ave_va", "--no_control"))
+    ave.main(arguments(tree, tmp_path / "same", "--source", "audio", "--target", "audio", "--no_control"))
+    cross, same = (results.read(folder / "results.jsonl")[0] for folder in (tmp_path, tmp_path / "same"))
+    assert cross["same_modality"] == same["value"] == same["same_modality"] and cross["selection"] == "last"
+
+
+def test_a_direction_alone_is_the_direction_among_others(tree, tmp_path):
+    for run, more in (("one", ["--dataset_name", "ave_av"]), ("two", ["--seeds", "3", "43"])):
+        ave.main(arguments(tree, tmp_path / run, "--no_control", *more))
+    one, two = ({(r["direction"], r["seed"], r["selection"]): r["value"]
+                 for r in results.read(tmp_path / run / "results.jsonl")} for run in ("one", "two"))
+    assert one == {key: two[key] for key in one} and len(one) == 2
+
+
+def test_directions_with_text(tree, tmp_path):
+    ave.main(arguments(tree, tmp_path, "--source", "text", "--target", "video", "--no_control"))
+    ucf_vggsound.main(arguments(tree, tmp_path, "--source", "audio", "--target", "text", "--no_control"))
+    assert {(r["task"], r["direction"]) for r in results.read(tmp_path / "results.jsonl")} == {
+        ("ave", "text->video"), ("ucf_vggsound", "audio->text")}
+    with pytest.raises(InputError, match="avvp: text->audio needs labelled clips with text"):
+        avvp.main(arguments(tree, tmp_path, "--source", "text", "--target", "audio"))
+
+
+def test_released_ave_is_tested_on_its_training_clips(tree, tmp_path):
+    options = ["--protocol", "released", "--no_control", "--seed", "0"]
+    ave.main(arguments(tree, tmp_path, *options))
+    rows = results.read(tmp_path / "results.jsonl")
+    assert {r["dataset"] for r in rows} == {"AVE train"} and {r["protocol"] for r in rows} == {"released"}
+    assert {r["epoch"] for r in rows} == {1}               # from the checkpoint's epoch (0) + 1 up to n_epoch
+    assert all(r["value_at_validation"] is None for r in rows)
+
+
+def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
+    options = parse_downstream("ave", arguments(tree, tree / "x", "--protocol", "released", "--seed", "0"))
+    pretrained, seen = downstream.load(options), []
+    before = {name: value.clone() for name, value in pretrained.encoder.state_dict().items()}
+    original = transfer.codes
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs["training"])
+        return original(*args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "codes", spy)
+        downstream.evaluate(ave.build(options), pretrained, options)
+    assert seen == [False, True, True]                     # once quietly, then audio and video anew in the one epoch
+    assert all(torch.equal(before[name], value) for name, value in pretrained.encoder.state_dict().items())
+    assert not pretrained.encoder.training
+
+
+def test_released_epochs_count_from_the_checkpoint(tree, tmp_path):
+    write_checkpoint(tmp_path / "late.pt", epoch=2)
+    late = ["--checkpoint", str(tmp_path / "late.pt"), "--protocol", "released", "--no_control"]
+    ave.main(arguments(tree, tmp_path, *late, "--n_epoch", "5"))
+    assert max(r["epoch"] for r in results.read(tmp_path / "results.jsonl")) == 4
+    with pytest.raises(InputError, match="no epoch is left, the released protocol starts at 3"):
+        ave.main(arguments(tree, tmp_path, *late, "--n_epoch", "3"))
+
+
+def test_the_same_call_gives_the_same_figures(tree, tmp_path):
+    for run in ("a", "b"):
+        avvp.main(arguments(tree, tmp_path / run, "--seed", "4"))
+    values = [[r["value"] for r in results.read(tmp_path / run / "results.jsonl")] for run in ("a", "b")]
+    assert values[0] == values[1]
+
+
+def test_two_levels_of_codes(tree, tmp_path):
+    write_checkpoint(tmp_path / "h.pt", system="h_dcid")
+    ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "h.pt"), "--no_control"))
+    assert len(results.read(tmp_path / "results.jsonl")) == 4
+    written = figures.draw_run(tmp_path, tmp_path / "figs")
+    assert {p.name for p in written} >= {"codes-ave-level1.png", "codes-ave-level2.png"}
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--checkpoint", "/nowhere/x.pt"], "/nowhere/x.pt: no such file"),
+    (["--data_root", "/nowhere"], "/nowhere/AVE/data"),
+])
+def test_wrong_use_is_one_line(tree, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        ave.main(arguments(tree, tmp_path, *change))
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
+    write_checkpoint(tmp_path / "av.pt", modalities=("audio", "video"))
+    with pytest.raises(InputError, match="pretrained on audio, video; text is asked for"):
+        ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target",
+                           "video"))
+    write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)
+    with pytest.raises(InputError, match=f"takes video features {CHANNELS // 2} wide, AVE train has {CHANNELS}"):
+        ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "wide.pt")))
+
+
+@pytest.mark.parametrize("flags", [["--dataset_name", "ave_xx"], ["--source", "audio"], ["--gpu", "7"], ["--gpu", "x"]])
+def test_wrong_flags_exit_with_2(flags, capsys):
+    with pytest.raises((SystemExit, InputError)) as stopped:
+        parse_downstream("ave", flags)
+    if isinstance(stopped.value, SystemExit):
+        assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_retrieval_both_kinds(tree, tmp_path):
+    retrieval.main(arguments(tree, tmp_path, "--no_control"))
+    rows = results.read(tmp_path / "results.jsonl")
+    assert {(r["task"], r["direction"]) for r in rows} == (
+        {("retrieval", d) for d in ("video->text", "text->video")}
+        | {("retrieval_free", f"{a}->{b}") for a, b in permutations(("audio", "video", "text"), 2)})
+    assert {r["metric"] for r in rows} == {"r@1", "r@5", "r@10", "median_rank"}
+    clips = (pd.read_csv(tree / "data" / PLACES["vggsound.csv"])["split"] == "test").sum()
+    assert {r["chance"] for r in rows if r["metric"] == "r@5"} == {100 * 5 / clips}
+
+
+def test_evaluate_makes_the_table_and_every_picture(tree, tmp_path, capsys):
+    for epoch in (0, 1):
+        write_checkpoint(tmp_path / f"model-{epoch}.pt", epoch=epoch)
+    common = arguments(tree, tmp_path / "run", "--n_epoch", "1", "--tasks", "ave", "avvp", "retrieval")
+    position = common.index("--checkpoint")
+    evaluate.main([str(tmp_path / "model-0.pt"), str(tmp_path / "model-1.pt"), *common[:position],
+                   *common[position + 2:]])
+    printed = capsys.readouterr().out
+    assert "published: Uni-Code, AVT 40K (Table 3)" in printed and "AVE's validation split would choose" in printed
+    run = tmp_path / "run"
+    header, *lines = (run / "table.csv").read_text().splitlines()
+    assert header.startswith("row,AVE V>A,AVE A>V,AVVP V>A") and lines[0].startswith("model-0.pt (last),")
+    assert "| model-0.pt (last)" in (run / "table.md").read_text()
+    written = figures.draw_run(run, tmp_path / "figs")
+    wanted = {"table", "epochs", "heads", "codes-ave", "clips-ave-video-audio", "confusion-ave-audio-video",
+              "classes-avvp-video-audio", "timelines-avvp-audio-video", "retrieval-video-text",
+              "classes-ave-text-video"}
+    assert {path.stem for path in written} >= wanted
+    for path in written:
+        assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000, path
+
+
+def test_evaluate_leaves_out_what_is_not_there(tree, tmp_path, capsys):
+    shutil.copytree(tree / "data" / "AVE", tmp_path / "data" / "AVE")
+    evaluate.main([str(tree / "model.pt"), "--data_root", str(tmp_path / "data"), "--snapshot_pref",
+                   str(tmp_path / "run"), "--n_epoch", "1", "--no_control", "--no_text", "--workers", "0"])
+    assert "avvp: left out, there is no" in capsys.readouterr().out
+    assert {r["task"] for r in results.read(tmp_path / "run" / "results.jsonl")} == {"ave"}
+    with pytest.raises(InputError, match="data of none of the tasks"):
+        evaluate.main([str(tree / "model.pt"), "--data_root", "/nowhere", "--snapshot_pref", str(tmp_path / "run")])
+
+
+def test_predictions_are_those_of_the_figures(tree, tmp_path):
+    ave.main(arguments(tree, tmp_path, "--seed", "0"))
+    kept = np.load(tmp_path / "predictions" / "ave-video-audio.npz")
+    targets = kept["labels"][..., :-1].argmax(-1).max(-1)
+    row = next(r for r in results.read(tmp_path / "results.jsonl")
+               if r["direction"] == "video->audio" and r["selection"] == "last" and not r["control"])
+    assert row["value"] == pytest.approx(100 * (kept["cross"].argmax(-1) == targets).mean())
+    assert row["same_modality"] == pytest.approx(100 * (kept["same"].argmax(-1) == targets).mean())
+    assert kept["cross_curves"][0, -1] == pytest.approx(row["value"])
+
+
+def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(opts, "HEAD_EPOCHS", dict.fromkeys(opts.HEAD_EPOCHS, 2))
+    monkeypatch.setitem(ablation.STUDIES, "3", (ablation.STUDIES["3"][0], [["--without", "mm_ema", "reset"], []]))
+    ablation.main(["--data_root", str(tree / "data"), "--checkpoint_root", str(tmp_path / "ck"), "--gpu", "cpu",
+                   "--workers", "0", "--snapshot_pref", str(tmp_path / "run"), "--n_epoch", "1", "--max_steps",
+                   "2", "--batch_size", "4", "--n_embeddings", "24"])
+    table = (tmp_path / "run" / "ablation.txt").read_text().splitlines()
+    assert table[0].split()[:6] == ["CLUB", "CPC", "MM-EMA", "reset", "CMCM", "AVE"]
+    assert table[2].split()[:5] == ["x", "x", "-", "-", "x"] and table[3].split()[:5] == ["x"] * 5
+    rows = results.read(tmp_path / "run" / "results.jsonl")
+    assert len({row["checkpoint_sha256"] for row in rows}) == 2 and {row["control"] for row in rows} == {None}
+    assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
