@@ -194,3 +194,16 @@ def test_resnet_saves_the_branch_that_never_runs():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="TPAVI stages"):
         NetworkConfig(**settings)
+
+
+def test_whitened_start_tells_codes_apart_whatever_they_share():
+    torch.manual_seed(4)
+    strength = torch.tensor([5.0, 2.0, 1.0] + [0.0] * 5)
+    codes = 10 + torch.randn(60, 8) * strength                     # a large mean, three directions of different strength
+    block = TPAVI(512, 8)
+    block.whiten(codes, ridge=0.0)
+    aligned = block.align_channel(codes)
+    assert aligned.mean(0).abs().max() < 1e-3
+    torch.testing.assert_close(aligned.var(unbiased=False), torch.tensor(1.0), atol=0.1, rtol=0)
+    variances = torch.linalg.svdvals(aligned - aligned.mean(0))[:3] ** 2
+    assert variances[2] > 0.7 * variances[0]                       # all three equally strong: 25 to 1 in the codes

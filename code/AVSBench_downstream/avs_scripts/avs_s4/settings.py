@@ -17,9 +17,9 @@ ADAPTER_STARTS = ("tied", "torch", "resample")
 PRESETS = {
     # Dialled Digits scenes (demo_scenes.py): a small backbone from random weights; minutes on two CPU cores.
     "demo": {"session_name": "demo", "visual_backbone": "small", "tpavi_stages": [0, 1, 2, 3], "tpavi_va_flag": True,
-             "channels": 32, "tpavi_norm_start": 1.0, "adapter_start": "resample", "image_size": 64,
-             "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 14, "lr": 2e-3,
-             "num_workers": 0},
+             "channels": 32, "tpavi_norm_start": 1.0, "align_start": "whitened", "adapter_start": "resample",
+             "image_size": 64, "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 12,
+             "lr": 2e-3, "adapter_lr": 1e-5, "num_workers": 0},
 }
 
 
@@ -77,6 +77,9 @@ def train_parser():
     parser.add_argument("--channels", type=places.positive, default=256, help="width of the decoder")
     parser.add_argument("--tpavi_norm_start", type=float, default=0.0,
                         help="start weight of TPAVI's BatchNorm; 0 as published: the query starts without influence")
+    parser.add_argument("--align_start", choices=("torch", "whitened"), default="torch",
+                        help="start of TPAVI's align_channel: PyTorch's as published, or a projection of whitened "
+                             "codes, with which the query is used after far fewer steps")
     parser.add_argument("--backbone_weights", default=None, metavar="FILE|HUB|none",
                         help="official PVT-v2-b5 or torchvision ResNet-50 file, a model of the hub, or none; required "
                              "for pvt and resnet unless --weights is given")
@@ -88,6 +91,9 @@ def train_parser():
     group.add_argument("--val_batch_size", type=places.positive, default=1, help="clips a step in validation")
     group.add_argument("--max_epoches", type=places.positive, default=1, help="epochs")
     group.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate, constant")
+    group.add_argument("--adapter_lr", type=float, default=None,
+                       help="learning rate of the adapter (default: --lr); what it learns on sounds acts on sentences "
+                            "too, whose features are smaller")
     group.add_argument("--wt_dec", type=float, default=0.0, help="Adam's weight decay (published 5e-4 had no effect)")
     group.add_argument("--sa_loss_flag", action="store_true", help="add the audio-masked-visual matching loss")
     group.add_argument("--lambda_1", type=float, default=0.0, help="its weight")
@@ -165,6 +171,9 @@ def parse_train(argv=None):
             parser.error(f"--lambda_1 {opts.lambda_1}: with --sa_loss_flag a positive weight is expected")
     elif opts.sa_loss_stages or opts.lambda_1:
         parser.error("--sa_loss_stages and --lambda_1 have no effect without --sa_loss_flag")
+    opts.adapter_lr = opts.lr if opts.adapter_lr is None else opts.adapter_lr
+    if not (opts.adapter_lr > 0 and math.isfinite(opts.adapter_lr)):
+        parser.error("--adapter_lr must be positive")
     if not (opts.lr > 0 and math.isfinite(opts.lr)) or not (opts.wt_dec >= 0 and math.isfinite(opts.wt_dec)):
         parser.error("--lr must be positive, --wt_dec not negative")
     if opts.visual_backbone == "small":

@@ -16,6 +16,7 @@ if __name__ == "__main__":              # not this folder itself: its `model` wo
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
 from avs_s4 import parts, storage, training
+from avs_s4.evaluation import clip_codes
 from avs_s4.model import names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.model.backbones import load_weights
@@ -45,6 +46,10 @@ def main(argv=None):
         state = names.read_state(opts.weights)
         names.load_published(network, state.get("network", state), opts.weights)
     network.to(opts.device)
+    if opts.align_start == "whitened":
+        codes = clip_codes(query, opts.source, train_set.queries(), opts.device)
+        for stage in network.decoder.stages:
+            getattr(network.decoder, f"tpavi_b{stage + 1}").whiten(codes.flatten(0, 1))
 
     facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
              "encoder_sha256": encoder_sha256}

@@ -55,10 +55,13 @@ def fit(network, query, train_set, val_set, opts, facts, folder, run):
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.
     """
     device, released = opts.device, opts.protocol == "released"
-    learning = [*network.parameters(), *([] if released else query.adapter.parameters())]
+    groups = [{"params": list(network.parameters())}]
+    if not released:
+        groups.append({"params": list(query.adapter.parameters()), "lr": opts.adapter_lr})
+    learning = [parameter for group in groups for parameter in group["params"]]
     for parameter in query.adapter.parameters():
         parameter.requires_grad_(not released)          # the published program never trains it
-    optimizer = torch.optim.Adam(learning, lr=opts.lr, weight_decay=opts.wt_dec)
+    optimizer = torch.optim.Adam(groups, lr=opts.lr, weight_decay=opts.wt_dec)
     order = torch.Generator().manual_seed(opts.seed)
     train_batches = loader(train_set, opts.train_batch_size, opts.num_workers, order)
     val_batches = loader(val_set, opts.val_batch_size, opts.num_workers)

@@ -1,5 +1,6 @@
 """TPAVI: temporal pixel-wise interaction between a stage's map and the query code (AVSBench, spec/avs.md section 4)."""
 
+import torch
 from torch import nn
 
 
@@ -26,6 +27,27 @@ class TPAVI(nn.Module):
         self.W_z = nn.Sequential(nn.Conv3d(inner, channels, 1), nn.BatchNorm3d(channels))
         nn.init.constant_(self.W_z[1].weight, norm_start)
         nn.init.zeros_(self.W_z[1].bias)
+
+    @torch.no_grad()
+    def whiten(self, codes, ridge=0.2):
+        """Start `align_channel` as a random projection of whitened codes.
+
+        The codes of a trained codebook share a large mean and vary along few directions; whitened, they are told apart
+        as easily as random vectors, and the query is used after far fewer steps.
+
+        Args:
+            codes: (n, code_dim) codes of training clips.
+            ridge: directions weaker than this share of the strongest are not raised to full strength.
+        """
+        mean = codes.mean(0)
+        _, strength, directions = torch.linalg.svd(codes - mean, full_matrices=False)
+        strength = strength / len(codes) ** 0.5
+        kept = strength > 1e-3 * strength[0]
+        strength, directions = strength[kept], directions[kept]
+        scale = (strength ** 2 + (ridge * strength[0]) ** 2).rsqrt()                # (r,)
+        random = torch.randn(self.align_channel.out_features, len(scale)).to(codes) / len(scale) ** 0.5
+        self.align_channel.weight.copy_(random * scale @ directions)
+        self.align_channel.bias.copy_(-self.align_channel.weight @ mean)
 
     def attend(self, x, aligned=None):
         """y (B, C/2, T, h, w) of a map x (B, C, T, h, w) and aligned queries (B, T, C), or of x alone."""
