@@ -96,6 +96,7 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     contents = read(path)
     try:
         config = replace(names.infer(contents), spatial_attention=spatial_attention)
+        _require_sizes(config)
         expected = shapes(config)
         tensors = names.layout(config, expected)
         required = [names.ENCODER] + ([names.LSTM] if "text" in config.modalities else [])
@@ -114,6 +115,15 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     if not isinstance(epoch, int) or not isinstance(step, int):
         raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
     return Loaded(Path(path), model, unused, contents, epoch, step, not missing, missing)
+
+
+def _require_sizes(config):
+    """InputError for widths that no network can have; tensors may have any shape."""
+    sizes = {name: size for name, size in config.to_dict().items() if isinstance(size, int)}
+    least = min(sizes, key=sizes.get)
+    if sizes[least] < 1 or config.code_dim % config.num_heads:
+        raise InputError(f"{least} is {sizes[least]}, code_dim {config.code_dim}; expected at least 1, and a code_dim "
+                         f"divisible by {config.num_heads}")
 
 
 def load_encoder(path, device="cpu", dtype=torch.float32):
@@ -168,20 +178,22 @@ def load_optimizers(loaded, optimizers):
             order = _published_order(tensors, name)
             if len(groups) != 1 or len(groups[0]["params"]) != len(order):
                 raise InputError(f"{loaded.path}: {section} is for {sum(len(g['params']) for g in groups)} parameters; "
-                                 f"expected one group of {len(order)}")
+                                 f"expected one group of {len(order)}; this file cannot be resumed")
             for number, own in stored.items():
                 tensor = order[number]
                 if not tensor.ours:
                     continue
                 parameter = parameters[tensor.ours[0]]
                 if own["exp_avg"].shape != parameter.shape or own["exp_avg_sq"].shape != parameter.shape:
-                    raise InputError(f"{loaded.path}: {section} has state of another shape for {tensor.key}")
+                    raise InputError(f"{loaded.path}: {section} has state of another shape for {tensor.key}; it is "
+                                     "damaged: this file cannot be resumed")
                 step = torch.as_tensor(own["step"], dtype=torch.float32)
                 on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
                 optimizer.state[parameter] = {
                     "step": step.to(parameter.device if on_device else "cpu", copy=True),
-                    "exp_avg": own["exp_avg"].to(parameter, copy=True),
-                    "exp_avg_sq": own["exp_avg_sq"].to(parameter, copy=True)}
+                    # laid out in memory as the parameter is: the fused kernels walk through both side by side
+                    "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
+                    "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise InputError(f"{loaded.path}: section {section} is missing or not an Adam state ({error}); "
                              "this file cannot be resumed") from error
