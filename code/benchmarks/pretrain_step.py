@@ -26,6 +26,7 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
 from engine.batches import Resident  # noqa: E402
+from engine.memory import keep_freed_memory  # noqa: E402
 from engine.pretraining import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from model.config import Config  # noqa: E402
@@ -123,6 +124,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
+    keep_freed_memory()
     device, dtype = device_of(opts.device), DTYPES[opts.precision]
     stored = torch.float64 if opts.precision == "float64" else torch.float32
     torch.manual_seed(0)

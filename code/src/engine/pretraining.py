@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from engine.adam import ClippedAdam, total_norm
 from model import names
 from model.dcid import LEVEL_SUFFIX
 
@@ -62,7 +63,7 @@ class Pretrainer:
         grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
         self.sections = {section: [parameters[name] for name in ours] for section, ours in grouped.items() if ours}
         main = [p for section in names.MAIN_OPTIMIZER for p in self.sections.get(section, [])]
-        self.optimizers = {"main": torch.optim.Adam(main, settings.lr, weight_decay=settings.weight_decay, fused=True)}
+        self.optimizers = {"main": ClippedAdam(main, settings.lr, settings.weight_decay)}
         for section in self.sections:
             if section in names.MI_OPTIMIZERS:
                 self.optimizers[section] = torch.optim.Adam(self.sections[section], settings.mi_lr, fused=True)
@@ -159,12 +160,16 @@ class Pretrainer:
         total.backward()
 
     def _update(self, report, epoch):
-        """Clip every section and step, unless `before_update` raises."""
-        report.grad_norms = self._clip()
+        """Clip every section and step, unless `before_update` raises. The gradients of the MI networks have done their
+        work; of them only the norm is reported."""
+        norms = {section: total_norm(parameters) for section, parameters in self.sections.items()}
+        report.grad_norms = {section: norm for section, norm in norms.items() if norm is not None}
         if self.before_update:
             self.before_update(report)
-        self.optimizers["main"].param_groups[0]["lr"] = self.learning_rate(epoch)
-        self.optimizers["main"].step()
+        main = self.optimizers["main"]
+        main.param_groups[0]["lr"] = self.learning_rate(epoch)
+        main.step_sections([(self.sections[section], (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0))
+                            for section, norm in report.grad_norms.items() if section in names.MAIN_OPTIMIZER])
 
     def _mi_steps(self, outputs, trained, iterations):
         """Adam steps of every CLUB network of the trained levels on detached features.
@@ -183,11 +188,6 @@ class Pretrainer:
             for section in likelihoods:
                 self.optimizers[section].step()
         return {section: value.detach() for section, value in likelihoods.items()}
-
-    def _clip(self):
-        return {section: torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradient)
-                for section, parameters in self.sections.items()
-                if any(p.grad is not None for p in parameters)}
 
 
 def _mi_section(modality, level):

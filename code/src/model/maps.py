@@ -21,6 +21,28 @@ def compute_dtype(weight):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
+def taps(size):
+    """For each of the nine entries of a 3x3 kernel that is padded by 1: (number, (rows, columns) of the places whose
+    neighbour exists, (rows, columns) of these neighbours), for maps of `size` (H, W)."""
+    spans = [[(slice(max(0, 1 - i), min(n, n + 1 - i)), slice(max(0, i - 1), min(n, n - 1 + i))) for i in range(SIZE)]
+             for n in size]
+    return [(SIZE * i + j, (rows[0], columns[0]), (rows[1], columns[1]))
+            for i, rows in enumerate(spans[0]) for j, columns in enumerate(spans[1])]
+
+
+def padded_conv(x, matrices):
+    """Convolution of (N, H, W, I) with nine matrices (I, O), padded by 1, without the products with the padding.
+
+    Partial products are added up in at least float32. On a 3x3 map 32 of 81 products fall away, on 5x5 56 of 225.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = torch.zeros(*x.shape[:3], matrices[0].shape[1], dtype=wide, device=x.device)
+    for number, (rows, columns), (near_rows, near_columns) in taps(x.shape[1:3]):
+        near = x[:, near_rows, near_columns]
+        y[:, rows, columns] += torch.mm(near.flatten(0, 2), matrices[number]).unflatten(0, near.shape[:3])
+    return y.to(x.dtype)
+
+
 def gather(x, padding=0):
     """The 3x3 neighbours of every place: (N, H, W, C) -> (N, H', W', 9 * C), H' = H - 2 + 2 * padding."""
     if padding:
@@ -28,8 +50,8 @@ def gather(x, padding=0):
     return x.unfold(1, SIZE, 1).unfold(2, SIZE, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
-def scatter(y, padding=0):
-    """Adjoint of `gather`, summed in at least float32: (N, H', W', 9 * C) -> (N, H, W, C) in the dtype of `y`."""
+def scatter(y):
+    """Adjoint of `gather` without padding, summed in at least float32: (N, H', W', 9 * C) -> (N, H' + 2, W' + 2, C)."""
     rows, columns = y.shape[1:3]
     y = y.unflatten(3, (SIZE, SIZE, -1))
     wide = torch.promote_types(y.dtype, torch.float32)
@@ -37,8 +59,6 @@ def scatter(y, padding=0):
     for i in range(SIZE):
         for j in range(SIZE):
             x[:, i:i + rows, j:j + columns] += y[:, :, :, i, j]
-    if padding:
-        x = x[:, padding:-padding, padding:-padding]
     return x.to(y.dtype)
 
 
@@ -66,22 +86,27 @@ class _Product(Function):
 
 
 class _Conv(Function):
-    """x (N, H, W, I), weight (O, I, 3, 3), bias (O,) or None -> (N, H', W', O)."""
+    """x (N, H, W, I), weight (O, I, 3, 3), bias (O,) or None, padding 0 or 1 -> (N, H', W', O)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, padding, dtype):
         ctx.of, ctx.padding = (x.dtype, weight.dtype), padding
         x, kernel = x.to(dtype), weight.permute(0, 2, 3, 1).flatten(1).to(dtype)                # (O, 9 * I)
         ctx.save_for_backward(x, kernel)
-        return F.linear(gather(x, padding), kernel, None if bias is None else bias.to(dtype))
+        if not padding:
+            return F.linear(gather(x), kernel, None if bias is None else bias.to(dtype))
+        y = padded_conv(x, [part.T for part in kernel.split(x.shape[3], 1)])
+        return y if bias is None else y + bias.to(dtype)
 
     @staticmethod
     def backward(ctx, grad):
         x, kernel = ctx.saved_tensors
         rows = grad.flatten(0, 2)
         to_x = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = scatter((rows @ kernel).unflatten(0, grad.shape[:3]), ctx.padding).to(ctx.of[0])
+        if ctx.needs_input_grad[0] and ctx.padding:                 # the kernel turned by half a circle
+            to_x = padded_conv(grad, kernel.split(x.shape[3], 1)[::-1]).to(ctx.of[0])
+        elif ctx.needs_input_grad[0]:
+            to_x = scatter((rows @ kernel).unflatten(0, grad.shape[:3])).to(ctx.of[0])
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0, dtype=ctx.of[1])
         to_kernel = _transposed_product(rows, gather(x, ctx.padding).flatten(0, 2)).to(ctx.of[1])
