@@ -17,6 +17,9 @@ from errors import InputError
 # median_rank a rank. More keys are allowed.
 KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection", "same_modality", "chance", "seed",
         "protocol", "modalities", "checkpoint", "checkpoint_sha256", "commit", "seconds", "control")
+KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,), "selection": (str,),
+         "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
+         "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
 IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
@@ -87,6 +90,11 @@ def find_problem(row):
             continue
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             return f"{key} is {number!r}, not a finite number"
+    for key, kinds in KINDS.items():
+        if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+            return f"{key} is {row[key]!r:.60}, not {' or '.join(kind.__name__ for kind in kinds)}"
+    if not all(isinstance(modality, str) for modality in row["modalities"]):
+        return f"modalities are {row['modalities']!r:.60}, not names"
     if row["selection"] not in SELECTIONS:
         return f"selection is {row['selection']!r}, not one of {', '.join(SELECTIONS)}"
     if row["protocol"] not in PROTOCOLS:
