@@ -8,6 +8,7 @@ import torch
 from engine.adam import ClippedAdam, total_norm
 from model import names
 from model.dcid import LEVEL_SUFFIX
+from model.together import ALONE
 
 LEARNING_RATE_DROPS = (10, 20, 30)      # epochs at which the learning rate is halved
 MI_ITERATIONS = 5                       # Adam steps of the CLUB networks in each training step
@@ -50,15 +51,20 @@ class Pretrainer:
 
     Attributes:
         optimizers: "main" and one for every CLUB network, by section.
+        together: the processes that share a batch (engine/distributed.py).
         started: for each level whether its codebook has left its initial state.
         before_update: called with the report of a step before it changes the main weights (guards.Finite.look).
     """
 
     before_update = None
 
-    def __init__(self, model, draws, settings):
+    def __init__(self, model, draws, settings, together=ALONE):
         model.to(memory_format=torch.channels_last)         # kernels as the matrices of model/maps.py
-        self.model, self.draws, self.settings = model, draws, settings
+        self.model, self.draws, self.settings, self.together = model, draws, settings, together
+        for module in model.modules():
+            if hasattr(module, "together"):
+                module.together = together
+        self.finish_gradients = None if together is ALONE else together.add_gradients(model)
         parameters = dict(model.named_parameters())
         grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
         self.sections = {section: [parameters[name] for name in ours] for section, ours in grouped.items() if ours}
@@ -156,8 +162,16 @@ class Pretrainer:
                 self.started[number] = True
 
     def _backward(self, total):
+        """Gradients of the total. Those of the MI networks join what the inner loop left, which counts once."""
         self.optimizers["main"].zero_grad(set_to_none=True)
+        if not self.together.is_first:
+            for section in names.MI_OPTIMIZERS:
+                for parameter in self.sections.get(section, ()):
+                    if parameter.grad is not None:
+                        parameter.grad.zero_()
         total.backward()
+        if self.finish_gradients:
+            self.finish_gradients()
 
     def _update(self, report, epoch):
         """Clip every section and step, unless `before_update` raises. The gradients of the MI networks have done their
@@ -185,6 +199,8 @@ class Pretrainer:
             for section in likelihoods:
                 self.optimizers[section].zero_grad(set_to_none=True)
             (-sum(likelihoods.values())).backward()
+            if self.finish_gradients:
+                self.finish_gradients()
             for section in likelihoods:
                 self.optimizers[section].step()
         return {section: value.detach() for section, value in likelihoods.items()}

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.together import ALONE
+
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
 RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
 COMMITMENT = 0.25
@@ -60,6 +62,7 @@ class Codebook(nn.Module):
         self.register_buffer("ema_count", torch.zeros(num_codes))
         self.register_buffer("ema_weight", embedding.clone())
         self.register_buffer("unactivated_count", -torch.ones(num_codes))
+        self.together = ALONE
 
     def forward(self, z, with_cmcm=True):
         """Assign every second to its nearest code; ties go to the lowest index. Changes nothing.
@@ -79,18 +82,29 @@ class Codebook(nn.Module):
             if with_cmcm:       # a feature that lies on its code has no gradient here, where the root's is infinite
                 root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
                 chances[modality] = torch.softmax(-root, 1).unflatten(0, x.shape[:2]).mean(1)
+        if chances:
+            whole = self.together.gather(torch.stack(list(chances.values()), 1))                    # (B, M, K)
+            chances = dict(zip(chances, whole.unbind(1)))
         cmcm = sum((cmcm_pair(chances[x], chances[y]) for x, y in combinations(chances, 2)),
                    start=codes.new_zeros(()))
-        hits = {m: F.one_hot(i, len(codes)).to(codes.dtype) for m, i in indices.items()}            # (B, T, K)
-        favourite = torch.stack([h.sum(1).argmax(1) for h in hits.values()])                        # (M, B)
-        usage = {m: h.mean((0, 1)) for m, h in hits.items()}
+        chosen = torch.stack([self._histogram(i, codes) for i in indices.values()])                 # (M, B, K)
+        favourite = self.together.own(chosen.argmax(2).T)                                           # (B, M)
+        usage = self.together.average(chosen.sum(1) / next(iter(indices.values())).numel())
+        perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
+        commitment = self.together.average(torch.stack([self._commitment(m, x, quantized) for m, x in z.items()]))
         return Quantized(
             vectors={m: x + (quantized[m] - x).detach() for m, x in z.items()},
             indices=indices,
-            commitment={m: self._commitment(m, x, quantized) for m, x in z.items()},
+            commitment=dict(zip(z, commitment)),
             cmcm=0.5 * cmcm,
-            perplexity={m: torch.exp(-(p * torch.log(p + 1e-10)).sum()) for m, p in usage.items()},
-            equal_num=(favourite == favourite[0]).all(0).sum())
+            perplexity=dict(zip(z, perplexity)),
+            equal_num=self.together.total((favourite == favourite[:, :1]).all(1).sum()))
+
+    @staticmethod
+    def _histogram(indices, like):
+        """How often each row (R, n) chose each code: (R, K), in the dtype of `like`."""
+        counts = like.new_zeros(len(indices), len(like))
+        return counts.scatter_add_(1, indices, torch.ones_like(indices, dtype=like.dtype))
 
     @staticmethod
     def _commitment(modality, x, quantized):
@@ -105,7 +119,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def start_from(self, z, draws):
         """Start the codes from features of a first batch, all modalities together, each with a count of 1."""
-        rows = torch.cat([x.detach().flatten(0, 1) for x in z.values()])
+        rows = torch.cat([self.together.gather(x.detach()).flatten(0, 1) for x in z.values()])
         chosen = draws.rows(len(rows), len(self.embedding)).to(rows.device)
         self.embedding.copy_(rows[chosen])
         self.ema_weight.copy_(self.embedding)
@@ -122,6 +136,7 @@ class Codebook(nn.Module):
             teacher: "mean" of the other modalities' vectors at the same second (released), "attention" over the
                 seconds of the clip, or "own" (ablation): no other modality.
         """
+        counts, sums = [], []
         for modality, x in z.items():
             target = x.detach()
             others = [other.detach() for name, other in z.items() if name != modality]
@@ -129,11 +144,17 @@ class Codebook(nn.Module):
                 others = [attention_teacher(target, other) for other in others]
             if others and teacher != "own":
                 target = 0.5 * target + 0.5 * torch.stack(others).mean(0)
-            hits = F.one_hot(indices[modality].flatten(), len(self.embedding)).to(target.dtype)     # (N, K)
-            self.ema_count.mul_(DECAY).add_(hits.sum(0), alpha=1 - DECAY)
+            rows = self.together.own(target).flatten(0, 1)
+            chosen = self.together.own(indices[modality]).flatten()
+            hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                            # (N, K)
+            counts.append(hits.sum(0))
+            sums.append(hits.T @ rows)
+        moved = self.together.total(torch.cat([torch.stack(counts).unsqueeze(2), torch.stack(sums)], 2))
+        for count, weight in zip(moved[..., 0], moved[..., 1:]):
+            self.ema_count.mul_(DECAY).add_(count, alpha=1 - DECAY)
             total = self.ema_count.sum()
             self.ema_count.add_(EPSILON).mul_(total / (total + len(self.embedding) * EPSILON))
-            self.ema_weight.mul_(DECAY).add_(hits.T @ target.flatten(0, 1), alpha=1 - DECAY)
+            self.ema_weight.mul_(DECAY).add_(weight, alpha=1 - DECAY)
             self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
 
     @torch.no_grad()
@@ -144,8 +165,10 @@ class Codebook(nn.Module):
         code alone, which that step mostly undoes; "off" only counts.
         """
         self.unactivated_count.add_(1)
+        used = torch.zeros_like(self.unactivated_count)
         for chosen in indices.values():
-            self.unactivated_count.index_fill_(0, chosen.flatten(), 0)
+            used.index_fill_(0, self.together.own(chosen).flatten(), 1)
+        self.unactivated_count.masked_fill_(self.together.total(used) > 0, 0)
         if mode == "off":
             return
         count = self.unactivated_count

@@ -17,6 +17,7 @@ from model.config import CLUB_ORDER
 from model.cross_cpc import CrossCPC
 from model.decoders import LinearDecoder, VideoDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder, VideoSpecificEncoder
+from model.together import ALONE
 
 LEVEL_SUFFIX = ("", "_2")       # of loss names, as in the published logs
 
@@ -100,6 +101,7 @@ class Objective(nn.Module):
     def __init__(self, config, level):
         super().__init__()
         width = config.code_dim
+        self.together = ALONE
         self.cpc = CrossCPC(config.modalities, width)
         self.club = nn.ModuleDict({m: Club(width, config.pooled_dim(m), config.club_hidden) for m in config.modalities})
         self.decoders = nn.ModuleDict()
@@ -130,11 +132,12 @@ class Objective(nn.Module):
         vectors, terms = output.quantized.vectors, {}
         for m, y in reconstructed.items():
             target = output.inputs[m].to(vectors[m].dtype)
-            terms[f"{m}_recon"] = F.mse_loss(y.to(target.dtype), target.detach() if detach_targets else target)
+            error = F.mse_loss(y.to(target.dtype), target.detach() if detach_targets else target)
+            terms[f"{m}_recon"] = self.together.average(error)
         terms |= {f"{m}_commit": loss for m, loss in output.quantized.commitment.items()}
         if "club" not in without:
             for m in self.club_order:
-                permutation = draws.permutation(len(vectors[m])).to(vectors[m].device, non_blocking=True)
+                permutation = draws.permutation(self.together.clips(vectors[m])).to(vectors[m].device, non_blocking=True)
                 terms[f"{m}_mi"] = self.club[m].upper_bound(vectors[m], self._pooled(output, m), permutation)
         metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
         metrics["equal_num"] = output.quantized.equal_num

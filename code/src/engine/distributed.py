@@ -1,0 +1,176 @@
+"""Several processes that compute together what one would: torchrun on one machine or many.
+
+A global batch is cut over the processes in order. What a step needs of the whole batch goes through `Ranks`, the
+counterpart of model/together.py: gathered features for the contrastive terms and for CLUB's permutation, sums for the
+codebook's moving averages, and parameter gradients, added up while the backward pass still runs. Random draws come
+from generators with the same seed everywhere (model/draws.py), dropout from one of each process's own. Weights,
+optimiser states and codebooks therefore stay equal on all processes without ever being sent.
+"""
+
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.autograd import Function
+
+from engine.adam import flat
+from errors import InputError
+from model.together import ALONE
+
+STRIDE = 7_919          # between the dropout seeds of two processes
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx, x, ranks):
+        ctx.ranks, ctx.shape = ranks, x.shape
+        return ranks.collect(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        start, end = ctx.ranks.span
+        if end > start:
+            return grad[start:end], None
+        return grad.new_zeros(ctx.shape), None
+
+
+class _Average(Function):
+    @staticmethod
+    def forward(ctx, x, ranks):
+        ctx.share = ranks.share
+        return ranks.total(x * ranks.share)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.share, None
+
+
+class Ranks:
+    """The processes of a torchrun and the part of the batch that this one holds.
+
+    Attributes:
+        rank, size: number of this process, and of all.
+        counts: clips of the running batch on every process; `expect` sets them.
+    """
+
+    def __init__(self):
+        self.rank, self.size, self.counts = dist.get_rank(), dist.get_world_size(), None
+
+    @property
+    def is_first(self):
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def cut(self, clips):
+        """How many of `clips` each process takes."""
+        return [clips // self.size + (rank < clips % self.size) for rank in range(self.size)]
+
+    def part(self, order, batch_size):
+        """Clips that this process reads, of a global order (N,), and its batch size.
+
+        All global batches but the last give it equally many; where the last one has none left for it, it reads that
+        batch's first clip, which counts nowhere.
+
+        Raises:
+            InputError: fewer clips a batch than processes.
+        """
+        if batch_size < self.size:
+            raise InputError(f"--batch_size {batch_size}: {self.size} processes share a batch; give at least one clip "
+                             "to each")
+        parts = []
+        for batch in order.split(batch_size):
+            counts = self.cut(len(batch))
+            start = sum(counts[:self.rank])
+            parts.append(batch[start:start + counts[self.rank]] if counts[self.rank] else batch[:1])
+        return torch.cat(parts) if parts else order, self.cut(batch_size)[self.rank]
+
+    def expect(self, clips):
+        """The next step's batch has `clips` clips over all processes."""
+        self.counts = self.cut(clips)
+
+    @property
+    def span(self):
+        """First and last + 1 of the own clips in the batch."""
+        start = sum(self.counts[:self.rank])
+        return start, start + self.counts[self.rank]
+
+    @property
+    def share(self):
+        return self.counts[self.rank] / sum(self.counts)
+
+    def own(self, x):
+        return x[:self.counts[self.rank]]
+
+    def clips(self, x):
+        return sum(self.counts)
+
+    def gather(self, x):
+        return _Gather.apply(x, self)
+
+    def average(self, x):
+        return _Average.apply(x, self)
+
+    @torch.no_grad()
+    def collect(self, x):
+        """The whole batch without gradient."""
+        padded = x.new_zeros(max(self.counts), *x.shape[1:])
+        padded[:self.counts[self.rank]] = self.own(x)
+        parts = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, self.counts)])
+
+    @torch.no_grad()
+    def total(self, x):
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    def agree(self, value):
+        """The largest of the processes' whole numbers; waits for all of them, but not for the device."""
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def part_ways(self):
+        """Give each process dropout of its own, from torch's generator as it stands, the same on all."""
+        torch.manual_seed((torch.initial_seed() + int(torch.randint(2 ** 31, ())) + STRIDE * self.rank) % 2 ** 63)
+
+    def add_gradients(self, model):
+        """From now on every gradient of `model` is added up over the processes as soon as it is complete.
+
+        Returns a function that waits for those under way.
+        """
+        waiting = []
+
+        def add(parameter):
+            row = flat(parameter.grad)
+            assert row.data_ptr() == parameter.grad.data_ptr(), "a copy would be added up, not the gradient"
+            waiting.append(dist.all_reduce(row, async_op=True))
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(add)
+
+        def wait():
+            for work in waiting:
+                work.wait()
+            waiting.clear()
+        return wait
+
+
+@contextmanager
+def ranks(device):
+    """`Ranks` under torchrun, else `ALONE`; the process group ends with the block.
+
+    Under torchrun with GPUs the process takes the one of its number on its machine (`device` is then ignored by index).
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    try:
+        yield Ranks()
+    finally:
+        dist.destroy_process_group()

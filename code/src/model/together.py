@@ -1,0 +1,42 @@
+"""What the parts of a model that look at a whole batch ask for, where one process holds all of it.
+
+Several processes (engine/distributed.py) answer the same questions together. A batch is then cut over them in order,
+and every loss term is computed in full by each of them, its gradient flowing into the clips that the process holds;
+the sum of all processes' parameter gradients is the gradient of one process with the whole batch.
+"""
+
+
+class Alone:
+    """One process, which holds every clip."""
+
+    is_first = True
+
+    def part(self, order, batch_size):
+        """Clips that this process reads, of an epoch's order (N,), and how many of them a step."""
+        return order, batch_size
+
+    def expect(self, clips):
+        """The next step's batch has `clips` clips in all."""
+
+    def own(self, x):
+        """The first dimension's entries that count here (a process without clips computes on a stand-in)."""
+        return x
+
+    def gather(self, x):
+        """The whole batch (B, ...) of what each process has for its clips; backward keeps the own clips' part."""
+        return x
+
+    def average(self, x):
+        """Mean over the batch from each process's mean over its clips; backward gives each its share."""
+        return x
+
+    def total(self, x):
+        """Sum over the processes, without gradient."""
+        return x
+
+    def clips(self, x):
+        """Clips of the whole batch of which `x` holds the own ones."""
+        return len(x)
+
+
+ALONE = Alone()

@@ -1,0 +1,119 @@
+"""Two processes compute what one computes: losses, codebooks, parameters, norms; float64, gloo, on the CPU.
+
+Run as a script it is one of the processes: `python test_distributed.py FOLDER`, with torchrun's environment.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from engine.distributed import Ranks, ranks  # noqa: E402
+from engine.pretraining import Pretrainer, Settings  # noqa: E402
+from errors import InputError  # noqa: E402
+from model.config import Config  # noqa: E402
+from model.draws import Draws  # noqa: E402
+from model.h_dcid import build  # noqa: E402
+from model.together import ALONE  # noqa: E402
+
+SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
+             num_heads=2, club_hidden=12, dropout=0.0)
+ALL = ("audio", "video", "text")
+RUNS = {        # name -> (config, settings, epoch)
+    "dcid": (Config.for_data(ALL, **SMALL), Settings(), 0),
+    "released": (Config.for_data(("audio", "text"), **SMALL),
+                 Settings(mi_forward="released", code_reset="released", mm_ema="attention"), 0),
+    "h_dcid": (Config.for_data(ALL, system="h_dcid", **SMALL), Settings(), 3),
+}
+CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
+
+
+def train(name, together):
+    """Three steps on the part of the data that this process holds; what came out, as plain tensors."""
+    config, settings, epoch = RUNS[name]
+    torch.manual_seed(3)
+    model = build(config).double().train()
+    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)), settings, together)
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"audio": (10, config.audio_dim), "video": (10, 7, 7, config.video_dim), "text": (10, config.text_dim)}
+    data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
+    order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
+    results = []
+    for number, chosen in enumerate(order.split(size)):
+        together.expect(min(BATCH, CLIPS - number * BATCH))
+        for level in model.encoder.levels:
+            level.codebook.unactivated_count[:3] = 300                      # the unused ones among them are due
+        report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
+        figures = report.losses | report.metrics | report.likelihoods | {
+            f"norm {section}": norm for section, norm in report.grad_norms.items()}
+        results.append({key: value.detach().double().clone() for key, value in figures.items()})
+    return {"steps": results, "state": {key: value.clone() for key, value in model.state_dict().items()}}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Results of two processes: list over processes of name -> what `train` gives."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                           "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([sys.executable, __file__, folder], env=common | {"RANK": str(rank)},
+                                stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    for process in started:
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, error[-2000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_two_processes_equal_one(together, name):
+    alone = train(name, ALONE)
+    assert len(alone["steps"]) == 3
+    for rank, results in enumerate(together):
+        for number, (ours, theirs) in enumerate(zip(results[name]["steps"], alone["steps"], strict=True)):
+            assert ours.keys() == theirs.keys()
+            for key in theirs:
+                torch.testing.assert_close(ours[key], theirs[key], rtol=1e-8, atol=1e-8,
+                                           msg=lambda text, at=(rank, number, key): f"{at}: {text}")
+        for key, theirs in alone["state"].items():
+            torch.testing.assert_close(results[name]["state"][key], theirs, rtol=0, atol=1e-8,
+                                       msg=lambda text, at=(rank, key): f"{at}: {text}")
+
+
+@pytest.mark.parametrize("clips, batch", [(9, 4), (10, 5), (7, 7), (5, 3), (3, 3)])
+def test_parts_are_the_batches(clips, batch):
+    """The processes' parts, put together batch by batch, are the global batches."""
+    order = torch.randperm(clips)
+    members = []
+    for rank in range(3):
+        member = object.__new__(Ranks)
+        member.rank, member.size = rank, 3
+        members.append(member)
+    for number, whole in enumerate(order.split(batch)):
+        pieces = []
+        for member in members:
+            part, size = member.part(order, batch)
+            member.expect(len(whole))
+            pieces.append(member.own(part.split(size)[number]))
+        assert torch.cat(pieces).tolist() == whole.tolist()
+
+
+def test_fewer_clips_than_processes_is_an_input_error():
+    member = object.__new__(Ranks)
+    member.rank, member.size = 0, 3
+    with pytest.raises(InputError, match="--batch_size 2"):
+        member.part(torch.arange(4), 2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with ranks(torch.device("cpu")) as group:
+        torch.save({name: train(name, group) for name in RUNS}, Path(sys.argv[1]) / f"{group.rank}.pt")
