@@ -95,6 +95,7 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     """Read a pretraining file, published or ours, into a model; sections for training may be missing."""
     contents = read(path)
     try:
+        _require_sections(contents)
         config = replace(names.infer(contents), spatial_attention=spatial_attention)
         _require_sizes(config)
         expected = shapes(config)
@@ -115,6 +116,18 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     if not isinstance(epoch, int) or not isinstance(step, int):
         raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
     return Loaded(Path(path), model, unused, contents, epoch, step, not missing, missing)
+
+
+def _require_sections(contents):
+    """InputError unless every section of parameters is a dict from names to values, tensors being plain ones."""
+    for name, section in contents.items():
+        if str(name).endswith("_parameters"):
+            if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+                raise InputError(f"section {name} is no dict from names to tensors")
+            for key, value in section.items():
+                if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_meta):
+                    raise InputError(f"{name}.{key} is a {'sparse' if value.is_sparse else 'special'} tensor; expected "
+                                     "a plain one")
 
 
 def _require_sizes(config):
