@@ -9,15 +9,17 @@ from configs.opts import parse_pretrain
 from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.vggsound import VGGSound
-from engine import checkpoint, provenance
+from engine import checkpoint, distributed, provenance
 from engine.batches import Resident, Streamed
 from engine.loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
+from engine.memory import keep_freed_memory
 from engine.pretraining import Pretrainer, Settings
 from engine.runs import Run, seed_everything
 from errors import InputError, run
 from model.config import Config
 from model.draws import Draws
 from model.h_dcid import build
+from model.together import ALONE
 from writing import remove_leftovers
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,13 @@ def open_data(opts):
     return VGGSound(places, opts.modalities, opts.splits, **opts.reading)
 
 
-def find_resumed(opts):
+def find_resumed(opts, is_first):
     """The file of --resume, None for a fresh start; auto takes the newest of this run and clears what kills left."""
     if opts.resume != "auto":
         return opts.resume or None
     name = FILE_NAME[opts.system].format("*")
-    remove_leftovers(opts.model_save_path, name)
+    if is_first:
+        remove_leftovers(opts.model_save_path, name)
     found = find_newest(opts.model_save_path, opts)
     if found is None and opts.evaluate:
         raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; name one with --resume FILE")
@@ -73,7 +76,19 @@ def main(argv=None):
     opts = parse_pretrain(argv)
     if opts.evaluate and not opts.resume:
         raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
-    resumed = find_resumed(opts)
+    if opts.gpu is None and torch.cuda.is_available():
+        opts.gpu = distributed.local_number()
+    if opts.device.type == "cpu":
+        keep_freed_memory()
+    with distributed.ranks(opts.device, opts.seed) as together:
+        return pretrain(opts, together)
+
+
+def pretrain(opts, together):
+    """One process of a run, the only one or one of several (engine/distributed.py); the first logs and saves."""
+    if opts.evaluate and together is not ALONE:
+        raise InputError("--evaluate: one process does this; start it without torchrun")
+    resumed = find_resumed(opts, together.is_first)
     generator = seed_everything(opts.seed)
     data = open_data(opts)
     model, loaded = open_model(opts, resumed, data.video_dim)
@@ -81,11 +96,13 @@ def main(argv=None):
         lr=opts.lr, mi_lr=opts.mi_lr, clip_gradient=opts.clip_gradient, weight_decay=opts.weight_decay,
         without=tuple(opts.without), codebook_init=opts.codebook_init, code_reset=opts.code_reset, mm_ema=opts.mm_ema,
         mi_forward=opts.mi_forward, layer2_start=opts.layer2_start, detach_targets=opts.detach_targets,
-        bf16=opts.precision == "bf16"))
+        bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
-    folder = Run(opts.snapshot_pref, opts.resolved(), state and state.records)
-    provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
-                                                              opts.source_set), clips=fingerprint(data)))
+    folder = None
+    if together.is_first:
+        folder = Run(opts.snapshot_pref, opts.resolved(), state and state.records)
+        provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
+                                                                  opts.source_set), clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", opts.system, opts.device, len(data),
              "+".join(opts.modalities), model.config.num_codes,
              sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)

@@ -46,7 +46,7 @@ def train(name, together):
     order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
     results = []
     for number, chosen in enumerate(order.split(size)):
-        together.expect(min(BATCH, CLIPS - number * BATCH))
+        together.expect(min(BATCH, CLIPS - number * BATCH), number)
         for level in model.encoder.levels:
             level.codebook.unactivated_count[:3] = 300                      # the unused ones among them are due
         report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
@@ -95,13 +95,13 @@ def test_parts_are_the_batches(clips, batch):
     members = []
     for rank in range(3):
         member = object.__new__(Ranks)
-        member.rank, member.size = rank, 3
+        member.rank, member.size, member.seed = rank, 3, 0
         members.append(member)
     for number, whole in enumerate(order.split(batch)):
         pieces = []
         for member in members:
             part, size = member.part(order, batch)
-            member.expect(len(whole))
+            member.expect(len(whole), number)
             pieces.append(member.own(part.split(size)[number]))
         assert torch.cat(pieces).tolist() == whole.tolist()
 
@@ -115,5 +115,5 @@ def test_fewer_clips_than_processes_is_an_input_error():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with ranks(torch.device("cpu")) as group:
+    with ranks(torch.device("cpu"), 0) as group:
         torch.save({name: train(name, group) for name in RUNS}, Path(sys.argv[1]) / f"{group.rank}.pt")

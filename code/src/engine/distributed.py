@@ -19,7 +19,7 @@ from engine.adam import flat
 from errors import InputError
 from model.together import ALONE
 
-STRIDE = 7_919          # between the dropout seeds of two processes
+STEPS = 10_000_019      # more than a run has: the dropout seeds of two runs do not meet
 
 
 class _Gather(Function):
@@ -55,8 +55,8 @@ class Ranks:
         counts: clips of the running batch on every process; `expect` sets them.
     """
 
-    def __init__(self):
-        self.rank, self.size, self.counts = dist.get_rank(), dist.get_world_size(), None
+    def __init__(self, seed):
+        self.rank, self.size, self.seed, self.counts = dist.get_rank(), dist.get_world_size(), seed, None
 
     @property
     def is_first(self):
@@ -86,9 +86,11 @@ class Ranks:
             parts.append(batch[start:start + counts[self.rank]] if counts[self.rank] else batch[:1])
         return torch.cat(parts) if parts else order, self.cut(batch_size)[self.rank]
 
-    def expect(self, clips):
-        """The next step's batch has `clips` clips over all processes."""
+    def expect(self, clips, step):
+        """The next step's batch has `clips` clips over all processes. Its dropout is a function of seed, step and
+        process, so that a resumed run needs no other process's random state."""
         self.counts = self.cut(clips)
+        torch.manual_seed(((self.seed * STEPS + step) * self.size + self.rank) % 2 ** 63)
 
     @property
     def span(self):
@@ -133,10 +135,6 @@ class Ranks:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def part_ways(self):
-        """Give each process dropout of its own, from torch's generator as it stands, the same on all."""
-        torch.manual_seed((torch.initial_seed() + int(torch.randint(2 ** 31, ())) + STRIDE * self.rank) % 2 ** 63)
-
     def add_gradients(self, model):
         """From now on every gradient of `model` is added up over the processes as soon as it is complete.
 
@@ -158,11 +156,18 @@ class Ranks:
         return wait
 
 
+def local_number():
+    """Number of this process on its machine as torchrun gave it, as text; None without torchrun."""
+    return os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+
+
 @contextmanager
-def ranks(device):
+def ranks(device, seed):
     """`Ranks` under torchrun, else `ALONE`; the process group ends with the block.
 
-    Under torchrun with GPUs the process takes the one of its number on its machine (`device` is then ignored by index).
+    Args:
+        device: of this process.
+        seed: of the run.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
@@ -171,6 +176,6 @@ def ranks(device):
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
-        yield Ranks()
+        yield Ranks(seed)
     finally:
         dist.destroy_process_group()

@@ -159,7 +159,7 @@ class Loop:
         data: the dataset.
         batches: Resident or Streamed.
         generator: the run's own, of the trainer's draws.
-        folder: Run.
+        folder: Run; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
     """
 
@@ -168,6 +168,7 @@ class Loop:
         self.num_clips, self.clips = len(data), fingerprint(data)
         self.unused = loaded.unused if loaded else {}
         self.position, self.saved, self.health = Position(opts.start_epoch), [], Health()
+        self.together, self.stopped = trainer.together, None
         self.finite = Finite(data.ids)
         self.failed_save = None
         trainer.before_update = self.finite.look
@@ -205,17 +206,20 @@ class Loop:
         """Train to the end or until a signal; returns the exit code."""
         with stop_on_signals() as stop:
             try:
-                while not self._is_done() and not stop.signal:
+                while not self._is_done() and not self.stopped:
                     self._epoch(stop)
                 if self.saved_at != self.position.step:
                     self._save_here()
             except NotFinite as error:
+                if not self.folder:
+                    raise InputError(f"{error}; the first process keeps everything about this step") from None
                 bundle = self._save_bundle(error.figures)
                 raise InputError(f"{error}; everything about this step is in {bundle}") from None
-        self.folder.close()
-        if stop.signal:
-            log.info("stopped by %s after step %d; go on with --resume auto", stop.signal.name, self.position.step)
-            return 128 + stop.signal
+        if self.folder:
+            self.folder.close()
+        if self.stopped:
+            log.info("stopped by %s after step %d; go on with --resume auto", self.stopped.name, self.position.step)
+            return 128 + self.stopped
         if self.failed_save:
             raise self.failed_save
         return 0
@@ -230,9 +234,11 @@ class Loop:
         is_whole = False
         trainer.model.train()
         shown, since = here.step, time.monotonic()
-        with tqdm(total=self.num_clips, initial=here.clips, desc=f"epoch {epoch}", unit="clip", disable=None) as bar:
-            for batch in self.batches(order[here.clips:], opts.batch_size):
-                size = len(next(iter(batch.values())))
+        with tqdm(total=self.num_clips, initial=here.clips, desc=f"epoch {epoch}", unit="clip",
+                  disable=None if self.folder else True) as bar:
+            for batch in self.batches(*self.together.part(order[here.clips:], opts.batch_size)):
+                size = min(opts.batch_size, self.num_clips - here.clips)        # of all processes
+                self.together.expect(size, here.step)
                 self.finite.expect(order[here.clips:here.clips + size], batch, here.step + 1, epoch)
                 report = trainer.step(batch, epoch)
                 here.step, here.clips = here.step + 1, here.clips + size
@@ -243,7 +249,9 @@ class Loop:
                     shown, since = here.step, time.monotonic()
                     self._log(report, epoch, speed, bar)
                 is_whole = here.clips == self.num_clips
-                if is_last or is_whole or stop.signal:
+                number = self.together.agree(int(stop.signal or 0))
+                self.stopped = signal.Signals(number) if number else None
+                if is_last or is_whole or self.stopped:
                     break
                 if opts.save_every_steps and here.step % opts.save_every_steps == 0:
                     self._save_here()
@@ -255,6 +263,8 @@ class Loop:
     def _log(self, report, epoch, speed, bar):
         """One line of figures; the only place where the loop waits for the device."""
         figures = self.finite.settle()
+        if not self.folder:
+            return
         metrics = figures.metrics
         metrics |= self.health.look(self.trainer.model, report.outputs, figures.step, metrics, self.opts.batch_size)
         bar.set_postfix(loss=f"{figures.losses['total']:.3f}")
@@ -267,6 +277,9 @@ class Loop:
         those that are not to be kept."""
         self.finite.settle()
         here = self.position
+        if not self.folder:
+            self.saved_at = here.step
+            return
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
         path = self.opts.model_save_path / FILE_NAME[self.opts.system].format(name)
         saved = [other for other in self.saved if other != path.name] + [path.name]

@@ -15,8 +15,12 @@ class Alone:
         """Clips that this process reads, of an epoch's order (N,), and how many of them a step."""
         return order, batch_size
 
-    def expect(self, clips):
+    def expect(self, clips, step):
         """The next step's batch has `clips` clips in all."""
+
+    def agree(self, value):
+        """The largest of all processes' whole numbers."""
+        return value
 
     def own(self, x):
         """The first dimension's entries that count here (a process without clips computes on a stand-in)."""
