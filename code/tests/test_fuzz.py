@@ -76,7 +76,7 @@ def readers(demo_data):
     return {name: (good[name], read[name]) for name in good}
 
 
-@settings(max_examples=900, **FUZZ)
+@settings(max_examples=950, **FUZZ)
 @given(name=st.sampled_from(["vggsound", "events", "prompts", "classes", "annotations", "avs", "results"]),
        changes=edits(), encoding=st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"]))
 def test_lists_are_read_or_refused(readers, tmp_path_factory, name, changes, encoding):
@@ -161,7 +161,7 @@ def resume(path):
     return loaded
 
 
-@settings(max_examples=180, **FUZZ)
+@settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_checkpoint_dicts_are_read_or_refused(good_file, monkeypatch, data):
     contents = structure(checkpoint.read(good_file))
@@ -180,7 +180,7 @@ def test_checkpoint_dicts_are_read_or_refused(good_file, monkeypatch, data):
     assert all(value.isfinite().all() for value in loaded.model.state_dict().values())
 
 
-@settings(max_examples=120, **FUZZ)
+@settings(max_examples=160, **FUZZ)
 @given(share=st.floats(0, 1), size=st.integers(0, 2000), noise=st.binary(max_size=60))
 def test_checkpoint_bytes_are_read_or_refused(good_file, tmp_path_factory, share, size, noise):
     good = good_file.read_bytes()

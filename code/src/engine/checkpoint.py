@@ -118,6 +118,11 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     return Loaded(Path(path), model, unused, contents, epoch, step, not missing, missing)
 
 
+def _is_plain(x):
+    """Is this a tensor with numbers of its own, neither sparse nor without data?"""
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta
+
+
 def _require_sections(contents):
     """InputError unless every section of parameters is a dict from names to values, tensors being plain ones."""
     for name, section in contents.items():
@@ -125,9 +130,8 @@ def _require_sections(contents):
             if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
                 raise InputError(f"section {name} is no dict from names to tensors")
             for key, value in section.items():
-                if isinstance(value, torch.Tensor) and (value.layout != torch.strided or value.is_meta):
-                    raise InputError(f"{name}.{key} is a {'sparse' if value.is_sparse else 'special'} tensor; expected "
-                                     "a plain one")
+                if isinstance(value, torch.Tensor) and not _is_plain(value):
+                    raise InputError(f"{name}.{key} is a sparse or special tensor; expected a plain one")
 
 
 def _require_sizes(config):
@@ -197,17 +201,20 @@ def load_optimizers(loaded, optimizers):
                 if not tensor.ours:
                     continue
                 parameter = parameters[tensor.ours[0]]
-                if own["exp_avg"].shape != parameter.shape or own["exp_avg_sq"].shape != parameter.shape:
-                    raise InputError(f"{loaded.path}: {section} has state of another shape for {tensor.key}; it is "
-                                     "damaged: this file cannot be resumed")
+                moments = own["exp_avg"], own["exp_avg_sq"]
                 step = torch.as_tensor(own["step"], dtype=torch.float32)
+                if step.shape or not all(_is_plain(x) and x.shape == parameter.shape for x in moments):
+                    raise InputError(f"{loaded.path}: {section} has state of another shape or kind for {tensor.key}; "
+                                     "it is damaged: this file cannot be resumed")
                 on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
                 optimizer.state[parameter] = {
                     "step": step.to(parameter.device if on_device else "cpu", copy=True),
                     # laid out in memory as the parameter is: the fused kernels walk through both side by side
                     "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
                     "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise InputError(f"{loaded.path}: section {section} is missing or not an Adam state ({error}); "
                              "this file cannot be resumed") from error
 

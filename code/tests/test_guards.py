@@ -1,0 +1,195 @@
+"""What stops a run, what is said of one that goes wrong, and where a result comes from."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+import ave
+import pretrain
+from configs.opts import PLACES, parse_pretrain
+from dataset.clips import Clips
+from engine import checkpoint, guards, provenance, results
+from errors import InputError
+from model.codebook import Codebook
+from tiny import checkpoints, train
+
+pytestmark = pytest.mark.usefixtures("small_model")
+
+
+# ------------------------------------------------------------------------------------------------------ not finite
+def poison(monkeypatch, clip, value):
+    """One clip's audio is `value` once it is in memory, past every check of the loader."""
+    load = Clips.load
+
+    def poisoned(self, modality, dtype=None):
+        found = load(self, modality, dtype)
+        if modality == "audio":
+            found[clip] = value
+        return found
+    monkeypatch.setattr(Clips, "load", poisoned)
+
+
+def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_path, monkeypatch):
+    poison(monkeypatch, 17, float("nan"))
+    with pytest.raises(InputError) as caught:
+        train(demo_data, tmp_path, "--save_every_steps", 1)
+    opts = parse_pretrain(["--data_root", str(demo_data)])
+    name = pretrain.open_data(opts).ids[17]
+    message = str(caught.value)
+    assert "audio_recon is nan" in message and f"features of {name};" in message and "\n" not in message
+    step = int(message.split("step ")[1].split(":")[0])
+    bundle = torch.load(tmp_path / "run" / "debug" / f"step-{step}.pt", weights_only=True)
+    assert bundle["step"] == step and name in bundle["clips"] and len(bundle["clips"]) == 8
+    assert bundle["batch"]["audio"].isnan().any() and not bundle["batch"]["video"].isnan().any()
+    weights = bundle["contents"]["Decoder_parameters"]
+    assert all(x.isfinite().all() for x in weights.values())            # the optimiser has not stepped
+    for file in checkpoints(tmp_path):
+        checkpoint.open_file(tmp_path / "checkpoints" / file)           # refuses what is not finite
+
+
+def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
+    from engine.pretraining import Pretrainer
+    losses, steps = Pretrainer.losses, []
+
+    def with_a_cliff(self, *args):
+        report = losses(self, *args)
+        steps.append(1)
+        if len(steps) == 3:                       # sqrt at zero: the loss is finite, its slope is not
+            weight = next(iter(self.model.objectives[0].decoders["audio"].parameters()))
+            report.losses["total"] = report.losses["total"] + torch.sqrt((weight * 0).sum())
+        return report
+    monkeypatch.setattr(Pretrainer, "losses", with_a_cliff)
+    with pytest.raises(InputError, match="step 3: gradient of Decoder_parameters is nan; .* in a batch with .* more; "):
+        train(demo_data, tmp_path)
+
+
+def test_a_step_that_explodes(demo_data, tmp_path):
+    with pytest.raises(InputError, match="finite numbers are expected.*lower --lr"):
+        train(demo_data, tmp_path, "--lr", 1e30)
+
+
+def test_finite_steps_pass_and_late_ones_are_awaited():
+    """As on a GPU: figures that have not arrived are looked at later, and at the latest before anything is saved."""
+    class Event:
+        there = False
+
+        def query(self):
+            return self.there
+
+        def synchronize(self):
+            self.there = True
+    finite = guards.Finite(["a", "b", "c"])
+
+    def figures(value, step):
+        return guards.Figures(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
+                              {"audio": torch.ones(2, 3)}, step, 0, Event())
+    finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
+    finite._judge(wait=False)
+    assert len(finite.pending) == 3
+    with pytest.raises(guards.NotFinite, match="step 2: total is inf; .* in a batch with a, c; "):
+        finite.settle()
+
+
+# -------------------------------------------------------------------------------------------------------- collapse
+def book(codes=50, used=50):
+    """A codebook of which `used` codes are in use, and one batch's indices."""
+    codebook = Codebook(codes, 4)
+    codebook.ema_count[:used] = 1
+    codebook.unactivated_count.fill_(500)
+    codebook.unactivated_count[:used] = 3
+    indices = torch.arange(40).remainder(used).view(4, 10)
+    return codebook, {"audio": indices, "video": indices.clone()}
+
+
+@pytest.mark.parametrize("used, apart, expected", [(50, False, None), (3, False, "has collapsed: 3 of 50 codes"),
+                                                   (50, True, "no code of this batch is used by all modalities")])
+def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
+    codebook, indices = book(used=used)
+    if apart:
+        indices["video"] = torch.full((4, 10), 45)
+    health, found = guards.Health(), guards.codebook_health(codebook, indices)
+    assert found["codes_used"] == used and found["code_perplexity"] == pytest.approx(used, rel=1e-4)
+    for _ in range(3):
+        health._judge_codebook(found, 50, "")
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (expected is not None)
+    if expected:
+        assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
+        caplog.clear()
+        guards.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not say it again
+        assert not caplog.records
+
+
+@pytest.mark.parametrize("accuracy, says", [(0.12, True), (0.5, False)])
+def test_contrastive_learning_at_chance_is_said(caplog, accuracy, says):
+    health = guards.Health()
+    for step in (300, 400, 500, 600):
+        health._judge_cpc({"cpc_accuracy_a_to_v": accuracy, "equal_num": 3.0}, step, batch_size=8)
+    assert caplog.text.count("Cross-CPC is at chance after 500 steps") == says
+
+
+def rows(value):
+    row = {"task": "ave", "direction": "audio->video", "metric": "accuracy", "selection": "best", "control": None,
+           "chance": 10.0, "variant": ""}
+    return [row | {"value": value}, row | {"value": 90.0, "control": "untrained"},
+            row | {"value": 90.0, "metric": "other"}]
+
+
+@pytest.mark.parametrize("value, says", [(10.0, True), (14.0, True), (40.0, False)])
+def test_heads_at_chance_are_said(caplog, value, says):
+    guards.warn_of_chance(rows(value), "accuracy", {"video": 100, "audio": 5})
+    assert ("ave audio->video stays at chance" in caplog.text) == says
+
+
+# ------------------------------------------------------------------------------------------------------ provenance
+@pytest.fixture(scope="module")
+def measured(demo_data, small_model, tmp_path_factory):
+    """Folder of a pretraining run and of AVE's heads over its checkpoint; the class list is a copy."""
+    folder = tmp_path_factory.mktemp("measured")
+    train(demo_data, folder, "--max_steps", 2)
+    categories = folder / "categories.txt"
+    categories.write_text((demo_data / PLACES["ave.categories"]).read_text())
+    ave.main(["--data_root", str(demo_data), "--checkpoint", str(next((folder / "checkpoints").glob("*.pt"))), "--gpu",
+              "cpu", "--in_memory", "--n_epoch", "1", "--no_control", "--snapshot_pref", str(folder / "ave"),
+              "--path", f"ave.categories={categories}"])
+    return folder
+
+
+def verify(folder, capsys):
+    """(exit code, text) of results --verify."""
+    capsys.readouterr()
+    code = results.main(["--verify", str(folder / "ave" / "results.jsonl")])
+    return code, capsys.readouterr().out
+
+
+def test_a_run_says_what_it_was_made_with(demo_data, measured):
+    record = json.loads(next((measured / "run" / "provenance").glob("*.json")).read_text())
+    assert record["options"]["batch_size"] == 8 and record["versions"]["torch"] == torch.__version__
+    assert record["data"]["vggsound.csv"]["rows"] == 81 and len(record["data"]["vggsound.csv"]["sha256"]) == 64
+    assert record["data"]["vggsound.audio"]["entries"] == 80 and record["clips"]["number"] == 80
+    assert isinstance(record["changed_since_commit"], bool) and record["commit"] and record["device"].startswith("cpu")
+
+
+def test_results_match_their_files_until_these_change(measured, capsys):
+    rows_there = len(results.read(measured / "ave" / "results.jsonl"))
+    assert verify(measured, capsys) == (0, f"{rows_there} of {rows_there} rows match their files\n")
+    for path, words in ((next((measured / "checkpoints").glob("*.pt")), "is another file now"),
+                        (measured / "categories.txt", "ave.categories"),
+                        (next((measured / "ave" / "provenance").glob("*.json")), "is changed")):
+        good = path.read_bytes()
+        path.write_bytes(good.replace(b"z", b"y", 1) if b"z" in good else good + b" ")
+        code, text = verify(measured, capsys)
+        assert code == 1 and words in text and f"0 of {rows_there} rows match" in text, text
+        path.unlink()
+        code, text = verify(measured, capsys)
+        assert code == 1 and "is gone" in text, text
+        path.write_bytes(good)
+    assert verify(measured, capsys)[0] == 0
+
+
+def test_records_of_equal_runs_are_one_file(tmp_path):
+    name = provenance.write(tmp_path, {"a": 1})
+    assert provenance.write(tmp_path, {"a": 1}) == name != provenance.write(tmp_path, {"a": 2})
+    assert len(list((tmp_path / "provenance").iterdir())) == 2
