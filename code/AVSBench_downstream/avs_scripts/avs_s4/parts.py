@@ -29,6 +29,11 @@ def new_run(opts, direction, facts):
             raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another --log_dir") from error
 
 
+def known_run(opts, folder, state, facts):
+    """The folder of a run that goes on (progress.find), and its log."""
+    return folder, Run(folder / "log", {**opts.resolved(), **facts}, state["records"])
+
+
 def load_encoder(path, device):
     """The frozen encoder of a pretraining checkpoint, and the hash of its file."""
     return checkpoint.load_encoder(path, device=device, dtype=torch.float32), checkpoint.sha256(path)

@@ -100,6 +100,9 @@ def train_parser():
     group.add_argument("--sa_loss_stages", type=_stage, nargs="*", default=[], help="its stages")
     group.add_argument("--mask_pooling_type", choices=("avg", "max"), default="avg", help="its pooling of the masks")
     parser.add_argument("--log_dir", type=Path, default=Path("train_logs"), help="where run folders are made")
+    parser.add_argument("--resume", default="", metavar="auto|RUN",
+                        help="go on with a run that was killed, after its last whole epoch; auto: the newest of "
+                             "--session_name and --direction, else a new run")
     return parser
 
 

@@ -20,7 +20,7 @@ import torch
 from avs_s4 import evaluation, parts, report, storage
 from avs_s4.query import Adapter
 from avs_s4.settings import DIRECTIONS, parse_test
-from engine import results
+from engine import provenance, results
 from engine.runs import seed_everything
 from errors import run
 
@@ -71,14 +71,15 @@ def main(argv=None):
             pictures.draw(figure, f"{dataset.name}, {direction[0]} -> {direction[1]}, {path.name}")
             logging.info(f"overlays: {figure}")
 
+    path = opts.results or folder / "results.jsonl"
+    record = provenance.write(Path(path).parent, provenance.collect(opts, ("avs",)))
     lines = report.result_lines(tested, direction, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": facts.get("seed", opts.seed), "protocol": opts.protocol,
         "modalities": list(encoder.config.modalities), "checkpoint": str(opts.checkpoint),
         "checkpoint_sha256": encoder_sha256, "commit": results.source_commit(),
         "seconds": round(time.time() - began, 1),
         "test_batch_size": opts.test_batch_size, "backbone": network.config.backbone, "weights": str(opts.weights),
-        "clips": len(dataset)})
-    path = opts.results or folder / "results.jsonl"
+        "clips": len(dataset), "provenance": record})
     for line in lines:
         results.append(path, line)
     logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")

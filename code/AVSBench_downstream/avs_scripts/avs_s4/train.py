@@ -15,7 +15,7 @@ if __name__ == "__main__":              # not this folder itself: its `model` wo
     HERE = Path(__file__).resolve().parent
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
-from avs_s4 import parts, storage, training
+from avs_s4 import parts, progress, storage, training
 from avs_s4.evaluation import clip_codes
 from avs_s4.model import names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
@@ -32,6 +32,7 @@ def main(argv=None):
     modalities = opts.source, opts.target
     encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
     parts.require_modalities(encoder, modalities, opts.checkpoint)
+    resumed = progress.find(opts, encoder_sha256)
     train_set = parts.open_split(opts, "train", opts.image_size, modalities)
     val_set = parts.open_split(opts, "val", opts.image_size, modalities)
 
@@ -53,11 +54,12 @@ def main(argv=None):
 
     facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
              "encoder_sha256": encoder_sha256}
-    folder, log = parts.new_run(opts, opts.direction, {"commit": source_commit(), "encoder_sha256": encoder_sha256})
+    known = {"commit": source_commit(), "encoder_sha256": encoder_sha256}
+    folder, log = parts.known_run(opts, *resumed, known) if resumed else parts.new_run(opts, opts.direction, known)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
                  f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {opts.source}, tested "
                  f"with {opts.target}")
-    chosen = training.fit(network, query, train_set, val_set, opts, facts, folder, log)
+    chosen = training.fit(network, query, train_set, val_set, opts, facts, folder, log, resumed and resumed[1])
     log.close()
     for kind, choice in chosen.items():
         logging.info(f"{storage.FILES[kind]}: epoch {choice['epoch']}, validation mIoU {100 * choice['mIoU']:.1f}")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from avs_s4 import storage
 from avs_s4.evaluation import clip_codes, evaluate, loader
 from avs_s4.model.losses import mask_loss, matching_loss
+from avs_s4.progress import Progress, settings
 from avs_s4.scenes import warn_of_greys
 from errors import InputError
 
@@ -43,13 +44,14 @@ def losses(network, query, batch, opts):
     return iou_loss, matching_loss(out.logits, out.maps, out.queries, opts.sa_loss_stages, opts.mask_pooling_type)
 
 
-def fit(network, query, train_set, val_set, opts, facts, folder, run):
+def fit(network, query, train_set, val_set, opts, facts, folder, run, state=None):
     """Train for opts.max_epoches; write last.pth, best.pth and best_source.pth into the run folder.
 
     Args:
         facts: what storage.save keeps beside the weights.
         folder: the run's folder.
         run: engine.runs.Run that takes the curves.
+        state: of a run that goes on (progress.find).
 
     Returns:
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.
@@ -67,7 +69,10 @@ def fit(network, query, train_set, val_set, opts, facts, folder, run):
     val_batches = loader(val_set, opts.val_batch_size, opts.num_workers)
     val_inputs = val_set.queries()
     best, chosen, grey = {"best": -1.0, "source": -1.0}, {}, False       # the first epoch is always kept
-    for epoch in range(1, opts.max_epoches + 1):
+    kept = Progress(folder, settings(opts, facts["encoder_sha256"]), network, query, optimizer, order, run)
+    behind, values = kept.restore(state) if state else (0, {})
+    best, chosen = values.get("best", best), values.get("chosen", chosen)
+    for epoch in range(behind + 1, opts.max_epoches + 1):
         began = time.time()
         network.train()
         query.train()
@@ -111,4 +116,6 @@ def fit(network, query, train_set, val_set, opts, facts, folder, run):
                     {"iou_loss": whole.iou_loss, "sa_loss": whole.sa_loss, "lambda_1": opts.lambda_1},
                     {f"{m}_{name}": value for m, s in scores.items() for name, value in s.items()},
                     len(train_set) / trained)
+        kept.save(epoch, epoch * len(train_batches), best=best, chosen=chosen)
+    kept.finish()
     return chosen

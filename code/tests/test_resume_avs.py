@@ -1,0 +1,54 @@
+"""AVS training that is killed between epochs goes on to the bit, and only with the same settings."""
+
+import importlib
+import logging
+
+import pytest
+import torch
+
+import parity_avs  # noqa: F401  puts avs_scripts on the path
+from errors import InputError
+from kill_resume import differences
+from test_avs_run import train_arguments, tree  # noqa: F401
+
+progress, storage, training_script, training = (importlib.import_module(f"avs_s4.{name}")
+                                                for name in ("progress", "storage", "train", "training"))
+
+
+def run(root, out, *more):
+    """Train two epochs below `out`; returns the run folder."""
+    training_script.main(train_arguments(root, out, "at", "--max_epoches", "2", "--lr", "1e-3", *more))
+    folder, = out.glob("S4_at_*")
+    return folder
+
+
+def test_training_goes_on_after_its_last_epoch(tree, tmp_path, monkeypatch, caplog):  # noqa: F811
+    whole, save = run(tree, tmp_path / "whole"), progress.Progress.save
+    assert not (whole / progress.FILE).exists()
+
+    def killed_after(self, epoch, step, **values):
+        save(self, epoch, step, **values)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(progress.Progress, "save", killed_after)
+        run(tree, tmp_path / "broken")
+    with pytest.raises(InputError, match="trained with other settings .lr 0.001 there, 0.0002 here"):
+        run(tree, tmp_path / "broken", "--resume", "auto", "--lr", "2e-4")
+    caplog.set_level(logging.INFO)
+    broken = run(tree, tmp_path / "broken", "--resume", "auto")
+    assert "going on after epoch 1" in caplog.text and not (broken / progress.FILE).exists()
+    for name in storage.FILES.values():
+        one, other = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, broken))
+        assert differences(one, other) == []
+    lines = [[line.split('"clips_per_second"')[0] for line in open(folder / "log" / "metrics.jsonl")]
+             for folder in (whole, broken)]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
+
+
+def test_auto_without_a_run_starts_and_a_folder_needs_one(tree, tmp_path):  # noqa: F811
+    folder = run(tree, tmp_path / "new", "--resume", "auto")
+    with pytest.raises(InputError, match="no checkpoints/resume.pt"):
+        run(tree, tmp_path / "new", "--resume", str(folder))
+    (folder / progress.FILE).write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="resume.pt: "):
+        run(tree, tmp_path / "new", "--resume", "auto")
