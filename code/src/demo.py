@@ -40,7 +40,10 @@ def main(argv=None):
     print(f"1/4  demo data in {opts.data_root}", flush=True)
     demo_tree.build(opts.data_root, PLACES)
     print("2/4  pretraining without labels", flush=True)
-    pretrain.main([*shared, *pretraining, "--model_save_path", str(saved), "--snapshot_pref", str(folder / "pretrain")])
+    code = pretrain.main([*shared, *pretraining, "--model_save_path", str(saved), "--snapshot_pref",
+                          str(folder / "pretrain")])
+    if code:                            # stopped by a signal; the next call goes on with --resume auto
+        return code
     print("3/4  heads on one modality, tested on another", flush=True)
     checkpoint = saved / pretrain.FILE_NAME[own.system].format(opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
