@@ -13,6 +13,7 @@ from baseline_step import PlainStep  # noqa: E402
 
 from engine import checkpoint  # noqa: E402
 from engine.pretraining import Pretrainer, Settings  # noqa: E402
+from model.club import Club, Evidence  # noqa: E402
 from model.config import Config  # noqa: E402
 from model.draws import Draws  # noqa: E402
 from model.h_dcid import build  # noqa: E402
@@ -74,3 +75,20 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
         one.step(third, 0)
     for (name, ours), theirs in zip(resumed.model.state_dict().items(), trainer.model.state_dict().values()):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_likelihood_of_codes_equals_that_of_seconds():
+    """Grouped by code, the evidence gives the same likelihood and gradients as second by second."""
+    torch.manual_seed(0)
+    club = Club(16, 5, 12).double()
+    codes, indices = torch.randn(7, 16).double(), torch.randint(6, (4, 10))             # code 6 is never chosen
+    specific = torch.randn(4, 10, 5).double()
+    grouped = Evidence.of(codes, indices, specific)
+    single = Evidence.each(codes[indices.flatten()], specific.flatten(0, 1))
+    assert len(grouped.codes) == 7 and len(single.codes) == 40
+    results = []
+    for evidence in (grouped, single):
+        value = club.log_likelihood(evidence)
+        results.append((value, *torch.autograd.grad(value, list(club.parameters()))))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)

@@ -191,10 +191,11 @@ class Pretrainer:
         The last iteration's gradients stay and join those of the bound, so that the norms before clipping are the
         published ones; the next iteration clears them (dcid.md 5).
         """
-        likelihoods = {}
+        likelihoods, objectives = {}, self.model.objectives
+        evidence = {number: objectives[number].evidence(outputs[number]) for number in trained if iterations}
         for _ in range(iterations):
             for number in trained:
-                for modality, value in self.model.objectives[number].likelihoods(outputs[number]).items():
+                for modality, value in objectives[number].likelihoods(outputs[number], evidence[number]).items():
                     likelihoods[_mi_section(modality, number)] = value
             for section in likelihoods:
                 self.optimizers[section].zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ COMMITMENT = 0.25
 class Quantized:
     """What one pass over the codebook gives; every dict is keyed by modality."""
 
+    codes: Tensor       # (K, D) that the seconds were compared with
     vectors: dict       # (B, T, D) nearest codes; backward passes straight through to the features
     indices: dict       # (B, T) int64
     commitment: dict    # scalars
@@ -93,6 +94,7 @@ class Codebook(nn.Module):
         perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
         commitment = self.together.average(torch.stack([self._commitment(m, x, quantized) for m, x in z.items()]))
         return Quantized(
+            codes=codes,
             vectors={m: x + (quantized[m] - x).detach() for m, x in z.items()},
             indices=indices,
             commitment=dict(zip(z, commitment)),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.club import Club
+from model.club import Club, Evidence
 from model.codebook import Codebook, Quantized
 from model.config import CLUB_ORDER
 from model.cross_cpc import CrossCPC
@@ -118,10 +118,15 @@ class Objective(nn.Module):
     def club_order(self):
         return [m for m in CLUB_ORDER if m in self.club]
 
-    def likelihoods(self, output):
-        """Log-likelihood of every CLUB network on detached features: modality -> scalar."""
-        return {m: self.club[m].log_likelihood(output.quantized.vectors[m].detach(),
-                                               self._pooled(output, m).detach()) for m in self.club_order}
+    def evidence(self, output):
+        """What the CLUB networks are fitted to: modality -> Evidence, without gradient."""
+        quantized = output.quantized
+        return {m: Evidence.of(quantized.codes, quantized.indices[m], self._pooled(output, m)) for m in self.club_order}
+
+    def likelihoods(self, output, evidence=None):
+        """Log-likelihood of every CLUB network: modality -> scalar. `evidence` if it is there already."""
+        evidence = evidence or self.evidence(output)
+        return {m: self.club[m].log_likelihood(evidence[m]) for m in self.club_order}
 
     def reconstruct(self, output):
         """modality -> reconstruction of the level's inputs."""
@@ -137,7 +142,8 @@ class Objective(nn.Module):
         terms |= {f"{m}_commit": loss for m, loss in output.quantized.commitment.items()}
         if "club" not in without:
             for m in self.club_order:
-                permutation = draws.permutation(self.together.clips(vectors[m])).to(vectors[m].device, non_blocking=True)
+                clips = self.together.clips(vectors[m])
+                permutation = draws.permutation(clips).to(vectors[m].device, non_blocking=True)
                 terms[f"{m}_mi"] = self.club[m].upper_bound(vectors[m], self._pooled(output, m), permutation)
         metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
         metrics["equal_num"] = output.quantized.equal_num
