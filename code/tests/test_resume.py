@@ -2,8 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +90,27 @@ def test_sigint_says_what_to_do(demo_data, tmp_path, monkeypatch, caplog):
     assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_real_sigterm_to_a_run_with_workers(demo_data, tmp_path):
+    """As a scheduler sends it: to the process and to the workers that read its clips."""
+    line = [x for x in command(demo_data, tmp_path, "--workers", 2, "--n_epoch", 500) if x != "--in_memory"]
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=kill_resume.train, args=(line, tmp_path / "output.txt", True))
+    process.start()
+    figures = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (figures.exists() and len(figures.read_text().splitlines()) > STEPS) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in [*map(int, workers), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    process.join(60)
+    output = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 128 + signal.SIGTERM, output[-2000:]
+    assert "stopped by SIGTERM after step" in output and "Traceback" not in output
+    saved = [name for name in checkpoints(tmp_path) if f"step{len(kill_resume.figures(tmp_path))}" in name]
+    assert saved or len(kill_resume.figures(tmp_path)) % STEPS == 0
+
+
 def test_lines_of_lost_steps_are_set_aside(demo_data, tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
         signal_after(patch, 9, error=RuntimeError("power failure"))
@@ -107,6 +131,16 @@ def test_keep(demo_data, tmp_path, keep, left):
     other.write_bytes(b"not ours")
     train(demo_data, tmp_path, "--save_every_steps", 3, *(["--keep", keep] if keep else []))
     assert checkpoints(tmp_path) == [*left, other.name]
+
+
+def test_files_of_another_folder_are_not_ours_to_remove(demo_data, tmp_path):
+    train(demo_data, tmp_path, "--save_every_steps", 3, "--max_steps", 6)
+    other = tmp_path / "other" / "checkpoints" / "DCID-model-0-step3.pt"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of somebody else")
+    train(demo_data, tmp_path / "other", "--resume", tmp_path / "checkpoints" / "DCID-model-0-step6.pt", "--keep", 1,
+          "--max_steps", 8)
+    assert checkpoints(tmp_path / "other") == [other.name, "DCID-model-0-step8.pt"]
 
 
 def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplog):

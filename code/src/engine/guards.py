@@ -117,7 +117,8 @@ class Finite:
     def _message(self, figures, found):
         bad = torch.zeros(len(figures.clips), dtype=torch.bool)
         for x in figures.batch.values():
-            bad |= ~x.flatten(1).isfinite().all(1).cpu()
+            if len(x) == len(bad):                      # one of several processes sees a part of the clips only
+                bad |= ~x.flatten(1).isfinite().all(1).cpu()
         clips = [self.ids[i] for i in (figures.clips[bad] if bad.any() else figures.clips).tolist()]
         shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
         more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""

@@ -196,7 +196,8 @@ class Loop:
         if others:
             log.warning("warning: %s: this run goes on differently (%s); its numbers are of neither", loaded.path,
                         "; ".join(others))
-        self.position, self.saved = state.position, list(state.saved)
+        is_own_folder = loaded.path.parent.resolve() == self.opts.model_save_path.resolve()
+        self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
         self.trainer.started, self.health = list(state.started), Health(**state.health)
         set_random_state(state.random, self.generator)
         log.info("%s: going on in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
