@@ -119,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")
     parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
     parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
@@ -134,7 +135,7 @@ def main(argv=None):
     clips = 2 * opts.batch_size
     data = Endless(random_data(config, clips, device, stored), clips, opts.batch_size)
     trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
-                         Settings(bf16=opts.precision == "bf16", compile=opts.compile))
+                         Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
     for _ in range(2):
         trainer.step(data(), 0)
@@ -171,7 +172,8 @@ def main(argv=None):
     figures = {
         "widths": opts.widths, "batch_size": opts.batch_size, "precision": opts.precision, "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {opts.threads} threads",
-        "compile": opts.compile, "torch": torch.__version__, "load_average": os.getloadavg()[0],
+        "compile": opts.compile, "recompute": opts.recompute,
+        "torch": torch.__version__, "load_average": os.getloadavg()[0],
         "seconds_per_step": step, "fastest_step": min(times), "clips_per_second": opts.batch_size / step,
         "tflop_per_step": work / 1e12, "tflops": work / step / 1e12, "ceiling_tflops": ceiling.best / 1e12,
         "share_of_ceiling": work / step / ceiling.best, "peak_memory_gb": memory,

@@ -92,3 +92,16 @@ def test_likelihood_of_codes_equals_that_of_seconds():
         results.append((value, *torch.autograd.grad(value, list(club.parameters()))))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_recomputed_activations_change_nothing():
+    config = Config.for_data(("audio", "video", "text"), **SMALL)
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        trainer = Pretrainer(build(config).double(), Draws(torch.Generator().manual_seed(0)),
+                             Settings(recompute=recompute))
+        losses = [trainer.step(batch, 0).losses for batch in batches(config, 4, 2)]
+        results.append((losses, trainer.model.state_dict()))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)

@@ -31,7 +31,8 @@ class Settings:
     layer2_start: str = "data"
     detach_targets: bool = False
     bf16: bool = False
-    compile: bool = False               # torch.compile the networks
+    compile: bool = False               # torch.compile the encoders and decoders
+    recompute: bool = False             # video activations in the backward pass: less memory, a third more work
     level_weights: tuple = (1.0, 0.3)
 
 
@@ -64,6 +65,12 @@ class Pretrainer:
         for module in model.modules():
             if hasattr(module, "together"):
                 module.together = together
+            if hasattr(module, "recompute"):
+                module.recompute = settings.recompute
+        if settings.compile:
+            for level, objective in zip(model.encoder.levels, model.objectives):
+                for part in (*level.semantic.values(), *level.specific.values(), *objective.decoders.values()):
+                    part.compile()
         self.finish_gradients = None if together is ALONE else together.add_gradients(model)
         parameters = dict(model.named_parameters())
         grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from model.encoders import ResidualBlock
 from model.maps import MapSpreadConv
@@ -31,8 +32,14 @@ class VideoDecoder(nn.Module):
         self.residual = ResidualBlock(hidden)
         self.deconv2 = MapSpreadConv(hidden, width, 3)
         self.deconv3 = MapSpreadConv(width, width, 1)
+        self.recompute = False          # as in VideoSpecificEncoder
 
     def forward(self, codes, specific):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._decode, codes, specific, use_reentrant=False)
+        return self._decode(codes, specific)
+
+    def _decode(self, codes, specific):
         code = self.code_linear(codes).flatten(0, 1)                                        # (B*T, D)
         maps = self.residual(self.deconv1(specific.flatten(0, 1), code))                    # (B*T, 5, 5, hidden)
         return self.deconv3(F.relu(self.deconv2(maps))).unflatten(0, codes.shape[:2])       # (B, T, 7, 7, V)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from model.maps import MapConv
 
@@ -109,8 +110,14 @@ class VideoSpecificEncoder(nn.Module):
         self.residual = ResidualBlock(config.video_specific_dim)
         self.pool1 = nn.Linear(config.video_specific_dim, config.video_pool_hidden)
         self.pool2 = nn.Linear(config.video_pool_hidden, config.video_dim)
+        self.recompute = False          # in the backward pass, instead of keeping what is between input and output
 
     def forward(self, x):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._encode, x, use_reentrant=False)
+        return self._encode(x)
+
+    def _encode(self, x):
         maps = F.relu(self.conv2(F.relu(self.conv1(x.flatten(0, 1)))))
         full = self.residual(self.conv3(maps)).unflatten(0, x.shape[:2])
         pooled = self.pool2(F.relu(self.pool1(full.mean((-3, -2)))))
