@@ -33,7 +33,7 @@ SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2
 PER_SCENE, FRAMES = 3, 5                    # digits in a picture; the fourth cell stays empty
 INK = 0.3                                   # brightness of a stroke from which a pixel belongs to the digit's mask
 STYLE = digits.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
-CLIPS = {"train": 600, "val": 60, "test": 150}
+CLIPS = {"train": 900, "val": 40, "test": 150}
 CATEGORIES = [name.replace(" ", "_") for name in digits.CLASSES]
 
 

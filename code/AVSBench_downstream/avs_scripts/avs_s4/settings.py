@@ -17,9 +17,9 @@ ADAPTER_STARTS = ("tied", "torch", "resample")
 PRESETS = {
     # Dialled Digits scenes (demo_scenes.py): a small backbone from random weights; minutes on two CPU cores.
     "demo": {"session_name": "demo", "visual_backbone": "small", "tpavi_stages": [0, 1, 2, 3], "tpavi_va_flag": True,
-             "channels": 32, "tpavi_norm_start": 1.0, "align_start": "whitened", "adapter_start": "resample",
-             "image_size": 64, "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 12,
-             "lr": 2e-3, "adapter_lr": 1e-5, "num_workers": 0},
+             "channels": 32, "tpavi_norm_start": 0.3, "align_start": "whitened", "adapter_start": "resample",
+             "image_size": 64, "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 8,
+             "lr": 1e-3, "adapter_lr": 1e-5, "num_workers": 0},
 }
 
 

@@ -1,4 +1,4 @@
-"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small PVT-v2 for the demo (spec/avs.md sections 4, 8)."""
+"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small ResNet for the demo (spec/avs.md sections 4, 8)."""
 
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from errors import InputError
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 PVT_SHAPES = {                     # name -> depths, channels, heads, reduction of keys and values
     "pvt": ((3, 6, 40, 3), (64, 128, 320, 512), (1, 2, 5, 8), (8, 4, 2, 1)),
-    "small": ((1, 1, 1, 1), (32, 48, 64, 96), (1, 2, 2, 4), (8, 4, 2, 1)),
 }
-NAMES = ("resnet", *PVT_SHAPES)
+RESNET_SHAPES = {                  # name -> first channels, channels, depths, kind of block
+    "resnet": (64, (256, 512, 1024, 2048), (3, 4, 6, 3), "bottleneck"),
+    "small": (24, (32, 48, 64, 96), (1, 1, 1, 1), "basic"),
+}
+NAMES = (*RESNET_SHAPES, *PVT_SHAPES)
 
 
 class Backbone(nn.Module):
@@ -27,9 +30,11 @@ class Backbone(nn.Module):
     def __init__(self, name):
         super().__init__()
         self.name = name
-        if name == "resnet":
-            self.network = ResNetBackbone(ResNetConfig(out_features=STAGES))
-            self.table = names.resnet_table((3, 4, 6, 3))
+        if name in RESNET_SHAPES:
+            first, channels, depths, block = RESNET_SHAPES[name]
+            self.network = ResNetBackbone(ResNetConfig(embedding_size=first, hidden_sizes=channels, depths=depths,
+                                                       layer_type=block, out_features=STAGES))
+            self.table = names.resnet_table(depths, convolutions=3 if block == "bottleneck" else 2)
         elif name in PVT_SHAPES:
             depths, channels, heads, reductions = PVT_SHAPES[name]
             self.network = PvtV2Backbone(PvtV2Config(

@@ -39,8 +39,8 @@ def pvt_table(depths, reductions):
     return table
 
 
-def resnet_table(depths):
-    """Published key -> our keys of a bottleneck ResNet (the branch that runs)."""
+def resnet_table(depths, convolutions):
+    """Published key -> our keys of a ResNet (the branch that runs) with so many convolutions a block."""
     table = {}
 
     def add(theirs_convolution, theirs_norm, ours):
@@ -52,14 +52,14 @@ def resnet_table(depths):
     for s, (layer, depth) in enumerate(zip(("layer1", "layer2", "layer3_1", "layer4_1"), depths, strict=True)):
         for j in range(depth):
             theirs, ours = f"{layer}.{j}", f"encoder.stages.{s}.layers.{j}"
-            for n in range(3):
+            for n in range(convolutions):
                 add(f"{theirs}.conv{n + 1}", f"{theirs}.bn{n + 1}", f"{ours}.layer.{n}")
         add(f"{layer}.0.downsample.0", f"{layer}.0.downsample.1", f"encoder.stages.{s}.layers.0.shortcut")
     return table
 
 
 def _prefix(backbone):
-    return "resnet." if backbone.name == "resnet" else "encoder_backbone."
+    return "resnet." if "conv1.weight" in backbone.table else "encoder_backbone."
 
 
 def to_published(network):
@@ -92,7 +92,7 @@ def load_published(network, state, source):
 
 def from_pretrained_file(state, backbone, source):
     """Our backbone's keys from the official PVT-v2 or torchvision ResNet-50 state dict, which must have them all."""
-    if backbone.name == "resnet":
+    if _prefix(backbone) == "resnet.":
         state = {key.replace("layer3.", "layer3_1.").replace("layer4.", "layer4_1."): x for key, x in state.items()}
     state = {key: x for key, x in state.items() if not key.startswith(("head.", "fc."))}
     missing = [key for key in backbone.table
