@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from engine import results, tables
+from engine import figures, results, tables
 from errors import InputError
 
 
@@ -139,3 +139,10 @@ def test_validation_chooses_and_never_sees_the_test_figure():
     choice = tables.choose(rows)
     assert (choice.name, choice.validation, choice.cells) == ("2.pt", 70.0, {"AVE V>A": [50.0]})
     assert tables.choose([row()]) is None
+
+
+def test_the_loss_curves_show_the_last_run_of_a_folder(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"epoch": 0, "step": step, "losses": {"total": loss}}) + "\n"
+                            for step, loss in ((10, 9.0), (20, 8.0), (10, 7.0), (20, 6.0))))
+    assert [line["losses"]["total"] for line in figures.read_log(path)] == [7.0, 6.0]

@@ -152,7 +152,7 @@ def draw_tables(rows, folder):
 
 
 def read_log(path):
-    """Lines of a metrics.jsonl; a last line that was cut off by an interruption is left out."""
+    """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is left out."""
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         try:
@@ -161,7 +161,9 @@ def read_log(path):
             if lines and not path.read_text().endswith("\n"):
                 break
             raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
-    return [line for line in lines if line.get("losses")]
+    lines = [line for line in lines if line.get("losses")]
+    starts = [number for number in range(1, len(lines)) if lines[number]["step"] <= lines[number - 1]["step"]]
+    return lines[starts[-1]:] if starts else lines
 
 
 def read_predictions(path):
