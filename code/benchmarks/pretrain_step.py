@@ -60,16 +60,16 @@ def flops_per_second(model):
     return total
 
 
-def random_data(config, clips, device, dtype):
-    """Resident features of the published kind: three quarters of the video values are zero."""
+def random_data(config, clips, device, dtype, stored):
+    """Resident features of the published kind, as pretrain.py keeps them: three quarters of the video are zero."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator)
-    features = {"audio": normal(clips, SECONDS, config.audio_dim).to(device, dtype),
-                "video": (normal(clips, SECONDS, 7, 7, config.video_dim) - 0.67).relu().to(device, dtype)}
+    features = {"audio": normal(clips, SECONDS, config.audio_dim).to(device, stored),
+                "video": (normal(clips, SECONDS, 7, 7, config.video_dim) - 0.67).relu().to(device, stored)}
     table = normal(50, 10, config.text_dim).to(device, dtype)
-    return Resident(features, (table, torch.randint(50, (clips,), generator=generator).to(device)))
+    return Resident(features, (table, torch.randint(50, (clips,), generator=generator).to(device)), dtype)
 
 
 class Endless:
@@ -133,7 +133,8 @@ def main(argv=None):
     model = build(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
     clips = 2 * opts.batch_size
-    data = Endless(random_data(config, clips, device, stored), clips, opts.batch_size)
+    kept = torch.float16 if opts.precision == "bf16" else stored
+    data = Endless(random_data(config, clips, device, stored, kept), clips, opts.batch_size)
     trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
                          Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()

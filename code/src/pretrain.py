@@ -108,7 +108,8 @@ def pretrain(opts, together):
              sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)
     dtype = next(model.parameters()).dtype
     if opts.in_memory:
-        batches = Resident.of(data, opts.modalities, opts.device, dtype)
+        stored = torch.float16 if opts.precision == "bf16" else dtype
+        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored)
     else:
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
 
