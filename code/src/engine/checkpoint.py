@@ -51,7 +51,8 @@ def save(path, contents):
         with whole_file(path) as file:
             torch.save(contents, file)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        cause = error if isinstance(error, OSError) else error.__context__     # torch's writer hides a full disk
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:120]
         raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder, what was "
                          "there before is untouched") from error
 

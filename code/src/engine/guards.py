@@ -219,6 +219,6 @@ def warn_of_chance(rows, metric, clips):
         value, chance = max(row["value"] for row in found), found[0]["chance"]
         spread = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
         if value <= chance + 2 * spread:
-            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the checkpoint "
-                        "is pretrained well (engine.checkpoint FILE) and whether the same-modality figure is better",
+            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the "
+                        "checkpoint is pretrained well (engine.checkpoint FILE), and the same-modality figure",
                         found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance, spread)
