@@ -1,0 +1,75 @@
+"""Files are written whole or not at all; what was there before survives every failure."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from engine import results
+from engine.runs import Run
+from errors import InputError
+from writing import remove_leftovers, whole_file
+
+ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
+       "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
+       "modalities": ["audio", "video"], "checkpoint": "a.pt", "checkpoint_sha256": "0a", "commit": "unknown",
+       "seconds": 1.5, "control": None}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("ours")])
+def test_a_failure_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(type(error)), whole_file(path, "w") as file:
+        file.write("new")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+    with whole_file(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+def write_for_ever(path):
+    with whole_file(path, "w") as file:
+        file.write("half")
+        file.flush()
+        time.sleep(60)
+
+
+def test_only_the_leftovers_of_the_dead_are_removed(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(tmp_path / "a.pt",))
+    process.start()
+    leftover = tmp_path / f".a.pt.{process.pid}.tmp"
+    while not (leftover.exists() and leftover.read_text()):
+        time.sleep(0.01)
+    remove_leftovers(tmp_path, "*.pt")
+    assert leftover.exists()                            # its writer lives
+    process.kill()
+    process.join()
+    remove_leftovers(tmp_path, "*.txt")
+    assert leftover.exists()                            # of another kind
+    remove_leftovers(tmp_path, "*.pt")
+    assert not leftover.exists() and not (tmp_path / "a.pt").exists()
+
+
+def test_half_a_result_is_taken_back(tmp_path, monkeypatch):
+    path, write = tmp_path / "results.jsonl", os.write
+    results.append(path, ROW)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be added .No space left on device"):
+        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+        results.append(path, ROW | {"seed": 2})
+    assert path.read_bytes() == before
+    results.append(path, ROW | {"seed": 2})
+    assert [row["seed"] for row in results.read(path)] == [1, 2]
+
+
+def test_figures_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog):
+    run = Run(tmp_path / "run", {})
+    monkeypatch.setattr(json, "dumps", lambda line: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    for step in (1, 2):
+        run.scalars(step, 0, {"total": 1.0}, {}, 3.0)
+    assert caplog.text.count("figures cannot be written (No space left on device)") == 1
