@@ -44,8 +44,10 @@ def accuracy(folder, precision, seed, opts):
         call("ave.py", "--checkpoint", newest, "--no_control", *heads, "--snapshot_pref", folder / "ave",
              "--results", results)
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["selection"] == "last" and row["control"] is None and not row["same_modality"]]
-    return statistics.mean(row["value"] for row in rows)
+    values = [row["value"] for row in rows if row["selection"] == "last" and row["control"] is None]
+    if not values:
+        raise InputError(f"{results}: has no result at the last epoch; remove {folder} and start again")
+    return statistics.mean(values)
 
 
 def main(argv=None):
