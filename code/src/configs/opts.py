@@ -94,8 +94,8 @@ COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablati
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots.
 PRESETS = {
     # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores.
-    "demo": {"folder": "demo", "pretrained": "DCID-model-9.pt", "in_memory": True,
-             "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
+    "demo": {"folder": "demo", "pretrained": "DCID-model-11.pt", "in_memory": True,
+             "pretrain": {"n_embeddings": 100, "n_epoch": 12, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
 }
 

@@ -29,7 +29,7 @@ from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from errors import InputError, Parser, run
 
-VERSION = 1                             # of the contents; a change makes trees built earlier unusable
+VERSION = 2                             # of the contents; a change makes trees built earlier unusable
 MARKER = "demo.json"                    # written last: a folder that has it is whole
 SECONDS = 10
 BLOCK = 80                              # clips made at a time
@@ -65,8 +65,27 @@ class Tree:
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
+@dataclass
+class Events:
+    """One event a clip: first second, second after the last (N,), and which seconds lie inside (N, T)."""
+
+    start: np.ndarray
+    end: np.ndarray
+    inside: np.ndarray
+
+    @classmethod
+    def draw(cls, count, whole, shortest, rng):
+        """A share `whole` of the events fill their clip; the others last from `shortest` seconds, anywhere in it."""
+        length = np.where(rng.random(count) < whole, SECONDS, rng.integers(shortest, SECONDS + 1, count))
+        start = (rng.random(count) * (SECONDS + 1 - length)).astype(int)
+        second = np.arange(SECONDS)
+        inside = (second >= start[:, None]) & (second < (start + length)[:, None])
+        return cls(start, start + length, inside)
+
+
 def pretraining(tree):
-    """VGGSound-AVEL: each clip shows one key for all its ten seconds, by other hands and in other noise each second.
+    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in a third of the clips for
+    4 to 10 seconds only, the rest being noise and an empty picture.
 
     Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
     training pool, whatever the split: the published loader concatenates the three splits.
@@ -80,15 +99,15 @@ def pretraining(tree):
     write_prompts(tree.place("vggsound.prompts"), digits.PROMPTS)
     write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), digits.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
-    whole = np.ones(SECONDS, np.float32)                                # segment labels: event in every second
+    event = Events.draw(tree.clips, 2 / 3, 4, rng)
     folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
     for block in blocks(np.arange(tree.clips)):
-        second_keys = np.repeat(keys[block, None], SECONDS, 1)
+        second_keys = np.where(event.inside[block], keys[block, None], digits.EMPTY)
         audio, video = digits.audio_clips(second_keys, rng), digits.video_clips(second_keys, "train", rng)
         for i, k in enumerate(block):
             write_zip(folders["audio"], ids[k], audio[i, :SECONDS - missing[k]])
             write_zip(folders["video"], ids[k], video[i])
-            write_zip(folders["label"], ids[k], whole)
+            write_zip(folders["label"], ids[k], event.inside[k].astype(np.float32))
         tree.bar.update(len(block))
 
 
@@ -101,13 +120,10 @@ def ave(tree):
     rng = tree.rng("ave")
     split, keys = ave_rows(tree.clips)
     count = len(split)
-    length = np.where(rng.random(count) < 1 / 3, SECONDS, rng.integers(2, SECONDS + 1, count))
-    start = (rng.random(count) * (SECONDS + 1 - length)).astype(int)
-    second = np.arange(SECONDS)
-    inside = (second >= start[:, None]) & (second < (start + length)[:, None])
-    second_keys = np.where(inside, keys[:, None], digits.EMPTY)
+    event = Events.draw(count, 1 / 3, 2, rng)
+    second_keys = np.where(event.inside, keys[:, None], digits.EMPTY)
     table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(count, rng),
-                          "quality": "good", "start": start, "end": start + length})
+                          "quality": "good", "start": event.start, "end": event.end})
     table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
     write_lines(tree.place("ave.categories"), digits.CLASSES)
     write_prompts(tree.place("ave.prompts"), digits.PROMPTS)
@@ -136,7 +152,7 @@ def ave_rows(clips):
 
 
 def avvp(tree):
-    """AVVP and the AVE -> AVVP test side: one to three events a clip, most both heard and seen, some only one of both.
+    """AVVP and the AVE -> AVVP test side: one or two events a clip, most both heard and seen, some only one of both.
 
     All digits are of the test pool. A clip without an event in one modality is not on that modality's list; every
     twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
@@ -172,11 +188,17 @@ def avvp(tree):
 
 
 def draw_events(rng):
-    """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once."""
-    count = rng.integers(1, 4)
-    borders = np.sort(rng.choice(SECONDS + 1, 2 * count, replace=False))
+    """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
+
+    One event of 5 to 10 seconds, or in a quarter of the clips two of 4 or 5 seconds each: codes of a second know their neighbours, so that much
+    shorter events are lost on an encoder that was pretrained for minutes.
+    """
+    count = 2 if rng.random() < 1 / 4 else 1
+    lengths = rng.integers(5, SECONDS + 1, 1) if count == 1 else rng.integers(4, 6, 2)
+    free = SECONDS - lengths.sum()
+    onsets = np.sort(rng.integers(0, free + 1, count)) + np.cumsum(lengths) - lengths
     only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
-    return list(zip(rng.permutation(len(digits.WORDS))[:count], borders[::2], borders[1::2], only < 0.9, only >= 0.1))
+    return list(zip(rng.permutation(len(digits.WORDS))[:count], onsets, onsets + lengths, only < 0.9, only >= 0.1))
 
 
 def ave_avvp(tree):
@@ -354,7 +376,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
 
 
 def main(argv=None):
-    from configs.opts import PLACES         # here, because only scripts may know paths and this is also a module
+    from configs.opts import PLACES  # here, because only scripts may know paths and this is also a module
     parser = Parser(prog="python -m dataset.demo_tree", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
