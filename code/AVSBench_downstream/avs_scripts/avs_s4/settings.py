@@ -137,12 +137,15 @@ def _place(text):
 def _parse(parser, argv, presets):
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
-    preset = PRESETS.get(early.parse_known_args(argv)[0].preset, {})
+    name = early.parse_known_args(argv)[0].preset
+    preset = PRESETS.get(name, {})
     actions = {action.dest for action in parser._actions}
-    parser.set_defaults(**{name: value for name, value in preset.items() if name in actions and name in presets})
+    parser.set_defaults(**{key: value for key, value in preset.items() if key in actions and key in presets})
     if preset:
-        parser.set_defaults(data_root=parser.get_default("data_root") / "demo", checkpoint=Path(
-            os.environ.get("CMG_CHECKPOINTS", places.CHECKPOINTS)) / "demo" / places.PRETRAINED)
+        shared = places.PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
+        roots = Path(os.environ.get("CMG_CHECKPOINTS", places.CHECKPOINTS))
+        parser.set_defaults(data_root=parser.get_default("data_root") / shared["folder"],
+                            checkpoint=roots / shared["folder"] / shared["pretrained"])
     opts = parser.parse_args(argv, places.Options())
     opts.path = dict(opts.path)
     if opts.checkpoint is None:
