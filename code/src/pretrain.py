@@ -96,7 +96,7 @@ def pretrain(opts, together):
         lr=opts.lr, mi_lr=opts.mi_lr, clip_gradient=opts.clip_gradient, weight_decay=opts.weight_decay,
         without=tuple(opts.without), codebook_init=opts.codebook_init, code_reset=opts.code_reset, mm_ema=opts.mm_ema,
         mi_forward=opts.mi_forward, layer2_start=opts.layer2_start, detach_targets=opts.detach_targets,
-        bf16=opts.precision == "bf16"), together)
+        bf16=opts.precision == "bf16", recompute=opts.recompute), together)
     state = RunState.of(loaded) if loaded else None
     folder = None
     if together.is_first:

@@ -214,6 +214,8 @@ def pretrain_parser():
     group.add_argument("--seed", type=int, default=43, help="seed of weights, order and draws (released: 43)")
     group.add_argument("--loss_weights", type=float, default=None,
                        help="accepted because the published scripts know it; it has no effect there or here")
+    group.add_argument("--recompute", action="store_true",
+                       help="less memory: compute the video convolutions again in the backward pass")
     group = parser.add_argument_group("system")
     group.add_argument("--system", choices=("dcid", "h_dcid"), default="dcid", help="one level or two")
     group.add_argument("--n_embeddings", type=positive, default=400, help="codes in a codebook (K)")
