@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from golden_io import Check, relative_error
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))

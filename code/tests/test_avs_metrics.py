@@ -1,11 +1,11 @@
 """IoU and F against plain loops and cases small enough for the eye."""
 
 import numpy as np
-import parity_avs  # noqa: F401  puts avs_scripts on the path
 import pytest
 import torch
-
 from avs_s4.model import metrics
+
+import parity_avs  # noqa: F401  puts avs_scripts on the path
 
 
 def plain_f(logits, masks):

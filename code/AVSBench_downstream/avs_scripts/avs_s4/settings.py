@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from avs_s4.model.backbones import NAMES
+
 from configs import opts as places
 from errors import InputError, Parser
 
