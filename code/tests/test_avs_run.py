@@ -10,15 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from avs_s4 import demo_scenes, evaluation, settings, storage, test, train
-from avs_s4.model import names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
-from avs_s4.query import Adapter, Query
-from avs_s4.scenes import S4, read_list
-from avs_s4.training import losses
 from PIL import Image
 
-import parity_avs  # noqa: F401  puts avs_scripts on the path
 from configs.opts import PLACES
 from dataset import dialled_digits as digits
 from dataset.text import Sentence, read_prompts, write_text_features
@@ -27,6 +20,15 @@ from errors import InputError
 from model.config import Config
 from model.frozen import FrozenEncoder
 from model.h_dcid import build
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
+
+from avs_s4 import demo_scenes, evaluation, settings, storage, test, train
+from avs_s4.model import names
+from avs_s4.model.avs import AVSNetwork, NetworkConfig
+from avs_s4.query import Adapter, Query
+from avs_s4.scenes import S4, read_list
+from avs_s4.training import losses
 
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32"]
 RUN = ["--num_workers", "0", "--gpu", "cpu"]
