@@ -65,6 +65,7 @@ repeated_row = lines(lambda rows: [*rows, rows[-1]])
 unknown_split = lines(lambda rows: [*rows[:2], rows[2].rsplit(",", 1)[0] + ",trian", *rows[3:]])
 unknown_class = lines(lambda rows: [*rows[:2], "no such class," + rows[2].split(",", 1)[1], *rows[3:]])
 one_class_less = lines(lambda rows: rows[1:])
+last_class_less = lines(lambda rows: rows[:-1])
 bad_times = lines(lambda rows: [rows[0], "\t".join([rows[1].split("\t")[0], "soon", *rows[1].split("\t")[2:]]),
                                 *rows[2:]])
 two_times_one_label = lines(lambda rows: [rows[0], rows[1].split("\t")[0] + "\t1,2,3\t2,3,4\t" + rows[1].split(

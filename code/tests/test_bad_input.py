@@ -44,7 +44,7 @@ TABLES = [
     ("ave", "output", OUTPUT),
     ("avvp", "checkpoint", "missing truncated ckpt_no_section"),
     ("avvp", "avvp.audio_csv", EVENTS),
-    ("avvp", "avvp.categories", "missing empty one_class_less garbage"),
+    ("avvp", "avvp.categories", "missing empty last_class_less garbage"),
     ("avvp", "avvp.video", "clip_of_other_shape clip_not_finite clip_hostile missing"),
     ("ave_avvp", "ave_avvp.label", "missing narrow no_dataset"),
     ("ave_avvp", "ave_avvp.order", "missing rows_beyond texts"),
@@ -71,7 +71,7 @@ TABLES = [
 ]
 # Two files that do not belong together: either may be the one to mend, and the message names the other.
 OTHER_FILE = {("vggsound.csv", "unknown_class"): "'no such class'", ("ave.video", "narrow"): "has 16;",
-              ("ave.label", "fewer_rows"): "train_order.h5", ("avvp.categories", "one_class_less"): "the 9 classes"}
+              ("ave.label", "fewer_rows"): "train_order.h5", ("avvp.categories", "last_class_less"): "the 9 classes"}
 CASES = [(script, what, kind) for script, what, kinds in TABLES for kind in kinds.split()]
 
 

@@ -169,14 +169,17 @@ def test_pretraining_files(tree):
     assert categories == list(digits.CLASSES)
     for kind in ("audio", "video", "label"):
         assert {path.stem for path in place(tree, f"vggsound.{kind}").iterdir()} == set(table.video_id)
-    lengths = []
+    lengths, whole = [], []
     for name in table.video_id:
         audio, video, label = (read_zip(place(tree, f"vggsound.{kind}") / f"{name}.zip")
                                for kind in ("audio", "video", "label"))
         assert audio.shape[1:] == (128,) and audio.dtype == np.float32 and 0 <= audio.min() and audio.max() < 8
         assert video.shape == (10, 7, 7, digits.CHANNELS) and video.dtype == np.float32 and video.min() == 0
-        assert label.shape == (10,) and (label == 1).all()
+        assert label.shape == (10,) and np.isin(label, (0, 1)).all() and label.sum() >= 4
+        assert np.abs(np.diff(label)).sum() <= 2                        # one event without a gap
         lengths.append(len(audio))
+        whole.append(label.all())
+    assert 0.5 < np.mean(whole) < 0.9                                   # the others have seconds of background
     assert lengths.count(10) > 0.9 * CLIPS and set(lengths) <= {8, 9, 10} and min(lengths) < 10
 
 
@@ -244,7 +247,7 @@ def test_avvp_files(tree, avvp_lists):
     audio, visual = (table["event_labels"] for table in avvp_lists.values())
     both = audio.index.intersection(visual.index)
     assert len(both) > 0.7 * CLIPS / 8 and (audio[both] != visual[both]).any()     # some events in one modality only
-    assert audio.str.contains(",").mean() > 0.3                                     # several events a clip
+    assert audio.str.contains(",").mean() > 0.15                                    # several events a clip
 
 
 def test_ave_avvp_files(tree, avvp_lists):

@@ -116,7 +116,8 @@ class Codebook(nn.Module):
     def lookup(self, z):
         """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
         indices = squared_distance(z.detach().flatten(0, 1), self.embedding).argmin(1).unflatten(0, z.shape[:2])
-        return z + (self.embedding[indices] - z).detach(), indices
+        codes = self.embedding[indices]         # exactly, where no gradient asks for the sum: equal codes stay equal
+        return (z + (codes - z).detach() if z.requires_grad else codes), indices
 
     @torch.no_grad()
     def start_from(self, z, draws):
