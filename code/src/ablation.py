@@ -11,6 +11,7 @@ import pretrain
 from configs.opts import COMPONENTS, parse_pretrain
 from engine import results, tables
 from errors import Parser, run
+from writing import whole_file
 
 TITLES = dict(zip(COMPONENTS, ("CLUB", "CPC", "MM-EMA", "reset", "CMCM")))
 STUDIES = {                      # study -> arguments of all rows, arguments of each row
@@ -77,7 +78,8 @@ def main(argv=None):
         evaluate.main([str(checkpoint), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)])
     table = show(results.read(folder / "results.jsonl"), own.study)
-    (folder / "ablation.txt").write_text(table + "\n")
+    with whole_file(folder / "ablation.txt", "w") as file:
+        file.write(table + "\n")
     print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
           f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")
 

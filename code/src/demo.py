@@ -34,18 +34,17 @@ def main(argv=None):
     own, pretraining, shared = parse(argv)
     opts = parse_pretrain(shared + pretraining)
     device(opts.gpu)
-    name = f"{own.system}-seed{own.seed}"
-    folder, saved = opts.runs_root / name, opts.checkpoint_root / name
+    name = opts.model_save_path.name
+    folder = opts.runs_root / name
 
     print(f"1/4  demo data in {opts.data_root}", flush=True)
     demo_tree.build(opts.data_root, PLACES)
     print("2/4  pretraining without labels", flush=True)
-    code = pretrain.main([*shared, *pretraining, "--model_save_path", str(saved), "--snapshot_pref",
-                          str(folder / "pretrain")])
+    code = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
     if code:                            # stopped by a signal; the next call goes on with --resume auto
         return code
     print("3/4  heads on one modality, tested on another", flush=True)
-    checkpoint = saved / pretrain.FILE_NAME[own.system].format(opts.n_epoch - 1)
+    checkpoint = opts.model_save_path / pretrain.FILE_NAME[own.system].format(opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
     print("4/4  pictures", flush=True)
     pictures = figures.draw_run(folder, own.figures / name)

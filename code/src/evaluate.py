@@ -15,6 +15,7 @@ from configs.opts import parse_evaluate
 from engine import channels, downstream, figures, results, tables
 from engine.retrieval import evaluate as evaluate_retrieval
 from errors import InputError, run
+from writing import whole_file
 
 TASKS = {                        # task -> how its data is built and measured, a file without which there is none
     "ave": (ave.build, downstream.evaluate, "ave.label"),
@@ -67,7 +68,8 @@ def main(argv=None):
                       f"{', '.join(pretrained.encoder.config.modalities)}")
     folder = opts.results.parent
     for form, suffix in (("text", "txt"), ("markdown", "md"), ("csv", "csv")):
-        (folder / f"table.{suffix}").write_text(tables.paper_table(rows, form) + "\n")
+        with whole_file(folder / f"table.{suffix}", "w") as file:
+            file.write(tables.paper_table(rows, form) + "\n")
     print(f"{results.summary(rows)}\n\n{tables.paper_table(rows)}")
     choice = tables.choose(rows)
     if choice and len(encoders) > 1:

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Pretrain DCID on audio, video and text of VGGSound-AVEL 40K; further arguments win over these.
+# Pretrain DCID on audio, video and text of VGGSound-AVEL 40K, six epochs; further arguments win over these.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py \
     --dataset_name vggsound_AVT \
-    --lr 0.0004 --clip_gradient 0.5 --n_epoch 6 --b 80 --test_batch_size 64 \
-    --print_freq 50 "$@"
+    --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"

@@ -6,5 +6,4 @@ cd "$(dirname "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py --system h_dcid \
     --dataset_name vggsound_AVT \
-    --lr 0.0004 --clip_gradient 0.5 --n_epoch 5 --b 80 --test_batch_size 64 \
-    --print_freq 50 "$@"
+    --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"

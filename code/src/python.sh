@@ -1,5 +1,6 @@
 # Sourced by the scripts beside it: PYTHON is the project's .venv where it exists, else whatever python is active.
 PYTHON=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=python
-# CPU threads sleep while they wait for each other: spinning ones make a step ten times slower on a busy machine.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+# CPU threads wait for each other in a short spin, then asleep: the long spin that is usual makes a step ten times slower
+# beside another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py).
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}

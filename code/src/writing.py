@@ -1,8 +1,10 @@
-"""Files written whole or not at all: a temporary file beside the old one, flushed to disk, then renamed over it."""
+"""Files written whole or not at all: a temporary file beside the old one, flushed to disk, then renamed over it.
+
+Valid Python 3.7, standard library alone: the exporter of text features imports it there."""
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,7 +29,7 @@ def whole_file(path, mode="wb"):
             os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
 
 
@@ -39,7 +41,12 @@ def remove_leftovers(folder, name="*"):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue                        # its writer lives
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
+
+
+def _remove(path):
+    with suppress(FileNotFoundError):
+        os.remove(path)
 
 
 def _sync_folder(folder):

@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bash code/setup.sh
-exec .venv/bin/python -m pytest code/tests -q --durations=10 "$@"
+. code/src/python.sh
+exec "$PYTHON" -m pytest code/tests -q --durations=10 "$@"

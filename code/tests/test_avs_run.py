@@ -326,7 +326,7 @@ def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):
     with pytest.raises(InputError, match="no demo"):
         demo_scenes.build(tmp_path)
     (tmp_path / "AVSBench").rmdir()
-    with pytest.raises(InputError, match="pretrain.sh"):
+    with pytest.raises(InputError, match="demo.sh"):
         demo_scenes.build(tmp_path)
 
 

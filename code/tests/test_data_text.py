@@ -250,7 +250,7 @@ def test_prepare_text(tmp_path, bert, monkeypatch, capsys):
 
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
 EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/tables.py", "dataset/archive.py",
-            "dataset/files.py",            "errors.py"]
+            "dataset/files.py", "errors.py", "writing.py"]
 
 
 @pytest.mark.parametrize("name", EXPORTER)

@@ -88,13 +88,16 @@ DIRECTIONS = {                              # task -> --dataset_name -> (labelle
     "ucf_vggsound": {"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")},
     "retrieval": {"V2T": ("video", "text"), "T2V": ("text", "video")},
 }
+PRETRAINING_EPOCHS = {"dcid": 6, "h_dcid": 5}                   # of --system
 HEAD_EPOCHS = {"ave": 30, "avvp": 50, "ave_avvp": 50, "ucf_vggsound": 30, "retrieval": 30}
 COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablation can leave out (paper Tables 2, 3)
 
-# A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots.
+# A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
+# below that where pretraining saves, `pretrained` what downstream scripts load.
 PRESETS = {
     # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores.
-    "demo": {"folder": "demo", "pretrained": "DCID-model-11.pt", "in_memory": True,
+    "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-11.pt",
+             "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 12, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
 }
@@ -188,7 +191,7 @@ def _parser(program, description):
 
 def _learning(parser, epochs, test_batch_size):
     group = parser.add_argument_group("learning")
-    group.add_argument("--n_epoch", type=positive, default=epochs, help="epochs to train")
+    group.add_argument("--n_epoch", type=positive, default=epochs, help="epochs to train (default: as published)")
     group.add_argument("-b", "--b", "--batch_size", dest="batch_size", type=positive, default=80, help="clips a step")
     group.add_argument("--test_batch_size", type=positive, default=test_batch_size, help="clips a step when evaluating")
     group.add_argument("--lr", type=float, default=4e-4, help="Adam's learning rate; halved at epochs 10, 20, 30")
@@ -203,7 +206,7 @@ def pretrain_parser():
     """Arguments of pretrain.py."""
     parser = _parser("pretrain.py", "Pretrain encoders of audio, video and text into one discrete codebook "
                      "(DCID, NeurIPS 2023; H-DCID, arXiv 2403.05168).")
-    group = _learning(parser, epochs=6, test_batch_size=64)
+    group = _learning(parser, epochs=None, test_batch_size=64)
     group.add_argument("--dataset_name", choices=tuple(PRETRAINING_SETS), default="vggsound_AVT",
                        help="which clips and modalities: AVT all three; vggsound, 81k, 179k and ave audio and video")
     group.add_argument("--splits", nargs="+", choices=("train", "test", "val"), default=["train", "test", "val"],
@@ -236,7 +239,7 @@ def pretrain_parser():
     group.add_argument("--detach_targets", action="store_true",
                        help="H-DCID: no gradient into the targets of the second level's reconstruction")
     group = parser.add_argument_group("checkpoints")
-    group.add_argument("--model_save_path", type=Path, default=None, help="folder (default: the checkpoint root)")
+    group.add_argument("--model_save_path", type=Path, default=None, help="folder (default: the checkpoint root; a preset's runs have folders of their own)")
     group.add_argument("--save_freq", type=positive, default=1, help="epochs between two checkpoints")
     group.add_argument("--save_every_steps", type=positive, default=None,
                        help="also save within an epoch, after so many steps (default: off)")
@@ -326,7 +329,9 @@ def _parse(parser, program, argv):
 def parse_pretrain(argv=None):
     """Options of a pretraining run."""
     opts = _parse(pretrain_parser(), "pretrain", argv)
-    opts.model_save_path = opts.model_save_path or opts.checkpoint_root
+    folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
+    opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
+    opts.n_epoch = opts.n_epoch or PRETRAINING_EPOCHS[opts.system]
     opts.source_set, opts.modalities = PRETRAINING_SETS[opts.dataset_name]
     return opts
 

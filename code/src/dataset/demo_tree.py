@@ -29,7 +29,7 @@ from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from errors import InputError, Parser, run
 
-VERSION = 2                             # of the contents; a change makes trees built earlier unusable
+VERSION = 3                             # of the contents; a change makes trees built earlier unusable
 MARKER = "demo.json"                    # written last: a folder that has it is whole
 SECONDS = 10
 BLOCK = 80                              # clips made at a time
@@ -158,7 +158,7 @@ def avvp(tree):
     twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
     """
     rng = tree.rng("avvp")
-    count = tree.clips // 8
+    count = tree.clips // 4
     names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
     shared = names[list(SHARED)]
     keys = {"audio": np.full((count, SECONDS + 1), digits.EMPTY), "visual": np.full((count, SECONDS + 1), digits.EMPTY)}
@@ -190,8 +190,8 @@ def avvp(tree):
 def draw_events(rng):
     """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
 
-    One event of 5 to 10 seconds, or in a quarter of the clips two of 4 or 5 seconds each: codes of a second know their neighbours, so that much
-    shorter events are lost on an encoder that was pretrained for minutes.
+    One event of 5 to 10 seconds, or in a quarter of the clips two of 4 or 5 seconds each: codes of a second know their
+    neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
     """
     count = 2 if rng.random() < 1 / 4 else 1
     lengths = rng.integers(5, SECONDS + 1, 1) if count == 1 else rng.integers(4, 6, 2)
@@ -358,7 +358,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        total = clips + len(ave_rows(clips)[0]) + clips // 8 + clips // 80 * len(digits.CLASSES)
+        total = clips + len(ave_rows(clips)[0]) + clips // 4 + clips // 80 * len(digits.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
             tree = Tree(partial, places, seed, clips, bar)

@@ -63,7 +63,7 @@ def variants(opts, task, config):
             known = RELEASED[config.system].get(task, {})
             covered = {d: Selection(*known[d], opts.toc_terms) for d in opts.directions if d in known}
             if covered:
-                found.append(Variant("TOC released" + _terms(opts), covered))
+                found.append(Variant("TOC released" + _terms(opts.toc_terms), covered))
     found += [_uniform(opts, (count, opts.toc_max_num, opts.toc_min_num)) for count in opts.choose_channel or ()]
     if not found:
         pairs = ", ".join("->".join(direction) for direction in opts.directions)
@@ -81,10 +81,18 @@ def check(opts, config):
         Selection(count, opts.toc_max_num, opts.toc_min_num).counts(config.code_dim)
 
 
+def title(selection):
+    """Name of the variant in which one Selection, or None for all channels, serves every direction."""
+    if selection is None:
+        return OFF
+    numbers = selection.choose_channel, selection.toc_max_num, selection.toc_min_num
+    return f"TOC {','.join(map(str, numbers))}{_terms(selection.terms)}"
+
+
 def _uniform(opts, numbers):
     selection = Selection(*numbers, opts.toc_terms)
-    return Variant(f"TOC {','.join(map(str, numbers))}{_terms(opts)}", dict.fromkeys(opts.directions, selection))
+    return Variant(title(selection), dict.fromkeys(opts.directions, selection))
 
 
-def _terms(opts):
-    return "" if opts.toc_terms == "both" else f" {opts.toc_terms} only"
+def _terms(terms):
+    return "" if terms == "both" else f" {terms} only"

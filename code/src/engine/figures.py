@@ -145,7 +145,7 @@ def draw_tables(rows, folder):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
             whole = [row for row in part if not row.get("variant")]             # all channels: one point an epoch
             epochs = {row.get("checkpoint_epoch") for row in whole}
-            runs = {Path(row["checkpoint"]).name.rstrip(".pt0123456789") for row in whole}
+            runs = {row["checkpoint"].rstrip(".pt0123456789") for row in whole}     # one folder, one name
             if len(epochs) > 1 and None not in epochs and len(runs) == 1:
                 written.append(draw_epochs(whole, folder / f"epochs{ending}.png"))
     return written

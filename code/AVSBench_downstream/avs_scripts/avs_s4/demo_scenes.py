@@ -27,7 +27,7 @@ from dataset import demo_tree
 from dataset import dialled_digits as digits
 from errors import InputError, Parser, run
 
-NAME, VERSION = "Dialled Digits scenes", 1
+NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
 SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, a digit's canvas, a digit
 PER_SCENE, FRAMES = 3, 5                    # digits in a picture; the fourth cell stays empty
@@ -93,8 +93,8 @@ def build(root, seed=0, clips=None, progress=True):
         return False
     words = root / PLACES["vggsound.text"]
     if not words.is_file():
-        raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; run pretrain.sh "
-                         "--preset demo first")
+        raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; "
+                         "run code/src/demo.sh first")
     partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders

@@ -59,8 +59,11 @@ def open_split(opts, split, size, modalities):
     return S4(opts.paths("avs"), split, size, modalities, name)
 
 
-def build_query(opts, encoder, adapter, dataset, modalities):
+def build_query(opts, encoder, adapter, dataset, modalities, selection=None):
     """Query of an encoder and an adapter; the class sentences are looked up by their text, once.
+
+    Args:
+        selection: model.toc.Selection of code channels; None for all.
 
     Raises:
         InputError: a class without a sentence, a sentence without word vectors.
@@ -75,4 +78,5 @@ def build_query(opts, encoder, adapter, dataset, modalities):
                              f"({len(unknown)} of {len(dataset.classes)} lack one); add it or correct the class name")
         features = TextFeatures(paths["text"])
         words = torch.from_numpy(np.stack([features[prompts[name]] for name in dataset.classes])).to(opts.device)
-    return Query(encoder, adapter.to(opts.device), words, dropout=opts.protocol == "released").eval()
+    return Query(encoder, adapter.to(opts.device), words, dropout=opts.protocol == "released",
+                 selection=selection).eval()

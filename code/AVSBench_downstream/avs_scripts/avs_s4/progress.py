@@ -12,7 +12,7 @@ FILE = Path("checkpoints") / "resume.pt"
 DECISIVE = ("direction", "visual_backbone", "tpavi_stages", "tpavi_vv_flag", "tpavi_va_flag", "image_size", "channels",
             "tpavi_norm_start", "align_start", "adapter_start", "train_batch_size", "lr", "adapter_lr", "wt_dec",
             "sa_loss_flag", "lambda_1", "sa_loss_stages", "mask_pooling_type", "protocol", "seed", "weights",
-            "backbone_weights")
+            "backbone_weights", "choose_channel", "toc_max_num", "toc_min_num", "toc_terms")
 
 
 def settings(opts, encoder_sha256):

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from model.toc import head_channels
+
 SECONDS, STEPS = 5, 10          # of a clip here; of a clip in pretraining, and words of a sentence
 
 
@@ -39,14 +41,21 @@ class Query(nn.Module):
         adapter: Adapter.
         words: (C, 10, 768) word vectors of the class sentences; None where no text is used.
         dropout: keep the encoder's dropout on, as the published program does (protocol "released").
+        selection: model.toc.Selection of the code channels that the network sees; None for all.
     """
 
-    def __init__(self, encoder, adapter, words=None, dropout=False):
+    def __init__(self, encoder, adapter, words=None, dropout=False, selection=None):
         super().__init__()
         self.encoder, self.adapter, self.dropout = encoder, adapter, dropout
+        self.channels = head_channels(encoder.codebooks, selection)
         self.train(False)
         with torch.no_grad():       # one sentence a class: through the LSTM once, not once a batch
             self.sentences = None if words is None else encoder.text_lstm(words)[0]
+
+    @property
+    def width(self):
+        """Channels of the codes that `forward` gives."""
+        return self.encoder.head_dim if self.channels is None else len(self.channels)
 
     def train(self, mode=True):
         """The adapter follows `mode`; the encoder stays in evaluation mode (or in training mode, if released)."""
@@ -56,11 +65,12 @@ class Query(nn.Module):
         return self
 
     def forward(self, modality, batch):
-        """Codes (B, 5, head_dim) of a batch with "audio" (B, 5, 128) or "category" (B,) class numbers."""
+        """Codes (B, 5, width) of a batch with "audio" (B, 5, 128) or "category" (B,) class numbers."""
         if modality == "audio":
             features = batch["audio"].repeat(1, STEPS // SECONDS, 1)
         else:
             features = self.sentences[batch["category"]]
         parameter = self.adapter.weight
         codes = self.encoder.embed_features(modality, self.adapter(features.to(parameter.dtype)).to(self.encoder.dtype))
-        return codes.vectors.to(parameter.dtype)
+        vectors = codes.vectors if self.channels is None else codes.vectors[..., self.channels]
+        return vectors.to(parameter.dtype)

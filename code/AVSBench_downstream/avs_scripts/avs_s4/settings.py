@@ -9,6 +9,7 @@ from avs_s4.model.backbones import NAMES
 
 from configs import opts as places
 from errors import InputError, Parser
+from model.toc import Selection
 
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
@@ -87,6 +88,10 @@ def train_parser():
     parser.add_argument("--weights", default="", metavar="FILE", help="start from a trained network (all tensors)")
     parser.add_argument("--adapter_start", choices=ADAPTER_STARTS, default="tied",
                         help="tied: random with both halves equal; torch: random; resample: the mean of both halves")
+    group = parser.add_argument_group("code channels; testing takes them from the trained file")
+    group.add_argument("--choose_channel", type=int, default=None, metavar="S",
+                       help="TOC: code channels kept of each codebook (off if absent)")
+    places.toc_arguments(group)
     group = parser.add_argument_group("learning")
     group.add_argument("--train_batch_size", type=places.positive, default=4, help="clips a step")
     group.add_argument("--val_batch_size", type=places.positive, default=1, help="clips a step in validation")
@@ -190,6 +195,13 @@ def parse_train(argv=None):
     opts.backbone_weights = opts.backbone_weights or "none"
     opts.source, opts.target = DIRECTIONS[opts.direction]
     return opts
+
+
+def selection(opts):
+    """What --choose_channel asks for: model.toc.Selection, or None for all code channels."""
+    if opts.choose_channel is None:
+        return None
+    return Selection(opts.choose_channel, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
 
 
 def parse_test(argv=None):

@@ -10,6 +10,7 @@ from avs_s4.query import Adapter
 
 from engine import checkpoint
 from errors import InputError
+from model.toc import Selection
 
 # best: by validation with the queries to be tested, as published; source: by validation with the training modality's
 # queries, the choice one could make without ever seeing the other modality
@@ -23,7 +24,7 @@ def save(path, network, adapter, **facts):
     `network` in the file has the published names (`torch.load(FILE)["network"]` loads into the published program).
 
     Args:
-        facts: direction, image_size, epoch, score, encoder_sha256, protocol, seed.
+        facts: direction, image_size, epoch, score, encoder_sha256, protocol, seed, toc.
     """
     checkpoint.save(path, {"network": names.to_published(network), "adapter": adapter.state_dict(),
                            "settings": asdict(network.config) | {"tpavi_stages": list(network.config.tpavi_stages)},
@@ -40,7 +41,8 @@ def load(path, opts, encoder_sha256, code_dim):
         code_dim: width of its codes.
 
     Returns:
-        (network, adapter, facts): network in evaluation mode; facts: the other entries of the file.
+        (network, adapter, facts): network in evaluation mode; facts: the other entries of the file, "toc" as a
+        model.toc.Selection or None.
     """
     state = names.read_state(path)
     if "network" not in state:
@@ -55,13 +57,15 @@ def load(path, opts, encoder_sha256, code_dim):
     _refuse_contradictions(path, opts, state)
     try:
         config = NetworkConfig(**state["settings"])
+        selection = Selection(*state["toc"]) if state.get("toc") else None
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: settings of no network ({error}); expected a file of train.py") from error
     network, adapter = AVSNetwork(config), Adapter()
     names.load_published(network, state["network"], path)
     names.require_keys(state["adapter"], adapter.state_dict(), f"{path}: adapter")
     adapter.load_state_dict(state["adapter"])
-    return network.eval(), adapter.eval(), {key: state[key] for key in state if key not in ("network", "adapter")}
+    return network.eval(), adapter.eval(), {
+        **{key: state[key] for key in state if key not in ("network", "adapter")}, "toc": selection}
 
 
 def _refuse_contradictions(path, opts, state):

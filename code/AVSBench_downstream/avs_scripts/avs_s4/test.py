@@ -20,13 +20,13 @@ from avs_s4 import evaluation, parts, report, storage
 from avs_s4.query import Adapter
 from avs_s4.settings import DIRECTIONS, parse_test
 
-from engine import provenance, results
+from engine import channels, provenance, results
 from engine.runs import seed_everything
 from errors import run
 
 
 def variants(query, dataset, direction, opts):
-    """Codes of all clips under every kind of query: variant -> (n, 5, head_dim)."""
+    """Codes of all clips under every kind of query: variant -> (n, 5, width)."""
     source, target = direction
     inputs = dataset.queries()
     codes = {"target": evaluation.clip_codes(query, target, inputs, opts.device)}
@@ -59,7 +59,7 @@ def main(argv=None):
         if adapter is None:
             logging.warning(f"{path}: holds no adapter; a fresh one is used (seed {opts.seed}), as published")
             adapter = Adapter("torch")
-        query = parts.build_query(opts, encoder, adapter, dataset, direction)
+        query = parts.build_query(opts, encoder, adapter, dataset, direction, facts.get("toc"))
         pictures = report.Pictures(
             dataset, None if tested or not opts.save_pred_mask else folder / "pred_masks",
             0 if tested else opts.overlays, f"{direction[1]}", opts.protocol == "released")
@@ -79,7 +79,7 @@ def main(argv=None):
         "checkpoint_sha256": encoder_sha256, "commit": results.source_commit(),
         "seconds": round(time.time() - began, 1),
         "test_batch_size": opts.test_batch_size, "backbone": network.config.backbone, "weights": str(opts.weights),
-        "clips": len(dataset), "provenance": record})
+        "clips": len(dataset), "provenance": record, "variant": channels.title(facts.get("toc"))})
     for line in lines:
         results.append(path, line)
     logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")

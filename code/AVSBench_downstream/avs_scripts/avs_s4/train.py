@@ -9,6 +9,7 @@ The run folder below --log_dir receives settings, log, curves and checkpoints/{b
 import logging
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 if __name__ == "__main__":              # not this folder itself: its `model` would hide the one of code/src
@@ -21,7 +22,7 @@ from avs_s4.model import names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.model.backbones import load_weights
 from avs_s4.query import Adapter
-from avs_s4.settings import parse_train
+from avs_s4.settings import parse_train, selection
 
 from engine.results import source_commit
 from engine.runs import seed_everything
@@ -33,15 +34,18 @@ def main(argv=None):
     modalities = opts.source, opts.target
     encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
     parts.require_modalities(encoder, modalities, opts.checkpoint)
+    channels = selection(opts)
+    if channels:                            # refused before any work
+        channels.counts(encoder.config.code_dim)
     resumed = progress.find(opts, encoder_sha256)
     train_set = parts.open_split(opts, "train", opts.image_size, modalities)
     val_set = parts.open_split(opts, "val", opts.image_size, modalities)
 
     seed_everything(opts.seed)
     adapter = Adapter("torch" if opts.protocol == "released" else opts.adapter_start)
-    query = parts.build_query(opts, encoder, adapter, train_set, modalities)
+    query = parts.build_query(opts, encoder, adapter, train_set, modalities, channels)
     network = AVSNetwork(NetworkConfig(
-        opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, encoder.head_dim,
+        opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, query.width,
         opts.channels, opts.tpavi_norm_start))
     load_weights(network.backbone, opts.backbone_weights)
     if opts.weights:
@@ -54,7 +58,7 @@ def main(argv=None):
             getattr(network.decoder, f"tpavi_b{stage + 1}").whiten(codes.flatten(0, 1))
 
     facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
-             "encoder_sha256": encoder_sha256}
+             "toc": channels and list(astuple(channels)), "encoder_sha256": encoder_sha256}
     known = {"commit": source_commit(), "encoder_sha256": encoder_sha256}
     folder, log = parts.known_run(opts, *resumed, known) if resumed else parts.new_run(opts, opts.direction, known)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train in both directions, one after the other, in the released setting (PVT-v2-b5, the query at all four stages):
 #   train.sh --checkpoint ../../../../checkpoint/DCID-model-5.pt --backbone_weights pvt_v2_b5.pth
-#   train.sh --preset demo            Dialled Digits scenes; run code/src/pretrain.sh --preset demo first
+#   train.sh --preset demo            Dialled Digits scenes; run code/src/demo.sh first
 # Further arguments win over these; --direction trains one direction only. The released script trains one epoch, the
 # AVS program it comes from 15.
 set -euo pipefail
