@@ -1,4 +1,4 @@
-"""Shared set-up of the tests: the source folder on the path, one thread, where golden numbers and annotations lie."""
+"""Shared set-up of the tests: the source folders on the path, one thread, where golden numbers and annotations lie."""
 
 import dataclasses
 import os
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "code" / "src"), str(ROOT / "code" / "tests")]
+sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
+    "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts")]
 torch.set_num_threads(1)
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests

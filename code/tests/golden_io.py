@@ -44,7 +44,7 @@ def det(name, shape):
 
 
 def relative_error(ours, theirs, floor=ABSOLUTE):
-    """Largest |ours - theirs| over the largest |theirs|; 0 where both agree to `floor` absolutely, inf on other shapes."""
+    """Largest |ours - theirs| over the largest |theirs|; 0 where both agree to `floor`, inf on other shapes."""
     ours = np.asarray(ours.detach().cpu() if isinstance(ours, torch.Tensor) else ours, dtype=np.float64)
     theirs = np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape:

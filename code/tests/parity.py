@@ -50,7 +50,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     folder = parser.parse_args(argv).golden
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected golden files such as dcid_small.npz, name it with --golden")
+        raise InputError(f"{folder}: no such folder; expected golden files such as dcid_small.npz; name it by --golden")
     found = stems(folder)
     known = [stem for stem in found if stem in CHECKS]
     if not known:

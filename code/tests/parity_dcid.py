@@ -18,7 +18,7 @@ LETTER = {"audio": "a", "video": "v", "text": "t"}
 BUFFERS = ("embedding", "ema_count", "ema_weight", "unactivated_count")
 RELEASED_LEVEL_2 = float(torch.tensor(0.3, dtype=torch.float32))    # the published total is float32 (h_dcid_toc.md A3)
 FLOAT32_TOTAL = 1.2e-7                                              # its rounding
-ROUNDING = 1e-11                                                    # of CLUB bounds that are zero: sums of hundreds cancel
+ROUNDING = 1e-11                                                    # of CLUB bounds that are zero: sums cancel
 ACCURACY = 1e-6                                                     # accuracies are rounded to float32
 
 
@@ -209,7 +209,8 @@ def check_spread(folder, system):
     """Three training steps from a stored codebook among the features, with many codes in use and with resets."""
     arrays, facts = load(folder, f"{system}_spread")
     worst = Worst(f"{system}_spread")
-    start = {name: torch.from_numpy(arrays[f"start_{name}"]) for name in ("embedding", "ema_count", "unactivated_count")}
+    start = {name: torch.from_numpy(arrays[f"start_{name}"])
+             for name in ("embedding", "ema_count", "unactivated_count")}
     start["ema_weight"] = start["embedding"] * start["ema_count"].unsqueeze(-1)
     picks = [pick for step in facts["steps"] for pick in step["reset_picks"]]
     run = Run(folder, system, arrays, facts, start, picks)

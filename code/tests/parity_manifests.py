@@ -21,7 +21,8 @@ def check_manifest(folder, name):
     tensors = names.layout(loaded.model.config, {n: v.shape for n, v in loaded.model.state_dict().items()})
     again = names.to_published(loaded.model.state_dict(), tensors, loaded.unused, torch.float64)
     ordered = all(list(again[section]) == list(sections[section]) for section in sections)
-    equal = all(torch.equal(again[section][key], value) for section in sections for key, value in sections[section].items())
+    equal = all(torch.equal(again[section][key], value)
+                for section in sections for key, value in sections[section].items())
     return [Check(name, "names, shapes and order", 0.0 if ordered else float("inf"), 0),
             Check(name, "round trip to the bit", 0.0 if equal else float("inf"), 0)]
 

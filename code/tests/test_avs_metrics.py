@@ -1,13 +1,9 @@
 """IoU and F against plain loops and cases small enough for the eye."""
 
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
 
 from avs_s4.model import metrics
 

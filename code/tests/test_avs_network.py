@@ -1,23 +1,18 @@
 """The segmentation network: golden numbers, name maps, what TPAVI costs, what a frame of it can reach."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from errors import InputError
-from parity_avs import CHECKS
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
-
 from avs_s4.model import backbones, names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.model.backbones import Backbone, load_weights
 from avs_s4.model.tpavi import TPAVI
+from errors import InputError
+from parity_avs import CHECKS
 
 COUNTS = {"avs_tpavi": 18, "avs_blocks": 5, "avs_decoder_pvt": 8, "avs_decoder_pvt_switches": 13,
           "avs_decoder_resnet": 1, "avs_full_pvt": 5, "avs_full_resnet": 5, "avs_losses": 28, "avs_manifest_pvt": 2,

@@ -88,7 +88,7 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
     assert theirs.param_groups[0]["lr"] == pytest.approx(4e-4)
     ours = dict(trainer.model.named_parameters())
     checked = 0
-    for (section, key), parameter in zip(order, theirs.param_groups[0]["params"]):
+    for (_, key), parameter in zip(order, theirs.param_groups[0]["params"]):
         if key == "audio_self_att.encoder.layers.1.linear2.weight":
             own = trainer.optimizers["main"].state[ours["encoder.levels.0.semantic.audio.layers.1.linear2.weight"]]
             assert torch.equal(theirs.state[parameter]["exp_avg"], own["exp_avg"].double())
@@ -168,7 +168,8 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
 def test_describe_names_the_facts(small, tmp_path, capsys):
     checkpoint.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
     printed = capsys.readouterr().out
-    for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "dead tensors    54", "codes used"):
+    for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "dead tensors    54",
+                 "codes used"):
         assert fact in printed, printed
 
 

@@ -121,7 +121,7 @@ def test_equal_codes_tie_to_the_lowest_index():
 
 
 def test_attention_teacher_and_own_vectors():
-    """With one second a clip attention has nothing to choose and equals the mean; without teachers others are unused."""
+    """With one second a clip attention has no choice and equals the mean; without teachers others are unused."""
     codebook, _, _ = make()
     twin, _, _ = make()
     z = {m: torch.randn(9, 1, 5, dtype=F64) for m in ("audio", "video", "text")}

@@ -9,6 +9,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers.audio_utils import mel_filter_bank, spectrogram
+
 from configs.opts import PLACES
 from dataset import demo_tree
 from dataset import dialled_digits as digits
@@ -17,10 +22,6 @@ from dataset.avvp import AVVP
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
 from errors import InputError
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from transformers.audio_utils import mel_filter_bank, spectrogram
 
 CLIPS = 240
 

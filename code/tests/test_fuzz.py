@@ -1,7 +1,6 @@
 """Whatever stands in a list, a results file or a checkpoint, reading it succeeds or ends in our own error."""
 
 import copy
-import importlib
 import io
 import json
 
@@ -10,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import parity_avs  # noqa: F401  puts avs_scripts on the path
+from avs_s4 import scenes
 from configs.opts import PLACES
 from dataset import avvp, lists, tables, text, vggsound
 from engine import checkpoint, results
@@ -20,7 +19,6 @@ from errors import InputError
 from model.draws import Draws
 from tiny import train
 
-scenes = importlib.import_module("avs_s4.scenes")
 FUZZ = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "derandomize": True, "database": None,
         "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 WORDS = st.one_of(

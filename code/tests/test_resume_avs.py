@@ -1,18 +1,15 @@
 """AVS training that is killed between epochs goes on to the bit, and only with the same settings."""
 
-import importlib
 import logging
 
 import pytest
 import torch
 
-import parity_avs  # noqa: F401  puts avs_scripts on the path
+from avs_s4 import progress, storage
+from avs_s4 import train as training_script
 from errors import InputError
 from kill_resume import differences
 from test_avs_run import train_arguments, tree  # noqa: F401
-
-progress, storage, training_script, training = (importlib.import_module(f"avs_s4.{name}")
-                                                for name in ("progress", "storage", "train", "training"))
 
 
 def run(root, out, *more):

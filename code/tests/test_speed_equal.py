@@ -1,22 +1,17 @@
 """What was made faster computes the same: the fast step against the plain one, in float64 at small widths."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from baseline_step import PlainStep
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from baseline_step import PlainStep  # noqa: E402
-
-from engine import checkpoint  # noqa: E402
-from engine.pretraining import Pretrainer, Settings  # noqa: E402
-from model.club import Club, Evidence  # noqa: E402
-from model.config import Config  # noqa: E402
-from model.draws import Draws  # noqa: E402
-from model.h_dcid import build  # noqa: E402
+from engine import checkpoint
+from engine.pretraining import Pretrainer, Settings
+from model.club import Club, Evidence
+from model.config import Config
+from model.draws import Draws
+from model.h_dcid import build
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)

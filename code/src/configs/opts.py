@@ -239,20 +239,22 @@ def pretrain_parser():
     group.add_argument("--detach_targets", action="store_true",
                        help="H-DCID: no gradient into the targets of the second level's reconstruction")
     group = parser.add_argument_group("checkpoints")
-    group.add_argument("--model_save_path", type=Path, default=None, help="folder (default: the checkpoint root; a preset's runs have folders of their own)")
+    group.add_argument("--model_save_path", type=Path, default=None,
+                       help="folder (default: the checkpoint root; a preset's runs have folders of their own)")
     group.add_argument("--save_freq", type=positive, default=1, help="epochs between two checkpoints")
     group.add_argument("--save_every_steps", type=positive, default=None,
                        help="also save within an epoch, after so many steps (default: off)")
     group.add_argument("--keep", type=positive, default=None,
-                       help="newest checkpoints of this run to keep (default: every epoch's, the last two within one)")
+                       help="newest checkpoints of this run to keep (default: one an epoch, the last two within it)")
     group.add_argument("--on_save_error", choices=("stop", "continue"), default="stop",
-                       help="a checkpoint that cannot be written, say on a full disk: stop, or go on and try at the next")
+                       help="a checkpoint cannot be written, say on a full disk: stop, or go on and try at the next")
     group.add_argument("--save_dtype", choices=("float32", "float64"), default="float32",
                        help="float64 as the published files; never less than --precision computes in")
     group.add_argument("--resume", default="", metavar="auto|FILE",
                        help="continue a run from its checkpoint, ours or published; auto: from the newest of this run, "
                             "else from the beginning")
-    group.add_argument("--evaluate", action="store_true", help="no training: print the losses of --resume over the data")
+    group.add_argument("--evaluate", action="store_true",
+                       help="no training: print the losses of --resume over the data")
     return parser
 
 
@@ -320,7 +322,7 @@ def _parse(parser, program, argv):
     opts = parser.parse_args(argv, Options())
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    opts.device             # a wrong --gpu ends here, before any work
+    device(opts.gpu)        # a wrong --gpu ends here, before any work
     if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
@@ -347,7 +349,8 @@ def parse_downstream(task, argv=None):
     else:
         names = [opts.dataset_name] if opts.dataset_name else list(DIRECTIONS[task])
         opts.directions = [DIRECTIONS[task][name] for name in names]
-    opts.checkpoint = opts.checkpoint or opts.checkpoint_root / PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
+    pretrained = PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
+    opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
 

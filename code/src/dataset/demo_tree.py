@@ -84,8 +84,8 @@ class Events:
 
 
 def pretraining(tree):
-    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in a third of the clips for
-    4 to 10 seconds only, the rest being noise and an empty picture.
+    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in a third of the clips
+    for 4 to 10 seconds only, the rest being noise and an empty picture.
 
     Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
     training pool, whatever the split: the published loader concatenates the three splits.

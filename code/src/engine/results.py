@@ -254,7 +254,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     if options.verify:
-        from engine import provenance           # here, because it needs this module
+        from engine import provenance  # here, because it needs this module
         checked = [found for file in options.files for found in provenance.verify(file)]
         print(provenance.report(checked))
         return 1 if any(problems for _, problems in checked) else 0

@@ -68,4 +68,4 @@ class FrozenEncoder(nn.Module):
 
     def _check(self, modality):
         if modality not in self.config.modalities:
-            raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; it has no {modality}")
+            raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")

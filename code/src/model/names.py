@@ -174,7 +174,7 @@ def infer(sections):
 
     modalities = tuple(m for m in MODALITIES if f"{m}_self_att.affine_matrix.weight" in encoder)
     if len(modalities) < 2:
-        raise InputError(f"{ENCODER} holds the semantic encoders of {list(modalities)}; expected two or three modalities")
+        raise InputError(f"{ENCODER} holds semantic encoders of {list(modalities)}; expected two or three modalities")
     two_level = any("_self_att_2." in key for key in encoder)
     codes = shape(ENCODER, "Cross_quantizer.embedding", 3 if two_level else 2)
     first = f"{modalities[0]}_self_att.encoder.layers."

@@ -1,10 +1,11 @@
 """Figures of a network over a set, under several queries at once: the backbone runs once a batch for all of them."""
 
 import torch
-from avs_s4.model.metrics import SetMetrics
-from avs_s4.scenes import warn_of_greys
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from avs_s4.model.metrics import SetMetrics
+from avs_s4.scenes import warn_of_greys
 
 CHUNK = 256                     # clips whose codes are computed at once
 

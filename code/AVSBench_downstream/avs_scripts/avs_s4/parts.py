@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from avs_s4 import demo_scenes
 from avs_s4.query import Query
 from avs_s4.scenes import S4
-
 from dataset.features import SHAPES
 from dataset.text import TextFeatures, read_prompts
 from engine import checkpoint

@@ -2,9 +2,10 @@
 
 import matplotlib
 import numpy as np
+from PIL import Image
+
 from avs_s4.query import SECONDS
 from avs_s4.scenes import DEVIATION, MEAN
-from PIL import Image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

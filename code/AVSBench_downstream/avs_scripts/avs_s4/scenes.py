@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from avs_s4.query import SECONDS
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from avs_s4.query import SECONDS
 from dataset.archive import read_zip
 from dataset.features import SHAPES, check_clip
 from errors import InputError

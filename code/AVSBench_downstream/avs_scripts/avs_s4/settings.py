@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from avs_s4.model.backbones import NAMES
-
 from configs import opts as places
 from errors import InputError, Parser
 from model.toc import Selection

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+
 from avs_s4.model import names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter
-
 from engine import checkpoint
 from errors import InputError
 from model.toc import Selection

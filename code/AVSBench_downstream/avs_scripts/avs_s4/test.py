@@ -16,10 +16,10 @@ if __name__ == "__main__":              # not this folder itself: its `model` wo
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
 import torch
+
 from avs_s4 import evaluation, parts, report, storage
 from avs_s4.query import Adapter
 from avs_s4.settings import DIRECTIONS, parse_test
-
 from engine import channels, provenance, results
 from engine.runs import seed_everything
 from errors import run

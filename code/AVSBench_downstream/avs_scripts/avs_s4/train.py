@@ -23,7 +23,6 @@ from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.model.backbones import load_weights
 from avs_s4.query import Adapter
 from avs_s4.settings import parse_train, selection
-
 from engine.results import source_commit
 from engine.runs import seed_everything
 from errors import run

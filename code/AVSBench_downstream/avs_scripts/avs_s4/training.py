@@ -5,14 +5,14 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
 from avs_s4 import storage
 from avs_s4.evaluation import clip_codes, evaluate, loader
 from avs_s4.model.losses import mask_loss, matching_loss
 from avs_s4.progress import Progress, settings
 from avs_s4.scenes import warn_of_greys
-from torch.nn.utils import get_total_norm
-from tqdm import tqdm
-
 from errors import InputError
 
 PRINT_STEPS = 100

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from avs_s4.model.backbones import Backbone
 from avs_s4.model.decoder import Decoder
-from torch import nn
 
 
 @dataclass(frozen=True)

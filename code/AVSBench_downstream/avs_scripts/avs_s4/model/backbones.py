@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import torch
-from avs_s4.model import names
 from torch import nn
 from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
 from transformers.utils import logging
 
+from avs_s4.model import names
 from errors import InputError
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

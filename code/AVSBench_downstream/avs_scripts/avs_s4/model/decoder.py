@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from avs_s4.model.tpavi import TPAVI
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from avs_s4.model.tpavi import TPAVI
 
 DILATIONS = (3, 6, 12, 18)
 
