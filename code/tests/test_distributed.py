@@ -1,6 +1,7 @@
 """Two processes compute what one computes: losses, codebooks, parameters, norms; float64, gloo, on the CPU.
 
-Run as a script it is one of the processes: `python test_distributed.py FOLDER`, with torchrun's environment.
+Run as a script it is one of the processes, with torchrun's environment: `python test_distributed.py FOLDER` takes the
+steps of `train`, `... LOG ARGUMENT...` is a tiny pretraining run.
 """
 
 import os
@@ -17,10 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from engine.distributed import Ranks, ranks  # noqa: E402
 from engine.pretraining import Pretrainer, Settings  # noqa: E402
 from errors import InputError  # noqa: E402
+from kill_resume import differences  # noqa: E402
+from kill_resume import train as tiny_pretraining  # noqa: E402
 from model.config import Config  # noqa: E402
 from model.draws import Draws  # noqa: E402
 from model.h_dcid import build  # noqa: E402
 from model.together import ALONE  # noqa: E402
+from tiny import command  # noqa: E402
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -56,20 +60,25 @@ def train(name, together):
     return {"steps": results, "state": {key: value.clone() for key, value in model.state_dict().items()}}
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """Results of two processes: list over processes of name -> what `train` gives."""
-    folder = tmp_path_factory.mktemp("ranks")
+def run_two(*arguments):
+    """This file as two processes of one torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                            "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, __file__, folder], env=common | {"RANK": str(rank)},
+    started = [subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=common | {"RANK": str(rank)},
                                 stderr=subprocess.PIPE, text=True) for rank in range(2)]
     for process in started:
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 0, error[-2000:]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Results of two processes: list over processes of name -> what `train` gives."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_two(folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -86,6 +95,16 @@ def test_two_processes_equal_one(together, name):
         for key, theirs in alone["state"].items():
             torch.testing.assert_close(results[name]["state"][key], theirs, rtol=0, atol=1e-8,
                                        msg=lambda text, at=(rank, key): f"{at}: {text}")
+
+
+def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
+    """A pretraining run on two processes that stops within its second epoch ends, resumed, as one that never did."""
+    for name, *more in (["whole"], ["broken", "--max_steps", 13], ["broken", "--resume", "auto"]):
+        run_two(tmp_path / f"{name}.txt", *command(demo_data, tmp_path / name, *more))
+    whole, broken = (torch.load(tmp_path / name / "checkpoints" / "DCID-model-1.pt", weights_only=True)
+                     for name in ("whole", "broken"))
+    assert whole["total_step"] == 20
+    assert differences(whole, broken) == [".run.saved"]             # the stop left a file of its own
 
 
 @pytest.mark.parametrize("clips, batch", [(9, 4), (10, 5), (7, 7), (5, 3), (3, 3)])
@@ -115,5 +134,7 @@ def test_fewer_clips_than_processes_is_an_input_error():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if len(sys.argv) > 2:
+        tiny_pretraining(sys.argv[2:], sys.argv[1], is_tiny=True)
     with ranks(torch.device("cpu"), 0) as group:
         torch.save({name: train(name, group) for name in RUNS}, Path(sys.argv[1]) / f"{group.rank}.pt")

@@ -95,9 +95,9 @@ COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablati
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
 # below that where pretraining saves, `pretrained` what downstream scripts load.
 PRESETS = {
-    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. It ends
-    # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps modalities
-    # go apart on the pairs, which a run of minutes does not outlive.
+    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. Ends
+    # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
+    # modalities go apart on the pairs, which a run of minutes does not outlive.
     "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},

@@ -36,6 +36,11 @@ NOTES = ("last: after the last epoch. best: at the epoch that is best on the eva
          "report. val: at the epoch that is best on a validation split, where there is one. same: the head "
          "trained on the tested modality, last epoch (where a task has no split by clip, on its own training clips). "
          "chance: a guess that ignores its input. Several seeds: mean +- standard deviation.")
+SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: means over batches). last: after "
+                "the last epoch. best: at the epoch that is best on the validation split under the tested "
+                "modality's queries, as published. val: under the training modality's, a choice that needs nothing "
+                "of the other. same: the same network under the queries it was trained with. chance: every pixel "
+                "called foreground.")
 
 
 def append(path, row):
@@ -198,9 +203,10 @@ def tabulate(rows):
 
 
 def caption(rows):
-    """What the table's figures are: the protocols that occur in it, and the columns."""
-    found = {row["protocol"] for row in rows}
-    return " ".join([CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in found] + [NOTES])
+    """What the table's figures are: the tasks and protocols that occur in it, and the columns."""
+    heads = {row["protocol"] for row in rows if row["task"] != "avs"}
+    parts = [CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in heads] + [NOTES] * bool(heads)
+    return " ".join(parts + [SEGMENTATION] * any(row["task"] == "avs" for row in rows))
 
 
 def render(table, columns, form="text"):
