@@ -66,15 +66,16 @@ def main(argv=None):
             else:
                 print(f"{task}: left out for {pretrained.path}, pretrained on "
                       f"{', '.join(pretrained.encoder.config.modalities)}")
+    shown = tables.pooled(rows) if opts.pool else rows
     folder = opts.results.parent
     for form, suffix in (("text", "txt"), ("markdown", "md"), ("csv", "csv")):
         with whole_file(folder / f"table.{suffix}", "w") as file:
-            file.write(tables.paper_table(rows, form) + "\n")
-    print(f"{results.summary(rows)}\n\n{tables.paper_table(rows)}")
-    choice = tables.choose(rows)
+            file.write(tables.paper_table(shown, form) + "\n")
+    print(f"{results.summary(rows)}\n\n{tables.paper_table(shown)}")
+    choice = tables.choose(shown)
     if choice and len(encoders) > 1:
         print(f"\nAVE's validation split would choose {choice.name} ({choice.validation:.1f} % on it)")
-    pictures = figures.draw_tables(rows, folder)
+    pictures = figures.draw_tables(shown, folder)
     written = [opts.results, *(folder / f"table.{suffix}" for suffix in ("txt", "md", "csv")), *pictures]
     print(f"\nwritten: {', '.join(map(str, written))}")
 

@@ -132,6 +132,16 @@ def test_paper_table_has_the_eight_cells_and_their_mean():
     assert csv[0].split(",")[:3] == ["row", "AVE V>A", "AVE A>V"] and csv[0].count(",") == csv[1].count(",")
 
 
+def test_pooled_checkpoints_are_one_row():
+    rows = both_ways() + both_ways(checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb", value=20.0)
+    rows += both_ways(checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb", value=30.0, variant="TOC 196,1,0")
+    table = {entry.name: entry for entry in tables.all_rows(tables.pooled(rows))}
+    assert table["DCID-model-5.pt (last)"].mean == [sum(range(10, 18)) / 8, 20.0]
+    assert table["DCID-model-5.pt (last)"].spread_over == "0 x 2 checkpoints"
+    assert table["DCID-model-5.pt + TOC 196,1,0 (last)"].mean == [30.0]
+    assert table["DCID-model-5.pt + TOC 196,1,0 (last)"].spread_over == "0"
+
+
 def test_validation_chooses_and_never_sees_the_test_figure():
     rows = [row(value=90.0, validation=60.0, checkpoint_sha256="aa", checkpoint="/x/1.pt"),
             row(value=50.0, validation=70.0, checkpoint_sha256="bb", checkpoint="/x/2.pt"),

@@ -309,6 +309,9 @@ def evaluate_parser():
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(DIRECTIONS), default=list(DIRECTIONS), help="which tasks")
     group.add_argument("--no_text", action="store_true", help="leave out directions with text")
+    group.add_argument("--pool", action="store_true",
+                       help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
+                            "mean and standard deviation over pretraining runs")
     return parser
 
 

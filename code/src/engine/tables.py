@@ -1,6 +1,6 @@
 """The papers' main table from result lines: a row a checkpoint, eight columns, their mean (NeurIPS 2023, Table 3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.results import SELECTIONS, caption, render, show, spread
@@ -26,11 +26,18 @@ ABOUT = ("Columns: AVE and UCF/VGG accuracy, AVVP precision (\"accuracy\" in the
 
 @dataclass
 class Row:
-    """One row of the table: a list of values (one a seed) for each cell that was measured."""
+    """One row of the table: a list of values (one a seed and checkpoint) for each cell that was measured."""
 
     name: str
     cells: dict
     seeds: tuple = ()
+    checkpoints: tuple = ()
+
+    @property
+    def spread_over(self):
+        """What the values of a cell are: seeds of heads, and pretraining runs if there are several."""
+        runs = len(self.checkpoints)
+        return " ".join(map(str, self.seeds)) + (f" x {runs} checkpoints" if runs > 1 else "")
 
     @property
     def mean(self):
@@ -44,6 +51,12 @@ class Row:
 def key(row):
     """What makes rows those of one line of the table: the checkpoint and what was done to its codes."""
     return row["checkpoint_sha256"], row.get("variant") or ""
+
+
+def pooled(rows):
+    """The same results with checkpoints of one file name, as pretraining with other seeds leaves them in other folders,
+    as one: their rows become a single one with mean and standard deviation over them."""
+    return [row | {"checkpoint_sha256": Path(row["checkpoint"]).name} for row in rows]
 
 
 def names(rows):
@@ -75,6 +88,7 @@ def collect(rows, selection, control=None, field="value"):
             entry = found.setdefault(key(row), Row(short[key(row)], {}))
             entry.cells.setdefault(cell, []).append(row[field])
             entry.seeds = tuple(dict.fromkeys((*entry.seeds, row["seed"])))
+            entry.checkpoints = tuple(dict.fromkeys((*entry.checkpoints, row["checkpoint"])))
     return [found[of] for of in short if of in found]
 
 
@@ -91,10 +105,10 @@ def all_rows(rows):
     """Everything that stands in the table, from top to bottom."""
     table = []
     for selection in SELECTIONS:
-        table += [Row(f"{row.name} ({selection})", row.cells, row.seeds) for row in collect(rows, selection)]
-    table += [Row(f"{row.name}, same modality (last)", row.cells, row.seeds)
+        table += [replace(row, name=f"{row.name} ({selection})") for row in collect(rows, selection)]
+    table += [replace(row, name=f"{row.name}, same modality (last)")
               for row in collect(rows, "last", field="same_modality")]
-    table += [Row(f"{row.name}, untrained control (last)", row.cells, row.seeds)
+    table += [replace(row, name=f"{row.name}, untrained control (last)")
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
     table += [Row(name, {cell: [value] for cell, value in zip(CELLS, values) if value is not None})
@@ -105,7 +119,7 @@ def all_rows(rows):
 def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
     cell = show if form != "csv" else lambda values: "" if spread(values)[0] is None else f"{spread(values)[0]:.2f}"
-    entries = [{"row": row.name, "mean": cell(row.mean), "seeds": " ".join(map(str, row.seeds))}
+    entries = [{"row": row.name, "mean": cell(row.mean), "seeds": row.spread_over}
                | {name: cell(row.cells.get(name, [])) for name in CELLS} for row in all_rows(rows)]
     table = render(entries, COLUMNS, form)
     return table if form == "csv" else f"{table}\n\n{ABOUT}\n{caption(rows)}"
