@@ -1,10 +1,12 @@
 """What was made faster computes the same: the fast step against the plain one, in float64 at small widths."""
 
 import copy
+import traceback
 
 import pytest
 import torch
 from baseline_step import PlainStep
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import checkpoint
 from engine.pretraining import Pretrainer, Settings
@@ -100,3 +102,35 @@ def test_recomputed_activations_change_nothing():
         results.append((losses, trainer.model.state_dict()))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+class Waiting(TorchDispatchMode):
+    """Notes the source line of everything that would make the host wait for a GPU: a value read back (also to find a
+    shape by it), a tensor made of Python numbers."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "aten.equal")
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.OPS):
+            ours = [frame.line for frame in traceback.extract_stack() if "/code/src/" in frame.filename]
+            self.lines += ours[-1:] or ["not ours"]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("system, epoch", [("dcid", 0), ("h_dcid", 3)])
+def test_a_step_never_waits_for_the_device(system, epoch):
+    config = Config.for_data(("audio", "video", "text"), system=system, **SMALL)
+    trainer = Pretrainer(build(config).train(), Draws(torch.Generator().manual_seed(0)), Settings())
+    batch = {"audio": torch.randn(4, 10, 6), "video": torch.randn(4, 10, 7, 7, 8), "text": torch.randn(4, 10, 9)}
+    trainer.step(batch, epoch)              # the codebooks start here
+    with Waiting() as waiting:
+        trainer.step(batch, epoch)
+    # one_hot looks at its input on a CPU only, and the run's own generator lies on the CPU
+    assert not [line for line in waiting.lines if "F.one_hot(" not in line and "generator=self.generator" not in line]
+    with Waiting() as waiting:
+        assert (torch.ones(2) > 0).all() and torch.tensor(1.0) > 0
+    assert waiting.lines == ["not ours"] * 3                # the watch sees values that are read and tensors made

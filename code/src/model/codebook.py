@@ -1,5 +1,6 @@
 """The unified codebook: lookup, commitment, CMCM, MM-EMA and code reset (dcid.md 3; paper section 3.2)."""
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -39,7 +40,7 @@ def cmcm_pair(p_x, p_y):
     """
     scores = p_x @ torch.log(p_y + 1e-10).T + p_y @ torch.log(p_x + 1e-10).T        # (B, B)
     scores = scores - scores.min()
-    floor = torch.log(torch.tensor(1e-5, dtype=scores.dtype, device=scores.device))
+    floor = scores.new_full((), math.log(1e-5))         # torch.tensor would make the host wait for a GPU
     return (torch.logaddexp(scores.logsumexp(1), floor) - scores.diagonal()).mean()
 
 
