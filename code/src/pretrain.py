@@ -5,7 +5,7 @@ import logging
 import torch
 from tqdm import tqdm
 
-from configs.opts import parse_pretrain
+from configs.opts import PLACES, parse_pretrain
 from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.vggsound import VGGSound
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def open_data(opts):
-    """The clips of a run."""
+    """The clips of a run; those of the demo are made first where there is nothing."""
+    if opts.preset == "demo" and not opts.data_root.exists():
+        from dataset import demo_tree  # here, because no other run needs what draws digits and tones
+        demo_tree.build(opts.data_root, PLACES)
     if opts.source_set == "ave":
         return AVE(opts.paths("ave"), opts.modalities, AVE_SPLITS, **opts.reading)
     places = opts.paths("vggsound") | opts.paths(opts.source_set)

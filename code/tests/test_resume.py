@@ -13,6 +13,7 @@ import torch
 
 import kill_resume
 import pretrain
+from dataset import demo_tree
 from engine import checkpoint, loop
 from engine.pretraining import Pretrainer
 from errors import InputError
@@ -157,6 +158,17 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     assert "DCID-model-0-step9.pt: truncated" in caplog.text
     assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch, capsys):
+    """Data where there is nothing, a folder of its own for the run; whoever names a folder with data keeps it."""
+    build = demo_tree.build
+    monkeypatch.setattr(demo_tree, "build", lambda *args: build(*args, clips=80, progress=False))
+    roots = [part for name in ("data", "checkpoint", "runs") for part in (f"--{name}_root", str(tmp_path / name))]
+    for _ in range(2):
+        assert pretrain.main(["--preset", "demo", "--batch_size", "8", "--max_steps", "1", "--seed", "5", *roots]) == 0
+    assert (tmp_path / "data" / demo_tree.MARKER).is_file()
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["dcid-seed5"]
 
 
 def test_auto_without_a_checkpoint_starts(demo_data, tmp_path, caplog):
