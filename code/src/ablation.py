@@ -48,9 +48,8 @@ def row_name(arguments):
 
 def show(rows, study):
     """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
-    measured = {Path(row["checkpoint"]).parent.name: [] for row in rows}
-    for row in rows:
-        measured[Path(row["checkpoint"]).parent.name].append(row)
+    newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
+    measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
     entries = []
     for arguments in STUDIES[study][1]:
         for row in tables.collect(measured.get(row_name(arguments), []), "last"):

@@ -242,3 +242,5 @@ def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_pat
     rows = results.read(tmp_path / "run" / "results.jsonl")
     assert len({row["checkpoint_sha256"] for row in rows}) == 2 and {row["control"] for row in rows} == {None}
     assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
+    earlier = [row | {"checkpoint_sha256": "of an earlier call", "value": 0.0} for row in rows]
+    assert ablation.show(earlier + rows, "3") == ablation.show(rows, "3")
