@@ -1,6 +1,7 @@
 """What was made faster computes the same: the fast step against the plain one, in float64 at small widths."""
 
 import copy
+import shutil
 import traceback
 
 import pytest
@@ -102,6 +103,19 @@ def test_recomputed_activations_change_nothing():
         results.append((losses, trainer.model.state_dict()))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_compiled_layers_change_nothing(bf16):
+    config, results = Config.for_data(("audio", "video", "text"), **SMALL), []
+    for compiled in (False, True):
+        torch.manual_seed(3)
+        trainer = Pretrainer(build(config).train(), Draws(torch.Generator().manual_seed(0)),
+                             Settings(compile=compiled, bf16=bf16))
+        results.append([{name: x.detach().float() for name, x in trainer.step(batch, 0).losses.items()}
+                        for batch in ({m: x.float() for m, x in b.items()} for b in batches(config, 4, 2))])
+    torch.testing.assert_close(*results, rtol=1e-2 if bf16 else 1e-4, atol=1e-2 if bf16 else 1e-4)
 
 
 class Waiting(TorchDispatchMode):

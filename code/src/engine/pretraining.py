@@ -2,16 +2,22 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from engine.adam import ClippedAdam, total_norm
 from model import names
 from model.dcid import LEVEL_SUFFIX
+from model.decoders import LinearDecoder
+from model.encoders import LinearSpecificEncoder, TemporalEncoder
 from model.together import ALONE
 
 LEARNING_RATE_DROPS = (10, 20, 30)      # epochs at which the learning rate is halved
 MI_ITERATIONS = 5                       # Adam steps of the CLUB networks in each training step
+# Many small operations each. Maps (model/maps.py) are a few large products, whose backward takes minutes to compile.
+COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
+EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
 SECOND_LEVEL_FROM = 3                   # epoch at which the losses of H-DCID's second level start
 
 
@@ -31,7 +37,7 @@ class Settings:
     layer2_start: str = "data"
     detach_targets: bool = False
     bf16: bool = False
-    compile: bool = False               # torch.compile the encoders and decoders
+    compile: bool = False               # torch.compile `COMPILED`
     recompute: bool = False             # video activations in the backward pass: less memory, a third more work
     level_weights: tuple = (1.0, 0.3)
 
@@ -68,8 +74,8 @@ class Pretrainer:
             if hasattr(module, "recompute"):
                 module.recompute = settings.recompute
         if settings.compile:
-            for level, objective in zip(model.encoder.levels, model.objectives):
-                for part in (*level.semantic.values(), *level.specific.values(), *objective.decoders.values()):
+            for part in model.modules():
+                if isinstance(part, COMPILED):
                     part.compile()
         self.finish_gradients = None if together is ALONE else together.add_gradients(model)
         parameters = dict(model.named_parameters())
@@ -116,7 +122,7 @@ class Pretrainer:
 
     def evaluate(self, batch, epoch):
         """The losses of `batch` without any change of state."""
-        with torch.no_grad():
+        with torch.no_grad(), EAGER():
             depth = self.depth(epoch)
             with self._autocast():
                 outputs = self.model.encoder(self.model.encoder.features(batch), depth, self._with_cmcm)
@@ -162,7 +168,7 @@ class Pretrainer:
             if not self.started[number]:
                 was_training = self.model.training
                 self.model.eval()
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), self._autocast(), EAGER():
                     outputs = self.model.encoder(features, number + 1, False)
                 self.model.train(was_training)
                 self.model.encoder.levels[number].codebook.start_from(outputs[number].semantic, self.draws)
