@@ -25,7 +25,7 @@ from baseline_step import PlainStep  # noqa: E402
 from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
-from engine.batches import Resident  # noqa: E402
+from engine.batches import Resident, stored_dtype  # noqa: E402
 from engine.memory import keep_freed_memory  # noqa: E402
 from engine.pretraining import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
 from errors import Parser, run  # noqa: E402
@@ -133,7 +133,7 @@ def main(argv=None):
     model = build(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
     clips = 2 * opts.batch_size
-    kept = torch.float16 if opts.precision == "bf16" else stored
+    kept = stored_dtype(opts.precision, stored)
     data = Endless(random_data(config, clips, device, stored, kept), clips, opts.batch_size)
     trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
                          Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))

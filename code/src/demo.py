@@ -7,7 +7,7 @@ from pathlib import Path
 
 import evaluate
 import pretrain
-from configs.opts import PLACES, ROOT, device, parse_pretrain
+from configs.opts import PLACES, ROOT, parse_pretrain
 from dataset import demo_tree
 from engine import figures
 from errors import Parser, run
@@ -33,7 +33,6 @@ def parse(argv):
 def main(argv=None):
     own, pretraining, shared = parse(argv)
     opts = parse_pretrain(shared + pretraining)
-    device(opts.gpu)
     name = opts.model_save_path.name
     folder = opts.runs_root / name
 

@@ -10,7 +10,7 @@ from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.vggsound import VGGSound
 from engine import checkpoint, distributed, provenance
-from engine.batches import Resident, Streamed
+from engine.batches import Resident, Streamed, stored_dtype
 from engine.loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
 from engine.memory import keep_freed_memory
 from engine.pretraining import Pretrainer, Settings
@@ -111,8 +111,7 @@ def pretrain(opts, together):
              sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)
     dtype = next(model.parameters()).dtype
     if opts.in_memory:
-        stored = torch.float16 if opts.precision == "bf16" else dtype
-        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored)
+        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype))
     else:
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
 

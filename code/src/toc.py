@@ -11,6 +11,7 @@ import torch
 
 from configs.opts import RUNS, toc_arguments
 from engine import checkpoint, style
+from engine.channels import selection_of
 from errors import InputError, Parser, run
 from model import toc
 from writing import whole_file
@@ -71,7 +72,7 @@ def draw(codes, channels, path):
 
 def main(argv=None):
     opts = parse(argv)
-    selection = toc.Selection(opts.choose_channel, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
+    selection = selection_of(opts, opts.choose_channel)
     encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
     selection.counts(encoder.config.code_dim)
     print(f"{opts.checkpoint}: {encoder.config.system}, {', '.join(encoder.config.modalities)}")

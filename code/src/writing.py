@@ -1,6 +1,7 @@
 """Files written whole or not at all: a temporary file beside the old one, flushed to disk, then renamed over it.
 
-Valid Python 3.7, standard library alone: the exporter of text features imports it there."""
+Valid Python 3.7, standard library alone: the exporter of text features imports it there.
+"""
 
 import fcntl
 import os

@@ -17,7 +17,7 @@ from dataset import demo_tree
 from engine import checkpoint, loop
 from engine.pretraining import Pretrainer
 from errors import InputError
-from tiny import STEPS, checkpoints, command, train
+from tiny import STEPS, checkpoints, command, run_once, train
 
 pytestmark = pytest.mark.usefixtures("small_model")
 
@@ -160,13 +160,13 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch, capsys):
+def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch):
     """Data where there is nothing, a folder of its own for the run; whoever names a folder with data keeps it."""
     build = demo_tree.build
     monkeypatch.setattr(demo_tree, "build", lambda *args: build(*args, clips=80, progress=False))
     roots = [part for name in ("data", "checkpoint", "runs") for part in (f"--{name}_root", str(tmp_path / name))]
     for _ in range(2):
-        assert pretrain.main(["--preset", "demo", "--batch_size", "8", "--max_steps", "1", "--seed", "5", *roots]) == 0
+        assert run_once(["--preset", "demo", "--batch_size", "8", "--max_steps", "1", "--seed", "5", *roots]) == 0
     assert (tmp_path / "data" / demo_tree.MARKER).is_file()
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["dcid-seed5"]
 

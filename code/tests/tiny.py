@@ -16,9 +16,14 @@ def command(root, folder, *more):
 
 
 def train(root, folder, *more):
-    """Run it; returns the exit code. The log handlers of the run are taken off again."""
+    """Run it; returns the exit code."""
+    return run_once(command(root, folder, *more))
+
+
+def run_once(arguments):
+    """pretrain.py with these arguments; returns the exit code. The log handlers of the run are taken off again."""
     try:
-        return pretrain.main(command(root, folder, *more)) or 0
+        return pretrain.main(arguments) or 0
     finally:
         logger = logging.getLogger()
         for handler in [h for h in logger.handlers if getattr(h, "of_run", False)]:

@@ -35,6 +35,7 @@ SECONDS = 10
 BLOCK = 80                              # clips made at a time
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
+AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
 LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
 
 
@@ -158,7 +159,7 @@ def avvp(tree):
     twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
     """
     rng = tree.rng("avvp")
-    count = tree.clips // 4
+    count = tree.clips // AVVP_SHARE
     names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
     shared = names[list(SHARED)]
     keys = {"audio": np.full((count, SECONDS + 1), digits.EMPTY), "visual": np.full((count, SECONDS + 1), digits.EMPTY)}
@@ -358,7 +359,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        total = clips + len(ave_rows(clips)[0]) + clips // 4 + clips // 80 * len(digits.CLASSES)
+        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // 80 * len(digits.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
             tree = Tree(partial, places, seed, clips, bar)

@@ -13,6 +13,11 @@ def epoch_order(num_clips, seed, epoch):
     return torch.randperm(num_clips, generator=generator)
 
 
+def stored_dtype(precision, dtype):
+    """What features are kept as in memory: 16 bits for --precision bf16, else the dtype of the batches."""
+    return torch.float16 if precision == "bf16" else dtype
+
+
 @dataclass
 class Resident:
     """All features of a dataset as tensors on one device, modality -> (N, T, ...); text as a table and row numbers."""

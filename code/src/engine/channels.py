@@ -58,13 +58,13 @@ def variants(opts, task, config):
         if preset == "off":
             found.append(Variant(OFF, dict.fromkeys(opts.directions)))
         elif preset == "fixed":
-            found.append(_uniform(opts, FIXED))
+            found.append(_uniform(opts, Selection(*FIXED, opts.toc_terms)))
         else:
             known = RELEASED[config.system].get(task, {})
             covered = {d: Selection(*known[d], opts.toc_terms) for d in opts.directions if d in known}
             if covered:
                 found.append(Variant("TOC released" + _terms(opts.toc_terms), covered))
-    found += [_uniform(opts, (count, opts.toc_max_num, opts.toc_min_num)) for count in opts.choose_channel or ()]
+    found += [_uniform(opts, selection_of(opts, count)) for count in opts.choose_channel or ()]
     if not found:
         pairs = ", ".join("->".join(direction) for direction in opts.directions)
         raise InputError(f"--toc_preset released: there is no published setting for {task} with {pairs}; "
@@ -78,7 +78,12 @@ def variants(opts, task, config):
 def check(opts, config):
     """InputError where --choose_channel asks for what the codebooks of an encoder cannot give; needs no data."""
     for count in opts.choose_channel or ():
-        Selection(count, opts.toc_max_num, opts.toc_min_num).counts(config.code_dim)
+        selection_of(opts, count).counts(config.code_dim)
+
+
+def selection_of(opts, count):
+    """`count` channels by the options of configs.opts.toc_arguments."""
+    return Selection(count, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
 
 
 def title(selection):
@@ -89,8 +94,7 @@ def title(selection):
     return f"TOC {','.join(map(str, numbers))}{_terms(selection.terms)}"
 
 
-def _uniform(opts, numbers):
-    selection = Selection(*numbers, opts.toc_terms)
+def _uniform(opts, selection):
     return Variant(title(selection), dict.fromkeys(opts.directions, selection))
 
 

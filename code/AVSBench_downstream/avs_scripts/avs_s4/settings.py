@@ -8,7 +8,6 @@ from pathlib import Path
 from avs_s4.model.backbones import NAMES
 from configs import opts as places
 from errors import InputError, Parser
-from model.toc import Selection
 
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
@@ -194,13 +193,6 @@ def parse_train(argv=None):
     opts.backbone_weights = opts.backbone_weights or "none"
     opts.source, opts.target = DIRECTIONS[opts.direction]
     return opts
-
-
-def selection(opts):
-    """What --choose_channel asks for: model.toc.Selection, or None for all code channels."""
-    if opts.choose_channel is None:
-        return None
-    return Selection(opts.choose_channel, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
 
 
 def parse_test(argv=None):

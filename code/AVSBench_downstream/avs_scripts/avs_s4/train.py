@@ -22,7 +22,8 @@ from avs_s4.model import names
 from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.model.backbones import load_weights
 from avs_s4.query import Adapter
-from avs_s4.settings import parse_train, selection
+from avs_s4.settings import parse_train
+from engine.channels import selection_of
 from engine.results import source_commit
 from engine.runs import seed_everything
 from errors import run
@@ -33,16 +34,16 @@ def main(argv=None):
     modalities = opts.source, opts.target
     encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
     parts.require_modalities(encoder, modalities, opts.checkpoint)
-    channels = selection(opts)
-    if channels:                            # refused before any work
-        channels.counts(encoder.config.code_dim)
+    selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
+    if selection:                           # refused before any work
+        selection.counts(encoder.config.code_dim)
     resumed = progress.find(opts, encoder_sha256)
     train_set = parts.open_split(opts, "train", opts.image_size, modalities)
     val_set = parts.open_split(opts, "val", opts.image_size, modalities)
 
     seed_everything(opts.seed)
     adapter = Adapter("torch" if opts.protocol == "released" else opts.adapter_start)
-    query = parts.build_query(opts, encoder, adapter, train_set, modalities, channels)
+    query = parts.build_query(opts, encoder, adapter, train_set, modalities, selection)
     network = AVSNetwork(NetworkConfig(
         opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, query.width,
         opts.channels, opts.tpavi_norm_start))
@@ -57,7 +58,7 @@ def main(argv=None):
             getattr(network.decoder, f"tpavi_b{stage + 1}").whiten(codes.flatten(0, 1))
 
     facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
-             "toc": channels and list(astuple(channels)), "encoder_sha256": encoder_sha256}
+             "toc": selection and list(astuple(selection)), "encoder_sha256": encoder_sha256}
     known = {"commit": source_commit(), "encoder_sha256": encoder_sha256}
     folder, log = parts.known_run(opts, *resumed, known) if resumed else parts.new_run(opts, opts.direction, known)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
