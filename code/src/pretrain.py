@@ -14,7 +14,7 @@ from engine.batches import Resident, Streamed, stored_dtype
 from engine.loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
 from engine.memory import keep_freed_memory
 from engine.pretraining import Pretrainer, Settings
-from engine.runs import Run, seed_everything
+from engine.runs import Run, beginning, seed_everything, show_log
 from errors import InputError, run
 from model.config import Config
 from model.draws import Draws
@@ -102,8 +102,11 @@ def pretrain(opts, together):
         bf16=opts.precision == "bf16", recompute=opts.recompute), together)
     state = RunState.of(loaded) if loaded else None
     folder = None
-    if together.is_first:
-        folder = Run(opts.snapshot_pref, opts.resolved(), state and state.records)
+    if opts.evaluate:
+        show_log()
+    elif together.is_first:
+        records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
+        folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
                                                                   opts.source_set), clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", opts.system, opts.device, len(data),

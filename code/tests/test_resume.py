@@ -171,6 +171,25 @@ def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["dcid-seed5"]
 
 
+def test_lines_before_the_first_checkpoint_are_set_aside_too(demo_data, tmp_path, whole, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        signal_after(patch, 2, error=RuntimeError("power failure"))
+        train(demo_data, tmp_path)
+    assert len(kill_resume.figures(tmp_path)) == 2
+    assert train(demo_data, tmp_path, "--resume", "auto") == 0
+    assert kill_resume.figures(tmp_path) == kill_resume.figures(whole())
+    assert len((tmp_path / "run" / "discarded.jsonl").read_text().splitlines()) == 2
+
+
+def test_evaluate_leaves_the_run_as_it_is(demo_data, tmp_path, capsys):
+    train(demo_data, tmp_path, "--save_every_steps", 3, "--max_steps", 5)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    train(demo_data, tmp_path, "--resume", tmp_path / "checkpoints" / "DCID-model-0-step3.pt", "--evaluate")
+    assert "total" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_auto_without_a_checkpoint_starts(demo_data, tmp_path, caplog):
     assert train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 1) == 0
     assert "has no checkpoint of this run; it starts from the beginning" in caplog.text

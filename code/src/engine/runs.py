@@ -57,14 +57,40 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+def show_log(file=None):
+    """Send log lines to the console and, with their time, to the end of `file`; nowhere else any more.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    logger = logging.getLogger()
+    handlers = [(_Console(), "%(message)s")]
+    if file:
+        handlers.append((logging.FileHandler(file), "%(asctime)s %(message)s"))
+    for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
+        logger.removeHandler(handler)
+        handler.close()
+    for handler, form in handlers:
+        handler.of_run = True
+        handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def beginning(folder):
+    """Position of a run that keeps its records in `folder` and takes its first step again."""
+    return {"folder": str(Path(folder).absolute()), "bytes": 0, "step": 0}
+
+
 class Run:
     """One run's folder with `log.txt`, `options.json`, `metrics.jsonl` and TensorBoard events.
 
     Args:
         folder: made where it is absent; files of an earlier run in it are added to, not replaced.
         options: resolved options as JSON values.
-        position: of a resumed run, as `position` gave it when its checkpoint was saved; later lines of metrics.jsonl,
-            whose steps are taken again, move to discarded.jsonl. None for a new run.
+        position: of a resumed run, as `position` gave it when its checkpoint was saved, or `beginning` where it ended
+            before its first; later lines of metrics.jsonl, whose steps are taken again, move to discarded.jsonl. None
+            for a new run.
     """
 
     def __init__(self, folder, options, position=None):
@@ -73,7 +99,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole_file(self.folder / "options.json", "w") as file:
                 file.write(json.dumps(options, indent=1) + "\n")
-            log_file = logging.FileHandler(self.folder / "log.txt")
+            show_log(self.folder / "log.txt")
             if position and position["folder"] == str(self.folder.absolute()):
                 self._cut(position["bytes"])
             self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
@@ -81,16 +107,6 @@ class Run:
             raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
                              "with --snapshot_pref") from error
         self.is_full = False
-        logger = logging.getLogger()
-        for handler in list(logger.handlers):
-            if getattr(handler, "of_run", False):
-                logger.removeHandler(handler)
-                handler.close()
-        for handler, form in ((log_file, "%(asctime)s %(message)s"), (_Console(), "%(message)s")):
-            handler.of_run = True
-            handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
-            logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
 
     @property
     def metrics_file(self):
@@ -99,7 +115,7 @@ class Run:
     def position(self, step):
         """Where this folder's records end now, for a checkpoint saved after `step` steps."""
         size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
-        return {"folder": str(self.folder.absolute()), "bytes": size, "step": step}
+        return beginning(self.folder) | {"bytes": size, "step": step}
 
     def _cut(self, size):
         """Move what metrics.jsonl has beyond `size` bytes to discarded.jsonl."""
