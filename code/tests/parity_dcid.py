@@ -157,8 +157,10 @@ def check_dcid_small(folder):
         worst.add("eval outputs", output.specific[m].full, arrays[f"eval_{m}_specific"], FORWARD)
         worst.add("eval outputs", output.quantized.vectors[m], arrays[f"eval_{m}_quantized"], FORWARD)
         worst.add("eval code indices", output.quantized.indices[m], arrays[f"eval_indices_{LETTER[m]}"], 0)
-    report = run.trainer.losses(outputs, [0])
-    report.likelihoods = {names_of(m): v for m, v in run.model.objectives[0].likelihoods(output).items()}
+    objective, clubs = run.model.objectives[0], run.trainer.clubs([0])
+    report = run.trainer.losses(outputs, [0], clubs)
+    report.likelihoods = dict(zip(map(names_of, objective.club_order),
+                                  clubs[0].log_likelihoods(objective.evidence(output))))
     compare_losses(worst, "eval losses", report, facts["eval_losses"], FORWARD, False)
     report.losses["total"].backward()
     ours = run.gradients()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.pretraining import Pretrainer, Settings
-from model.club import Club, Evidence
+from model.club import Club, Clubs, Evidence
 from model.config import Config
 from model.draws import Draws
 from model.h_dcid import build
@@ -88,44 +88,73 @@ def test_softmax_attention_weighs_places_and_learns():
         pool.excite(torch.relu(pool.squeeze(torch.ones(2, 3, 4))))), rtol=1e-5)      # equal places: their mean
 
 
-def test_club_gradient():
+def club_inputs(dtype=F64, scale=1):
+    """Two modalities, the second with narrower features: networks, codes, features as the networks take them."""
     torch.manual_seed(4)
-    club = Club(3, 2, 8).double()
-    codes = torch.randn(4, 5, 3, dtype=F64, requires_grad=True)
-    specific = torch.randn(4, 5, 2, dtype=F64, requires_grad=True)
-    shuffle = torch.tensor([2, 0, 3, 1])
-    assert torch.autograd.gradcheck(lambda c, s: club.upper_bound(c, s, shuffle), (codes, specific))
+    clubs = [Club(3, 4, 8).to(dtype), Club(3, 2, 8).to(dtype)]
+    codes, specific = (scale * torch.randn(2, 4, 5, 3)).to(dtype), (scale * torch.randn(2, 4, 5, 4)).to(dtype)
+    specific[1, ..., 2:] = 0
+    return clubs, codes.requires_grad_(), specific.requires_grad_()
+
+
+SHUFFLES = torch.tensor([[2, 0, 3, 1], [1, 2, 3, 0]])
+
+
+def test_club_gradient():
+    clubs, codes, specific = club_inputs()
+    side_by_side = Clubs(clubs)
+    assert torch.autograd.gradcheck(lambda c, s: side_by_side.upper_bounds(c, s, SHUFFLES), (codes, specific))
     assert torch.autograd.gradcheck(
-        lambda z, y: club.log_likelihood(Evidence.each(z.flatten(0, 1), y.flatten(0, 1))), (codes, specific))
+        lambda z, y: side_by_side.log_likelihoods(Evidence.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
 
 
 def test_club_equals_the_loop():
-    torch.manual_seed(5)
-    club = Club(3, 2, 8).double()
-    codes, specific = torch.randn(3, 4, 3, dtype=F64), torch.randn(3, 4, 2, dtype=F64)
-    shuffle = [1, 2, 0]
-    mean, logvar = club.mean(codes), club.log_variance(codes)
-    total = 0.0
-    for b in range(3):
-        for d in range(2):
-            variance = logvar[b, :, d].mean().exp()
-            positive = -((mean[b, :, d] - specific[b, :, d]) ** 2).mean() / variance
-            negative = -((mean[b, :, d] - specific[shuffle[b], :, d]) ** 2).mean() / variance
-            total += (positive - negative) / 2 / 3
-    assert torch.allclose(club.upper_bound(codes, specific, torch.tensor(shuffle)), total)
+    clubs, codes, specific = club_inputs()
+    bounds = Clubs(clubs).upper_bounds(codes, specific, SHUFFLES)
+    for club, z, y, shuffle, width, ours in zip(clubs, codes, specific, SHUFFLES, (4, 2), bounds, strict=True):
+        mean, logvar = club.mean(z), club.log_variance(z)
+        total = 0.0
+        for b in range(4):
+            for d in range(width):
+                variance = logvar[b, :, d].mean().exp()
+                positive = -((mean[b, :, d] - y[b, :, d]) ** 2).mean() / variance
+                negative = -((mean[b, :, d] - y[shuffle[b], :, d]) ** 2).mean() / variance
+                total += (positive - negative) / 2 / 4
+        assert torch.allclose(ours, total)
+
+
+def test_clubs_side_by_side_are_the_networks():
+    """Likelihood and gradients of each are those of its own networks, also after these have moved."""
+    clubs, codes, specific = club_inputs()
+    side_by_side = Clubs(clubs)
+    side_by_side.collect_gradients()
+    with torch.no_grad():
+        for club in clubs:
+            for parameter in club.parameters():
+                parameter.mul_(1.5)
+    side_by_side.refresh()
+    evidence = Evidence.each(codes.detach().flatten(1, 2), specific.detach().flatten(1, 2))
+    values = side_by_side.log_likelihoods(evidence)
+    values.sum().backward()
+    for club, z, y, width, ours in zip(clubs, codes.detach(), specific.detach(), (4, 2), values, strict=True):
+        mean, logvar = club.mean(z), club.log_variance(z)
+        plain = ((-(mean - y[..., :width]) ** 2 / logvar.exp() - logvar) / 2).sum(-1).mean()
+        torch.testing.assert_close(ours, plain)
+        parameters = list(club.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(plain, parameters), strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1, 1e2, 1e4])
 def test_club_is_finite_at_every_scale(dtype, scale):
-    torch.manual_seed(6)
-    club = Club(8, 6, 8).to(dtype)
-    codes = (scale * torch.randn(4, 5, 8)).to(dtype).requires_grad_()
-    specific = (scale * torch.randn(4, 5, 6)).to(dtype).requires_grad_()
-    bound = club.upper_bound(codes, specific, torch.tensor([1, 2, 3, 0]))
-    bound = bound + club.log_likelihood(Evidence.each(codes.flatten(0, 1), specific.flatten(0, 1)))
-    bound.backward()
-    assert torch.isfinite(bound) and torch.isfinite(codes.grad).all() and torch.isfinite(specific.grad).all()
+    clubs, codes, specific = club_inputs(dtype, scale)
+    side_by_side = Clubs(clubs)
+    bounds = side_by_side.upper_bounds(codes, specific, SHUFFLES)
+    bounds = bounds + side_by_side.log_likelihoods(Evidence.each(codes.flatten(1, 2), specific.flatten(1, 2)))
+    bounds.sum().backward()
+    for x in (bounds, codes.grad, specific.grad):
+        assert torch.isfinite(x).all()
 
 
 def test_bf16_trains_with_a_float32_codebook():

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import checkpoint
 from engine.pretraining import Pretrainer, Settings
-from model.club import Club, Evidence
+from model.club import Club, Clubs, Evidence
 from model.config import Config
 from model.draws import Draws
 from model.h_dcid import build
@@ -78,16 +78,16 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
 def test_likelihood_of_codes_equals_that_of_seconds():
     """Grouped by code, the evidence gives the same likelihood and gradients as second by second."""
     torch.manual_seed(0)
-    club = Club(16, 5, 12).double()
-    codes, indices = torch.randn(7, 16).double(), torch.randint(6, (4, 10))             # code 6 is never chosen
-    specific = torch.randn(4, 10, 5).double()
+    clubs = Clubs([Club(16, 5, 12).double(), Club(16, 5, 12).double()])
+    codes, indices = torch.randn(7, 16).double(), torch.randint(6, (2, 4, 10))          # code 6 is never chosen
+    specific = torch.randn(2, 4, 10, 5).double()
     grouped = Evidence.of(codes, indices, specific)
-    single = Evidence.each(codes[indices.flatten()], specific.flatten(0, 1))
-    assert len(grouped.codes) == 7 and len(single.codes) == 40
+    single = Evidence.each(codes[indices].flatten(1, 2), specific.flatten(1, 2))
+    assert grouped.mean.shape == (2, 7, 5) and single.mean.shape == (2, 40, 5)
     results = []
     for evidence in (grouped, single):
-        value = club.log_likelihood(evidence)
-        results.append((value, *torch.autograd.grad(value, list(club.parameters()))))
+        values = clubs.log_likelihoods(evidence)
+        results.append((values, *torch.autograd.grad(values.sum(), clubs.tensors)))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 

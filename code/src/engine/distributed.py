@@ -57,6 +57,7 @@ class Ranks:
 
     def __init__(self, seed):
         self.rank, self.size, self.seed, self.counts = dist.get_rank(), dist.get_world_size(), seed, None
+        self.under_way = []
 
     @property
     def is_first(self):
@@ -135,25 +136,18 @@ class Ranks:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
-    def add_gradients(self, model):
-        """From now on every gradient of `model` is added up over the processes as soon as it is complete.
+    def add_gradients(self, tensors):
+        """From now on the gradient of each of these leaves is added up over the processes as soon as it is complete."""
+        for tensor in tensors:
+            tensor.register_post_accumulate_grad_hook(self._add)
 
-        Returns a function that waits for those under way.
-        """
-        waiting = []
+    def _add(self, tensor):
+        self.under_way.append(dist.all_reduce(flat(tensor.grad), async_op=True))
 
-        def add(parameter):
-            row = flat(parameter.grad)
-            assert row.data_ptr() == parameter.grad.data_ptr(), "a copy would be added up, not the gradient"
-            waiting.append(dist.all_reduce(row, async_op=True))
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(add)
-
-        def wait():
-            for work in waiting:
-                work.wait()
-            waiting.clear()
-        return wait
+    def finish_gradients(self):
+        for work in self.under_way:
+            work.wait()
+        self.under_way.clear()
 
 
 def local_number():

@@ -3,10 +3,11 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
-from engine.adam import ClippedAdam, total_norm
+from engine.adam import adam_step, total_norm
 from model import names
 from model.dcid import LEVEL_SUFFIX
 from model.decoders import LinearDecoder
@@ -77,12 +78,13 @@ class Pretrainer:
             for part in model.modules():
                 if isinstance(part, COMPILED):
                     part.compile()
-        self.finish_gradients = None if together is ALONE else together.add_gradients(model)
+        together.add_gradients(model.parameters())
         parameters = dict(model.named_parameters())
         grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
         self.sections = {section: [parameters[name] for name in ours] for section, ours in grouped.items() if ours}
         main = [p for section in names.MAIN_OPTIMIZER for p in self.sections.get(section, [])]
-        self.optimizers = {"main": ClippedAdam(main, settings.lr, settings.weight_decay)}
+        self.optimizers = {
+            "main": torch.optim.Adam(main, settings.lr, weight_decay=settings.weight_decay, fused=True)}
         for section in self.sections:
             if section in names.MI_OPTIMIZERS:
                 self.optimizers[section] = torch.optim.Adam(self.sections[section], settings.mi_lr, fused=True)
@@ -105,17 +107,17 @@ class Pretrainer:
             features = model.encoder.features(batch)
         self._start_codebooks(features, depth)
 
-        likelihoods = {}
+        clubs, likelihoods = self.clubs(trained) if with_club else {}, {}
         if settings.mi_forward == "released":
             for _ in range(MI_ITERATIONS if with_club else 0):
-                likelihoods = self._mi_steps(self._encode(features, depth), trained, 1)
+                likelihoods = self._mi_steps(self._encode(features, depth), clubs, 1)
             outputs = self._encode(features, depth)
         else:
             outputs = self._encode(features, depth)
-            likelihoods = self._mi_steps(outputs, trained, MI_ITERATIONS if with_club else 0)
+            likelihoods = self._mi_steps(outputs, clubs, MI_ITERATIONS)
 
-        report = self.losses(outputs, trained)
-        self._backward(report.losses["total"])
+        report = self.losses(outputs, trained, clubs)
+        self._backward(report.losses["total"], clubs)
         report.likelihoods = likelihoods
         self._update(report, epoch)
         return report
@@ -128,15 +130,24 @@ class Pretrainer:
                 outputs = self.model.encoder(self.model.encoder.features(batch), depth, self._with_cmcm)
             return self.losses(outputs, range(depth))
 
-    def losses(self, outputs, trained):
-        """Every term of the computed levels, and the total over the `trained` ones."""
+    def clubs(self, levels):
+        """The CLUB networks of these levels side by side, by level; gradients there are gradients of the networks."""
+        clubs = {number: self.model.objectives[number].clubs() for number in levels}
+        for side_by_side in clubs.values():
+            side_by_side.collect_gradients()
+            self.together.add_gradients(side_by_side.tensors)
+        return clubs
+
+    def losses(self, outputs, trained, clubs=MappingProxyType({})):
+        """Every term of the computed levels, and the total over the `trained` ones. Of the CLUB networks only those in
+        `clubs` (as `clubs` gives them) get gradients."""
         losses, metrics, total = {}, {}, 0
         for number, output in enumerate(outputs):
             objective, suffix = self.model.objectives[number], LEVEL_SUFFIX[number]
             with self._autocast():
                 reconstructed = objective.reconstruct(output)
             level = objective(output, reconstructed, self.draws, self.settings.without,
-                              self.settings.detach_targets and number > 0)
+                              self.settings.detach_targets and number > 0, clubs.get(number))
             losses |= {name + suffix: value for name, value in level.terms.items()}
             metrics |= {name + suffix: value for name, value in level.metrics.items()}
             if number in trained:
@@ -174,17 +185,14 @@ class Pretrainer:
                 self.model.encoder.levels[number].codebook.start_from(outputs[number].semantic, self.draws)
                 self.started[number] = True
 
-    def _backward(self, total):
+    def _backward(self, total, clubs):
         """Gradients of the total. Those of the MI networks join what the inner loop left, which counts once."""
         self.optimizers["main"].zero_grad(set_to_none=True)
         if not self.together.is_first:
-            for section in names.MI_OPTIMIZERS:
-                for parameter in self.sections.get(section, ()):
-                    if parameter.grad is not None:
-                        parameter.grad.zero_()
+            for side_by_side in clubs.values():
+                side_by_side.zero_gradients()
         total.backward()
-        if self.finish_gradients:
-            self.finish_gradients()
+        self.together.finish_gradients()
 
     def _update(self, report, epoch):
         """Clip every section and step, unless `before_update` raises. The gradients of the MI networks have done their
@@ -195,29 +203,33 @@ class Pretrainer:
             self.before_update(report)
         main = self.optimizers["main"]
         main.param_groups[0]["lr"] = self.learning_rate(epoch)
-        main.step_sections([(self.sections[section], (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0))
-                            for section, norm in report.grad_norms.items() if section in names.MAIN_OPTIMIZER])
+        for section, norm in report.grad_norms.items():
+            if section in names.MAIN_OPTIMIZER:
+                factor = (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0)
+                adam_step([(main, self.sections[section])], factor)
 
-    def _mi_steps(self, outputs, trained, iterations):
-        """Adam steps of every CLUB network of the trained levels on detached features.
+    def _mi_steps(self, outputs, clubs, iterations):
+        """Adam steps of every CLUB network in `clubs` on detached features.
 
         The last iteration's gradients stay and join those of the bound, so that the norms before clipping are the
         published ones; the next iteration clears them (dcid.md 5).
         """
-        likelihoods, objectives = {}, self.model.objectives
-        evidence = {number: objectives[number].evidence(outputs[number]) for number in trained if iterations}
-        for _ in range(iterations):
-            for number in trained:
-                for modality, value in objectives[number].likelihoods(outputs[number], evidence[number]).items():
-                    likelihoods[_mi_section(modality, number)] = value
-            for section in likelihoods:
-                self.optimizers[section].zero_grad(set_to_none=True)
-            (-sum(likelihoods.values())).backward()
-            if self.finish_gradients:
-                self.finish_gradients()
-            for section in likelihoods:
-                self.optimizers[section].step()
-        return {section: value.detach() for section, value in likelihoods.items()}
+        objectives = self.model.objectives
+        evidence = {number: objectives[number].evidence(outputs[number]) for number in clubs}
+        sections = {number: [_mi_section(m, number) for m in objectives[number].club_order] for number in clubs}
+        likelihoods = {}
+        for _ in range(iterations if clubs else 0):
+            for number, side_by_side in clubs.items():
+                side_by_side.zero_gradients()
+                likelihoods[number] = side_by_side.log_likelihoods(evidence[number])
+            (-sum(values.sum() for values in likelihoods.values())).backward()
+            self.together.finish_gradients()
+            adam_step([(self.optimizers[section], self.sections[section])
+                       for number in clubs for section in sections[number]])
+            for side_by_side in clubs.values():
+                side_by_side.refresh()
+        return {section: value for number, values in likelihoods.items()
+                for section, value in zip(sections[number], values.detach())}
 
 
 def _mi_section(modality, level):

@@ -16,62 +16,122 @@ def _mlp(widths, last=None):
     return nn.Sequential(*layers[:-1], *([last] if last else []))
 
 
-@dataclass
-class Evidence:
-    """What a batch says about q: R groups of seconds, each with one code, and their specific features."""
-
-    codes: Tensor       # (R, D)
-    share: Tensor       # (R, 1) of all seconds
-    mean: Tensor        # (R, S) of the group's features
-    spread: Tensor      # (R, S) mean squared deviation from it
-
-    @classmethod
-    def each(cls, codes, specific):
-        """Every second a group of its own: codes (N, D), specific (N, S)."""
-        share = specific.new_full((len(specific), 1), 1 / len(specific))
-        return cls(codes, share, specific, torch.zeros_like(specific))
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, codes, indices, specific):
-        """Seconds grouped by code: codes (K, D), indices (B, T), specific (B, T, S).
-
-        A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
-        of a step cost K rows instead of B*T. Where there are more codes than seconds, every second is a group.
-        """
-        rows, chosen = specific.flatten(0, 1), indices.flatten()
-        if len(codes) >= len(rows):
-            return cls.each(codes[chosen], rows)
-        hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (N, K)
-        number = hits.sum(0).unsqueeze(1)
-        mean = hits.T @ rows / number.clamp_min(1)
-        spread = hits.T @ (rows - mean[chosen]) ** 2 / number.clamp_min(1)
-        return cls(codes, number / len(rows), mean, spread)
-
-
 class Club(nn.Module):
-    """q(specific | code), a Gaussian with mean and log-variance from two MLPs."""
+    """q(specific | code) of one modality, a Gaussian with mean and log-variance from two MLPs; `Clubs` computes it."""
 
     def __init__(self, code_dim, specific_dim, hidden):
         super().__init__()
         widths = (code_dim, hidden, hidden, hidden, specific_dim)
         self.mean = _mlp(widths)
         self.log_variance = _mlp(widths, nn.Tanh())
-        self.together = ALONE
 
-    def log_likelihood(self, evidence):
-        """Mean log-likelihood of a second, up to a constant: scalar, in nats."""
-        mean, log_variance = self.mean(evidence.codes), self.log_variance(evidence.codes)
+
+@dataclass
+class Evidence:
+    """What a batch says about q: for each modality R groups of seconds, with one code each, and their features."""
+
+    codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
+    share: Tensor       # (M, R, 1) of all seconds
+    mean: Tensor        # (M, R, S) of the group's features
+    spread: Tensor      # (M, R, S) mean squared deviation from it
+
+    @classmethod
+    def each(cls, codes, specific):
+        """Every second a group of its own: codes (M, N, D), specific (M, N, S)."""
+        share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
+        return cls(codes, share, specific, torch.zeros_like(specific))
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, codes, indices, specific):
+        """Seconds grouped by code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
+
+        A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
+        of a step cost K rows instead of B*T. Where there are more codes than seconds, every second is a group.
+        """
+        rows, chosen = specific.flatten(1, 2), indices.flatten(1)
+        if len(codes) >= rows.shape[1]:
+            return cls.each(codes[chosen], rows)
+        hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (M, N, K)
+        number = hits.sum(1).unsqueeze(2)
+        mean = hits.mT @ rows / number.clamp_min(1)
+        deviation = rows - mean.gather(1, chosen.unsqueeze(2).expand_as(rows))
+        return cls(codes.unsqueeze(0), number / rows.shape[1], mean, hits.mT @ deviation ** 2 / number.clamp_min(1))
+
+
+class Clubs:
+    """The CLUB networks of M modalities side by side: one batched product a layer instead of one for each network.
+
+    It computes with copies of the networks' weights, which `refresh` brings up to date. Where modalities differ in the
+    width of their features, all are S wide, the widest, and the others end in zeros: weights that are zero there
+    predict zero and take no part in any gradient.
+
+    Attributes:
+        tensors: the copies, leaves: (2M, out, in) and (2M, 1, out) for each layer, first all means' networks, then all
+            log-variances'.
+    """
+
+    def __init__(self, clubs, together=ALONE):
+        self.together, self.tensors, self._places = together, [], []
+        networks = [club.mean for club in clubs] + [club.log_variance for club in clubs]
+        for layer in zip(*([part for part in network if isinstance(part, nn.Linear)] for network in networks)):
+            weight, width = layer[0].weight, max(part.out_features for part in layer)
+            for number, part in enumerate(layer):
+                self._places += [(part.weight, len(self.tensors), (number, slice(part.out_features))),
+                                 (part.bias, len(self.tensors) + 1, (number, 0, slice(part.out_features)))]
+            self.tensors += [weight.new_zeros(len(layer), width, part.in_features, requires_grad=True),
+                             weight.new_zeros(len(layer), 1, width, requires_grad=True)]
+        self._parameters = [parameter for parameter, *_ in self._places]
+        self._copies = self._views([tensor.detach() for tensor in self.tensors])
+        self.refresh()
+
+    def _views(self, tensors):
+        return [tensors[number][place] for _, number, place in self._places]
+
+    @torch.no_grad()
+    def refresh(self):
+        """Take over the networks' weights."""
+        torch._foreach_copy_(self._copies, self._parameters)
+
+    def collect_gradients(self):
+        """From now on the gradients of the copies, zero at first, are those of the networks."""
+        for tensor in self.tensors:
+            tensor.grad = torch.zeros_like(tensor)
+        for parameter, gradient in zip(self._parameters, self._views([tensor.grad for tensor in self.tensors])):
+            parameter.grad = gradient
+
+    def zero_gradients(self):
+        torch._foreach_zero_([tensor.grad for tensor in self.tensors])
+
+    def gaussians(self, codes):
+        """Mean and log-variance of the specific features, (M, R, S) each, given codes (M or 1, R, D)."""
+        x = codes.expand(len(self.tensors[0]) // 2, -1, -1).repeat(2, 1, 1)
+        for weight, bias in zip(self.tensors[::2], self.tensors[1::2]):
+            x = torch.baddbmm(bias, x if weight is self.tensors[0] else F.relu(x), weight.mT)
+        mean, log_variance = x.chunk(2)
+        return mean, log_variance.tanh()
+
+    def log_likelihoods(self, evidence):
+        """Mean log-likelihood of a second, up to a constant: (M,), in nats."""
+        mean, log_variance = self.gaussians(evidence.codes)
         error = (mean - evidence.mean) ** 2 + evidence.spread
-        value = (evidence.share * (-error / log_variance.exp() - log_variance)).sum() / 2
-        return self.together.average(value)
+        values = (evidence.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
+        return self.together.average(values)
 
-    def upper_bound(self, codes, specific, permutation):
-        """The bound on I(code; specific): clips against clips in the order of `permutation` (B,); scalar, in nats."""
-        everything = torch.cat([self.mean(codes), specific, self.log_variance(codes).mean(1, keepdim=True)], 1)
-        everything = self.together.gather(everything)
-        mean, specific, variance = everything.split([codes.shape[1], specific.shape[1], 1], 1)
-        variance = variance.squeeze(1).exp()                                                # (B, S)
-        matched = ((mean - specific) ** 2).mean(1) / variance
-        shuffled = ((mean - specific[permutation]) ** 2).mean(1) / variance
-        return (shuffled - matched).sum(-1).mean() / 2
+    def upper_bounds(self, codes, specific, permutations):
+        """The bounds on I(code; specific), (M,), in nats: clips against clips in another order.
+
+        Args:
+            codes: (M, B, T, D).
+            specific: (M, B, T, S).
+            permutations: (M, B), of the whole batch's clips.
+        """
+        mean, log_variance = (x.unflatten(1, codes.shape[1:3]) for x in self.gaussians(codes.flatten(1, 2)))
+        everything = torch.cat([mean, specific, log_variance.mean(2, keepdim=True)], 2).transpose(0, 1)
+        everything = self.together.gather(everything).transpose(0, 1)
+        mean, specific, variance = everything.split([codes.shape[2], specific.shape[2], 1], 2)
+        variance = variance.squeeze(2).exp()                                                # (M, B, S)
+        matched = ((mean - specific) ** 2).mean(2) / variance
+        other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
+        shuffled = ((mean - other) ** 2).mean(2) / variance
+        return (shuffled - matched).sum(2).mean(1) / 2

@@ -34,14 +34,14 @@ def squared_distance(rows, codes):
 
 
 def cmcm_pair(p_x, p_y):
-    """Cross-modal code matching loss of two modalities (paper eq. 9): p_x, p_y (B, K) code distributions -> scalar.
+    """Cross-modal code matching loss of two modalities (paper eq. 9): code distributions p_x, p_y (..., B, K) -> (...).
 
     mean_i -log( exp(S_ii - m) / (sum_j exp(S_ij - m) + 1e-5) ) with m = min S, computed in the log domain.
     """
-    scores = p_x @ torch.log(p_y + 1e-10).T + p_y @ torch.log(p_x + 1e-10).T        # (B, B)
-    scores = scores - scores.min()
+    scores = p_x @ torch.log(p_y + 1e-10).mT + p_y @ torch.log(p_x + 1e-10).mT      # (..., B, B)
+    scores = scores - scores.amin((-2, -1), keepdim=True)
     floor = scores.new_full((), math.log(1e-5))         # torch.tensor would make the host wait for a GPU
-    return (torch.logaddexp(scores.logsumexp(1), floor) - scores.diagonal()).mean()
+    return (torch.logaddexp(scores.logsumexp(-1), floor) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
 def attention_teacher(z, other):
@@ -73,31 +73,30 @@ class Codebook(nn.Module):
             z: modality -> (B, T, D) semantic features.
             with_cmcm: False leaves the matching loss at zero.
         """
-        codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
-        quantized, indices, chances = {}, {}, {}
         for modality, x in z.items():
-            if x.shape[-1] != codes.shape[-1]:
-                raise ValueError(f"{modality} features are {x.shape[-1]} wide, the codebook {codes.shape[-1]}")
-            distance = squared_distance(x.flatten(0, 1), codes)
-            indices[modality] = distance.detach().argmin(1).unflatten(0, x.shape[:2])
-            quantized[modality] = codes[indices[modality]]
-            if with_cmcm:       # a feature that lies on its code has no gradient here, where the root's is infinite
-                root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
-                chances[modality] = torch.softmax(-root, 1).unflatten(0, x.shape[:2]).mean(1)
-        if chances:
-            whole = self.together.gather(torch.stack(list(chances.values()), 1))                    # (B, M, K)
-            chances = dict(zip(chances, whole.unbind(1)))
-        cmcm = sum((cmcm_pair(chances[x], chances[y]) for x, y in combinations(chances, 2)),
-                   start=codes.new_zeros(()))
-        chosen = torch.stack([self._histogram(i, codes) for i in indices.values()])                 # (M, B, K)
+            if x.shape[-1] != self.embedding.shape[1]:
+                raise ValueError(f"{modality} features are {x.shape[-1]} wide, the codebook {self.embedding.shape[1]}")
+        codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
+        x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
+        distance = squared_distance(x.flatten(0, 2), codes)
+        indices = distance.detach().argmin(1).unflatten(0, x.shape[:3])
+        quantized = codes[indices]
+        cmcm = codes.new_zeros(())
+        if with_cmcm and len(z) > 1:    # a feature that lies on its code has no gradient here, the root's is infinite
+            root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
+            chances = torch.softmax(-root, 1).unflatten(0, x.shape[:3]).mean(2)                     # (M, B, K)
+            chances = self.together.gather(chances.transpose(0, 1)).unbind(1)
+            cmcm = cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
+        chosen = self._histogram(indices, codes)                                                    # (M, B, K)
         favourite = self.together.own(chosen.argmax(2).T)                                           # (B, M)
-        usage = self.together.average(chosen.sum(1) / next(iter(indices.values())).numel())
+        usage = self.together.average(chosen.sum(1) / indices[0].numel())
         perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
-        commitment = self.together.average(torch.stack([self._commitment(m, x, quantized) for m, x in z.items()]))
+        commitment = self.together.average(self._commitment(x, quantized))
+        vectors = x + (quantized - x).detach()
         return Quantized(
             codes=codes,
-            vectors={m: x + (quantized[m] - x).detach() for m, x in z.items()},
-            indices=indices,
+            vectors=dict(zip(z, vectors)),
+            indices=dict(zip(z, indices)),
             commitment=dict(zip(z, commitment)),
             cmcm=0.5 * cmcm,
             perplexity=dict(zip(z, perplexity)),
@@ -105,14 +104,16 @@ class Codebook(nn.Module):
 
     @staticmethod
     def _histogram(indices, like):
-        """How often each row (R, n) chose each code: (R, K), in the dtype of `like`."""
-        counts = like.new_zeros(len(indices), len(like))
-        return counts.scatter_add_(1, indices, torch.ones_like(indices, dtype=like.dtype))
+        """How often each row (..., n) chose each code: (..., K), in the dtype of `like`."""
+        counts = like.new_zeros(*indices.shape[:-1], len(like))
+        return counts.scatter_add_(-1, indices, torch.ones_like(indices, dtype=like.dtype))
 
     @staticmethod
-    def _commitment(modality, x, quantized):
-        others = [F.mse_loss(x, code) for name, code in quantized.items() if name != modality]
-        return COMMITMENT * (2 * F.mse_loss(x, quantized[modality]) + sum(others) / max(len(others), 1))
+    def _commitment(x, quantized):
+        """Twice the mean squared error to the own codes and the mean of those to the others': (M,) of (M, B, T, D)."""
+        errors = ((x.unsqueeze(1) - quantized) ** 2).mean((2, 3, 4))        # (M, M): whose features, whose codes
+        others = max(len(x) - 1, 1)
+        return COMMITMENT * (errors.sum(1) / others + (2 - 1 / others) * errors.diagonal())
 
     def lookup(self, z):
         """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
@@ -140,20 +141,17 @@ class Codebook(nn.Module):
             teacher: "mean" of the other modalities' vectors at the same second (released), "attention" over the
                 seconds of the clip, or "own" (ablation): no other modality.
         """
-        counts, sums = [], []
-        for modality, x in z.items():
-            target = x.detach()
-            others = [other.detach() for name, other in z.items() if name != modality]
+        features = {m: x.detach() for m, x in z.items()}
+        targets = []
+        for modality, x in features.items():
+            others = [other for name, other in features.items() if name != modality]
             if teacher == "attention":
-                others = [attention_teacher(target, other) for other in others]
-            if others and teacher != "own":
-                target = 0.5 * target + 0.5 * torch.stack(others).mean(0)
-            rows = self.together.own(target).flatten(0, 1)
-            chosen = self.together.own(indices[modality]).flatten()
-            hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                            # (N, K)
-            counts.append(hits.sum(0))
-            sums.append(hits.T @ rows)
-        moved = self.together.total(torch.cat([torch.stack(counts).unsqueeze(2), torch.stack(sums)], 2))
+                others = [attention_teacher(x, other) for other in others]
+            targets.append(0.5 * x + 0.5 * sum(others) / len(others) if others and teacher != "own" else x)
+        rows = self.together.own(torch.stack(targets, 1)).transpose(0, 1).flatten(1, 2)             # (M, N, D)
+        chosen = self.together.own(torch.stack(list(indices.values()), 1)).transpose(0, 1).flatten(1)
+        hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                                # (M, N, K)
+        moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ rows], 2))
         for count, weight in zip(moved[..., 0], moved[..., 1:]):
             self.ema_count.mul_(DECAY).add_(count, alpha=1 - DECAY)
             total = self.ema_count.sum()
@@ -169,9 +167,8 @@ class Codebook(nn.Module):
         code alone, which that step mostly undoes; "off" only counts.
         """
         self.unactivated_count.add_(1)
-        used = torch.zeros_like(self.unactivated_count)
-        for chosen in indices.values():
-            used.index_fill_(0, self.together.own(chosen).flatten(), 1)
+        chosen = self.together.own(torch.stack(list(indices.values()), 1)).flatten()
+        used = torch.zeros_like(self.unactivated_count).index_fill_(0, chosen, 1)
         self.unactivated_count.masked_fill_(self.together.total(used) > 0, 0)
         if mode == "off":
             return

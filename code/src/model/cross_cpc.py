@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.together import ALONE
 
@@ -31,15 +30,14 @@ class CrossCPC(nn.Module):
     def forward(self, z, second):
         """Predict second + 1 from seconds 0..second of `z`, modality -> (B, T, D)."""
         predicted = [self.predictor[m](self.lstm[m](x[:, :second + 1])[0][:, -1]) for m, x in z.items()]
-        both = torch.stack([torch.stack([x[:, second + 1] for x in z.values()], 1), torch.stack(predicted, 1)], 1)
-        futures, predicted = self.together.gather(both).unbind(1)                           # (B, M, D)
-        loss, accuracy = 0, {}
-        own = torch.arange(len(futures), device=futures.device)
-        for target, future in zip(z, futures.unbind(1)):
-            for source, p in zip(z, predicted.unbind(1)):
-                logits = future @ p.T                                             # (B, B)
-                weight = SAME_MODALITY if source == target else 1.0
-                loss = loss + weight * F.cross_entropy(logits, own)
-                with torch.no_grad():
-                    accuracy[source, target] = (logits.softmax(1).argmax(0) == own).to(logits.dtype).mean()
+        both = torch.stack([torch.stack([x[:, second + 1] for x in z.values()]), torch.stack(predicted)])
+        futures, predicted = self.together.gather(both.movedim(2, 0)).movedim(0, 2)         # (M, B, D)
+        scores = (futures.flatten(0, 1) @ predicted.flatten(0, 1).T).unflatten(1, predicted.shape[:2])
+        logs = scores.unflatten(0, futures.shape[:2]).log_softmax(3)        # (M, B, M, B): target, its clip, source
+        pairs = -logs.diagonal(dim1=1, dim2=3).mean(2)                      # (M, M)
+        loss = pairs.sum() - (1 - SAME_MODALITY) * pairs.diagonal().sum()
+        with torch.no_grad():
+            own = torch.arange(futures.shape[1], device=futures.device)
+            hits = (logs.exp().argmax(1) == own).to(logs.dtype).mean(2)
+        accuracy = {(source, target): hit for target, row in zip(z, hits) for source, hit in zip(z, row)}
         return Prediction(loss, accuracy)

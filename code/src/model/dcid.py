@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.club import Club, Evidence
+from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
 from model.config import CLUB_ORDER
 from model.cross_cpc import CrossCPC
@@ -118,22 +118,21 @@ class Objective(nn.Module):
     def club_order(self):
         return [m for m in CLUB_ORDER if m in self.club]
 
-    def evidence(self, output):
-        """What the CLUB networks are fitted to: modality -> Evidence, without gradient."""
-        quantized = output.quantized
-        return {m: Evidence.of(quantized.codes, quantized.indices[m], self._pooled(output, m)) for m in self.club_order}
+    def clubs(self):
+        """The CLUB networks side by side, in `club_order`."""
+        return Clubs([self.club[m] for m in self.club_order], self.together)
 
-    def likelihoods(self, output, evidence=None):
-        """Log-likelihood of every CLUB network: modality -> scalar. `evidence` if it is there already."""
-        evidence = evidence or self.evidence(output)
-        return {m: self.club[m].log_likelihood(evidence[m]) for m in self.club_order}
+    def evidence(self, output):
+        """What the CLUB networks are fitted to: Evidence, without gradient."""
+        quantized = output.quantized
+        return Evidence.of(quantized.codes, self._stacked(quantized.indices), self._pooled(output).detach())
 
     def reconstruct(self, output):
         """modality -> reconstruction of the level's inputs."""
         return {m: self.decoders[m](output.quantized.vectors[m], output.specific[m].full) for m in self.decoders}
 
-    def forward(self, output, reconstructed, draws, without=(), detach_targets=False):
-        """All terms of the level's loss (dcid.md 6), and its reported figures."""
+    def forward(self, output, reconstructed, draws, without=(), detach_targets=False, clubs=None):
+        """All terms of the level's loss (dcid.md 6), and its reported figures; `clubs()` if they are there already."""
         vectors, terms = output.quantized.vectors, {}
         for m, y in reconstructed.items():
             target = output.inputs[m].to(vectors[m].dtype)
@@ -141,10 +140,11 @@ class Objective(nn.Module):
             terms[f"{m}_recon"] = self.together.average(error)
         terms |= {f"{m}_commit": loss for m, loss in output.quantized.commitment.items()}
         if "club" not in without:
-            for m in self.club_order:
-                clips = self.together.clips(vectors[m])
-                permutation = draws.permutation(clips).to(vectors[m].device, non_blocking=True)
-                terms[f"{m}_mi"] = self.club[m].upper_bound(vectors[m], self._pooled(output, m), permutation)
+            codes = self._stacked(vectors)
+            whole = self.together.clips(codes[0])
+            orders = torch.stack([draws.permutation(whole) for _ in codes]).to(codes.device, non_blocking=True)
+            bounds = (clubs or self.clubs()).upper_bounds(codes, self._pooled(output), orders)
+            terms |= {f"{m}_mi": bound for m, bound in zip(self.club_order, bounds)}
         metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
         metrics["equal_num"] = output.quantized.equal_num
         if "cpc" not in without:
@@ -155,9 +155,15 @@ class Objective(nn.Module):
         terms["cmcm"] = output.quantized.cmcm
         return Losses(terms, metrics)
 
-    @staticmethod
-    def _pooled(output, modality):
-        return output.specific[modality].pooled.to(output.quantized.vectors[modality].dtype)
+    def _stacked(self, of_modalities):
+        return torch.stack([of_modalities[m] for m in self.club_order])
+
+    def _pooled(self, output):
+        """Specific features of all modalities, (M, B, T, S): the narrower ones end in zeros."""
+        pooled = {m: output.specific[m].pooled for m in self.club_order}
+        width = max(x.shape[-1] for x in pooled.values())
+        pooled = {m: F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for m, x in pooled.items()}
+        return self._stacked(pooled).to(output.quantized.codes.dtype)
 
 
 class DCID(nn.Module):

@@ -38,6 +38,12 @@ class Alone:
         """Sum over the processes, without gradient."""
         return x
 
+    def add_gradients(self, tensors):
+        """From now on the gradients of these leaves are added up over the processes."""
+
+    def finish_gradients(self):
+        """Wait until every gradient is added up."""
+
     def clips(self, x):
         """Clips of the whole batch of which `x` holds the own ones."""
         return len(x)
