@@ -3,6 +3,7 @@
 import copy
 import shutil
 import traceback
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,3 +149,32 @@ def test_a_step_never_waits_for_the_device(system, epoch):
     with Waiting() as waiting:
         assert (torch.ones(2) > 0).all() and torch.tensor(1.0) > 0
     assert waiting.lines == ["not ours"] * 3                # the watch sees values that are read and tensors made
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that a device would be given; views are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("system, epoch, most", [("dcid", 0, 1700), ("h_dcid", 3, 2800)])
+def test_a_step_is_as_many_operations_at_every_size(system, epoch, most):
+    """No loop over clips, seconds or codes; and few enough that a GPU is not left waiting for its host."""
+    numbers = []
+    for clips, seconds, codes in ((3, 10, 11), (6, 14, 29)):
+        config = replace(Config.for_data(("audio", "video", "text"), system=system, **SMALL), num_codes=codes)
+        trainer = Pretrainer(build(config).train(), Draws(torch.Generator().manual_seed(0)), Settings())
+        batch = {"audio": torch.randn(clips, seconds, 6), "video": torch.randn(clips, seconds, 7, 7, 8),
+                 "text": torch.randn(clips, seconds, 9)}
+        for _ in range(2):                  # codebooks and optimisers start here
+            trainer.step(batch, epoch)
+        with Operations() as operations:
+            trainer.step(batch, epoch)
+        numbers.append(operations.number)
+    assert numbers[0] == numbers[1] < most, numbers
