@@ -299,10 +299,20 @@ def test_stored_network_is_the_trained_one(trained, tree):
     run, = trained.glob("S4_at_*")
     opts = settings.parse_test(test_arguments(tree, trained, "--weights", str(run)))
     sha = checkpoint.sha256(tree / "encoder0.pt")
-    network, adapter, facts = storage.load(run / "checkpoints" / "last.pth", opts, sha, 16)
+    network, adapter, facts = storage.load(run / "checkpoints" / "last.pth", opts, sha, [torch.zeros(4, 16)])
     assert facts["epoch"] == 2 and facts["encoder_sha256"] == sha and network.config.tpavi_stages == (2, 3)
     start = Adapter("tied")
     assert not torch.allclose(adapter.weight, start.weight) and not network.training
     storage.save(run / "copy.pth", network, adapter, **{key: facts[key] for key in facts if key != "settings"})
-    again, _, _ = storage.load(run / "copy.pth", opts, sha, 16)
+    again, _, _ = storage.load(run / "copy.pth", opts, sha, [torch.zeros(4, 16)])
     assert all(torch.equal(x, again.state_dict()[key]) for key, x in network.state_dict().items())
+
+
+@pytest.mark.parametrize("toc", ([12, 1, 0, "both"], [17, 1, 0, "both"], [4.0, 1, 0, "both"], ["all", 1, 0, "both"],
+                                 [16, 1, 0, "best"], 7))
+def test_a_choice_of_channels_that_does_not_fit_is_said(tree, trained, tmp_path, toc):
+    run, = trained.glob("S4_at_*")
+    state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+    torch.save(state | {"toc": toc}, tmp_path / "last.pth")
+    with pytest.raises(InputError, match=r"last\.pth: settings of no network \(.*expected a file of train\.py"):
+        test.main(test_arguments(tree, tmp_path, "--weights", str(tmp_path / "last.pth")))

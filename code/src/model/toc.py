@@ -8,16 +8,27 @@ from torch.nn import functional as F
 from errors import InputError
 
 SIMILARITY_WEIGHT, VARIANCE_WEIGHT = 0.7, 0.3
+TERMS = ("both", "similarity", "variance")      # of the criterion; one alone is an ablation
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How many channels to keep, and the shares of the best and the worst among them (released options)."""
+    """How many channels to keep, and the shares of the best and the worst among them (released options).
+
+    Raises:
+        TypeError: other values than three whole numbers and one of `TERMS`.
+    """
 
     choose_channel: int
     toc_max_num: int = 1
     toc_min_num: int = 0
     terms: str = "both"
+
+    def __post_init__(self):
+        numbers = self.choose_channel, self.toc_max_num, self.toc_min_num
+        if not all(type(number) is int for number in numbers) or self.terms not in TERMS:
+            raise TypeError(f"a choice of channels is three whole numbers and one of {', '.join(TERMS)}, not "
+                            f"{(*numbers, self.terms)}")
 
     def counts(self, width):
         """(best, worst) channels kept of `width`; InputError names the nearest valid setting."""
@@ -44,8 +55,7 @@ def criterion(codes, terms="both"):
     """-0.7 mean pairwise product + 0.3 variance of every channel: codes (K, D) -> (D,) float64, larger is better.
 
     The mean over ordered pairs i != j of E_ik E_jk is (s^2 - q) / (K (K - 1)) with s the sum and q the sum of squares.
-    The published program adds the pairs up one by one in float32. `terms`: "both", or
-    "similarity" or "variance" alone (ablation).
+    The published program adds the pairs up one by one in float32. `terms`: one of `TERMS`.
 
     Raises:
         InputError: a codebook of one code has no pairs.

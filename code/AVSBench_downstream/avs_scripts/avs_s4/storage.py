@@ -10,7 +10,7 @@ from avs_s4.model.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter
 from engine import checkpoint
 from errors import InputError
-from model.toc import Selection
+from model.toc import Selection, head_channels
 
 # best: by validation with the queries to be tested, as published; source: by validation with the training modality's
 # queries, the choice one could make without ever seeing the other modality
@@ -31,22 +31,22 @@ def save(path, network, adapter, **facts):
                            **facts})
 
 
-def load(path, opts, encoder_sha256, code_dim):
+def load(path, opts, encoder_sha256, codebooks):
     """A trained network and its adapter.
 
     Args:
         path: file of `save`, or a bare published state dict (then the flags must describe it, and the adapter is None).
         opts: test options; whatever is not None there must agree with the file.
         encoder_sha256: hash of the encoder that will be used.
-        code_dim: width of its codes.
+        codebooks: its codebooks, (K, D) each.
 
     Returns:
         (network, adapter, facts): network in evaluation mode; facts: the other entries of the file, "toc" as a
         model.toc.Selection or None.
     """
-    state = names.read_state(path)
+    state, head_dim = names.read_state(path), sum(codes.shape[1] for codes in codebooks)
     if "network" not in state:
-        return _load_bare(path, state, opts, code_dim), None, {
+        return _load_bare(path, state, opts, head_dim), None, {
             "direction": opts.direction, "image_size": opts.image_size or 224, "epoch": None, "score": None}
     missing = [key for key in KEYS if key not in state]
     if missing:
@@ -58,6 +58,10 @@ def load(path, opts, encoder_sha256, code_dim):
     try:
         config = NetworkConfig(**state["settings"])
         selection = Selection(*state["toc"]) if state.get("toc") else None
+        channels = head_channels(codebooks, selection)
+        width = head_dim if channels is None else len(channels)
+        if width != config.code_dim:
+            raise ValueError(f"it takes codes of {config.code_dim} channels, its choice of channels gives {width}")
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: settings of no network ({error}); expected a file of train.py") from error
     network, adapter = AVSNetwork(config), Adapter()

@@ -43,7 +43,7 @@ def main(argv=None):
     encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
     tested, folder = {}, None
     for kind, path in files.items():
-        network, adapter, facts = storage.load(path, opts, encoder_sha256, encoder.head_dim)
+        network, adapter, facts = storage.load(path, opts, encoder_sha256, encoder.codebooks)
         if folder is None:              # all files of a run have the same settings
             direction = DIRECTIONS[facts["direction"]]
             parts.require_modalities(encoder, direction, opts.checkpoint)
