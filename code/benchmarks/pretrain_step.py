@@ -12,12 +12,14 @@ ceiling is the fastest plain matrix product of the same device and precision, me
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -25,7 +27,7 @@ from baseline_step import PlainStep  # noqa: E402
 from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
-from engine.batches import Resident, stored_dtype  # noqa: E402
+from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
 from engine.memory import keep_freed_memory  # noqa: E402
 from engine.pretraining import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
 from errors import Parser, run  # noqa: E402
@@ -34,6 +36,7 @@ from model.draws import Draws  # noqa: E402
 from model.h_dcid import build  # noqa: E402
 
 SECONDS = 10                                                        # of a clip
+CHUNK = 256                                                         # clips drawn at once
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 PLACES = {                                                          # how often a kernel is applied to a second
@@ -62,14 +65,28 @@ def flops_per_second(model):
 
 def random_data(config, clips, device, dtype, stored):
     """Resident features of the published kind, as pretrain.py keeps them: three quarters of the video are zero."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator)
-    features = {"audio": normal(clips, SECONDS, config.audio_dim).to(device, stored),
-                "video": (normal(clips, SECONDS, 7, 7, config.video_dim) - 0.67).relu().to(device, stored)}
-    table = normal(50, 10, config.text_dim).to(device, dtype)
-    return Resident(features, (table, torch.randint(50, (clips,), generator=generator).to(device)), dtype)
+        return torch.randn(shape, generator=generator, device=device)
+    features = {"audio": torch.empty(clips, SECONDS, config.audio_dim, device=device, dtype=stored),
+                "video": torch.empty(clips, SECONDS, 7, 7, config.video_dim, device=device, dtype=stored)}
+    for some in zip(*(x.split(CHUNK) for x in features.values())):      # in one piece, 40,000 clips would take 41 GB
+        for part, shift in zip(some, (0, 0.67)):
+            part.copy_(normal(*part.shape) if not shift else (normal(*part.shape) - shift).relu())
+    table = normal(50, 10, config.text_dim).to(dtype)
+    return Resident(features, (table, torch.randint(50, (clips,), generator=generator, device=device)), dtype)
+
+
+def whole_run(trainer, resident, clips, batch_size, epochs):
+    """Seconds of a run of all epochs, as pretrain.py takes its steps, without log and checkpoints."""
+    device = resident.text[0].device
+    start = now(device)
+    for epoch in range(epochs):
+        batches = resident(epoch_order(clips, 0, epoch), batch_size)
+        for batch in tqdm(batches, f"epoch {epoch}", math.ceil(clips / batch_size), unit="step", disable=None):
+            trainer.step(batch, epoch)
+    return now(device) - start
 
 
 class Endless:
@@ -115,6 +132,8 @@ def main(argv=None):
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
     parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
+    parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
+    parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16", help="as of pretrain.py")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -132,9 +151,9 @@ def main(argv=None):
     config = Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
     model = build(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
-    clips = 2 * opts.batch_size
-    kept = stored_dtype(opts.precision, stored)
-    data = Endless(random_data(config, clips, device, stored, kept), clips, opts.batch_size)
+    clips = opts.clips or 2 * opts.batch_size
+    resident = random_data(config, clips, device, stored, stored_dtype(opts.precision, stored))
+    data = Endless(resident, clips, opts.batch_size)
     trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
                          Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
@@ -165,6 +184,7 @@ def main(argv=None):
             start = now(device)
             plain.step(plain_batch)
             plain_times.append(now(device) - start)
+    run_seconds = whole_run(trainer, resident, clips, opts.batch_size, opts.epochs) if opts.epochs else None
     memory = peak_memory(device)
     parts = breakdown(trainer, data, device, max(2, opts.steps // 2))
 
@@ -180,6 +200,7 @@ def main(argv=None):
         "share_of_ceiling": work / step / ceiling.best, "peak_memory_gb": memory,
         "data_share": statistics.median(waits) / step,
         "baseline_seconds_per_step": statistics.median(plain_times) if plain_times else None,
+        "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
         "times": times, "baseline_times": plain_times, "breakdown": parts}
     report(figures)
     if opts.json:
@@ -196,6 +217,8 @@ def report(figures):
     if figures["baseline_seconds_per_step"]:
         ratio = figures["baseline_seconds_per_step"] / figures["seconds_per_step"]
         print(f"baseline    {figures['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
+    if figures["epochs"]:
+        print("run         {epochs} epochs of {clips:,} clips in {seconds_of_run:.1f} s".format(**figures))
     print("memory      {peak_memory_gb:.2f} GB at the peak; data {data_share:.1%} of a step".format(**figures))
     whole = sum(figures["breakdown"].values())
     for name, time in figures["breakdown"].items():
