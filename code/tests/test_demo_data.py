@@ -176,11 +176,11 @@ def test_pretraining_files(tree):
                                for kind in ("audio", "video", "label"))
         assert audio.shape[1:] == (128,) and audio.dtype == np.float32 and 0 <= audio.min() and audio.max() < 8
         assert video.shape == (10, 7, 7, digits.CHANNELS) and video.dtype == np.float32 and video.min() == 0
-        assert label.shape == (10,) and np.isin(label, (0, 1)).all() and label.sum() >= 4
+        assert label.shape == (10,) and np.isin(label, (0, 1)).all() and label.sum() >= 2
         assert np.abs(np.diff(label)).sum() <= 2                        # one event without a gap
         lengths.append(len(audio))
         whole.append(label.all())
-    assert 0.5 < np.mean(whole) < 0.9                                   # the others have seconds of background
+    assert 0.25 < np.mean(whole) < 0.6                                  # the others have seconds of background
     assert lengths.count(10) > 0.9 * CLIPS and set(lengths) <= {8, 9, 10} and min(lengths) < 10
 
 
@@ -249,7 +249,7 @@ def test_avvp_files(tree, avvp_lists):
     both = audio.index.intersection(visual.index)
     assert len(both) > 0.7 * CLIPS / demo_tree.AVVP_SHARE
     assert (audio[both] != visual[both]).any()                                      # some events in one modality only
-    assert audio.str.contains(",").mean() > 0.15                                    # several events a clip
+    assert 0.03 < audio.str.contains(",").mean() < 0.3                                   # several events a clip
 
 
 def test_ave_avvp_files(tree, avvp_lists):
@@ -321,7 +321,7 @@ def test_our_loaders_read_the_tree(tree):
         assert len(clips) == count and clips.classes == list(digits.CLASSES) and clips[0]["label"].shape == (10, 11)
     for modality in ("audio", "video"):
         clips = AVVP(paths("avvp"), modality)
-        assert clips[0][modality].shape[0] == 10 and 0.2 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.8
+        assert clips[0][modality].shape[0] == 10 and 0.1 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.3
         assert UCFVGGSound(paths("ucf_vggsound"), (modality, "text"))[0]["label"].shape == (10, 11)
 
 

@@ -29,13 +29,14 @@ from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from errors import InputError, Parser, run
 
-VERSION = 3                             # of the contents; a change makes trees built earlier unusable
+VERSION = 4                             # of the contents; a change makes trees built earlier unusable
 MARKER = "demo.json"                    # written last: a folder that has it is whole
 SECONDS = 10
 BLOCK = 80                              # clips made at a time
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
 AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
+UCF_SHARE = 80                          # pretraining clips for each clip of a UCF-101 class
 LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
 
 
@@ -85,8 +86,8 @@ class Events:
 
 
 def pretraining(tree):
-    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in a third of the clips
-    for 4 to 10 seconds only, the rest being noise and an empty picture.
+    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in two thirds of the
+    clips for 2 to 10 seconds only, the rest being noise and an empty picture: codes of a second learn their second.
 
     Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
     training pool, whatever the split: the published loader concatenates the three splits.
@@ -100,7 +101,7 @@ def pretraining(tree):
     write_prompts(tree.place("vggsound.prompts"), digits.PROMPTS)
     write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), digits.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
-    event = Events.draw(tree.clips, 2 / 3, 4, rng)
+    event = Events.draw(tree.clips, 1 / 3, 2, rng)
     folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
     for block in blocks(np.arange(tree.clips)):
         second_keys = np.where(event.inside[block], keys[block, None], digits.EMPTY)
@@ -191,11 +192,11 @@ def avvp(tree):
 def draw_events(rng):
     """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
 
-    One event of 5 to 10 seconds, or in a quarter of the clips two of 4 or 5 seconds each: codes of a second know their
+    One event of 7 to 10 seconds, or in a tenth of the clips two of 4 or 5 seconds each: codes of a second know their
     neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
     """
-    count = 2 if rng.random() < 1 / 4 else 1
-    lengths = rng.integers(5, SECONDS + 1, 1) if count == 1 else rng.integers(4, 6, 2)
+    count = 2 if rng.random() < 1 / 10 else 1
+    lengths = rng.integers(7, SECONDS + 1, 1) if count == 1 else rng.integers(4, 6, 2)
     free = SECONDS - lengths.sum()
     onsets = np.sort(rng.integers(0, free + 1, count)) + np.cumsum(lengths) - lengths
     only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
@@ -231,8 +232,8 @@ def ucf_vggsound(tree):
     clips = clips[clips.index % 60 < 10].sort_values(["line", "part"], kind="stable")     # a sixth of each class
     clips[["category", "video_id", "split"]].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
 
-    keys = np.repeat(order, tree.clips // 80)
-    number = np.tile(np.arange(tree.clips // 80), len(order))
+    count = tree.clips // UCF_SHARE
+    keys, number = np.repeat(order, count), np.tile(np.arange(count), len(order))
     ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
     table = pd.DataFrame({"category": names[keys], "video_id": ids})
     table.to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
@@ -359,7 +360,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // 80 * len(digits.CLASSES)
+        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
             tree = Tree(partial, places, seed, clips, bar)

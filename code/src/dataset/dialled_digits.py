@@ -161,8 +161,8 @@ class Style:
     thickness: float = 0.0      # 0 as written, 1 one source pixel thicker on every side
 
 
-PLAIN = Style(turn=6, zoom=(0.95, 1.05), shift=0.6, ink=(0.7, 1.0), noise=(0.0, 0.1))
-BOLD = Style(turn=8, zoom=(0.92, 1.02), shift=0.6, ink=(0.6, 0.9), noise=(0.03, 0.11), thickness=0.15)
+PLAIN = Style(turn=4, zoom=(0.97, 1.03), shift=0.4, ink=(0.8, 1.0), noise=(0.0, 0.06))
+BOLD = Style(turn=6, zoom=(0.94, 1.02), shift=0.4, ink=(0.7, 0.95), noise=(0.02, 0.08), thickness=0.15)
 
 
 def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
