@@ -105,9 +105,10 @@ class Clubs:
 
     def gaussians(self, codes):
         """Mean and log-variance of the specific features, (M, R, S) each, given codes (M or 1, R, D)."""
-        x = codes.expand(len(self.tensors[0]) // 2, -1, -1).repeat(2, 1, 1)
-        for weight, bias in zip(self.tensors[::2], self.tensors[1::2]):
-            x = torch.baddbmm(bias, x if weight is self.tensors[0] else F.relu(x), weight.mT)
+        (weight, bias), *others = zip(self.tensors[::2], self.tensors[1::2])
+        x = torch.baddbmm(bias, codes.expand(len(weight) // 2, -1, -1).repeat(2, 1, 1), weight.mT)
+        for weight, bias in others:
+            x = torch.baddbmm(bias, F.relu(x), weight.mT)
         mean, log_variance = x.chunk(2)
         return mean, log_variance.tanh()
 
