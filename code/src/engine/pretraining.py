@@ -103,8 +103,7 @@ class Pretrainer:
         settings, model = self.settings, self.model
         depth, with_club = self.depth(epoch), "club" not in settings.without
         trained = [number for number in range(depth) if number == 0 or epoch >= SECOND_LEVEL_FROM]
-        with self._autocast():
-            features = model.encoder.features(batch)
+        features = model.encoder.features(batch)
         self._start_codebooks(features, depth)
 
         clubs, likelihoods = self.clubs(trained) if with_club else {}, {}
@@ -125,9 +124,9 @@ class Pretrainer:
     def evaluate(self, batch, epoch):
         """The losses of `batch` without any change of state."""
         with torch.no_grad(), EAGER():
-            depth = self.depth(epoch)
+            depth, features = self.depth(epoch), self.model.encoder.features(batch)
             with self._autocast():
-                outputs = self.model.encoder(self.model.encoder.features(batch), depth, self._with_cmcm)
+                outputs = self.model.encoder(features, depth, self._with_cmcm)
             return self.losses(outputs, range(depth))
 
     def clubs(self, levels):
