@@ -164,6 +164,20 @@ def test_bf16_trains_with_a_float32_codebook():
     assert torch.isfinite(report.losses["total"])
 
 
+def test_bf16_leaves_what_becomes_codes_alone():
+    """Sentences that differ in one word lie closer together than bf16 resolves."""
+    modalities = ("audio", "video", "text")
+    outputs = []
+    for bf16 in (True, False):
+        trainer = trainer_of(modalities, bf16=bf16)
+        trainer.model.eval()
+        outputs.append(trainer.evaluate(batch_of(modalities), 0).outputs[0])
+    ours, exact = outputs
+    for m in modalities:
+        assert torch.equal(ours.semantic[m], exact.semantic[m])
+    assert not torch.equal(ours.specific["video"].full, exact.specific["video"].full)
+
+
 @pytest.mark.parametrize("left_out, absent", [("club", "audio_mi"), ("cpc", "cpc")])
 def test_a_component_that_is_left_out_has_no_term(left_out, absent):
     trainer = trainer_of(("audio", "video"), without=(left_out,))
