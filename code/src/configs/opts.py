@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from errors import InputError, Parser
+from model.toc import TERMS
 
 # ---------------------------------------------------------------------------------------------------- paths
 ROOT = Path(__file__).resolve().parents[3]
@@ -283,7 +284,7 @@ def toc_arguments(group):
     """TOC's numbers but for the first, for downstream scripts and toc.py."""
     group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
     group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
-    group.add_argument("--toc_terms", choices=("both", "similarity", "variance"), default="both",
+    group.add_argument("--toc_terms", choices=TERMS, default="both",
                        help="TOC: terms of the criterion; one alone is an ablation")
 
 

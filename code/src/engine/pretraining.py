@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 
 import torch
 
@@ -137,10 +136,10 @@ class Pretrainer:
             self.together.add_gradients(side_by_side.tensors)
         return clubs
 
-    def losses(self, outputs, trained, clubs=MappingProxyType({})):
+    def losses(self, outputs, trained, clubs=None):
         """Every term of the computed levels, and the total over the `trained` ones. Of the CLUB networks only those in
         `clubs` (as `clubs` gives them) get gradients."""
-        losses, metrics, total = {}, {}, 0
+        losses, metrics, total, clubs = {}, {}, 0, clubs or {}
         for number, output in enumerate(outputs):
             objective, suffix = self.model.objectives[number], LEVEL_SUFFIX[number]
             with self._autocast():
