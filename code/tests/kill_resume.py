@@ -138,7 +138,7 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
     options = parser.parse_args(argv)
     from configs.opts import PLACES
-    from dataset import demo_tree
+    from demo_data import demo_tree
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "data"
         demo_tree.build(data, PLACES, clips=options.clips, progress=False)

@@ -23,8 +23,8 @@ if __name__ == "__main__":
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
 from configs.opts import PLACES
-from dataset import demo_tree
-from dataset import dialled_digits as digits
+from demo_data import demo_tree
+from demo_data import dialled_digits as digits
 from errors import InputError, Parser, run
 
 NAME, VERSION = "Dialled Digits scenes", 2

@@ -24,9 +24,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from dataset import dialled_digits as digits
 from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
+from demo_data import dialled_digits as digits
 from errors import InputError, Parser, run
 
 VERSION = 4                             # of the contents; a change makes trees built earlier unusable
