@@ -78,7 +78,7 @@ def prove(work, data, kills, seed=0, settings=None, is_tiny=False, report=print)
 
     Args:
         work: folder for the runs.
-        data: demo tree (dataset.demo_tree).
+        data: demo tree (demo_data.demo_tree).
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         settings: flag -> value of the runs.
         report: called with a line of text now and then.

@@ -3,7 +3,7 @@ key or the sentence that names it says which one to segment. Written in AVSBench
 
     python demo_scenes.py --out ../../../../data/demo            # about 10 s
 
-Sounds and sentences are those of dataset/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
+Sounds and sentences are those of demo_data/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
 training, validation and test pictures are different people. One seed gives the same pictures every time.
 """
 
