@@ -1,8 +1,8 @@
 """Checkpoints: published files in, published files out, and everything else that a run needs to go on.
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
-`total_step`, and `run`: what only our program reads (random state, position, options). `python -m engine.checkpoint FILE` describes
-a file.
+`total_step`, and `run`: what only our program reads (random state, position, options). `python -m engine.checkpoint
+FILE` describes a file.
 """
 
 import hashlib
