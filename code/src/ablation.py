@@ -12,6 +12,7 @@ from atomic_write import whole_file
 from configs.opts import COMPONENTS, parse_pretrain
 from engine import results
 from engine.report import tables
+from engine.transfer.tasks import TASKS
 from errors import Parser, run
 
 TITLES = dict(zip(COMPONENTS, ("CLUB", "CPC", "MM-EMA", "reset", "CMCM")))
@@ -24,7 +25,7 @@ STUDIES = {                      # study -> arguments of all rows, arguments of 
     "modalities": ([], [["--dataset_name", name] for name in (
         "vggsound", "vggsound_AT", "vggsound_VT", "vggsound_AVT")]),
 }
-EVALUATED = ("ave", "avvp", "ave_avvp", "ucf_vggsound")
+EVALUATED = tuple(name for name, entry in TASKS.items() if entry.column)
 SHARED = ("preset", "gpu", "precision", "data_root", "checkpoint_root", "runs_root", "workers")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import declare
+from dataset.pretraining import SETS as PRETRAINING_SETS
 from declare import positive
 from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
@@ -77,15 +78,6 @@ PLACES = {
     "avs.text": "AVSBench/feature/text/prompts.h5",
 }
 
-PRETRAINING_SETS = {                        # --dataset_name -> (list, modalities); the published names, and VT
-    "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
-    "vggsound": ("vggsound", ("audio", "video")),
-    "vggsound_AT": ("vggsound", ("audio", "text")),
-    "vggsound_VT": ("vggsound", ("video", "text")),
-    "vggsound81k": ("vggsound81k", ("audio", "video")),
-    "vggsound179k": ("vggsound179k", ("audio", "video")),
-    "ave": ("ave", ("audio", "video")),
-}
 PRETRAINING_EPOCHS = {"dcid": 6, "h_dcid": 5}                   # of --system
 COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablation can leave out (paper Tables 2, 3)
 
