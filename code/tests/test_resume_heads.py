@@ -1,4 +1,4 @@
-"""Heads whose training was killed go on to the bit, and end with the same result lines."""
+"""Heads whose training was killed resume bit-exactly, and end with the same result lines."""
 
 import pytest
 import torch
@@ -38,12 +38,12 @@ def train(keep=None, fail_at=None):
     return made
 
 
-def test_heads_go_on_to_the_bit(tmp_path, caplog):
+def test_heads_resume_bit_exactly(tmp_path, caplog):
     whole, file = train(), tmp_path / "heads.pt"
     with pytest.raises(KeyboardInterrupt):
         train(head_resume.Progress(file, seconds=0), fail_at=11)
     resumed = train(head_resume.Progress(file))
-    assert "going on after epoch 11" in caplog.text or "going on after epoch 10" in caplog.text
+    assert "resuming after epoch 11" in caplog.text or "resuming after epoch 10" in caplog.text
     for one, other in zip(whole, resumed):
         assert one.curves == other.curves and one.losses == other.losses and len(one.losses) == 14
         for name, value in one.head.state_dict().items():
