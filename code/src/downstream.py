@@ -17,8 +17,8 @@ def head_settings(opts, entry):
 
 def toc_choices(opts, entry, directions, pretrained):
     """What the TOC options ask for in these directions; wrong ones are refused here, before any data is read."""
-    released = pretrained.encoder.system.TOC_RELEASED
-    return toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim, released)
+    return toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
+                                 pretrained.encoder.system.TOC_RELEASED)
 
 
 def open_task(opts, entry, directions):

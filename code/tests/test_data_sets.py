@@ -164,7 +164,7 @@ PLANTED = {             # name -> (what is done to the package, what check must 
     "unknown class": (lambda p: rewrite(p["csv"], "race car", "race cat"), "no prompt for 'race cat'"),
     "repeated id": (lambda p: rewrite(p["csv"], OTHER, FIRST), f"1 repeated ids, first {FIRST}"),
     "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is absent: "),
-    "no text": (lambda p: p["text"].unlink(), "prompts.h5; make it with `python prepare.py text --dataset vggsound`, or set"),
+    "no text": (lambda p: p["text"].unlink(), "make it with `python prepare.py text --dataset vggsound`, or set"),
 }
 
 

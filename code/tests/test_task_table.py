@@ -115,8 +115,8 @@ def test_absent_prompts_skip_directions_with_text_and_are_said(demo_data, tmp_pa
 def lines(column, value, **changes):
     """Result lines of a column, last and best."""
     cell = tables.CELLS[column]
-    return [row(task=cell.task, metric=cell.metric, direction=cell.direction, value=value, selection=selection, **changes)
-            for selection in ("last", "best")]
+    about = {"task": cell.task, "metric": cell.metric, "direction": cell.direction, "value": value} | changes
+    return [row(**about, selection=selection) for selection in ("last", "best")]
 
 
 def table_of(rows):

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
 from dataset.annotation_csv import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.features import check_clip, open_features
 from dataset.labels import clip_class

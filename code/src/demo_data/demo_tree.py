@@ -316,7 +316,7 @@ def settings(seed, clips):
 
 
 def parts_there(out, seed, clips):
-    """Names of the parts of this tree that `out` holds, () if there is nothing; InputError if it holds anything else."""
+    """Names of the parts of this tree that `out` holds, () if there is nothing; InputError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return ()
     marker = out / MARKER
@@ -387,7 +387,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
 
 
 def add_parts(out, places, seed, clips, names, progress):
-    """Build parts that a whole tree lacks; the marker names them when they are there. Returns whether there were any."""
+    """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
                 threadpool_limits(1):

@@ -149,7 +149,8 @@ def draw_confusion(arrays, path):
                    xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 7})
         for text in () if shown.text_ is None else shown.text_.flat:
             text.set_visible(float(text.get_text()) >= 5)
-        axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {100 * (said == targets).mean():.1f} % right")
+        right = 100 * (said == targets).mean()
+        axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {right:.1f} % right")
     axes[0, 1].set_yticklabels([])
     axes[0, 0].set_ylabel(f"class of the {arrays['target']} clip")
     figure.suptitle(f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)", fontsize=10)

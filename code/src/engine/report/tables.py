@@ -1,4 +1,4 @@
-"""The papers' main table from result lines: a row a checkpoint, two columns a task, their mean (NeurIPS 2023, Table 3)."""
+"""The papers' main table from result lines: a row a checkpoint, two columns a task (NeurIPS 2023, Table 3)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
