@@ -26,6 +26,7 @@ from engine.transfer.task import Pretrained
 from engine.transfer.tasks import TASKS as TABLE
 from errors import InputError
 from model.config import Config
+from systems.dcid import DCID
 from systems.registry import SYSTEMS
 
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
@@ -236,7 +237,7 @@ def test_predictions_are_those_of_the_figures(tree, tmp_path):
 def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_path, monkeypatch, capsys):
     for name, entry in TABLE.items():
         monkeypatch.setitem(TABLE, name, replace(entry, epochs=2))
-    monkeypatch.setitem(ablation.STUDIES, "3", (ablation.STUDIES["3"][0], [["--without", "mm_ema", "reset"], []]))
+    monkeypatch.setattr(ablation, "rows_of", lambda study, system: [["--without", "mm_ema", "reset"], []])
     ablation.main(["--data_root", str(tree / "data"), "--checkpoint_root", str(tmp_path / "ck"), "--gpu", "cpu",
                    "--workers", "0", "--snapshot_pref", str(tmp_path / "run"), "--n_epoch", "1", "--max_steps",
                    "2", "--batch_size", "4", "--n_embeddings", "24"])
@@ -247,4 +248,4 @@ def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_pat
     assert len({row["checkpoint_sha256"] for row in rows}) == 2 and {row["control"] for row in rows} == {None}
     assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
     earlier = [row | {"checkpoint_sha256": "of an earlier call", "value": 0.0} for row in rows]
-    assert ablation.show(earlier + rows, "3") == ablation.show(rows, "3")
+    assert ablation.show(earlier + rows, "3", DCID) == ablation.show(rows, "3", DCID)
