@@ -73,7 +73,8 @@ def main(argv=None):
             logging.info(f"overlays: {figure}")
 
     path = opts.results or folder / "results.jsonl"
-    record = provenance.write(Path(path).parent, provenance.collect(opts, ("avs",)))
+    record = provenance.write(Path(path).parent, provenance.collect(
+        opts.resolved(), opts.device, opts.places(("avs",))))
     lines = report.result_lines(tested, direction, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": facts.get("seed", opts.seed), "protocol": opts.protocol,
         "modalities": list(encoder.config.modalities), "checkpoint": str(opts.checkpoint),
