@@ -27,7 +27,7 @@ class Limits:
 
 
 LIMITS = Limits()
-AGAIN = "copy or unpack the file again, or leave the clip out with --on_bad_clip skip"
+AGAIN = "copy or unpack the file again, or skip the clip with --on_bad_clip skip"
 _PLAIN = re.compile(r"b1|[iu][1248]|f(2|4|8|16)")         # dtype codes of numbers; O, V, S, U, M are refused
 
 
