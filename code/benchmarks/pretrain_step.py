@@ -1,6 +1,6 @@
 """Time of a pretraining step: seconds, clips and TFLOP a second, memory, and where the time goes.
 
-    python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
+    python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision float32|bf16] [--compare_baseline] [--json F]
 
 Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
 by engine/trainer.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
@@ -29,11 +29,12 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 from configs.opts import device as device_of  # noqa: E402
 from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
 from engine.malloc import keep_freed_memory  # noqa: E402
-from engine.trainer import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
+from engine.precision import has_bf16_units  # noqa: E402
+from engine.trainer import Settings, Trainer  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from model.config import Config  # noqa: E402
 from model.sampling import Draws  # noqa: E402
-from systems.h_dcid import build  # noqa: E402
+from systems.dcid import DCID, MI_ITERATIONS  # noqa: E402
 
 SECONDS = 10                                                        # of a clip
 CHUNK = 256                                                         # clips drawn at once
@@ -107,7 +108,7 @@ class Endless:
 def breakdown(trainer, batches, device, steps):
     """Seconds a step by what is done; the clocks wait for the device at each change, which costs a little."""
     watch = Stopwatch(device)
-    model = trainer.model
+    model = trainer.system
     watch.wrap(model.encoder, "features", "forward encoder")
     watch.wrap(model.encoder, "forward", "forward encoder")
     for level, objective in zip(model.encoder.levels, model.objectives):
@@ -115,13 +116,12 @@ def breakdown(trainer, batches, device, steps):
             watch.wrap(level.codebook, part, "codebook and losses")
         watch.wrap(objective, "forward", "codebook and losses")
         watch.wrap(objective, "reconstruct", "decoder")
-    watch.wrap(trainer, "_mi_steps", "MI inner loop")
-    watch.wrap(trainer, "_backward", "backward")
+    watch.wrap(model, "inner_step", "MI inner loop")
     watch.wrap(trainer, "_update", "optimiser")
     for _ in range(steps):
         with watch.on("data"):
             batch = batches()
-        with watch.on("rest"):
+        with watch.on("backward, rest"):
             trainer.step(batch, 0)
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
@@ -134,7 +134,8 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
     parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
     parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16", help="as of pretrain.py")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default=argparse.SUPPRESS,
+                        help="as of pretrain.py (default: bf16 where the device has units for it, else float32)")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
@@ -145,17 +146,20 @@ def main(argv=None):
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
     keep_freed_memory()
-    device, dtype = device_of(opts.device), DTYPES[opts.precision]
+    device = device_of(opts.device)
+    if "precision" not in opts:
+        opts.precision = "bf16" if has_bf16_units(device) else "float32"
+    dtype = DTYPES[opts.precision]
     stored = torch.float64 if opts.precision == "float64" else torch.float32
     torch.manual_seed(0)
     config = Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
-    model = build(config).to(device, stored)
+    model = DCID(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
     clips = opts.clips or 2 * opts.batch_size
     resident = random_data(config, clips, device, stored, stored_dtype(opts.precision, stored))
     data = Endless(resident, clips, opts.batch_size)
-    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
-                         Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
+    trainer = Trainer(model, Draws(torch.Generator().manual_seed(0)),
+                      Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
     for _ in range(2):
         trainer.step(data(), 0)
