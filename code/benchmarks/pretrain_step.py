@@ -1,6 +1,6 @@
 """Time of a pretraining step: seconds, clips and TFLOP a second, memory, and where the time goes.
 
-    python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision float32|bf16] [--compare_baseline] [--json F]
+    python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
 Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
 by engine/trainer.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
