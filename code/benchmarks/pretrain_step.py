@@ -196,7 +196,8 @@ def main(argv=None):
     step = statistics.median(times)
     work = flops_per_second(model) * SECONDS * opts.batch_size
     figures = {
-        "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size, "precision": opts.precision, "device": str(device),
+        "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size,
+        "precision": opts.precision, "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {opts.threads} threads",
         "compile": opts.compile, "recompute": opts.recompute,
         "torch": torch.__version__, "load_average": os.getloadavg()[0],
