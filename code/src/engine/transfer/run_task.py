@@ -112,7 +112,7 @@ def describe(pretrained, protocol, start, output):
     return {"protocol": protocol, "modalities": list(pretrained.encoder.config.modalities),
             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
             "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
-            "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2),
+            "commit": provenance.source_commit(), "seconds": round(time.monotonic() - start, 2),
             "provenance": output.record}
 
 
