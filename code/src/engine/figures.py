@@ -6,6 +6,8 @@ their colours in all pictures: audio orange, video blue, text green.
 
 import itertools
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,6 +22,8 @@ from model.config import MODALITIES
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
+LARGEST_TEXT = 64 << 20             # bytes of a log or of results
+LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
 
 
 def draw_losses(lines, path):
@@ -58,6 +62,33 @@ def draw_losses(lines, path):
     for axis in axes[-1]:
         axis.set_xlabel("step")
     figure.suptitle("Pretraining losses" + (" (grey lines: epochs)" if starts else ""))
+    return save(figure, path)
+
+
+def draw_sharing(lines, path):
+    """How much of each codebook is in use while it is trained, and how many codes all modalities share.
+
+    Args:
+        lines: of metrics.jsonl; their metrics hold codes_used, codes_shared and code_perplexity, with the codebook's
+            suffix (`monitors.Health.look`).
+        path: picture to write.
+    """
+    suffixes = [name.removeprefix("codes_used") for name in lines[0]["metrics"] if name.startswith("codes_used")]
+    figure, axes = new_figure(1, 2, size=(8.4, 2.9))
+    steps = np.array([line["step"] for line in lines])
+    for number, suffix in enumerate(suffixes):
+        ending = f", codebook {number + 1}" if len(suffixes) > 1 else ""
+        for axis, name, label, colour in ((axes[0, 0], "codes_used", "used in the last 100 passes", GREY),
+                                          (axes[0, 0], "codes_shared", "shared by all modalities in a batch", "black"),
+                                          (axes[0, 1], "code_perplexity", "perplexity", "black")):
+            curve = np.array([line["metrics"].get(name + suffix) for line in lines], float)
+            axis.plot(steps, curve, ("-", "--", ":", "-.")[number % 4], color=colour, label=label + ending)
+    axes[0, 0].set(title="codes in use and codes shared", ylabel="codes", xlabel="step", ylim=(0, None))
+    axes[0, 1].set(title="perplexity of the moving counts", ylabel="codes", xlabel="step", ylim=(0, None))
+    for axis in axes[0]:
+        axis.margins(y=0.15)
+        axis.legend(frameon=False, loc="best")
+    figure.suptitle("Codebook while it is trained", fontsize=10)
     return save(figure, path)
 
 
@@ -155,25 +186,47 @@ def draw_tables(rows, folder):
 
 def read_log(path):
     """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is dropped."""
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    lines, text = [], read_text(path)
+    for number, of_line in enumerate(text.splitlines(), 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if lines and not path.read_text().endswith("\n"):
+            line = json.loads(of_line)
+            if not isinstance(line, dict) or not all(isinstance(line.get(name, {}), dict) and all(
+                    isinstance(value, (int, float)) for value in line.get(name, {}).values())
+                    for name in ("losses", "metrics")) or not isinstance(line.get("step", 0), int):
+                raise ValueError("not an object with step, losses and metrics")
+            lines.append({"epoch": 0, "step": 0, "losses": {}, "metrics": {}} | line)
+        except (ValueError, RecursionError) as error:
+            if lines and not text.endswith("\n"):
                 break
-            raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
-    lines = [line for line in lines if line.get("losses")]
+            raise InputError(f"{path}: line {number} is not JSON of the log ({getattr(error, 'msg', error)}); remove "
+                             "this line") from error
+    lines = [line for line in lines if line["losses"]]
     starts = [number for number in range(1, len(lines)) if lines[number]["step"] <= lines[number - 1]["step"]]
     return lines[starts[-1]:] if starts else lines
+
+
+def read_text(path, largest=LARGEST_TEXT):
+    """A text file of a run; InputError where it is no text or larger than any run writes."""
+    try:
+        if path.stat().st_size > largest:
+            raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; at most {largest >> 20} MiB are expected of "
+                             "such a file; it is of another program, or of runs to be looked at one by one")
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); run the program again") from error
 
 
 def read_predictions(path):
     """Arrays of a predictions file."""
     try:
+        with zipfile.ZipFile(path) as file:
+            size = sum(entry.file_size for entry in file.infolist())
+        if size > LARGEST_PREDICTIONS:
+            raise ValueError(f"{size >> 20} MiB when unpacked; at most {LARGEST_PREDICTIONS >> 20} are expected")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, SyntaxError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise InputError(f"{path}: not a predictions file ({error}); run the task again") from error
 
 
@@ -186,7 +239,10 @@ def draw_run(folder, out):
         lines = read_log(path)
         if lines:
             inside = path.parent.relative_to(folder).as_posix().replace("/", "-")
-            written.append(draw_losses(lines, out / ("losses.png" if inside == "." else f"losses-{inside}.png")))
+            ending = "" if inside == "." else f"-{inside}"
+            written.append(draw_losses(lines, out / f"losses{ending}.png"))
+            if any(name.startswith("codes_used") for name in lines[0]["metrics"]):
+                written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
     rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
     written += draw_tables(rows, out)
     runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})
@@ -201,28 +257,39 @@ def draw_run(folder, out):
 
 def draw_predictions(folder, out, ending):
     """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
-    written, kept = [], {}
-    for path in sorted(folder.glob("*.npz")):
-        if path.stem.startswith("codes-"):
-            written += plots.draw_codes(read_predictions(path), out / f"{path.stem}{ending}.png")
-        else:
-            kept[path.stem + ending] = read_predictions(path)
-    for name, arrays in kept.items():
-        if "top" in arrays:
-            written.append(plots.draw_retrieval(arrays, out / f"{name}.png"))
-            continue
-        if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
-            continue
-        written.append(plots.draw_classes(arrays, out / f"classes-{name}.png"))
-        if arrays["source"] == "text":
-            continue
+    written, kept, path = [], [], folder
+    try:
+        for path in sorted(folder.glob("*.npz")):
+            arrays = read_predictions(path)
+            written += _draw_file(arrays, path.stem, out, ending)
+            if not path.stem.startswith("codes-"):
+                kept.append(arrays)
+        if kept:
+            written.append(plots.draw_heads(kept, out / f"heads{ending}.png"))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: its arrays are not those of predictions ({type(error).__name__}: "
+                         f"{str(error)[:80]}); run the task again") from error
+    return written
+
+
+def _draw_file(arrays, stem, out, ending):
+    """Pictures of one predictions file."""
+    name = stem + ending
+    if stem.startswith("codes-"):
+        return plots.draw_codes(arrays, out / f"{name}.png")
+    if "top" in arrays:
+        return [plots.draw_retrieval(arrays, out / f"{name}.png")]
+    if arrays["target"] == "text":                      # as many different prompts as classes: nothing to look at
+        return []
+    written = [plots.draw_classes(arrays, out / f"classes-{name}.png")]
+    if arrays["source"] != "text":
         written.append(plots.draw_clips(arrays, out / f"clips-{name}.png"))
         if arrays["clipwise"]:
             written.append(plots.draw_confusion(arrays, out / f"confusion-{name}.png"))
         else:
             written.append(plots.draw_timelines(arrays, out / f"timelines-{name}.png"))
-    if kept:
-        written.append(plots.draw_heads(list(kept.values()), out / f"heads{ending}.png"))
     return written
 
 
