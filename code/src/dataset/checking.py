@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm import tqdm
 
-from dataset.annotation_csv import class_indices, first_rows, read_classes, read_header, read_table
+from dataset.annotation_csv import class_indices, read_classes, read_header, read_table
 from dataset.ave import AVE
 from dataset.ave_avvp import AVEShared, AVVPShared
+from dataset.avs_s4 import S4
+from dataset.avs_s4 import SPLITS as S4_SPLITS
 from dataset.avvp import AVVP
-from dataset.features import check_clip, open_features
 from dataset.labels import clip_class
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
@@ -36,7 +38,7 @@ NEEDED = {                      # places that a run opens, besides VGGSound's mo
     "ave_avvp": ("categories", "label", "order", "audio_csv", "visual_csv", "ave_audio", "ave_video", "avvp_audio",
                  "avvp_video"),
     "ucf_vggsound": ("ucf_csv", "vggsound_csv", "ucf_categories", "vggsound_categories", "audio", "video"),
-    "avs": ("csv", "frames", "masks", "audio"),
+    "avs": ("csv", "frames", "masks", "audio", "prompts", "text"),
 }
 
 
@@ -87,7 +89,7 @@ def _parts(source, paths, modalities):
         return title, lambda report, title: describe(report, title, make())
     read = {"on_bad_clip": "skip"}
     if source == "avs":
-        return [("S4", lambda report, title: _check_avs(report, title, paths))]
+        return [(split, lambda report, title: _check_avs(report, title, S4(paths, title))) for split in S4_SPLITS]
     if source == "ave":
         return [clips(split, lambda split=split: AVE(paths, modalities, split, **read))
                 for split in ("train", "val", "test")]
@@ -167,39 +169,19 @@ def check_text(report, path):
         report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
 
 
-def _check_avs(report, title, paths):
-    """AVSBench-S4: list, frames, masks and audio of every clip."""
-    table = read_table(paths["csv"], ("name", "category", "split"))
-    rows = first_rows(paths["csv"], table["name"], "skip")
-    clips = [(table["split"][k], table["category"][k], table["name"][k]) for k in rows]
-    splits = Counter(split for split, _, _ in clips)
-    report.lines.append(f"{paths['csv']}: {len(clips):,} clips ("
-                        + ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items())) + ")")
-    report.lines.append(_counts(title, Counter(category for _, category, _ in clips)))
-    absent = {"frames": [], "masks": [], "audio": []}
-    stores, bad = {}, []
-    for split, category, name in clips:
-        masks = 1 if split == "train" else 5
-        for kind, count in (("frames", 5), ("masks", masks)):
-            folder = paths[kind] / split / category / name
-            if not all((folder / f"{name}_{k}.png").exists() for k in range(1, count + 1)):
-                absent[kind].append(name)
-        place = paths["audio"] / split / "zip" / category
-        if place not in stores:
-            stores[place] = open_features(place, "audio", 5) if place.is_dir() else None
-        store = stores[place]
-        if store is None or store.missing([name]):
-            absent["audio"].append(name)
-            continue
+def _check_avs(report, title, clips):
+    """Add clips and classes of one split of AVSBench-S4, and those clips that cannot be read."""
+    report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, sounds and sentences")
+    report.lines.append(_counts(title, Counter(clips.categories)))
+    bad = []
+    for i in tqdm(range(len(clips)), f"checking {title}", unit="clip", disable=None, leave=False):
         try:
-            check_clip(store.read(name), store.tail, 5, name)
+            clips[i]
         except InputError as error:
             bad.append(str(error))
-    for kind, names in absent.items():
-        if names:
-            report.problems.append(f"{title}: {len(names):,} clips lack {kind}: {', '.join(names[:SHOWN])}"
-                                   f"{', ...' if len(names) > SHOWN else ''}; get them below {paths[kind]}")
     report.problems += [f"{title}: {reason}" for reason in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        report.problems.append(f"{title}: and {len(bad) - SHOWN:,} more bad clips")
 
 
 @contextmanager
