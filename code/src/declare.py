@@ -8,6 +8,7 @@
 and `decisive` tells which values two runs must share for their numbers to be comparable.
 """
 
+import argparse
 import json
 from dataclasses import MISSING, field, fields
 
@@ -23,6 +24,13 @@ def setting(default, help, *, flags=(), decisive=True, **argument):
         argument: more of argparse's add_argument: type, choices, nargs, metavar.
     """
     return field(default=default, metadata={"help": help, "flags": flags, "decisive": decisive, "argument": argument})
+
+
+def positive(text):
+    """Argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
+    return int(text)
 
 
 def _argument(declared, default):

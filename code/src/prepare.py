@@ -12,7 +12,7 @@ import os
 import pickle
 from pathlib import Path
 
-from atomic_write import replace_file
+from atomic_write import output_file
 from configs import opts as configs
 from dataset import checking, packing
 from dataset.lists import write_lists
@@ -84,7 +84,8 @@ def vocabulary(opts):
     from dataset.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
-    replace_file(opts.out, pickle.dumps(counts, protocol=3))            # read by Python 3.7 and older
+    with output_file(opts.out, remedy="choose another place with --out") as file:
+        pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
 

@@ -107,8 +107,9 @@ def pretrain(opts, together):
     elif together.is_first:
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
-        provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
-                                                                  opts.source_set), clips=fingerprint(data)))
+        provenance.write(folder.folder, provenance.collect(
+            opts.resolved(), opts.device, opts.places(("ave" if opts.source_set == "ave" else "vggsound",
+                                                       opts.source_set)), clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", opts.system, opts.device, len(data),
              "+".join(opts.modalities), model.config.num_codes,
              sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import torch
 
+import declare
+from declare import positive
+from engine.transfer.task import HeadSettings
+from engine.transfer.tasks import TASKS
+from engine.transfer.toc_variants import Shares, TocSettings
 from errors import InputError, Parser
-from model.toc import TERMS
+from model.config import MODALITIES
 
 # ---------------------------------------------------------------------------------------------------- paths
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,7 +77,6 @@ PLACES = {
     "avs.text": "AVSBench/feature/text/prompts.h5",
 }
 
-MODALITIES = ("audio", "video", "text")
 PRETRAINING_SETS = {                        # --dataset_name -> (list, modalities); the published names, and VT
     "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
     "vggsound": ("vggsound", ("audio", "video")),
@@ -82,15 +86,7 @@ PRETRAINING_SETS = {                        # --dataset_name -> (list, modalitie
     "vggsound179k": ("vggsound179k", ("audio", "video")),
     "ave": ("ave", ("audio", "video")),
 }
-DIRECTIONS = {                              # task -> --dataset_name -> (labelled modality, tested modality)
-    "ave": {"ave_va": ("video", "audio"), "ave_av": ("audio", "video")},
-    "avvp": {"avvp_va": ("video", "audio"), "avvp_av": ("audio", "video")},
-    "ave_avvp": {"ave_avvp_va": ("video", "audio"), "ave_avvp_av": ("audio", "video")},
-    "ucf_vggsound": {"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")},
-    "retrieval": {"V2T": ("video", "text"), "T2V": ("text", "video")},
-}
 PRETRAINING_EPOCHS = {"dcid": 6, "h_dcid": 5}                   # of --system
-HEAD_EPOCHS = {"ave": 30, "avvp": 50, "ave_avvp": 50, "ucf_vggsound": 30, "retrieval": 30}
 COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablation can leave out (paper Tables 2, 3)
 
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
@@ -119,9 +115,9 @@ class Options(argparse.Namespace):
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
 
-    def for_task(self, task, directions):
-        """A copy with the directions of a task and, unless --n_epoch was given, its number of epochs."""
-        return Options(**{**vars(self), "directions": directions, "n_epoch": self.n_epoch or HEAD_EPOCHS[task]})
+    def places(self, families):
+        """Dotted name -> Path of every place of some datasets."""
+        return {name: self.place(name) for name in PLACES if name.split(".")[0] in families}
 
     @property
     def reading(self):
@@ -157,13 +153,6 @@ def place_argument(text):
     if name not in PLACES or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(PLACES)}")
     return name, value
-
-
-def positive(text):
-    """Argument type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
 
 
 def _parser(program, description):
@@ -262,40 +251,32 @@ def pretrain_parser():
 
 
 def _heads(parser, epochs):
-    group = _learning(parser, epochs=epochs, test_batch_size=80)
+    group = parser.add_argument_group("learning")
+    declare.add_arguments(group, HeadSettings, n_epoch=epochs)
     group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
-    group.add_argument("--seeds", type=int, nargs="+", default=[43], help="seeds; their heads train together")
-    group.add_argument("--protocol", choices=("default", "released"), default="default",
-                       help="released: evaluate as the published scripts do (downstream.md)")
-    group.add_argument("--no_control", action="store_true", help="leave out the untrained-encoder control")
+    for flag, default in (("--print_freq", 50), ("--eval_freq", 1)):
+        group.add_argument(flag, type=positive, default=default,
+                           help="accepted because the published scripts know it; heads are measured after every epoch")
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--choose_channel", type=int, nargs="+", default=None, metavar="S",
-                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
-    toc_arguments(group)
-    group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
-                       help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "
-                       "direction (there with --n_epoch 50 for ave, 100 elsewhere; directions without any are left "
-                       "out); several give a row each")
+    declare.add_arguments(group, TocSettings)
     return group
 
 
 def toc_arguments(group):
-    """TOC's numbers but for the first, for downstream scripts and toc.py."""
-    group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
-    group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
-    group.add_argument("--toc_terms", choices=TERMS, default="both",
-                       help="TOC: terms of the criterion; one alone is an ablation")
+    """TOC's numbers but for the first, for toc.py and segmentation."""
+    declare.add_arguments(group, Shares)
 
 
 def downstream_parser(task):
     """Arguments of one downstream script."""
-    parser = _parser(f"{task}.py", f"{task}: train a head on one modality's frozen codes, test it on another's.")
-    group = _heads(parser, HEAD_EPOCHS[task])
+    entry = TASKS[task]
+    parser = _parser(f"{task}.py", f"{entry.about}: train a head on one modality's frozen codes, test it on another's.")
+    group = _heads(parser, entry.epochs)
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
     group = parser.add_argument_group("direction")
-    group.add_argument("--dataset_name", choices=tuple(DIRECTIONS[task]), default=None,
+    group.add_argument("--dataset_name", choices=tuple(entry.directions), default=None,
                        help="va trains on video and tests on audio; default: all directions")
     group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
     group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
@@ -308,8 +289,8 @@ def evaluate_parser():
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders; rows of the table, in this order")
     group = parser.add_argument_group("tasks")
-    group.add_argument("--tasks", nargs="+", choices=tuple(DIRECTIONS), default=list(DIRECTIONS), help="which tasks")
-    group.add_argument("--no_text", action="store_true", help="leave out directions with text")
+    group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="which tasks")
+    group.add_argument("--no_text", action="store_true", help="skip directions with text")
     group.add_argument("--pool", action="store_true",
                        help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
                             "mean and standard deviation over pretraining runs")
@@ -353,8 +334,8 @@ def parse_downstream(task, argv=None):
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:
-        names = [opts.dataset_name] if opts.dataset_name else list(DIRECTIONS[task])
-        opts.directions = [DIRECTIONS[task][name] for name in names]
+        named = TASKS[task].directions
+        opts.directions = [named[opts.dataset_name]] if opts.dataset_name else list(named.values())
     pretrained = PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
@@ -362,7 +343,7 @@ def parse_downstream(task, argv=None):
 
 
 def parse_evaluate(argv=None):
-    """Options of evaluate.py; `for_task` makes those of one task."""
+    """Options of evaluate.py."""
     opts = _parse(evaluate_parser(), "evaluate", argv)
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts

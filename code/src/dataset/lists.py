@@ -9,7 +9,7 @@ import re
 import h5py
 import numpy as np
 
-from atomic_write import replace_file
+from atomic_write import output_file
 from dataset.annotation_csv import class_indices, read_table, read_text
 from dataset.ave import CATEGORIES
 from dataset.ave_avvp import SHARED
@@ -164,11 +164,16 @@ def write_lists(place, overwrite=False):
 
 def _write_rows(path, header, rows, separator):
     lines = [separator.join(row) for row in ([header] if header else []) + rows]
-    replace_file(path, "".join(f"{line}\n" for line in lines).encode())
+    _write(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _write_array(path, name, array):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, compression="gzip")
-    replace_file(path, content.getvalue())
+    _write(path, content.getvalue())
+
+
+def _write(path, data):
+    with output_file(path, remedy="choose another place with --path") as file:
+        file.write(data)

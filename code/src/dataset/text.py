@@ -14,7 +14,7 @@ import os
 import h5py
 import numpy as np
 
-from atomic_write import replace_file
+from atomic_write import output_file
 from dataset.annotation_csv import read_table
 from dataset.archive import read_counts
 from errors import InputError
@@ -155,7 +155,8 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         file["word_index"] = np.array(rows["word_index"], np.int32)
         file["word_kept"] = np.array(rows["word_kept"], bool)
         file["word_vectors"] = np.concatenate(words) if words else np.zeros((0, WIDTH), np.float32)
-    replace_file(path, content.getvalue())
+    with output_file(path, remedy="choose another place with --out or --path") as file:
+        file.write(content.getvalue())
     return empty
 
 

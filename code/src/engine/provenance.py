@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from atomic_write import whole_file
+from atomic_write import output_file
 from engine import checkpoint, results
-from errors import InputError
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
@@ -35,12 +34,13 @@ def fingerprint(path):
     return found | {"sha256": checkpoint.sha256(path)}
 
 
-def collect(opts, families, **facts):
+def collect(options, device, places, **facts):
     """The record of one run.
 
     Args:
-        opts: resolved options (configs/opts.py).
-        families: datasets whose places are recorded, as in `Options.paths`.
+        options: name -> JSON value, resolved.
+        device: torch device of the run.
+        places: name -> Path of the data that it may open.
         facts: more of it, JSON values.
     """
     versions = {"python": platform.python_version()}
@@ -49,12 +49,11 @@ def collect(opts, families, **facts):
             versions[package] = version(package)
         except PackageNotFoundError:
             pass
-    device = torch.cuda.get_device_name(opts.device) if opts.device.type == "cuda" else platform.processor()
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     commit = results.source_commit()
-    data = {f"{family}.{name}": fingerprint(path) for family in dict.fromkeys(families)
-            for name, path in opts.paths(family).items()}
-    return {"options": opts.resolved(), "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
-            "versions": versions, "device": f"{opts.device.type} {device}".strip(), "threads": torch.get_num_threads(),
+    data = {name: fingerprint(path) for name, path in places.items()}
+    return {"options": options, "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
+            "versions": versions, "device": f"{device.type} {model}".strip(), "threads": torch.get_num_threads(),
             "data": {name: found for name, found in data.items() if found}, **facts}
 
 
@@ -67,14 +66,9 @@ def write(folder, record):
     text = json.dumps(record, indent=1, sort_keys=True, default=str) + "\n"
     name = Path("provenance") / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     path = Path(folder) / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            with whole_file(path, "w") as file:
-                file.write(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --snapshot_pref or --results"
-                         ) from error
+    if not path.exists():
+        with output_file(path, "w", "choose another --snapshot_pref or --results") as file:
+            file.write(text)
     return str(name)
 
 
@@ -114,11 +108,11 @@ def _verify_record(folder, name, hashed):
     if found is None or not found.startswith(path.stem):
         return [f"{path} is {'gone' if found is None else 'changed'}"]
     problems = []
-    for place, was in json.loads(path.read_text())["data"].items():
+    for name, was in json.loads(path.read_text())["data"].items():
         now = fingerprint(was["path"]) if "sha256" not in was else was | {"sha256": hashed(was["path"])}
         if now != was:
             gone = now is None or now.get("sha256", "") is None
-            problems.append(f"{place} ({was['path']}) is {'gone' if gone else 'another one now'}")
+            problems.append(f"{name} ({was['path']}) is {'gone' if gone else 'another one now'}")
     return problems
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import errors
@@ -41,6 +42,23 @@ SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: 
                 "modality's queries, as published. val: under the training modality's, a choice that needs nothing "
                 "of the other. same: the same network under the queries it was trained with. chance: every pixel "
                 "called foreground.")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a call puts its results."""
+
+    path: Path                  # results.jsonl
+    record: str                 # the provenance record that its lines name, relative to the file's folder
+
+    @property
+    def record_name(self):
+        """Tells calls with other options or data apart."""
+        return Path(self.record).stem
+
+    def beside(self, name):
+        """A file of this call beside the results."""
+        return Path(self.path).parent / name
 
 
 def append(path, row):

@@ -1,4 +1,4 @@
-"""Semantic (modality-agnostic) and specific encoders of a level (dcid.md 2)."""
+"""Semantic (modality-agnostic) and specific encoders of a level."""
 
 from dataclasses import dataclass
 
@@ -48,6 +48,12 @@ class VideoSemanticEncoder(nn.Module):
         self.attention = nn.Linear(config.attention_dim, 1)
         self.temporal = TemporalEncoder(config, width)
         self.spatial_attention = config.spatial_attention
+
+    @property
+    def unread(self):
+        """Names of parameters that nothing reads."""
+        layers = ("average_attention", "place_attention", "attention") if self.spatial_attention == "sum" else ()
+        return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
 
     def pool(self, x):
         """(B, T, H, W, V) -> (B, T, V)."""

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from avs_s4 import demo_scenes
 from dataset import avs_s4 as dataset
-from engine import checkpoint
-from engine.transfer.fit_heads import check_fit, check_modality
-from engine.transfer.run_task import Pretrained
+from engine.transfer.code_sets import check_fit, check_modality
 from errors import InputError
 
 
@@ -37,11 +35,6 @@ class RunFolders:
         folders = [folder for folder in Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????")
                    if (folder / file).is_file()]
         return max(folders, key=lambda folder: folder.name[-15:], default=None)
-
-
-def load_encoder(path, device):
-    """The frozen encoder of a pretraining checkpoint."""
-    return Pretrained(path, checkpoint.load_encoder(path, device), checkpoint.sha256(path))
 
 
 def require_modalities(pretrained, modalities):

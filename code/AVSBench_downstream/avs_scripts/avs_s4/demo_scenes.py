@@ -18,7 +18,8 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[3] / "src")]
 
 from dataset.avs_s4 import SECONDS
 from demo_data import demo_tree
@@ -64,7 +65,7 @@ def scenes(count, split, rng):
         place = (slice(top, top + CANVAS), slice(left, left + CANVAS))
         ink = strokes[i, j, k, :, :, None]
         pictures[i, k][place] += ink * (colour[i, j] - pictures[i, k][place])
-        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0                   # the upper digit hides the lower
+        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0           # the upper digit hides the lower
     pictures += 0.04 * rng.standard_normal(pictures.shape, dtype=np.float32)
     return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys
 

@@ -51,7 +51,7 @@ class Query(nn.Module):
         self.sentences = None
         if words is not None:       # one sentence a class: through the LSTM once, not once a batch
             with torch.no_grad():
-                self.sentences = self._inputs("text", torch.as_tensor(words, device=self.device))
+                self.sentences = encoder.inputs("text", torch.as_tensor(words, device=self.device))
 
     @property
     def device(self):
@@ -74,15 +74,7 @@ class Query(nn.Module):
         if modality == "text":
             inputs = self.sentences[batch["category"]]
         else:
-            inputs = self._inputs(modality, batch[modality].repeat(1, STEPS // SECONDS, 1))
-        parameter = self.adapter.weight
-        vectors = self._embed(modality, self.adapter(inputs.to(parameter.dtype))).vectors
-        return (vectors if self.channels is None else vectors[..., self.channels]).to(parameter.dtype)
-
-    def _inputs(self, modality, x):
-        """What the semantic encoder reads, of raw features."""
-        return self.encoder.text_lstm(x)[0] if modality == "text" else x
-
-    def _embed(self, modality, inputs):
-        """Codes of what `_inputs` gives."""
-        return self.encoder.embed_features(modality, inputs.to(self.encoder.codebooks[0].dtype))
+            inputs = self.encoder.inputs(modality, batch[modality].repeat(1, STEPS // SECONDS, 1))
+        own, theirs = self.adapter.weight.dtype, self.encoder.codebooks[0].dtype
+        vectors = self.encoder.embed_inputs(modality, self.adapter(inputs.to(own)).to(theirs)).vectors
+        return (vectors if self.channels is None else vectors[..., self.channels]).to(own)

@@ -12,9 +12,9 @@ from pathlib import Path
 import declare
 from avs_s4.network.backbones import NAMES
 from configs import opts as places
-from declare import setting
+from declare import positive, setting
+from engine.transfer.toc_variants import Shares
 from errors import Parser
-from model.toc import TERMS
 
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
@@ -71,14 +71,14 @@ class Conditions:
     tpavi_vv_flag: bool = setting(False, "maps attend to themselves there")
     tpavi_va_flag: bool = setting(False, "maps attend to the query there")
     image_size: int = setting(224, "side of frames and masks, a multiple of 32; others are resized",
-                              type=places.positive)
+                              type=positive)
 
 
 @dataclass(frozen=True)
 class Start:
     """With which widths and weights training starts."""
 
-    channels: int = setting(256, "width of the decoder", type=places.positive)
+    channels: int = setting(256, "width of the decoder", type=positive)
     tpavi_norm_start: float = setting(0.0, "start weight of TPAVI's BatchNorm; 0 as published: the query starts "
                                       "without influence")
     align_start: str = setting("torch", "start of TPAVI's align_channel: PyTorch's as published, or a projection of "
@@ -93,24 +93,21 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Toc:
+class Toc(Shares):
     """Which code channels the network sees; testing takes them from the trained file."""
 
     choose_channel: int = setting(None, "TOC: code channels kept of each codebook (off if absent)", type=int,
                                   metavar="S")
-    toc_max_num: int = setting(1, "TOC: share of the best channels")
-    toc_min_num: int = setting(0, "TOC: share of the worst channels")
-    toc_terms: str = setting("both", "TOC: terms of the criterion; one alone is an ablation", choices=TERMS)
 
 
 @dataclass(frozen=True)
 class Learning(Common):
     """How the network learns."""
 
-    train_batch_size: int = setting(4, "clips a step", type=places.positive)
-    val_batch_size: int = setting(1, "clips a step in validation", type=places.positive,
+    train_batch_size: int = setting(4, "clips a step", type=positive)
+    val_batch_size: int = setting(1, "clips a step in validation", type=positive,
                                   decisive=lambda opts: opts.protocol == "released")        # means over batches
-    max_epoches: int = setting(1, "epochs", type=places.positive, decisive=False)
+    max_epoches: int = setting(1, "epochs", type=positive, decisive=False)
     lr: float = setting(1e-4, "Adam's learning rate, constant")
     adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); what it learns on sounds acts on "
                                 "sentences too, whose features are smaller", type=float)
@@ -125,7 +122,7 @@ class Learning(Common):
 class Testing(Common):
     """What a test does besides measuring."""
 
-    test_batch_size: int = setting(1, "clips a step", type=places.positive)
+    test_batch_size: int = setting(1, "clips a step", type=positive)
     save_pred_mask: bool = setting(False, "write predicted masks as PNG")
     overlays: int = setting(8, "clips shown in the figure; 0 for none")
 

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-CODE = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(CODE / "src"), str(CODE / "AVSBench_downstream" / "avs_scripts")]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
 
 import torch
 
@@ -25,6 +25,7 @@ from dataset.avs_s4 import S4
 from engine import provenance, results
 from engine.run_folder import Run, seed_everything
 from engine.transfer import toc_variants
+from engine.transfer.task import Pretrained
 from errors import InputError, run
 
 
@@ -60,7 +61,7 @@ def main(argv=None):
     opts.weights = opts.weights or newest_weights(
         builders.RunFolders(opts.train_log_dir, opts.session_name, opts.direction or "??"))
     files = network_files.files_of(opts.weights)
-    pretrained = builders.load_encoder(opts.checkpoint, opts.device)
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, "float32")
     tested, folder = {}, None
     for kind, path in files.items():
         trained = network_files.load(path, expected, opts.protocol, pretrained.sha256, pretrained.encoder.codebooks)
@@ -95,7 +96,8 @@ def main(argv=None):
             logging.info(f"overlays: {figure}")
 
     path = opts.results or folder / "results.jsonl"
-    record = provenance.write(Path(path).parent, provenance.collect(opts, ("avs",)))
+    record = provenance.write(Path(path).parent, provenance.collect(
+        opts.resolved(), opts.device, opts.places(("avs",))))
     lines = report.result_lines(tested, modalities, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": opts.seed if trained.seed is None else trained.seed,
         "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),

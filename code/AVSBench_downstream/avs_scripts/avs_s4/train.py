@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-CODE = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(CODE / "src"), str(CODE / "AVSBench_downstream" / "avs_scripts")]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
 
 import declare
 from avs_s4 import builders, network_files, train_resume, training
@@ -26,6 +26,7 @@ from configs.opts import PLACES
 from dataset.avs_s4 import S4
 from engine.results import source_commit
 from engine.run_folder import Run, seed_everything
+from engine.transfer.task import Pretrained
 from engine.transfer.toc_variants import selection_of
 from errors import run
 from model.toc import head_channels
@@ -34,7 +35,7 @@ from model.toc import head_channels
 def main(argv=None):
     began, opts = time.time(), parse_train(argv)
     learning, modalities = declare.read(Learning, opts), DIRECTIONS[opts.direction]
-    pretrained = builders.load_encoder(opts.checkpoint, opts.device)
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, "float32")
     builders.require_modalities(pretrained, modalities)
     selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
     channels = head_channels(pretrained.encoder.codebooks, selection)        # refused before any work

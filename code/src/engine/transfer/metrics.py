@@ -11,20 +11,6 @@ from torch import Tensor
 THRESHOLD = 0.5                  # a cell is predicted where sigmoid(logit) is above it
 
 
-def clip_targets(labels):
-    """Class of each clip: per second the arg max over the foreground columns, then the MAXIMUM of these over time.
-
-    As published: an empty second counts as class 0, and where two classes occur the higher one wins.
-
-    Args:
-        labels: (..., T, C + 1), last column background.
-
-    Returns:
-        (...) int64 classes.
-    """
-    return labels[..., :-1].argmax(-1).amax(-1)
-
-
 def accuracy(scores, targets):
     """Share of clips (percent) whose highest score is at the target; of equal scores the lowest class counts.
 
