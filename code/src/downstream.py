@@ -7,7 +7,7 @@ from engine.transfer import code_sets, toc_variants
 from engine.transfer.run_task import modalities_of
 from engine.transfer.task import HeadSettings, Pretrained
 from engine.transfer.tasks import TASKS
-from engine.transfer.toc_variants import RELEASED, TocSettings
+from engine.transfer.toc_variants import TocSettings
 
 
 def head_settings(opts, entry):
@@ -17,8 +17,8 @@ def head_settings(opts, entry):
 
 def toc_choices(opts, entry, directions, pretrained):
     """What the TOC options ask for in these directions; wrong ones are refused here, before any data is read."""
-    released = RELEASED.get(pretrained.encoder.config.system, {})
-    return toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim, released)
+    return toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
+                                 pretrained.encoder.system.TOC_RELEASED)
 
 
 def open_task(opts, entry, directions):

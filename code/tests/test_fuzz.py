@@ -14,7 +14,7 @@ from configs.opts import PLACES
 from dataset import annotation_csv, avvp, lists, text, vggsound
 from engine import checkpoint, results
 from engine.run_loop import RunState
-from engine.trainer import Pretrainer, Settings
+from engine.trainer import Settings, Trainer
 from errors import InputError
 from model.sampling import Draws
 from tiny import train
@@ -153,7 +153,7 @@ def resume(path):
     """All that resuming reads of a file."""
     loaded = checkpoint.open_file(path)
     if loaded.complete:
-        trainer = Pretrainer(loaded.model, Draws(torch.Generator()), Settings())
+        trainer = Trainer(loaded.system, Draws(torch.Generator()), Settings())
         checkpoint.load_optimizers(loaded, trainer.optimizers)
         RunState.of(loaded)
     return loaded
@@ -175,7 +175,7 @@ def test_checkpoint_dicts_are_read_or_refused(good_file, monkeypatch, data):
         return
     finally:
         monkeypatch.undo()
-    assert all(value.isfinite().all() for value in loaded.model.state_dict().values())
+    assert all(value.isfinite().all() for value in loaded.system.state_dict().values())
 
 
 @settings(max_examples=160, **FUZZ)

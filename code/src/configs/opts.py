@@ -1,20 +1,27 @@
 """Paths and arguments. Edit the constants below, or override them by environment variable or flag; nothing else
-in the project knows a path. `parse_pretrain` and `parse_downstream` return resolved, checked options."""
+in the project knows a path. `parse_pretrain` and `parse_downstream` return resolved, checked options.
+
+Every setting is declared once (declare.py), beside the code that reads it; the classes here are those that scripts
+read."""
 
 import argparse
 import json
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 import declare
-from declare import positive
+from declare import positive, setting
+from engine.run_loop import RunSettings
+from engine.trainer import Settings
 from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import Shares, TocSettings
 from errors import InputError, Parser
 from model.config import MODALITIES
+from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,8 +93,6 @@ PRETRAINING_SETS = {                        # --dataset_name -> (list, modalitie
     "vggsound179k": ("vggsound179k", ("audio", "video")),
     "ave": ("ave", ("audio", "video")),
 }
-PRETRAINING_EPOCHS = {"dcid": 6, "h_dcid": 5}                   # of --system
-COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablation can leave out (paper Tables 2, 3)
 
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
 # below that where pretraining saves, `pretrained` what downstream scripts load.
@@ -155,98 +160,113 @@ def place_argument(text):
     return name, value
 
 
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie."""
+
+    data_root: Path = setting(DATA, "root of all data (environment: CMG_DATA)", type=Path, decisive=False)
+    checkpoint_root: Path = setting(CHECKPOINTS, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
+                                    decisive=False)
+    runs_root: Path = setting(RUNS, "where run folders are made (CMG_RUNS)", type=Path, decisive=False)
+    path: tuple = setting((), "override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
+                          type=place_argument, nargs=None, action="append", metavar="NAME=FILE", decisive=False)
+    snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
+                                  "RUNS/<program>)", type=Path, decisive=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how features are read."""
+
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+    precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
+                             "losses stay float32", choices=("float64", "float32", "bf16"))
+    workers: int = setting(4, "processes that read clips from disk", decisive=False)
+    in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
+                              decisive=lambda opts: opts.precision == "bf16")
+    on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
+                               choices=("error", "skip"), decisive=False)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every script takes."""
+
+    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), decisive=False)
+    debug: bool = setting(False, "show the traceback of an input error", decisive=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Arguments that the published scripts know and that have no effect."""
+
+    eval_freq: int = setting(1, "accepted because the published scripts know it; it has no effect here: a checkpoint "
+                             "is saved and heads are measured after every epoch", type=positive, decisive=False)
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """What is pretrained on."""
+
+    dataset_name: str = setting("vggsound_AVT", "which clips and modalities: AVT all three; vggsound, 81k, 179k and "
+                                "ave audio and video", choices=tuple(PRETRAINING_SETS))
+    splits: tuple = setting(("train", "test", "val"), "parts of the list; all three are the paper's 40K, train alone "
+                            "its 24K", choices=("train", "test", "val"))
+
+
+@dataclass(frozen=True)
+class SystemChoice:
+    """Which system, of which size."""
+
+    system: str = setting("dcid", "what is pretrained: " + ", ".join(
+        f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
+    n_embeddings: int = setting(400, "codes in a codebook (K)", type=positive)
+    spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
+                                     choices=("sum", "softmax"))
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What only pretrain.py takes."""
+
+    model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
+                                    "own)", type=Path, decisive=False)
+    resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
+                          "run, else from the beginning", metavar="auto|FILE", decisive=False)
+    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
+    test_batch_size: int = setting(64, "clips a step when evaluating", type=positive, decisive=False)
+    loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
+                                  "here", type=float, decisive=False)
+
+
 def _parser(program, description):
     parser = Parser(prog=program, description=description)
-    group = parser.add_argument_group("paths")
-    group.add_argument("--data_root", type=Path, default=Path(os.environ.get("CMG_DATA", DATA)),
-                       help="root of all data (environment: CMG_DATA)")
-    group.add_argument("--checkpoint_root", type=Path, default=Path(os.environ.get("CMG_CHECKPOINTS", CHECKPOINTS)),
-                       help="where pretrained checkpoints lie (CMG_CHECKPOINTS)")
-    group.add_argument("--runs_root", type=Path, default=Path(os.environ.get("CMG_RUNS", RUNS)),
-                       help="where run folders are made (CMG_RUNS)")
-    group.add_argument("--path", type=place_argument, action="append", default=[], metavar="NAME=FILE",
-                       help="override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
-    group.add_argument("--snapshot_pref", type=Path, default=None,
-                       help="the run's folder: log, options, results, TensorBoard (default: RUNS/<program>)")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--gpu", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    group.add_argument("--precision", choices=("float64", "float32", "bf16"), default="float32",
-                       help="bf16: autocast around encoders and decoders; codebook and losses stay float32")
-    group.add_argument("--workers", type=int, default=4, help="processes that read clips from disk")
-    group.add_argument("--in_memory", action="store_true", help="read all features once and keep them in memory")
-    group.add_argument("--on_bad_clip", choices=("error", "skip"), default="error",
-                       help="a clip whose file is missing or broken: stop, or leave it out and name it")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    declare.add_arguments(
+        parser, Paths, "paths", data_root=Path(os.environ.get("CMG_DATA", DATA)),
+        checkpoint_root=Path(os.environ.get("CMG_CHECKPOINTS", CHECKPOINTS)),
+        runs_root=Path(os.environ.get("CMG_RUNS", RUNS)))
+    declare.add_arguments(parser, Machine, "machine")
+    declare.add_arguments(parser, Program)
     return parser
 
 
-def _learning(parser, epochs, test_batch_size):
-    group = parser.add_argument_group("learning")
-    group.add_argument("--n_epoch", type=positive, default=epochs, help="epochs to train (default: as published)")
-    group.add_argument("-b", "--b", "--batch_size", dest="batch_size", type=positive, default=80, help="clips a step")
-    group.add_argument("--test_batch_size", type=positive, default=test_batch_size, help="clips a step when evaluating")
-    group.add_argument("--lr", type=float, default=4e-4, help="Adam's learning rate; halved at epochs 10, 20, 30")
-    group.add_argument("--clip_gradient", type=float, default=0.5, help="largest gradient norm of a module")
-    group.add_argument("--weight_decay", "--wd", type=float, default=0.0, help="Adam's weight decay")
-    group.add_argument("--print_freq", type=positive, default=50, help="steps between two lines of the log")
-    group.add_argument("--eval_freq", type=positive, default=1, help="epochs between two evaluations")
-    return group
+# The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
+PRETRAIN = {Machine: "machine", PretrainData: "data", RunSettings: "run", Settings: "learning", SystemChoice: "system"}
 
 
 def pretrain_parser():
     """Arguments of pretrain.py."""
-    parser = _parser("pretrain.py", "Pretrain encoders of audio, video and text into one discrete codebook "
-                     "(DCID, NeurIPS 2023; H-DCID, arXiv 2403.05168).")
-    group = _learning(parser, epochs=None, test_batch_size=64)
-    group.add_argument("--dataset_name", choices=tuple(PRETRAINING_SETS), default="vggsound_AVT",
-                       help="which clips and modalities: AVT all three; vggsound, 81k, 179k and ave audio and video")
-    group.add_argument("--splits", nargs="+", choices=("train", "test", "val"), default=["train", "test", "val"],
-                       help="parts of the list; all three are the paper's 40K, train alone its 24K")
-    group.add_argument("--mi_lr", type=float, default=1e-3, help="learning rate of the CLUB networks")
-    group.add_argument("--start_epoch", type=int, default=0, help="number of the first epoch")
-    group.add_argument("--max_steps", type=positive, default=None, help="stop after this many steps in all")
-    group.add_argument("--seed", type=int, default=43, help="seed of weights, order and draws (released: 43)")
-    group.add_argument("--loss_weights", type=float, default=None,
-                       help="accepted because the published scripts know it; it has no effect there or here")
-    group.add_argument("--recompute", action="store_true",
-                       help="less memory: compute the video convolutions again in the backward pass")
-    group = parser.add_argument_group("system")
-    group.add_argument("--system", choices=("dcid", "h_dcid"), default="dcid", help="one level or two")
-    group.add_argument("--n_embeddings", type=positive, default=400, help="codes in a codebook (K)")
-    group.add_argument("--without", nargs="+", choices=COMPONENTS, default=[],
-                       help="leave components out (ablation, paper Tables 2 and 3)")
-    group.add_argument("--codebook_init", choices=("data", "released"), default="data",
-                       help="start codes from the first batch's features, or as published (dcid.md 3)")
-    group.add_argument("--code_reset", choices=("full", "released"), default="full",
-                       help="reset count and weight with the code, or the code alone as published")
-    group.add_argument("--mm_ema", choices=("mean", "attention"), default="mean",
-                       help="teachers of the EMA: the same second of the other modalities, or attention (eq. 7)")
-    group.add_argument("--spatial_attention", choices=("sum", "softmax"), default="sum",
-                       help="video pooling: the published sum, or the attention that was meant")
-    group.add_argument("--mi_forward", choices=("once", "released"), default="once",
-                       help="encoder passes a step: one, or six as in the published checkpoints")
-    group.add_argument("--layer2_start", choices=("data", "released"), default="data",
-                       help="H-DCID: start the second codebook when its losses start, or adapt it from epoch 0")
-    group.add_argument("--detach_targets", action="store_true",
-                       help="H-DCID: no gradient into the targets of the second level's reconstruction")
-    group = parser.add_argument_group("checkpoints")
-    group.add_argument("--model_save_path", type=Path, default=None,
-                       help="folder (default: the checkpoint root; a preset's runs have folders of their own)")
-    group.add_argument("--save_freq", type=positive, default=1, help="epochs between two checkpoints")
-    group.add_argument("--save_every_steps", type=positive, default=None,
-                       help="also save within an epoch, after so many steps (default: off)")
-    group.add_argument("--keep", type=positive, default=None,
-                       help="newest checkpoints of this run to keep (default: one an epoch, the last two within it)")
-    group.add_argument("--on_save_error", choices=("stop", "continue"), default="stop",
-                       help="a checkpoint cannot be written, say on a full disk: stop, or go on and try at the next")
-    group.add_argument("--save_dtype", choices=("float32", "float64"), default="float32",
-                       help="float64 as the published files; never less than --precision computes in")
-    group.add_argument("--resume", default="", metavar="auto|FILE",
-                       help="continue a run from its checkpoint, ours or published; auto: from the newest of this run, "
-                            "else from the beginning")
-    group.add_argument("--evaluate", action="store_true",
-                       help="no training: print the losses of --resume over the data")
+    titles = ", ".join(system.title for system in SYSTEMS.values())
+    parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).")
+    for cls, title in PRETRAIN.items():
+        declare.add_arguments(parser, cls, title)
+    switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
+    for system in SYSTEMS.values():
+        declare.add_arguments(parser, system.Options, f"settings of {system.title}")
+    without = next(action for action in parser._actions if action.dest == "without")
+    without.choices = tuple(switches)
+    declare.add_arguments(parser, Pretraining, "checkpoints")
+    declare.add_arguments(parser, Published, "published")
     return parser
 
 
@@ -254,9 +274,9 @@ def _heads(parser, epochs):
     group = parser.add_argument_group("learning")
     declare.add_arguments(group, HeadSettings, n_epoch=epochs)
     group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
-    for flag, default in (("--print_freq", 50), ("--eval_freq", 1)):
-        group.add_argument(flag, type=positive, default=default,
-                           help="accepted because the published scripts know it; heads are measured after every epoch")
+    group.add_argument("--print_freq", type=positive, default=50,
+                       help="accepted because the published scripts know it; it has no effect here")
+    declare.add_arguments(group, Published)
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("encoder")
     declare.add_arguments(group, TocSettings)
@@ -317,12 +337,27 @@ def _parse(parser, program, argv):
 
 def parse_pretrain(argv=None):
     """Options of a pretraining run."""
-    opts = _parse(pretrain_parser(), "pretrain", argv)
+    parser = pretrain_parser()
+    opts = _parse(parser, "pretrain", argv)
+    system = SYSTEMS[opts.system]
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
-    opts.n_epoch = opts.n_epoch or PRETRAINING_EPOCHS[opts.system]
+    opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.source_set, opts.modalities = PRETRAINING_SETS[opts.dataset_name]
+    own = {f.name for f in fields(system.Options)}
+    for other in SYSTEMS.values():
+        for name in declare.changed(declare.read(other.Options, opts)):
+            if name not in own:
+                parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+    for switch in opts.without:
+        if switch not in system.switches():
+            parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
     return opts
+
+
+def decisive(opts):
+    """Name -> plain value of the options on which the numbers of a pretraining run depend."""
+    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options)
 
 
 def parse_downstream(task, argv=None):

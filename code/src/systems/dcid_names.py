@@ -52,8 +52,9 @@ CLASSIFIERS = [Part(DECODER, "{m}_semantic_decoder.", modalities="video text aud
 
 def club(suffix, objective):
     """The CLUB networks of one level: a section for each, its mean's network first."""
+    networks = (("p_mu.", "mean."), ("p_logvar.", "log_variance."))
     return [Part(f"{m.capitalize()}_mi_net{suffix}_parameters", theirs, f"{objective}club.{m}.{ours}", m)
-            for m in ("video", "text", "audio") for theirs, ours in (("p_mu.", "mean."), ("p_logvar.", "log_variance."))]
+            for m in ("video", "text", "audio") for theirs, ours in networks]
 
 
 PARTS = (*TEXT_LSTM, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *club("", OBJECTIVE))

@@ -14,7 +14,6 @@ from functools import lru_cache
 import torch
 
 from errors import InputError
-from model.config import MODALITIES
 
 OWN = "own_parameters"
 ENCODER = "Encoder_parameters"

@@ -99,22 +99,3 @@ def _uniform(directions, choice):
 
 def _terms(terms):
     return "" if terms == "both" else f" {terms} only"
-
-
-# choose_channel, toc_max_num, toc_min_num of the published scripts. They differ from task to task without a rule: they
-# were chosen on the evaluation data. H-DCID's avvp_av is trained in the other direction by mistake there.
-VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
-RELEASED = {
-    "dcid": {
-        "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
-        "avvp": {VIDEO_AUDIO: (128, 3, 1), AUDIO_VIDEO: (128, 3, 1)},
-        "ave_avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
-        "ucf_vggsound": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (224, 1, 0)},
-    },
-    "h_dcid": {
-        "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
-        "avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (128, 1, 0)},
-        "ave_avvp": {VIDEO_AUDIO: (196, 1, 1), AUDIO_VIDEO: (224, 3, 1)},
-        "ucf_vggsound": {VIDEO_AUDIO: (196, 1, 0), AUDIO_VIDEO: (224, 1, 1)},
-    },
-}
