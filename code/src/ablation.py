@@ -8,10 +8,11 @@ from pathlib import Path
 
 import evaluate
 import pretrain
-from atomic_write import whole_file
+from atomic_write import output_file
 from configs.opts import parse_pretrain
 from engine import results
 from engine.report import tables
+from engine.transfer.tasks import TASKS
 from errors import Parser, run
 from systems.registry import SYSTEMS
 
@@ -24,7 +25,7 @@ STUDIES = {                      # study -> arguments of all rows
     "2": ["--dataset_name", "vggsound"], "3": ["--dataset_name", "vggsound_AVT"],
     "sizes": ["--dataset_name", "vggsound_AVT"], "modalities": [],
 }
-EVALUATED = ("ave", "avvp", "ave_avvp", "ucf_vggsound")
+EVALUATED = tuple(name for name, entry in TASKS.items() if entry.column)
 SHARED = ("preset", "gpu", "precision", "data_root", "checkpoint_root", "runs_root", "workers")
 
 
@@ -61,16 +62,19 @@ def row_name(arguments):
 
 def show(rows, study, system):
     """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
-    titles = {name: title for name, title in system.switches().items() if name not in BASIC}
+    switches, papers = system.switches(), [part for row in PAPER["3"] for part in row]
+    titles = {name: switches[name] for name in dict.fromkeys([*papers, *switches])
+              if name in switches and name not in BASIC}
     newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
     measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
     entries = []
     for arguments in rows_of(study, system):
         for row in tables.collect(measured.get(row_name(arguments), []), "last"):
             parts = {title: "-" if name in arguments else "x" for name, title in titles.items()}
-            entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean)}
+            entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean),
+                            "columns": str(len(row.figures))}
                            | {cell: results.show(row.cells.get(cell, [])) for cell in tables.CELLS})
-    columns = [*(titles.values() if study in "23" else ["row"]), *tables.CELLS, "mean"]
+    columns = [*(titles.values() if study in "23" else ["row"]), *tables.CELLS, "mean", "columns"]
     return "\n\n".join([results.render(entries, columns), results.render(entries, columns, "markdown")])
 
 
@@ -93,7 +97,7 @@ def main(argv=None):
         evaluate.main([str(checkpoint), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)])
     table = show(results.read(folder / "results.jsonl"), own.study, system)
-    with whole_file(folder / "ablation.txt", "w") as file:
+    with output_file(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")
     print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
           f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")

@@ -10,39 +10,59 @@
 import argparse
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 from atomic_write import output_file
 from configs import opts as configs
-from dataset import checking, packing
+from dataset import checking, packing, pretraining
 from dataset.lists import write_lists
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
+from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
+from engine.transfer.run_task import modalities_of
+from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 
 PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
 SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
-CHECKS = {name: (source, modalities) for name, (source, modalities) in configs.PRETRAINING_SETS.items()} | {
-    "ave": ("ave", ("audio", "video")), "avvp": ("avvp", ()), "ave_avvp": ("ave_avvp", ()),
-    "ucf_vggsound": ("ucf_vggsound", ()), "avs": ("avs", ())}
-ALL = ("vggsound_AVT", "ave", "avvp", "ave_avvp", "ucf_vggsound", "avs")
+AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
+AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
+CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
+# What --dataset all checks: tasks on the clips of pretraining have been checked with these.
+ALL = ("vggsound_AVT", *(name for name, entry in TASKS.items() if entry.family != "vggsound"), "avs")
 
 
 def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
-    ready = True
+    reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
-        source, modalities = CHECKS[name]
-        family = "vggsound" if source.startswith("vggsound") else source
-        paths = opts.paths(family) | opts.paths(source)
-        if name == "ave_avvp":
-            paths |= {f"{part}_{m}": opts.place(f"{part}.{m}") for part in ("ave", "avvp") for m in ("audio", "video")}
-        report = checking.check(name, family, paths, modalities)
+        places, source, steps = _checked(name, opts.place)
+        reports.append(checking.check(name, {dotted: opts.place(dotted) for dotted in places}, source, steps))
+        print(reports[-1])
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def _checked(name, place):
+    """(dotted names of the places that a run needs, where to get them, steps of the check)."""
+    if name == "avs":
+        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
+    if name in TASKS:
+        entry = TASKS[name]
+        modalities = modalities_of([entry.usable(place)])
+        parts = entry.parts(entry.paths(place), modalities, "default")
+        steps = [checking.clips(part.title, part.load) for part in parts]
         if "text" in modalities:
-            checking.check_text(report, opts.place(f"{family}.text"))
-        print(report)
-        ready = ready and not report.problems
-    return 0 if ready else 1
+            steps.append(checking.text(place(entry.prompts)))
+        elif entry.prompts:
+            steps.append(checking.no_text(place(entry.prompts)))
+        return entry.needed(), entry.source, steps
+    needed = pretraining.places(name)
+    steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
+             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS))]
+    if "vggsound.text" in needed:
+        steps.append(checking.text(place("vggsound.text")))
+    return needed, pretraining.SOURCE, steps
 
 
 def text(opts):
@@ -113,9 +133,9 @@ def pack(opts):
             result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
                                   opts.on_bad_clip)
             print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
-                  f"{len(result.left_out):,} left out")
-            for reason in result.left_out.values():
-                print(f"  left out: {reason}")
+                  f"{len(result.skipped):,} skipped")
+            for reason in result.skipped.values():
+                print(f"  skipped: {reason}")
         print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
 
 
@@ -163,7 +183,7 @@ def parser():
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
     one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")
     one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
-    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or leave out and name")
+    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
     one.add_argument("--overwrite", action="store_true", help="make it again")
     return main_parser
 

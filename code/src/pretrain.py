@@ -8,9 +8,7 @@ from tqdm import tqdm
 import declare
 from atomic_write import remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
-from dataset.ave import AVE
-from dataset.ave import SPLITS as AVE_SPLITS
-from dataset.vggsound import VGGSound
+from dataset import pretraining
 from engine import checkpoint, distributed, provenance
 from engine.batches import Resident, Streamed, stored_dtype
 from engine.malloc import keep_freed_memory
@@ -31,10 +29,7 @@ def open_data(opts):
     if opts.preset == "demo" and not opts.data_root.exists():
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
-    if opts.source_set == "ave":
-        return AVE(opts.paths("ave"), opts.modalities, AVE_SPLITS, **opts.reading)
-    places = opts.paths("vggsound") | opts.paths(opts.source_set)
-    return VGGSound(places, opts.modalities, opts.splits, **opts.reading)
+    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, **opts.reading)
 
 
 def find_resumed(opts, is_first):
@@ -115,8 +110,8 @@ def pretrain(opts, together):
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, opts.places(("ave" if opts.source_set == "ave" else "vggsound",
-                                                       opts.source_set)), clips=fingerprint(data)))
+            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(opts.dataset_name)},
+            clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
              "+".join(opts.modalities), system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)

@@ -159,14 +159,14 @@ PLANTED = {             # name -> (what is done to the package, what check must 
                      f"{OTHER}.zip: an array of Python objects"),
     "missing clips": (lambda p: [(p["audio"] / f"v-00000000{k}.zip").unlink() for k in range(7)],
                       "7 clips have no feature file: v-000000000, v-000000001, v-000000002, v-000000003, v-0000000"),
-    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "zip: not found; a folder of zips"),
+    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "vggsound.audio is absent: "),
     "missing column": (lambda p: rewrite(p["csv"], "video_id", "id_of_video"), "no column 'video_id'"),
     "missing cell": (lambda p: rewrite(p["csv"], FIRST, ""), "line 2 has no video_id"),
     "unknown split": (lambda p: rewrite(p["csv"], ",train", ",tran"), "the split 'tran'"),
     "unknown class": (lambda p: rewrite(p["csv"], "race car", "race cat"), "no prompt for 'race cat'"),
     "repeated id": (lambda p: rewrite(p["csv"], OTHER, FIRST), f"1 repeated ids, first {FIRST}"),
-    "no list": (lambda p: p["csv"].unlink(), "cannot be read (No such file"),
-    "no text": (lambda p: p["text"].unlink(), "prompts.h5: not found; word vectors"),
+    "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is absent: "),
+    "no text": (lambda p: p["text"].unlink(), "make it with `python prepare.py text --dataset vggsound`, or set"),
 }
 
 
@@ -177,7 +177,7 @@ def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
     plant(paths(root, PLACES, "vggsound"))
     code, out = check(root, "vggsound_AVT", capsys)
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
-    assert code == 1 and any(finding in line for line in problems), out
+    assert code == 1 and [finding in line for line in problems] == [True], out         # said once, and nothing else is
     assert "not ready" in out and "get it from: the CMG data package" in out
 
 
@@ -191,8 +191,13 @@ def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
 
 def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
-    absent = {name for name, place in PLACES.items() if f"absent: {tmp_path / place}\n" in out}
-    assert code == 1 and out.count("not ready") == 6
+    absent = {name for name, place in PLACES.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
+    assert code == 1 and out.count("not ready") == 6 == out.count("get it from: ")
+    problems = [line for line in out.splitlines() if "PROBLEM" in line]
+    assert all("is absent: " in line and " --path " in line for line in problems)
+    for report in out.split("get it from: "):
+        said = [line.split("is absent: ")[1] for line in report.splitlines() if "is absent: " in line]
+        assert len(said) == len(set(said))
     assert {"vggsound.csv", "vggsound.audio", "vggsound.video", "vggsound.text", "ave.audio", "ave.video", "ave.label",
             "ave.test", "avvp.audio_csv", "avvp.video", "ave_avvp.order", "ucf_vggsound.ucf_csv", "avs.masks"} <= absent
     assert not {"vggsound.label", "vggsound.prompts", "ave.annotations", "avvp.official_audio"} & absent
@@ -278,7 +283,7 @@ AVE_DEFECTS = {
     "order of floats": (lambda p: write(p["train"], "order", np.array([5.0])), "'order' is float64"),
     "other class count": (lambda p: write(p["label"], "avadataset", np.zeros((4143, 10, 13))), "13 columns; 28"),
     "labels that are none": (lambda p: write(p["label"], "avadataset", np.full((4143, 10, 29), .5)), "other than 0"),
-    "no video": (lambda p: p["video"].unlink(), "visual_feature.h5: not found"),
+    "no video": (lambda p: p["video"].unlink(), "ave.video is absent: "),
     "features of fewer samples": (lambda p: write(p["audio"], "avadataset", np.zeros((99, 10, 128))), "have no feat"),
     "features of another kind": (lambda p: write(p["audio"], "avadataset", np.zeros((4143, 10, 64))), "(64,)"),
 }
@@ -296,7 +301,9 @@ def test_check_names_defects_of_ave(ave, tmp_path, capsys, name):
     plant, finding = AVE_DEFECTS[name]
     plant(place)
     code, out = check(root, "ave", capsys)
-    assert code == 1 and any(finding in line for line in out.splitlines() if "PROBLEM" in line), out
+    problems = [line for line in out.splitlines() if "PROBLEM" in line]
+    assert code == 1 and any(finding in line for line in problems), out
+    assert len({line.split(": ", 2)[2] for line in problems}) == len(problems), out                 # each said once
 
 
 # --------------------------------------------------------------------------------------------------- other sets
@@ -364,7 +371,7 @@ def test_avs_is_checked(tmp_path, capsys):
                 Image.new("RGB", (8, 8)).save(folder / f"{name}_{k}.png")
         data_trees.write_zips(place["audio"] / split / "zip" / category, {name: np.ones((5, 128), np.float32)})
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 1 and out.count("PROBLEM") == 1 and f"{place['prompts']}: cannot be read" in out     # said once
+    assert code == 1 and out.count("PROBLEM") == 2 and out.count(f"avs.text is absent: {place['text']}") == 1
     place["prompts"].parent.mkdir(parents=True)
     place["prompts"].write_text("label,prompt\nhelicopter,a helicopter\ndog,a dog\n")
     hashed_text(place["text"], {"helicopter": "a helicopter", "dog": "a dog"})

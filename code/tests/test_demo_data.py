@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import zipfile
 
 import h5py
@@ -379,3 +380,33 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
 def test_the_marker_names_the_settings(tree):
     marker = json.loads((tree / demo_tree.MARKER).read_text())
     assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(demo_tree.PARTS)
+
+
+def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypatch):
+    """The other files keep their bytes, and parts that are no longer known do no harm."""
+    old = shutil.copytree(tree, tmp_path / "old")
+    marker = json.loads((old / demo_tree.MARKER).read_text())
+    (old / demo_tree.MARKER).write_text(json.dumps(marker | {"parts": [*marker["parts"], "text"]}))
+    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)        # as trees before this version
+
+    def later(tree):
+        (tree.root / "later.txt").write_text("here")
+        tree.bar.update(1)
+    monkeypatch.setitem(demo_tree.PARTS, "later", later)
+    assert demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert (old / "later.txt").read_text() == "here"
+    assert json.loads((old / demo_tree.MARKER).read_text())["parts"] == [*marker["parts"], "later"]
+    before, after = digest(tree), digest(old)
+    assert {name for name in after if after[name] != before.get(name)} == {"later.txt", demo_tree.MARKER}
+    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+
+
+def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypatch):
+    old = shutil.copytree(tree, tmp_path / "old")
+
+    def fail(tree):
+        raise OSError("no space left")
+    monkeypatch.setitem(demo_tree.PARTS, "later", fail)
+    with pytest.raises(OSError, match="no space"):
+        demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert digest(old) == digest(tree)

@@ -250,9 +250,9 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
         train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1)
     assert "\n" not in str(caught.value)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
-    assert run_loop.find_newest(tmp_path / "checkpoints", type("", (), {
-        "system": "dcid", "resolved": lambda self: checkpoint.read(tmp_path / "checkpoints" / "DCID-model-0-step4.pt")[
-            "run"]["options"]})())
+    written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
+    own = checkpoint.read(written)["run"]["options"]
+    assert run_loop.find_newest(written.parent, "DCID-model-*.pt", own) == written
 
 
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import declare
+from dataset.pretraining import SETS as PRETRAINING_SETS
 from declare import positive, setting
 from engine.run_loop import RunSettings
 from engine.trainer import Settings
@@ -82,16 +83,6 @@ PLACES = {
     "avs.audio": "AVSBench/feature/audio",
     "avs.prompts": "AVSBench/data/AVSBenchCategories2Prompts.csv",
     "avs.text": "AVSBench/feature/text/prompts.h5",
-}
-
-PRETRAINING_SETS = {                        # --dataset_name -> (list, modalities); the published names, and VT
-    "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
-    "vggsound": ("vggsound", ("audio", "video")),
-    "vggsound_AT": ("vggsound", ("audio", "text")),
-    "vggsound_VT": ("vggsound", ("video", "text")),
-    "vggsound81k": ("vggsound81k", ("audio", "video")),
-    "vggsound179k": ("vggsound179k", ("audio", "video")),
-    "ave": ("ave", ("audio", "video")),
 }
 
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
@@ -343,7 +334,7 @@ def parse_pretrain(argv=None):
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
-    opts.source_set, opts.modalities = PRETRAINING_SETS[opts.dataset_name]
+    opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
     own = {f.name for f in fields(system.Options)}
     for other in SYSTEMS.values():
         for name in declare.changed(declare.read(other.Options, opts)):

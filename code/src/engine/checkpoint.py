@@ -156,7 +156,8 @@ def _own_tensors(contents, kind, config, state):
     for name, value in own.items():
         if name not in expected or name in known:
             raise InputError(f"{OWN} has an unknown key {name}")
-        published.require_tensor(f"{OWN}.{name}", value, expected[name].shape, not expected[name].is_floating_point())
+        published.require_shape(f"{OWN}.{name}", value, expected[name].shape)
+        published.require_numbers(f"{OWN}.{name}", value, not expected[name].is_floating_point())
     return own
 
 

@@ -7,9 +7,12 @@ import io
 import json
 import math
 import os
+import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 import errors
 from errors import InputError
@@ -161,20 +164,17 @@ def identity(row):
     return tuple(json.dumps(row.get(key)) for key in IDENTITY)
 
 
-def spread(values):
-    """Mean and standard deviation (of the sample; None for a single value) of a list without its Nones."""
+def mean_std(values):
+    """Mean and standard deviation (of the sample; None for a single value) of some values without their Nones."""
     values = [value for value in values if value is not None]
     if not values:
         return None, None
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def show(values):
     """'83.2', '83.2 +- 0.4' or '-'."""
-    mean, deviation = spread(values)
+    mean, deviation = mean_std(values)
     if mean is None:
         return "-"
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
@@ -191,12 +191,11 @@ def tabulate(rows):
         list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
         below the rows of its direction.
     """
-    groups = {}
-    for row in rows:
-        key = tuple(json.dumps(row.get(name)) for name in IDENTITY if name not in ("selection", "seed"))
-        groups.setdefault(key, []).append(row)
+    same = [name for name in IDENTITY if name not in ("selection", "seed")]
+    keys = pd.DataFrame([{name: json.dumps(row.get(name)) for name in same} for row in rows])
     table = []
-    for group in groups.values():
+    for _, numbers in keys.groupby(same, sort=False).groups.items():
+        group = [rows[number] for number in numbers]
         first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
         reference = picked["last"] or picked["best"]
         name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
@@ -211,13 +210,11 @@ def tabulate(rows):
             "best": show([row["value"] for row in picked["best"]]),
             "val": show([row.get("value_at_validation") for row in reference]),
             "same": show([row["same_modality"] for row in reference]),
-            "chance": show([spread([row["chance"] for row in reference])[0]]),
+            "chance": show([mean_std([row["chance"] for row in reference])[0]]),
             "seeds": " ".join(str(row["seed"]) for row in reference),
         })
-    place = {}
-    for entry in table:
-        place.setdefault((entry["checkpoint"], entry["task"]), len(place))
-    return sorted(table, key=lambda entry: place[entry["checkpoint"], entry["task"]])
+    order = list(dict.fromkeys((entry["checkpoint"], entry["task"]) for entry in table))
+    return sorted(table, key=lambda entry: order.index((entry["checkpoint"], entry["task"])))
 
 
 def caption(rows):

@@ -218,28 +218,34 @@ def from_published(sections, tensors, required):
             raise InputError(f"section {section} is missing")
     unknown = [(section, key) for section in sections if section in present for key in sections[section]
                if (section, key) not in expected]
-    for tensor in tensors:
-        if tensor.section not in present:
-            continue
+    there = [tensor for tensor in tensors if tensor.section in present]
+    for tensor in there:                        # names and shapes of all of them before any value is read
         value = sections[tensor.section].get(tensor.key)
         if value is None:
             renamed = next((f", but an unknown key {key}" for section, key in unknown if section == tensor.section), "")
             raise InputError(f"{tensor.section} has no key {tensor.key}{renamed}; expected shape {list(tensor.shape)}")
-        require_tensor(f"{tensor.section}.{tensor.key}", value, tensor.shape, tensor.is_whole)
+        require_shape(f"{tensor.section}.{tensor.key}", value, tensor.shape)
+    if unknown:
+        raise InputError(f"{unknown[0][0]} has an unknown key {unknown[0][1]}")
+    for tensor in there:
+        value = sections[tensor.section][tensor.key]
+        require_numbers(f"{tensor.section}.{tensor.key}", value, tensor.is_whole)
         if not tensor.ours:
             unused[f"{tensor.section}.{tensor.key}"] = value
         for name, part in zip(tensor.ours, value if len(tensor.ours) > 1 else (value,)):
             state[name] = part
-    if unknown:
-        raise InputError(f"{unknown[0][0]} has an unknown key {unknown[0][1]}")
     return state, unused
 
 
-def require_tensor(name, value, shape, is_whole=False):
-    """InputError unless `value` is a tensor of finite numbers, floating-point or whole, with this shape."""
+def require_shape(name, value, shape):
+    """InputError unless `value` is a tensor of this shape."""
     if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(shape):
         found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise InputError(f"{name} has shape {found}; expected {list(shape)}")
+
+
+def require_numbers(name, value, is_whole=False):
+    """InputError unless a tensor holds finite numbers, floating-point or whole ones."""
     if not (value.is_floating_point() or is_whole) or not torch.isfinite(value).all():
         raise InputError(f"{name} holds values that are not finite floating-point numbers")
 

@@ -83,7 +83,7 @@ def build(root, places, seed=0, clips=None, progress=True):
         True if they were built, False if they were there already.
 
     Raises:
-        InputError: the place holds something else, or scenes of other settings; the demo's pretraining data is absent
+        InputError: the root holds something else, or scenes of other settings; the demo's pretraining data is absent
             (the sentences' word vectors are taken from it).
     """
     root, clips = Path(root), dict(clips or CLIPS)

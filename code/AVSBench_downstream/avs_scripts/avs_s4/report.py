@@ -1,4 +1,4 @@
-"""What a test leaves behind: lines of results, masks, overlays."""
+"""What a test writes: lines of results, masks, overlays."""
 
 import numpy as np
 from PIL import Image

@@ -58,7 +58,7 @@ class Means:
 def fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder):
     """Train the network; write last.pth, best.pth and best_source.pth into the run folder.
 
-    Goes on after the last whole epoch where the folder holds one (train_resume.py).
+    Resumes after the last whole epoch where the folder holds one (train_resume.py).
 
     Args:
         trained: network_files.Trained, whose network and adapter learn.

@@ -67,7 +67,7 @@ def check_fit(encoder, dataset, modality, checkpoint):
         checkpoint: name for the message.
     """
     check_modality(encoder, modality, checkpoint)
-    found, expected = dataset[0][modality].shape[-1], getattr(encoder.config, f"{modality}_dim")
+    found, expected = dataset[0][modality].shape[-1], encoder.config.feature_dim(modality)
     if found != expected:
         raise InputError(f"{checkpoint}: takes {modality} features {expected} wide, {dataset.name} has {found}; use a "
                          "checkpoint that was pretrained on features of this kind")

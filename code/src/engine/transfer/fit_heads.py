@@ -91,7 +91,7 @@ class FitState:
                 "trials": [(trial.curves, trial.losses) for trial in self.trials]}
 
     def load(self, contents):
-        """Take over `contents`, bit-exactly. Raises KeyError, TypeError, ValueError, RuntimeError if it is of others."""
+        """Take over `contents`; KeyError, TypeError, ValueError or RuntimeError if they are of other heads."""
         for head, kept in zip(self.heads, contents["heads"], strict=True):
             head.load_state_dict(kept)
         for generator, kept in zip(self.shuffles, contents["shuffles"], strict=True):
@@ -116,8 +116,8 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
         make: width of the codes -> a new head, a module with `loss(targets, codes, rows)` (model/heads.py).
         measure: (heads, CodeSet) -> {metric: (E,) figures}.
         epochs: passes over each trial's training clips.
-        batch_size, lr, clip_gradient, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest gradient norm
-            of a head, Adam's weight decay.
+        batch_size, lr, clip_gradient, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest
+            gradient norm of a head, Adam's weight decay.
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
         progress: head_resume.Progress that keeps the state between epochs, and may have one to resume from.
@@ -151,7 +151,8 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
                 losses.sum().backward()
                 for n, loss in zip(members, losses.tolist()):
                     totals[n] += loss * len(batches[n][step])
-                    _clip(heads[n], clip_gradient, f"{title}, epoch {epoch}, seed {trials[n].seed}", loss, batches[n][step])
+                    where = f"{title}, epoch {epoch}, seed {trials[n].seed}"
+                    _clip(heads[n], clip_gradient, where, loss, batches[n][step])
             optimizer.step()                            # a head without a batch has no gradient and is left as it is
         schedule.step()
         for trial, total in zip(trials, totals):

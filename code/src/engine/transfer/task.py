@@ -29,10 +29,9 @@ class HeadSettings:
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))
     no_control: bool = setting(False, "skip the untrained-encoder control")
-    precision: str = setting("float32", "bf16: autocast around encoders and decoders; codebook and losses stay float32",
-                             choices=("float64", "float32", "bf16"))
-    workers: int = setting(4, "processes that read clips from disk", decisive=False)
-    in_memory: bool = setting(False, "read all features once and keep them in memory")
+    precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
+    workers: int = 4
+    in_memory: bool = False
 
     @property
     def readers(self):

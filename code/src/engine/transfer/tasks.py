@@ -61,6 +61,11 @@ class TaskEntry:
     task: type = Task
     evaluate: Callable = run_task.evaluate
 
+    def needed(self):
+        """The places without which the script's own directions do not work."""
+        always_text = all("text" in direction for direction in self.directions.values())
+        return (*self.places, self.prompts) if always_text else self.places
+
     def all_places(self):
         """Every place that a run may open."""
         return (*self.places, *self.optional, *((self.prompts,) if self.prompts else ()))
