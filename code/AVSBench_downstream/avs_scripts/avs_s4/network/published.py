@@ -118,6 +118,8 @@ def _split(state, table, prefix):
 
 def require_keys(state, wanted, what):
     """InputError unless `state` has exactly the keys and shapes of `wanted`."""
+    if not isinstance(state, dict):
+        raise InputError(f"{what}: a {type(state).__name__}; a state dict is expected")
     missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted), key=str)
     if missing or unknown:
         raise InputError(f"{what}: {len(missing)} tensors missing, {len(unknown)} unknown (first: "
