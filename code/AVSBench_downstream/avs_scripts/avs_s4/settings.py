@@ -13,6 +13,7 @@ import declare
 from avs_s4.network.backbones import NAMES
 from configs import opts as places
 from declare import positive, setting
+from engine.precision import default_workers
 from engine.transfer.toc_variants import Shares
 from errors import Parser
 
@@ -43,7 +44,7 @@ class Common:
     protocol: str = setting("default", "released, as the published program: adapter never trained, dropout on in the "
                             "frozen encoder, metrics as means over batches, masks numbered from 0", choices=PROTOCOLS)
     seed: int = setting(123, "seed of weights, order and shuffled queries")
-    num_workers: int = setting(8, "processes that read pictures", decisive=False)
+    num_workers: int = setting(default_workers(), "processes that read pictures", decisive=False)
 
     @property
     def released(self):

@@ -73,7 +73,7 @@ def main(argv=None):
             builders.require_fit(pretrained, dataset)
             batches = evaluation.loader(dataset, testing.test_batch_size, testing.num_workers)
             folder = builders.RunFolders(opts.log_dir, opts.session_name, trained.direction).create()
-            log_folder = Run(folder / "log", {**opts.resolved(), "commit": results.source_commit(),
+            log_folder = Run(folder / "log", {**opts.resolved(), "commit": provenance.source_commit(),
                                               "encoder_sha256": pretrained.sha256})
         same = next((row for row in tested.values() if row[0] == trained.epoch), None)
         if same:                        # best, last and source are often one network
@@ -101,8 +101,8 @@ def main(argv=None):
     lines = report.result_lines(tested, modalities, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": opts.seed if trained.seed is None else trained.seed,
         "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
-        "checkpoint": str(opts.checkpoint), "checkpoint_sha256": pretrained.sha256, "commit": results.source_commit(),
-        "seconds": round(time.time() - began, 1), "test_batch_size": testing.test_batch_size,
+        "checkpoint": str(opts.checkpoint), "checkpoint_sha256": pretrained.sha256,
+        "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1), "test_batch_size": testing.test_batch_size,
         "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
         "provenance": record, "variant": toc_variants.title(trained.selection)})
     for line in lines:

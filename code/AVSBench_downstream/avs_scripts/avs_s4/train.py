@@ -24,7 +24,7 @@ from avs_s4.query import Adapter, Query
 from avs_s4.settings import DIRECTIONS, Learning, decisive, parse_train
 from configs.opts import PLACES
 from dataset.avs_s4 import S4
-from engine.results import source_commit
+from engine.provenance import source_commit
 from engine.run_folder import Run, seed_everything
 from engine.transfer.task import Pretrained
 from engine.transfer.toc_variants import selection_of
