@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from atomic_write import output_file
-from engine import checkpoint, monitors, results
+from engine import checkpoint, monitors, provenance, results
 from engine.transfer import code_sets, fit_heads, toc_variants
 from engine.transfer.head_resume import Progress
 from engine.transfer.task import check
