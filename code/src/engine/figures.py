@@ -8,6 +8,7 @@ import itertools
 import json
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,7 +16,7 @@ import numpy as np
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, save
+from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, plt, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from model.config import MODALITIES
@@ -46,14 +47,15 @@ def draw_losses(lines, path):
     for axis, (kind, members) in zip(axes.flat, panels.items()):
         members.sort(key=lambda member: MODALITIES.index(member[0]) if member[0] else 0)
         values = np.array([[line["losses"].get(name, np.nan) for line in lines] for _, name in members])
+        values[~np.isfinite(values)] = np.nan
         for (modality, _), curve in zip(members, values):
             axis.plot(steps, curve, color=COLOUR.get(modality, "black"), label=modality)
         for start in starts:
             axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
         axis.set_title(LOSS_TITLES.get(kind, kind))
-        if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
+        if np.isfinite(values).any() and np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
             axis.set_yscale("log")
-        else:
+        elif np.isfinite(values).any():
             axis.set_ylim(bottom=min(0, np.nanmin(values)))
         if members[0][0]:
             axis.legend(frameon=False)
@@ -189,13 +191,12 @@ def read_log(path):
     lines, text = [], read_text(path)
     for number, of_line in enumerate(text.splitlines(), 1):
         try:
-            line = json.loads(of_line)
-            if not isinstance(line, dict) or not all(isinstance(line.get(name, {}), dict) and all(
-                    isinstance(value, (int, float)) for value in line.get(name, {}).values())
-                    for name in ("losses", "metrics")) or not isinstance(line.get("step", 0), int):
-                raise ValueError("not an object with step, losses and metrics")
-            lines.append({"epoch": 0, "step": 0, "losses": {}, "metrics": {}} | line)
-        except (ValueError, RecursionError) as error:
+            line = {"epoch": 0, "step": 0, "losses": {}, "metrics": {}} | json.loads(of_line)
+            for group in ("losses", "metrics"):
+                line[group] = {name: float(value) for name, value in line[group].items()}
+            line["step"], line["epoch"] = int(line["step"]), int(line["epoch"])
+            lines.append(line)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if lines and not text.endswith("\n"):
                 break
             raise InputError(f"{path}: line {number} is not JSON of the log ({getattr(error, 'msg', error)}); remove "
@@ -230,6 +231,20 @@ def read_predictions(path):
         raise InputError(f"{path}: not a predictions file ({error}); run the task again") from error
 
 
+@contextmanager
+def drawing(path):
+    """What goes wrong in this block is the fault of the file `path`: InputError, one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, MemoryError,
+            np.linalg.LinAlgError) as error:
+        plt.close("all")
+        raise InputError(f"{path}: holds something else than expected, no picture can be made of it "
+                         f"({type(error).__name__}: {str(error)[:80]}); run the program again") from error
+
+
 def draw_run(folder, out):
     """Every picture that the files below `folder` allow; returns the paths that were written, in `out`."""
     folder, out, written = Path(folder), Path(out), []
@@ -240,11 +255,13 @@ def draw_run(folder, out):
         if lines:
             inside = path.parent.relative_to(folder).as_posix().replace("/", "-")
             ending = "" if inside == "." else f"-{inside}"
-            written.append(draw_losses(lines, out / f"losses{ending}.png"))
-            if any(name.startswith("codes_used") for name in lines[0]["metrics"]):
-                written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
+            with drawing(path):
+                written.append(draw_losses(lines, out / f"losses{ending}.png"))
+                if any(name.startswith("codes_used") for name in lines[0]["metrics"]):
+                    written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
     rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
-    written += draw_tables(rows, out)
+    with drawing(folder / "results.jsonl"):
+        written += draw_tables(rows, out)
     runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})
     for run_folder in runs:
         inside = run_folder.parent.relative_to(folder).as_posix().replace("/", "-")
@@ -257,20 +274,16 @@ def draw_run(folder, out):
 
 def draw_predictions(folder, out, ending):
     """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
-    written, kept, path = [], [], folder
-    try:
-        for path in sorted(folder.glob("*.npz")):
-            arrays = read_predictions(path)
+    written, kept = [], []
+    for path in sorted(folder.glob("*.npz")):
+        arrays = read_predictions(path)
+        with drawing(path):
             written += _draw_file(arrays, path.stem, out, ending)
-            if not path.stem.startswith("codes-"):
-                kept.append(arrays)
-        if kept:
+        if not path.stem.startswith("codes-"):
+            kept.append(arrays)
+    if kept:
+        with drawing(folder):
             written.append(plots.draw_heads(kept, out / f"heads{ending}.png"))
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: its arrays are not those of predictions ({type(error).__name__}: "
-                         f"{str(error)[:80]}); run the task again") from error
     return written
 
 
