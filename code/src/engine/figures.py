@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
@@ -23,6 +24,7 @@ from model.config import MODALITIES
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
+MOST_PANELS = 60
 LARGEST_TEXT = 64 << 20             # bytes of a log or of results
 LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
 
@@ -39,6 +41,8 @@ def draw_losses(lines, path):
         modality, _, kind = name.partition("_")
         modality, kind = (modality, kind) if modality in MODALITIES else (None, name)
         panels.setdefault(kind, []).append((modality, name))
+    if len(panels) > MOST_PANELS:
+        raise ValueError(f"{len(panels)} kinds of losses, at most {MOST_PANELS} are expected")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(rows, columns, size=(4.2 * columns, 2.7 * rows))
@@ -55,6 +59,8 @@ def draw_losses(lines, path):
         axis.set_title(LOSS_TITLES.get(kind, kind))
         if np.isfinite(values).any() and np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
         elif np.isfinite(values).any():
             axis.set_ylim(bottom=min(0, np.nanmin(values)))
         if members[0][0]:

@@ -21,11 +21,14 @@ from engine import figures, provenance, results
 from engine.report import tables
 from engine.report.plot_style import DPI
 from engine.report.run_files import read_run
+from engine.transfer.tasks import TASKS
 from errors import InputError
 from systems.registry import SYSTEMS
 
 LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are left out, and the page says so
 CSS_DPI = 96
+BROAD = 760                     # CSS pixels; wider pictures take a whole row
+ROOM_FOR_TAGS = 100             # bytes around a picture
 SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
 SECTIONS = {                    # id -> (title, what it shows)
     "what": ("What was run", ""),
@@ -45,6 +48,7 @@ SECTIONS = {                    # id -> (title, what it shows)
                    "files as they are now."),
 }
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes"}      # by the first word of a picture's name
+HEADS = ("task", "tested on", "direction", "metric")
 FEATURES = ("clips", "retrieval")       # pictures of features keep their colours in the dark
 
 
@@ -61,9 +65,10 @@ class Measured:
     """Result lines of one measurement on one checkpoint: mean and deviation are over seeds."""
 
     run: str
-    names: tuple                # task, tested on, direction, metric
+    names: tuple                # of HEADS
     seeds: list
     columns: dict               # column -> values of the seeds
+    is_main: bool               # the figure of its task
 
 
 def write(folders, out, drawn=None, pool=False):
@@ -135,7 +140,7 @@ def build(runs, pictures, pool=False):
             links="".join(f'<a href="#{name}">{SECTIONS[name][0]}</a>' for name in sections),
             sections="\n".join(_section(name, section, shown) for name, section in sections.items()))
 
-    room = LARGEST_PAGE - len(page({}).encode())
+    room = LARGEST_PAGE - ROOM_FOR_TAGS - len(page({}).encode())
     if room < 0:
         raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements are more than a "
                          f"page of {LARGEST_PAGE / 1e6:.0f} MB can show; give fewer runs")
@@ -149,20 +154,29 @@ def _embedded(sections, room):
         for pictures in filter(None, waiting):
             _, path = pictures.pop(0)
             image = _image(path)
-            if len(image) <= room:
+            if len(image.html) <= room:
                 shown[path] = image
-                room -= len(image)
+                room -= len(image.html) + ROOM_FOR_TAGS
     return shown
 
 
+@dataclass
+class Embedded:
+    """A picture as an <img> that holds its own data; `kind`: class of one that takes a whole row."""
+
+    html: str
+    kind: str
+
+
 def _image(path):
-    """A picture as an <img> that holds its own data."""
+    """`Embedded` of a file."""
     data = io.BytesIO()
     with Image.open(path) as image:
         size = [round(side * CSS_DPI / DPI) for side in image.size]
         image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
-    return (f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
-            f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">')
+    return Embedded(f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
+                    f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">',
+                    " broad" if size[0] > BROAD else "")
 
 
 def _section(name, section, shown):
@@ -173,10 +187,10 @@ def _section(name, section, shown):
     parts += section.html
     for run in dict.fromkeys(run for run, _ in section.pictures):
         of_run = [path for other, path in section.pictures if other == run]
-        kind = ' class="features"' if name in FEATURES else ""
         parts += [f"<h3>{escape(run)}</h3>"] if run else []
         parts.append('<div class="grid">' if len(of_run) > 1 else "<div>")
-        parts += [f"<figure{kind}>{shown[path]}</figure>" for path in of_run if path in shown]
+        parts += [f'<figure class="{"features" if name in FEATURES else "drawn"}{shown[path].kind}">{shown[path].html}'
+                  "</figure>" for path in of_run if path in shown]
         parts.append("</div>")
         left = [path.stem for path in of_run if path not in shown]
         if left:
@@ -192,7 +206,7 @@ def measure(rows):
     """`Measured` of result lines, in their order; controls stand in columns of their own."""
     short, groups = tables.names(rows), {}
     for row in rows:
-        names = (row["task"], row["dataset"], row["direction"], row["metric"]
+        names = (row["task"], row["dataset"], row["direction"].replace("->", " → "), row["metric"]
                  + (" (released)" if row["protocol"] == "released" else ""))
         groups.setdefault((names, tables.row_key(row)), []).append(row)
     found = []
@@ -207,8 +221,16 @@ def measure(rows):
             if row["control"] and row["selection"] == "last":
                 columns.setdefault(row["control"], []).append(row["value"])
         columns["chance"] = [results.mean_std([row["chance"] for row in reference])[0]]
-        found.append(Measured(short[key], names, [row["seed"] for row in reference], columns))
+        found.append(Measured(short[key], names, [row["seed"] for row in reference], columns,
+                              group[0]["metric"] == _main_metric(group[0]["task"], rows)))
     return found
+
+
+def _main_metric(task, rows):
+    """The metric of a task in the papers' table, else the one that chooses its epoch, else its first."""
+    if task in TASKS:
+        return TASKS[task].column or TASKS[task].best_by
+    return next(row["metric"] for row in rows if row["task"] == task)
 
 
 def result_tables(measured):
@@ -219,17 +241,20 @@ def result_tables(measured):
     columns = list(dict.fromkeys(column for m in measured for column, values in m.columns.items()
                                  if results.mean_std(values)[0] is not None))
     columns.sort(key=lambda column: column == "chance")                 # chance last
-    heads = ["task", "tested on", "direction", "metric"]
-    rows = [[*([m.run] if len(runs) > 1 else []), *m.names, *(_figure(m.columns.get(c, [])) for c in columns),
+    main = [m for m in measured if m.is_main]
+    first = _all_columns(main, runs, columns) if len(runs) == 1 else _side_by_side(main, runs)
+    return [first, "<details><summary>All metrics" + " and columns of every run" * (len(runs) > 1) + "</summary>",
+            _all_columns(measured, runs, columns), "</details>"]
+
+
+def _all_columns(measured, runs, columns):
+    """One row a measurement of a run."""
+    rows = [[*m.names, *([m.run] if len(runs) > 1 else []), *(_figure(m.columns.get(c, [])) for c in columns),
              " ".join(map(str, m.seeds))] for m in measured]
-    details = _sortable([*(["run"] if len(runs) > 1 else []), *heads], columns, rows, ["seeds"])
-    if len(runs) == 1:
-        return [details]
-    return [_side_by_side(measured, runs, heads), "<details><summary>Every figure of every run</summary>", details,
-            "</details>"]
+    return _sortable([*HEADS, *(["run"] if len(runs) > 1 else [])], columns, rows, ["seeds"])
 
 
-def _side_by_side(measured, runs, heads):
+def _side_by_side(measured, runs):
     """One row a measurement, a column a run: last epoch, mean ± deviation over seeds, and the difference to the first."""
     of_names = {}
     for m in measured:
@@ -248,7 +273,7 @@ def _side_by_side(measured, runs, heads):
     for run in runs[1:]:
         columns += [run, "difference"]
     return ('<p class="soft">After the last epoch; several seeds: mean ± standard deviation; difference to '
-            f"{escape(runs[0])}.</p>" + _sortable(heads, columns, rows))
+            f"{escape(runs[0])}.</p>" + _sortable(HEADS, columns, rows))
 
 
 def _figure(values):
@@ -256,17 +281,21 @@ def _figure(values):
     return _number(results.show(values).replace("+-", "±"), mean)
 
 
+class Number(str):
+    """HTML of a table cell that sorts by its value."""
+
+
 def _number(text, value):
-    """A table cell that sorts by `value`."""
-    return f'<td class="n" data-value="{"" if value is None else f"{value:.6g}"}">{escape(text)}</td>'
+    return Number(f'<td class="n" data-value="{"" if value is None else f"{value:.6g}"}">{escape(text)}</td>')
 
 
 def _sortable(texts, numbers, rows, more=()):
-    """A table with heads to click. Cells are texts, or <td> of `_number`."""
-    head = "".join(f"<th{kind}><button>{escape(str(name))}</button></th>" for names, kind in (
-        (texts, ""), (numbers, ' class="n"'), (more, "")) for name in names)
-    body = "".join("<tr>" + "".join(c if c.startswith("<td") else f"<td>{escape(c)}</td>" for c in row) + "</tr>\n"
-                   for row in rows)
+    """A table with heads to click. Cells are texts or `Number`s."""
+    kinds = ["dataset" if name == "tested on" else "t" for name in texts] + ["n"] * len(numbers) + ["t"] * len(more)
+    head = "".join(f'<th class="{kind}"><button>{escape(str(name))}</button></th>'
+                   for name, kind in zip([*texts, *numbers, *more], kinds))
+    body = "".join("<tr>" + "".join(c if isinstance(c, Number) else f'<td class="{kind}">{escape(c)}</td>'
+                                    for c, kind in zip(row, kinds)) + "</tr>\n" for row in rows)
     return f'<div class="wide"><table class="figures"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
