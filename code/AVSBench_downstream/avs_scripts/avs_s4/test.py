@@ -103,9 +103,9 @@ def main(argv=None):
         "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
         "checkpoint": str(opts.checkpoint), "checkpoint_sha256": pretrained.sha256,
         "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1),
-        "test_batch_size": testing.test_batch_size, "backbone": trained.network.config.backbone,
-        "weights": str(opts.weights), "clips": len(dataset), "provenance": record,
-        "variant": toc_variants.title(trained.selection)})
+        "test_batch_size": testing.test_batch_size,
+        "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
+        "provenance": record, "variant": toc_variants.title(trained.selection)})
     for line in lines:
         results.append(path, line)
     logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")
