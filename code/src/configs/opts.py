@@ -15,7 +15,7 @@ import torch
 import declare
 from dataset.pretraining import SETS as PRETRAINING_SETS
 from declare import positive, setting
-from engine.precision import default_workers
+from engine.precision import default_workers, resolve
 from engine.run_loop import RunSettings
 from engine.trainer import Settings
 from engine.transfer.task import HeadSettings
@@ -321,7 +321,7 @@ def _parse(parser, program, argv):
     opts = parser.parse_args(argv, Options())
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    device(opts.gpu)        # a wrong --gpu ends here, before any work
+    opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
