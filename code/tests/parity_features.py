@@ -1,0 +1,82 @@
+"""Golden numbers of the published feature extractors: folder -> checks, merged into parity.py.
+
+Inputs and weights follow the rules of golden/README_features.md; sizes, counts and which seconds come from the arrays.
+"""
+
+import numpy as np
+
+from extract import audio
+from golden_io import Check, load, relative_error
+
+RESAMPLED, LOG_MEL = 1e-9, 5e-6
+
+
+def exact(ours, theirs):
+    """0 where two integer arrays are equal, inf elsewhere."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    return 0.0 if ours.shape == theirs.shape and (ours == theirs).all() else float("inf")
+
+
+def difference(ours, theirs):
+    """Largest absolute difference: log-mel is a logarithm, its errors are absolute ones."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+
+
+def signals():
+    """name -> (int16 (N, channels), rate), by the rules of the README."""
+    t = np.arange(160000) / 16000
+    sweep = 0.5 * np.sin(2 * np.pi * (50 * t + (7800 - 50) / 20 * t ** 2))
+    t = np.arange(441000) / 44100
+    noise = 0.1 * np.random.RandomState(11).standard_normal((441000, 2)) * (0.2 + 0.8 * t[:, None] / 10) * [1, 0.5]
+    clicks = 0.01 * np.random.RandomState(12).standard_normal(480000)
+    places = np.arange(100, 480000, 12000)
+    clicks[places] += 0.9 * (-1.0) ** np.arange(len(places))
+    return {name: (np.clip(np.rint(32767 * x.reshape(len(x), -1)), -32768, 32767).astype(np.int16), rate)
+            for name, x, rate in (("sweep16", sweep, 16000), ("noise44", noise, 44100), ("clicks48", clicks, 48000))}
+
+
+def seconds(samples, rate):
+    """A sound cut into its seconds."""
+    return [samples[k:k + rate] for k in range(0, len(samples), rate)]
+
+
+WHICH = {"ave_noise44": (0, 4, 9), "ave_clicks48": (0, 9), "cont_sweep16": (0, 5, 9), "cont_noise44": (0, 9),
+         "nearest_noise44": (0, 9)}
+
+
+def check_audio(folder):
+    """Signals, resampling, both framings, the route `nearest`, the mel matrix and Google's smoke test."""
+    golden, _ = load(folder, "features_audio")
+    checks = {}
+    sounds = signals()
+    for name, (samples, _) in sounds.items():
+        total = int((samples.astype(np.int64).sum(1) * np.arange(1, len(samples) + 1)).sum() % 1000003)
+        checks[f"{name}, input"] = exact(total, golden[f"{name}_sum"]), 0
+    time = np.linspace(0, 3, 132300)
+    for key, theirs in golden.items():
+        form, _, rest = key.partition("_")
+        signal, _, resampler = rest.partition("_")
+        front = {"ave": ("native", "second"), "cont": ("native", "continuous"), "nearest": ("nearest", "second")}
+        if signal in sounds and form in front:
+            samples, rate = sounds[signal]
+            route, framing = front[form]
+            ours = audio.FrontEnd(route, framing, resampler or "r022").patches(seconds(samples, rate), rate)
+            rows = list(WHICH.get(f"{form}_{signal}", range(len(ours))))
+            checks[key] = difference(ours[rows], theirs), LOG_MEL
+        elif form == "resampled":
+            samples, rate = sounds[signal]
+            wave = audio.resample(audio.mono(samples[:rate]), rate, resampler=resampler)
+            checks[key] = difference(np.concatenate([wave[:64], wave[8000:8064], wave[-64:]]), theirs), RESAMPLED
+        elif form == "smoke":
+            wave = audio.resample(np.sin(2 * np.pi * 1000 * time), 44100, resampler=rest)
+            checks[key] = difference(audio.log_mel(wave)[[0, 1, 95]], theirs), LOG_MEL
+    checks["nearest, index"] = exact(audio.nearest_index([0, 1, 2, 3, 4, 5, 79999, 159999]), golden["nearest_index"]), 0
+    checks["continuous, rows"] = exact([audio.count_rows(n) for n in golden["cont_lengths"]], golden["cont_counts"]), 0
+    checks["silence"] = difference(audio.log_mel(np.zeros(400)), golden["silence"]), LOG_MEL
+    checks["mel matrix"] = relative_error(audio.mel_matrix(), golden["mel_matrix"]), RESAMPLED
+    checks["window"] = relative_error(audio.window(), golden["window"]), RESAMPLED
+    return [Check("features_audio", group, *error) for group, error in checks.items()]
+
+
+CHECKS = {"features_audio": check_audio}
