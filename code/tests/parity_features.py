@@ -5,7 +5,7 @@ Inputs and weights follow the rules of golden/README_features.md; sizes, counts 
 
 import numpy as np
 
-from extract import audio
+from extract import audio, video
 from golden_io import Check, load, relative_error
 
 RESAMPLED, LOG_MEL = 1e-9, 5e-6
@@ -79,4 +79,33 @@ def check_audio(folder):
     return [Check("features_audio", group, *error) for group, error in checks.items()]
 
 
-CHECKS = {"features_audio": check_audio}
+def frame(k, height, width):
+    """RGB frame k, uint8, by the rule of the README."""
+    y, x = np.mgrid[:height, :width]
+    red = 127.5 + 100 * np.sin(2 * np.pi * (3 * x / width + 0.1 * k))
+    green = 127.5 + 100 * np.cos(2 * np.pi * (2 * y / height + x / width) + 0.2 * k)
+    blue = 127.5 + 60 * np.sin(2 * np.pi * 4 * x * y / (height * width))
+    noise = np.random.RandomState(11 + k).randint(-20, 21, (height, width, 3))
+    return np.clip(np.rint(np.stack([red, green, blue], -1) + noise), 0, 255).astype(np.uint8)
+
+
+def check_video(folder):
+    """Which frames are taken, and OpenCV's resize."""
+    golden, _ = load(folder, "features_video")
+    checks = {}
+    names = [key for key in golden if key.startswith("resized_") and not key.endswith("_sum")]
+    for k, name in enumerate(names):
+        height, width = map(int, name.removeprefix("resized_").split("x"))
+        source = frame(k, height, width)
+        ours = video.resize(source)
+        flat = ours.ravel().astype(np.int64)
+        sums = [source.sum(dtype=np.int64), flat.sum(), (flat * (np.arange(flat.size) % 97)).sum()]
+        checks[name] = exact(ours[::8, ::8], golden[name])
+        checks[f"{name}, sums"] = exact(sums, golden[f"{name}_sum"])
+    seconds, per_second = 10, golden["length_index"].shape[1] // 10
+    indices = [video.tenths(n, seconds, per_second).ravel() for n in golden["lengths"].tolist()]
+    checks["sampled frames"] = exact(indices, golden["length_index"])
+    return [Check("features_video", group, error, 0) for group, error in checks.items()]
+
+
+CHECKS = {"features_audio": check_audio, "features_video": check_video}

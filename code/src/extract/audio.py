@@ -210,15 +210,18 @@ class FrontEnd:
 
 
 def logmel_of_patches(patches):
-    """128 numbers a second from VGGish's own log-mel: the mean of each band over either half of the patch.
+    """128 numbers a second from VGGish's own log-mel: mean and maximum of each band over the patch.
+
+    Among the pairs of statistics tried (means of both halves, mean and deviation, mean and maximum) this one tells
+    spoken digits apart best, from known and from unknown speakers: neither depends on when in the second the sound is.
 
     Args:
         patches: (T, 96, 64).
     Returns:
-        (T, 128) float32 >= 0: nepers above silence, first half then second half.
+        (T, 128) float32 >= 0: nepers above silence, 64 means, then 64 maxima.
     """
-    halves = np.asarray(patches, np.float64).reshape(len(patches), 2, PATCH // 2, BANDS).mean(2)
-    return np.maximum(halves.reshape(len(patches), 2 * BANDS) - SILENCE, 0.0).astype(np.float32)
+    above = np.maximum(np.asarray(patches, np.float64) - SILENCE, 0.0)
+    return np.concatenate([above.mean(1), above.max(1)], 1).astype(np.float32)
 
 
 def logmel_second(waveform, rate=RATE, resampler="r022"):
