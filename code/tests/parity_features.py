@@ -3,12 +3,15 @@
 Inputs and weights follow the rules of golden/README_features.md; sizes, counts and which seconds come from the arrays.
 """
 
+import re
+
 import numpy as np
+import torch
 
-from extract import audio, video
-from golden_io import Check, load, relative_error
+from extract import audio, networks, video
+from golden_io import Check, det, load, relative_error
 
-RESAMPLED, LOG_MEL = 1e-9, 5e-6
+RESAMPLED, LOG_MEL, VGGISH, VGG19 = 1e-9, 5e-6, 1e-5, 2e-5
 
 
 def exact(ours, theirs):
@@ -108,4 +111,60 @@ def check_video(folder):
     return [Check("features_video", group, error, 0) for group, error in checks.items()]
 
 
-CHECKS = {"features_audio": check_audio, "features_video": check_video}
+def filled(network, section):
+    """A network with its weights drawn by the golden rule, in evaluation mode."""
+    state = {key: det(f"{section}.{key}", tuple(x.shape)).float() for key, x in network.state_dict().items()}
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def vggish(section):
+    """VGGish of a section such as `vggish8`: every width divided by the number behind the name."""
+    divisor = int(section.removeprefix("vggish") or 1)
+    widths = (64, 128, 256, 256, 512, 512, 4096, 4096, 128)
+    return filled(networks.VGGish([width // divisor for width in widths]), section)
+
+
+def vgg19(section):
+    """VGG-19 of a section such as `vgg19_8`."""
+    divisor = int(section.removeprefix("vgg19").lstrip("_") or 1)
+    widths = (64, 64, 128, 128, *(256,) * 4, *(512,) * 8)
+    return filled(networks.VGG19([width // divisor for width in widths]), section)
+
+
+def pixels(count):
+    """The first frames of the README, resized: (count, 224, 224, 3) uint8."""
+    sizes = ((240, 320), (360, 480), (720, 1280), (100, 50), (448, 448))
+    return torch.from_numpy(np.stack([video.resize(frame(k, *sizes[k])) for k in range(count)]))
+
+
+def check_nets(folder):
+    """VGGish before and after its last ReLU, VGG-19's pool5, Caffe's preprocessing, PCA, the printed log-mel."""
+    golden, _ = load(folder, "features_nets")
+    checks, patches = {}, None
+    for key, theirs in golden.items():
+        net = re.fullmatch(r"(vggish\d*)_(embedding|pre)|(vgg19(?:_\d+)?)_pool5", key)
+        if net and net[1]:
+            if patches is None:
+                patches = torch.from_numpy(audio.FrontEnd().patches(seconds(*signals()["sweep16"]), 16000))
+            with torch.inference_mode():
+                checks[key] = relative_error(vggish(net[1])(patches, net[2] == "pre"), theirs), VGGISH
+        elif net:
+            with torch.inference_mode():
+                checks[key] = relative_error(vgg19(net[3])(networks.caffe_input(pixels(len(theirs)))), theirs), VGG19
+    step = video.SIDE // len(golden["preprocessed"])
+    ours = networks.caffe_input(pixels(1))[0].permute(1, 2, 0)[::step, ::step]
+    checks["preprocessed"] = relative_error(ours, golden["preprocessed"]), VGG19
+    shape = golden["post_input"].shape[1]
+    reduced = networks.pca(golden["post_input"], det("vggish_pca.pca_eigen_vectors", (shape, shape)).float(),
+                           det("vggish_pca.pca_means", (shape,)).float())
+    checks["PCA"] = relative_error(reduced, golden["post_pca"]), VGGISH
+    checks["PCA, bytes"] = exact(networks.quantise(reduced), golden["post_uint8"]), 0
+    wave = audio.resample(np.sin(2 * np.pi * 1000 * np.linspace(0, 3, 132300)), 44100)
+    rows, bands = golden["published_smoke_log_mel_frames"], golden["published_smoke_log_mel_bands"]
+    ours = audio.log_mel(wave)[np.ix_(rows, bands)]
+    checks["log-mel as printed"] = difference(ours, golden["published_smoke_log_mel"]), LOG_MEL
+    return [Check("features_nets", group, *error) for group, error in checks.items()]
+
+
+CHECKS = {"features_audio": check_audio, "features_nets": check_nets, "features_video": check_video}
