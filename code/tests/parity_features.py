@@ -4,11 +4,17 @@ Inputs and weights follow the rules of golden/README_features.md; sizes, counts 
 """
 
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from extract import audio, networks, video
+from extract.clip import Timing, extract
+from extract.encoders import VGG19Pictures, VGGishSound
+from extract.media import Media, rgb
+from extract.weights import Weights
 from golden_io import Check, det, load, relative_error
 
 RESAMPLED, LOG_MEL, VGGISH, VGG19 = 1e-9, 5e-6, 1e-5, 2e-5
@@ -167,4 +173,45 @@ def check_nets(folder):
     return [Check("features_nets", group, *error) for group, error in checks.items()]
 
 
-CHECKS = {"features_audio": check_audio, "features_nets": check_nets, "features_video": check_video}
+def encoder(section, network, **settings):
+    """The command's encoder over a network of the golden rule."""
+    kind = "audioset" if section.startswith("vggish") else "caffe"
+    weights = Weights("vggish" if kind == "audioset" else "vgg19", kind, "name given", "", network.state_dict())
+    make = VGGishSound if kind == "audioset" else VGG19Pictures
+    return make(weights, device=torch.device("cpu"), **settings)
+
+
+def check_clip(folder):
+    """A whole file through decoding, sampling, resizing, resampling and both networks, as the command runs them."""
+    golden, _ = load(folder, "features_clip")
+    checks = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "clip.mp4"
+        path.write_bytes(golden["mp4"].tobytes())
+        media = Media(path)
+        frames = [rgb(frame) for frame, first, end in media.timeline() for _ in range(first, end)]
+        checks["frames"] = exact(len(frames), golden["frame_count"]), 0
+        checks["frames, sums"] = exact([x.sum(dtype=np.int64) for x in frames], golden["frame_sums"]), 0
+        _, table = Timing().frames(len(frames), media.facts.frame_rate)
+        checks["sampled frames"] = exact(table.ravel(), golden["sample_index"]), 0
+        sums = [video.resize(frames[k]).sum(dtype=np.int64) for k in table.ravel()]
+        checks["resized frames, sums"] = exact(sums, golden["resized_sums"]), 0
+        sound = np.concatenate(list(media.seconds_of_sound()))
+        rate, (length, channels) = int(golden["wav_rate"]), golden["wav_shape"]
+        near = abs(len(sound) - length) <= 20 and sound.shape[1] == channels and media.facts.audio_rate == rate
+        checks["sound, length and rate"] = 0.0 if near else float("inf"), 0
+        checks["sound, samples"] = exact(sound[20000:20000 + len(golden["wav_head"])], golden["wav_head"]), 0
+        for resampler in audio.RESAMPLERS:
+            front = audio.FrontEnd(resampler=resampler)
+            patches = front.patches(media.seconds_of_sound(10), rate)
+            checks[f"log_mel_{resampler}"] = difference(patches[[0, 9]], golden[f"log_mel_{resampler}"]), LOG_MEL
+            ours = extract(path, "clip", Timing(), sound=encoder("vggish8", vggish("vggish8"), front=front))
+            theirs = golden[f"audio_feature_8_{resampler}"]
+            checks[f"audio_feature_8_{resampler}"] = relative_error(ours.audio, theirs), VGGISH
+        ours = extract(path, "clip", Timing(), pictures=encoder("vgg19_8", vgg19("vgg19_8")))
+        checks["video_feature_8"] = relative_error(ours.video, golden["video_feature_8"]), VGG19
+    return [Check("features_clip", group, *error) for group, error in checks.items()]
+
+
+CHECKS = {"features_audio": check_audio, "features_clip": check_clip, "features_nets": check_nets,
+          "features_video": check_video}
