@@ -75,7 +75,7 @@ class PlainStep:
 
     Args:
         model: model.dcid.DCID in the dtype to be timed; its codebook has been started.
-        draws: as in model/draws.py.
+        draws: as in model/sampling.py.
     """
 
     def __init__(self, model, draws, lr=4e-4, mi_lr=1e-3):

@@ -3,8 +3,8 @@
     python code/benchmarks/downstream.py [--clips 3000] [--epochs 3] [--json FILE]
 
 Codes as a frozen encoder of the published widths gives them (K = 400, D = 256, 10 seconds) are drawn at random: only
-their shapes matter. Eight clip heads with eight seeds are trained by engine/transfer.py in one pass, as the scripts do,
-then each alone; both ways end with the same weights (tests/test_transfer.py).
+their shapes matter. Eight clip heads with eight seeds are trained by engine/transfer/fit_heads.py in one pass, as the
+scripts do, then each alone; both ways end with the same weights (tests/test_transfer.py).
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from timing import seconds  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
-from engine.transfer import CodeSet, Trial, fit  # noqa: E402
+from engine.transfer.fit_heads import CodeSet, Trial, fit  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from model.heads import ClipHead  # noqa: E402
 

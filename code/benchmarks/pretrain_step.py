@@ -3,7 +3,7 @@
     python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
 Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
-by engine/pretraining.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
+by engine/trainer.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
 Adam, distances and losses not), so the rate of a faster formulation can be compared with that of a plain one. The
 ceiling is the fastest plain matrix product of the same device and precision, measured between the steps; with
 --compare_baseline the plain float64 step (baseline_step.py) alternates with the fast one, too.
@@ -28,12 +28,12 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
 from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
-from engine.memory import keep_freed_memory  # noqa: E402
-from engine.pretraining import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
+from engine.malloc import keep_freed_memory  # noqa: E402
+from engine.trainer import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from model.config import Config  # noqa: E402
-from model.draws import Draws  # noqa: E402
-from model.h_dcid import build  # noqa: E402
+from model.sampling import Draws  # noqa: E402
+from systems.h_dcid import build  # noqa: E402
 
 SECONDS = 10                                                        # of a clip
 CHUNK = 256                                                         # clips drawn at once

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import evaluate
 import pretrain
+from atomic_write import whole_file
 from configs.opts import COMPONENTS, parse_pretrain
-from engine import results, tables
+from engine import results
+from engine.report import tables
 from errors import Parser, run
-from writing import whole_file
 
 TITLES = dict(zip(COMPONENTS, ("CLUB", "CPC", "MM-EMA", "reset", "CMCM")))
 STUDIES = {                      # study -> arguments of all rows, arguments of each row

@@ -5,20 +5,20 @@ As published, a head learns from one modality's annotated clips and is tested on
 
 from configs.opts import parse_downstream
 from dataset.avvp import AVVP
-from engine import downstream
+from engine.transfer import run_task
 from errors import run
 from model.heads import SegmentHead
 
 
 def build(opts):
     """The clips of each modality are what its head is trained on and what the other modality's head is tested on."""
-    parts = downstream.by_modality([AVVP(opts.paths("avvp"), modality, **opts.reading)
-                                    for modality in downstream.wanted(opts, "audio", "video")])
-    return downstream.Task("avvp", SegmentHead, "precision", train=parts, test=parts)
+    parts = run_task.by_modality([AVVP(opts.paths("avvp"), modality, **opts.reading)
+                                    for modality in run_task.wanted(opts, "audio", "video")])
+    return run_task.Task("avvp", SegmentHead, "precision", train=parts, test=parts)
 
 
 def main(argv=None):
-    downstream.run(build, parse_downstream("avvp", argv))
+    run_task.run(build, parse_downstream("avvp", argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import evaluate
 import pretrain
 from configs.opts import PLACES, ROOT, parse_pretrain
-from dataset import demo_tree
+from demo_data import demo_tree
 from engine import figures
 from errors import Parser, run
 

@@ -11,17 +11,19 @@ import ave_avvp
 import avvp
 import retrieval
 import ucf_vggsound
+from atomic_write import whole_file
 from configs.opts import parse_evaluate
-from engine import channels, downstream, figures, results, tables
-from engine.retrieval import evaluate as evaluate_retrieval
+from engine import figures, results
+from engine.report import tables
+from engine.transfer import run_task, toc_variants
+from engine.transfer.retrieval import evaluate as evaluate_retrieval
 from errors import InputError, run
-from writing import whole_file
 
 TASKS = {                        # task -> how its data is built and measured, a file without which there is none
-    "ave": (ave.build, downstream.evaluate, "ave.label"),
-    "avvp": (avvp.build, downstream.evaluate, "avvp.audio_csv"),
-    "ave_avvp": (ave_avvp.build, downstream.evaluate, "ave_avvp.audio_csv"),
-    "ucf_vggsound": (ucf_vggsound.build, downstream.evaluate, "ucf_vggsound.ucf_csv"),
+    "ave": (ave.build, run_task.evaluate, "ave.label"),
+    "avvp": (avvp.build, run_task.evaluate, "avvp.audio_csv"),
+    "ave_avvp": (ave_avvp.build, run_task.evaluate, "ave_avvp.audio_csv"),
+    "ucf_vggsound": (ucf_vggsound.build, run_task.evaluate, "ucf_vggsound.ucf_csv"),
     "retrieval": (retrieval.build, evaluate_retrieval, "vggsound.csv"),
 }
 PROMPTS = {"ave": "ave.text", "ucf_vggsound": "ucf_vggsound.text", "retrieval": "vggsound.text"}
@@ -38,7 +40,7 @@ def directions(task, modalities, opts):
 
 def main(argv=None):
     opts = parse_evaluate(argv)
-    encoders = [downstream.load(opts, path) for path in opts.checkpoints]
+    encoders = [run_task.load(opts, path) for path in opts.checkpoints]
     present = []
     for task in opts.tasks:
         place = opts.place(TASKS[task][2])
@@ -54,7 +56,7 @@ def main(argv=None):
     for task, wanted in asked.items():                      # TOC's settings are refused before any work
         for pretrained, pairs in zip(encoders, wanted):
             if pairs:
-                channels.variants(opts.for_task(task, pairs), task, pretrained.encoder.config)
+                toc_variants.variants(opts.for_task(task, pairs), task, pretrained.encoder.config)
     rows = []
     for task, wanted in asked.items():
         build, evaluate, _ = TASKS[task]

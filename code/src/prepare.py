@@ -12,9 +12,9 @@ import os
 import pickle
 from pathlib import Path
 
+from atomic_write import replace_file
 from configs import opts as configs
 from dataset import checking, packing
-from dataset.files import replace_file
 from dataset.lists import write_lists
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
 from errors import InputError, Parser, run

@@ -5,22 +5,22 @@ import logging
 import torch
 from tqdm import tqdm
 
+from atomic_write import remove_leftovers
 from configs.opts import PLACES, parse_pretrain
 from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.vggsound import VGGSound
 from engine import checkpoint, distributed, provenance
 from engine.batches import Resident, Streamed, stored_dtype
-from engine.loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
-from engine.memory import keep_freed_memory
-from engine.pretraining import Pretrainer, Settings
-from engine.runs import Run, beginning, seed_everything, show_log
+from engine.malloc import keep_freed_memory
+from engine.run_folder import Run, beginning, seed_everything, show_log
+from engine.run_loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
+from engine.trainer import Pretrainer, Settings
 from errors import InputError, run
+from model.collectives import ALONE
 from model.config import Config
-from model.draws import Draws
-from model.h_dcid import build
-from model.together import ALONE
-from writing import remove_leftovers
+from model.sampling import Draws
+from systems.h_dcid import build
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def open_data(opts):
     """The clips of a run; those of the demo are made first where there is nothing."""
     if opts.preset == "demo" and not opts.data_root.exists():
-        from dataset import demo_tree  # here, because no other run needs what draws digits and tones
+        from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
     if opts.source_set == "ave":
         return AVE(opts.paths("ave"), opts.modalities, AVE_SPLITS, **opts.reading)

@@ -6,19 +6,19 @@ cosine similarity of mean codes for every ordered pair of the encoder's modaliti
 
 from configs.opts import parse_downstream
 from dataset.vggsound import VGGSound
-from engine import downstream, retrieval
+from engine.transfer import retrieval, run_task
 from errors import run
 
 
 def build(opts):
     """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
-    modalities = tuple(m for m in downstream.MODALITIES if m == "audio" or m in downstream.wanted(opts))
+    modalities = tuple(m for m in run_task.MODALITIES if m == "audio" or m in run_task.wanted(opts))
     return {split: VGGSound(opts.paths("vggsound"), modalities, (split,), **opts.reading)
             for split in ("train", "val", "test")}
 
 
 def main(argv=None):
-    downstream.run(build, parse_downstream("retrieval", argv), retrieval.evaluate)
+    run_task.run(build, parse_downstream("retrieval", argv), retrieval.evaluate)
 
 
 if __name__ == "__main__":

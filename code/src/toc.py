@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from atomic_write import whole_file
 from configs.opts import RUNS, toc_arguments
-from engine import checkpoint, style
-from engine.channels import selection_of
+from engine import checkpoint
+from engine.report import plot_style
+from engine.transfer.toc_variants import selection_of
 from errors import InputError, Parser, run
 from model import toc
-from writing import whole_file
 
 NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
 
@@ -52,7 +53,7 @@ def draw(codes, channels, path):
     pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
     lowest = min(float(p.min()) for p in pairs)
     ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
-    figure, axes = style.plt.subplots(1, 2, figsize=(20, 8), layout="constrained")
+    figure, axes = plot_style.plt.subplots(1, 2, figsize=(20, 8), layout="constrained")
     for axis, similarity, title in zip(axes, pairs, ("Before TOC Select", "After TOC Select")):
         image = axis.imshow(similarity, cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=18)
@@ -67,7 +68,7 @@ def draw(codes, channels, path):
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder with "
                          "--snapshot_pref") from error
     finally:
-        style.plt.close(figure)
+        plot_style.plt.close(figure)
 
 
 def main(argv=None):

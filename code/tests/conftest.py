@@ -35,7 +35,7 @@ def annotations():
 def demo_data(tmp_path_factory):
     """Root of a demo tree with 80 pretraining clips."""
     from configs.opts import PLACES
-    from dataset import demo_tree
+    from demo_data import demo_tree
     root = tmp_path_factory.mktemp("demo") / "data"
     demo_tree.build(root, PLACES, clips=80, progress=False)
     return root

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dataset.tables import read_table
+from dataset.annotation_csv import read_table
 from dataset.text import write_text_features
 from dataset.text_backends import hashing_sentences
 

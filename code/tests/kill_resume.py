@@ -78,7 +78,7 @@ def prove(work, data, kills, seed=0, settings=None, is_tiny=False, report=print)
 
     Args:
         work: folder for the runs.
-        data: demo tree (dataset.demo_tree).
+        data: demo tree (demo_data.demo_tree).
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         settings: flag -> value of the runs.
         report: called with a line of text now and then.
@@ -138,7 +138,7 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
     options = parser.parse_args(argv)
     from configs.opts import PLACES
-    from dataset import demo_tree
+    from demo_data import demo_tree
     with tempfile.TemporaryDirectory() as work:
         data = Path(work) / "data"
         demo_tree.build(data, PLACES, clips=options.clips, progress=False)

@@ -16,10 +16,10 @@ from golden_io import Check, relative_error
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
 
-from avs_s4.model import losses, metrics, names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
-from avs_s4.model.decoder import Decoder, Fusion, ResidualUnit, StageHead
-from avs_s4.model.tpavi import TPAVI
+from avs_s4.network import losses, metrics, published
+from avs_s4.network.avs import AVSNetwork, NetworkConfig
+from avs_s4.network.decoder import Decoder, Fusion, ResidualUnit, StageHead
+from avs_s4.network.tpavi import TPAVI
 
 DOUBLE, STORED_FLOAT32, RAW_MATCH, SINGLE, METRIC = 1e-9, 1e-6, 1e-7, 1e-4, 1e-5
 FRAMES = 5                                   # a clip, where no array tells
@@ -165,16 +165,16 @@ def meta_network(backbone):
 def published_network(backbone):
     """The published network in float64, evaluation mode, filled by the rule under the published keys."""
     network = meta_network(backbone).double()
-    state = {key: det(key, x) for key, x in names.to_published(network).items()}
+    state = {key: det(key, x) for key, x in published.to_published(network).items()}
     network.to_empty(device="cpu")                        # no start values: every tensor is filled below
-    names.load_published(network, state, "rule")
+    published.load_published(network, state, "rule")
     return network.eval()
 
 
 def check_manifest(folder, stem, backbone):
     """Our state dict under published names has exactly the published keys and shapes. Errors count keys."""
     theirs = json.loads((Path(folder) / f"{stem}.json").read_text())
-    ours = {key: list(x.shape) for key, x in names.to_published(meta_network(backbone)).items()}
+    ours = {key: list(x.shape) for key, x in published.to_published(meta_network(backbone)).items()}
     wrong = [key for key in set(ours) & set(theirs) if ours[key] != theirs[key]]
     return [Check(stem, "keys missing or unknown", float(len(set(ours) ^ set(theirs))), 0.0),
             Check(stem, "shapes that differ", float(len(wrong)), 0.0)]

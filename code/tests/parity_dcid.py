@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from engine.pretraining import Pretrainer, Settings
+from engine.trainer import Pretrainer, Settings
 from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, relative_error
-from model import names, toc
+from model import toc
 from model.codebook import Codebook
 from model.cross_cpc import CrossCPC
-from model.h_dcid import build
+from systems import published
+from systems.h_dcid import build
 
 INPUTS = {"audio": "audio", "video": "video", "text": "query"}
 LETTER = {"audio": "a", "video": "v", "text": "t"}
@@ -73,7 +74,7 @@ def filled(shapes):
     """Published sections with the weights of the golden rule."""
     sections = {section: {key: det(f"{section}.{key}", shape) for key, shape in keys.items()}
                 for section, keys in shapes.items()}
-    encoder = sections[names.ENCODER]
+    encoder = sections[published.ENCODER]
     encoder["Cross_quantizer.ema_weight"] = encoder["Cross_quantizer.embedding"].clone()
     encoder["Cross_quantizer.ema_count"].fill_(1)
     encoder["Cross_quantizer.unactivated_count"].fill_(-1)
@@ -87,11 +88,11 @@ class Run:
         sections = filled(manifest(folder, f"{system}_small_manifest"))
         if start:
             for name, value in start.items():
-                sections[names.ENCODER][f"Cross_quantizer.{name}"] = value
-        config = replace(names.infer(sections), dropout=0.0)
+                sections[published.ENCODER][f"Cross_quantizer.{name}"] = value
+        config = replace(published.infer(sections), dropout=0.0)
         self.model = build(config).double()
-        self.tensors = names.layout(config, {n: v.shape for n, v in self.model.state_dict().items()})
-        state, self.unused = names.from_published(sections, self.tensors, sections)
+        self.tensors = published.layout(config, {n: v.shape for n, v in self.model.state_dict().items()})
+        state, self.unused = published.from_published(sections, self.tensors, sections)
         self.model.load_state_dict(state)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
         passes = "once" if system == "dcid" else "released"
@@ -100,7 +101,7 @@ class Run:
             level_weights=(1.0, RELEASED_LEVEL_2)))
 
     def published(self):
-        return names.to_published(self.model.state_dict(), self.tensors, self.unused, torch.float64)
+        return published.to_published(self.model.state_dict(), self.tensors, self.unused, torch.float64)
 
     def gradients(self):
         """Published name -> gradient norm; tensors that nothing reaches are missing."""
@@ -109,7 +110,7 @@ class Run:
                 if t.ours and not t.is_buffer and ours[t.ours[0]].grad is not None}
 
     def compare_codebook(self, worst, arrays, prefix, group):
-        buffers = self.published()[names.ENCODER]
+        buffers = self.published()[published.ENCODER]
         for name in BUFFERS:
             if f"{prefix}_{name}" in arrays:
                 worst.add(group, buffers[f"Cross_quantizer.{name}"], arrays[f"{prefix}_{name}"], STEPPED)

@@ -7,8 +7,8 @@ import torch
 
 from engine import checkpoint
 from golden_io import Check
-from model import names
 from parity_dcid import filled, manifest
+from systems import published
 
 
 def check_manifest(folder, name):
@@ -18,8 +18,8 @@ def check_manifest(folder, name):
         path = Path(scratch) / "published.pt"
         checkpoint.save(path, sections | {"epoch": 4, "total_step": 2555})
         loaded = checkpoint.open_file(path, torch.float64)
-    tensors = names.layout(loaded.model.config, {n: v.shape for n, v in loaded.model.state_dict().items()})
-    again = names.to_published(loaded.model.state_dict(), tensors, loaded.unused, torch.float64)
+    tensors = published.layout(loaded.model.config, {n: v.shape for n, v in loaded.model.state_dict().items()})
+    again = published.to_published(loaded.model.state_dict(), tensors, loaded.unused, torch.float64)
     ordered = all(list(again[section]) == list(sections[section]) for section in sections)
     equal = all(torch.equal(again[section][key], value)
                 for section in sections for key, value in sections[section].items())

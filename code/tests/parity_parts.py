@@ -2,7 +2,7 @@
 
 import torch
 
-from engine import metrics
+from engine.transfer import metrics
 from golden_io import FORWARD, Check, det, load, relative_error
 from model.heads import ClipHead, ExpLog, SegmentHead
 

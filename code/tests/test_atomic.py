@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from atomic_write import remove_leftovers, whole_file
 from engine import results
-from engine.runs import Run
+from engine.run_folder import Run
 from errors import InputError
-from writing import remove_leftovers, whole_file
 
 ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
        "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from avs_s4.model import metrics
+from avs_s4.network import metrics
 
 
 def plain_f(logits, masks):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from avs_s4.model import backbones, names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
-from avs_s4.model.backbones import Backbone, load_weights
-from avs_s4.model.tpavi import TPAVI
+from avs_s4.network import backbones, published
+from avs_s4.network.avs import AVSNetwork, NetworkConfig
+from avs_s4.network.backbones import Backbone, load_weights
+from avs_s4.network.tpavi import TPAVI
 from errors import InputError
 from parity_avs import CHECKS
 
@@ -120,19 +120,19 @@ def test_every_trainable_parameter_gets_a_gradient():
 @pytest.mark.parametrize("backbone", ("tiny", "small"))
 def test_published_names_survive_a_round_trip(backbone):
     one, two = small(1, backbone=backbone), small(2, backbone=backbone)
-    names.load_published(two, names.to_published(one), "memory")
+    published.load_published(two, published.to_published(one), "memory")
     for key, x in one.state_dict().items():
         assert torch.equal(x, two.state_dict()[key]), key
 
 
 def test_published_file_loads_strictly_or_not_at_all():
-    network, state = small(1), names.to_published(small(2))
+    network, state = small(1), published.to_published(small(2))
     before = {key: x.clone() for key, x in network.state_dict().items()}
     for change in ({"conv1.conv2d_list.0.weight": None}, {"surplus": torch.zeros(1)},
                    {"path4.resConfUnit1.conv1.weight": None}, {"tpavi_b1.g.bias": torch.zeros(3)}):
         broken = {key: x for key, x in {**state, **change}.items() if x is not None}
         with pytest.raises(InputError, match="file.pth"):
-            names.load_published(network, broken, "file.pth")
+            published.load_published(network, broken, "file.pth")
     assert all(torch.equal(x, network.state_dict()[key]) for key, x in before.items())
 
 
@@ -142,7 +142,7 @@ def official(name, seed=3):
     network = nn.Module()
     network.backbone, network.decoder = Backbone(name), nn.Module()
     prefix = "resnet." if name == "resnet" else "encoder_backbone."
-    state = {key[len(prefix):].replace("_1.", ".", 1): x for key, x in names.to_published(network).items()
+    state = {key[len(prefix):].replace("_1.", ".", 1): x for key, x in published.to_published(network).items()
              if key.startswith(prefix) and "_2." not in key}
     return network.backbone, {**state, ("fc" if name == "resnet" else "head") + ".weight": torch.zeros(5, 5)}
 
@@ -192,7 +192,7 @@ def test_pvt_eps_are_the_published_ones():
 
 def test_resnet_saves_the_branch_that_never_runs():
     with torch.device("meta"):
-        state = names.to_published(AVSNetwork(NetworkConfig("resnet")))
+        state = published.to_published(AVSNetwork(NetworkConfig("resnet")))
     assert state["resnet.layer4_2.0.conv1.weight"].shape == state["resnet.layer4_1.0.conv1.weight"].shape
 
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from avs_s4 import demo_scenes, evaluation, settings, storage, test, train
-from avs_s4.model import names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
+from avs_s4 import demo_scenes, evaluation, network_files, settings, test, train
+from avs_s4.network import published
+from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter, Query
 from avs_s4.training import losses
 from configs.opts import PLACES
-from dataset import dialled_digits as digits
 from dataset.text import Sentence, write_text_features
+from demo_data import dialled_digits as digits
 from engine import checkpoint
 from errors import InputError
 from model.config import Config
-from model.frozen import FrozenEncoder
-from model.h_dcid import build
 from model.toc import Selection, select
+from systems.frozen import FrozenEncoder
+from systems.h_dcid import build
 
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32"]
 RUN = ["--num_workers", "0", "--gpu", "cpu"]
@@ -131,7 +131,7 @@ def test_bare_published_network_is_tested_and_its_adapter_missed(tree, trained, 
     run, = trained.glob("S4_at_*")
     bare = tmp_path / "S4_pvt_best.pth"
     network = AVSNetwork(NetworkConfig("small", (2, 3), tpavi_va=True, code_dim=16))
-    torch.save(names.to_published(network), bare)
+    torch.save(published.to_published(network), bare)
     test.main(test_arguments(tree, tmp_path, "--weights", str(bare), "--direction", "ta", "--overlays", "0", *NETWORK))
     assert "holds no adapter" in capsys.readouterr().out
     with pytest.raises(InputError, match="does not say what it is"):
@@ -299,12 +299,12 @@ def test_stored_network_is_the_trained_one(trained, tree):
     run, = trained.glob("S4_at_*")
     opts = settings.parse_test(test_arguments(tree, trained, "--weights", str(run)))
     sha = checkpoint.sha256(tree / "encoder0.pt")
-    network, adapter, facts = storage.load(run / "checkpoints" / "last.pth", opts, sha, [torch.zeros(4, 16)])
+    network, adapter, facts = network_files.load(run / "checkpoints" / "last.pth", opts, sha, [torch.zeros(4, 16)])
     assert facts["epoch"] == 2 and facts["encoder_sha256"] == sha and network.config.tpavi_stages == (2, 3)
     start = Adapter("tied")
     assert not torch.allclose(adapter.weight, start.weight) and not network.training
-    storage.save(run / "copy.pth", network, adapter, **{key: facts[key] for key in facts if key != "settings"})
-    again, _, _ = storage.load(run / "copy.pth", opts, sha, [torch.zeros(4, 16)])
+    network_files.save(run / "copy.pth", network, adapter, **{key: facts[key] for key in facts if key != "settings"})
+    again, _, _ = network_files.load(run / "copy.pth", opts, sha, [torch.zeros(4, 16)])
     assert all(torch.equal(x, again.state_dict()[key]) for key, x in network.state_dict().items())
 
 

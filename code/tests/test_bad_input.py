@@ -193,7 +193,7 @@ WRONG_USE = [
     ("pretrain", "--n_epoch", "many"), ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
     ("avvp", "--seeds", "x"), ("retrieval", "--dataset_name", "ave_av"), ("prepare",), ("prepare", "pack"),
     ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("engine.results",), ("engine.checkpoint",),
-    ("demo", "--seed", "x"), ("dataset.demo_tree", "--out", "/tmp/never", "--clips", "3"),
+    ("demo", "--seed", "x"), ("demo_data.demo_tree", "--out", "/tmp/never", "--clips", "3"),
     ("avs_s4.train", "--direction", "xy"), ("avs_s4.test", "--overlays", "many")]
 
 

@@ -9,13 +9,13 @@ import torch
 
 from conftest import ROOT
 from engine import checkpoint
-from engine.pretraining import Pretrainer, Settings
+from engine.trainer import Pretrainer, Settings
 from errors import InputError
-from model import names
 from model.config import Config
-from model.draws import Draws
-from model.h_dcid import build
+from model.sampling import Draws
 from parity_dcid import filled, manifest
+from systems import published
+from systems.h_dcid import build
 from test_dcid import TINY, batch_of, trainer_of
 
 GOLDEN = ROOT / "code" / "tests" / "golden"
@@ -45,7 +45,7 @@ def test_any_float_dtype_loads_and_widths_are_read_from_the_tensors(small, tmp_p
 
 
 def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
-    part = {name: small[name] for name in (names.ENCODER, names.LSTM)} | {"epoch": 4}
+    part = {name: small[name] for name in (published.ENCODER, published.LSTM)} | {"epoch": 4}
     loaded = checkpoint.open_file(write(tmp_path / "part.pt", part))
     assert not loaded.complete and "CPC_parameters" in loaded.missing and loaded.epoch == 4
 
@@ -69,8 +69,8 @@ def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
     with torch.device("meta"):
         model = build(Config())
     state = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
-    tensors = names.layout(model.config, {n: v.shape for n, v in state.items()})
-    ours = names.to_published(state, tensors, {}, save_dtype)
+    tensors = published.layout(model.config, {n: v.shape for n, v in state.items()})
+    ours = published.to_published(state, tensors, {}, save_dtype)
     assert {s: {k: list(v.shape) for k, v in keys.items()} for s, keys in ours.items()} == published
     assert {v.dtype for keys in ours.values() for v in keys.values()} == {save_dtype}
 
@@ -81,8 +81,8 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
     for _ in range(2):
         trainer.step(batch_of(("audio", "video", "text")), 0)
     contents = checkpoint.pack(trainer.model, trainer.optimizers, {}, 0, 2, {}, torch.float64)
-    buffers = {f"Cross_quantizer.{name}" for name in names.CODEBOOK}
-    order = [(s, k) for s in names.MAIN_OPTIMIZER for k in contents.get(s, {}) if k not in buffers]
+    buffers = {f"Cross_quantizer.{name}" for name in published.CODEBOOK}
+    order = [(s, k) for s in published.MAIN_OPTIMIZER for k in contents.get(s, {}) if k not in buffers]
     theirs = torch.optim.Adam([torch.nn.Parameter(contents[s][k]) for s, k in order], lr=1)
     theirs.load_state_dict(contents["optimizer"])
     assert theirs.param_groups[0]["lr"] == pytest.approx(4e-4)
@@ -97,7 +97,7 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
             assert parameter not in theirs.state
             checked += 1
     assert checked > 1
-    for section, name in names.MI_OPTIMIZERS.items():
+    for section, name in published.MI_OPTIMIZERS.items():
         assert (name in contents) == (not section.endswith("_2_parameters"))
 
     checkpoint.save(tmp_path / "run.pt", contents)
@@ -114,12 +114,12 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
 
 def wrong_files(folder, small):
     """name -> (file, what its message must name)."""
-    encoder = dict(small[names.ENCODER])
+    encoder = dict(small[published.ENCODER])
     lost = {k: v for k, v in encoder.items() if k != "Audio_encoder.audio_linear.bias"}
     bent = encoder | {"Audio_encoder.audio_linear.bias": torch.zeros(7)}
     nan = encoder | {"Audio_encoder.audio_linear.bias": torch.full((256,), float("nan"))}
     alien = encoder | {"Audio_encoder.surprise": torch.zeros(1)}
-    lstm = {names.LSTM: small[names.LSTM]}
+    lstm = {published.LSTM: small[published.LSTM]}
     whole = write(folder / "whole.pt", small)
     (folder / "truncated.pt").write_bytes(whole.read_bytes()[:-20_000])
     (folder / "empty.pt").write_bytes(b"")
@@ -131,13 +131,13 @@ def wrong_files(folder, small):
         "empty": (folder / "empty.pt", "empty.pt"),
         "text": (folder / "text.pt", "text.pt"),
         "list": (write(folder / "list.pt", [1, 2]), "holds a list"),
-        "no encoder": (write(folder / "a.pt", lstm), names.ENCODER),
-        "no lstm": (write(folder / "b.pt", {names.ENCODER: encoder}), names.LSTM),
-        "lost key": (write(folder / "c.pt", {names.ENCODER: lost, **lstm}), "Audio_encoder.audio_linear.bias"),
-        "bent key": (write(folder / "d.pt", {names.ENCODER: bent, **lstm}), "[7]"),
-        "not finite": (write(folder / "e.pt", {names.ENCODER: nan, **lstm}), "finite"),
-        "alien key": (write(folder / "f.pt", {names.ENCODER: alien, **lstm}), "Audio_encoder.surprise"),
-        "epoch": (write(folder / "g.pt", {names.ENCODER: encoder, **lstm, "epoch": "three"}), "epoch"),
+        "no encoder": (write(folder / "a.pt", lstm), published.ENCODER),
+        "no lstm": (write(folder / "b.pt", {published.ENCODER: encoder}), published.LSTM),
+        "lost key": (write(folder / "c.pt", {published.ENCODER: lost, **lstm}), "Audio_encoder.audio_linear.bias"),
+        "bent key": (write(folder / "d.pt", {published.ENCODER: bent, **lstm}), "[7]"),
+        "not finite": (write(folder / "e.pt", {published.ENCODER: nan, **lstm}), "finite"),
+        "alien key": (write(folder / "f.pt", {published.ENCODER: alien, **lstm}), "Audio_encoder.surprise"),
+        "epoch": (write(folder / "g.pt", {published.ENCODER: encoder, **lstm, "epoch": "three"}), "epoch"),
     }
 
 
@@ -156,7 +156,7 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
         def __reduce__(self):
             return open, (str(flag), "w")
 
-    torch.save({names.ENCODER: Hostile()}, tmp_path / "hostile.pt")
+    torch.save({published.ENCODER: Hostile()}, tmp_path / "hostile.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Hostile()))
     assert zipfile.is_zipfile(tmp_path / "hostile.pt")
     for name in ("hostile.pt", "bare.pt"):
@@ -191,7 +191,7 @@ def test_the_map_names_every_tensor_once():
     for system in ("dcid", "h_dcid"):
         config = Config.for_data(("audio", "video", "text"), system=system, **TINY)
         shapes = checkpoint.shapes(config)
-        tensors = names.layout(config, shapes)
+        tensors = published.layout(config, shapes)
         ours = [name for tensor in tensors for name in tensor.ours]
         assert sorted(ours) == sorted(shapes)
         assert len({(t.section, t.key) for t in tensors}) == len(tensors)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.codebook import RESET_AFTER, Codebook, cmcm_pair, squared_distance
-from model.draws import Draws
+from model.sampling import Draws
 
 F64 = torch.float64
 

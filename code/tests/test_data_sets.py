@@ -14,10 +14,10 @@ import prepare
 from configs.opts import PLACES
 from conftest import ROOT
 from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_bytes
+from dataset.annotation_csv import read_table
 from dataset.ave import AVE
 from dataset.ave_avvp import AVEShared, AVVPShared
 from dataset.avvp import AVVP
-from dataset.tables import read_table
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.annotation_csv import read_classes, read_table
 from dataset.avvp import read_events
 from dataset.lists import read_annotations
-from dataset.tables import read_classes, read_table
 from dataset.text import read_prompts
 from dataset.vggsound import read_list
 from errors import InputError

@@ -18,8 +18,8 @@ import pytest
 import prepare
 from conftest import ROOT
 from data_trees import hashed_text
+from dataset.annotation_csv import read_classes, read_table
 from dataset.archive import read_counts
-from dataset.tables import read_classes, read_table
 from dataset.text import (
     KEPT,
     Sentence,
@@ -249,8 +249,8 @@ def test_prepare_text(tmp_path, bert, monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
-EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/tables.py", "dataset/archive.py",
-            "dataset/files.py", "errors.py", "writing.py"]
+EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/annotation_csv.py", "dataset/archive.py",
+            "errors.py", "atomic_write.py"]
 
 
 @pytest.mark.parametrize("name", EXPORTER)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.pretraining import Pretrainer, Settings
+from engine.trainer import Pretrainer, Settings
 from model.club import Club, Clubs, Evidence
 from model.config import Config
-from model.draws import Draws
-from model.h_dcid import build
+from model.sampling import Draws
+from systems.h_dcid import build
 
 F64 = torch.float64
 TINY = {"video_dim": 4, "num_codes": 48, "code_dim": 16, "feed_forward": 24, "club_hidden": 8, "text_hidden": 8}

@@ -15,12 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from configs.opts import PLACES
-from dataset import demo_tree
-from dataset import dialled_digits as digits
 from dataset.ave import AVE
 from dataset.avvp import AVVP
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
+from demo_data import demo_tree
+from demo_data import dialled_digits as digits
 from errors import InputError
 
 CLIPS = 240

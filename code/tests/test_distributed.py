@@ -16,14 +16,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from engine.distributed import Ranks, ranks  # noqa: E402
-from engine.pretraining import Pretrainer, Settings  # noqa: E402
+from engine.trainer import Pretrainer, Settings  # noqa: E402
 from errors import InputError  # noqa: E402
 from kill_resume import differences  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
+from model.collectives import ALONE  # noqa: E402
 from model.config import Config  # noqa: E402
-from model.draws import Draws  # noqa: E402
-from model.h_dcid import build  # noqa: E402
-from model.together import ALONE  # noqa: E402
+from model.sampling import Draws  # noqa: E402
+from systems.h_dcid import build  # noqa: E402
 from tiny import command  # noqa: E402
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,

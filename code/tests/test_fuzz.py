@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from avs_s4 import scenes
 from configs.opts import PLACES
-from dataset import avvp, lists, tables, text, vggsound
+from dataset import annotation_csv, avvp, lists, text, vggsound
 from engine import checkpoint, results
-from engine.loop import RunState
-from engine.pretraining import Pretrainer, Settings
+from engine.run_loop import RunState
+from engine.trainer import Pretrainer, Settings
 from errors import InputError
-from model.draws import Draws
+from model.sampling import Draws
 from tiny import train
 
 FUZZ = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "derandomize": True, "database": None,
@@ -56,7 +56,7 @@ def changed(good, changes):
 def readers(demo_data):
     """name -> (a good text, reader that returns something with a length)."""
     places = {name: demo_data / place for name, place in PLACES.items()}
-    classes = tables.read_classes(places["avvp.categories"])
+    classes = annotation_csv.read_classes(places["avvp.categories"])
     row = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
            "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
            "modalities": ["audio", "video"], "checkpoint": "a.pt", "checkpoint_sha256": "0a", "commit": "unknown",
@@ -69,7 +69,7 @@ def readers(demo_data):
     good["avs"] = "name,category,split\nclip_a,dog,train\nclip_b,cat,val\nclip_c,cow,test\n"
     good["results"] = json.dumps(row) + "\n" + json.dumps(row | {"seed": 2}) + "\n"
     read = {"vggsound": vggsound.read_list, "events": lambda path: avvp.read_events(path, classes),
-            "prompts": text.read_prompts, "classes": tables.read_classes, "annotations": lists.read_annotations,
+            "prompts": text.read_prompts, "classes": annotation_csv.read_classes, "annotations": lists.read_annotations,
             "avs": scenes.read_list, "results": lambda path: results.summary(results.read(path))}
     return {name: (good[name], read[name]) for name in good}
 

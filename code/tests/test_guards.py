@@ -10,7 +10,7 @@ import ave
 import pretrain
 from configs.opts import PLACES, parse_pretrain
 from dataset.clips import Clips
-from engine import checkpoint, guards, provenance, results
+from engine import checkpoint, monitors, provenance, results
 from errors import InputError
 from model.codebook import Codebook
 from tiny import checkpoints, train
@@ -50,7 +50,7 @@ def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_pat
 
 
 def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
-    from engine.pretraining import Pretrainer
+    from engine.trainer import Pretrainer
     losses, steps = Pretrainer.losses, []
 
     def with_a_cliff(self, *args):
@@ -80,15 +80,15 @@ def test_finite_steps_pass_and_late_ones_are_awaited():
 
         def synchronize(self):
             self.there = True
-    finite = guards.Finite(["a", "b", "c"])
+    finite = monitors.Finite(["a", "b", "c"])
 
     def figures(value, step):
-        return guards.Figures(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
+        return monitors.Figures(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
                               {"audio": torch.ones(2, 3)}, step, 0, Event())
     finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
     finite._judge(wait=False)
     assert len(finite.pending) == 3
-    with pytest.raises(guards.NotFinite, match="step 2: total is inf; .* in a batch with a, c; "):
+    with pytest.raises(monitors.NotFinite, match="step 2: total is inf; .* in a batch with a, c; "):
         finite.settle()
 
 
@@ -109,7 +109,7 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     codebook, indices = book(used=used)
     if apart:
         indices["video"] = torch.full((4, 10), 45)
-    health, found = guards.Health(), guards.codebook_health(codebook, indices)
+    health, found = monitors.Health(), monitors.codebook_health(codebook, indices)
     assert found["codes_used"] == used and found["code_perplexity"] == pytest.approx(used, rel=1e-4)
     for _ in range(3):
         health._judge_codebook(found, 50, "")
@@ -118,13 +118,13 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     if expected:
         assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
         caplog.clear()
-        guards.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not say it again
+        monitors.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not say it again
         assert not caplog.records
 
 
 @pytest.mark.parametrize("accuracy, says", [(0.12, True), (0.5, False)])
 def test_contrastive_learning_at_chance_is_said(caplog, accuracy, says):
-    health = guards.Health()
+    health = monitors.Health()
     for step in (300, 400, 500, 600):
         health._judge_cpc({"cpc_accuracy_a_to_v": accuracy, "equal_num": 3.0}, step, batch_size=8)
     assert caplog.text.count("Cross-CPC is at chance after 500 steps") == says
@@ -139,7 +139,7 @@ def rows(value):
 
 @pytest.mark.parametrize("value, says", [(10.0, True), (14.0, True), (40.0, False)])
 def test_heads_at_chance_are_said(caplog, value, says):
-    guards.warn_of_chance(rows(value), "accuracy", {"video": 100, "audio": 5})
+    monitors.warn_of_chance(rows(value), "accuracy", {"video": 100, "audio": 5})
     assert ("ave audio->video stays at chance" in caplog.text) == says
 
 

@@ -7,13 +7,13 @@ import torch
 
 import pretrain
 from engine import checkpoint
-from engine.pretraining import Pretrainer, Settings
+from engine.trainer import Pretrainer, Settings
 from errors import InputError
-from model import names
 from model.codebook import Codebook
 from model.config import Config
-from model.draws import Draws
-from model.h_dcid import build
+from model.sampling import Draws
+from systems import published
+from systems.h_dcid import build
 
 MODALITIES = ("audio", "video", "text")
 TINY = {"system": "h_dcid", "video_dim": 4, "num_codes": 24, "code_dim": 16, "feed_forward": 24,
@@ -53,7 +53,7 @@ def test_names_shapes_and_sizes_are_the_published_ones(golden):
     published = json.loads((golden / "h_dcid_published_manifest.json").read_text())
     published = {section: keys for section, keys in published.items() if isinstance(keys, dict)}
     config = Config(system="h_dcid")
-    tensors = names.layout(config, checkpoint.shapes(config))
+    tensors = published.layout(config, checkpoint.shapes(config))
     ours = {}
     for tensor in tensors:
         ours.setdefault(tensor.section, {})[tensor.key] = list(tensor.shape)
@@ -62,11 +62,11 @@ def test_names_shapes_and_sizes_are_the_published_ones(golden):
 
     def count(section, is_buffer=False):
         return sum(torch.Size(t.shape).numel() for t in tensors if t.section == section and t.is_buffer == is_buffer)
-    assert count(names.ENCODER) == 87_888_641 and count(names.ENCODER, True) == 411_200
-    assert count(names.DECODER) == 38_147_200 and count(names.LSTM) == 1_314_816
+    assert count(published.ENCODER) == 87_888_641 and count(published.ENCODER, True) == 411_200
+    assert count(published.DECODER) == 38_147_200 and count(published.LSTM) == 1_314_816
     assert count("CPC_parameters") == count("CPC_2_parameters") == 3_355_392
-    assert {s: count(s) for s in names.MI_OPTIMIZERS} == {
-        s: 263_936 if s.startswith("Video") else 197_888 for s in names.MI_OPTIMIZERS}
+    assert {s: count(s) for s in published.MI_OPTIMIZERS} == {
+        s: 263_936 if s.startswith("Video") else 197_888 for s in published.MI_OPTIMIZERS}
 
 
 # ------------------------------------------------------------------------------------------------ the warm start
@@ -171,9 +171,9 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
     trainer = trainer_of()
     trainer.step(batch_of(), 3)
     whole = checkpoint.pack(trainer.model, trainer.optimizers, {}, 3, 7, {}, torch.float64)
-    published = {key: whole[key] for key in (names.ENCODER, names.LSTM, "epoch")}
+    three = {key: whole[key] for key in (published.ENCODER, published.LSTM, "epoch")}
     path = tmp_path / "NoCode-warmstart3-MLVQ-AVT-deep2-model-3.pt"
-    checkpoint.save(path, published)
+    checkpoint.save(path, three)
     checkpoint.save(tmp_path / "whole.pt", whole)
     small, full = checkpoint.load_encoder(path), checkpoint.load_encoder(tmp_path / "whole.pt")
     assert small.epoch == 3 and small.config.system == "h_dcid"
@@ -181,15 +181,15 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
         ours, theirs = small.embed(m, batch_of()[m]), full.embed(m, batch_of()[m])
         assert torch.equal(ours.vectors, theirs.vectors) and torch.equal(ours.indices, theirs.indices)
     loaded = checkpoint.open_file(path)
-    assert not loaded.complete and "CPC_2_parameters" in loaded.missing and names.DECODER in loaded.missing
+    assert not loaded.complete and "CPC_2_parameters" in loaded.missing and published.DECODER in loaded.missing
     with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
         opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path)])
         pretrain.open_model(opts, path, 4)
     with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
         opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)])
         pretrain.open_model(opts, path, 4)
-    published[names.ENCODER].pop("Video_encoder_2.input_linear.weight")
-    checkpoint.save(path, published)
+    published[published.ENCODER].pop("Video_encoder_2.input_linear.weight")
+    checkpoint.save(path, three)
     with pytest.raises(InputError, match="Encoder_parameters has no key Video_encoder_2.input_linear.weight"):
         checkpoint.load_encoder(path)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from engine import metrics
+from engine.transfer import metrics
 from parity_parts import HEAD_CHECKS
 
 

@@ -7,7 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from engine import figures, results, tables
+from engine import figures, results
+from engine.report import tables
 from errors import InputError
 
 

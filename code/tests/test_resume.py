@@ -13,9 +13,9 @@ import torch
 
 import kill_resume
 import pretrain
-from dataset import demo_tree
-from engine import checkpoint, loop
-from engine.pretraining import Pretrainer
+from demo_data import demo_tree
+from engine import checkpoint, run_loop
+from engine.trainer import Pretrainer
 from errors import InputError
 from tiny import STEPS, checkpoints, command, run_once, train
 
@@ -250,7 +250,7 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
         train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1)
     assert "\n" not in str(caught.value)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
-    assert loop.find_newest(tmp_path / "checkpoints", type("", (), {
+    assert run_loop.find_newest(tmp_path / "checkpoints", type("", (), {
         "system": "dcid", "resolved": lambda self: checkpoint.read(tmp_path / "checkpoints" / "DCID-model-0-step4.pt")[
             "run"]["options"]})())
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from avs_s4 import progress, storage
+from avs_s4 import network_files, train_resume
 from avs_s4 import train as training_script
 from errors import InputError
 from kill_resume import differences
@@ -20,21 +20,21 @@ def run(root, out, *more):
 
 
 def test_training_goes_on_after_its_last_epoch(tree, tmp_path, monkeypatch, caplog):  # noqa: F811
-    whole, save = run(tree, tmp_path / "whole"), progress.Progress.save
-    assert not (whole / progress.FILE).exists()
+    whole, save = run(tree, tmp_path / "whole"), train_resume.Progress.save
+    assert not (whole / train_resume.FILE).exists()
 
     def killed_after(self, epoch, step, **values):
         save(self, epoch, step, **values)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(progress.Progress, "save", killed_after)
+        patch.setattr(train_resume.Progress, "save", killed_after)
         run(tree, tmp_path / "broken")
     with pytest.raises(InputError, match="trained with other settings .lr 0.001 there, 0.0002 here"):
         run(tree, tmp_path / "broken", "--resume", "auto", "--lr", "2e-4")
     caplog.set_level(logging.INFO)
     broken = run(tree, tmp_path / "broken", "--resume", "auto")
-    assert "going on after epoch 1" in caplog.text and not (broken / progress.FILE).exists()
-    for name in storage.FILES.values():
+    assert "going on after epoch 1" in caplog.text and not (broken / train_resume.FILE).exists()
+    for name in network_files.FILES.values():
         one, other = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, broken))
         assert differences(one, other) == []
     lines = [[line.split('"clips_per_second"')[0] for line in open(folder / "log" / "metrics.jsonl")]
@@ -46,6 +46,6 @@ def test_auto_without_a_run_starts_and_a_folder_needs_one(tree, tmp_path):  # no
     folder = run(tree, tmp_path / "new", "--resume", "auto")
     with pytest.raises(InputError, match="no checkpoints/resume.pt"):
         run(tree, tmp_path / "new", "--resume", str(folder))
-    (folder / progress.FILE).write_bytes(b"not a checkpoint")
+    (folder / train_resume.FILE).write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="resume.pt: "):
         run(tree, tmp_path / "new", "--resume", "auto")

@@ -11,11 +11,11 @@ from baseline_step import PlainStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import checkpoint
-from engine.pretraining import Pretrainer, Settings
+from engine.trainer import Pretrainer, Settings
 from model.club import Club, Clubs, Evidence
 from model.config import Config
-from model.draws import Draws
-from model.h_dcid import build
+from model.sampling import Draws
+from systems.h_dcid import build
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)

@@ -17,13 +17,14 @@ import retrieval
 import ucf_vggsound
 from configs import opts
 from configs.opts import PLACES, parse_downstream
-from dataset import demo_tree
-from dataset.dialled_digits import CHANNELS
-from engine import checkpoint, downstream, figures, results, transfer
+from demo_data import demo_tree
+from demo_data.dialled_digits import CHANNELS
+from engine import checkpoint, figures, results
+from engine.transfer import fit_heads, run_task
 from errors import InputError
-from model import names
 from model.config import Config
-from model.h_dcid import build
+from systems import published
+from systems.h_dcid import build
 
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
@@ -36,8 +37,8 @@ def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video
         model = build(config)
         for level in model.encoder.levels:
             level.codebook.embedding.normal_()
-    tensors = names.layout(config, checkpoint.shapes(config))
-    contents = names.to_published(model.state_dict(), tensors, {}, torch.float32)
+    tensors = published.layout(config, checkpoint.shapes(config))
+    contents = published.to_published(model.state_dict(), tensors, {}, torch.float32)
     checkpoint.save(path, contents | {"epoch": epoch, "total_step": 0})
     return path
 
@@ -109,16 +110,16 @@ def test_released_ave_is_tested_on_its_training_clips(tree, tmp_path):
 
 def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
     options = parse_downstream("ave", arguments(tree, tree / "x", "--protocol", "released", "--seed", "0"))
-    pretrained, seen = downstream.load(options), []
+    pretrained, seen = run_task.load(options), []
     before = {name: value.clone() for name, value in pretrained.encoder.state_dict().items()}
-    original = transfer.codes
+    original = fit_heads.codes
 
     def spy(*args, **kwargs):
         seen.append(kwargs["training"])
         return original(*args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "codes", spy)
-        downstream.evaluate(ave.build(options), pretrained, options)
+        patch.setattr(fit_heads, "codes", spy)
+        run_task.evaluate(ave.build(options), pretrained, options)
     assert seen == [False, True, True]                     # once quietly, then audio and video anew in the one epoch
     assert all(torch.equal(before[name], value) for name, value in pretrained.encoder.state_dict().items())
     assert not pretrained.encoder.training

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 import toc as script
 from configs.opts import parse_downstream
-from engine import channels, checkpoint, downstream, results, tables
+from engine import checkpoint, results
+from engine.report import tables
+from engine.transfer import run_task, toc_variants
 from errors import InputError
 from model import toc
 from model.config import Config
-from model.h_dcid import build
 from model.heads import ClipHead
+from systems.h_dcid import build
 from test_transfer import Clips, Task, code_set, fit, train_alone, trial_of
 
 F64 = torch.float64
@@ -107,13 +109,13 @@ def test_counts_add_up_or_are_refused(choose, most, least, width):
 
 
 def test_released_numbers_suit_256_channels():
-    for system, tasks in channels.RELEASED.items():
+    for system, tasks in toc_variants.RELEASED.items():
         for task, pairs in tasks.items():
             assert len(pairs) == 2, (system, task)
             for numbers in pairs.values():
                 assert sum(toc.Selection(*numbers).counts(256)) == numbers[0]
-    assert channels.RELEASED["dcid"]["avvp"]["video", "audio"] == (128, 3, 1)
-    assert channels.RELEASED["h_dcid"]["ucf_vggsound"]["audio", "video"] == (224, 1, 1)
+    assert toc_variants.RELEASED["dcid"]["avvp"]["video", "audio"] == (128, 3, 1)
+    assert toc_variants.RELEASED["h_dcid"]["ucf_vggsound"]["audio", "video"] == (224, 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ similarity of codes
@@ -148,7 +150,7 @@ def frozen(tmp_path, system="h_dcid", seed=0):
         level.codebook.embedding.normal_()
     path = tmp_path / f"{system}.pt"
     checkpoint.save(path, checkpoint.pack(model, {}, {}, 3, 10, {}))
-    return downstream.Pretrained(path, checkpoint.load_encoder(path), checkpoint.sha256(path))
+    return run_task.Pretrained(path, checkpoint.load_encoder(path), checkpoint.sha256(path))
 
 
 def options(folder, *arguments):
@@ -169,17 +171,17 @@ def figures(rows):
 
 @pytest.mark.parametrize("protocol", ["default", "released"])
 def test_one_pass_over_several_settings_gives_what_each_gives_alone(tmp_path, monkeypatch, protocol):
-    monkeypatch.setattr(channels, "FIXED", (10, 1, 1))
+    monkeypatch.setattr(toc_variants, "FIXED", (10, 1, 1))
     tiny = {("video", "audio"): (4, 1, 0), ("audio", "video"): (8, 3, 1)}
-    monkeypatch.setitem(channels.RELEASED["h_dcid"], "ave", tiny)
+    monkeypatch.setitem(toc_variants.RELEASED["h_dcid"], "ave", tiny)
     pretrained, task = frozen(tmp_path), task_of(Clips())
     shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2"]
-    together = figures(downstream.evaluate(task, pretrained, options(
+    together = figures(run_task.evaluate(task, pretrained, options(
         tmp_path, "--toc_preset", "off", "fixed", "released", "--choose_channel", "2", "6", *shared)))
     assert {name for name, *_ in together} == {"", "TOC 10,1,1", "TOC released", "TOC 2,1,0", "TOC 6,1,0"}
     alone = {}
     for asked in ("", "--toc_preset fixed", "--toc_preset released", "--choose_channel 2", "--choose_channel 6"):
-        alone |= figures(downstream.evaluate(task, pretrained, options(tmp_path / "alone", *asked.split(), *shared)))
+        alone |= figures(run_task.evaluate(task, pretrained, options(tmp_path / "alone", *asked.split(), *shared)))
     assert together == alone
     assert len(together) == 5 * 2 * 2 * 2 * 2          # settings, directions, controls, seeds, selections
     assert results.read(tmp_path / "results.jsonl")
@@ -208,27 +210,27 @@ def test_variants_and_their_names(tmp_path):
     config = Config(system="dcid")
 
     def names(asked, task="ave"):
-        return [v.name for v in channels.variants(options(tmp_path, *asked.split()), task, config)]
+        return [v.name for v in toc_variants.variants(options(tmp_path, *asked.split()), task, config)]
     assert names("") == [""] and names("--toc_preset off fixed released") == ["", "TOC 196,1,0", "TOC released"]
     assert names("--choose_channel 64 128") == ["TOC 64,1,0", "TOC 128,1,0"]
     assert names("--choose_channel 64 --toc_terms variance") == ["TOC 64,1,0 variance only"]
     assert names("--toc_preset fixed --choose_channel 196") == ["TOC 196,1,0"]
     asked = options(tmp_path, "--toc_preset", "released")
-    released = channels.variants(asked, "avvp", config)[0].selections
+    released = toc_variants.variants(asked, "avvp", config)[0].selections
     assert released["video", "audio"] == toc.Selection(128, 3, 1)
     # directions without published numbers are left out, and where none is left there is nothing to do
     asked.directions = [("audio", "text"), ("audio", "video")]
-    assert list(channels.variants(asked, "ave", config)[0].selections) == [("audio", "video")]
+    assert list(toc_variants.variants(asked, "ave", config)[0].selections) == [("audio", "video")]
     assert names("--toc_preset off released", "retrieval") == [""]
     with pytest.raises(InputError, match="no published setting for retrieval with video->audio, audio->video"):
         names("--toc_preset released", "retrieval")
 
 
 def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(channels, "FIXED", (10, 1, 1))
+    monkeypatch.setattr(toc_variants, "FIXED", (10, 1, 1))
     asked = options(tmp_path, "--toc_preset", "off", "fixed", "--n_epoch", "1", "--no_control")
     rows = [row for system in ("dcid", "h_dcid")
-            for row in downstream.evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
+            for row in run_task.evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
     table = tables.collect(rows, "last")
     assert [row.name for row in table] == ["dcid.pt", "dcid.pt + TOC 10,1,1", "h_dcid.pt", "h_dcid.pt + TOC 10,1,1"]
     assert all(set(row.cells) == {"AVE V>A", "AVE A>V"} and row.seeds == (0, 1) for row in table)
@@ -238,7 +240,7 @@ def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, m
 def test_settings_are_checked_when_the_encoder_is_loaded(tmp_path):
     pretrained = frozen(tmp_path)
     with pytest.raises(InputError, match="--choose_channel 17: .* the nearest valid value is 16"):
-        downstream.load(options(tmp_path, "--choose_channel", "4", "17"), pretrained.path)
+        run_task.load(options(tmp_path, "--choose_channel", "4", "17"), pretrained.path)
 
 
 # ------------------------------------------------------------------------------------------------ toc.py

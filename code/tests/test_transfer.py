@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from engine import transfer
-from engine.downstream import Task
-from engine.transfer import CodeSet, Trial
+from engine.transfer import fit_heads
+from engine.transfer.fit_heads import CodeSet, Trial
+from engine.transfer.run_task import Task
 from errors import InputError
 from model.heads import ClipHead, SegmentHead
 
@@ -38,12 +38,12 @@ def trial_of(part, make, seed, test):
 
 
 def fit(trials, make, **options):
-    transfer.fit(trials, lambda width: make(width, CLASSES), Task("t", make, "accuracy", {}, {}).measure, **options)
+    fit_heads.fit(trials, lambda width: make(width, CLASSES), Task("t", make, "accuracy", {}, {}).measure, **options)
 
 
 def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
     """The plain program for one head: one loop, whole vectors, no table."""
-    head = transfer.build_head(lambda: make(WIDTH, CLASSES), trial.seed, trial.train.table)
+    head = fit_heads.build_head(lambda: make(WIDTH, CLASSES), trial.seed, trial.train.table)
     vectors, answers = trial.train.table[trial.train.rows], trial.answers
     shuffle = torch.Generator().manual_seed(trial.seed)
     optimizer = torch.optim.Adam(head.parameters(), lr)
@@ -72,7 +72,7 @@ def test_together_is_alone(make, many):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=name)
         with torch.no_grad():
             expected = alone(test.table[test.rows])
-        torch.testing.assert_close(transfer.predict([trial.head], test)[0], expected, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(fit_heads.predict([trial.head], test)[0], expected, rtol=1e-8, atol=1e-10)
         final = Task("t", make, "accuracy", {}, {}).measure([alone], test)
         assert {name: values[-1] for name, values in trial.curves["test"].items()} == pytest.approx(
             {name: float(value) for name, value in final.items()})
@@ -92,7 +92,7 @@ def test_training_learns_and_repeats():
 
 def test_building_a_head_leaves_the_global_generator():
     before = torch.random.get_rng_state()
-    transfer.build_head(lambda: ClipHead(4, 2), 0, torch.zeros(1))
+    fit_heads.build_head(lambda: ClipHead(4, 2), 0, torch.zeros(1))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -140,7 +140,7 @@ class Clips(torch.utils.data.Dataset):
 
 def test_codes_are_the_encoders_whatever_the_batch():
     encoder, clips = StandIn().eval(), Clips()
-    parts = transfer.codes({None: encoder}, clips, ["audio", "video"], batch=4)
+    parts = fit_heads.codes({None: encoder}, clips, ["audio", "video"], batch=4)
     for modality in ("audio", "video"):
         expected = encoder.embed(modality, torch.from_numpy(getattr(clips, modality)))
         part = parts[None, modality]
@@ -151,10 +151,10 @@ def test_codes_are_the_encoders_whatever_the_batch():
 
 def test_dropout_only_when_asked_for():
     encoder, clips = StandIn().eval(), Clips()
-    quiet = transfer.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
-    loud = transfer.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
+    quiet = fit_heads.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
+    loud = fit_heads.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
     assert not torch.equal(quiet, loud) and not encoder.training
-    assert torch.equal(quiet, transfer.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
+    assert torch.equal(quiet, fit_heads.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
 
 
 def test_two_codebooks_make_pairs():
@@ -166,10 +166,10 @@ def test_two_codebooks_make_pairs():
 
 def test_wrong_width_and_modality_are_refused_before_work():
     encoder = StandIn()
-    transfer.check_fit(encoder, Clips(), "video", "x.pt")
+    fit_heads.check_fit(encoder, Clips(), "video", "x.pt")
     with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
-        transfer.check_fit(encoder, Clips(), "text", "x.pt")
+        fit_heads.check_fit(encoder, Clips(), "text", "x.pt")
     encoder.config.video_dim = 512
     with pytest.raises(InputError, match="takes video features 512 wide, clips has 2"):
-        transfer.check_fit(encoder, Clips(), "video", "x.pt")
+        fit_heads.check_fit(encoder, Clips(), "video", "x.pt")
     assert encoder.calls == 0

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from dataset.annotation_csv import read_classes
 from dataset.clips import Clips
 from dataset.features import hdf5_array, open_hdf5
 from dataset.labels import clip_class
-from dataset.tables import read_classes
 from dataset.text import TextFeatures
 from errors import InputError
 

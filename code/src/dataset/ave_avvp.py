@@ -1,9 +1,9 @@
 """AVE to AVVP, twelve shared classes: a head learns on AVE's clips and is tested on AVVP's."""
 
+from dataset.annotation_csv import read_classes
 from dataset.ave import read_labels, read_order
 from dataset.avvp import AVVP
 from dataset.clips import Clips
-from dataset.tables import read_classes
 from errors import InputError
 
 # AVVP's name -> AVE's, in the label order of the released class list.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from dataset.annotation_csv import class_indices, read_classes, read_table
 from dataset.clips import Clips
 from dataset.labels import multi_event, parse_times
-from dataset.tables import class_indices, read_classes, read_table
 from errors import InputError
 
 COLUMNS = ("filename", "onset", "offset", "event_labels")

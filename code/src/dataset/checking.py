@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dataset.annotation_csv import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.ave import AVE
 from dataset.ave_avvp import AVEShared, AVVPShared
 from dataset.avvp import AVVP
 from dataset.features import check_clip, open_features
 from dataset.labels import clip_class
-from dataset.tables import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound

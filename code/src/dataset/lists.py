@@ -9,12 +9,12 @@ import re
 import h5py
 import numpy as np
 
+from atomic_write import replace_file
+from dataset.annotation_csv import class_indices, read_table, read_text
 from dataset.ave import CATEGORIES
 from dataset.ave_avvp import SHARED
 from dataset.avvp import COLUMNS
-from dataset.files import replace_file
 from dataset.labels import single_event
-from dataset.tables import class_indices, read_table, read_text
 from errors import InputError
 
 SECONDS = 10

@@ -14,9 +14,9 @@ import os
 import h5py
 import numpy as np
 
+from atomic_write import replace_file
+from dataset.annotation_csv import read_table
 from dataset.archive import read_counts
-from dataset.files import replace_file
-from dataset.tables import read_table
 from errors import InputError
 
 FORMAT = "cmg-text-1"

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from dataset.annotation_csv import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.clips import Clips
 from dataset.labels import single_event
-from dataset.tables import class_indices, first_rows, read_classes, read_header, read_table
 from dataset.text import TextFeatures
 from errors import InputError
 

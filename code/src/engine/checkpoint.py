@@ -1,8 +1,8 @@
 """Checkpoints: published files in, published files out, and everything else that a run needs to go on.
 
-A file is a dict of the published sections (model/names.py), the published optimiser sections, `epoch`, `total_step`,
-and `run`: what only our program reads (random state, position, options). `python -m engine.checkpoint FILE` describes
-a file.
+A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
+`total_step`, and `run`: what only our program reads (random state, position, options). `python -m engine.checkpoint
+FILE` describes a file.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from atomic_write import whole_file
 from errors import InputError, Parser, run
-from model import names
-from model.frozen import FrozenEncoder
-from model.h_dcid import build
-from writing import whole_file
+from systems import published
+from systems.frozen import FrozenEncoder
+from systems.h_dcid import build
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -82,7 +82,7 @@ def read(path, mmap=False):
                          "write it again") from error
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}; expected a dict of sections such as "
-                         f"{names.ENCODER}")
+                         f"{published.ENCODER}")
     return contents
 
 
@@ -97,17 +97,17 @@ def open_file(path, dtype=torch.float32, spatial_attention="sum"):
     contents = read(path)
     try:
         _require_sections(contents)
-        config = replace(names.infer(contents), spatial_attention=spatial_attention)
+        config = replace(published.infer(contents), spatial_attention=spatial_attention)
         _require_sizes(config)
         expected = shapes(config)
-        tensors = names.layout(config, expected)
-        required = [names.ENCODER] + ([names.LSTM] if "text" in config.modalities else [])
-        state, unused = names.from_published(contents, tensors, required)
+        tensors = published.layout(config, expected)
+        required = [published.ENCODER] + ([published.LSTM] if "text" in config.modalities else [])
+        state, unused = published.from_published(contents, tensors, required)
     except InputError as error:
         raise InputError(f"{path}: {error}; the file is damaged or of another program") from None
     with torch.device("meta"):
         model = build(config)
-    missing = [section for section in names.sections(config, expected) if section not in contents]
+    missing = [section for section in published.sections(config, expected) if section not in contents]
     fresh = build(config).state_dict() if missing else {}
     model.load_state_dict({name: state.get(name, fresh.get(name)).to(dtype, copy=True) for name in expected},
                           assign=True)
@@ -166,7 +166,7 @@ def optimizer_sections(config, model, optimizers):
     Args:
         optimizers: "main" and every MI section -> torch optimiser that holds our parameters.
     """
-    tensors = names.layout(config, {n: v.shape for n, v in model.state_dict().items()})
+    tensors = published.layout(config, {n: v.shape for n, v in model.state_dict().items()})
     parameters = dict(model.named_parameters())
     result = {}
     for name, optimizer in optimizers.items():
@@ -178,7 +178,7 @@ def optimizer_sections(config, model, optimizers):
                 state[number] = {key: own[key].detach().cpu() for key in ADAM_STATE}
         group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
-        result["optimizer" if name == "main" else names.MI_OPTIMIZERS[name]] = {
+        result["optimizer" if name == "main" else published.MI_OPTIMIZERS[name]] = {
             "state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
     return result
 
@@ -186,10 +186,10 @@ def optimizer_sections(config, model, optimizers):
 def load_optimizers(loaded, optimizers):
     """Put the file's optimiser sections into `optimizers` (as in `optimizer_sections`)."""
     model, config = loaded.model, loaded.model.config
-    tensors = names.layout(config, {n: v.shape for n, v in model.state_dict().items()})
+    tensors = published.layout(config, {n: v.shape for n, v in model.state_dict().items()})
     parameters = dict(model.named_parameters())
     for name, optimizer in optimizers.items():
-        section = "optimizer" if name == "main" else names.MI_OPTIMIZERS[name]
+        section = "optimizer" if name == "main" else published.MI_OPTIMIZERS[name]
         try:
             stored = loaded.contents[section]["state"]
             groups = loaded.contents[section]["param_groups"]
@@ -222,15 +222,15 @@ def load_optimizers(loaded, optimizers):
 
 def _published_order(tensors, name):
     """Published parameters of one optimiser in the order in which it numbers them."""
-    wanted = names.MAIN_OPTIMIZER if name == "main" else (name,)
+    wanted = published.MAIN_OPTIMIZER if name == "main" else (name,)
     return [t for section in wanted for t in tensors if t.section == section and not t.is_buffer]
 
 
 def pack(model, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32):
     """The dict of a pretraining file: published sections in `dtype`, optimisers, position, and our `run` state."""
     state = model.state_dict()
-    tensors = names.layout(model.config, {n: v.shape for n, v in state.items()})
-    contents = names.to_published(state, tensors, unused, dtype)
+    tensors = published.layout(model.config, {n: v.shape for n, v in state.items()})
+    contents = published.to_published(state, tensors, unused, dtype)
     contents |= optimizer_sections(model.config, model, optimizers)
     return contents | {"epoch": epoch, "total_step": total_step, "run": run_state}
 
@@ -239,11 +239,11 @@ def describe(path):
     """What a file is, as lines of text."""
     loaded = open_file(path, torch.float64)
     config, model = loaded.model.config, loaded.model
-    stored = [n for s in names.sections(config, shapes(config)) if s not in loaded.missing
-              for n in names.sections(config, shapes(config))[s]]
+    stored = [n for s in published.sections(config, shapes(config)) if s not in loaded.missing
+              for n in published.sections(config, shapes(config))[s]]
     parameters = dict(model.named_parameters())
     dead = [key for key in loaded.unused]
-    dead += [t.key for t in names.layout(config, shapes(config))
+    dead += [t.key for t in published.layout(config, shapes(config))
              if t.ours and ("affine_video" in t.key or "ave_v_att" in t.key)]
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
                      for v in s.values() if isinstance(v, torch.Tensor)})

@@ -1,9 +1,9 @@
 """Several processes that compute together what one would: torchrun on one machine or many.
 
 A global batch is cut over the processes in order. What a step needs of the whole batch goes through `Ranks`, the
-counterpart of model/together.py: gathered features for the contrastive terms and for CLUB's permutation, sums for the
-codebook's moving averages, and parameter gradients, added up while the backward pass still runs. Random draws come
-from generators with the same seed everywhere (model/draws.py), dropout from one of each process's own. Weights,
+counterpart of model/collectives.py: gathered features for the contrastive terms and for CLUB's permutation, sums for
+the codebook's moving averages, and parameter gradients, added up while the backward pass still runs. Random draws come
+from generators with the same seed everywhere (model/sampling.py), dropout from one of each process's own. Weights,
 optimiser states and codebooks therefore stay equal on all processes without ever being sent.
 """
 
@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from engine.adam import flat
 from errors import InputError
-from model.together import ALONE
+from model.collectives import ALONE
 
 STEPS = 10_000_019      # more than a run has: the dropout seeds of two runs do not meet
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from engine import pictures, results, tables
-from engine.style import COLOUR, GREY, MODALITIES, PALE, new_figure, save
+from engine import results
+from engine.report import plots, tables
+from engine.report.plot_style import COLOUR, GREY, MODALITIES, PALE, new_figure, save
 from errors import InputError, Parser, run
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
@@ -191,23 +192,23 @@ def draw_run(folder, out):
     kept = {name: arrays for name, arrays in found.items() if not name.startswith("codes-")}
     for name, arrays in found.items():
         if name.startswith("codes-"):
-            written += pictures.draw_codes(arrays, out / f"{name}.png")
+            written += plots.draw_codes(arrays, out / f"{name}.png")
     for name, arrays in kept.items():
         if "top" in arrays:
-            written.append(pictures.draw_retrieval(arrays, out / f"{name}.png"))
+            written.append(plots.draw_retrieval(arrays, out / f"{name}.png"))
             continue
         if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
             continue
-        written.append(pictures.draw_classes(arrays, out / f"classes-{name}.png"))
+        written.append(plots.draw_classes(arrays, out / f"classes-{name}.png"))
         if arrays["source"] == "text":
             continue
-        written.append(pictures.draw_clips(arrays, out / f"clips-{name}.png"))
+        written.append(plots.draw_clips(arrays, out / f"clips-{name}.png"))
         if arrays["clipwise"]:
-            written.append(pictures.draw_confusion(arrays, out / f"confusion-{name}.png"))
+            written.append(plots.draw_confusion(arrays, out / f"confusion-{name}.png"))
         else:
-            written.append(pictures.draw_timelines(arrays, out / f"timelines-{name}.png"))
+            written.append(plots.draw_timelines(arrays, out / f"timelines-{name}.png"))
     if kept:
-        written.append(pictures.draw_heads(list(kept.values()), out / "heads.png"))
+        written.append(plots.draw_heads(list(kept.values()), out / "heads.png"))
     if not written:
         raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or "
                          "predictions/ in or below it")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from atomic_write import whole_file
 from engine import checkpoint, results
 from errors import InputError
-from writing import whole_file
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded

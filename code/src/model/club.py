@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.together import ALONE
+from model.collectives import ALONE
 
 
 def _mlp(widths, last=None):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.together import ALONE
+from model.collectives import ALONE
 
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
 RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it

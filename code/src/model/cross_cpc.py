@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.together import ALONE
+from model.collectives import ALONE
 
 SAME_MODALITY = 0.1         # weight of predicting one's own future
 

@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model.conv_matmul import MapSpreadConv
 from model.encoders import ResidualBlock
-from model.maps import MapSpreadConv
 
 
 class LinearDecoder(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.maps import MapConv
+from model.conv_matmul import MapConv
 
 
 class TemporalEncoder(nn.Module):

@@ -3,7 +3,7 @@ key or the sentence that names it says which one to segment. Written in AVSBench
 
     python demo_scenes.py --out ../../../../data/demo            # about 10 s
 
-Sounds and sentences are those of dataset/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
+Sounds and sentences are those of demo_data/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
 training, validation and test pictures are different people. One seed gives the same pictures every time.
 """
 
@@ -23,8 +23,8 @@ if __name__ == "__main__":
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
 from configs.opts import PLACES
-from dataset import demo_tree
-from dataset import dialled_digits as digits
+from demo_data import demo_tree
+from demo_data import dialled_digits as digits
 from errors import InputError, Parser, run
 
 NAME, VERSION = "Dialled Digits scenes", 2

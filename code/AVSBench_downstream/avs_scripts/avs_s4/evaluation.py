@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from avs_s4.model.metrics import SetMetrics
+from avs_s4.network.metrics import SetMetrics
 from avs_s4.scenes import warn_of_greys
 
 CHUNK = 256                     # clips whose codes are computed at once

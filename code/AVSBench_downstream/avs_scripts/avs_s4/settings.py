@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-from avs_s4.model.backbones import NAMES
+from avs_s4.network.backbones import NAMES
 from configs import opts as places
 from errors import InputError, Parser
 

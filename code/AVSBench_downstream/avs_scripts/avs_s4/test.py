@@ -17,11 +17,12 @@ if __name__ == "__main__":              # not this folder itself: its `model` wo
 
 import torch
 
-from avs_s4 import evaluation, parts, report, storage
+from avs_s4 import builders, evaluation, network_files, report
 from avs_s4.query import Adapter
 from avs_s4.settings import DIRECTIONS, parse_test
-from engine import channels, provenance, results
-from engine.runs import seed_everything
+from engine import provenance, results
+from engine.run_folder import seed_everything
+from engine.transfer import toc_variants
 from errors import run
 
 
@@ -39,17 +40,17 @@ def variants(query, dataset, direction, opts):
 
 def main(argv=None):
     began, opts = time.time(), parse_test(argv)
-    files = storage.files_of(opts.weights)
-    encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
+    files = network_files.files_of(opts.weights)
+    encoder, encoder_sha256 = builders.load_encoder(opts.checkpoint, opts.device)
     tested, folder = {}, None
     for kind, path in files.items():
-        network, adapter, facts = storage.load(path, opts, encoder_sha256, encoder.codebooks)
+        network, adapter, facts = network_files.load(path, opts, encoder_sha256, encoder.codebooks)
         if folder is None:              # all files of a run have the same settings
             direction = DIRECTIONS[facts["direction"]]
-            parts.require_modalities(encoder, direction, opts.checkpoint)
-            dataset = parts.open_split(opts, "test", facts["image_size"], direction)
+            builders.require_modalities(encoder, direction, opts.checkpoint)
+            dataset = builders.open_split(opts, "test", facts["image_size"], direction)
             batches = evaluation.loader(dataset, opts.test_batch_size, opts.num_workers)
-            folder, log = parts.new_run(opts, facts["direction"], {
+            folder, log = builders.new_run(opts, facts["direction"], {
                 "commit": results.source_commit(), "encoder_sha256": encoder_sha256})
         same = next((row for row in tested.values() if row[0] == facts["epoch"]), None)
         if same:                        # best, last and source are often one network
@@ -59,7 +60,7 @@ def main(argv=None):
         if adapter is None:
             logging.warning(f"{path}: holds no adapter; a fresh one is used (seed {opts.seed}), as published")
             adapter = Adapter("torch")
-        query = parts.build_query(opts, encoder, adapter, dataset, direction, facts.get("toc"))
+        query = builders.build_query(opts, encoder, adapter, dataset, direction, facts.get("toc"))
         pictures = report.Pictures(
             dataset, None if tested or not opts.save_pred_mask else folder / "pred_masks",
             0 if tested else opts.overlays, f"{direction[1]}", opts.protocol == "released")
@@ -79,7 +80,7 @@ def main(argv=None):
         "checkpoint_sha256": encoder_sha256, "commit": results.source_commit(),
         "seconds": round(time.time() - began, 1),
         "test_batch_size": opts.test_batch_size, "backbone": network.config.backbone, "weights": str(opts.weights),
-        "clips": len(dataset), "provenance": record, "variant": channels.title(facts.get("toc"))})
+        "clips": len(dataset), "provenance": record, "variant": toc_variants.title(facts.get("toc"))})
     for line in lines:
         results.append(path, line)
     logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")

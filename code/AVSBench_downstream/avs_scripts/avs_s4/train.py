@@ -16,41 +16,41 @@ if __name__ == "__main__":              # not this folder itself: its `model` wo
     HERE = Path(__file__).resolve().parent
     sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
 
-from avs_s4 import parts, progress, storage, training
+from avs_s4 import builders, network_files, train_resume, training
 from avs_s4.evaluation import clip_codes
-from avs_s4.model import names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
-from avs_s4.model.backbones import load_weights
+from avs_s4.network import published
+from avs_s4.network.avs import AVSNetwork, NetworkConfig
+from avs_s4.network.backbones import load_weights
 from avs_s4.query import Adapter
 from avs_s4.settings import parse_train
-from engine.channels import selection_of
 from engine.results import source_commit
-from engine.runs import seed_everything
+from engine.run_folder import seed_everything
+from engine.transfer.toc_variants import selection_of
 from errors import run
 
 
 def main(argv=None):
     began, opts = time.time(), parse_train(argv)
     modalities = opts.source, opts.target
-    encoder, encoder_sha256 = parts.load_encoder(opts.checkpoint, opts.device)
-    parts.require_modalities(encoder, modalities, opts.checkpoint)
+    encoder, encoder_sha256 = builders.load_encoder(opts.checkpoint, opts.device)
+    builders.require_modalities(encoder, modalities, opts.checkpoint)
     selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
     if selection:                           # refused before any work
         selection.counts(encoder.config.code_dim)
-    resumed = progress.find(opts, encoder_sha256)
-    train_set = parts.open_split(opts, "train", opts.image_size, modalities)
-    val_set = parts.open_split(opts, "val", opts.image_size, modalities)
+    resumed = train_resume.find(opts, encoder_sha256)
+    train_set = builders.open_split(opts, "train", opts.image_size, modalities)
+    val_set = builders.open_split(opts, "val", opts.image_size, modalities)
 
     seed_everything(opts.seed)
     adapter = Adapter("torch" if opts.protocol == "released" else opts.adapter_start)
-    query = parts.build_query(opts, encoder, adapter, train_set, modalities, selection)
+    query = builders.build_query(opts, encoder, adapter, train_set, modalities, selection)
     network = AVSNetwork(NetworkConfig(
         opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, query.width,
         opts.channels, opts.tpavi_norm_start))
     load_weights(network.backbone, opts.backbone_weights)
     if opts.weights:
-        state = names.read_state(opts.weights)
-        names.load_published(network, state.get("network", state), opts.weights)
+        state = published.read_state(opts.weights)
+        published.load_published(network, state.get("network", state), opts.weights)
     network.to(opts.device)
     if opts.align_start == "whitened":
         codes = clip_codes(query, opts.source, train_set.queries(), opts.device)
@@ -60,14 +60,16 @@ def main(argv=None):
     facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
              "toc": selection and list(astuple(selection)), "encoder_sha256": encoder_sha256}
     known = {"commit": source_commit(), "encoder_sha256": encoder_sha256}
-    folder, log = parts.known_run(opts, *resumed, known) if resumed else parts.new_run(opts, opts.direction, known)
+    folder, log = (builders.known_run(opts, *resumed, known) if resumed
+                   else builders.new_run(opts, opts.direction, known))
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
                  f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {opts.source}, tested "
                  f"with {opts.target}")
     chosen = training.fit(network, query, train_set, val_set, opts, facts, folder, log, resumed and resumed[1])
     log.close()
     for kind, choice in chosen.items():
-        logging.info(f"{storage.FILES[kind]}: epoch {choice['epoch']}, validation mIoU {100 * choice['mIoU']:.1f}")
+        logging.info("%s: epoch %d, validation mIoU %.1f", network_files.FILES[kind], choice["epoch"],
+                     100 * choice["mIoU"])
     logging.info(f"done in {time.time() - began:.0f} s: {folder}")
 
 

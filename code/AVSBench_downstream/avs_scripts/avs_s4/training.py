@@ -8,11 +8,11 @@ import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from avs_s4 import storage
+from avs_s4 import network_files
 from avs_s4.evaluation import clip_codes, evaluate, loader
-from avs_s4.model.losses import mask_loss, matching_loss
-from avs_s4.progress import Progress, settings
+from avs_s4.network.losses import mask_loss, matching_loss
 from avs_s4.scenes import warn_of_greys
+from avs_s4.train_resume import Progress, settings
 from errors import InputError
 
 PRINT_STEPS = 100
@@ -48,10 +48,10 @@ def fit(network, query, train_set, val_set, opts, facts, folder, run, state=None
     """Train for opts.max_epoches; write last.pth, best.pth and best_source.pth into the run folder.
 
     Args:
-        facts: what storage.save keeps beside the weights.
+        facts: what network_files.save keeps beside the weights.
         folder: the run's folder.
         run: engine.runs.Run that takes the curves.
-        state: of a run that goes on (progress.find).
+        state: of a run that goes on (train_resume.find).
 
     Returns:
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.
@@ -107,7 +107,7 @@ def fit(network, query, train_set, val_set, opts, facts, folder, run, state=None
             if kind != "last" and not score[kind] > best[kind]:
                 continue
             best[kind], value = score.get(kind), score.get(kind, score["best"])
-            storage.save(folder / "checkpoints" / storage.FILES[kind], network, query.adapter, epoch=epoch,
+            network_files.save(folder / "checkpoints" / network_files.FILES[kind], network, query.adapter, epoch=epoch,
                          score=value, **facts)
             chosen[kind] = {"epoch": epoch, "mIoU": value}
         line = " ".join(f"{m} mIoU {100 * s['mIoU']:.1f} F {100 * s['F']:.1f}" for m, s in scores.items())

@@ -12,7 +12,7 @@ from avs_s4.scenes import S4
 from dataset.features import SHAPES
 from dataset.text import TextFeatures, read_prompts
 from engine import checkpoint
-from engine.runs import Run
+from engine.run_folder import Run
 from errors import InputError
 
 
@@ -30,7 +30,7 @@ def new_run(opts, direction, facts):
 
 
 def known_run(opts, folder, state, facts):
-    """The folder of a run that goes on (progress.find), and its log."""
+    """The folder of a run that goes on (train_resume.find), and its log."""
     return folder, Run(folder / "log", {**opts.resolved(), **facts}, state["records"])
 
 

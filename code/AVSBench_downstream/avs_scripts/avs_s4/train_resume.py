@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from engine import checkpoint
-from engine.runs import random_state, set_random_state
+from engine.run_folder import random_state, set_random_state
 from errors import InputError
 
 FILE = Path("checkpoints") / "resume.pt"

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
+from model.collectives import ALONE
 from model.config import CLUB_ORDER
 from model.cross_cpc import CrossCPC
 from model.decoders import LinearDecoder, VideoDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder, VideoSpecificEncoder
-from model.together import ALONE
 
 LEVEL_SUFFIX = ("", "_2")       # of loss names, as in the published logs
 

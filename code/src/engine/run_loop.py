@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.batches import epoch_order
-from engine.guards import Finite, Health, NotFinite
-from engine.runs import random_state, set_random_state
+from engine.monitors import Finite, Health, NotFinite
+from engine.run_folder import random_state, set_random_state
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RunState:
 
     position: Position
     started: list               # Pretrainer.started
-    random: dict                # runs.random_state
+    random: dict                # run_folder.random_state
     clips: dict                 # fingerprint of the clips: number and SHA-256 of their ids
     options: dict               # DECISIVE options
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first

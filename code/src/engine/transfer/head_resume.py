@@ -26,7 +26,7 @@ class Progress:
         """Put a kept state into `state`; returns the epochs that are behind, 0 without a file.
 
         Args:
-            state: FitState of engine/transfer.py.
+            state: FitState of engine/transfer/fit_heads.py.
         """
         if not self.path.is_file():
             return 0

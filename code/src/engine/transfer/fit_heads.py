@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from engine import metrics
+from engine.transfer import metrics
 from errors import InputError
 
 MILESTONES = (10, 20, 30)        # epochs at which the learning rate is halved

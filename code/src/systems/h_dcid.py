@@ -1,7 +1,7 @@
 """H-DCID: a second level of alignment on the specific features of the first (arXiv 2403.05168; h_dcid_toc.md A)."""
 
-from model.dcid import DCID, Level, first_level
 from model.encoders import LinearSpecificEncoder, TemporalEncoder
+from systems.dcid import DCID, Level, first_level
 
 
 def second_level(config):

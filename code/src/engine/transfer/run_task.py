@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import channels, checkpoint, guards, metrics, provenance, results, transfer
-from engine.progress import Progress
+from atomic_write import whole_file
+from engine import checkpoint, monitors, provenance, results
+from engine.transfer import fit_heads, metrics, toc_variants
+from engine.transfer.head_resume import Progress
 from errors import InputError
 from model import toc
-from writing import whole_file
 
 log = logging.getLogger(__name__)
 MODALITIES = ("audio", "video", "text")
@@ -45,7 +46,7 @@ class Task:
 
     def measure(self, heads, part, batch=None):
         """metric -> (E,) percent of E heads on a CodeSet. `batch`: see metrics.segment_scores."""
-        outputs = transfer.predict(heads, part)
+        outputs = fit_heads.predict(heads, part)
         if self.head.clipwise:
             return {"accuracy": metrics.accuracy(outputs, part.targets)}
         return metrics.segment_scores(outputs, part.labels, batch)
@@ -61,7 +62,7 @@ class Task:
 
         `shown` are the clips whose features are kept: the first of each class.
         """
-        outputs = transfer.predict(heads, part).float().cpu().numpy()
+        outputs = fit_heads.predict(heads, part).float().cpu().numpy()
         targets = part.targets.cpu().numpy()
         shown = np.unique(targets, return_index=True)[1]
         if len(shown) < SHOWN:
@@ -86,7 +87,7 @@ def load(opts, path=None):
     path = Path(path or opts.checkpoint)
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     encoder = checkpoint.load_encoder(path, device=opts.device, dtype=dtype)
-    channels.check(opts, encoder.config)
+    toc_variants.check(opts, encoder.config)
     return Pretrained(path, encoder, checkpoint.sha256(path))
 
 
@@ -107,7 +108,7 @@ def check(task, pretrained, directions):
             if modality not in parts:
                 raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}, which this task "
                                  "has not; choose another --source and --target")
-            transfer.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
+            fit_heads.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
     classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
     if len({len(names) for names in classes}) > 1:
         counts = " and ".join(str(len(names)) for names in classes)
@@ -126,7 +127,7 @@ def evaluate(task, pretrained, opts):
         Rows (engine/results.py), appended to `opts.results` as well.
     """
     start = time.monotonic()
-    variants = channels.variants(opts, task.name, pretrained.encoder.config)
+    variants = toc_variants.variants(opts, task.name, pretrained.encoder.config)
     check(task, pretrained, opts.directions)
     record = keep_record(opts, task.name)
     encoders = {None: pretrained.encoder}
@@ -145,7 +146,7 @@ def evaluate(task, pretrained, opts):
               for role in ("test ", "val ") if (role, control, target, selection) in parts}
         part = parts["train ", control, source, selection]
         for seed in opts.seeds:
-            trials[control, source, selection, seed] = transfer.Trial(part, task.answers(part), seed, on)
+            trials[control, source, selection, seed] = fit_heads.Trial(part, task.answers(part), seed, on)
     first_epoch, refresh = 0, None
     if opts.protocol == "released":
         first_epoch, refresh = (pretrained.encoder.epoch or 0) + 1, _with_dropout(task, encoders, trials, kept, opts)
@@ -154,7 +155,7 @@ def evaluate(task, pretrained, opts):
                          f"with {pretrained.path}; raise --n_epoch")
     batch = opts.batch_size if opts.protocol == "released" else None        # of the released averages
     progress = Progress(Path(opts.results).parent / f"heads-{Path(record).stem}-{pretrained.sha256[:12]}.pt")
-    transfer.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
+    fit_heads.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, batch),
                  epochs=opts.n_epoch - first_epoch, batch=opts.batch_size, lr=opts.lr, clip=opts.clip_gradient,
                  weight_decay=opts.weight_decay, refresh=refresh, progress=progress,
                  title=f"{task.name}: {len(trials)} heads")
@@ -165,7 +166,7 @@ def evaluate(task, pretrained, opts):
         results.append(opts.results, row)
     _keep_predictions(task, variants[0], trials, parts, pretrained, opts)
     progress.finish()
-    guards.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
+    monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
 
 
@@ -191,8 +192,8 @@ def describe(pretrained, opts, start, record):
     """
     return {"protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
-            "checkpoint_epoch": pretrained.encoder.epoch, "variant": channels.OFF, "commit": results.source_commit(),
-            "seconds": round(time.monotonic() - start, 2), "provenance": record}
+            "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
+            "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2), "provenance": record}
 
 
 def _encode(task, encoders, measured, opts):
@@ -210,7 +211,7 @@ def _encode(task, encoders, measured, opts):
 
 
 def _codes(task, encoders, dataset, modalities, opts, training=False):
-    return transfer.codes(encoders, dataset, modalities, labels=task.labels, batch=opts.test_batch_size,
+    return fit_heads.codes(encoders, dataset, modalities, labels=task.labels, batch=opts.test_batch_size,
                           precision=opts.precision, workers=0 if opts.in_memory else opts.workers, training=training)
 
 
@@ -299,7 +300,7 @@ def run(build, opts, evaluate=evaluate):
     """
     pretrained = load(opts)
     for modality in wanted(opts):
-        transfer.check_modality(pretrained.encoder, modality, pretrained.path)
+        fit_heads.check_modality(pretrained.encoder, modality, pretrained.path)
     rows = evaluate(build(opts), pretrained, opts)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from avs_s4.model.backbones import Backbone
-from avs_s4.model.decoder import Decoder
+from avs_s4.network.backbones import Backbone
+from avs_s4.network.decoder import Decoder
 
 
 @dataclass(frozen=True)

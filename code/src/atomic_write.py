@@ -8,6 +8,8 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from errors import InputError
+
 
 @contextmanager
 def whole_file(path, mode="wb"):
@@ -32,6 +34,23 @@ def whole_file(path, mode="wb"):
     except BaseException:
         _remove(temporary)
         raise
+
+
+def replace_file(path, data):
+    """Put `data` (bytes) at `path`, whole or not at all; its folder is made.
+
+    HDF5 files are built in memory and come here as bytes: on a full disk h5py complains without end, this in one line.
+
+    Raises:
+        InputError: the place cannot be written; what was there stays.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with {len(data):,} bytes "
+                         "free is expected; make room, or choose another place (--out, --path)") from None
 
 
 def remove_leftovers(folder, name="*"):

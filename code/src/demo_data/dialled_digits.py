@@ -1,6 +1,6 @@
 """Dialled Digits, the demo data: the tone of a telephone key, a handwritten digit, a sentence that names the key.
 
-This module draws seconds and turns them into features; `dataset.demo_tree` arranges them into clips on disk.
+This module draws seconds and turns them into features; `demo_data.demo_tree` arranges them into clips on disk.
 
 * audio: the dual tones of ITU-T Recommendation Q.23 at 8 kHz, with jitter in frequency, level, onset and length and
   with noise from light to heavy; one vector of 128 log-mel bands a second.

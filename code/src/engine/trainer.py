@@ -7,15 +7,15 @@ from functools import partial
 import torch
 
 from engine.adam import adam_step, total_norm
-from model import names
-from model.dcid import LEVEL_SUFFIX
+from model.collectives import ALONE
 from model.decoders import LinearDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder
-from model.together import ALONE
+from systems import published
+from systems.dcid import LEVEL_SUFFIX
 
 LEARNING_RATE_DROPS = (10, 20, 30)      # epochs at which the learning rate is halved
 MI_ITERATIONS = 5                       # Adam steps of the CLUB networks in each training step
-# Many small operations each. Maps (model/maps.py) are a few large products, whose backward takes minutes to compile.
+# Many small operations each. The convolutions (model/conv_matmul.py) are few large products, slow to compile.
 COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
 EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
 SECOND_LEVEL_FROM = 3                   # epoch at which the losses of H-DCID's second level start
@@ -60,13 +60,13 @@ class Pretrainer:
         optimizers: "main" and one for every CLUB network, by section.
         together: the processes that share a batch (engine/distributed.py).
         started: for each level whether its codebook has left its initial state.
-        before_update: called with the report of a step before it changes the main weights (guards.Finite.look).
+        before_update: called with the report of a step before it changes the main weights (monitors.Finite.look).
     """
 
     before_update = None
 
     def __init__(self, model, draws, settings, together=ALONE):
-        model.to(memory_format=torch.channels_last)         # kernels as the matrices of model/maps.py
+        model.to(memory_format=torch.channels_last)         # kernels as the matrices of model/conv_matmul.py
         self.model, self.draws, self.settings, self.together = model, draws, settings, together
         for module in model.modules():
             if hasattr(module, "together"):
@@ -79,13 +79,13 @@ class Pretrainer:
                     part.compile()
         together.add_gradients(model.parameters())
         parameters = dict(model.named_parameters())
-        grouped = names.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
+        grouped = published.sections(model.config, {n: v.shape for n, v in model.state_dict().items()})
         self.sections = {section: [parameters[name] for name in ours] for section, ours in grouped.items() if ours}
-        main = [p for section in names.MAIN_OPTIMIZER for p in self.sections.get(section, [])]
+        main = [p for section in published.MAIN_OPTIMIZER for p in self.sections.get(section, [])]
         self.optimizers = {
             "main": torch.optim.Adam(main, settings.lr, weight_decay=settings.weight_decay, fused=True)}
         for section in self.sections:
-            if section in names.MI_OPTIMIZERS:
+            if section in published.MI_OPTIMIZERS:
                 self.optimizers[section] = torch.optim.Adam(self.sections[section], settings.mi_lr, fused=True)
         self.started = [settings.codebook_init == "released"] * model.config.num_levels
 
@@ -202,7 +202,7 @@ class Pretrainer:
         main = self.optimizers["main"]
         main.param_groups[0]["lr"] = self.learning_rate(epoch)
         for section, norm in report.grad_norms.items():
-            if section in names.MAIN_OPTIMIZER:
+            if section in published.MAIN_OPTIMIZER:
                 factor = (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0)
                 adam_step([(main, self.sections[section])], factor)
 

@@ -9,7 +9,8 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from engine import channels, checkpoint, downstream, metrics, results, transfer
+from engine import checkpoint, results
+from engine.transfer import fit_heads, metrics, run_task, toc_variants
 from model import toc
 from model.heads import RetrievalHead
 
@@ -18,7 +19,7 @@ TOP = 5                          # candidates kept for the pictures
 
 
 @dataclass
-class Retrieval(downstream.Task):
+class Retrieval(run_task.Task):
     """Training on source->audio, testing on target->audio. Candidate i is the sound of clip i, the one right answer.
 
     The sounds are the audio FEATURES, not audio codes: the encoder need not have heard anything (the paper's is
@@ -44,7 +45,7 @@ class Retrieval(downstream.Task):
         query, sound = embed(heads[:1], part)
         similarity = query[0] @ sound[0].mT
         categories = np.array(getattr(dataset, "categories", None) or dataset.ids)
-        shown = np.unique(categories, return_index=True)[1][:downstream.SHOWN]
+        shown = np.unique(categories, return_index=True)[1][:run_task.SHOWN]
         top = similarity[torch.from_numpy(shown).to(similarity.device)].topk(min(TOP, len(part))).indices.cpu().numpy()
         return {"classes": categories, "shown": shown, "top": top,
                 "sounds": np.stack([[dataset[i]["audio"] for i in row] for row in top]),
@@ -66,10 +67,10 @@ class _Ear(torch.nn.Module):
 def embed(heads, part):
     """Unit vectors of a set's codes and of its sounds for each head: two (E, N, width)."""
     ear = _Ear(heads[0])
-    parameters = {f"head.{name}": value for name, value in transfer.stacked(heads).items()}
+    parameters = {f"head.{name}": value for name, value in fit_heads.stacked(heads).items()}
     hear = vmap(lambda p, x: functional_call(ear, p, (x,)), in_dims=(0, None))
-    return (transfer.predict(heads, part),
-            torch.cat([hear(parameters, x) for x in part.labels.split(transfer.CHUNK)], 1))
+    return (fit_heads.predict(heads, part),
+            torch.cat([hear(parameters, x) for x in part.labels.split(fit_heads.CHUNK)], 1))
 
 
 def training_free(dataset, pretrained, opts):
@@ -79,12 +80,12 @@ def training_free(dataset, pretrained, opts):
         Rows (engine/results.py), task "retrieval_free", appended to `opts.results` as well.
     """
     start = time.monotonic()
-    variants = channels.variants(opts, "retrieval", pretrained.encoder.config)
+    variants = toc_variants.variants(opts, "retrieval", pretrained.encoder.config)
     encoders = {None: pretrained.encoder}
     if not opts.no_control:
         encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
-    parts = transfer.codes(encoders, dataset, modalities, labels="audio", batch=opts.test_batch_size,
+    parts = fit_heads.codes(encoders, dataset, modalities, labels="audio", batch=opts.test_batch_size,
                            precision=opts.precision, workers=0 if opts.in_memory else opts.workers)
     chance, rows = metrics.recall_chance(len(dataset), LOOKED_AT), []
     for variant in variants:
@@ -99,7 +100,7 @@ def training_free(dataset, pretrained, opts):
                 "task": "retrieval_free", "dataset": dataset.name, "direction": f"{source}->{target}", "metric": metric,
                 "value": value, "epoch": 0, "selection": "last", "same_modality": None, "chance": chance[metric],
                 "seed": opts.seeds[0], "control": control} for metric, value in found.items()]
-    about = downstream.describe(pretrained, opts, start, downstream.keep_record(opts, "vggsound"))
+    about = run_task.describe(pretrained, opts, start, run_task.keep_record(opts, "vggsound"))
     rows = [about | row for row in rows]
     for row in rows:
         results.append(opts.results, row)
@@ -107,7 +108,7 @@ def training_free(dataset, pretrained, opts):
 
 
 def evaluate(splits, pretrained, opts):
-    """Both kinds of retrieval over {"train", "val", "test"} -> dataset with audio; rows as downstream.evaluate."""
-    parts = {name: downstream.by_modality([dataset]) for name, dataset in splits.items()}
+    """Both kinds of retrieval over {"train", "val", "test"} -> dataset with audio; rows as run_task.evaluate."""
+    parts = {name: run_task.by_modality([dataset]) for name, dataset in splits.items()}
     task = Retrieval("retrieval", RetrievalHead, "r@5", **parts)
-    return downstream.evaluate(task, pretrained, opts) + training_free(splits["test"], pretrained, opts)
+    return run_task.evaluate(task, pretrained, opts) + training_free(splits["test"], pretrained, opts)

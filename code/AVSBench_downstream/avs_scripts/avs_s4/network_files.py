@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from avs_s4.model import names
-from avs_s4.model.avs import AVSNetwork, NetworkConfig
+from avs_s4.network import published
+from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter
 from engine import checkpoint
 from errors import InputError
@@ -26,7 +26,7 @@ def save(path, network, adapter, **facts):
     Args:
         facts: direction, image_size, epoch, score, encoder_sha256, protocol, seed, toc.
     """
-    checkpoint.save(path, {"network": names.to_published(network), "adapter": adapter.state_dict(),
+    checkpoint.save(path, {"network": published.to_published(network), "adapter": adapter.state_dict(),
                            "settings": asdict(network.config) | {"tpavi_stages": list(network.config.tpavi_stages)},
                            **facts})
 
@@ -44,7 +44,7 @@ def load(path, opts, encoder_sha256, codebooks):
         (network, adapter, facts): network in evaluation mode; facts: the other entries of the file, "toc" as a
         model.toc.Selection or None.
     """
-    state, head_dim = names.read_state(path), sum(codes.shape[1] for codes in codebooks)
+    state, head_dim = published.read_state(path), sum(codes.shape[1] for codes in codebooks)
     if "network" not in state:
         return _load_bare(path, state, opts, head_dim), None, {
             "direction": opts.direction, "image_size": opts.image_size or 224, "epoch": None, "score": None}
@@ -65,8 +65,8 @@ def load(path, opts, encoder_sha256, codebooks):
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: settings of no network ({error}); expected a file of train.py") from error
     network, adapter = AVSNetwork(config), Adapter()
-    names.load_published(network, state["network"], path)
-    names.require_keys(state["adapter"], adapter.state_dict(), f"{path}: adapter")
+    published.load_published(network, state["network"], path)
+    published.require_keys(state["adapter"], adapter.state_dict(), f"{path}: adapter")
     adapter.load_state_dict(state["adapter"])
     return network.eval(), adapter.eval(), {
         **{key: state[key] for key in state if key not in ("network", "adapter")}, "toc": selection}
@@ -95,7 +95,7 @@ def _load_bare(path, state, opts, code_dim):
     config = NetworkConfig(opts.visual_backbone, tuple(opts.tpavi_stages or ()), bool(opts.tpavi_vv_flag),
                            bool(opts.tpavi_va_flag), code_dim)
     network = AVSNetwork(config)
-    names.load_published(network, state, path)
+    published.load_published(network, state, path)
     return network.eval()
 
 

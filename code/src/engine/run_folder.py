@@ -12,8 +12,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from atomic_write import whole_file
 from errors import InputError
-from writing import whole_file
 
 log = logging.getLogger(__name__)
 

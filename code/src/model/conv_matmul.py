@@ -3,7 +3,7 @@
 A 3x3 convolution over a 7x7 map leaves 25 places: gathering the nine neighbours of each of them gives a matrix of
 N*25 rows, and one product with the kernel (out, 9 * in) is the whole layer. Its two gradients are products of the same
 matrices, and the transposed convolution is the same with the roles exchanged. The kernels are ordinary parameters of
-nn.Conv2d and nn.ConvTranspose2d; stored channels last (engine/pretraining.py does) they are these matrices without a
+nn.Conv2d and nn.ConvTranspose2d; stored channels last (engine/trainer.py does) they are these matrices without a
 copy, otherwise they are copied at each use. Under autocast the products are taken in its precision.
 """
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avs_s4.model.tpavi import TPAVI
+from avs_s4.network.tpavi import TPAVI
 
 DILATIONS = (3, 6, 12, 18)
 

@@ -1,6 +1,6 @@
 """Write Dialled Digits, the demo data, in the published on-disk formats.
 
-    python -m dataset.demo_tree --out ../../data/demo            # from code/src; about 20 s
+    python -m demo_data.demo_tree --out ../../data/demo            # from code/src; about 20 s
 
 Below the folder lies the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
 files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
@@ -24,9 +24,9 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from dataset import dialled_digits as digits
 from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
+from demo_data import dialled_digits as digits
 from errors import InputError, Parser, run
 
 VERSION = 4                             # of the contents; a change makes trees built earlier unusable
@@ -379,7 +379,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
 
 def main(argv=None):
     from configs.opts import PLACES  # here, because only scripts may know paths and this is also a module
-    parser = Parser(prog="python -m dataset.demo_tree", description=__doc__,
+    parser = Parser(prog="python -m demo_data.demo_tree", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")

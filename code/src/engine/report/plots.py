@@ -1,6 +1,7 @@
 """Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, use of the codes.
 
-Each function takes the arrays of one predictions file (engine/downstream.py, `Task.pictured`) and writes one picture.
+Each function takes the arrays of one predictions file (engine/transfer/run_task.py, `Task.pictured`) and
+writes one picture.
 """
 
 from itertools import combinations
@@ -10,7 +11,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Patch
 
-from engine.style import COLOUR, GREY, MISSED, MIXED, MODALITIES, PALE, RIGHT, WRONG, new_figure, save
+from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, MODALITIES, PALE, RIGHT, WRONG, new_figure, save
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
 TIMELINES = 6

@@ -86,7 +86,7 @@ class Finite:
         self.coming = clips, batch, step, epoch
 
     def look(self, report):
-        """Called by the trainer between the gradients and the change of the weights; `report`: pretraining.Report."""
+        """Called by the trainer between the gradients and the change of the weights; `report`: trainer.Report."""
         groups = report.losses, report.metrics, {f"gradient of {s}": norm for s, norm in report.grad_norms.items()}
         names = [name for group in groups for name in group]
         like = report.losses["total"].detach()

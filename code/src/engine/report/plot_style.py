@@ -7,8 +7,8 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
 
+from atomic_write import whole_file  # noqa: E402
 from errors import InputError  # noqa: E402
-from writing import whole_file  # noqa: E402
 
 MODALITIES = ("audio", "video", "text")
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
 from transformers.utils import logging
 
-from avs_s4.model import names
+from avs_s4.network import published
 from errors import InputError
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -34,14 +34,14 @@ class Backbone(nn.Module):
             first, channels, depths, block = RESNET_SHAPES[name]
             self.network = ResNetBackbone(ResNetConfig(embedding_size=first, hidden_sizes=channels, depths=depths,
                                                        layer_type=block, out_features=STAGES))
-            self.table = names.resnet_table(depths, convolutions=3 if block == "bottleneck" else 2)
+            self.table = published.resnet_table(depths, convolutions=3 if block == "bottleneck" else 2)
         elif name in PVT_SHAPES:
             depths, channels, heads, reductions = PVT_SHAPES[name]
             self.network = PvtV2Backbone(PvtV2Config(
                 depths=depths, hidden_sizes=channels, num_attention_heads=heads, sr_ratios=reductions,
                 mlp_ratios=(4, 4, 4, 4), patch_sizes=(7, 3, 3, 3), strides=(4, 2, 2, 2), qkv_bias=True,
                 layer_norm_eps=1e-6, drop_path_rate=0.1, out_features=STAGES))
-            self.table = names.pvt_table(depths, reductions)
+            self.table = published.pvt_table(depths, reductions)
             # transformers has one eps; the published network 1e-5 behind patch embeddings and spatial reductions
             for key, module in self.network.named_modules():
                 if key.endswith((".patch_embedding.layer_norm", ".attention.layer_norm")):
@@ -66,11 +66,11 @@ def load_weights(backbone, source):
     if not Path(source).is_file():
         state = _from_hub(backbone, source)
     else:
-        state = names.read_state(source)
+        state = published.read_state(source)
         if not set(state) & set(backbone.network.state_dict()):
-            state = names.from_pretrained_file(state, backbone, source)
+            state = published.from_pretrained_file(state, backbone, source)
     ours = backbone.network.state_dict()
-    names.require_keys(state, ours, f"{source}: backbone weights for '{backbone.name}'")
+    published.require_keys(state, ours, f"{source}: backbone weights for '{backbone.name}'")
     backbone.network.load_state_dict(state)
 
 

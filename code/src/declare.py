@@ -1,0 +1,79 @@
+"""Settings, each declared once: a dataclass field with its default, its help, and whether results depend on it.
+
+    @dataclass(frozen=True)
+    class Learning:
+        lr: float = setting(4e-4, "Adam's learning rate")
+
+`add_arguments` makes the command line from such classes, `read` makes an instance of one from the parsed arguments,
+and `decisive` tells which values two runs must share for their numbers to be comparable.
+"""
+
+import json
+from dataclasses import MISSING, field, fields
+
+
+def setting(default, help, *, flags=(), decisive=True, **argument):
+    """A dataclass field that is a command line argument as well.
+
+    Args:
+        default: value without the flag. False makes a switch; a tuple takes one or more values.
+        help: text for --help.
+        flags: all flags; default: --<name of the field>.
+        decisive: results depend on it: True, False, or a function of the parsed arguments.
+        argument: more of argparse's add_argument: type, choices, nargs, metavar.
+    """
+    return field(default=default, metadata={"help": help, "flags": flags, "decisive": decisive, "argument": argument})
+
+
+def _argument(declared, default):
+    """(flags, keywords) of argparse's add_argument for a field."""
+    made = dict(declared.metadata["argument"], dest=declared.name, help=declared.metadata["help"], default=default)
+    if default is False:
+        made["action"] = "store_true"
+    elif isinstance(default, tuple):
+        made |= {"nargs": made.get("nargs", "+"), "default": list(default)}
+    if "type" not in made and type(default) in (int, float):
+        made["type"] = type(default)
+    return declared.metadata["flags"] or (f"--{declared.name}",), made
+
+
+def add_arguments(parser, cls, title=None, **defaults):
+    """Add the fields of `cls` to a parser or argument group; those that it has already are passed over.
+
+    Args:
+        parser: argparse parser.
+        cls: dataclass of settings.
+        title: of a group of their own in --help.
+        defaults: field -> default that differs in this program.
+    """
+    known = {action.dest for action in parser._actions}
+    group = parser.add_argument_group(title) if title else parser
+    for declared in fields(cls):
+        if declared.metadata and declared.name not in known:
+            flags, made = _argument(declared, defaults.get(declared.name, declared.default))
+            group.add_argument(*flags, **made)
+
+
+def read(cls, namespace, **values):
+    """An instance of `cls` with the arguments of `namespace`; `values`: fields that are no arguments, or win."""
+    for declared in fields(cls):
+        if declared.name not in values and hasattr(namespace, declared.name):
+            value = getattr(namespace, declared.name)
+            values[declared.name] = tuple(value) if isinstance(declared.default, tuple) else value
+    return cls(**values)
+
+
+def decisive(namespace, *classes):
+    """Name -> plain value of every argument on which results depend, in the order of the declarations."""
+    found = {}
+    for declared in (declared for cls in classes for declared in fields(cls)):
+        counts = declared.metadata.get("decisive", False)
+        if counts(namespace) if callable(counts) else counts:
+            found[declared.name] = getattr(namespace, declared.name)
+    return json.loads(json.dumps(found, default=str))
+
+
+def changed(settings):
+    """Name -> value of the fields that differ from their defaults."""
+    return {f.name: value for f in fields(settings) for value in [getattr(settings, f.name)]
+            if f.default is not MISSING and value != f.default}
