@@ -1,8 +1,9 @@
 """What turns seconds of sound and frames into features: the published networks, and two that need no download.
 
 An encoder of sound has `nearest_route` (how the sound is to be decoded), `whole` (whether it holds the whole sound at
-once), `encode(seconds, rate)` -> (T, width) and `record()`; an encoder of pictures has `prepare(rgb)` for one frame, `encode(list of prepared frames)` -> (N, ...) and
-`record()`. A record is what the features depend on, as JSON values. `hub` has the encoders of transformers.
+once), `encode(seconds, rate)` -> (T, width) and `record()`; an encoder of pictures has `prepare(rgb)` for one frame,
+`encode(list of prepared frames)` -> (N, ...) and `record()`. A record is what the features depend on, as JSON values.
+`hub` has the encoders of transformers.
 """
 
 import numpy as np

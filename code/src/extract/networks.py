@@ -95,7 +95,8 @@ def pca(embeddings, vectors, means):
     Returns:
         (N, D) float64.
     """
-    return (np.asarray(embeddings, np.float64) - np.asarray(means, np.float64).reshape(-1)) @ np.asarray(vectors, np.float64).T
+    embeddings, vectors, means = (np.asarray(x, np.float64) for x in (embeddings, vectors, means))
+    return (embeddings - means.reshape(-1)) @ vectors.T
 
 
 def quantise(x):

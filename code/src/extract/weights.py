@@ -1,10 +1,10 @@
 """Files of weights of VGGish and VGG-19: recognised by hash and layout, read in PyTorch's layout without running them.
 
-| network | files | kind |
+| network | kind | files |
 | --- | --- | --- |
-| VGGish | `vggish_model.ckpt` (TensorFlow, one file), `vggish-10086976.pth` | `audioset` |
-| VGG-19 | `vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5` (Keras), `vgg19-d01eb7cb.pth` (converted Caffe) | `caffe` |
-| VGG-19 | `vgg19-dcbb9e9d.pth` (torchvision's own training) | `torchvision` |
+| VGGish | `audioset` | `vggish_model.ckpt` (TensorFlow, one file), `vggish-10086976.pth` |
+| VGG-19 | `caffe` | `vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5` (Keras), `vgg19-d01eb7cb.pth` (converted) |
+| VGG-19 | `torchvision` | `vgg19-dcbb9e9d.pth` (torchvision's own training) |
 
 The published features are those of `audioset` and `caffe`; `torchvision` gives other numbers of another scale.
 """
@@ -21,7 +21,7 @@ from errors import InputError
 from extract import audio, networks, tf_checkpoint
 
 KINDS = {"vggish": ("audioset",), "vgg19": ("caffe", "torchvision")}
-HASHES = {                          # start of the hash -> kind; MD5 for Keras' files, else SHA-256, as they are published
+HASHES = {                          # start of the hash -> kind; MD5 for Keras' files, else SHA-256, as published
     "10086976": "audioset", "d01eb7cb": "caffe", "dcbb9e9d": "torchvision",
     "cbe5617147190e668d6c5d5026f83318": "caffe", "253f8cb515780f3b799900260a226db6": "caffe",
 }
@@ -151,8 +151,8 @@ def _check_layout(path, network, form, state):
         form_wanted = (inputs,) if layer.startswith("embeddings") else (inputs, 3, 3)
         if weight is None or bias is None or weight.shape[1:] != form_wanted or weight.shape[:1] != bias.shape:
             found = "is missing" if weight is None or bias is None else f"has the shape {tuple(weight.shape)}"
-            raise InputError(f"{path}: {form} in which layer {layer} of {network} {found}; {FILES[network]} is expected; "
-                             "check which file this is")
+            raise InputError(f"{path}: {form} in which layer {layer} of {network} {found}; {FILES[network]} is "
+                             "expected; check which file this is")
         inputs = len(weight)
 
 
@@ -183,8 +183,8 @@ def read(path, network, kind=None):
         known, by = "audioset", "answer to silence"
     if known is None:
         if kind is None:
-            raise InputError(f"{path}: {network} weights of an unknown file (SHA-256 {sha256[:8]}...); {FILES[network]} "
-                             f"is expected; if you know what it is, say so: --{network}-kind "
+            raise InputError(f"{path}: {network} weights of an unknown file (SHA-256 {sha256[:8]}...); "
+                             f"{FILES[network]} is expected; if you know what it is, say so: --{network}-kind "
                              f"{' or '.join(KINDS[network])}")
         known, by = kind, "name given"
     if kind not in (None, known):
