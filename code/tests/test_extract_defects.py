@@ -208,7 +208,8 @@ def test_few_damaged_packets_are_skipped_many_refused(videos, tmp_path):
 
 
 @pytest.mark.parametrize("codec, pixels, size, ending", [
-    ("libx264", "yuv420p10le", (64, 48), "mkv"), ("ffv1", "yuv444p", (61, 37), "mkv"), ("png", "rgba", (64, 48), "mov")])
+    ("libx264", "yuv420p10le", (64, 48), "mkv"), ("ffv1", "yuv444p", (61, 37), "mkv"),
+    ("png", "rgba", (64, 48), "mov")])
 def test_ten_bits_odd_sizes_and_alpha(videos, codec, pixels, size, ending):
     path = make_video(videos / f"a.{ending}", seconds=1, codec=codec, pixels=pixels, size=size, audio=None)
     frames = [media.rgb(frame) for frame, *_ in media.Media(path).timeline()]
