@@ -27,7 +27,7 @@ class VGGishSound:
     """
 
     def __init__(self, weights, front, device, pre_relu=False, pca=None, as_bytes=False):
-        self.weights, self.front, self.device = weights, front, device
+        self.front, self.device, self.source = front, device, weights.record()
         self.pre_relu, self.pca, self.as_bytes = pre_relu, pca, as_bytes
         self.nearest_route, self.whole = front.route == "nearest", front.framing == "continuous"
         self.network = weights.build().to(device)
@@ -43,7 +43,7 @@ class VGGishSound:
         return networks.quantise(rows) if self.as_bytes else rows.astype(np.float32)
 
     def record(self):
-        return {**self.weights.record(), **vars(self.front), "pre_relu": self.pre_relu, "pca": self.pca is not None,
+        return {**self.source, **vars(self.front), "pre_relu": self.pre_relu, "pca": self.pca is not None,
                 "bytes": self.as_bytes, "width": self.network.embeddings[-2].out_features}
 
 
@@ -71,7 +71,7 @@ class VGG19Pictures:
     """
 
     def __init__(self, weights, device):
-        self.weights, self.device = weights, device
+        self.source, self.published, self.device = weights.record(), weights.published, device
         self.network = weights.build().to(device, memory_format=torch.channels_last)
         self.input = networks.torchvision_input if weights.kind == "torchvision" else networks.caffe_input
 
@@ -85,7 +85,7 @@ class VGG19Pictures:
             return self.network(self.input(torch.from_numpy(np.stack(frames)).to(self.device))).cpu().numpy()
 
     def record(self):
-        return {**self.weights.record(), "width": len(self.weights.state["features.34.bias"])}
+        return {**self.source, "width": self.network.features[34].out_channels}
 
 
 class PatchPictures:

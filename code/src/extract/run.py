@@ -160,7 +160,7 @@ def _labelled_only(clips, labels, opts, column):
 
 def _notes(opts, pictures):
     notes = []
-    if getattr(getattr(pictures, "weights", None), "published", True) is False:
+    if getattr(pictures, "published", True) is False:
         notes.append(TORCHVISION)
     if pictures and opts.frames_per_second < video.PER_SECOND and opts.video_encoder == "vgg19" and not opts.preset:
         notes.append(APPROXIMATE.format(opts.frames_per_second))

@@ -97,7 +97,7 @@ def _shapes(meta):
 def _numbers(tensor):
     """The float32 numbers of a `TensorProto`: packed floats, or raw content."""
     parts = _all(tensor, 5) or _all(tensor, 4)
-    return np.frombuffer(b"".join(parts), "<f4")
+    return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), "<f4")     # one part: no copy
 
 
 def read(path):
