@@ -143,8 +143,8 @@ def hour_memory(folder):
     command = [sys.executable, HERE.parent / "src" / "prepare.py", "features", folder / "hour.mp4", "--device", "cpu"]
     published = ["--vggish", folder / "vggish.pth", "--vggish-kind", "audioset", "--vgg19", folder / "vgg19.pth",
                  "--vgg19-kind", "caffe", "--out", folder / "published"]
-    offline = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "auto", "--frames-per-second", "2",
-               "--out", folder / "offline"]
+    offline = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "auto",
+               "--frames-per-second", "2", "--out", folder / "offline"]
     return {"seconds": float(Media(folder / "hour.mp4").facts.duration),
             "first_10_s_published_networks": peak_memory([*command, *published]),
             "whole_hour_logmel_patches": peak_memory([*command, *offline])}

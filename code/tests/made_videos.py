@@ -41,7 +41,7 @@ def make_video(path, seconds=10.0, rate=25, size=(64, 48), audio="tone", audio_s
             if codec == "libx264":
                 pictures.options = {"preset": "ultrafast", "g": "25", "bf": "0"}
             if cover:
-                pictures.disposition = av.stream.Disposition.attached_pic
+                pictures.disposition = av.stream.Disposition.attached_pic.value
         if audio:
             heard = out.add_stream(audio_codec, rate=audio_rate, layout=layout)
         places = times or range(1 if cover else round(seconds * rate))
