@@ -211,7 +211,7 @@ class SystemChoice:
 
     system: str = setting("dcid", "what is pretrained: " + ", ".join(
         f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
-    n_embeddings: int = setting(400, "codes in a codebook (K)", type=positive)
+    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
     spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
                                      choices=("sum", "softmax"))
 
@@ -334,6 +334,7 @@ def parse_pretrain(argv=None):
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
+    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
     own = {f.name for f in fields(system.Options)}
     for other in SYSTEMS.values():
