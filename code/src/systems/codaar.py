@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from declare import setting
 from errors import InputError
 from model import config as sizes
-from model.codebook import (COMMITMENT, DECAY, EPSILON, code_figures, code_matching, count_unused, replacements,
-                            squared_distance)
+from model.codebook import (COMMITMENT, DECAY, EPSILON, code_figures, code_matching, count_unused, nearest,
+                            replacements, squared_distance)
 from model.collectives import ALONE
 from model.conv_matmul import MapConv
 from model.cross_cpc import CrossCPC
@@ -114,7 +114,7 @@ class RowTable(nn.Module):
         return [getattr(self, f"ema_count_{modality[0]}") for modality in self.segments]
 
     def forward(self, z, with_cmcm=True):
-        """Pick a row for every second of every modality; ties go to the lowest number. Changes nothing.
+        """Pick a row for every second of every modality (`nearest`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
@@ -123,7 +123,8 @@ class RowTable(nn.Module):
         table = self.embedding.clone()          # the update rewrites the buffer before backward reads it
         segments, x = self.split(table), torch.stack([z[m] for m in self.segments])         # (n, K, D), (n, B, T, D)
         distance = squared_distance(x.flatten(1, 2), segments).unflatten(1, x.shape[1:3])   # (n, B, T, K)
-        indices = distance.detach().argmin(3)
+        indices = torch.stack([nearest(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
+                               for of, codes in zip(distance, segments)])
         codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
         features = torch.cat(x.unbind(), -1)
         rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
@@ -146,8 +147,8 @@ class RowTable(nn.Module):
         The gradient passes straight through the modality's own segment.
         """
         number = self.segments.index(modality)
-        indices = squared_distance(z.detach().flatten(0, 1), self.split(self.embedding)[number]).argmin(1)
-        indices = indices.unflatten(0, z.shape[:2])
+        codes = self.split(self.embedding)[number]
+        indices = nearest(squared_distance(z.detach().flatten(0, 1), codes), codes).unflatten(0, z.shape[:2])
         rows = self.embedding[indices]
         if z.requires_grad:
             before = number * self.width, (len(self.segments) - 1 - number) * self.width
