@@ -107,8 +107,6 @@ PRESETS = {
 class Options(argparse.Namespace):
     """Resolved arguments of one run; `paths` and `device` give the modules what they may not know by themselves."""
 
-    pieces, by_task = False, {}
-
     def paths(self, dataset):
         """Places of one dataset: {"csv": Path, "audio": Path, ...}."""
         prefix = dataset + "."
@@ -118,7 +116,7 @@ class Options(argparse.Namespace):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         place = Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
-        is_pieces = self.pieces and name.endswith(".text") and not chosen
+        is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
         return place.with_stem(place.stem + "_pieces") if is_pieces else place
 
     def places(self, families):
