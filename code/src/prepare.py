@@ -3,6 +3,7 @@
     python prepare.py check --dataset vggsound_AVT           what is there, what is wrong, would a run work
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
+    python prepare.py text --pieces                          the same as word pieces, for CoDAAR
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file a modality
     python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
@@ -81,19 +82,22 @@ def text(opts):
         encode = encode or _encoder(opts)
         empty = write_text_features(out, prompts, encode(list(prompts.values())), opts.backend,
                                     opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
-                                    opts.cnt, source)
+                                    opts.cnt, source, "pieces" if opts.pieces else "words")
         print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
         if empty:
             print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
 
 
 def _encoder(opts):
+    if opts.pieces and opts.backend != "transformers":
+        raise InputError(f"--pieces --backend {opts.backend}: only BERT's own tokenizer gives pieces; leave --backend "
+                         "out, or --pieces")
     if opts.backend == "bert-embedding":
         from dataset.export_bert_embedding import bert_sentences
         return bert_sentences
     from dataset.text_backends import Bert, find_vocabulary, hashing_sentences
     if opts.backend == "transformers":
-        return Bert(opts.model).sentences
+        return Bert(opts.model, opts.pieces).sentences
     if opts.text_vocabulary == "cnt" and not opts.vocab:
         raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
                          "the word list; pass --vocab")
@@ -171,6 +175,8 @@ def parser():
                      help="all: every word; cnt: only words of the word list, as published")
     one.add_argument("--cnt", type=Path, default=configs.VOCABULARY, help="word list for --text_vocabulary cnt")
     one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
+    one.add_argument("--pieces", action="store_true", help="word pieces in place of words, for CoDAAR; a file of its "
+                     "own, which --pieces makes the other programs read")
     one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
                      "there, else ours)")
     one.add_argument("--out", type=Path, help="file to write (default: the dataset's place)")

@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 
 import parity_avs  # noqa: E402
+import parity_codaar  # noqa: E402
 import parity_dcid  # noqa: E402
 import parity_features  # noqa: E402
 import parity_manifests  # noqa: E402
@@ -22,11 +23,11 @@ from errors import InputError, Parser, run  # noqa: E402
 from golden_io import Check  # noqa: E402
 
 CHECKS = {}
-for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS,
-              parity_features.CHECKS):
+for module in (parity_manifests, parity_dcid, parity_codaar, parity_parts, parity_avs, parity_features):
+    table = module.CHECKS
     for stem, function in table.items():
         CHECKS.setdefault(stem, []).append(function)
-HELPERS = {"dcid_small_manifest", "h_dcid_small_manifest"}      # read together with the runs that they describe
+HELPERS = {f"{run}_small_manifest" for run in ("dcid", "h_dcid", "codaar", "codaar_av")}    # read with their runs
 
 
 def stems(folder):

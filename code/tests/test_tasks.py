@@ -62,7 +62,7 @@ def arguments(tree, run, *more):
 def test_both_directions_in_one_call(task, tree, tmp_path, capsys):
     TASKS[task].main(arguments(tree, tmp_path, "--seeds", "0", "1"))
     rows = results.read(tmp_path / "results.jsonl")
-    measured = {"ave": 1, "ucf_vggsound": 1}.get(task, 3)
+    measured = {"ave": 2, "ucf_vggsound": 2}.get(task, 3)     # accuracy and macro precision; precision, recall, F1
     assert len(rows) == 2 * 2 * 2 * 2 * measured         # directions, seeds, selections, with and without control
     assert {r["direction"] for r in rows} == {"video->audio", "audio->video"}
     assert {r["control"] for r in rows} == {None, "untrained"} and {r["epoch"] for r in rows} <= {0, 1}
@@ -148,7 +148,7 @@ def test_the_same_call_gives_the_same_figures(tree, tmp_path):
 def test_two_levels_of_codes(tree, tmp_path):
     write_checkpoint(tmp_path / "h.pt", system="h_dcid")
     ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "h.pt"), "--no_control"))
-    assert len(results.read(tmp_path / "results.jsonl")) == 4
+    assert len(results.read(tmp_path / "results.jsonl")) == 8         # directions, selections, two metrics
     written = figures.draw_run(tmp_path, tmp_path / "figs")
     assert {p.name for p in written} >= {"codes-ave-level1.png", "codes-ave-level2.png"}
 

@@ -34,6 +34,12 @@ class Draws:
         uniform = torch.rand(codes.shape, generator=self.generator).to(codes, non_blocking=True)
         return (2 * uniform - 1) * RESET_NOISE
 
+    def normal(self, like):
+        """Standard normal numbers like a tensor. They are made on its device, from one draw of the run's generator."""
+        made = torch.Generator(like.device)
+        made.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
+        return torch.randn(like.shape, generator=made, dtype=like.dtype, device=like.device)
+
     def rows(self, num_rows, num_codes):
         """Which of `num_rows` features start the codes, (K,) int64; without repetition where there are enough."""
         if num_rows >= num_codes:
