@@ -75,11 +75,16 @@ def filled(shapes):
     """Published sections with the weights of the golden rule."""
     sections = {section: {key: det(f"{section}.{key}", shape) for key, shape in keys.items()}
                 for section, keys in shapes.items()}
-    encoder = sections[published.ENCODER]
-    encoder["Cross_quantizer.ema_weight"] = encoder["Cross_quantizer.embedding"].clone()
-    encoder["Cross_quantizer.ema_count"].fill_(1)
-    encoder["Cross_quantizer.unactivated_count"].fill_(-1)
+    encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
+    encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
+    encoder[quantizer + "ema_count"].fill_(1)
+    encoder[quantizer + "unactivated_count"].fill_(-1)
     return sections
+
+
+def codebook_name(sections):
+    """Prefix of the codebook's published names."""
+    return next(key for key in sections[published.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
 
 
 class Run:

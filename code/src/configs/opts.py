@@ -254,6 +254,7 @@ def pretrain_parser():
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         declare.add_arguments(parser, system.Options, f"settings of {system.title}")
+        declare.add_arguments(parser, system.Config, f"sizes of {system.title}")
     without = next(action for action in parser._actions if action.dest == "without")
     without.choices = tuple(switches)
     declare.add_arguments(parser, Pretraining, "checkpoints")
@@ -335,11 +336,12 @@ def parse_pretrain(argv=None):
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
-    own = {f.name for f in fields(system.Options)}
+    own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
     for other in SYSTEMS.values():
-        for name in declare.changed(declare.read(other.Options, opts)):
-            if name not in own:
-                parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+        for cls in (other.Options, other.Config):
+            for name, default in declare.settings(cls).items():
+                if name not in own and getattr(opts, name) not in (default, None):
+                    parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
@@ -348,7 +350,7 @@ def parse_pretrain(argv=None):
 
 def decisive(opts):
     """Name -> plain value of the options on which the numbers of a pretraining run depend."""
-    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options)
+    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
 
 
 def parse_downstream(task, argv=None):

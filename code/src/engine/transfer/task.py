@@ -28,6 +28,8 @@ class HeadSettings:
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))
+    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
+                               "MICU")
     no_control: bool = setting(False, "skip the untrained-encoder control")
     precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
     workers: int = 4
@@ -110,10 +112,10 @@ class Pretrained:
     sha256: str
 
     @classmethod
-    def load(cls, path, device, precision):
+    def load(cls, path, device, precision, zero_code0=False):
         """The frozen encoder of a checkpoint; float64 only for `precision` "float64"."""
         dtype = torch.float64 if precision == "float64" else torch.float32
-        return cls(Path(path), checkpoint.load_encoder(path, device=device, dtype=dtype), checkpoint.sha256(path))
+        return cls(Path(path), checkpoint.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
 
     @property
     def code_dim(self):
