@@ -28,7 +28,8 @@ def toc_choices(opts, entry, directions, pretrained):
 
 def open_task(opts, entry, directions):
     """The data of some directions."""
-    return entry.open(opts.place, modalities_of(directions), opts.protocol, **opts.reading)
+    settings = read(entry.settings, opts) if entry.settings else None
+    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading)
 
 
 def measure(opts, entry, task, pretrained, variants):

@@ -17,12 +17,14 @@ import parity_avs  # noqa: E402
 import parity_dcid  # noqa: E402
 import parity_fcid_micu  # noqa: E402
 import parity_manifests  # noqa: E402
+import parity_oscmg  # noqa: E402
 import parity_parts  # noqa: E402
 from errors import InputError, Parser, run  # noqa: E402
 from golden_io import Check  # noqa: E402
 
 CHECKS = {}
-for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_fcid_micu.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
+for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_fcid_micu.CHECKS, parity_oscmg.CHECKS,
+              parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
     for stem, function in table.items():
         CHECKS.setdefault(stem, []).append(function)
 HELPERS = {f"{system}_small_manifest" for system in ("dcid", "h_dcid", "fcid", "micu")}     # read together with the runs that they describe

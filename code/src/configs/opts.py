@@ -7,7 +7,7 @@ read."""
 import argparse
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -77,6 +77,10 @@ PLACES = {
     "ucf_vggsound.audio": "vggsound40k/feature/audio/zip",
     "ucf_vggsound.prompts": "UCF101/data/UCF101Categories2Prompts.csv",
     "ucf_vggsound.text": "UCF101/feature/text/prompts.h5",
+    "ucf51.csv": "UCF101/data/ucf51checked.csv",
+    "ucf51.categories": "UCF101/data/UCF51Categories.txt",
+    "ucf51.video": "UCF101/feature/video/zip",
+    "ucf51.audio": "UCF101/feature/audio/zip",
     "avs.csv": "AVSBench/Single-source/s4_meta_data.csv",
     "avs.frames": "AVSBench/Single-source/s4_data/visual_frames",
     "avs.masks": "AVSBench/Single-source/s4_data/gt_masks",
@@ -290,6 +294,8 @@ def downstream_parser(task):
     group = parser.add_argument_group("direction")
     group.add_argument("--dataset_name", choices=tuple(entry.directions), default=None,
                        help="va trains on video and tests on audio; default: all directions")
+    if entry.settings:
+        declare.add_arguments(group, entry.settings)
     group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
     group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
     return parser
@@ -302,6 +308,9 @@ def evaluate_parser():
                                       help="pretrained encoders; rows of the table, in this order")
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="which tasks")
+    for entry in TASKS.values():
+        if entry.settings:
+            declare.add_arguments(group, entry.settings)
     group.add_argument("--no_text", action="store_true", help="skip directions with text")
     group.add_argument("--pool", action="store_true",
                        help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "

@@ -247,9 +247,26 @@ def ucf_vggsound(tree):
         tree.bar.update(len(block))
 
 
+def ucf51(tree):
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds and one class list, whose
+    first half is the closed part, as in every open-set task."""
+    rng = tree.rng("ucf51")
+    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    names = [f"Digit{word.capitalize()}" for word in digits.WORDS]
+    write_lines(tree.place("ucf51.categories"), names)
+    keys, folder, longest = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio"), 12
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(6, longest + 1, len(block))
+        audio = digits.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
+        for i, k in enumerate(block):
+            write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
+
+
 # A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
 # was added gets it when it is asked for again.
-PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
+         "ucf51": ucf51}
 
 
 # ---------------------------------------------------------------------------------------------------- formats

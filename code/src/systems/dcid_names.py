@@ -52,7 +52,8 @@ CLASSIFIERS = [Part(DECODER, "{m}_semantic_decoder.", modalities="video text aud
 
 def club_networks(section, ours, modality=""):
     """One CLUB network: its mean's network first."""
-    return [Part(section, "p_mu.", ours + "mean.", modality), Part(section, "p_logvar.", ours + "log_variance.", modality)]
+    return [Part(section, "p_mu.", ours + "mean.", modality),
+            Part(section, "p_logvar.", ours + "log_variance.", modality)]
 
 
 def club(suffix, objective):

@@ -66,6 +66,10 @@ class Task:
         """A new head for codes of this width."""
         return self.head(width, len(self.classes))
 
+    def training(self, part):
+        """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
+        return part, None
+
     def targets(self, part):
         """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
         return part.clip_classes if self.head.clipwise else part.labels
@@ -82,6 +86,10 @@ class Task:
         if self.head.clipwise:
             return {"accuracy": 100 / len(self.classes)}
         return metrics.segment_chance(part.labels, batch_size)
+
+    def at_end(self, head, part, held):
+        """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
+        return {}
 
     def pictured(self, heads, part, dataset):
         """Arrays from which the pictures of a direction are made.
