@@ -50,3 +50,16 @@ def small_model():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
         yield
+
+
+@pytest.fixture
+def other_rounding(monkeypatch):
+    """Distances to codes as another processor may give them: in each call another last bit in every column."""
+    from model import codebook
+    plain, generator = codebook.squared_distance, torch.Generator().manual_seed(0)
+
+    def rounded(rows, codes):
+        size = (rows ** 2).sum(1, keepdim=True) + (codes ** 2).sum(1)
+        steps = torch.randint(-2, 3, (len(codes),), generator=generator).to(rows.dtype)
+        return (plain(rows, codes) + steps * torch.finfo(rows.dtype).eps * size).clamp_min(0)
+    monkeypatch.setattr(codebook, "squared_distance", rounded)

@@ -249,3 +249,19 @@ def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_pat
     assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
     earlier = [row | {"checkpoint_sha256": "of an earlier call", "value": 0.0} for row in rows]
     assert ablation.show(earlier + rows, "3", DCID) == ablation.show(rows, "3", DCID)
+
+
+def test_two_systems_with_variants_make_one_table_and_every_picture(tree, tmp_path):
+    paths = [write_checkpoint(tmp_path / f"{system}-{epoch}.pt", modalities, epoch, system=system)
+             for system, epoch, modalities in (("dcid", 5, ("audio", "video", "text")),
+                                               ("h_dcid", 3, ("audio", "video")))]
+    evaluate.main([*map(str, paths), "--data_root", str(tree / "data"), "--snapshot_pref", str(tmp_path / "run"),
+                   "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--tasks", "ave", "avvp", "--toc_preset", "off",
+                   "released"])
+    table = pd.read_csv(tmp_path / "run" / "table.csv").set_index("row")
+    measured = [name for name in table.index if "published" not in name and name != "chance"]
+    names = [f"{name}{variant}" for name in ("dcid-5.pt", "h_dcid-3.pt") for variant in ("", " + TOC released")]
+    assert measured[:4] == [f"{name} (last)" for name in names]
+    assert len(measured) == 16 and (table.loc[measured, "columns"] == 4).all()
+    assert {path.name for path in figures.draw_run(tmp_path / "run", tmp_path / "figs")} >= {
+        "table.png", "heads.png", "codes-ave-level1.png", "codes-avvp-level2.png", "confusion-ave-video-audio.png"}

@@ -13,6 +13,9 @@ from model.collectives import ALONE
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
 RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
 COMMITMENT = 0.25
+HASH_BASE = 6364136223846793005         # odd, of a 64-bit congruential generator (Knuth)
+INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16,
+            torch.float16: torch.int16}
 
 
 @dataclass
@@ -31,6 +34,29 @@ class Quantized:
 def squared_distance(rows, codes):
     """Squared Euclidean distance of every row (N, D) to every code (K, D): (N, K), never negative."""
     return ((rows ** 2).sum(1, keepdim=True) + (codes ** 2).sum(1) - 2 * rows @ codes.T).clamp_min(0)
+
+
+def lowest_equal(codes):
+    """Lowest index of a row equal to each row of `codes` (K, D): (K,) int64, found without waiting for the device.
+
+    Rows are grouped by an integer hash of their bits, which is exact in any order of summation, and then compared:
+    where different rows share a hash (one chance in about 2^64 a pair), some keep their own index.
+    """
+    bits = (codes + 0.0).view(INTEGERS[codes.dtype]).long()                     # -0.0 equals 0.0
+    bits = bits ^ (bits >> 32)                                                  # signs count in the lower bits, too
+    hashes = (bits * torch.full_like(bits[0], HASH_BASE).cumprod(0)).sum(1)     # modulo 2^64
+    ordered, order = hashes.sort(stable=True)
+    first = order[torch.searchsorted(ordered, hashes)]
+    return torch.where((codes[first] == codes).all(1), first, torch.arange(len(codes), device=codes.device))
+
+
+def nearest(distance, codes):
+    """Index of the nearest code (N,) int64, given the distances (N, K) to `codes` (K, D).
+
+    Of equal codes always the lowest index: a matrix product may give equal columns distances that differ in the last
+    bit. Different codes whose distances differ by less than rounding may go either way from processor to processor.
+    """
+    return lowest_equal(codes)[distance.detach().argmin(1)]
 
 
 def cmcm_pair(p_x, p_y):
@@ -67,7 +93,7 @@ class Codebook(nn.Module):
         self.together = ALONE
 
     def forward(self, z, with_cmcm=True):
-        """Assign every second to its nearest code; ties go to the lowest index. Changes nothing.
+        """Assign every second to its nearest code (`nearest`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
@@ -79,7 +105,7 @@ class Codebook(nn.Module):
         codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
         x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
         distance = squared_distance(x.flatten(0, 2), codes)
-        indices = distance.detach().argmin(1).unflatten(0, x.shape[:3])
+        indices = nearest(distance, codes).unflatten(0, x.shape[:3])
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
         if with_cmcm and len(z) > 1:    # a feature that lies on its code has no gradient here, the root's is infinite
@@ -117,7 +143,8 @@ class Codebook(nn.Module):
 
     def lookup(self, z):
         """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
-        indices = squared_distance(z.detach().flatten(0, 1), self.embedding).argmin(1).unflatten(0, z.shape[:2])
+        distance = squared_distance(z.detach().flatten(0, 1), self.embedding)
+        indices = nearest(distance, self.embedding).unflatten(0, z.shape[:2])
         codes = self.embedding[indices]         # exactly, where no gradient asks for the sum: equal codes stay equal
         return (z + (codes - z).detach() if z.requires_grad else codes), indices
 

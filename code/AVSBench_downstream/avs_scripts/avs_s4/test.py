@@ -51,7 +51,7 @@ def main(argv=None):
             dataset = builders.open_split(opts, "test", facts["image_size"], direction)
             batches = evaluation.loader(dataset, opts.test_batch_size, opts.num_workers)
             folder, log = builders.new_run(opts, facts["direction"], {
-                "commit": results.source_commit(), "encoder_sha256": encoder_sha256})
+                "commit": provenance.source_commit(), "encoder_sha256": encoder_sha256})
         same = next((row for row in tested.values() if row[0] == facts["epoch"]), None)
         if same:                        # best, last and source are often one network
             tested[kind] = same
@@ -78,7 +78,7 @@ def main(argv=None):
     lines = report.result_lines(tested, direction, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": facts.get("seed", opts.seed), "protocol": opts.protocol,
         "modalities": list(encoder.config.modalities), "checkpoint": str(opts.checkpoint),
-        "checkpoint_sha256": encoder_sha256, "commit": results.source_commit(),
+        "checkpoint_sha256": encoder_sha256, "commit": provenance.source_commit(),
         "seconds": round(time.time() - began, 1),
         "test_batch_size": opts.test_batch_size, "backbone": network.config.backbone, "weights": str(opts.weights),
         "clips": len(dataset), "provenance": record, "variant": toc_variants.title(facts.get("toc"))})

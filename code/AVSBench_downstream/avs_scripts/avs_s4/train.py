@@ -23,7 +23,7 @@ from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.network.backbones import load_weights
 from avs_s4.query import Adapter
 from avs_s4.settings import parse_train
-from engine.results import source_commit
+from engine.provenance import source_commit
 from engine.run_folder import seed_everything
 from engine.transfer.toc_variants import selection_of
 from errors import run
