@@ -1,4 +1,4 @@
-"""AVE with unknown classes in the test part, zero-shot across modalities (ICCV 2025): HOS, AUROC, accuracy."""
+"""Open-set AVE: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
 from downstream import run_script
 from errors import run

@@ -1,4 +1,4 @@
-"""UCF-101 clips with sound with unknown classes in the test part, zero-shot across modalities (ICCV 2025): HOS, AUROC, accuracy."""
+"""Open-set UCF-101 clips with sound: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
 from downstream import run_script
 from errors import run

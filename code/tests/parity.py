@@ -27,7 +27,8 @@ for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_fcid_micu.CHEC
               parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
     for stem, function in table.items():
         CHECKS.setdefault(stem, []).append(function)
-HELPERS = {f"{system}_small_manifest" for system in ("dcid", "h_dcid", "fcid", "micu")}     # read together with the runs that they describe
+# Read together with the runs that they describe.
+HELPERS = {f"{system}_small_manifest" for system in ("dcid", "h_dcid", "fcid", "micu")}
 
 
 def stems(folder):

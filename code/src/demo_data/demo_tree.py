@@ -248,8 +248,8 @@ def ucf_vggsound(tree):
 
 
 def ucf51(tree):
-    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds and one class list, whose
-    first half is the closed part, as in every open-set task."""
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
+    which the first half is the closed part, as in every open-set task."""
     rng = tree.rng("ucf51")
     clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
     clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)

@@ -116,7 +116,7 @@ class OpenSet(Task):
         for clips in {id(clips): clips for clips in self.test.values()}.values():
             for kind, there in zip(("known", "unknown"), self._kinds(clips)):
                 if not there:
-                    raise InputError(f"{clips.name}: no clip of an {kind} class in the test part (--source_class_num "
+                    raise InputError(f"{clips.name}: no test clip is of the {kind} classes (--source_class_num "
                                      f"{self.known} of {number} classes); choose another number or list")
         self.val = {m: clips for m, clips in self.val.items() if all(self._kinds(clips))}
 
