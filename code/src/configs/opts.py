@@ -18,6 +18,7 @@ from declare import positive, setting
 from engine.precision import default_workers, resolve
 from engine.run_loop import RunSettings
 from engine.trainer import Settings
+from engine.transfer.caption_retrieval import RetrievalSettings
 from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import Shares, TocSettings
@@ -82,6 +83,10 @@ PLACES = {
     "ucf51.categories": "UCF101/data/UCF51Categories.txt",
     "ucf51.video": "UCF101/feature/video/zip",
     "ucf51.audio": "UCF101/feature/audio/zip",
+    "captions.csv": "captions/data/captions.csv",
+    "captions.video": "captions/feature/video/zip",
+    "captions.audio": "captions/feature/audio/zip",
+    "captions.text": "captions/feature/text/captions.h5",
     "avs.csv": "AVSBench/Single-source/s4_meta_data.csv",
     "avs.frames": "AVSBench/Single-source/s4_data/visual_frames",
     "avs.masks": "AVSBench/Single-source/s4_data/gt_masks",
@@ -302,6 +307,18 @@ def downstream_parser(task):
     return parser
 
 
+def clip_retrieval_parser():
+    """Arguments of clip_retrieval.py."""
+    parser = _parser("clip_retrieval.py", "Retrieval of whole clips by captions and back, without a head.")
+    declare.add_arguments(parser, RetrievalSettings, "retrieval")
+    parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
+                        help="of the clips (default: those whose features are there)")
+    parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
+                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
+    parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
+    return parser
+
+
 def evaluate_parser():
     """Arguments of evaluate.py."""
     parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.")
@@ -332,7 +349,7 @@ def _parse(parser, program, argv):
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
-    if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
+    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
 
@@ -374,10 +391,20 @@ def parse_downstream(task, argv=None):
     else:
         named = TASKS[task].directions
         opts.directions = [named[opts.dataset_name]] if opts.dataset_name else list(named.values())
+    return _with_checkpoint(opts)
+
+
+def _with_checkpoint(opts):
+    """Where the encoder is and the results go, unless the flags say so."""
     pretrained = PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
+
+
+def parse_clip_retrieval(argv=None):
+    """Options of clip_retrieval.py."""
+    return _with_checkpoint(_parse(clip_retrieval_parser(), "clip_retrieval", argv))
 
 
 def parse_evaluate(argv=None):
