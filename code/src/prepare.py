@@ -32,8 +32,9 @@ SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for na
 AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
 AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
-# What --dataset all checks: tasks on the clips of pretraining have been checked with these.
-ALL = ("vggsound_AVT", *(name for name, entry in TASKS.items() if entry.family != "vggsound"), "avs")
+# What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
+ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
+                         if entry.family != "vggsound"}.values(), "avs")
 
 
 def check(opts):
@@ -184,7 +185,7 @@ def parser():
     one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
     one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
     one.add_argument("--out", type=Path, default=configs.VOCABULARY, help="file to write")
-    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF)")
+    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
     extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to go on after an interruption")

@@ -81,11 +81,16 @@ def filled(shapes):
             x, weight = det(f"{section}.{key}", keys[key]) / 0.05, key.replace("running_var", "weight")
             sections[section][key] = 1 + 0.1 * x ** 2
             sections[section][weight] = 1 + 0.1 * (det(f"{section}.{weight}", keys[weight]) / 0.05)
-    encoder = sections[published.ENCODER]
-    encoder["Cross_quantizer.ema_weight"] = encoder["Cross_quantizer.embedding"].clone()
-    encoder["Cross_quantizer.ema_count"].fill_(1)
-    encoder["Cross_quantizer.unactivated_count"].fill_(-1)
+    encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
+    encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
+    encoder[quantizer + "ema_count"].fill_(1)
+    encoder[quantizer + "unactivated_count"].fill_(-1)
     return sections
+
+
+def codebook_name(sections):
+    """Prefix of the codebook's published names."""
+    return next(key for key in sections[published.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
 
 
 class Run:

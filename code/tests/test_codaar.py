@@ -1,10 +1,7 @@
 """Properties of CoDAAR: what its table promises, which gradients flow, what evaluation leaves alone, its options."""
 
-import json
 import math
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F

@@ -32,6 +32,9 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
     "h_dcid": ("h_dcid", ALL, {}, 3),
     "codaar": ("codaar", ALL, {}, 0),
+    "fcid": ("fcid", ALL, {}, 0),
+    "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
 }
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 

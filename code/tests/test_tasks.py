@@ -25,7 +25,6 @@ from engine.transfer import code_sets
 from engine.transfer.task import Pretrained
 from engine.transfer.tasks import TASKS as TABLE
 from errors import InputError
-from model.config import Config
 from systems.dcid import DCID
 from systems.registry import SYSTEMS
 
@@ -34,7 +33,7 @@ TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vgg
 
 def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, system="dcid"):
     """A file as pretraining writes it, weights from a fixed seed."""
-    config = Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64)
+    config = SYSTEMS[system].Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = SYSTEMS[system](config)

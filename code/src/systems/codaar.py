@@ -17,8 +17,17 @@ from torch.nn import functional as F
 from declare import setting
 from errors import InputError
 from model import config as sizes
-from model.codebook import (COMMITMENT, DECAY, EPSILON, code_figures, code_matching, count_unused, nearest,
-                            replacements, squared_distance)
+from model.codebook import (
+    COMMITMENT,
+    DECAY,
+    EPSILON,
+    code_figures,
+    code_matching,
+    count_unused,
+    nearest,
+    replacements,
+    squared_distance,
+)
 from model.collectives import ALONE
 from model.conv_matmul import MapConv
 from model.cross_cpc import CrossCPC

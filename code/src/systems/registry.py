@@ -2,6 +2,8 @@
 
 from systems.codaar import CoDAAR
 from systems.dcid import DCID
+from systems.fcid import FCID
 from systems.h_dcid import HDCID
+from systems.micu import MICU
 
-SYSTEMS = {system.name: system for system in (DCID, HDCID, CoDAAR)}
+SYSTEMS = {system.name: system for system in (DCID, HDCID, FCID, MICU, CoDAAR)}

@@ -31,6 +31,8 @@ class HeadSettings:
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))
+    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
+                               "MICU")
     no_control: bool = setting(False, "skip the untrained-encoder control")
     precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
     workers: int = 4
@@ -68,6 +70,10 @@ class Task:
         head = DeepSegmentHead if segment_layers == 4 and self.head is SegmentHead else self.head
         return head(width, len(self.classes))
 
+    def training(self, part):
+        """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
+        return part, None
+
     def targets(self, part):
         """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
         return part.clip_classes if self.head.clipwise else part.labels
@@ -85,6 +91,10 @@ class Task:
         if self.head.clipwise:
             return dict.fromkeys(self.metrics, 100 / len(self.classes))
         return metrics.segment_chance(part.labels, batch_size)
+
+    def at_end(self, head, part, held):
+        """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
+        return {}
 
     def pictured(self, heads, part, dataset):
         """Arrays from which the pictures of a direction are made.
@@ -115,10 +125,10 @@ class Pretrained:
     sha256: str
 
     @classmethod
-    def load(cls, path, device, precision):
+    def load(cls, path, device, precision, zero_code0=False):
         """The frozen encoder of a checkpoint; float64 only for `precision` "float64"."""
         dtype = torch.float64 if precision == "float64" else torch.float32
-        return cls(Path(path), checkpoint.load_encoder(path, device=device, dtype=dtype), checkpoint.sha256(path))
+        return cls(Path(path), checkpoint.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
 
     @property
     def code_dim(self):
