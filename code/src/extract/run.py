@@ -13,6 +13,7 @@ from errors import InputError
 from extract import lists, output, video
 from extract.build import find_device, picture_encoder, sound_encoder
 from extract.clip import Timing, extract
+from extract.encoders import BATCH, CPU_BATCH
 from extract.places import AVSBench, Zips
 
 SUFFIXES = {f".{name}" for name in (
@@ -172,11 +173,12 @@ def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, d
     mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
     for name in places.modalities:
         remove_leftovers(opts.out / name / "zip")
+    batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
     todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
 
     def one(name):
         start = starts.get(name, 0.0) if starts else opts.start
-        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, opts.batch)
+        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
         places.save(made, clips[name], start)
         return made.row
 
