@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from timing import seconds  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
-from engine.transfer.fit_heads import CodeSet, Trial, fit  # noqa: E402
+from engine.transfer.code_sets import CodeSet  # noqa: E402
+from engine.transfer.fit_heads import Trial, fit  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from model.heads import ClipHead  # noqa: E402
 
@@ -38,7 +39,7 @@ def random_codes(clips, device):
 
 def train(seeds, codes, epochs):
     """Train a head for each seed; nothing is measured, the training alone is timed."""
-    trials = [Trial(codes, codes.targets, seed, {}) for seed in seeds]
+    trials = [Trial(codes, codes.clip_classes, seed, {}) for seed in seeds]
     fit(trials, lambda width: ClipHead(width, CLASSES), lambda heads, part: {}, epochs=epochs)
 
 

@@ -8,23 +8,24 @@ from pathlib import Path
 
 import evaluate
 import pretrain
-from atomic_write import whole_file
-from configs.opts import COMPONENTS, parse_pretrain
+from atomic_write import output_file
+from configs.opts import parse_pretrain
 from engine import results
 from engine.report import tables
+from engine.transfer.tasks import TASKS
 from errors import Parser, run
+from systems.registry import SYSTEMS
 
-TITLES = dict(zip(COMPONENTS, ("CLUB", "CPC", "MM-EMA", "reset", "CMCM")))
-STUDIES = {                      # study -> arguments of all rows, arguments of each row
-    "2": (["--dataset_name", "vggsound"], [["--without", *parts] if parts else [] for parts in (
-        ["club"], ["cpc"], ["club", "cpc"], ["mm_ema"], ["reset"], ["cmcm"], ["mm_ema", "reset"], [])]),
-    "3": (["--dataset_name", "vggsound_AVT"], [["--without", *parts] if parts else [] for parts in (
-        ["club"], ["cpc"], ["mm_ema"], ["mm_ema", "reset"], ["reset"], ["cmcm"], [])]),
-    "sizes": (["--dataset_name", "vggsound_AVT"], [["--n_embeddings", str(k)] for k in (25, 50, 100, 200, 400)]),
-    "modalities": ([], [["--dataset_name", name] for name in (
-        "vggsound", "vggsound_AT", "vggsound_VT", "vggsound_AVT")]),
+BASIC = ("recon", "commit")      # without these there is nothing to compare
+PAPER = {                        # study -> what is left out in each row, in the papers' order
+    "2": [("club",), ("cpc",), ("club", "cpc"), ("mm_ema",), ("reset",), ("cmcm",), ("mm_ema", "reset"), ()],
+    "3": [("club",), ("cpc",), ("mm_ema",), ("mm_ema", "reset"), ("reset",), ("cmcm",), ()],
 }
-EVALUATED = ("ave", "avvp", "ave_avvp", "ucf_vggsound")
+STUDIES = {                      # study -> arguments of all rows
+    "2": ["--dataset_name", "vggsound"], "3": ["--dataset_name", "vggsound_AVT"],
+    "sizes": ["--dataset_name", "vggsound_AVT"], "modalities": [],
+}
+EVALUATED = tuple(name for name, entry in TASKS.items() if entry.column)
 SHARED = ("preset", "gpu", "precision", "data_root", "checkpoint_root", "runs_root", "workers")
 
 
@@ -42,29 +43,47 @@ def parse(argv):
     return own, pretraining, shared
 
 
+def rows_of(study, system):
+    """Arguments of each row. Parts that the paper does not know, such as a new loss term, get a row of their own."""
+    if study == "sizes":
+        return [["--n_embeddings", str(k)] for k in (25, 50, 100, 200, 400)]
+    if study == "modalities":
+        return [["--dataset_name", name] for name in ("vggsound", "vggsound_AT", "vggsound_VT", "vggsound_AVT")]
+    known = {part for row in PAPER[study] for part in row}
+    new = [(part,) for part in system.switches() if part not in known and part not in BASIC]
+    rows = [row for row in [*PAPER[study][:-1], *new, ()] if set(row) <= set(system.switches())]
+    return [["--without", *row] if row else [] for row in rows]
+
+
 def row_name(arguments):
     """Folder and name of a row: "full", "without-club-cpc", "n_embeddings-100"."""
     return "-".join(argument.lstrip("-") for argument in arguments) or "full"
 
 
-def show(rows, study):
+def show(rows, study, system):
     """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
+    switches, papers = system.switches(), [part for row in PAPER["3"] for part in row]
+    titles = {name: switches[name] for name in dict.fromkeys([*papers, *switches])
+              if name in switches and name not in BASIC}
     newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
     measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
     entries = []
-    for arguments in STUDIES[study][1]:
+    for arguments in rows_of(study, system):
         for row in tables.collect(measured.get(row_name(arguments), []), "last"):
-            parts = {title: "-" if name in arguments else "x" for name, title in TITLES.items()}
-            entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean)}
+            parts = {title: "-" if name in arguments else "x" for name, title in titles.items()}
+            entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean),
+                            "columns": str(len(row.figures))}
                            | {cell: results.show(row.cells.get(cell, [])) for cell in tables.CELLS})
-    columns = [*(TITLES.values() if study in "23" else ["row"]), *tables.CELLS, "mean"]
+    columns = [*(titles.values() if study in "23" else ["row"]), *tables.CELLS, "mean", "columns"]
     return "\n\n".join([results.render(entries, columns), results.render(entries, columns, "markdown")])
 
 
 def main(argv=None):
     own, pretraining, shared = parse(argv)
-    common, rows = STUDIES[own.study]
+    common = STUDIES[own.study]
     opts = parse_pretrain([*shared, *common, *pretraining])
+    system = SYSTEMS[opts.system]
+    rows = rows_of(own.study, system)
     folder = own.snapshot_pref or opts.runs_root / f"ablation-{own.study}"
     for number, arguments in enumerate(rows, 1):
         name = row_name(arguments)
@@ -77,8 +96,8 @@ def main(argv=None):
         checkpoint = max(saved.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)      # the last one written
         evaluate.main([str(checkpoint), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)])
-    table = show(results.read(folder / "results.jsonl"), own.study)
-    with whole_file(folder / "ablation.txt", "w") as file:
+    table = show(results.read(folder / "results.jsonl"), own.study, system)
+    with output_file(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")
     print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
           f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")

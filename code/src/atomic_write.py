@@ -36,21 +36,27 @@ def whole_file(path, mode="wb"):
         raise
 
 
-def replace_file(path, data):
-    """Put `data` (bytes) at `path`, whole or not at all; its folder is made.
+@contextmanager
+def output_file(path, mode="wb", remedy="choose another place"):
+    """As `whole_file`, for a file that the user asked for: its folder is made, and what goes wrong is one line.
 
-    HDF5 files are built in memory and come here as bytes: on a full disk h5py complains without end, this in one line.
+    HDF5 files are built in memory and written here as bytes: on a full disk h5py complains without end.
+
+    Args:
+        path: file to write.
+        mode: of `open`.
+        remedy: what to do if the place is no good, the flag named.
 
     Raises:
         InputError: the place cannot be written; what was there stays.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            file.write(data)
+        with whole_file(path, mode) as file:
+            yield file
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with {len(data):,} bytes "
-                         "free is expected; make room, or choose another place (--out, --path)") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with free space is expected; "
+                         f"make room, or {remedy}; what was there before is untouched") from error
 
 
 def remove_leftovers(folder, name="*"):

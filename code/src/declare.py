@@ -8,8 +8,9 @@
 and `decisive` tells which values two runs must share for their numbers to be comparable.
 """
 
+import argparse
 import json
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 
 
 def setting(default, help, *, flags=(), decisive=True, **argument):
@@ -23,6 +24,13 @@ def setting(default, help, *, flags=(), decisive=True, **argument):
         argument: more of argparse's add_argument: type, choices, nargs, metavar.
     """
     return field(default=default, metadata={"help": help, "flags": flags, "decisive": decisive, "argument": argument})
+
+
+def positive(text):
+    """Argument type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
+    return int(text)
 
 
 def _argument(declared, default):
@@ -73,7 +81,6 @@ def decisive(namespace, *classes):
     return json.loads(json.dumps(found, default=str))
 
 
-def changed(settings):
-    """Name -> value of the fields that differ from their defaults."""
-    return {f.name: value for f in fields(settings) for value in [getattr(settings, f.name)]
-            if f.default is not MISSING and value != f.default}
+def settings(cls):
+    """Name -> default of the fields of `cls` that are arguments."""
+    return {declared.name: declared.default for declared in fields(cls) if declared.metadata}

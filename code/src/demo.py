@@ -11,6 +11,7 @@ from configs.opts import PLACES, ROOT, parse_pretrain
 from demo_data import demo_tree
 from engine import figures
 from errors import Parser, run
+from systems.registry import SYSTEMS
 
 SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      # options of every stage
 
@@ -19,7 +20,7 @@ def parse(argv):
     """(own options, arguments of pretraining, arguments of all stages); wrong ones end here, before any work."""
     parser = Parser(prog="demo.py", description=__doc__, epilog="Every other option goes to pretrain.py.")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and heads")
-    parser.add_argument("--system", choices=("dcid", "h_dcid"), default="dcid", help="one level of alignment or two")
+    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="what is pretrained")
     parser.add_argument("--figures", type=Path, default=ROOT / "figs" / "demo", help="folder of the pictures")
     for name in SHARED:
         parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
@@ -43,7 +44,7 @@ def main(argv=None):
     if code:                            # stopped by a signal; the next call goes on with --resume auto
         return code
     print("3/4  heads on one modality, tested on another", flush=True)
-    checkpoint = opts.model_save_path / pretrain.FILE_NAME[own.system].format(opts.n_epoch - 1)
+    checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
     print("4/4  pictures", flush=True)
     pictures = figures.draw_run(folder, own.figures / name)

@@ -4,74 +4,74 @@ Rows are checkpoints; with one an epoch, the picture shows the figures over epoc
 AVE's validation split would choose. Retrieval and directions with text stand in the long table (results.jsonl).
 """
 
+from dataclasses import dataclass
 from itertools import permutations
 
-import ave
-import ave_avvp
-import avvp
-import retrieval
-import ucf_vggsound
-from atomic_write import whole_file
+from atomic_write import output_file
 from configs.opts import parse_evaluate
+from downstream import measure, open_task, toc_choices
 from engine import figures, results
 from engine.report import tables
-from engine.transfer import run_task, toc_variants
-from engine.transfer.retrieval import evaluate as evaluate_retrieval
+from engine.transfer.task import Pretrained
+from engine.transfer.tasks import TASKS, TaskEntry
 from errors import InputError, run
 
-TASKS = {                        # task -> how its data is built and measured, a file without which there is none
-    "ave": (ave.build, run_task.evaluate, "ave.label"),
-    "avvp": (avvp.build, run_task.evaluate, "avvp.audio_csv"),
-    "ave_avvp": (ave_avvp.build, run_task.evaluate, "ave_avvp.audio_csv"),
-    "ucf_vggsound": (ucf_vggsound.build, run_task.evaluate, "ucf_vggsound.ucf_csv"),
-    "retrieval": (retrieval.build, evaluate_retrieval, "vggsound.csv"),
-}
-PROMPTS = {"ave": "ave.text", "ucf_vggsound": "ucf_vggsound.text", "retrieval": "vggsound.text"}
+
+@dataclass
+class Work:
+    """A task, and of each encoder the variants to measure."""
+
+    entry: TaskEntry
+    directions: list            # of all encoders: what its data is opened for
+    variants: list              # of toc_variants.variants for each encoder; None: it has no direction of this task
 
 
-def directions(task, modalities, opts):
+def directions_of(entry, modalities, opts):
     """Ordered pairs of modalities that a task and an encoder have in common; video->audio first, as in the papers."""
-    has_text = task in PROMPTS and not opts.no_text and opts.place(PROMPTS[task]).exists()
-    usable = [m for m in ("video", "audio", "text") if m in modalities and (m != "text" or has_text)]
-    if task == "retrieval":                     # always to audio: the two kinds of queries are video and text
-        usable = [m for m in usable if m != "audio"]
+    usable = [m for m in entry.usable(opts.place) if m in modalities and (m != "text" or not opts.no_text)]
     return list(permutations(usable, 2))
+
+
+def plan(opts, encoders):
+    """What can be measured, told before any work: tasks without data or directions are skipped and named."""
+    works = []
+    for entry in (TASKS[name] for name in opts.tasks):
+        first = opts.place(entry.places[0])
+        if not first.exists():
+            print(f"{entry.name}: skipped, there is no {first}")
+            continue
+        wanted = [directions_of(entry, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
+        variants = [toc_choices(opts, entry, pairs, pretrained) if pairs else None
+                    for pretrained, pairs in zip(encoders, wanted)]
+        for pretrained, pairs in zip(encoders, wanted):
+            if not pairs:
+                print(f"{entry.name}: skipped for {pretrained.path}, pretrained on "
+                      f"{', '.join(pretrained.encoder.config.modalities)}")
+        works.append(Work(entry, list(dict.fromkeys(sum(wanted, []))), variants))
+    if not works:
+        raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
+                         "--path")
+    return works
 
 
 def main(argv=None):
     opts = parse_evaluate(argv)
-    encoders = [run_task.load(opts, path) for path in opts.checkpoints]
-    present = []
-    for task in opts.tasks:
-        place = opts.place(TASKS[task][2])
-        if place.exists():
-            present.append(task)
-        else:
-            print(f"{task}: left out, there is no {place}")
-    if not present:
-        raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
-                         "--path")
-    asked = {task: [directions(task, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
-             for task in present}
-    for task, wanted in asked.items():                      # TOC's settings are refused before any work
-        for pretrained, pairs in zip(encoders, wanted):
-            if pairs:
-                toc_variants.variants(opts.for_task(task, pairs), task, pretrained.encoder.config)
+    encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     rows = []
-    for task, wanted in asked.items():
-        build, evaluate, _ = TASKS[task]
-        if any(wanted):
-            data = build(opts.for_task(task, list(dict.fromkeys(sum(wanted, [])))))
-        for pretrained, pairs in zip(encoders, wanted):
-            if pairs:
-                rows += evaluate(data, pretrained, opts.for_task(task, pairs))
-            else:
-                print(f"{task}: left out for {pretrained.path}, pretrained on "
-                      f"{', '.join(pretrained.encoder.config.modalities)}")
+    for work in plan(opts, encoders):
+        if not work.directions:
+            continue
+        task = open_task(opts, work.entry, work.directions)
+        for pretrained, variants in zip(encoders, work.variants):
+            if variants:
+                rows += measure(opts, work.entry, task, pretrained, variants)
+    if not rows:
+        raise InputError(f"{', '.join(map(str, opts.checkpoints))}: no direction of the tasks {', '.join(opts.tasks)} "
+                         "has both modalities; choose other tasks or checkpoints")
     shown = tables.pooled(rows) if opts.pool else rows
     folder = opts.results.parent
     for form, suffix in (("text", "txt"), ("markdown", "md"), ("csv", "csv")):
-        with whole_file(folder / f"table.{suffix}", "w") as file:
+        with output_file(folder / f"table.{suffix}", "w", "choose another place with --results") as file:
             file.write(tables.paper_table(shown, form) + "\n")
     print(f"{results.summary(rows)}\n\n{tables.paper_table(shown)}")
     choice = tables.choose(shown)

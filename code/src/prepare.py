@@ -3,6 +3,7 @@
     python prepare.py check --dataset vggsound_AVT           what is there, what is wrong, would a run work
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
+    python prepare.py text --pieces                          the same as word pieces, for CoDAAR
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file a modality
     python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
@@ -11,40 +12,61 @@
 import argparse
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
-from atomic_write import replace_file
+from atomic_write import output_file
 from configs import opts as configs
-from dataset import checking, packing
+from dataset import checking, packing, pretraining
 from dataset.lists import write_lists
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
+from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
+from engine.transfer.run_task import modalities_of
+from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from extract import command as extract_command
 
 PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
 SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
-CHECKS = {name: (source, modalities) for name, (source, modalities) in configs.PRETRAINING_SETS.items()} | {
-    "ave": ("ave", ("audio", "video")), "avvp": ("avvp", ()), "ave_avvp": ("ave_avvp", ()),
-    "ucf_vggsound": ("ucf_vggsound", ()), "avs": ("avs", ())}
-ALL = ("vggsound_AVT", "ave", "avvp", "ave_avvp", "ucf_vggsound", "avs")
+AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
+AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
+CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
+# What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
+ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
+                         if entry.family != "vggsound"}.values(), "avs")
 
 
 def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
-    ready = True
+    reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
-        source, modalities = CHECKS[name]
-        family = "vggsound" if source.startswith("vggsound") else source
-        paths = opts.paths(family) | opts.paths(source)
-        if name == "ave_avvp":
-            paths |= {f"{part}_{m}": opts.place(f"{part}.{m}") for part in ("ave", "avvp") for m in ("audio", "video")}
-        report = checking.check(name, family, paths, modalities)
+        places, source, steps = _checked(name, opts.place)
+        reports.append(checking.check(name, {dotted: opts.place(dotted) for dotted in places}, source, steps))
+        print(reports[-1])
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def _checked(name, place):
+    """(dotted names of the places that a run needs, where to get them, steps of the check)."""
+    if name == "avs":
+        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
+    if name in TASKS:
+        entry = TASKS[name]
+        modalities = modalities_of([entry.usable(place)])
+        parts = entry.parts(entry.paths(place), modalities, "default")
+        steps = [checking.clips(part.title, part.load) for part in parts]
         if "text" in modalities:
-            checking.check_text(report, opts.place(f"{family}.text"))
-        print(report)
-        ready = ready and not report.problems
-    return 0 if ready else 1
+            steps.append(checking.text(place(entry.prompts)))
+        elif entry.prompts:
+            steps.append(checking.no_text(place(entry.prompts)))
+        return entry.needed(), entry.source, steps
+    needed = pretraining.places(name)
+    steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
+             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS))]
+    if "vggsound.text" in needed:
+        steps.append(checking.text(place("vggsound.text")))
+    return needed, pretraining.SOURCE, steps
 
 
 def text(opts):
@@ -61,19 +83,22 @@ def text(opts):
         encode = encode or _encoder(opts)
         empty = write_text_features(out, prompts, encode(list(prompts.values())), opts.backend,
                                     opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
-                                    opts.cnt, source)
+                                    opts.cnt, source, "pieces" if opts.pieces else "words")
         print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
         if empty:
             print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
 
 
 def _encoder(opts):
+    if opts.pieces and opts.backend != "transformers":
+        raise InputError(f"--pieces --backend {opts.backend}: only BERT's own tokenizer gives pieces; leave --backend "
+                         "out, or --pieces")
     if opts.backend == "bert-embedding":
         from dataset.export_bert_embedding import bert_sentences
         return bert_sentences
     from dataset.text_backends import Bert, find_vocabulary, hashing_sentences
     if opts.backend == "transformers":
-        return Bert(opts.model).sentences
+        return Bert(opts.model, opts.pieces).sentences
     if opts.text_vocabulary == "cnt" and not opts.vocab:
         raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
                          "the word list; pass --vocab")
@@ -86,7 +111,8 @@ def vocabulary(opts):
     from dataset.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
-    replace_file(opts.out, pickle.dumps(counts, protocol=3))            # read by Python 3.7 and older
+    with output_file(opts.out, remedy="choose another place with --out") as file:
+        pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
 
@@ -114,9 +140,9 @@ def pack(opts):
             result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
                                   opts.on_bad_clip)
             print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
-                  f"{len(result.left_out):,} left out")
-            for reason in result.left_out.values():
-                print(f"  left out: {reason}")
+                  f"{len(result.skipped):,} skipped")
+            for reason in result.skipped.values():
+                print(f"  skipped: {reason}")
         print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
 
 
@@ -150,6 +176,8 @@ def parser():
                      help="all: every word; cnt: only words of the word list, as published")
     one.add_argument("--cnt", type=Path, default=configs.VOCABULARY, help="word list for --text_vocabulary cnt")
     one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
+    one.add_argument("--pieces", action="store_true", help="word pieces in place of words, for CoDAAR; a file of its "
+                     "own, which --pieces makes the other programs read")
     one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
                      "there, else ours)")
     one.add_argument("--out", type=Path, help="file to write (default: the dataset's place)")
@@ -157,7 +185,7 @@ def parser():
     one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
     one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
     one.add_argument("--out", type=Path, default=configs.VOCABULARY, help="file to write")
-    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF)")
+    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
     extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to go on after an interruption")
@@ -165,7 +193,7 @@ def parser():
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
     one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")
     one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
-    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or leave out and name")
+    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
     one.add_argument("--overwrite", action="store_true", help="make it again")
     return main_parser
 

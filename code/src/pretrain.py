@@ -1,26 +1,25 @@
-"""Pretrain DCID or H-DCID: data -> encode -> quantise -> losses -> step, one checkpoint an epoch (paper Figure 2)."""
+"""Pretrain a system: data -> encode -> quantise -> losses -> step, one checkpoint an epoch (paper Figure 2)."""
 
 import logging
 
 import torch
 from tqdm import tqdm
 
+import declare
 from atomic_write import remove_leftovers
-from configs.opts import PLACES, parse_pretrain
-from dataset.ave import AVE
-from dataset.ave import SPLITS as AVE_SPLITS
-from dataset.vggsound import VGGSound
+from configs.opts import PLACES, decisive, parse_pretrain
+from dataset import pretraining
 from engine import checkpoint, distributed, provenance
 from engine.batches import Resident, Streamed, stored_dtype
 from engine.malloc import keep_freed_memory
 from engine.run_folder import Run, beginning, seed_everything, show_log
-from engine.run_loop import FILE_NAME, Loop, RunState, find_newest, fingerprint
-from engine.trainer import Pretrainer, Settings
+from engine.run_loop import Loop, RunSettings, RunState, find_newest, fingerprint
+from engine.trainer import Settings, Trainer
 from errors import InputError, run
 from model.collectives import ALONE
-from model.config import Config
 from model.sampling import Draws
-from systems.h_dcid import build
+from systems.published import own_names
+from systems.registry import SYSTEMS
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +29,17 @@ def open_data(opts):
     if opts.preset == "demo" and not opts.data_root.exists():
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
-    if opts.source_set == "ave":
-        return AVE(opts.paths("ave"), opts.modalities, AVE_SPLITS, **opts.reading)
-    places = opts.paths("vggsound") | opts.paths(opts.source_set)
-    return VGGSound(places, opts.modalities, opts.splits, **opts.reading)
+    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, **opts.reading)
 
 
 def find_resumed(opts, is_first):
     """The file of --resume, None for a fresh start; auto takes the newest of this run and clears what kills left."""
     if opts.resume != "auto":
         return opts.resume or None
-    name = FILE_NAME[opts.system].format("*")
+    name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
-    found = find_newest(opts.model_save_path, opts)
+    found = find_newest(opts.model_save_path, name, decisive(opts))
     if found is None and opts.evaluate:
         raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; name one with --resume FILE")
     if found is None:
@@ -52,27 +48,42 @@ def find_resumed(opts, is_first):
     return found
 
 
-def open_model(opts, resumed, video_dim):
-    """A fresh model, or the one of the file `resumed`; in the latter case with the file."""
+def open_system(opts, resumed, video_dim):
+    """(system, Loaded): a fresh system and None, or those of the file `resumed`."""
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
-    if not resumed:
-        widths = {"system": opts.system, "num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
-        if video_dim:
-            widths["video_dim"] = video_dim
-        return build(Config.for_data(opts.modalities, **widths)).to(opts.device, dtype), None
-    loaded = checkpoint.open_file(resumed, dtype, opts.spatial_attention)
-    config = loaded.model.config
-    if config.modalities != opts.modalities or config.system != opts.system:
-        raise InputError(f"{resumed}: a {config.system} checkpoint of {', '.join(config.modalities)}; "
-                         f"--system {opts.system} --dataset_name {opts.dataset_name} was asked for")
+    kind, loaded = SYSTEMS[opts.system], None
+    if resumed:
+        loaded = checkpoint.open_file(resumed, dtype)
+        require_fit(opts, loaded, video_dim)
+        system = loaded.system
+    else:
+        sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
+        sizes |= {"video_dim": video_dim} if video_dim else {}
+        sizes |= {name: getattr(opts, name) for name in declare.settings(kind.Config)}
+        system = kind(kind.Config.for_data(opts.modalities, **sizes)).to(dtype=dtype)
+    system.options = declare.read(kind.Options, opts)
+    return system.to(opts.device), loaded
+
+
+def require_fit(opts, loaded, video_dim):
+    """InputError unless a checkpoint can go on with these options and this data."""
+    config, name = loaded.system.config, loaded.system.name
+    if config.modalities != opts.modalities or name != opts.system:
+        raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
+                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for")
     if video_dim and config.video_dim != video_dim:
-        raise InputError(f"{resumed}: takes video of {config.video_dim} channels, the data has {video_dim}; "
+        raise InputError(f"{loaded.path}: takes video of {config.video_dim} channels, the data has {video_dim}; "
                          "use the data it was pretrained on")
+    if config.spatial_attention != opts.spatial_attention:
+        raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
+                         f"{opts.spatial_attention}; pass the same")
+    for name in declare.settings(type(config)):
+        if getattr(config, name) != getattr(opts, name):
+            raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
+                             f"{getattr(opts, name)}; pass the same")
     if not loaded.complete and not opts.evaluate:
-        raise InputError(f"{resumed}: has no {', '.join(loaded.missing)}; a file without them can be evaluated, "
+        raise InputError(f"{loaded.path}: has no {', '.join(loaded.missing)}; a file without them can be evaluated, "
                          "not resumed")
-    loaded.model.to(opts.device)
-    return loaded.model, loaded
 
 
 def main(argv=None):
@@ -94,12 +105,8 @@ def pretrain(opts, together):
     resumed = find_resumed(opts, together.is_first)
     generator = seed_everything(opts.seed)
     data = open_data(opts)
-    model, loaded = open_model(opts, resumed, data.video_dim)
-    trainer = Pretrainer(model, Draws(generator), Settings(
-        lr=opts.lr, mi_lr=opts.mi_lr, clip_gradient=opts.clip_gradient, weight_decay=opts.weight_decay,
-        without=tuple(opts.without), codebook_init=opts.codebook_init, code_reset=opts.code_reset, mm_ema=opts.mm_ema,
-        mi_forward=opts.mi_forward, layer2_start=opts.layer2_start, detach_targets=opts.detach_targets,
-        bf16=opts.precision == "bf16", recompute=opts.recompute), together)
+    system, loaded = open_system(opts, resumed, data.video_dim)
+    trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
     folder = None
     if opts.evaluate:
@@ -107,28 +114,33 @@ def pretrain(opts, together):
     elif together.is_first:
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
-        provenance.write(folder.folder, provenance.collect(opts, ("ave" if opts.source_set == "ave" else "vggsound",
-                                                                  opts.source_set), clips=fingerprint(data)))
-    log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", opts.system, opts.device, len(data),
-             "+".join(opts.modalities), model.config.num_codes,
-             sum(p.numel() for p in model.parameters()) / 1e6, opts.precision)
-    dtype = next(model.parameters()).dtype
+        provenance.write(folder.folder, provenance.collect(
+            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(opts.dataset_name)},
+            clips=fingerprint(data)))
+    log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
+             "+".join(opts.modalities), system.config.num_codes,
+             sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
+    own = own_names(system) if system.PARTS else []
+    if own:
+        log.info("without a published name, saved under ours: %s", ", ".join(own))
+    dtype = next(system.parameters()).dtype
     if opts.in_memory:
         batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype))
     else:
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
 
     if opts.evaluate:
-        return evaluate(opts, trainer, batches, len(data), loaded.epoch)
-    return Loop(opts, trainer, data, batches, generator, folder, loaded).run()
+        return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
+    return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
+                opts.model_save_path, folder, loaded).run()
 
 
-def evaluate(opts, trainer, batches, num_clips, epoch):
+def evaluate(trainer, batches, num_clips, epoch, batch_size):
     """Mean losses of a checkpoint over the data, weighted by clips; nothing is trained or written."""
-    trainer.model.eval()
+    trainer.system.eval()
     totals, count = {}, 0
     with tqdm(total=num_clips, desc="evaluating", unit="clip", disable=None) as bar:
-        for batch in batches(torch.arange(num_clips), opts.test_batch_size):
+        for batch in batches(torch.arange(num_clips), batch_size):
             clips = len(next(iter(batch.values())))
             for name, value in trainer.evaluate(batch, epoch).losses.items():
                 totals[name] = totals.get(name, 0) + value * clips

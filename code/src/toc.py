@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from atomic_write import whole_file
+from atomic_write import output_file
 from configs.opts import RUNS, toc_arguments
 from engine import checkpoint
 from engine.report import plot_style
 from engine.transfer.toc_variants import selection_of
-from errors import InputError, Parser, run
+from errors import Parser, run
 from model import toc
 
 NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
@@ -22,7 +22,7 @@ NAME = "TOC_before_after{}"             # the published name; a second codebook'
 
 def parse(argv=None):
     parser = Parser(prog="toc.py", description="Show TOC's choice of code channels and draw its effect.")
-    parser.add_argument("checkpoint", type=Path, help="DCID or H-DCID checkpoint, published or ours")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
     parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
                         help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
     toc_arguments(parser)
@@ -31,13 +31,13 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def report(number, codes, selection):
+def report(number, codes, choice):
     """Print one codebook's choice; returns the channels."""
     start = time.perf_counter()
-    channels = toc.select(codes, selection)
+    channels = toc.select(codes, choice)
     milliseconds = 1000 * (time.perf_counter() - start)
-    best, worst = selection.counts(codes.shape[1])
-    value = toc.criterion(codes, selection.terms)[channels]
+    best, worst = choice.counts(codes.shape[1])
+    value = toc.criterion(codes, choice.terms)[channels]
     print(f"\ncodebook {number}: {codes.shape[0]} codes, {best} best and {worst} worst of {codes.shape[1]} channels, "
           f"selected in {milliseconds:.2f} ms")
     print(f"mean cosine of two codes: {toc.mean_cosine(codes):.4f} before, "
@@ -60,25 +60,22 @@ def draw(codes, channels, path):
         axis.set(xticks=ticks, yticks=ticks)
     figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".pdf", ".png"):
-            with whole_file(path.with_suffix(suffix)) as file:
+            with output_file(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
                 figure.savefig(file, format=suffix[1:], dpi=80)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder with "
-                         "--snapshot_pref") from error
     finally:
         plot_style.plt.close(figure)
 
 
 def main(argv=None):
     opts = parse(argv)
-    selection = selection_of(opts, opts.choose_channel)
+    choice = selection_of(opts, opts.choose_channel)
     encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
-    selection.counts(encoder.config.code_dim)
-    print(f"{opts.checkpoint}: {encoder.config.system}, {', '.join(encoder.config.modalities)}")
+    for codes in encoder.codebooks:             # refused before anything is drawn
+        choice.counts(codes.shape[1])
+    print(f"{opts.checkpoint}: {encoder.system.name}, {', '.join(encoder.config.modalities)}")
     for number, codes in enumerate(encoder.codebooks, 1):
-        channels = report(number, codes, selection)
+        channels = report(number, codes, choice)
         path = opts.snapshot_pref / (NAME.format("" if number == 1 else f"_{number}") + ".pdf")
         draw(codes, channels, path)
         print(f"drawn: {path} and .png")

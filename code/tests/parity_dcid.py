@@ -6,18 +6,19 @@ from pathlib import Path
 
 import torch
 
-from engine.trainer import Pretrainer, Settings
 from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, relative_error
 from model import toc
 from model.codebook import Codebook
 from model.cross_cpc import CrossCPC
 from systems import published
-from systems.h_dcid import build
+from systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
+from systems.registry import SYSTEMS
+from tiny import trainer_for
 
 INPUTS = {"audio": "audio", "video": "video", "text": "query"}
 LETTER = {"audio": "a", "video": "v", "text": "t"}
 BUFFERS = ("embedding", "ema_count", "ema_weight", "unactivated_count")
-RELEASED_LEVEL_2 = float(torch.tensor(0.3, dtype=torch.float32))    # the published total is float32 (h_dcid_toc.md A3)
+RELEASED_LEVEL_2 = float(torch.tensor(0.3, dtype=torch.float32))    # the published total is float32
 FLOAT32_TOTAL = 1.2e-7                                              # its rounding
 ROUNDING = 1e-11                                                    # of CLUB bounds that are zero: sums cancel
 ACCURACY = 1e-6                                                     # accuracies are rounded to float32
@@ -71,14 +72,25 @@ def manifest(folder, name):
 
 
 def filled(shapes):
-    """Published sections with the weights of the golden rule."""
-    sections = {section: {key: det(f"{section}.{key}", shape) for key, shape in keys.items()}
-                for section, keys in shapes.items()}
-    encoder = sections[published.ENCODER]
-    encoder["Cross_quantizer.ema_weight"] = encoder["Cross_quantizer.embedding"].clone()
-    encoder["Cross_quantizer.ema_count"].fill_(1)
-    encoder["Cross_quantizer.unactivated_count"].fill_(-1)
+    """Published sections with the weights of the golden rule; batch normalisation has counts of whole numbers."""
+    sections = {}
+    for section, keys in shapes.items():
+        sections[section] = {key: torch.zeros((), dtype=torch.int64) if key.endswith("num_batches_tracked") else
+                             det(f"{section}.{key}", shape) for key, shape in keys.items()}
+        for key in (key for key in keys if key.endswith("running_var")):
+            x, weight = det(f"{section}.{key}", keys[key]) / 0.05, key.replace("running_var", "weight")
+            sections[section][key] = 1 + 0.1 * x ** 2
+            sections[section][weight] = 1 + 0.1 * (det(f"{section}.{weight}", keys[weight]) / 0.05)
+    encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
+    encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
+    encoder[quantizer + "ema_count"].fill_(1)
+    encoder[quantizer + "unactivated_count"].fill_(-1)
     return sections
+
+
+def codebook_name(sections):
+    """Prefix of the codebook's published names."""
+    return next(key for key in sections[published.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
 
 
 class Run:
@@ -89,23 +101,27 @@ class Run:
         if start:
             for name, value in start.items():
                 sections[published.ENCODER][f"Cross_quantizer.{name}"] = value
-        config = replace(published.infer(sections), dropout=0.0)
-        self.model = build(config).double()
-        self.tensors = published.layout(config, {n: v.shape for n, v in self.model.state_dict().items()})
+        kind, config = published.recognise(sections, [SYSTEMS[system]])
+        config = replace(config, dropout=0.0)
+        self.system = kind(config).double()
+        self.tensors = published.layout(kind, config)
         state, self.unused = published.from_published(sections, self.tensors, sections)
-        self.model.load_state_dict(state)
+        self.system.load_state_dict(state)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
-        passes = "once" if system == "dcid" else "released"
-        self.trainer = Pretrainer(self.model, Recorded(facts, picks), Settings(
-            codebook_init="released", code_reset="released", mi_forward=passes, layer2_start="released",
-            level_weights=(1.0, RELEASED_LEVEL_2)))
+        settings = {"codebook_init": "released", "code_reset": "released"}
+        if kind is HDCID:
+            settings |= {"mi_forward": "released", "layer2_start": "released"}
+            weights = self.system.weights
+            self.system.weights = lambda epoch: {kind: RELEASED_LEVEL_2 if weight == SECOND_LEVEL_WEIGHT else weight
+                                                 for kind, weight in weights(epoch).items()}
+        self.trainer = trainer_for(self.system, Recorded(facts, picks), **settings)
 
     def published(self):
-        return published.to_published(self.model.state_dict(), self.tensors, self.unused, torch.float64)
+        return published.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
 
     def gradients(self):
         """Published name -> gradient norm; tensors that nothing reaches are missing."""
-        ours = dict(self.model.named_parameters())
+        ours = dict(self.system.named_parameters())
         return {f"{t.section}.{t.key}": ours[t.ours[0]].grad.norm() for t in self.tensors
                 if t.ours and not t.is_buffer and ours[t.ours[0]].grad is not None}
 
@@ -119,7 +135,7 @@ class Run:
 def compare_losses(worst, group, report, golden, tolerance, is_float32_total):
     """Every loss and figure of one step. The published MI figures are minus the log-likelihood."""
     ours = {**report.losses, **report.metrics}
-    for section, value in report.likelihoods.items():
+    for section, value in report.inner.items():
         ours[f"lld_{section}"] = -value
         ours[f"{section.split('_')[0].lower()}_lld"] = -value
     for name, theirs in golden.items():
@@ -147,9 +163,9 @@ def check_dcid_small(folder):
     arrays, facts = load(folder, "dcid_small")
     worst = Worst("dcid_small")
     run = Run(folder, "dcid", arrays, facts)
-    run.model.eval()
-    features = run.model.encoder.features(run.batch)
-    outputs = run.model.encoder(features)
+    run.system.eval()
+    features = run.system.features(run.batch)
+    outputs = run.system.encode(features, 0)
     output = outputs[0]
     worst.add("eval outputs", features["text"], arrays["eval_text_lstm"], FORWARD)
     worst.add("eval outputs", output.specific["video"].pooled, arrays["eval_video_specific_pooled"], FORWARD)
@@ -158,10 +174,12 @@ def check_dcid_small(folder):
         worst.add("eval outputs", output.specific[m].full, arrays[f"eval_{m}_specific"], FORWARD)
         worst.add("eval outputs", output.quantized.vectors[m], arrays[f"eval_{m}_quantized"], FORWARD)
         worst.add("eval code indices", output.quantized.indices[m], arrays[f"eval_indices_{LETTER[m]}"], 0)
-    objective, clubs = run.model.objectives[0], run.trainer.clubs([0])
-    report = run.trainer.losses(outputs, [0], clubs)
-    report.likelihoods = dict(zip(map(names_of, objective.club_order),
-                                  clubs[0].log_likelihoods(objective.evidence(output))))
+    objective = run.system.objectives[0]
+    clubs = objective.clubs()
+    clubs.collect_gradients()
+    run.system._clubs = {0: clubs}
+    report = run.trainer._losses(outputs, 0)
+    report.inner = dict(zip(map(names_of, objective.club_order), clubs.log_likelihoods(objective.evidence(output))))
     compare_losses(worst, "eval losses", report, facts["eval_losses"], FORWARD, False)
     report.losses["total"].backward()
     ours = run.gradients()
@@ -169,12 +187,12 @@ def check_dcid_small(folder):
         worst.add("eval gradient norms", ours.get(name, torch.zeros(())), theirs, FORWARD)
     surplus = [norm for name, norm in ours.items() if name not in facts["eval_grad_norms"]]
     worst.add("eval gradients where there are none", sum(surplus, torch.zeros(())), 0.0, 0)
-    codebook = run.model.encoder.levels[0].codebook
+    codebook = run.system.encoder.levels[0].codebook
     codebook.count_and_reset(output.quantized.indices, run.trainer.draws, "released")
     worst.add("eval reset counter", codebook.unactivated_count, facts["eval_unactivated_count"], 0)
 
     run = Run(folder, "dcid", arrays, facts)
-    run.model.train()
+    run.system.train()
     for number, golden in enumerate(facts["train_steps"]):
         report = run.trainer.step(run.batch, 0)
         compare_losses(worst, "train losses", report, golden, STEPPED, False)
@@ -196,7 +214,7 @@ def check_h_dcid_small(folder):
     for epoch in (0, 3):
         run = Run(folder, "h_dcid", arrays, facts)
         run.trainer.draws = draws               # the lists of draws run on from pair to pair
-        run.model.train()
+        run.system.train()
         for number, golden in enumerate(facts[f"epoch{epoch}_steps"]):
             report = run.trainer.step(run.batch, epoch)
             compare_losses(worst, f"epoch {epoch} losses", report, golden, STEPPED, True)
@@ -217,7 +235,7 @@ def check_spread(folder, system):
     start["ema_weight"] = start["embedding"] * start["ema_count"].unsqueeze(-1)
     picks = [pick for step in facts["steps"] for pick in step["reset_picks"]]
     run = Run(folder, system, arrays, facts, start, picks)
-    run.model.train()
+    run.system.train()
     for number, golden in enumerate(facts["steps"]):
         report = run.trainer.step(run.batch, facts["epoch"])
         compare_losses(worst, "train losses", report, golden, STEPPED, system == "h_dcid")

@@ -18,8 +18,8 @@ def check_manifest(folder, name):
         path = Path(scratch) / "published.pt"
         checkpoint.save(path, sections | {"epoch": 4, "total_step": 2555})
         loaded = checkpoint.open_file(path, torch.float64)
-    tensors = published.layout(loaded.model.config, {n: v.shape for n, v in loaded.model.state_dict().items()})
-    again = published.to_published(loaded.model.state_dict(), tensors, loaded.unused, torch.float64)
+    tensors = published.layout(type(loaded.system), loaded.system.config)
+    again = published.to_published(loaded.system.state_dict(), tensors, loaded.unused, torch.float64)
     ordered = all(list(again[section]) == list(sections[section]) for section in sections)
     equal = all(torch.equal(again[section][key], value)
                 for section in sections for key, value in sections[section].items())
@@ -28,4 +28,5 @@ def check_manifest(folder, name):
 
 
 CHECKS = {name: (lambda folder, name=name: check_manifest(folder, name))
-          for name in ("dcid_published_manifest", "h_dcid_published_manifest")}
+          for name in (f"{system}_published_manifest"
+                       for system in ("dcid", "h_dcid", "fcid", "micu", "codaar", "codaar_av"))}

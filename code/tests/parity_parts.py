@@ -2,6 +2,7 @@
 
 import torch
 
+from dataset.labels import clip_class
 from engine.transfer import metrics
 from golden_io import FORWARD, Check, det, load, relative_error
 from model.heads import ClipHead, ExpLog, SegmentHead
@@ -26,7 +27,7 @@ def check_heads(folder):
     outputs = arrays["segment_logits"].shape[-1]
     segment = _filled(SegmentHead(width, outputs - 1), "segment_head")
     scores = metrics.segment_scores(arrays["metric_logits"][None], arrays["metric_labels"][None])
-    targets = metrics.clip_targets(arrays["clip_labels"])
+    targets = clip_class(arrays["clip_labels"])
     shapes = {name: list(tensor.shape) for name, tensor in clip.state_dict().items()}
     checks = {
         "clip head": relative_error(clip(arrays["head_input"]), arrays["clip_logits"]),
@@ -43,4 +44,4 @@ def check_heads(folder):
     return [Check("parts", group, error, FORWARD) for group, error in checks.items()]
 
 
-HEAD_CHECKS = {"parts": check_heads}
+CHECKS = {"parts": check_heads}

@@ -9,14 +9,15 @@ import torch
 
 from conftest import ROOT
 from engine import checkpoint
-from engine.trainer import Pretrainer, Settings
 from errors import InputError
 from model.config import Config
 from model.sampling import Draws
 from parity_dcid import filled, manifest
 from systems import published
-from systems.h_dcid import build
+from systems.dcid import DCID
+from systems.registry import SYSTEMS
 from test_dcid import TINY, batch_of, trainer_of
+from tiny import trainer_for
 
 GOLDEN = ROOT / "code" / "tests" / "golden"
 
@@ -53,25 +54,22 @@ def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
 @pytest.mark.parametrize("modalities", [("audio", "video"), ("audio", "text"), ("video", "text")])
 def test_every_modality_set_comes_back(modalities, tmp_path):
     torch.manual_seed(0)
-    model = build(Config.for_data(modalities, **TINY))
+    model = DCID(Config.for_data(modalities, **TINY))
     contents = checkpoint.pack(model, {}, {}, 0, 0, {})
     checkpoint.save(tmp_path / "m.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "m.pt")
-    assert loaded.complete and loaded.model.config.modalities == modalities
+    assert loaded.complete and loaded.system.config.modalities == modalities
     ours = model.state_dict()
-    assert all(torch.equal(ours[name], value) for name, value in loaded.model.state_dict().items())
+    assert all(torch.equal(ours[name], value) for name, value in loaded.system.state_dict().items())
 
 
 @pytest.mark.parametrize("save_dtype", [torch.float32, torch.float64])
 def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
     """A strict reader of the published manifest: nothing missing, nothing extra, one dtype."""
-    published = manifest(GOLDEN, "dcid_published_manifest")
-    with torch.device("meta"):
-        model = build(Config())
-    state = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
-    tensors = published.layout(model.config, {n: v.shape for n, v in state.items()})
-    ours = published.to_published(state, tensors, {}, save_dtype)
-    assert {s: {k: list(v.shape) for k, v in keys.items()} for s, keys in ours.items()} == published
+    state = {name: torch.zeros(value.shape) for name, value in published.meta(DCID, Config()).state_dict().items()}
+    ours = published.to_published(state, published.layout(DCID, Config()), {}, save_dtype)
+    assert {s: {k: list(v.shape) for k, v in keys.items()} for s, keys in ours.items()} == manifest(
+        GOLDEN, "dcid_published_manifest")
     assert {v.dtype for keys in ours.values() for v in keys.values()} == {save_dtype}
 
 
@@ -80,13 +78,13 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
     trainer = trainer_of(("audio", "video", "text"))
     for _ in range(2):
         trainer.step(batch_of(("audio", "video", "text")), 0)
-    contents = checkpoint.pack(trainer.model, trainer.optimizers, {}, 0, 2, {}, torch.float64)
-    buffers = {f"Cross_quantizer.{name}" for name in published.CODEBOOK}
-    order = [(s, k) for s in published.MAIN_OPTIMIZER for k in contents.get(s, {}) if k not in buffers]
+    contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 2, {}, torch.float64)
+    main = (published.LSTM, published.ENCODER, "CPC_parameters", published.DECODER)
+    order = [(s, k) for s in main for k in contents[s] if not k.startswith("Cross_quantizer.")]
     theirs = torch.optim.Adam([torch.nn.Parameter(contents[s][k]) for s, k in order], lr=1)
     theirs.load_state_dict(contents["optimizer"])
     assert theirs.param_groups[0]["lr"] == pytest.approx(4e-4)
-    ours = dict(trainer.model.named_parameters())
+    ours = dict(trainer.system.named_parameters())
     checked = 0
     for (_, key), parameter in zip(order, theirs.param_groups[0]["params"]):
         if key == "audio_self_att.encoder.layers.1.linear2.weight":
@@ -97,19 +95,19 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
             assert parameter not in theirs.state
             checked += 1
     assert checked > 1
-    for section, name in published.MI_OPTIMIZERS.items():
-        assert (name in contents) == (not section.endswith("_2_parameters"))
+    assert {name for name in contents if name.startswith("optimizer_")} == {
+        f"optimizer_{m}_mi_net" for m in ("video", "text", "audio")}
 
     checkpoint.save(tmp_path / "run.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "run.pt")
-    resumed = Pretrainer(loaded.model, Draws(torch.Generator().manual_seed(1)), Settings())
+    resumed = trainer_for(loaded.system, seed=1)
     checkpoint.load_optimizers(loaded, resumed.optimizers)
-    resumed.started, trainer.draws = [True], Draws(torch.Generator().manual_seed(1))
+    resumed.system.started, trainer.draws = [True], Draws(torch.Generator().manual_seed(1))
     batch = batch_of(("audio", "video", "text"))
     for one in (trainer, resumed):
         torch.manual_seed(5)
         one.step(batch, 0)
-    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), resumed.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.system.parameters(), resumed.system.parameters()))
 
 
 def wrong_files(folder, small):
@@ -188,11 +186,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_the_map_names_every_tensor_once():
-    for system in ("dcid", "h_dcid"):
-        config = Config.for_data(("audio", "video", "text"), system=system, **TINY)
-        shapes = checkpoint.shapes(config)
-        tensors = published.layout(config, shapes)
+    for system in SYSTEMS.values():
+        config = system.Config.for_data(("audio", "video", "text"), **TINY)
+        tensors = published.layout(system, config)
         ours = [name for tensor in tensors for name in tensor.ours]
-        assert sorted(ours) == sorted(shapes)
+        assert sorted(ours) == sorted(published.meta(system, config).state_dict())
         assert len({(t.section, t.key) for t in tensors}) == len(tensors)
         assert json.dumps([t.key for t in tensors])

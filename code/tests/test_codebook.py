@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codebook import RESET_AFTER, Codebook, cmcm_pair, squared_distance
+from model.codebook import RESET_AFTER, Codebook, cmcm_pair, lowest_equal, nearest, squared_distance
 from model.sampling import Draws
 
 F64 = torch.float64
@@ -114,10 +114,50 @@ def test_lookup_finds_the_nearest_code(seed, num_codes, rows):
     assert torch.allclose(distance, torch.cdist(x, codes, compute_mode="donot_use_mm_for_euclid_dist") ** 2)
 
 
-def test_equal_codes_tie_to_the_lowest_index():
-    codebook, z, _ = make()
-    codebook.embedding.copy_(codebook.embedding[:1].expand(7, -1))
-    assert all((i == 0).all() for i in codebook(z).indices.values())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_equal_codes_tie_to_the_lowest_index(dtype, other_rounding):
+    """Whatever the last bit of a distance is, for every number of rows, in training and downstream."""
+    torch.manual_seed(0)
+    codebook = Codebook(40, 16).to(dtype)
+    codebook.embedding.copy_(torch.randn(10, 16).repeat(4, 1))
+    codebook.embedding[:, 0].zero_()
+    codebook.embedding[10:, 0] *= -1                        # -0.0 equals 0.0
+    z = {m: torch.randn(7, 6, 16).to(dtype) for m in ("audio", "video")}
+    for _ in range(5):                                      # roundings
+        assert all((i < 10).all() for i in codebook(z).indices.values())
+        for rows in range(1, 8):
+            part = z["audio"][:rows]
+            vectors, indices = codebook.lookup(part)
+            assert (indices < 10).all() and torch.equal(vectors, codebook.embedding[indices])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([torch.float64, torch.float32, torch.float16]))
+def test_lowest_equal_is_the_first_of_the_rows_alike(seed, num_codes, dtype):
+    torch.manual_seed(seed)
+    codes = torch.randint(-1, 2, (num_codes, 2)).to(dtype) * torch.tensor([1e-3, -7.0], dtype=dtype)
+    rows = codes.tolist()                                   # -0.0 == 0.0 in Python, too
+    assert lowest_equal(codes).tolist() == [rows.index(row) for row in rows]
+
+
+def test_rows_that_collide_or_hold_nan_keep_their_own_index(monkeypatch):
+    monkeypatch.setattr("model.codebook.HASH_BASE", 0)      # every row has the same hash
+    codes = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [float("nan"), 0.0]])
+    assert lowest_equal(codes).tolist() == [0, 1, 0, 3]
+
+
+def test_nearest_equals_distances_taken_pair_by_pair():
+    """For rows whose best two different codes are further apart than rounding."""
+    torch.manual_seed(0)
+    codes = torch.randn(30, 16)
+    codes[20:] = codes[[3, 19, 3, 0, 1, 7, 7, 7, 12, 5]]
+    rows = torch.cat([torch.randn(200, 16), codes])
+    pairs = (rows.double().unsqueeze(1) - codes.double()).square().sum(2)
+    best, second = pairs[:, :20].topk(2, largest=False).values.unbind(1)
+    is_clear = second - best > 1e-3
+    found = nearest(squared_distance(rows, codes), codes)
+    assert is_clear.float().mean() > 0.9
+    assert torch.equal(found[is_clear], pairs[:, :20].argmin(1)[is_clear])
 
 
 def test_attention_teacher_and_own_vectors():

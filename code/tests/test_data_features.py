@@ -196,7 +196,7 @@ def test_each_defect_is_named_and_can_be_skipped(folder, caplog, name):
     assert str(folder / "clip2.zip") in text and finding in text and "expected" in text or "at most" in text
     left = clips(folder, on_bad_clip="skip")
     assert left.ids == ["clip0", "clip1", "clip3"] and list(left.skipped) == ["clip2"]
-    assert "1 of 4 clips are left out" in caplog.text and finding in caplog.text
+    assert "1 of 4 clips are skipped" in caplog.text and finding in caplog.text
     assert np.array_equal(left[2]["audio"], CLIP + 3)
 
 

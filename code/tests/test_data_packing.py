@@ -49,7 +49,7 @@ def broken(tmp_path, zips):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_pack_equals_its_source(zips, tmp_path, dtype):
     done = pack(zips, tmp_path / "p.h5", "audio", dtype)
-    assert (done.clips, done.resumed, done.left_out) == (150, 0, {}) and not list(tmp_path.glob("*.partial"))
+    assert (done.clips, done.resumed, done.skipped) == (150, 0, {}) and not list(tmp_path.glob("*.partial"))
     source, packed = open_features(zips, "audio"), open_features(tmp_path / "p.h5", "audio")
     for name in IDS:
         x = packed.read(name)
@@ -89,11 +89,11 @@ def test_video_and_rows_are_packed_too(tmp_path):
     assert "rank 5" in message(open_features, tmp_path / "p.h5", "video")
 
 
-def test_a_bad_clip_stops_or_is_left_out(broken, tmp_path):
+def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):
     out = tmp_path / "p.h5"
     assert "0 bytes" in message(pack, broken, out, "audio") and not out.exists()
     done = pack(broken, out, "audio", on_bad_clip="skip")               # goes on where the first stopped
-    assert done.clips == 9 and done.resumed > 0 and list(done.left_out) == [IDS[3]]
+    assert done.clips == 9 and done.resumed > 0 and list(done.skipped) == [IDS[3]]
     assert "1 of 10 clips of set have no audio feature" in message(Clips, "set", ("audio",), IDS[:10], {"audio": out})
     assert len(Clips("set", ("audio",), IDS[:10], {"audio": out}, on_bad_clip="skip")) == 9
 

@@ -8,6 +8,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import data_trees
 import prepare
@@ -17,6 +18,7 @@ from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_by
 from dataset.annotation_csv import read_table
 from dataset.ave import AVE
 from dataset.ave_avvp import AVEShared, AVVPShared
+from dataset.avs_s4 import S4
 from dataset.avvp import AVVP
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
@@ -157,14 +159,14 @@ PLANTED = {             # name -> (what is done to the package, what check must 
                      f"{OTHER}.zip: an array of Python objects"),
     "missing clips": (lambda p: [(p["audio"] / f"v-00000000{k}.zip").unlink() for k in range(7)],
                       "7 clips have no feature file: v-000000000, v-000000001, v-000000002, v-000000003, v-0000000"),
-    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "zip: not found; a folder of zips"),
+    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "vggsound.audio is absent: "),
     "missing column": (lambda p: rewrite(p["csv"], "video_id", "id_of_video"), "no column 'video_id'"),
     "missing cell": (lambda p: rewrite(p["csv"], FIRST, ""), "line 2 has no video_id"),
     "unknown split": (lambda p: rewrite(p["csv"], ",train", ",tran"), "the split 'tran'"),
     "unknown class": (lambda p: rewrite(p["csv"], "race car", "race cat"), "no prompt for 'race cat'"),
     "repeated id": (lambda p: rewrite(p["csv"], OTHER, FIRST), f"1 repeated ids, first {FIRST}"),
-    "no list": (lambda p: p["csv"].unlink(), "cannot be read (No such file"),
-    "no text": (lambda p: p["text"].unlink(), "prompts.h5: not found; word vectors"),
+    "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is absent: "),
+    "no text": (lambda p: p["text"].unlink(), "make it with `python prepare.py text --dataset vggsound`, or set"),
 }
 
 
@@ -175,7 +177,7 @@ def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
     plant(paths(root, PLACES, "vggsound"))
     code, out = check(root, "vggsound_AVT", capsys)
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
-    assert code == 1 and any(finding in line for line in problems), out
+    assert code == 1 and [finding in line for line in problems] == [True], out         # said once, and nothing else is
     assert "not ready" in out and "get it from: the CMG data package" in out
 
 
@@ -189,8 +191,13 @@ def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
 
 def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
-    absent = {name for name, place in PLACES.items() if f"absent: {tmp_path / place}\n" in out}
-    assert code == 1 and out.count("not ready") == 6
+    absent = {name for name, place in PLACES.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
+    assert code == 1 and out.count("not ready") == 6 == out.count("get it from: ")
+    problems = [line for line in out.splitlines() if "PROBLEM" in line]
+    assert all("is absent: " in line and " --path " in line for line in problems)
+    for report in out.split("get it from: "):
+        said = [line.split("is absent: ")[1] for line in report.splitlines() if "is absent: " in line]
+        assert len(said) == len(set(said))
     assert {"vggsound.csv", "vggsound.audio", "vggsound.video", "vggsound.text", "ave.audio", "ave.video", "ave.label",
             "ave.test", "avvp.audio_csv", "avvp.video", "ave_avvp.order", "ucf_vggsound.ucf_csv", "avs.masks"} <= absent
     assert not {"vggsound.label", "vggsound.prompts", "ave.annotations", "avvp.official_audio"} & absent
@@ -276,7 +283,7 @@ AVE_DEFECTS = {
     "order of floats": (lambda p: write(p["train"], "order", np.array([5.0])), "'order' is float64"),
     "other class count": (lambda p: write(p["label"], "avadataset", np.zeros((4143, 10, 13))), "13 columns; 28"),
     "labels that are none": (lambda p: write(p["label"], "avadataset", np.full((4143, 10, 29), .5)), "other than 0"),
-    "no video": (lambda p: p["video"].unlink(), "visual_feature.h5: not found"),
+    "no video": (lambda p: p["video"].unlink(), "ave.video is absent: "),
     "features of fewer samples": (lambda p: write(p["audio"], "avadataset", np.zeros((99, 10, 128))), "have no feat"),
     "features of another kind": (lambda p: write(p["audio"], "avadataset", np.zeros((4143, 10, 64))), "(64,)"),
 }
@@ -294,7 +301,9 @@ def test_check_names_defects_of_ave(ave, tmp_path, capsys, name):
     plant, finding = AVE_DEFECTS[name]
     plant(place)
     code, out = check(root, "ave", capsys)
-    assert code == 1 and any(finding in line for line in out.splitlines() if "PROBLEM" in line), out
+    problems = [line for line in out.splitlines() if "PROBLEM" in line]
+    assert code == 1 and any(finding in line for line in problems), out
+    assert len({line.split(": ", 2)[2] for line in problems}) == len(problems), out                 # each said once
 
 
 # --------------------------------------------------------------------------------------------------- other sets
@@ -352,20 +361,33 @@ def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
 def test_avs_is_checked(tmp_path, capsys):
     place = paths(tmp_path, PLACES, "avs")
     place["csv"].parent.mkdir(parents=True)
-    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\nb,5,helicopter,test\n")
-    for split, name, masks in (("train", "a", 1), ("test", "b", 5)):
+    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\nb,5,helicopter,test\nc,5,dog,val\n")
+    for split, category, name, masks in (("train", "helicopter", "a", 1), ("test", "helicopter", "b", 5),
+                                         ("val", "dog", "c", 5)):
         for kind, count in (("frames", 5), ("masks", masks)):
-            folder = place[kind] / split / "helicopter" / name
+            folder = place[kind] / split / category / name
             folder.mkdir(parents=True)
             for k in range(1, count + 1):
-                (folder / f"{name}_{k}.png").touch()
-        data_trees.write_zips(place["audio"] / split / "zip" / "helicopter", {name: np.ones((5, 128), np.float32)})
+                Image.new("RGB", (8, 8)).save(folder / f"{name}_{k}.png")
+        data_trees.write_zips(place["audio"] / split / "zip" / category, {name: np.ones((5, 128), np.float32)})
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 0 and "2 clips (test 1, train 1)" in out
+    assert code == 1 and out.count("PROBLEM") == 2 and out.count(f"avs.text is absent: {place['text']}") == 1
+    place["prompts"].parent.mkdir(parents=True)
+    place["prompts"].write_text("label,prompt\nhelicopter,a helicopter\ndog,a dog\n")
+    hashed_text(place["text"], {"helicopter": "a helicopter", "dog": "a dog"})
+    code, out = check(tmp_path, "avs", capsys)
+    assert code == 0 and "train: 1 clips" in out and "val: 1 classes, 1 clips each" in out
     (place["masks"] / "test" / "helicopter" / "b" / "b_4.png").unlink()
     (place["audio"] / "train" / "zip" / "helicopter" / "a.zip").write_bytes(b"")
+    (place["frames"] / "val" / "dog" / "c" / "c_2.png").write_bytes(b"no picture")
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 1 and "1 clips lack masks: b" in out and "a.zip: an empty file" in out
+    assert code == 1 and out.count("PROBLEM") == 3 and "b_4.png: no such file (1 files of split 'test'" in out
+    assert "a.zip: an empty file" in out and "c_2.png: not a whole picture" in out
+    with pytest.raises(InputError, match="b_4.png: no such file"):      # training says the very same
+        S4(place, "test")
+    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\na,0,helicopter,train\n")
+    code, out = check(tmp_path, "avs", capsys)
+    assert code == 1 and out.count("PROBLEM") == 1 and "clip a is listed 2 times" in out
 
 
 # --------------------------------------------------------------------------------------------------------- runs

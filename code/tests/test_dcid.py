@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.trainer import Pretrainer, Settings
 from model.club import Club, Clubs, Evidence
 from model.config import Config
-from model.sampling import Draws
-from systems.h_dcid import build
+from systems.dcid import DCID
+from tiny import trainer_for
 
 F64 = torch.float64
 TINY = {"video_dim": 4, "num_codes": 48, "code_dim": 16, "feed_forward": 24, "club_hidden": 8, "text_hidden": 8}
@@ -22,8 +21,7 @@ def batch_of(modalities, clips=5, seconds=10, channels=4, dtype=torch.float32):
 
 def trainer_of(modalities, seed=0, **settings):
     torch.manual_seed(seed)
-    model = build(Config.for_data(modalities, **TINY)).train()
-    return Pretrainer(model, Draws(torch.Generator().manual_seed(seed)), Settings(**settings))
+    return trainer_for(DCID(Config.for_data(modalities, **TINY)).train(), seed=seed, **settings)
 
 
 @pytest.mark.parametrize("modalities", [("audio", "video", "text"), ("audio", "video"), ("audio", "text"),
@@ -42,20 +40,20 @@ def test_every_modality_set_trains(modalities):
 def test_training_changes_the_codebook_and_evaluation_does_not():
     trainer = trainer_of(("audio", "video", "text"))
     batch = batch_of(("audio", "video", "text"))
-    buffers = dict(trainer.model.named_buffers())
+    buffers = dict(trainer.system.named_buffers())
     trainer.step(batch, 0)
     before = {name: buffer.clone() for name, buffer in buffers.items()}
-    trainer.model.eval()
+    trainer.system.eval()
     trainer.evaluate(batch, 0)
     assert all(torch.equal(before[name], buffer) for name, buffer in buffers.items())
-    trainer.model.train()
+    trainer.system.train()
     trainer.step(batch, 0)
     assert not all(torch.equal(before[name], buffer) for name, buffer in buffers.items())
 
 
 def test_a_permutation_of_clips_permutes_the_outputs():
     torch.manual_seed(1)
-    model = build(Config.for_data(("audio", "video", "text"), **TINY)).double().eval()
+    model = DCID(Config.for_data(("audio", "video", "text"), **TINY)).double().eval()
     batch = batch_of(model.config.modalities, dtype=F64)
     order = torch.tensor([3, 1, 4, 0, 2])
     output = model.encoder(model.encoder.features(batch))[0]
@@ -69,7 +67,7 @@ def test_a_permutation_of_clips_permutes_the_outputs():
 
 def test_the_sum_over_places_equals_the_published_attention_of_weight_one():
     torch.manual_seed(2)
-    pool = build(Config.for_data(("audio", "video"), **TINY)).encoder.levels[0].semantic["video"]
+    pool = DCID(Config.for_data(("audio", "video"), **TINY)).encoder.levels[0].semantic["video"]
     x = torch.rand(2, 3, 7, 7, 4)
     gate = torch.sigmoid(pool.excite(torch.relu(pool.squeeze(x.mean((2, 3))))))[:, :, None, None]
     assert torch.allclose(pool.pool(x), (x * gate + x).sum((2, 3)), rtol=1e-5)
@@ -78,7 +76,7 @@ def test_the_sum_over_places_equals_the_published_attention_of_weight_one():
 def test_softmax_attention_weighs_places_and_learns():
     torch.manual_seed(3)
     config = replace(Config.for_data(("audio", "video"), spatial_attention="softmax", **TINY), attention_dim=16)
-    pool = build(config).encoder.levels[0].semantic["video"]
+    pool = DCID(config).encoder.levels[0].semantic["video"]
     x = torch.rand(2, 3, 7, 7, 4)
     pooled = pool.pool(x)
     assert pooled.shape == (2, 3, 4)
@@ -170,7 +168,7 @@ def test_bf16_leaves_what_becomes_codes_alone():
     outputs = []
     for bf16 in (True, False):
         trainer = trainer_of(modalities, bf16=bf16)
-        trainer.model.eval()
+        trainer.system.eval()
         outputs.append(trainer.evaluate(batch_of(modalities), 0).outputs[0])
     ours, exact = outputs
     for m in modalities:
@@ -190,7 +188,8 @@ def test_leaving_out_cmcm_makes_its_term_zero():
 
 
 def test_fewer_dead_codes_with_the_start_from_data():
-    """After 500 steps of a small system on clustered clips more codes are alive than from the published start."""
+    """After 150 steps of a small system on clustered clips, before any reset, more codes are alive than from the
+    published start: 23, 25, 34 against 12, 8, 9 for seeds 0 to 2, so that rounding cannot turn it."""
     alive = {}
     for start in ("data", "released"):
         trainer = trainer_of(("audio", "text"), codebook_init=start, without=("club",),
@@ -198,11 +197,11 @@ def test_fewer_dead_codes_with_the_start_from_data():
         generator = torch.Generator().manual_seed(7)
         centres = {m: torch.rand(10, 1, x.shape[-1], generator=generator)
                    for m, x in batch_of(("audio", "text"), 1).items()}
-        for _ in range(500):
+        for _ in range(150):
             kind = torch.randint(10, (8,), generator=generator)
             batch = {m: c[kind] + 0.1 * torch.randn(8, 10, c.shape[-1], generator=generator)
                      for m, c in centres.items()}
             trainer.step(batch, 0)
-        count = trainer.model.encoder.levels[0].codebook.unactivated_count
+        count = trainer.system.encoder.levels[0].codebook.unactivated_count
         alive[start] = int(((count >= 0) & (count < 100)).sum())
     assert alive["data"] > alive["released"], alive

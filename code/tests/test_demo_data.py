@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import zipfile
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from configs.opts import PLACES
@@ -139,7 +141,7 @@ def test_video_features_are_rectified_projections_of_patches():
 def test_classes_can_be_learned_and_are_not_trivial():
     """A linear classifier of single seconds, other writers and other presses in the test."""
     rng = np.random.default_rng(5)
-    train, test = rng.integers(0, 10, (200, 10)), rng.integers(0, 10, (80, 10))
+    train, test = rng.integers(0, 10, (100, 10)), rng.integers(0, 10, (80, 10))
     audio = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     audio.fit(digits.audio_clips(train, rng).reshape(-1, 128), train.ravel())
     assert audio.score(digits.audio_clips(test, rng).reshape(-1, 128), test.ravel()) > 0.99
@@ -325,15 +327,9 @@ def test_our_loaders_read_the_tree(tree):
         assert UCFVGGSound(paths("ucf_vggsound"), (modality, "text"))[0]["label"].shape == (10, 11)
 
 
-def test_the_bytes_do_not_depend_on_the_threads(tree, tmp_path):
-    from threadpoolctl import threadpool_limits
+def test_one_seed_gives_the_same_bytes_whatever_the_threads(tree, tmp_path):
     with threadpool_limits(2):
-        demo_tree.build(tmp_path / "two", PLACES, seed=3, clips=CLIPS, progress=False)
-    assert digest(tmp_path / "two") == digest(tree)
-
-
-def test_one_seed_gives_the_same_bytes(tree, tmp_path):
-    demo_tree.build(tmp_path / "again", PLACES, seed=3, clips=CLIPS, progress=False)
+        demo_tree.build(tmp_path / "again", PLACES, seed=3, clips=CLIPS, progress=False)
     again = digest(tmp_path / "again")
     assert again == digest(tree)
     demo_tree.build(tmp_path / "other", PLACES, seed=4, clips=CLIPS, progress=False)
@@ -379,3 +375,33 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
 def test_the_marker_names_the_settings(tree):
     marker = json.loads((tree / demo_tree.MARKER).read_text())
     assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(demo_tree.PARTS)
+
+
+def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypatch):
+    """The other files keep their bytes, and parts that are no longer known do no harm."""
+    old = shutil.copytree(tree, tmp_path / "old")
+    marker = json.loads((old / demo_tree.MARKER).read_text())
+    (old / demo_tree.MARKER).write_text(json.dumps(marker | {"parts": [*marker["parts"], "text"]}))
+    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)        # as trees before this version
+
+    def later(tree):
+        (tree.root / "later.txt").write_text("here")
+        tree.bar.update(1)
+    monkeypatch.setitem(demo_tree.PARTS, "later", later)
+    assert demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert (old / "later.txt").read_text() == "here"
+    assert json.loads((old / demo_tree.MARKER).read_text())["parts"] == [*marker["parts"], "later"]
+    before, after = digest(tree), digest(old)
+    assert {name for name in after if after[name] != before.get(name)} == {"later.txt", demo_tree.MARKER}
+    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+
+
+def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypatch):
+    old = shutil.copytree(tree, tmp_path / "old")
+
+    def fail(tree):
+        raise OSError("no space left")
+    monkeypatch.setitem(demo_tree.PARTS, "later", fail)
+    with pytest.raises(OSError, match="no space"):
+        demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert digest(old) == digest(tree)

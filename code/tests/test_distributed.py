@@ -16,34 +16,36 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from engine.distributed import Ranks, ranks  # noqa: E402
-from engine.trainer import Pretrainer, Settings  # noqa: E402
 from errors import InputError  # noqa: E402
 from kill_resume import differences  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
 from model.collectives import ALONE  # noqa: E402
-from model.config import Config  # noqa: E402
-from model.sampling import Draws  # noqa: E402
-from systems.h_dcid import build  # noqa: E402
-from tiny import command  # noqa: E402
+from systems.registry import SYSTEMS  # noqa: E402
+from tiny import command, trainer_for  # noqa: E402
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
 ALL = ("audio", "video", "text")
-RUNS = {        # name -> (config, settings, epoch)
-    "dcid": (Config.for_data(ALL, **SMALL), Settings(), 0),
-    "released": (Config.for_data(("audio", "text"), **SMALL),
-                 Settings(mi_forward="released", code_reset="released", mm_ema="attention"), 0),
-    "h_dcid": (Config.for_data(ALL, system="h_dcid", **SMALL), Settings(), 3),
+RUNS = {        # name -> (system, modalities, settings, epoch)
+    "dcid": ("dcid", ALL, {}, 0),
+    "released": ("dcid", ("audio", "text"),
+                 {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
+    "h_dcid": ("h_dcid", ALL, {}, 3),
+    "codaar": ("codaar", ALL, {}, 0),
+    "fcid": ("fcid", ALL, {}, 0),
+    "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
 }
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 
 
 def train(name, together):
     """Three steps on the part of the data that this process holds; what came out, as plain tensors."""
-    config, settings, epoch = RUNS[name]
+    system, modalities, settings, epoch = RUNS[name]
+    config = SYSTEMS[system].Config.for_data(modalities, **SMALL)
     torch.manual_seed(3)
-    model = build(config).double().train()
-    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)), settings, together)
+    model = SYSTEMS[system](config).double().train()
+    trainer = trainer_for(model, together=together, **settings)
     generator = torch.Generator().manual_seed(5)
     shapes = {"audio": (10, config.audio_dim), "video": (10, 7, 7, config.video_dim), "text": (10, config.text_dim)}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
@@ -51,10 +53,10 @@ def train(name, together):
     results = []
     for number, chosen in enumerate(order.split(size)):
         together.expect(min(BATCH, CLIPS - number * BATCH), number)
-        for level in model.encoder.levels:
-            level.codebook.unactivated_count[:3] = 300                      # the unused ones among them are due
+        for codebook in model.codebooks.values():
+            codebook.unactivated_count[:3] = 300                            # the unused ones among them are due
         report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
-        figures = report.losses | report.metrics | report.likelihoods | {
+        figures = report.losses | report.metrics | report.inner | {
             f"norm {section}": norm for section, norm in report.grad_norms.items()}
         results.append({key: value.detach().double().clone() for key, value in figures.items()})
     return {"steps": results, "state": {key: value.clone() for key, value in model.state_dict().items()}}

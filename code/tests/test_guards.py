@@ -11,6 +11,7 @@ import pretrain
 from configs.opts import PLACES, parse_pretrain
 from dataset.clips import Clips
 from engine import checkpoint, monitors, provenance, results
+from engine.trainer import Trainer
 from errors import InputError
 from model.codebook import Codebook
 from tiny import checkpoints, train
@@ -50,17 +51,16 @@ def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_pat
 
 
 def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
-    from engine.trainer import Pretrainer
-    losses, steps = Pretrainer.losses, []
+    losses, steps = Trainer._losses, []
 
     def with_a_cliff(self, *args):
         report = losses(self, *args)
         steps.append(1)
         if len(steps) == 3:                       # sqrt at zero: the loss is finite, its slope is not
-            weight = next(iter(self.model.objectives[0].decoders["audio"].parameters()))
+            weight = next(iter(self.system.objectives[0].decoders["audio"].parameters()))
             report.losses["total"] = report.losses["total"] + torch.sqrt((weight * 0).sum())
         return report
-    monkeypatch.setattr(Pretrainer, "losses", with_a_cliff)
+    monkeypatch.setattr(Trainer, "_losses", with_a_cliff)
     with pytest.raises(InputError, match="step 3: gradient of Decoder_parameters is nan; .* in a batch with .* more; "):
         train(demo_data, tmp_path)
 
@@ -109,8 +109,8 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     codebook, indices = book(used=used)
     if apart:
         indices["video"] = torch.full((4, 10), 45)
-    health, found = monitors.Health(), monitors.codebook_health(codebook, indices)
-    assert found["codes_used"] == used and found["code_perplexity"] == pytest.approx(used, rel=1e-4)
+    health, found = monitors.Health(), monitors.code_usage(codebook, indices)
+    assert found.codes_used == used and found.perplexity == pytest.approx(used, rel=1e-4)
     for _ in range(3):
         health._judge_codebook(found, 50, "")
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]

@@ -15,7 +15,7 @@ import kill_resume
 import pretrain
 from demo_data import demo_tree
 from engine import checkpoint, run_loop
-from engine.trainer import Pretrainer
+from engine.trainer import Trainer
 from errors import InputError
 from tiny import STEPS, checkpoints, command, run_once, train
 
@@ -40,7 +40,7 @@ def whole(demo_data, small_model, tmp_path_factory):
 
 def signal_after(monkeypatch, steps, number=None, error=None):
     """Send this process a signal, or raise an error, within the step after `steps` steps."""
-    taken, step = [0], Pretrainer.step
+    taken, step = [0], Trainer.step
 
     def counted(self, batch, epoch):
         taken[0] += 1
@@ -49,7 +49,7 @@ def signal_after(monkeypatch, steps, number=None, error=None):
                 raise error
             os.kill(os.getpid(), number)
         return step(self, batch, epoch)
-    monkeypatch.setattr(Pretrainer, "step", counted)
+    monkeypatch.setattr(Trainer, "step", counted)
 
 
 def test_killed_runs_end_as_the_unbroken_one(demo_data, tmp_path):
@@ -250,9 +250,9 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
         train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1)
     assert "\n" not in str(caught.value)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
-    assert run_loop.find_newest(tmp_path / "checkpoints", type("", (), {
-        "system": "dcid", "resolved": lambda self: checkpoint.read(tmp_path / "checkpoints" / "DCID-model-0-step4.pt")[
-            "run"]["options"]})())
+    written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
+    own = checkpoint.read(written)["run"]["options"]
+    assert run_loop.find_newest(written.parent, "DCID-model-*.pt", own) == written
 
 
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):

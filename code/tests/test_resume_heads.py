@@ -1,10 +1,10 @@
-"""Heads whose training was killed go on to the bit, and end with the same result lines."""
+"""Heads whose training was killed resume bit-exactly, and end with the same result lines."""
 
 import pytest
 import torch
 
 from engine import checkpoint, results
-from engine.transfer import fit_heads, head_resume
+from engine.transfer import code_sets, fit_heads, head_resume
 from errors import InputError
 from model.heads import ClipHead
 
@@ -15,14 +15,14 @@ def trials():
     for seed, clips in enumerate((30, 17, 30)):
         labels = torch.zeros(clips, 4, 6)
         labels[torch.arange(clips), :, torch.randint(5, (clips,), generator=draw)] = 1
-        part = fit_heads.CodeSet(torch.randn(12, 8, generator=draw), torch.arange(12),
-                                torch.randint(12, (clips, 4), generator=draw), labels)
-        made.append(fit_heads.Trial(part, part.targets, seed, {"test": part}))
+        part = code_sets.CodeSet(torch.randn(12, 8, generator=draw), torch.arange(12),
+                                 torch.randint(12, (clips, 4), generator=draw), labels)
+        made.append(fit_heads.Trial(part, part.clip_classes, seed, {"test": part}))
     return made
 
 
 def accuracy(heads, part):
-    return {"accuracy": (fit_heads.predict(heads, part).argmax(-1) == part.targets).double().mean(1)}
+    return {"accuracy": (fit_heads.predict(heads, part).argmax(-1) == part.clip_classes).double().mean(1)}
 
 
 def train(keep=None, fail_at=None):
@@ -34,16 +34,16 @@ def train(keep=None, fail_at=None):
         if fail_at and len(looks) > 3 * fail_at:
             raise KeyboardInterrupt
         return accuracy(heads, part)
-    fit_heads.fit(made, lambda width: ClipHead(width, 5), measure, epochs=14, batch=8, progress=keep)
+    fit_heads.fit(made, lambda width: ClipHead(width, 5), measure, epochs=14, batch_size=8, progress=keep)
     return made
 
 
-def test_heads_go_on_to_the_bit(tmp_path, caplog):
+def test_heads_resume_bit_exactly(tmp_path, caplog):
     whole, file = train(), tmp_path / "heads.pt"
     with pytest.raises(KeyboardInterrupt):
         train(head_resume.Progress(file, seconds=0), fail_at=11)
     resumed = train(head_resume.Progress(file))
-    assert "going on after epoch 11" in caplog.text or "going on after epoch 10" in caplog.text
+    assert "resuming after epoch 11" in caplog.text or "resuming after epoch 10" in caplog.text
     for one, other in zip(whole, resumed):
         assert one.curves == other.curves and one.losses == other.losses and len(one.losses) == 14
         for name, value in one.head.state_dict().items():
@@ -59,13 +59,14 @@ def test_a_state_of_other_heads_is_refused(tmp_path, damage):
     kept = checkpoint.read(file)
     damage(kept)
     checkpoint.save(file, kept)
-    with pytest.raises(InputError, match="is no state of these heads"):
+    with pytest.raises(InputError, match="is no state of this training"):
         train(head_resume.Progress(file))
 
 
 def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_path, monkeypatch, capsys):
     import ave
     from engine.transfer import run_task
+    from engine.transfer.task import Task
     from tiny import train as pretrain
     pretrain(demo_data, tmp_path, "--max_steps", 2)
     file = next((tmp_path / "checkpoints").glob("*.pt"))
@@ -77,14 +78,14 @@ def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_pat
                 for row in results.read(tmp_path / folder / "results.jsonl")]
     whole = run("whole")
     monkeypatch.setattr(run_task, "Progress", lambda path: head_resume.Progress(path, 0))
-    measure, calls = run_task.Task.measure, []
+    measure, calls = Task.measure, []
 
     def failing(self, *args):
         calls.append(1)
         if len(calls) == 20:
             raise KeyboardInterrupt
         return measure(self, *args)
-    monkeypatch.setattr(run_task.Task, "measure", failing)
+    monkeypatch.setattr(Task, "measure", failing)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     assert len(list((tmp_path / "broken").glob("heads-*.pt"))) == 1

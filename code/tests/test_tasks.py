@@ -1,6 +1,7 @@
 """Every task script on a small demo tree, through its own command line, with an untrained encoder as checkpoint."""
 
 import shutil
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -12,34 +13,33 @@ import ablation
 import ave
 import ave_avvp
 import avvp
+import downstream
 import evaluate
 import retrieval
 import ucf_vggsound
-from configs import opts
 from configs.opts import PLACES, parse_downstream
 from demo_data import demo_tree
 from demo_data.dialled_digits import CHANNELS
 from engine import checkpoint, figures, results
-from engine.transfer import fit_heads, run_task
+from engine.transfer import code_sets
+from engine.transfer.task import Pretrained
+from engine.transfer.tasks import TASKS as TABLE
 from errors import InputError
-from model.config import Config
-from systems import published
-from systems.h_dcid import build
+from systems.dcid import DCID
+from systems.registry import SYSTEMS
 
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
 
-def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, **widths):
+def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, system="dcid"):
     """A file as pretraining writes it, weights from a fixed seed."""
-    config = Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64, **widths)
+    config = SYSTEMS[system].Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = build(config)
-        for level in model.encoder.levels:
-            level.codebook.embedding.normal_()
-    tensors = published.layout(config, checkpoint.shapes(config))
-    contents = published.to_published(model.state_dict(), tensors, {}, torch.float32)
-    checkpoint.save(path, contents | {"epoch": epoch, "total_step": 0})
+        model = SYSTEMS[system](config)
+        for codes in model.encoder.codebooks:
+            codes.normal_()
+    checkpoint.save(path, checkpoint.pack(model, {}, {}, epoch, 0, {}))
     return path
 
 
@@ -61,7 +61,7 @@ def arguments(tree, run, *more):
 def test_both_directions_in_one_call(task, tree, tmp_path, capsys):
     TASKS[task].main(arguments(tree, tmp_path, "--seeds", "0", "1"))
     rows = results.read(tmp_path / "results.jsonl")
-    measured = {"ave": 1, "ucf_vggsound": 1}.get(task, 3)
+    measured = {"ave": 2, "ucf_vggsound": 2}.get(task, 3)     # accuracy and macro precision; precision, recall, F1
     assert len(rows) == 2 * 2 * 2 * 2 * measured         # directions, seeds, selections, with and without control
     assert {r["direction"] for r in rows} == {"video->audio", "audio->video"}
     assert {r["control"] for r in rows} == {None, "untrained"} and {r["epoch"] for r in rows} <= {0, 1}
@@ -76,15 +76,16 @@ def test_both_directions_in_one_call(task, tree, tmp_path, capsys):
 
 
 def test_the_same_modality_figure_is_that_of_the_direction_itself(tree, tmp_path):
-    ave.main(arguments(tree, tmp_path, "--dataset_name", "ave_va", "--no_control"))
-    ave.main(arguments(tree, tmp_path / "same", "--source", "audio", "--target", "audio", "--no_control"))
+    shared = ["--no_control", "--precision", "float64"]     # other heads side by side: rounding must decide nothing
+    ave.main(arguments(tree, tmp_path, "--dataset_name", "ave_va", *shared))
+    ave.main(arguments(tree, tmp_path / "same", "--source", "audio", "--target", "audio", *shared))
     cross, same = (results.read(folder / "results.jsonl")[0] for folder in (tmp_path, tmp_path / "same"))
     assert cross["same_modality"] == same["value"] == same["same_modality"] and cross["selection"] == "last"
 
 
 def test_a_direction_alone_is_the_direction_among_others(tree, tmp_path):
     for run, more in (("one", ["--dataset_name", "ave_av"]), ("two", ["--seeds", "3", "43"])):
-        ave.main(arguments(tree, tmp_path / run, "--no_control", *more))
+        ave.main(arguments(tree, tmp_path / run, "--no_control", "--precision", "float64", *more))
     one, two = ({(r["direction"], r["seed"], r["selection"]): r["value"]
                  for r in results.read(tmp_path / run / "results.jsonl")} for run in ("one", "two"))
     assert one == {key: two[key] for key in one} and len(one) == 2
@@ -110,16 +111,18 @@ def test_released_ave_is_tested_on_its_training_clips(tree, tmp_path):
 
 def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
     options = parse_downstream("ave", arguments(tree, tree / "x", "--protocol", "released", "--seed", "0"))
-    pretrained, seen = run_task.load(options), []
+    pretrained, seen = Pretrained.load(options.checkpoint, "cpu", "float32"), []
     before = {name: value.clone() for name, value in pretrained.encoder.state_dict().items()}
-    original = fit_heads.codes
+    original = code_sets.codes
 
     def spy(*args, **kwargs):
         seen.append(kwargs["training"])
         return original(*args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_heads, "codes", spy)
-        run_task.evaluate(ave.build(options), pretrained, options)
+        patch.setattr(code_sets, "codes", spy)
+        variants = downstream.toc_choices(options, TABLE["ave"], options.directions, pretrained)
+        downstream.measure(options, TABLE["ave"], downstream.open_task(options, TABLE["ave"], options.directions),
+                           pretrained, variants)
     assert seen == [False, True, True]                     # once quietly, then audio and video anew in the one epoch
     assert all(torch.equal(before[name], value) for name, value in pretrained.encoder.state_dict().items())
     assert not pretrained.encoder.training
@@ -144,7 +147,7 @@ def test_the_same_call_gives_the_same_figures(tree, tmp_path):
 def test_two_levels_of_codes(tree, tmp_path):
     write_checkpoint(tmp_path / "h.pt", system="h_dcid")
     ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "h.pt"), "--no_control"))
-    assert len(results.read(tmp_path / "results.jsonl")) == 4
+    assert len(results.read(tmp_path / "results.jsonl")) == 8         # directions, selections, two metrics
     written = figures.draw_run(tmp_path, tmp_path / "figs")
     assert {p.name for p in written} >= {"codes-ave-level1.png", "codes-ave-level2.png"}
 
@@ -214,7 +217,7 @@ def test_evaluate_leaves_out_what_is_not_there(tree, tmp_path, capsys):
     shutil.copytree(tree / "data" / "AVE", tmp_path / "data" / "AVE")
     evaluate.main([str(tree / "model.pt"), "--data_root", str(tmp_path / "data"), "--snapshot_pref",
                    str(tmp_path / "run"), "--n_epoch", "1", "--no_control", "--no_text", "--workers", "0"])
-    assert "avvp: left out, there is no" in capsys.readouterr().out
+    assert "avvp: skipped, there is no" in capsys.readouterr().out
     assert {r["task"] for r in results.read(tmp_path / "run" / "results.jsonl")} == {"ave"}
     with pytest.raises(InputError, match="data of none of the tasks"):
         evaluate.main([str(tree / "model.pt"), "--data_root", "/nowhere", "--snapshot_pref", str(tmp_path / "run")])
@@ -232,8 +235,9 @@ def test_predictions_are_those_of_the_figures(tree, tmp_path):
 
 
 def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(opts, "HEAD_EPOCHS", dict.fromkeys(opts.HEAD_EPOCHS, 2))
-    monkeypatch.setitem(ablation.STUDIES, "3", (ablation.STUDIES["3"][0], [["--without", "mm_ema", "reset"], []]))
+    for name, entry in TABLE.items():
+        monkeypatch.setitem(TABLE, name, replace(entry, epochs=2))
+    monkeypatch.setattr(ablation, "rows_of", lambda study, system: [["--without", "mm_ema", "reset"], []])
     ablation.main(["--data_root", str(tree / "data"), "--checkpoint_root", str(tmp_path / "ck"), "--gpu", "cpu",
                    "--workers", "0", "--snapshot_pref", str(tmp_path / "run"), "--n_epoch", "1", "--max_steps",
                    "2", "--batch_size", "4", "--n_embeddings", "24"])
@@ -244,4 +248,20 @@ def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_pat
     assert len({row["checkpoint_sha256"] for row in rows}) == 2 and {row["control"] for row in rows} == {None}
     assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
     earlier = [row | {"checkpoint_sha256": "of an earlier call", "value": 0.0} for row in rows]
-    assert ablation.show(earlier + rows, "3") == ablation.show(rows, "3")
+    assert ablation.show(earlier + rows, "3", DCID) == ablation.show(rows, "3", DCID)
+
+
+def test_two_systems_with_variants_make_one_table_and_every_picture(tree, tmp_path):
+    paths = [write_checkpoint(tmp_path / f"{system}-{epoch}.pt", modalities, epoch, system=system)
+             for system, epoch, modalities in (("dcid", 5, ("audio", "video", "text")),
+                                               ("h_dcid", 3, ("audio", "video")))]
+    evaluate.main([*map(str, paths), "--data_root", str(tree / "data"), "--snapshot_pref", str(tmp_path / "run"),
+                   "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--tasks", "ave", "avvp", "--toc_preset", "off",
+                   "released"])
+    table = pd.read_csv(tmp_path / "run" / "table.csv").set_index("row")
+    measured = [name for name in table.index if "published" not in name and name != "chance"]
+    names = [f"{name}{variant}" for name in ("dcid-5.pt", "h_dcid-3.pt") for variant in ("", " + TOC released")]
+    assert measured[:4] == [f"{name} (last)" for name in names]
+    assert len(measured) == 16 and (table.loc[measured, "columns"] == 4).all()
+    assert {path.name for path in figures.draw_run(tmp_path / "run", tmp_path / "figs")} >= {
+        "table.png", "heads.png", "codes-ave-level1.png", "codes-avvp-level2.png", "confusion-ave-video-audio.png"}

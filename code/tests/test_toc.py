@@ -8,16 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ave
+import downstream
 import toc as script
 from configs.opts import parse_downstream
+from declare import read
 from engine import checkpoint, results
 from engine.report import tables
 from engine.transfer import run_task, toc_variants
+from engine.transfer.task import HeadSettings, Pretrained
+from engine.transfer.tasks import TASKS
+from engine.transfer.toc_variants import TocSettings
 from errors import InputError
 from model import toc
 from model.config import Config
 from model.heads import ClipHead
-from systems.h_dcid import build
+from systems.registry import SYSTEMS
 from test_transfer import Clips, Task, code_set, fit, train_alone, trial_of
 
 F64 = torch.float64
@@ -109,13 +115,14 @@ def test_counts_add_up_or_are_refused(choose, most, least, width):
 
 
 def test_released_numbers_suit_256_channels():
-    for system, tasks in toc_variants.RELEASED.items():
+    assert {name for name, system in SYSTEMS.items() if system.TOC_RELEASED} >= {"dcid", "h_dcid"}
+    for system, tasks in ((name, system.TOC_RELEASED) for name, system in SYSTEMS.items()):
         for task, pairs in tasks.items():
             assert len(pairs) == 2, (system, task)
             for numbers in pairs.values():
                 assert sum(toc.Selection(*numbers).counts(256)) == numbers[0]
-    assert toc_variants.RELEASED["dcid"]["avvp"]["video", "audio"] == (128, 3, 1)
-    assert toc_variants.RELEASED["h_dcid"]["ucf_vggsound"]["audio", "video"] == (224, 1, 1)
+    assert SYSTEMS["dcid"].TOC_RELEASED["avvp"]["video", "audio"] == (128, 3, 1)
+    assert SYSTEMS["h_dcid"].TOC_RELEASED["ucf_vggsound"]["audio", "video"] == (224, 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ similarity of codes
@@ -133,7 +140,7 @@ def test_heads_of_several_widths_train_as_alone():
     part, test = code_set(23, 0), code_set(9, 99)
     chosen = [None, torch.tensor([4, 0, 2]), torch.tensor([1, 5, 3]), torch.tensor([5])]
     trials = [trial_of(part.select(c), ClipHead, 1, test.select(c)) for c in chosen]
-    fit(trials, ClipHead, epochs=3, batch=8, lr=4e-3, clip=0.02)
+    fit(trials, ClipHead, epochs=3, batch_size=8, lr=4e-3, clip_gradient=0.02)
     for trial, picked in zip(trials, chosen):
         width = 6 if picked is None else len(picked)
         alone = train_alone(trial, lambda _, classes, w=width: ClipHead(w, classes), 3, 8)
@@ -145,18 +152,25 @@ def test_heads_of_several_widths_train_as_alone():
 def frozen(tmp_path, system="h_dcid", seed=0):
     """A checkpoint of tiny untrained weights with its codes among the features, as Pretrained."""
     torch.manual_seed(seed)
-    model = build(Config.for_data(("audio", "video", "text"), system=system, **WIDTHS))
-    for level in model.encoder.levels:
-        level.codebook.embedding.normal_()
+    model = SYSTEMS[system](Config.for_data(("audio", "video", "text"), **WIDTHS))
+    for codes in model.encoder.codebooks:
+        codes.normal_()
     path = tmp_path / f"{system}.pt"
     checkpoint.save(path, checkpoint.pack(model, {}, {}, 3, 10, {}))
-    return run_task.Pretrained(path, checkpoint.load_encoder(path), checkpoint.sha256(path))
+    return Pretrained.load(path, "cpu", "float32")
 
 
 def options(folder, *arguments):
     return parse_downstream("ave", ["--gpu", "cpu", "--seeds", "0", "1", "--n_epoch", "2", "--b", "4", "--lr", "0.01",
                                     "--test_batch_size", "4", "--in_memory", "--snapshot_pref", str(folder),
                                     *arguments])
+
+
+def evaluate(task, pretrained, opts):
+    """Lines of a call with these options, as the script ave.py makes it."""
+    variants = downstream.toc_choices(opts, TASKS["ave"], opts.directions, pretrained)
+    output = results.Output(opts.results, "provenance/none.json")
+    return run_task.evaluate(task, pretrained, variants, downstream.head_settings(opts, TASKS["ave"]), output)
 
 
 def task_of(clips):
@@ -173,15 +187,15 @@ def figures(rows):
 def test_one_pass_over_several_settings_gives_what_each_gives_alone(tmp_path, monkeypatch, protocol):
     monkeypatch.setattr(toc_variants, "FIXED", (10, 1, 1))
     tiny = {("video", "audio"): (4, 1, 0), ("audio", "video"): (8, 3, 1)}
-    monkeypatch.setitem(toc_variants.RELEASED["h_dcid"], "ave", tiny)
+    monkeypatch.setitem(SYSTEMS["h_dcid"].TOC_RELEASED, "ave", tiny)
     pretrained, task = frozen(tmp_path), task_of(Clips())
-    shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2"]
-    together = figures(run_task.evaluate(task, pretrained, options(
+    shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2", "--precision", "float64"]
+    together = figures(evaluate(task, pretrained, options(
         tmp_path, "--toc_preset", "off", "fixed", "released", "--choose_channel", "2", "6", *shared)))
     assert {name for name, *_ in together} == {"", "TOC 10,1,1", "TOC released", "TOC 2,1,0", "TOC 6,1,0"}
     alone = {}
     for asked in ("", "--toc_preset fixed", "--toc_preset released", "--choose_channel 2", "--choose_channel 6"):
-        alone |= figures(run_task.evaluate(task, pretrained, options(tmp_path / "alone", *asked.split(), *shared)))
+        alone |= figures(evaluate(task, pretrained, options(tmp_path / "alone", *asked.split(), *shared)))
     assert together == alone
     assert len(together) == 5 * 2 * 2 * 2 * 2          # settings, directions, controls, seeds, selections
     assert results.read(tmp_path / "results.jsonl")
@@ -207,40 +221,44 @@ def test_each_level_is_selected_from_its_own_codebook():
 
 
 def test_variants_and_their_names(tmp_path):
-    config = Config(system="dcid")
+    def variants(asked, task="ave", directions=None):
+        opts = options(tmp_path, *asked.split())
+        return toc_variants.variants(read(TocSettings, opts), task, directions or opts.directions, 256,
+                                     SYSTEMS["dcid"].TOC_RELEASED)
 
-    def names(asked, task="ave"):
-        return [v.name for v in toc_variants.variants(options(tmp_path, *asked.split()), task, config)]
+    def names(*asked):
+        return [v.name for v in variants(*asked)]
     assert names("") == [""] and names("--toc_preset off fixed released") == ["", "TOC 196,1,0", "TOC released"]
     assert names("--choose_channel 64 128") == ["TOC 64,1,0", "TOC 128,1,0"]
     assert names("--choose_channel 64 --toc_terms variance") == ["TOC 64,1,0 variance only"]
     assert names("--toc_preset fixed --choose_channel 196") == ["TOC 196,1,0"]
-    asked = options(tmp_path, "--toc_preset", "released")
-    released = toc_variants.variants(asked, "avvp", config)[0].selections
+    released = variants("--toc_preset released", "avvp")[0].choices
     assert released["video", "audio"] == toc.Selection(128, 3, 1)
-    # directions without published numbers are left out, and where none is left there is nothing to do
-    asked.directions = [("audio", "text"), ("audio", "video")]
-    assert list(toc_variants.variants(asked, "ave", config)[0].selections) == [("audio", "video")]
+    # directions without published numbers are skipped, and where none is left there is nothing to do
+    some = [("audio", "text"), ("audio", "video")]
+    assert list(variants("--toc_preset released", "ave", some)[0].choices) == [("audio", "video")]
     assert names("--toc_preset off released", "retrieval") == [""]
     with pytest.raises(InputError, match="no published setting for retrieval with video->audio, audio->video"):
         names("--toc_preset released", "retrieval")
+    assert read(HeadSettings, options(tmp_path)).seeds == (0, 1)
 
 
 def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(toc_variants, "FIXED", (10, 1, 1))
     asked = options(tmp_path, "--toc_preset", "off", "fixed", "--n_epoch", "1", "--no_control")
     rows = [row for system in ("dcid", "h_dcid")
-            for row in run_task.evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
+            for row in evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
     table = tables.collect(rows, "last")
     assert [row.name for row in table] == ["dcid.pt", "dcid.pt + TOC 10,1,1", "h_dcid.pt", "h_dcid.pt + TOC 10,1,1"]
     assert all(set(row.cells) == {"AVE V>A", "AVE A>V"} and row.seeds == (0, 1) for row in table)
     assert {row["variant"]: row["channels"] for row in rows} == {"": None, "TOC 10,1,1": (10, 1, 1, "both")}
 
 
-def test_settings_are_checked_when_the_encoder_is_loaded(tmp_path):
-    pretrained = frozen(tmp_path)
+def test_settings_are_refused_before_any_data_is_read(tmp_path):
     with pytest.raises(InputError, match="--choose_channel 17: .* the nearest valid value is 16"):
-        run_task.load(options(tmp_path, "--choose_channel", "4", "17"), pretrained.path)
+        ave.main(["--data_root", "/nowhere", "--checkpoint", str(frozen(tmp_path).path), "--snapshot_pref",
+                  str(tmp_path / "run"), "--gpu", "cpu", "--choose_channel", "4", "17"])
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------------ toc.py

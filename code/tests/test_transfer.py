@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from engine.transfer import fit_heads
-from engine.transfer.fit_heads import CodeSet, Trial
-from engine.transfer.run_task import Task
+from engine.transfer import code_sets, fit_heads
+from engine.transfer.code_sets import CodeSet
+from engine.transfer.fit_heads import Trial
+from engine.transfer.task import Task
 from errors import InputError
 from model.heads import ClipHead, SegmentHead
 
@@ -34,7 +35,7 @@ def code_set(clips, seed, codes=12, many=False):
 
 
 def trial_of(part, make, seed, test):
-    return Trial(part, part.targets if make.clipwise else part.labels, seed, {"test": test})
+    return Trial(part, part.clip_classes if make.clipwise else part.labels, seed, {"test": test})
 
 
 def fit(trials, make, **options):
@@ -44,7 +45,7 @@ def fit(trials, make, **options):
 def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
     """The plain program for one head: one loop, whole vectors, no table."""
     head = fit_heads.build_head(lambda: make(WIDTH, CLASSES), trial.seed, trial.train.table)
-    vectors, answers = trial.train.table[trial.train.rows], trial.answers
+    vectors, targets = trial.train.table[trial.train.rows], trial.targets
     shuffle = torch.Generator().manual_seed(trial.seed)
     optimizer = torch.optim.Adam(head.parameters(), lr)
     for epoch in range(epochs):
@@ -52,7 +53,7 @@ def train_alone(trial, make, epochs, batch, lr=4e-3, clip=0.02):
             group["lr"] = lr * 0.5 ** sum(epoch >= milestone for milestone in (10, 20, 30))
         for rows in torch.randperm(len(vectors), generator=shuffle).split(batch):
             optimizer.zero_grad()
-            head.loss(answers[rows], vectors[rows]).backward()
+            head.loss(targets[rows], vectors[rows]).backward()
             clip_grad_norm_(head.parameters(), clip)
             optimizer.step()
     return head
@@ -65,7 +66,7 @@ def test_together_is_alone(make, many):
     test = code_set(9, 99, many=many)
     sets = [code_set(23, 0), code_set(17, 1, many=many), code_set(40, 2)]
     trials = [trial_of(part, make, seed, test) for part in sets for seed in (0, 5)]
-    fit(trials, make, epochs=12, batch=8, lr=4e-3, clip=0.02)
+    fit(trials, make, epochs=12, batch_size=8, lr=4e-3, clip_gradient=0.02)
     for trial in trials:
         alone = train_alone(trial, make, 12, 8)
         for (name, ours), theirs in zip(trial.head.named_parameters(), alone.parameters()):
@@ -83,7 +84,7 @@ def test_together_is_alone(make, many):
 def test_training_learns_and_repeats():
     def go():
         trial = trial_of(code_set(60, 3), ClipHead, 0, code_set(30, 4))
-        fit([trial], ClipHead, epochs=15, batch=20, lr=1e-2)
+        fit([trial], ClipHead, epochs=15, batch_size=20, lr=1e-2)
         return trial
     first, second = go(), go()
     assert first.curves["test"]["accuracy"][-1] > 90 and first.losses[-1] < 0.5 * first.losses[0]
@@ -101,6 +102,9 @@ class StandInConfig:
     modalities: tuple = ("audio", "video")
     audio_dim: int = 5
     video_dim: int = 2
+
+    def feature_dim(self, modality):
+        return {"audio": self.audio_dim, "video": self.video_dim}[modality]
 
 
 class StandIn(torch.nn.Module):
@@ -140,7 +144,7 @@ class Clips(torch.utils.data.Dataset):
 
 def test_codes_are_the_encoders_whatever_the_batch():
     encoder, clips = StandIn().eval(), Clips()
-    parts = fit_heads.codes({None: encoder}, clips, ["audio", "video"], batch=4)
+    parts = code_sets.codes({None: encoder}, clips, ["audio", "video"], batch_size=4)
     for modality in ("audio", "video"):
         expected = encoder.embed(modality, torch.from_numpy(getattr(clips, modality)))
         part = parts[None, modality]
@@ -151,10 +155,10 @@ def test_codes_are_the_encoders_whatever_the_batch():
 
 def test_dropout_only_when_asked_for():
     encoder, clips = StandIn().eval(), Clips()
-    quiet = fit_heads.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
-    loud = fit_heads.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
+    quiet = code_sets.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
+    loud = code_sets.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
     assert not torch.equal(quiet, loud) and not encoder.training
-    assert torch.equal(quiet, fit_heads.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
+    assert torch.equal(quiet, code_sets.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
 
 
 def test_two_codebooks_make_pairs():
@@ -166,10 +170,10 @@ def test_two_codebooks_make_pairs():
 
 def test_wrong_width_and_modality_are_refused_before_work():
     encoder = StandIn()
-    fit_heads.check_fit(encoder, Clips(), "video", "x.pt")
+    code_sets.check_fit(encoder, Clips(), "video", "x.pt")
     with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
-        fit_heads.check_fit(encoder, Clips(), "text", "x.pt")
+        code_sets.check_fit(encoder, Clips(), "text", "x.pt")
     encoder.config.video_dim = 512
     with pytest.raises(InputError, match="takes video features 512 wide, clips has 2"):
-        fit_heads.check_fit(encoder, Clips(), "video", "x.pt")
+        code_sets.check_fit(encoder, Clips(), "video", "x.pt")
     assert encoder.calls == 0

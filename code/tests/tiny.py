@@ -1,9 +1,15 @@
 """Pretraining runs small enough for tests: the 80 clips of `demo_data`, the model of `small_model` (conftest.py)."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 
+import torch
+
 import pretrain
+from engine.trainer import Settings, Trainer
+from model.collectives import ALONE
+from model.sampling import Draws
 
 STEPS = 10                      # of an epoch: 80 clips by 8
 
@@ -34,3 +40,15 @@ def run_once(arguments):
 def checkpoints(folder):
     """Names in a run's checkpoint folder, hidden ones too."""
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
+
+
+def trainer_for(system, draws=None, seed=0, together=ALONE, **settings):
+    """A Trainer of a system; `settings` are fields of trainer.Settings or of the system's Options.
+
+    Args:
+        draws: default: `Draws` from `seed`.
+    """
+    own = {field.name for field in fields(Settings)}
+    system.options = type(system).Options(**{name: value for name, value in settings.items() if name not in own})
+    return Trainer(system, draws or Draws(torch.Generator().manual_seed(seed)),
+                   Settings(**{name: value for name, value in settings.items() if name in own}), together)

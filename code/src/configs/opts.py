@@ -1,15 +1,30 @@
 """Paths and arguments. Edit the constants below, or override them by environment variable or flag; nothing else
-in the project knows a path. `parse_pretrain` and `parse_downstream` return resolved, checked options."""
+in the project knows a path. `parse_pretrain` and `parse_downstream` return resolved, checked options.
+
+Every setting is declared once (declare.py), beside the code that reads it; the classes here are those that scripts
+read."""
 
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import declare
+from dataset.pretraining import SETS as PRETRAINING_SETS
+from declare import positive, setting
+from engine.precision import default_workers, resolve
+from engine.run_loop import RunSettings
+from engine.trainer import Settings
+from engine.transfer.caption_retrieval import RetrievalSettings
+from engine.transfer.task import HeadSettings
+from engine.transfer.tasks import TASKS
+from engine.transfer.toc_variants import Shares, TocSettings
 from errors import InputError, Parser
-from model.toc import TERMS
+from model.config import MODALITIES
+from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,6 +44,7 @@ PLACES = {
     "vggsound.video": "vggsound40k/feature/video/zip",
     "vggsound.label": "vggsound40k/feature/label/zip",
     "vggsound.text": "vggsound40k/feature/text/prompts.h5",
+    "vggsound90k.csv": "vggsound40k/data/vggsound-avel90k-new.csv",
     "vggsound81k.csv": "vggsound40k/data/video_name_vggsound81k_checked.csv",
     "vggsound179k.csv": "vggsound40k/data/video_name_vggsound179k_checked.csv",
     "ave.audio": "AVE/data/audio_feature.h5",
@@ -64,6 +80,14 @@ PLACES = {
     "ucf_vggsound.audio": "vggsound40k/feature/audio/zip",
     "ucf_vggsound.prompts": "UCF101/data/UCF101Categories2Prompts.csv",
     "ucf_vggsound.text": "UCF101/feature/text/prompts.h5",
+    "ucf51.csv": "UCF101/data/ucf51checked.csv",
+    "ucf51.categories": "UCF101/data/UCF51Categories.txt",
+    "ucf51.video": "UCF101/feature/video/zip",
+    "ucf51.audio": "UCF101/feature/audio/zip",
+    "captions.csv": "captions/data/captions.csv",
+    "captions.video": "captions/feature/video/zip",
+    "captions.audio": "captions/feature/audio/zip",
+    "captions.text": "captions/feature/text/captions.h5",
     "avs.csv": "AVSBench/Single-source/s4_meta_data.csv",
     "avs.frames": "AVSBench/Single-source/s4_data/visual_frames",
     "avs.masks": "AVSBench/Single-source/s4_data/gt_masks",
@@ -72,29 +96,8 @@ PLACES = {
     "avs.text": "AVSBench/feature/text/prompts.h5",
 }
 
-MODALITIES = ("audio", "video", "text")
-PRETRAINING_SETS = {                        # --dataset_name -> (list, modalities); the published names, and VT
-    "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
-    "vggsound": ("vggsound", ("audio", "video")),
-    "vggsound_AT": ("vggsound", ("audio", "text")),
-    "vggsound_VT": ("vggsound", ("video", "text")),
-    "vggsound81k": ("vggsound81k", ("audio", "video")),
-    "vggsound179k": ("vggsound179k", ("audio", "video")),
-    "ave": ("ave", ("audio", "video")),
-}
-DIRECTIONS = {                              # task -> --dataset_name -> (labelled modality, tested modality)
-    "ave": {"ave_va": ("video", "audio"), "ave_av": ("audio", "video")},
-    "avvp": {"avvp_va": ("video", "audio"), "avvp_av": ("audio", "video")},
-    "ave_avvp": {"ave_avvp_va": ("video", "audio"), "ave_avvp_av": ("audio", "video")},
-    "ucf_vggsound": {"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")},
-    "retrieval": {"V2T": ("video", "text"), "T2V": ("text", "video")},
-}
-PRETRAINING_EPOCHS = {"dcid": 6, "h_dcid": 5}                   # of --system
-HEAD_EPOCHS = {"ave": 30, "avvp": 50, "ave_avvp": 50, "ucf_vggsound": 30, "retrieval": 30}
-COMPONENTS = ("club", "cpc", "mm_ema", "reset", "cmcm")         # what an ablation can leave out (paper Tables 2, 3)
-
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
-# below that where pretraining saves, `pretrained` what downstream scripts load.
+# below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
 PRESETS = {
     # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. Ends
     # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
@@ -103,6 +106,10 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
+    # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
+    "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
+               "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
+                         "ave_avvp": {"n_epoch": 30}}},
 }
 
 
@@ -117,11 +124,13 @@ class Options(argparse.Namespace):
     def place(self, name):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
-        return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        place = Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
+        return place.with_stem(place.stem + "_pieces") if is_pieces else place
 
-    def for_task(self, task, directions):
-        """A copy with the directions of a task and, unless --n_epoch was given, its number of epochs."""
-        return Options(**{**vars(self), "directions": directions, "n_epoch": self.n_epoch or HEAD_EPOCHS[task]})
+    def places(self, families):
+        """Dotted name -> Path of every place of some datasets."""
+        return {name: self.place(name) for name in PLACES if name.split(".")[0] in families}
 
     @property
     def reading(self):
@@ -159,146 +168,162 @@ def place_argument(text):
     return name, value
 
 
-def positive(text):
-    """Argument type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie."""
+
+    data_root: Path = setting(DATA, "root of all data (environment: CMG_DATA)", type=Path, decisive=False)
+    checkpoint_root: Path = setting(CHECKPOINTS, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
+                                    decisive=False)
+    runs_root: Path = setting(RUNS, "where run folders are made (CMG_RUNS)", type=Path, decisive=False)
+    path: tuple = setting((), "override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
+                          type=place_argument, nargs=None, action="append", metavar="NAME=FILE", decisive=False)
+    snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
+                                  "RUNS/<program>)", type=Path, decisive=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how features are read."""
+
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+    precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
+                             "losses stay float32", choices=("float64", "float32", "bf16"))
+    workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
+    in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
+                              decisive=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
+    on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
+                               choices=("error", "skip"), decisive=False)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every script takes."""
+
+    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), decisive=False)
+    debug: bool = setting(False, "show the traceback of an input error", decisive=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Arguments that the published scripts know and that have no effect."""
+
+    eval_freq: int = setting(1, "accepted because the published scripts know it; it has no effect here: a checkpoint "
+                             "is saved and heads are measured after every epoch", type=positive, decisive=False)
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """What is pretrained on."""
+
+    dataset_name: str = setting("vggsound_AVT", "which clips and modalities: AVT all three; vggsound, 81k, 179k and "
+                                "ave audio and video", choices=tuple(PRETRAINING_SETS))
+    splits: tuple = setting(("train", "test", "val"), "parts of the list; all three are the paper's 40K, train alone "
+                            "its 24K", choices=("train", "test", "val"))
+
+
+@dataclass(frozen=True)
+class SystemChoice:
+    """Which system, of which size."""
+
+    system: str = setting("dcid", "what is pretrained: " + ", ".join(
+        f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
+    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
+    spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
+                                     choices=("sum", "softmax"))
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What only pretrain.py takes."""
+
+    model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
+                                    "own)", type=Path, decisive=False)
+    resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
+                          "run, else from the beginning", metavar="auto|FILE", decisive=False)
+    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
+    test_batch_size: int = setting(64, "clips a step when evaluating", type=positive, decisive=False)
+    loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
+                                  "here", type=float, decisive=False)
 
 
 def _parser(program, description):
     parser = Parser(prog=program, description=description)
-    group = parser.add_argument_group("paths")
-    group.add_argument("--data_root", type=Path, default=Path(os.environ.get("CMG_DATA", DATA)),
-                       help="root of all data (environment: CMG_DATA)")
-    group.add_argument("--checkpoint_root", type=Path, default=Path(os.environ.get("CMG_CHECKPOINTS", CHECKPOINTS)),
-                       help="where pretrained checkpoints lie (CMG_CHECKPOINTS)")
-    group.add_argument("--runs_root", type=Path, default=Path(os.environ.get("CMG_RUNS", RUNS)),
-                       help="where run folders are made (CMG_RUNS)")
-    group.add_argument("--path", type=place_argument, action="append", default=[], metavar="NAME=FILE",
-                       help="override one place of configs/opts.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
-    group.add_argument("--snapshot_pref", type=Path, default=None,
-                       help="the run's folder: log, options, results, TensorBoard (default: RUNS/<program>)")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--gpu", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    group.add_argument("--precision", choices=("float64", "float32", "bf16"), default="float32",
-                       help="bf16: autocast around encoders and decoders; codebook and losses stay float32")
-    group.add_argument("--workers", type=int, default=4, help="processes that read clips from disk")
-    group.add_argument("--in_memory", action="store_true", help="read all features once and keep them in memory")
-    group.add_argument("--on_bad_clip", choices=("error", "skip"), default="error",
-                       help="a clip whose file is missing or broken: stop, or leave it out and name it")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    declare.add_arguments(
+        parser, Paths, "paths", data_root=Path(os.environ.get("CMG_DATA", DATA)),
+        checkpoint_root=Path(os.environ.get("CMG_CHECKPOINTS", CHECKPOINTS)),
+        runs_root=Path(os.environ.get("CMG_RUNS", RUNS)))
+    declare.add_arguments(parser, Machine, "machine")
+    declare.add_arguments(parser, Program)
     return parser
 
 
-def _learning(parser, epochs, test_batch_size):
-    group = parser.add_argument_group("learning")
-    group.add_argument("--n_epoch", type=positive, default=epochs, help="epochs to train (default: as published)")
-    group.add_argument("-b", "--b", "--batch_size", dest="batch_size", type=positive, default=80, help="clips a step")
-    group.add_argument("--test_batch_size", type=positive, default=test_batch_size, help="clips a step when evaluating")
-    group.add_argument("--lr", type=float, default=4e-4, help="Adam's learning rate; halved at epochs 10, 20, 30")
-    group.add_argument("--clip_gradient", type=float, default=0.5, help="largest gradient norm of a module")
-    group.add_argument("--weight_decay", "--wd", type=float, default=0.0, help="Adam's weight decay")
-    group.add_argument("--print_freq", type=positive, default=50, help="steps between two lines of the log")
-    group.add_argument("--eval_freq", type=positive, default=1, help="epochs between two evaluations")
-    return group
+# The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
+PRETRAIN = {Machine: "machine", PretrainData: "data", RunSettings: "run", Settings: "learning", SystemChoice: "system"}
 
 
 def pretrain_parser():
     """Arguments of pretrain.py."""
-    parser = _parser("pretrain.py", "Pretrain encoders of audio, video and text into one discrete codebook "
-                     "(DCID, NeurIPS 2023; H-DCID, arXiv 2403.05168).")
-    group = _learning(parser, epochs=None, test_batch_size=64)
-    group.add_argument("--dataset_name", choices=tuple(PRETRAINING_SETS), default="vggsound_AVT",
-                       help="which clips and modalities: AVT all three; vggsound, 81k, 179k and ave audio and video")
-    group.add_argument("--splits", nargs="+", choices=("train", "test", "val"), default=["train", "test", "val"],
-                       help="parts of the list; all three are the paper's 40K, train alone its 24K")
-    group.add_argument("--mi_lr", type=float, default=1e-3, help="learning rate of the CLUB networks")
-    group.add_argument("--start_epoch", type=int, default=0, help="number of the first epoch")
-    group.add_argument("--max_steps", type=positive, default=None, help="stop after this many steps in all")
-    group.add_argument("--seed", type=int, default=43, help="seed of weights, order and draws (released: 43)")
-    group.add_argument("--loss_weights", type=float, default=None,
-                       help="accepted because the published scripts know it; it has no effect there or here")
-    group.add_argument("--recompute", action="store_true",
-                       help="less memory: compute the video convolutions again in the backward pass")
-    group = parser.add_argument_group("system")
-    group.add_argument("--system", choices=("dcid", "h_dcid"), default="dcid", help="one level or two")
-    group.add_argument("--n_embeddings", type=positive, default=400, help="codes in a codebook (K)")
-    group.add_argument("--without", nargs="+", choices=COMPONENTS, default=[],
-                       help="leave components out (ablation, paper Tables 2 and 3)")
-    group.add_argument("--codebook_init", choices=("data", "released"), default="data",
-                       help="start codes from the first batch's features, or as published (dcid.md 3)")
-    group.add_argument("--code_reset", choices=("full", "released"), default="full",
-                       help="reset count and weight with the code, or the code alone as published")
-    group.add_argument("--mm_ema", choices=("mean", "attention"), default="mean",
-                       help="teachers of the EMA: the same second of the other modalities, or attention (eq. 7)")
-    group.add_argument("--spatial_attention", choices=("sum", "softmax"), default="sum",
-                       help="video pooling: the published sum, or the attention that was meant")
-    group.add_argument("--mi_forward", choices=("once", "released"), default="once",
-                       help="encoder passes a step: one, or six as in the published checkpoints")
-    group.add_argument("--layer2_start", choices=("data", "released"), default="data",
-                       help="H-DCID: start the second codebook when its losses start, or adapt it from epoch 0")
-    group.add_argument("--detach_targets", action="store_true",
-                       help="H-DCID: no gradient into the targets of the second level's reconstruction")
-    group = parser.add_argument_group("checkpoints")
-    group.add_argument("--model_save_path", type=Path, default=None,
-                       help="folder (default: the checkpoint root; a preset's runs have folders of their own)")
-    group.add_argument("--save_freq", type=positive, default=1, help="epochs between two checkpoints")
-    group.add_argument("--save_every_steps", type=positive, default=None,
-                       help="also save within an epoch, after so many steps (default: off)")
-    group.add_argument("--keep", type=positive, default=None,
-                       help="newest checkpoints of this run to keep (default: one an epoch, the last two within it)")
-    group.add_argument("--on_save_error", choices=("stop", "continue"), default="stop",
-                       help="a checkpoint cannot be written, say on a full disk: stop, or go on and try at the next")
-    group.add_argument("--save_dtype", choices=("float32", "float64"), default="float32",
-                       help="float64 as the published files; never less than --precision computes in")
-    group.add_argument("--resume", default="", metavar="auto|FILE",
-                       help="continue a run from its checkpoint, ours or published; auto: from the newest of this run, "
-                            "else from the beginning")
-    group.add_argument("--evaluate", action="store_true",
-                       help="no training: print the losses of --resume over the data")
+    titles = ", ".join(system.title for system in SYSTEMS.values())
+    parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).")
+    for cls, title in PRETRAIN.items():
+        declare.add_arguments(parser, cls, title)
+    switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
+    for system in SYSTEMS.values():
+        declare.add_arguments(parser, system.Options, f"settings of {system.title}")
+        declare.add_arguments(parser, system.Config, f"sizes of {system.title}")
+    without = next(action for action in parser._actions if action.dest == "without")
+    without.choices = tuple(switches)
+    declare.add_arguments(parser, Pretraining, "checkpoints")
+    declare.add_arguments(parser, Published, "published")
     return parser
 
 
 def _heads(parser, epochs):
-    group = _learning(parser, epochs=epochs, test_batch_size=80)
+    group = parser.add_argument_group("learning")
+    declare.add_arguments(group, HeadSettings, n_epoch=epochs)
     group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
-    group.add_argument("--seeds", type=int, nargs="+", default=[43], help="seeds; their heads train together")
-    group.add_argument("--protocol", choices=("default", "released"), default="default",
-                       help="released: evaluate as the published scripts do (downstream.md)")
-    group.add_argument("--no_control", action="store_true", help="leave out the untrained-encoder control")
+    group.add_argument("--print_freq", type=positive, default=50,
+                       help="accepted because the published scripts know it; it has no effect here")
+    declare.add_arguments(group, Published)
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--choose_channel", type=int, nargs="+", default=None, metavar="S",
-                       help="TOC: code channels kept of each codebook (off if absent); several counts are a sweep")
-    toc_arguments(group)
-    group.add_argument("--toc_preset", nargs="+", choices=("off", "fixed", "released"), default=None,
-                       help="TOC: off; fixed 196 of 256 channels; released, the published numbers of each task and "
-                       "direction (there with --n_epoch 50 for ave, 100 elsewhere; directions without any are left "
-                       "out); several give a row each")
+    declare.add_arguments(group, TocSettings)
     return group
 
 
 def toc_arguments(group):
-    """TOC's numbers but for the first, for downstream scripts and toc.py."""
-    group.add_argument("--toc_max_num", type=int, default=1, help="TOC: share of the best channels")
-    group.add_argument("--toc_min_num", type=int, default=0, help="TOC: share of the worst channels")
-    group.add_argument("--toc_terms", choices=TERMS, default="both",
-                       help="TOC: terms of the criterion; one alone is an ablation")
+    """TOC's numbers but for the first, for toc.py and segmentation."""
+    declare.add_arguments(group, Shares)
 
 
 def downstream_parser(task):
     """Arguments of one downstream script."""
-    parser = _parser(f"{task}.py", f"{task}: train a head on one modality's frozen codes, test it on another's.")
-    group = _heads(parser, HEAD_EPOCHS[task])
+    entry = TASKS[task]
+    parser = _parser(f"{task}.py", f"{entry.about}: train a head on one modality's frozen codes, test it on another's.")
+    group = _heads(parser, entry.epochs)
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
     group = parser.add_argument_group("direction")
-    group.add_argument("--dataset_name", choices=tuple(DIRECTIONS[task]), default=None,
+    group.add_argument("--dataset_name", choices=tuple(entry.directions), default=None,
                        help="va trains on video and tests on audio; default: all directions")
+    if entry.settings:
+        declare.add_arguments(group, entry.settings)
     group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
     group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
+    return parser
+
+
+def clip_retrieval_parser():
+    """Arguments of clip_retrieval.py."""
+    parser = _parser("clip_retrieval.py", "Retrieval of whole clips by captions and back, without a head.")
+    declare.add_arguments(parser, RetrievalSettings, "retrieval")
+    parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
+                        help="of the clips (default: those whose features are there)")
+    parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
+                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
+    parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     return parser
 
 
@@ -308,8 +333,11 @@ def evaluate_parser():
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders; rows of the table, in this order")
     group = parser.add_argument_group("tasks")
-    group.add_argument("--tasks", nargs="+", choices=tuple(DIRECTIONS), default=list(DIRECTIONS), help="which tasks")
-    group.add_argument("--no_text", action="store_true", help="leave out directions with text")
+    group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="which tasks")
+    for entry in TASKS.values():
+        if entry.settings:
+            declare.add_arguments(group, entry.settings)
+    group.add_argument("--no_text", action="store_true", help="skip directions with text")
     group.add_argument("--pool", action="store_true",
                        help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
                             "mean and standard deviation over pretraining runs")
@@ -323,25 +351,50 @@ def _parse(parser, program, argv):
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
-    for root in ("data_root", "checkpoint_root", "runs_root") if preset else ():
+    for root in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
         parser.set_defaults(**{root: parser.get_default(root) / preset["folder"]})
     opts = parser.parse_args(argv, Options())
+    opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
+                    for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    device(opts.gpu)        # a wrong --gpu ends here, before any work
-    if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
+    opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
+    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
 
 
+def _is_given(parser, argv, name):
+    """Does the command line give this argument?"""
+    unset = object()
+    return getattr(parser.parse_args(argv, argparse.Namespace(**{name: unset})), name) is not unset
+
+
 def parse_pretrain(argv=None):
     """Options of a pretraining run."""
-    opts = _parse(pretrain_parser(), "pretrain", argv)
+    parser = pretrain_parser()
+    opts = _parse(parser, "pretrain", argv)
+    system = SYSTEMS[opts.system]
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
-    opts.n_epoch = opts.n_epoch or PRETRAINING_EPOCHS[opts.system]
-    opts.source_set, opts.modalities = PRETRAINING_SETS[opts.dataset_name]
+    opts.n_epoch = opts.n_epoch or system.EPOCHS
+    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
+    opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
+    own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
+    for other in SYSTEMS.values():
+        for cls in (other.Options, other.Config):
+            for name, default in declare.settings(cls).items():
+                if name not in own and getattr(opts, name) not in (default, None):
+                    parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+    for switch in opts.without:
+        if switch not in system.switches():
+            parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
     return opts
+
+
+def decisive(opts):
+    """Name -> plain value of the options on which the numbers of a pretraining run depend."""
+    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
 
 
 def parse_downstream(task, argv=None):
@@ -353,16 +406,26 @@ def parse_downstream(task, argv=None):
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:
-        names = [opts.dataset_name] if opts.dataset_name else list(DIRECTIONS[task])
-        opts.directions = [DIRECTIONS[task][name] for name in names]
+        named = TASKS[task].directions
+        opts.directions = [named[opts.dataset_name]] if opts.dataset_name else list(named.values())
+    return _with_checkpoint(opts)
+
+
+def _with_checkpoint(opts):
+    """Where the encoder is and the results go, unless the flags say so."""
     pretrained = PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
 
 
+def parse_clip_retrieval(argv=None):
+    """Options of clip_retrieval.py."""
+    return _with_checkpoint(_parse(clip_retrieval_parser(), "clip_retrieval", argv))
+
+
 def parse_evaluate(argv=None):
-    """Options of evaluate.py; `for_task` makes those of one task."""
+    """Options of evaluate.py."""
     opts = _parse(evaluate_parser(), "evaluate", argv)
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts

@@ -48,7 +48,7 @@ def read_table(path, columns, separator=","):
         columns: names that must be there, with a value in each row.
         separator: "," or a tab.
     Returns:
-        dict column -> list of str, all of one length; other columns of the file are left out.
+        dict column -> list of str, all of one length; other columns of the file are not read.
     Raises:
         InputError: with the line number where there is one.
     """
@@ -130,7 +130,7 @@ def first_rows(path, ids, on_bad_clip):
     Args:
         path: the list, for messages.
         ids: id of each row.
-        on_bad_clip: "error" refuses repeated ids, "skip" leaves the later rows out and says so.
+        on_bad_clip: "error" refuses repeated ids, "skip" skips the later rows with a warning.
     Raises:
         InputError: with the number of repeated rows and the first of them.
     """
@@ -143,5 +143,6 @@ def first_rows(path, ids, on_bad_clip):
         if on_bad_clip == "error":
             raise InputError(f"{path}: {found}; each clip once is expected; remove the rows, or keep the first of each "
                              "with --on_bad_clip skip")
-        log.warning("%s: %s; the first row of each is kept (--on_bad_clip skip)", path, found)
+        log.warning("%s: %s; the first row of each is kept (--on_bad_clip skip)", path, found,
+                    extra={"skipped": "rows"})
     return list(first.values())

@@ -1,4 +1,4 @@
-"""Feature archives: one zip a clip, one pickled NumPy array in it (spec: the published download).
+"""Feature archives: one zip a clip, one pickled NumPy array in it, as in the published download.
 
 Downloads are not trusted: nothing is extracted, sizes are limited, and the pickle is read by an interpreter of a few
 opcodes that can build numeric arrays and nothing else.
@@ -27,7 +27,7 @@ class Limits:
 
 
 LIMITS = Limits()
-AGAIN = "copy or unpack the file again, or leave the clip out with --on_bad_clip skip"
+AGAIN = "copy or unpack the file again, or skip the clip with --on_bad_clip skip"
 _PLAIN = re.compile(r"b1|[iu][1248]|f(2|4|8|16)")         # dtype codes of numbers; O, V, S, U, M are refused
 
 

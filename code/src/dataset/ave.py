@@ -73,4 +73,4 @@ def read_categories(path):
 def class_text(paths, classes, labels):
     """(vectors, index of each clip) of the class prompts, as `Clips` takes them; `labels` is (N, T, C+1)."""
     features = TextFeatures(paths["text"])
-    return features.vectors, np.array(features.indices(classes))[clip_class(labels)]
+    return features.vectors, np.array(features.indices(classes))[clip_class(labels).numpy()]

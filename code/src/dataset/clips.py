@@ -29,11 +29,11 @@ class Clips(Dataset):
         text: (vectors (M, 10, 768), index into them of each clip (N)) or None.
         labels: (N, T, C+1) array or None.
         classes: foreground class names (C).
-        on_bad_clip: "error", or "skip": read every clip once now, leave out the bad ones, and name them.
+        on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
         seconds: T.
     Attributes:
-        skipped: key -> reason of the clips left out; `missing` are those of them without a feature file.
+        skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
     Raises:
         InputError: missing clips, or (when read) bad ones.
     """
@@ -99,7 +99,7 @@ class Clips(Dataset):
             if missing and on_bad_clip == "error":
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
                                  f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each "
-                                 "is expected; get the rest, or leave them out with --on_bad_clip skip")
+                                 "is expected; get the rest, or skip them with --on_bad_clip skip")
             self.missing += missing
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 
@@ -117,12 +117,13 @@ class Clips(Dataset):
             return {key: reason for key, reason in zip(self.keys, reasons) if reason}
 
     def _drop(self, reasons):
-        """Leave out the clips with these keys and say so."""
+        """Skip the clips with these keys, with a warning."""
         if not reasons:
             return
         keep = [i for i, key in enumerate(self.keys) if key not in reasons]
-        log.warning("%s: %d of %d clips are left out (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
-                    len(self), "\n  ".join(f"{key}: {reason}" for key, reason in reasons.items()))
+        log.warning("%s: %d of %d clips are skipped (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
+                    len(self), "\n  ".join(f"{key}: {reason}" for key, reason in reasons.items()),
+                    extra={"skipped": "clips"})
         self.skipped.update(reasons)
         if not keep:
             raise InputError(f"{self.name}: all {len(self)} clips are bad, first {next(iter(reasons.values()))}")

@@ -54,12 +54,12 @@ def check_clip(x, tail, seconds, where):
     if x.ndim != 1 + len(tail) or any(n != m for n, m in zip(x.shape[1:], tail) if m is not None):
         form = ", ".join(["seconds"] + ["any" if n is None else str(n) for n in tail])
         raise InputError(f"{where}: shape {tuple(x.shape)}; ({form}) is expected; check that this is the right kind of "
-                         "feature, or leave the clip out with --on_bad_clip skip")
+                         "feature, or skip the clip with --on_bad_clip skip")
     with np.errstate(over="ignore"):        # what float32 cannot hold becomes infinite and is named below
         x = fit_length(x, seconds, where).astype(np.float32)
     if not np.isfinite(x).all():
         raise InputError(f"{where}: {int((~np.isfinite(x)).sum())} of {x.size} values are NaN or infinite; finite "
-                         f"numbers are expected; extract the feature again, or leave the clip out with --on_bad_clip "
+                         f"numbers are expected; extract the feature again, or skip the clip with --on_bad_clip "
                          "skip")
     return x
 
@@ -214,7 +214,7 @@ class Pack(Store):
                 raise InputError(f"{self.path}: {array.dtype} in chunks {array.chunks}, {len(names)} ids; float16 or "
                                  "float32, one uncompressed chunk and one id a clip are expected; run `python "
                                  "prepare.py pack` again")
-            written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was left out
+            written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
         self.ids = set(self.rows)

@@ -1,6 +1,7 @@
 """Label tensors: (T, C+1) of 0 and 1, column order = class list, LAST column = background (released loaders)."""
 
 import numpy as np
+import torch
 
 from errors import InputError
 
@@ -59,8 +60,8 @@ def clip_class(labels):
     A second without foreground gives 0; where two classes occur, the higher index wins (released programs).
 
     Args:
-        labels: (N, T, C+1).
+        labels: (..., T, C+1), array or tensor, last column background.
     Returns:
-        int64 (N,).
+        (...) int64 tensor, on the device of the labels.
     """
-    return labels[..., :-1].argmax(-1).max(-1)
+    return torch.as_tensor(labels)[..., :-1].argmax(-1).amax(-1)

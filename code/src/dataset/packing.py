@@ -19,18 +19,18 @@ from tqdm import tqdm
 from dataset.features import PACK_FORMAT, Pack, open_features
 from errors import InputError
 
-PENDING, WRITTEN, LEFT_OUT = 0, 1, 2
+PENDING, WRITTEN, SKIPPED = 0, 1, 2
 BATCH = 64                      # clips between two flushes
 SAMPLE = 64                     # clips compared with their source at the end
 
 
 @dataclass
 class Packed:
-    """What `pack` did: clips in the pack, of which from an earlier run, clips left out (id -> reason), bytes."""
+    """What `pack` did: clips in the pack, of which from an earlier run, clips skipped (id -> reason), bytes."""
 
     clips: int
     resumed: int
-    left_out: dict
+    skipped: dict
     size: int
 
 
@@ -43,7 +43,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         kind: "audio", "video" or "label".
         dtype: "float16" or "float32" of the stored features.
         seconds: T.
-        on_bad_clip: "error" stops at a bad clip (what is packed stays in the partial file), "skip" leaves it out.
+        on_bad_clip: "error" stops at a bad clip (what is packed stays in the partial file), "skip" skips it.
     Returns:
         `Packed`.
     Raises:
@@ -66,7 +66,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
             _lay_out(partial, ids, shape, dtype)
         with h5py.File(partial, "r+") as file:
             _check_same(file, partial, ids, shape, dtype)
-            resumed, left_out = _fill(file, store, ids, np.dtype(dtype), on_bad_clip)
+            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip)
             _verify(file, store, ids)
             file.attrs["complete"] = True
         with open(partial, "rb") as file:
@@ -76,7 +76,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         raise InputError(f"{out}: cannot be written ({str(error)[:100]}); {_gigabytes(shape, dtype):.1f} GB of free, "
                          f"writable space are expected; make room and run again to go on, or remove "
                          f"{partial}") from None
-    return Packed(len(ids) - len(left_out), resumed, left_out, out.stat().st_size)
+    return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
 
 
 def _gigabytes(shape, dtype):
@@ -122,12 +122,12 @@ def _check_same(file, partial, ids, shape, dtype):
 
 
 def _fill(file, store, ids, dtype, on_bad_clip):
-    """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those left out)."""
+    """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those skipped)."""
     features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
     for n in np.flatnonzero(state == WRITTEN):
         if zlib.crc32(_chunk(features, n)) != checksum[n]:
             state[n] = PENDING                          # the run was killed inside this write
-    resumed, left_out = int((state == WRITTEN).sum()), {}
+    resumed, skipped = int((state == WRITTEN).sum()), {}
     pending = np.flatnonzero(state != WRITTEN)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(
             total=len(ids), initial=resumed, desc=f"packing {store.kind}", unit="clip", disable=None) as bar:
@@ -138,13 +138,13 @@ def _fill(file, store, ids, dtype, on_bad_clip):
                     features.id.write_direct_chunk((n,) + (0,) * (features.ndim - 1), data)
                     state[n], checksum[n] = WRITTEN, zlib.crc32(data)
                 elif on_bad_clip == "skip":
-                    state[n], left_out[ids[n]] = LEFT_OUT, reason
+                    state[n], skipped[ids[n]] = SKIPPED, reason
                 else:
                     _save(file, state, checksum)
                     raise InputError(reason)
             _save(file, state, checksum)
             bar.update(len(batch))
-    return resumed, left_out
+    return resumed, skipped
 
 
 def _save(file, state, checksum):

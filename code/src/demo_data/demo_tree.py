@@ -24,6 +24,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from atomic_write import output_file
 from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from demo_data import dialled_digits as digits
@@ -98,7 +99,7 @@ def pretraining(tree):
     ids = video_ids(tree.clips, rng)
     table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": ids, "split": split})
     table.to_csv(tree.place("vggsound.csv"), index=False)
-    write_prompts(tree.place("vggsound.prompts"), digits.PROMPTS)
+    write_text(tree, "vggsound")
     write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), digits.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
     event = Events.draw(tree.clips, 1 / 3, 2, rng)
@@ -128,7 +129,7 @@ def ave(tree):
                           "quality": "good", "start": event.start, "end": event.end})
     table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
     write_lines(tree.place("ave.categories"), digits.CLASSES)
-    write_prompts(tree.place("ave.prompts"), digits.PROMPTS)
+    write_text(tree, "ave")
 
     audio = np.empty((count, SECONDS, digits.BANDS))                    # float64, as published
     video = np.empty((count, SECONDS, digits.PLACES_A_SIDE, digits.PLACES_A_SIDE, digits.CHANNELS))
@@ -225,7 +226,7 @@ def ucf_vggsound(tree):
     order = np.argsort(names)                                           # alphabetical
     write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
     write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(digits.CLASSES)[order])
-    write_prompts(tree.place("ucf_vggsound.prompts"), digits.PROMPTS)
+    write_text(tree, "ucf_vggsound")
     clips = pd.read_csv(tree.place("vggsound.csv"))
     clips["line"] = clips["category"].map(dict(zip(digits.CLASSES, np.argsort(order))))
     clips["part"] = clips["split"].map({"train": 0, "val": 1, "test": 2})
@@ -246,16 +247,44 @@ def ucf_vggsound(tree):
         tree.bar.update(len(block))
 
 
-def text(tree):
-    """Word vectors of every prompts csv by hashed character n-grams: no download, and a key's word is unlike others."""
-    for name in ("vggsound", "ave", "ucf_vggsound"):
-        prompts = read_prompts(tree.place(f"{name}.prompts"))
-        write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
-                            prompts_file=tree.places[f"{name}.prompts"])
+def ucf51(tree):
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
+    which the first half is the closed part, as in every open-set task."""
+    rng = tree.rng("ucf51")
+    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    names = [f"Digit{word.capitalize()}" for word in digits.WORDS]
+    write_lines(tree.place("ucf51.categories"), names)
+    keys, folder, longest = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio"), 12
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(6, longest + 1, len(block))
+        audio = digits.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
+        for i, k in enumerate(block):
+            write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
 
 
+def captions(tree):
+    """Clips with two captions each: test clips of `vggsound`, every caption a row."""
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
+    word = dict(zip(digits.CLASSES, digits.WORDS))
+    rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
+            for number, sentence in enumerate((digits.PROMPTS[name], f"{word[name]} once more"))]
+    path = tree.place("captions.csv")
+    pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
+    prompts = read_prompts(path)
+    write_text_features(tree.place("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places["captions.csv"])
+    for kind in ("audio", "video"):
+        folder = tree.folder(f"captions.{kind}")
+        for clip in clips["video_id"]:
+            shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
+
+
+# A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
+# was added gets it when it is asked for again.
 PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
-         "text": text}
+         "ucf51": ucf51, "captions": captions}
 
 
 # ---------------------------------------------------------------------------------------------------- formats
@@ -301,6 +330,15 @@ def write_prompts(path, prompts):
     pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
 
 
+def write_text(tree, name):
+    """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
+    the others."""
+    write_prompts(tree.place(f"{name}.prompts"), digits.PROMPTS)
+    prompts = read_prompts(tree.place(f"{name}.prompts"))
+    write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places[f"{name}.prompts"])
+
+
 def write_lines(path, lines):
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -312,10 +350,10 @@ def settings(seed, clips):
             "video_channels": digits.CHANNELS}
 
 
-def is_whole(out, seed, clips):
-    """True if `out` holds this very tree; InputError if it holds anything else; False if there is nothing."""
+def parts_there(out, seed, clips):
+    """Names of the parts of this tree that `out` holds, () if there is nothing; InputError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
+        return ()
     marker = out / MARKER
     if not marker.is_file():
         raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
@@ -324,14 +362,19 @@ def is_whole(out, seed, clips):
     except (ValueError, TypeError):
         raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
                          "again") from None
-    differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+    there = found.get("parts")
+    if not isinstance(there, list):
+        raise InputError(f"{marker}: names no parts; remove {out} and build it again")
+    differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted
+                 if key != "parts" and found.get(key) != wanted[key]]
     if differing:
         raise InputError(f"{out}: holds another demo tree ({'; '.join(differing)}); remove it or choose another --out")
-    return True
+    return tuple(there)
 
 
 def build(out, places, seed=0, clips=2400, progress=True):
-    """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
+    """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone, and
+    one that was built before parts were added gets these.
 
     Args:
         out: folder to make; the data root of the demo.
@@ -340,7 +383,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
         progress: show a bar.
 
     Returns:
-        True if the tree was built, False if it was there already.
+        True if the tree or a part of it was built, False if it was there already.
 
     Raises:
         InputError: `out` holds something else, or a tree of another seed, size or version, or cannot be made.
@@ -350,8 +393,9 @@ def build(out, places, seed=0, clips=2400, progress=True):
         raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
-    if is_whole(out, seed, clips):
-        return False
+    there = parts_there(out, seed, clips)
+    if there:
+        return add_parts(out, places, seed, clips, [name for name in PARTS if name not in there], progress)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
@@ -366,15 +410,32 @@ def build(out, places, seed=0, clips=2400, progress=True):
             tree = Tree(partial, places, seed, clips, bar)
             for part in PARTS.values():
                 part(tree)
-        (partial / MARKER).write_text(json.dumps(settings(seed, clips), indent=1) + "\n", encoding="utf-8")
+        write_marker(partial, seed, clips)
         try:
             os.rename(partial, out)     # replaces an empty folder, never a filled one
         except OSError:
-            if not is_whole(out, seed, clips):      # another build may have been first
+            if not parts_there(out, seed, clips):   # another build may have been first
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
+
+
+def add_parts(out, places, seed, clips, names, progress):
+    """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
+    if names:
+        with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
+                threadpool_limits(1):
+            tree = Tree(out, places, seed, clips, bar)
+            for name in names:
+                PARTS[name](tree)
+        write_marker(out, seed, clips)
+    return bool(names)
+
+
+def write_marker(root, seed, clips):
+    with output_file(root / MARKER, "w", "choose another --out") as file:
+        file.write(json.dumps(settings(seed, clips), indent=1) + "\n")
 
 
 def main(argv=None):

@@ -18,8 +18,17 @@ def total_norm(parameters):
     return get_total_norm(gradients) if gradients else None
 
 
+def start_state(optimizer, parameters):
+    """Give these parameters the state with which torch.optim.Adam starts."""
+    for parameter in parameters:
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter].update(step=torch.zeros((), dtype=torch.float32, device=parameter.device),
+                                              exp_avg=torch.zeros_like(parameter),
+                                              exp_avg_sq=torch.zeros_like(parameter))
+
+
 @torch.no_grad()
-def adam_step(parts, factor=None):
+def adam_step(parts, factor=None, found_inf=None):
     """One step of torch.optim.Adam in one fused call.
 
     120 M float32 weights make the step a matter of memory traffic: scaling the gradients beforehand would read and
@@ -29,16 +38,14 @@ def adam_step(parts, factor=None):
     Args:
         parts: pairs (optimiser, those of its parameters that take a step); the optimisers have the same settings.
         factor: scalar tensor, of the gradients.
+        found_inf: scalar float32 tensor; where it is 1 nothing changes.
     """
     parameters, states = [], []
     for optimizer, chosen in parts:
-        for parameter in chosen:
-            if parameter.grad is not None:
-                parameters.append(parameter)
-                states.append(optimizer.state[parameter])
-                if not states[-1]:
-                    states[-1].update(step=torch.zeros((), dtype=torch.float32, device=parameter.device),
-                                      exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        chosen = [parameter for parameter in chosen if parameter.grad is not None]
+        start_state(optimizer, chosen)
+        parameters += chosen
+        states += [optimizer.state[parameter] for parameter in chosen]
     gradients = [flat(p.grad) for p in parameters]
     if factor is not None and factor.dtype == torch.float64:
         torch._foreach_mul_(gradients, factor)
@@ -47,5 +54,5 @@ def adam_step(parts, factor=None):
     beta1, beta2 = group["betas"]
     adam([flat(p) for p in parameters], gradients, [flat(state["exp_avg"]) for state in states],
          [flat(state["exp_avg_sq"]) for state in states], [], [state["step"] for state in states], fused=True,
-         grad_scale=None if factor is None else 1 / factor, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
-         weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)
+         grad_scale=None if factor is None else 1 / factor, found_inf=found_inf, amsgrad=False, beta1=beta1,
+         beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False)

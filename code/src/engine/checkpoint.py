@@ -1,26 +1,30 @@
 """Checkpoints: published files in, published files out, and everything else that a run needs to go on.
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
-`total_step`, and `run`: what only our program reads (random state, position, options). `python -m engine.checkpoint
-FILE` describes a file.
+`total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
+optimiser state, and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
+`python -m engine.checkpoint FILE` describes a file.
 """
 
 import hashlib
 import pickle
 import sys
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 
 from atomic_write import whole_file
+from engine.monitors import code_usage
 from errors import InputError, Parser, run
 from systems import published
-from systems.frozen import FrozenEncoder
-from systems.h_dcid import build
+from systems.base import FrozenEncoder
+from systems.published import OWN
+from systems.registry import SYSTEMS
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+OWN_OPTIMIZER = "own_optimizer"     # Adam's state of parameters without a published name
 
 
 @dataclass
@@ -28,13 +32,17 @@ class Loaded:
     """A pretraining file, read and checked."""
 
     path: Path
-    model: object               # DCID, in the dtype that was asked for
+    system: object              # systems.base.System, in the dtype that was asked for
     unused: dict                # published tensors that nobody reads, kept for writing the file again
     contents: dict              # the raw file
     epoch: int = -1
     total_step: int = 0
-    complete: bool = True       # all sections for training are there
-    missing: list = field(default_factory=list)
+    missing: list = field(default_factory=list)     # sections, and our tensors, that training needs and the file lacks
+
+    @property
+    def complete(self):
+        """Can training go on from this file?"""
+        return not self.missing
 
 
 def sha256(path):
@@ -86,37 +94,71 @@ def read(path, mmap=False):
     return contents
 
 
-def shapes(config):
-    """Our name -> shape of every parameter and buffer of a system, without allocating it."""
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
-
-
-def open_file(path, dtype=torch.float32, spatial_attention="sum"):
-    """Read a pretraining file, published or ours, into a model; sections for training may be missing."""
+def open_file(path, dtype=torch.float32):
+    """Read a pretraining file, published or ours, into a system; what only training needs may be missing."""
     contents = read(path)
     try:
         _require_sections(contents)
-        config = replace(published.infer(contents), spatial_attention=spatial_attention)
+        kind, config = _config_of(contents)
         _require_sizes(config)
-        expected = shapes(config)
-        tensors = published.layout(config, expected)
-        required = [published.ENCODER] + ([published.LSTM] if "text" in config.modalities else [])
-        state, unused = published.from_published(contents, tensors, required)
+        tensors = published.layout(kind, config)
+        required = {tensor.section for tensor in tensors if any(name.startswith("encoder.") for name in tensor.ours)}
+        state, unused = published.from_published(contents, tensors, sorted(required))
+        state |= _own_tensors(contents, kind, config, state)
     except InputError as error:
         raise InputError(f"{path}: {error}; the file is damaged or of another program") from None
     with torch.device("meta"):
-        model = build(config)
-    missing = [section for section in published.sections(config, expected) if section not in contents]
-    fresh = build(config).state_dict() if missing else {}
-    model.load_state_dict({name: state.get(name, fresh.get(name)).to(dtype, copy=True) for name in expected},
-                          assign=True)
-    for parameter in model.parameters():
+        system = kind(config)
+    expected = system.state_dict()
+    absent = [name for name in expected if name not in state]
+    fresh = kind(config).state_dict() if absent else {}
+    system.load_state_dict({
+        name: state[name].to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        if name in state else fresh[name].to(dtype if value.is_floating_point() else value.dtype)
+        for name, value in expected.items()}, assign=True)
+    for parameter in system.parameters():
         parameter.requires_grad_(True)
+    section_of = {name: tensor.section for tensor in tensors for name in tensor.ours}
+    missing = list(dict.fromkeys(section_of.get(name, f"{OWN}.{name}") for name in absent))
     epoch, step = contents.get("epoch", -1), contents.get("total_step", 0)
     if not isinstance(epoch, int) or not isinstance(step, int):
         raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
-    return Loaded(Path(path), model, unused, contents, epoch, step, not missing, missing)
+    return Loaded(Path(path), system, unused, contents, epoch, step, missing)
+
+
+def _config_of(contents):
+    """(class of the system, its config): as the file says, else as its tensors show."""
+    stored = contents.get("config")
+    if stored is None:
+        return published.recognise(contents, list(SYSTEMS.values()))
+    if not isinstance(stored, dict) or stored.get("system") not in SYSTEMS:
+        named = stored.get("system") if isinstance(stored, dict) else stored
+        raise InputError(f"its config names the system {named!r:.60}; expected one of {', '.join(SYSTEMS)}")
+    kind = SYSTEMS[stored["system"]]
+    values = {name: tuple(value) if isinstance(value, (list, tuple)) else value
+              for name, value in stored.items() if name != "system"}
+    defaults = {f.name: f.default for f in fields(kind.Config)}
+    for name, value in values.items():
+        if name not in defaults or type(value) is not type(defaults[name]):
+            raise InputError(f"its config has {name} = {value!r:.60}, which is no setting of {kind.title}; it was "
+                             "written by another version of this program")
+    try:
+        return kind, kind.Config(**values)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"its config is of no {kind.title} ({error})") from None
+
+
+def _own_tensors(contents, kind, config, state):
+    """Our tensors that have no published name, checked against the system."""
+    own = contents.get(OWN, {})
+    expected = {name: value for name, value in published.meta(kind, config).state_dict().items() if name not in state}
+    known = {name for tensor in published.layout(kind, config) for name in tensor.ours}
+    for name, value in own.items():
+        if name not in expected or name in known:
+            raise InputError(f"{OWN} has an unknown key {name}")
+        published.require_shape(f"{OWN}.{name}", value, expected[name].shape)
+        published.require_numbers(f"{OWN}.{name}", value, not expected[name].is_floating_point())
+    return own
 
 
 def _is_plain(x):
@@ -136,83 +178,86 @@ def _require_sections(contents):
 
 
 def _require_sizes(config):
-    """InputError for widths that no network can have; tensors may have any shape."""
-    sizes = {name: size for name, size in config.to_dict().items() if isinstance(size, int)}
+    """InputError for sizes that no network can have; tensors may have any shape."""
+    sizes = {f.name: getattr(config, f.name) for f in fields(config) if type(getattr(config, f.name)) is int}
     least = min(sizes, key=sizes.get)
     if sizes[least] < 1 or config.code_dim % config.num_heads:
         raise InputError(f"{least} is {sizes[least]}, code_dim {config.code_dim}; expected at least 1, and a code_dim "
                          f"divisible by {config.num_heads}")
 
 
-def load_encoder(path, device="cpu", dtype=torch.float32):
-    """The frozen encoder of a pretraining file, on `device`."""
+def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
+    """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see systems.base.FrozenEncoder."""
     loaded = open_file(path, dtype)
-    return FrozenEncoder(loaded.model.encoder, loaded.epoch).to(device)
+    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0).to(device)
 
 
 def untrained_like(encoder, seed):
     """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build(encoder.config)
-        for level in fresh.encoder.levels:  # codes on the scale of its features, else every second takes one code
-            level.codebook.embedding.normal_()
-    return FrozenEncoder(fresh.encoder.to(encoder.codebooks[0])).to(encoder.codebooks[0].device)
+        fresh = encoder.system(encoder.config).encoder
+        for codes in fresh.codebooks:       # codes on the scale of its features, else every second takes one code
+            codes.normal_()
+    like = encoder.codebooks[0]
+    return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
 
 
-def optimizer_sections(config, model, optimizers):
-    """Optimiser state under the published names and parameter numbers.
+def _optimizer_names(system, optimizers):
+    """name of a trainer's optimiser -> its section in files."""
+    return {name: "optimizer" if name == "main" else system.AUXILIARY[name] for name in optimizers}
+
+
+def _published_order(system, name):
+    """Published parameters of one optimiser in the order in which it numbers them.
+
+    Which they are follows from the system's groups: a section with a parameter of the optimiser belongs to it whole.
+    """
+    groups = [group for group in system.parameter_groups()
+              if (group.optimizer == "main" if name == "main" else group.name == name)]
+    tensors = published.layout(type(system), system.config)
+    return [tensor for group in groups for tensor in tensors if tensor.section == group.name and not tensor.is_buffer]
+
+
+def optimizer_sections(system, optimizers):
+    """Optimiser state under the published names and parameter numbers, and that of our own parameters by name.
 
     Args:
-        optimizers: "main" and every MI section -> torch optimiser that holds our parameters.
+        optimizers: "main" and every auxiliary group -> torch optimiser that holds our parameters.
     """
-    tensors = published.layout(config, {n: v.shape for n, v in model.state_dict().items()})
-    parameters = dict(model.named_parameters())
-    result = {}
-    for name, optimizer in optimizers.items():
-        order = _published_order(tensors, name)
-        state = {}
-        for number, tensor in enumerate(order):
-            own = optimizer.state.get(parameters[tensor.ours[0]]) if tensor.ours else None
-            if own:
-                state[number] = {key: own[key].detach().cpu() for key in ADAM_STATE}
+    parameters, result, own_state = dict(system.named_parameters()), {}, {}
+    for name, section in _optimizer_names(system, optimizers).items():
+        optimizer, order = optimizers[name], _published_order(system, name)
+        moved = {parameter: {key: state[key].detach().cpu() for key in ADAM_STATE}
+                 for parameter, state in optimizer.state.items() if state and float(state["step"])}
+        numbers = {tensor.ours[0]: number for number, tensor in enumerate(order) if tensor.ours}
         group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
-        result["optimizer" if name == "main" else published.MI_OPTIMIZERS[name]] = {
-            "state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
-    return result
+        state = {number: moved[parameters[ours]] for ours, number in numbers.items() if parameters[ours] in moved}
+        result[section] = {"state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
+        own = {ours: moved[parameter] for ours, parameter in parameters.items()
+               if parameter in moved and ours not in numbers}
+        own_state |= {section: own} if own else {}
+    return result | ({OWN_OPTIMIZER: own_state} if own_state else {})
 
 
 def load_optimizers(loaded, optimizers):
     """Put the file's optimiser sections into `optimizers` (as in `optimizer_sections`)."""
-    model, config = loaded.model, loaded.model.config
-    tensors = published.layout(config, {n: v.shape for n, v in model.state_dict().items()})
-    parameters = dict(model.named_parameters())
-    for name, optimizer in optimizers.items():
-        section = "optimizer" if name == "main" else published.MI_OPTIMIZERS[name]
+    system = loaded.system
+    parameters = dict(system.named_parameters())
+    for name, section in _optimizer_names(system, optimizers).items():
         try:
             stored = loaded.contents[section]["state"]
             groups = loaded.contents[section]["param_groups"]
-            order = _published_order(tensors, name)
+            order = _published_order(system, name)
             if len(groups) != 1 or len(groups[0]["params"]) != len(order):
                 raise InputError(f"{loaded.path}: {section} is for {sum(len(g['params']) for g in groups)} parameters; "
                                  f"expected one group of {len(order)}; this file cannot be resumed")
-            for number, own in stored.items():
-                tensor = order[number]
-                if not tensor.ours:
-                    continue
-                parameter = parameters[tensor.ours[0]]
-                moments = own["exp_avg"], own["exp_avg_sq"]
-                step = torch.as_tensor(own["step"], dtype=torch.float32)
-                if step.shape or not all(_is_plain(x) and x.shape == parameter.shape for x in moments):
-                    raise InputError(f"{loaded.path}: {section} has state of another shape or kind for {tensor.key}; "
-                                     "it is damaged: this file cannot be resumed")
-                on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-                optimizer.state[parameter] = {
-                    "step": step.to(parameter.device if on_device else "cpu", copy=True),
-                    # laid out in memory as the parameter is: the fused kernels walk through both side by side
-                    "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
-                    "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
+            found = {order[number].ours[0]: own for number, own in stored.items() if order[number].ours}
+            found |= loaded.contents.get(OWN_OPTIMIZER, {}).get(section, {})
+            for ours, own in found.items():
+                _load_adam(optimizers[name], parameters[ours], own, f"{loaded.path}: {section} has state of another "
+                           f"shape or kind for {ours}; it is damaged: this file cannot be resumed")
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -220,57 +265,61 @@ def load_optimizers(loaded, optimizers):
                              "this file cannot be resumed") from error
 
 
-def _published_order(tensors, name):
-    """Published parameters of one optimiser in the order in which it numbers them."""
-    wanted = published.MAIN_OPTIMIZER if name == "main" else (name,)
-    return [t for section in wanted for t in tensors if t.section == section and not t.is_buffer]
+def _load_adam(optimizer, parameter, own, damaged):
+    """Give a parameter its stored state; InputError with the text `damaged` where that does not fit."""
+    moments, step = (own["exp_avg"], own["exp_avg_sq"]), torch.as_tensor(own["step"], dtype=torch.float32)
+    if step.shape or not all(_is_plain(x) and x.shape == parameter.shape for x in moments):
+        raise InputError(damaged)
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    optimizer.state[parameter] = {
+        "step": step.to(parameter.device if on_device else "cpu", copy=True),
+        # laid out in memory as the parameter is: the fused kernels walk through both side by side
+        "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
+        "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
 
 
-def pack(model, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32):
-    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, and our `run` state."""
-    state = model.state_dict()
-    tensors = published.layout(model.config, {n: v.shape for n, v in state.items()})
-    contents = published.to_published(state, tensors, unused, dtype)
-    contents |= optimizer_sections(model.config, model, optimizers)
-    return contents | {"epoch": epoch, "total_step": total_step, "run": run_state}
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32):
+    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, config, our `run` state."""
+    state = system.state_dict()
+    contents = published.to_published(state, published.layout(type(system), system.config), unused, dtype)
+    own = {name: published.stored(state[name], dtype) for name in published.own_names(system)}
+    contents |= {OWN: own} if own else {}
+    contents |= optimizer_sections(system, optimizers)
+    config = {"system": system.name} | {name: list(value) if isinstance(value, tuple) else value
+                                        for name, value in asdict(system.config).items()}
+    return contents | {"epoch": epoch, "total_step": total_step, "config": config, "run": run_state}
 
 
 def describe(path):
     """What a file is, as lines of text."""
     loaded = open_file(path, torch.float64)
-    config, model = loaded.model.config, loaded.model
-    stored = [n for s in published.sections(config, shapes(config)) if s not in loaded.missing
-              for n in published.sections(config, shapes(config))[s]]
-    parameters = dict(model.named_parameters())
-    dead = [key for key in loaded.unused]
-    dead += [t.key for t in published.layout(config, shapes(config))
-             if t.ours and ("affine_video" in t.key or "ave_v_att" in t.key)]
+    system = loaded.system
+    config, tensors = system.config, published.layout(type(system), system.config)
+    absent = {name for tensor in tensors if tensor.section in loaded.missing for name in tensor.ours}
+    stored = [parameter.numel() for name, parameter in system.named_parameters()
+              if name not in absent and f"{OWN}.{name}" not in loaded.missing]
+    dead = [*loaded.unused, *(name for module in system.modules() for name in getattr(module, "unread", ()))]
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
                      for v in s.values() if isinstance(v, torch.Tensor)})
-    lines = [f"file            {path}", f"system          {config.system} ({config.num_levels} level(s))",
+    own = published.own_names(system)
+    lines = [f"file            {path}", f"system          {system.name} ({system.title})",
              f"modalities      {', '.join(config.modalities)}",
              f"codes           K = {config.num_codes}, D = {config.code_dim}",
-             "widths          " + ", ".join(f"{k} {v}" for k, v in config.to_dict().items() if k.endswith("dim")),
-             f"layers          {config.num_layers} a temporal encoder",
+             "widths          " + ", ".join(f"{k} {v}" for k, v in asdict(config).items() if k.endswith("dim")),
+             f"layers          {config.num_layers} per temporal encoder",
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",
-             f"parameters      {sum(parameters[n].numel() for n in stored):,}",
+             f"parameters      {sum(stored):,}",
              f"missing         {', '.join(loaded.missing) or 'nothing: training can go on from it'}",
              f"dead tensors    {len(dead)} (stored, read by nobody)"]
-    for number, level in enumerate(model.encoder.levels):
-        lines.append(f"codebook {number + 1}      {codebook_health(level.codebook)}")
+    if own:
+        lines.append(f"own tensors     {', '.join(own)} (no published name)")
+    for suffix, codebook in system.codebooks.items():
+        usage = code_usage(codebook)
+        lines.append(f"codebook{suffix.replace('_', ' '):<8}{usage.codes_used} of {len(codebook.embedding)} codes used "
+                     f"in the last 100 passes, perplexity of the moving counts {usage.perplexity:.1f}, "
+                     f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
     return lines
-
-
-def codebook_health(codebook):
-    """Codes in use and perplexity of the EMA counts, as text."""
-    count = codebook.ema_count.double().clamp_min(0)
-    share = count / count.sum().clamp_min(1e-12)
-    perplexity = torch.exp(-(share * torch.log(share + 1e-10)).sum())
-    recent = (codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)
-    return (f"{int(recent.sum())} of {len(count)} codes used in the last 100 passes, "
-            f"perplexity of the moving counts {float(perplexity):.1f}, "
-            f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
 
 
 def main(argv=None):

@@ -4,6 +4,7 @@ Reads every metrics.jsonl (losses of pretraining), results.jsonl and predictions
 their colours in all pictures: audio orange, video blue, text green.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import COLOUR, GREY, MODALITIES, PALE, new_figure, save
+from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, save
+from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
+from model.config import MODALITIES
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
@@ -60,32 +63,35 @@ def draw_losses(lines, path):
 
 def draw_cells(rows, path):
     """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
-    of_last, of_best = tables.collect(rows, "last"), tables.collect(rows, "best")
+    of_last = tables.collect(rows, "last")
     cells = [cell for cell in tables.CELLS if any(cell in row.cells for row in of_last)]
-    same = {row.name: row for row in tables.collect(rows, "last", field="same_modality")}
-    control = {row.name: row for row in tables.collect(rows, "last", "untrained")}
+    others = [({row.key: row for row in found}, colour, label) for found, colour, label in (
+        (tables.collect(rows, "best"), "black", "best epoch on the evaluation set"),
+        (tables.collect(rows, "last", field="same_modality"), COLOUR["audio"], "same modality (last)"),
+        (tables.collect(rows, "last", "untrained"), "#CC3311", "untrained encoder"))]
     chance = tables.chance(rows)
-    place = np.arange(len(cells))
+    positions = np.arange(len(cells))
     figure, axes = new_figure(1, 1, size=(max(6.0, 1.45 * len(cells)), 4.4))
     axis = axes[0, 0]
     width = 0.76 / len(of_last)
-    for number, (last, best) in enumerate(zip(of_last, of_best)):
+    labelled = set()
+    for number, last in enumerate(of_last):
         shade = mpl.colormaps["Blues"](0.85 if len(of_last) == 1 else 0.35 + 0.6 * number / (len(of_last) - 1))
-        x = place - 0.38 + width * (number + 0.5)
-        means = [results.spread(last.cells.get(cell, []))[0] or 0 for cell in cells]
-        errors = [results.spread(last.cells.get(cell, []))[1] or 0 for cell in cells]
+        x = positions - 0.38 + width * (number + 0.5)
+        means = [results.mean_std(last.cells.get(cell, []))[0] or 0 for cell in cells]
+        errors = [results.mean_std(last.cells.get(cell, []))[1] or 0 for cell in cells]
         axis.bar(x, means, width * 0.9, yerr=errors, color=shade, label=last.name, error_kw={"linewidth": 1})
-        _ticks(axis, x, width, best, cells, "black", "best epoch on the evaluation set" if not number else None)
-        _ticks(axis, x, width, same.get(last.name), cells, COLOUR["audio"],
-               "same modality (last)" if not number else None)
-        if last.name in control:
-            _ticks(axis, x, width, control[last.name], cells, "#CC3311", "untrained encoder" if not number else None)
-    for spot, cell in zip(place, cells):
+        for of_key, colour, label in others:
+            if last.key in of_key:
+                _ticks(axis, x, width, of_key[last.key], cells, colour, None if label in labelled else label)
+                labelled.add(label)
+    for spot, cell in zip(positions, cells):
         if cell in chance.cells:
-            axis.plot([spot - 0.42, spot + 0.42], [chance.cells[cell][0]] * 2, color=GREY, linewidth=1, linestyle=":",
-                      label="chance" if not spot else None)
-    axis.set_xticks(place, [cell.replace(" V>A", "\nvideo to audio").replace(" A>V", "\naudio to video")
-                            for cell in cells], fontsize=8)
+            axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GREY, linewidth=1, linestyle=":",
+                      label=None if "chance" in labelled else "chance")
+            labelled.add("chance")
+    axis.set_xticks(positions, [f"{TASKS[tables.CELLS[cell].task].title}\n{tables.CELLS[cell].source} to "
+                                f"{tables.CELLS[cell].target}" for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("percent")
     axis.set_title("Cross-modal transfer: bars after the last epoch of the head")
@@ -95,10 +101,8 @@ def draw_cells(rows, path):
 
 def _ticks(axis, x, width, row, cells, colour, label):
     """A short horizontal line at each cell of a row."""
-    if row is None:
-        return
     for spot, cell in zip(x, cells):
-        mean = results.spread(row.cells.get(cell, []))[0]
+        mean = results.mean_std(row.cells.get(cell, []))[0]
         if mean is not None:
             axis.plot([spot - 0.45 * width, spot + 0.45 * width], [mean] * 2, color=colour, linewidth=2, label=label)
             label = None
@@ -106,26 +110,23 @@ def _ticks(axis, x, width, row, cells, colour, label):
 
 def draw_epochs(rows, path):
     """Figures over the checkpoints of one pretraining run; a bar marks the choice of AVE's validation split."""
-    table = tables.collect(rows, "last")
-    same_run = [row for row in table if row.cells]
-    epochs = {name: row["checkpoint_epoch"] for row in rows for name in [tables.names(rows)[tables.key(row)]]}
-    same_run.sort(key=lambda row: epochs[row.name])
+    epochs = {tables.row_key(row): row["checkpoint_epoch"] for row in rows}
+    table = sorted(tables.collect(rows, "last"), key=lambda row: epochs[row.key])
     figure, axes = new_figure(1, 1, size=(7.5, 4.2))
     axis = axes[0, 0]
-    styles = {"AVE": "o", "AVVP": "s", "AVE>AVVP": "^", "UCF/VGG": "D"}
-    for cell in tables.CELLS:
-        points = [(epochs[row.name], *results.spread(row.cells[cell])) for row in same_run if cell in row.cells]
+    markers = dict(zip(TASKS, itertools.cycle("os^DvP*X")))
+    for cell, of in tables.CELLS.items():
+        points = [(epochs[row.key], *results.mean_std(row.cells[cell])) for row in table if cell in row.cells]
         if points:
             x, mean, deviation = zip(*points)
-            colour = COLOUR["audio"] if cell.endswith("V>A") else COLOUR["video"]
-            axis.errorbar(x, mean, [d or 0 for d in deviation], color=colour, marker=styles[cell.split()[0]],
+            axis.errorbar(x, mean, [d or 0 for d in deviation], color=COLOUR[of.target], marker=markers[of.task],
                           linewidth=1, markersize=5, label=cell)
-    means = [(epochs[row.name], results.spread(row.mean)[0]) for row in same_run if row.mean]
-    if means:
-        axis.plot(*zip(*means), color="black", linewidth=2.5, label="mean of the eight")
+    if len({frozenset(row.cells) for row in table}) == 1:           # else the means are of different columns
+        axis.plot([epochs[row.key] for row in table], [results.mean_std(row.mean)[0] for row in table], color="black",
+                  linewidth=2.5, label="mean")
     choice = tables.choose(rows)
     if choice:
-        axis.axvline(epochs[choice.name], color=PALE, linewidth=9, zorder=0,
+        axis.axvline(epochs[choice.key], color=PALE, linewidth=9, zorder=0,
                      label="chosen by AVE's validation split")
     axis.set_xticks(sorted(set(epochs.values())))
     axis.set_xlabel("epoch of the checkpoint")
@@ -146,14 +147,14 @@ def draw_tables(rows, folder):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
             whole = [row for row in part if not row.get("variant")]             # all channels: one point an epoch
             epochs = {row.get("checkpoint_epoch") for row in whole}
-            runs = {row["checkpoint"].rstrip(".pt0123456789") for row in whole}     # one folder, one name
+            runs = {str(row["checkpoint"]).rstrip(".pt0123456789") for row in whole}        # one folder, one name
             if len(epochs) > 1 and None not in epochs and len(runs) == 1:
                 written.append(draw_epochs(whole, folder / f"epochs{ending}.png"))
     return written
 
 
 def read_log(path):
-    """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is left out."""
+    """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is dropped."""
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         try:
@@ -188,14 +189,30 @@ def draw_run(folder, out):
             written.append(draw_losses(lines, out / ("losses.png" if inside == "." else f"losses-{inside}.png")))
     rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
     written += draw_tables(rows, out)
-    found = {path.stem: read_predictions(path) for path in sorted(folder.rglob("predictions/*.npz"))}
-    kept = {name: arrays for name, arrays in found.items() if not name.startswith("codes-")}
-    for name, arrays in found.items():
-        if name.startswith("codes-"):
-            written += plots.draw_codes(arrays, out / f"{name}.png")
+    runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})
+    for run_folder in runs:
+        inside = run_folder.parent.relative_to(folder).as_posix().replace("/", "-")
+        written += draw_predictions(run_folder, out, f"-{inside}" if len(runs) > 1 else "")
+    if not written:
+        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or "
+                         "predictions/ in or below it")
+    return written
+
+
+def draw_predictions(folder, out, ending):
+    """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
+    written, kept = [], {}
+    for path in sorted(folder.glob("*.npz")):
+        if path.stem.startswith("codes-"):
+            written += plots.draw_codes(read_predictions(path), out / f"{path.stem}{ending}.png")
+        else:
+            kept[path.stem + ending] = read_predictions(path)
     for name, arrays in kept.items():
         if "top" in arrays:
             written.append(plots.draw_retrieval(arrays, out / f"{name}.png"))
+            continue
+        if "known" in arrays:
+            written.append(plots.draw_open_set(arrays, out / f"open-{name}.png"))
             continue
         if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
             continue
@@ -208,10 +225,7 @@ def draw_run(folder, out):
         else:
             written.append(plots.draw_timelines(arrays, out / f"timelines-{name}.png"))
     if kept:
-        written.append(plots.draw_heads(list(kept.values()), out / "heads.png"))
-    if not written:
-        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or "
-                         "predictions/ in or below it")
+        written.append(plots.draw_heads(list(kept.values()), out / f"heads{ending}.png"))
     return written
 
 

@@ -18,17 +18,17 @@ ADVICE = {
     "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
             "(--n_embeddings) or larger batches",
     "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
-    "shared": "the modalities fall apart: keep cmcm, cpc and mm_ema (--without), and check that the features of a clip "
-              "belong together",
+    "shared": "the modalities share no codes: keep cmcm, cpc and mm_ema (--without), and check that the features of a "
+              "clip belong together",
     "chance": "check that audio, video and text of a clip belong together, and --lr",
 }
 
 
 @dataclass
 class Figures:
-    """The figures of one step, on their way from the device."""
+    """The figures of one step, copied from the device while it goes on."""
 
-    names: list                 # of the values: losses, metrics, then "gradient of <section>"
+    names: list                 # of the values: losses, metrics, then "gradient of <group>"
     values: torch.Tensor        # on the CPU, valid once `arrived`
     num_losses: int
     num_metrics: int
@@ -137,11 +137,11 @@ class Health:
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
 
-    def look(self, model, outputs, step, metrics, batch_size):
-        """Judge the model at a line of the log.
+    def look(self, system, outputs, step, metrics, batch_size):
+        """Judge the system at a line of the log.
 
         Args:
-            outputs: LevelOutput of each computed level.
+            outputs: of the system's last pass.
             step: steps taken.
             metrics: name -> number of this step.
             batch_size: clips of a step; chance of Cross-CPC is 1 / batch_size.
@@ -150,24 +150,25 @@ class Health:
             further metrics of the codebooks: name -> number.
         """
         found = {}
-        for number, output in enumerate(outputs):
-            codebook, suffix = model.encoder.levels[number].codebook, "_2" if number else ""
-            health = codebook_health(codebook, output.quantized.indices)
-            found |= {name + suffix: value for name, value in health.items()}
+        for suffix, chosen in system.chosen(outputs).items():
+            codebook = system.codebooks[suffix]
+            usage = code_usage(codebook, chosen)
+            found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
+                      "code_perplexity" + suffix: usage.perplexity}
             if step >= SETTLED:
-                self._judge_codebook(health, len(codebook.embedding), suffix)
+                self._judge_codebook(usage, len(codebook.embedding), suffix)
         self._judge_cpc(metrics, step, batch_size)
         return found
 
-    def _judge_codebook(self, health, num_codes, suffix):
-        name = f"codebook{' 2' if suffix else ''}"
-        if health["codes_used"] < COLLAPSED_SHARE * num_codes:
-            self._warn("used" + suffix, f"{name} has collapsed: {health['codes_used']} of {num_codes} codes were used "
+    def _judge_codebook(self, usage, num_codes, suffix):
+        name = f"codebook{suffix.replace('_', ' ')}"
+        if usage.codes_used < COLLAPSED_SHARE * num_codes:
+            self._warn("used" + suffix, f"{name} has collapsed: {usage.codes_used} of {num_codes} codes were used "
                        "in the last 100 passes", ADVICE["used"])
-        elif health["code_perplexity"] < max(4, COLLAPSED_PERPLEXITY * num_codes):
+        elif usage.perplexity < max(4, COLLAPSED_PERPLEXITY * num_codes):
             self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
-                       f"{health['code_perplexity']:.1f} of {num_codes}", ADVICE["perplexity"])
-        if health["codes_shared"] == 0:
+                       f"{usage.perplexity:.1f} of {num_codes}", ADVICE["perplexity"])
+        if usage.codes_shared == 0:
             self._warn("shared" + suffix, f"{name}: no code of this batch is used by all modalities", ADVICE["shared"])
 
     def _judge_cpc(self, metrics, step, batch_size):
@@ -186,21 +187,32 @@ class Health:
             log.warning("warning: %s; %s", found, advice)
 
 
-def codebook_health(codebook, indices):
-    """Codes in use (last 100 passes), perplexity of the moving counts, and codes that all modalities use in a batch.
+@dataclass
+class CodeUsage:
+    """How much of a codebook is in use."""
+
+    codes_used: int             # in the last 100 passes
+    perplexity: float           # of the moving counts, 1..K
+    codes_shared: int = None    # used by all modalities in one batch; None where no batch was given
+
+
+@torch.no_grad()
+def code_usage(codebook, chosen=None):
+    """`CodeUsage` of a codebook.
 
     Args:
-        codebook: model.codebook.Codebook.
-        indices: modality -> (B, T) codes of one batch.
+        codebook: has `ema_count` (..., K), for each modality or for all, and `unactivated_count` (K,).
+        chosen: modality -> (B, T) codes of one batch.
     """
     count = codebook.ema_count.double().clamp_min(0)
+    count = count.reshape(-1, count.shape[-1]).sum(0)
     share = count / count.sum().clamp_min(1e-12)
     recent = (codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)
     shared = torch.ones_like(recent)
-    for chosen in indices.values():
-        shared &= torch.zeros_like(recent).index_fill_(0, chosen.flatten(), True)
-    return {"codes_used": int(recent.sum()), "codes_shared": int(shared.sum()),
-            "code_perplexity": float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))}
+    for indices in (chosen or {}).values():
+        shared &= torch.zeros_like(recent).index_fill_(0, indices.flatten(), True)
+    return CodeUsage(int(recent.sum()), float(torch.exp(-(share * torch.log(share + 1e-10)).sum())),
+                     int(shared.sum()) if chosen else None)
 
 
 def warn_of_chance(rows, metric, clips):

@@ -7,17 +7,28 @@ never overwritten by another run in the same folder, and shows by its name if it
 import hashlib
 import json
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from atomic_write import whole_file
-from engine import checkpoint, results
-from errors import InputError
+from atomic_write import output_file
+from engine import checkpoint
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
+
+
+def source_commit():
+    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=True, timeout=20).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def fingerprint(path):
@@ -35,12 +46,13 @@ def fingerprint(path):
     return found | {"sha256": checkpoint.sha256(path)}
 
 
-def collect(opts, families, **facts):
+def collect(options, device, places, **facts):
     """The record of one run.
 
     Args:
-        opts: resolved options (configs/opts.py).
-        families: datasets whose places are recorded, as in `Options.paths`.
+        options: name -> JSON value, resolved.
+        device: torch device of the run.
+        places: name -> Path of the data that it may open.
         facts: more of it, JSON values.
     """
     versions = {"python": platform.python_version()}
@@ -49,12 +61,11 @@ def collect(opts, families, **facts):
             versions[package] = version(package)
         except PackageNotFoundError:
             pass
-    device = torch.cuda.get_device_name(opts.device) if opts.device.type == "cuda" else platform.processor()
-    commit = results.source_commit()
-    data = {f"{family}.{name}": fingerprint(path) for family in dict.fromkeys(families)
-            for name, path in opts.paths(family).items()}
-    return {"options": opts.resolved(), "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
-            "versions": versions, "device": f"{opts.device.type} {device}".strip(), "threads": torch.get_num_threads(),
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    commit = source_commit()
+    data = {name: fingerprint(path) for name, path in places.items()}
+    return {"options": options, "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
+            "versions": versions, "device": f"{device.type} {model}".strip(), "threads": torch.get_num_threads(),
             "data": {name: found for name, found in data.items() if found}, **facts}
 
 
@@ -67,22 +78,18 @@ def write(folder, record):
     text = json.dumps(record, indent=1, sort_keys=True, default=str) + "\n"
     name = Path("provenance") / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     path = Path(folder) / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            with whole_file(path, "w") as file:
-                file.write(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --snapshot_pref or --results"
-                         ) from error
+    if not path.exists():
+        with output_file(path, "w", "choose another --snapshot_pref or --results") as file:
+            file.write(text)
     return str(name)
 
 
-def verify(path):
+def verify(rows, folder):
     """Compare the rows of a results file with the files that they name.
 
     Args:
-        path: results.jsonl.
+        rows: of a results file (engine/results.py).
+        folder: in which it lies.
 
     Returns:
         a list of (row, problems): problems are texts, an empty list where everything is as it was.
@@ -94,13 +101,13 @@ def verify(path):
             seen[file] = checkpoint.sha256(file) if Path(file).is_file() else None
         return seen[file]
 
-    for row in results.read(path):
+    for row in rows:
         problems = []
         if row["checkpoint"]:
             now = hashed(row["checkpoint"])
             if now != row["checkpoint_sha256"]:
                 problems.append(f"{row['checkpoint']} is {'gone' if now is None else 'another file now'}")
-        problems += _verify_record(Path(path).parent, row.get("provenance"), hashed)
+        problems += _verify_record(Path(folder), row.get("provenance"), hashed)
         checked.append((row, problems))
     return checked
 
@@ -114,11 +121,11 @@ def _verify_record(folder, name, hashed):
     if found is None or not found.startswith(path.stem):
         return [f"{path} is {'gone' if found is None else 'changed'}"]
     problems = []
-    for place, was in json.loads(path.read_text())["data"].items():
+    for name, was in json.loads(path.read_text())["data"].items():
         now = fingerprint(was["path"]) if "sha256" not in was else was | {"sha256": hashed(was["path"])}
         if now != was:
             gone = now is None or now.get("sha256", "") is None
-            problems.append(f"{place} ({was['path']}) is {'gone' if gone else 'another one now'}")
+            problems.append(f"{name} ({was['path']}) is {'gone' if gone else 'another one now'}")
     return problems
 
 

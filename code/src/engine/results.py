@@ -7,8 +7,11 @@ import io
 import json
 import math
 import os
-import subprocess
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 import errors
 from errors import InputError
@@ -41,6 +44,23 @@ SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: 
                 "modality's queries, as published. val: under the training modality's, a choice that needs nothing "
                 "of the other. same: the same network under the queries it was trained with. chance: every pixel "
                 "called foreground.")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a call puts its results."""
+
+    path: Path                  # results.jsonl
+    record: str                 # the provenance record that its lines name, relative to the file's folder
+
+    @property
+    def record_name(self):
+        """Tells calls with other options or data apart."""
+        return Path(self.record).stem
+
+    def beside(self, name):
+        """A file of this call beside the results."""
+        return Path(self.path).parent / name
 
 
 def append(path, row):
@@ -143,20 +163,17 @@ def identity(row):
     return tuple(json.dumps(row.get(key)) for key in IDENTITY)
 
 
-def spread(values):
-    """Mean and standard deviation (of the sample; None for a single value) of a list without its Nones."""
+def mean_std(values):
+    """Mean and standard deviation (of the sample; None for a single value) of some values without their Nones."""
     values = [value for value in values if value is not None]
     if not values:
         return None, None
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def show(values):
     """'83.2', '83.2 +- 0.4' or '-'."""
-    mean, deviation = spread(values)
+    mean, deviation = mean_std(values)
     if mean is None:
         return "-"
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
@@ -173,12 +190,11 @@ def tabulate(rows):
         list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
         below the rows of its direction.
     """
-    groups = {}
-    for row in rows:
-        key = tuple(json.dumps(row.get(name)) for name in IDENTITY if name not in ("selection", "seed"))
-        groups.setdefault(key, []).append(row)
+    same = [name for name in IDENTITY if name not in ("selection", "seed")]
+    keys = pd.DataFrame([{name: json.dumps(row.get(name)) for name in same} for row in rows])
     table = []
-    for group in groups.values():
+    for _, numbers in keys.groupby(same, sort=False).groups.items():
+        group = [rows[number] for number in numbers]
         first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
         reference = picked["last"] or picked["best"]
         name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
@@ -193,13 +209,11 @@ def tabulate(rows):
             "best": show([row["value"] for row in picked["best"]]),
             "val": show([row.get("value_at_validation") for row in reference]),
             "same": show([row["same_modality"] for row in reference]),
-            "chance": show([spread([row["chance"] for row in reference])[0]]),
+            "chance": show([mean_std([row["chance"] for row in reference])[0]]),
             "seeds": " ".join(str(row["seed"]) for row in reference),
         })
-    place = {}
-    for entry in table:
-        place.setdefault((entry["checkpoint"], entry["task"]), len(place))
-    return sorted(table, key=lambda entry: place[entry["checkpoint"], entry["task"]])
+    order = list(dict.fromkeys((entry["checkpoint"], entry["task"]) for entry in table))
+    return sorted(table, key=lambda entry: order.index((entry["checkpoint"], entry["task"])))
 
 
 def caption(rows):
@@ -236,17 +250,6 @@ def summary(rows, form="text"):
     return "\n\n".join(parts)
 
 
-def source_commit():
-    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
-    def git(*arguments):
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              check=True, timeout=20).stdout.strip()
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 def main(argv=None):
     """Print the tables of one or more results files, or whether their rows still match the files they came from."""
     parser = errors.Parser(prog="python -m engine.results", description="Print the table of results files.")
@@ -260,8 +263,8 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     if options.verify:
-        from engine import provenance  # here, because it needs this module
-        checked = [found for file in options.files for found in provenance.verify(file)]
+        from engine import provenance  # here, because nothing else of this command needs PyTorch
+        checked = [found for file in options.files for found in provenance.verify(read(file), file.parent)]
         print(provenance.report(checked))
         return 1 if any(problems for _, problems in checked) else 0
     print(summary([row for file in options.files for row in read(file)], options.form))

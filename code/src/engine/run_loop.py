@@ -1,4 +1,4 @@
-"""The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and going on to the bit.
+"""The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and bit-exact resume.
 
 Everything that a step depends on is in the checkpoint: weights, codebooks, optimisers (published sections), and under
 `run` the random states, the place in the epoch, which codebooks have started, and what the guards remember.
@@ -11,10 +11,12 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from declare import positive, setting
 from engine import checkpoint
 from engine.batches import epoch_order
 from engine.monitors import Finite, Health, NotFinite
@@ -22,12 +24,29 @@ from engine.run_folder import random_state, set_random_state
 from errors import InputError
 
 log = logging.getLogger(__name__)
-FILE_NAME = {"dcid": "DCID-model-{}.pt", "h_dcid": "H-DCID-model-{}.pt"}
 STEP_FILES = 2                  # checkpoints from within epochs that are kept, unless --keep says otherwise
-# Options that a run's numbers depend on: `--resume auto` takes only files that agree in all of them.
-DECISIVE = ("system", "dataset_name", "splits", "seed", "batch_size", "lr", "mi_lr", "clip_gradient", "weight_decay",
-            "n_embeddings", "without", "codebook_init", "code_reset", "mm_ema", "spatial_attention", "mi_forward",
-            "layer2_start", "detach_targets", "precision")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How long a run is, in which order it sees its clips, and what it saves."""
+
+    seed: int = setting(43, "seed of weights, order and draws (released: 43)")
+    batch_size: int = setting(80, "clips a step, of all processes together", flags=("-b", "--b", "--batch_size"),
+                              type=positive)
+    n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive, decisive=False)
+    max_steps: int = setting(None, "stop after this many steps in all", type=positive, decisive=False)
+    start_epoch: int = setting(0, "number of the first epoch", decisive=False)
+    print_freq: int = setting(50, "steps between two lines of the log", type=positive, decisive=False)
+    save_freq: int = setting(1, "epochs between two checkpoints", type=positive, decisive=False)
+    save_every_steps: int = setting(None, "also save within an epoch, after so many steps (default: off)",
+                                    type=positive, decisive=False)
+    keep: int = setting(None, "newest checkpoints of this run to keep (default: one an epoch, the last two within it)",
+                        type=positive, decisive=False)
+    on_save_error: str = setting("stop", "a checkpoint cannot be written, say on a full disk: stop, or go on and try "
+                                 "at the next", choices=("stop", "continue"), decisive=False)
+    save_dtype: str = setting("float32", "float64 as the published files; never less than --precision computes in",
+                              choices=("float32", "float64"), decisive=False)
 
 
 @dataclass
@@ -35,7 +54,7 @@ class Position:
     """Where a run is."""
 
     epoch: int = 0              # the running epoch
-    clips: int = 0              # how many of its clips are behind
+    clips: int = 0              # how many of its clips are processed
     step: int = 0               # steps taken in all
 
 
@@ -44,10 +63,10 @@ class RunState:
     """What a checkpoint keeps under `run`; `to_dict` is plain data."""
 
     position: Position
-    started: list               # Pretrainer.started
+    started: list               # System.started
     random: dict                # run_folder.random_state
     clips: dict                 # fingerprint of the clips: number and SHA-256 of their ids
-    options: dict               # DECISIVE options
+    options: dict               # decisive options, as plain values
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
     records: dict = field(default_factory=dict)     # Run.position
     health: dict = field(default_factory=dict)      # Health.state
@@ -70,8 +89,8 @@ class RunState:
             numbers = list(asdict(state.position).values()) + [state.clips["number"]]
             kinds = (state.started, list), (state.saved, list), (state.options, dict), (state.records, dict), (
                 state.health, dict), (state.random, dict)
-            levels = loaded.model.config.num_levels
-            if not all(type(n) is int and n >= 0 for n in numbers) or len(state.started) != levels or not all(
+            if not all(type(n) is int and n >= 0 for n in numbers) or (
+                    len(state.started) != len(loaded.system.codebooks)) or not all(
                     isinstance(value, kind) for value, kind in kinds) or not all(
                     type(flag) is bool for flag in state.started):
                 raise ValueError("values of other types")
@@ -82,12 +101,6 @@ class RunState:
                              f"{str(error)[:80]}); it is damaged: use another checkpoint, or remove this entry and "
                              "resume at the epoch") from error
         return state
-
-
-def decisive(opts):
-    """The options that `DECISIVE` names, as plain values."""
-    resolved = opts.resolved()
-    return {name: resolved[name] for name in DECISIVE}
 
 
 def fingerprint(data):
@@ -101,12 +114,15 @@ def differences(stored, own):
             and stored[name] != own[name]]
 
 
-def find_newest(folder, opts):
-    """The newest whole checkpoint of the run that `opts` describe, None where there is none.
+def find_newest(folder, pattern, own):
+    """The newest whole checkpoint of a run, None where there is none.
 
-    A file that is broken, published or of other options is left aside, and that is said.
+    A file that is broken, published or of other options is skipped with a warning.
+
+    Args:
+        folder, pattern: where to look, for which names.
+        own: the run's decisive options.
     """
-    pattern, own = FILE_NAME[opts.system].format("*"), decisive(opts)
     found = []
     for path in sorted(folder.glob(pattern)):
         try:
@@ -119,7 +135,7 @@ def find_newest(folder, opts):
                 raise InputError(f"{path}: of another run ({'; '.join(other)})")
             found.append((int(run["position"]["step"]), path))
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-            log.warning("--resume auto leaves aside: %s", str(error) or path)
+            log.warning("--resume auto skips: %s", str(error) or path)
     return max(found, default=(0, None))[1]
 
 
@@ -154,20 +170,23 @@ class Loop:
     """A pretraining run from its position to its end.
 
     Args:
-        opts: of configs/opts.py, `parse_pretrain`.
-        trainer: Pretrainer.
+        settings: RunSettings.
+        options: the run's decisive options, as plain values; a resumed run is compared with them.
+        trainer: Trainer.
         data: the dataset.
         batches: Resident or Streamed.
         generator: the run's own, of the trainer's draws.
+        save_folder: where checkpoints go.
         folder: Run; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
     """
 
-    def __init__(self, opts, trainer, data, batches, generator, folder, loaded=None):
-        self.opts, self.trainer, self.batches, self.generator, self.folder = opts, trainer, batches, generator, folder
+    def __init__(self, settings, options, trainer, data, batches, generator, save_folder, folder, loaded=None):
+        self.settings, self.options, self.trainer, self.batches = settings, options, trainer, batches
+        self.generator, self.save_folder, self.folder = generator, save_folder, folder
         self.num_clips, self.clips = len(data), fingerprint(data)
         self.unused = loaded.unused if loaded else {}
-        self.position, self.saved, self.health = Position(opts.start_epoch), [], Health()
+        self.position, self.saved, self.health = Position(settings.start_epoch), [], Health()
         self.together, self.stopped = trainer.together, None
         self.finite = Finite(data.ids)
         self.failed_save = None
@@ -182,23 +201,23 @@ class Loop:
         state = RunState.of(loaded)
         if state is None:
             self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
-            self.trainer.started = [level == 0 or loaded.epoch >= 3 for level in range(len(self.trainer.started))]
+            self.trainer.system.mark_started(loaded.epoch)
             log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
                      self.position.epoch)
             return
-        if state.position.clips and (state.clips != self.clips or state.options.get("seed") != self.opts.seed):
+        if state.position.clips and (state.clips != self.clips or state.options.get("seed") != self.settings.seed):
             raise InputError(f"{loaded.path}: saved after {state.position.clips} of {state.clips['number']} clips of "
                              f"an epoch in the order of seed {state.options.get('seed')}; here are {self.num_clips} "
-                             f"clips and seed {self.opts.seed}; pass the same data and --seed, or a file of a whole "
-                             "epoch")
-        others = differences(state.options, decisive(self.opts))
+                             f"clips and seed {self.settings.seed}; pass the same data and --seed, or a file of a "
+                             "whole epoch")
+        others = differences(state.options, self.options)
         others += ["other clips"] if state.clips != self.clips else []
         if others:
-            log.warning("warning: %s: this run goes on differently (%s); its numbers are of neither", loaded.path,
-                        "; ".join(others))
-        is_own_folder = loaded.path.parent.resolve() == self.opts.model_save_path.resolve()
+            log.warning("warning: %s: this run goes on differently (%s); its numbers are not comparable with either "
+                        "run", loaded.path, "; ".join(others))
+        is_own_folder = loaded.path.parent.resolve() == Path(self.save_folder).resolve()
         self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
-        self.trainer.started, self.health = list(state.started), Health(**state.health)
+        self.trainer.system.started, self.health = list(state.started), Health(**state.health)
         set_random_state(state.random, self.generator)
         log.info("%s: going on in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
                  self.position.clips, self.num_clips, self.position.step)
@@ -214,6 +233,7 @@ class Loop:
             except NotFinite as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
+                self.trainer.rollback.forget(self.position.step + 1 - error.figures.step)
                 bundle = self._save_bundle(error.figures)
                 raise InputError(f"{error}; everything about this step is in {bundle}") from None
         if self.folder:
@@ -226,27 +246,27 @@ class Loop:
         return 0
 
     def _is_done(self):
-        return self.position.epoch >= self.opts.n_epoch or self.position.step == self.opts.max_steps
+        return self.position.epoch >= self.settings.n_epoch or self.position.step == self.settings.max_steps
 
     def _epoch(self, stop):
         """Train what is left of the running epoch, saving on the way."""
-        opts, trainer, here = self.opts, self.trainer, self.position
-        epoch, order = here.epoch, epoch_order(self.num_clips, opts.seed, here.epoch)
+        settings, trainer, here = self.settings, self.trainer, self.position
+        epoch, order = here.epoch, epoch_order(self.num_clips, settings.seed, here.epoch)
         is_whole = False
-        trainer.model.train()
+        trainer.system.train()
         shown, since = here.step, time.monotonic()
         with tqdm(total=self.num_clips, initial=here.clips, desc=f"epoch {epoch}", unit="clip",
                   disable=None if self.folder else True) as bar:
-            for batch in self.batches(*self.together.part(order[here.clips:], opts.batch_size)):
-                size = min(opts.batch_size, self.num_clips - here.clips)        # of all processes
+            for batch in self.batches(*self.together.part(order[here.clips:], settings.batch_size)):
+                size = min(settings.batch_size, self.num_clips - here.clips)        # of all processes
                 self.together.expect(size, here.step)
                 self.finite.expect(order[here.clips:here.clips + size], batch, here.step + 1, epoch)
                 report = trainer.step(batch, epoch)
                 here.step, here.clips = here.step + 1, here.clips + size
                 bar.update(size)
-                is_last = here.step == opts.max_steps
-                if here.step % opts.print_freq == 0 or is_last:
-                    speed = (here.step - shown) * opts.batch_size / (time.monotonic() - since)
+                is_last = here.step == settings.max_steps
+                if here.step % settings.print_freq == 0 or is_last:
+                    speed = (here.step - shown) * settings.batch_size / (time.monotonic() - since)
                     shown, since = here.step, time.monotonic()
                     self._log(report, epoch, speed, bar)
                 is_whole = here.clips == self.num_clips
@@ -254,11 +274,11 @@ class Loop:
                 self.stopped = signal.Signals(number) if number else None
                 if is_last or is_whole or self.stopped:
                     break
-                if opts.save_every_steps and here.step % opts.save_every_steps == 0:
+                if settings.save_every_steps and here.step % settings.save_every_steps == 0:
                     self._save_here()
         if is_whole:
             here.epoch, here.clips = epoch + 1, 0
-            if here.epoch % opts.save_freq == 0 or self._is_done():
+            if here.epoch % settings.save_freq == 0 or self._is_done():
                 self._save_here()
 
     def _log(self, report, epoch, speed, bar):
@@ -267,7 +287,8 @@ class Loop:
         if not self.folder:
             return
         metrics = figures.metrics
-        metrics |= self.health.look(self.trainer.model, report.outputs, figures.step, metrics, self.opts.batch_size)
+        metrics |= self.health.look(self.trainer.system, report.outputs, figures.step, metrics,
+                                    self.settings.batch_size)
         bar.set_postfix(loss=f"{figures.losses['total']:.3f}")
         log.info("epoch %d step %d  %s  %.0f clips/s", epoch, figures.step,
                  " ".join(f"{name} {value:.4f}" for name, value in figures.losses.items()), speed)
@@ -282,13 +303,13 @@ class Loop:
             self.saved_at = here.step
             return
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
-        path = self.opts.model_save_path / FILE_NAME[self.opts.system].format(name)
+        path = self.save_folder / self.trainer.system.file(self.trainer.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
         keep, old = self._kept(saved)
         try:
             checkpoint.save(path, self._contents(keep))
         except InputError as error:
-            if self.opts.on_save_error == "stop":
+            if self.settings.on_save_error == "stop":
                 raise
             self.failed_save = error
             log.error("error: %s; the run goes on (--on_save_error continue)", error)
@@ -300,20 +321,20 @@ class Loop:
 
     def _kept(self, saved):
         """Names of checkpoints to keep and to remove."""
-        if self.opts.keep:
-            return saved[-self.opts.keep:], saved[:-self.opts.keep]
+        if self.settings.keep:
+            return saved[-self.settings.keep:], saved[:-self.settings.keep]
         old = [name for name in saved if "-step" in name][:-STEP_FILES]
         return [name for name in saved if name not in old], old
 
     def _contents(self, saved):
         """The checkpoint of this moment. Its `epoch` is the last one that is over, so that a program which knows whole
         epochs only goes on with the running one from its start."""
-        opts, trainer = self.opts, self.trainer
-        own = next(trainer.model.parameters()).dtype
-        dtype = torch.promote_types(own, getattr(torch, opts.save_dtype))       # never less than the run computes in
-        state = RunState(self.position, list(trainer.started), random_state(self.generator), self.clips, decisive(opts),
-                         saved, self.folder.position(self.position.step), self.health.state())
-        return checkpoint.pack(trainer.model, trainer.optimizers, self.unused, self.position.epoch - 1,
+        trainer = self.trainer
+        own = next(trainer.system.parameters()).dtype
+        dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in
+        state = RunState(self.position, list(trainer.system.started), random_state(self.generator), self.clips,
+                         self.options, saved, self.folder.position(self.position.step), self.health.state())
+        return checkpoint.pack(trainer.system, trainer.optimizers, self.unused, self.position.epoch - 1,
                                self.position.step, state.to_dict(), dtype)
 
     def _save_bundle(self, figures):
@@ -321,7 +342,7 @@ class Loop:
         path = self.folder.folder / "debug" / f"step-{figures.step}.pt"
         clips = [self.finite.ids[i] for i in figures.clips.tolist()]
         checkpoint.save(path, {
-            "step": figures.step, "epoch": figures.epoch, "clips": clips, "options": self.opts.resolved(),
+            "step": figures.step, "epoch": figures.epoch, "clips": clips, "options": self.options,
             "figures": dict(zip(figures.names, figures.values.tolist())), "saved": list(self.saved),
             "batch": {modality: x.cpu() for modality, x in figures.batch.items()},
             "contents": self._contents(self.saved)})

@@ -1,21 +1,18 @@
-"""Widths of a system. A new model takes them from its data, a loaded one from the tensors of its file."""
+"""Sizes of a system. A new one takes them from its data, a loaded one from its file."""
 
 from dataclasses import asdict, dataclass
 
 MODALITIES = ("audio", "video", "text")     # always in this order: the EMA of the codebook depends on it
-CLUB_ORDER = ("video", "text", "audio")     # order of the published program's MI networks and their permutations
-SYSTEMS = {"dcid": 1, "h_dcid": 2}          # system -> levels of alignment
 
 
 @dataclass(frozen=True)
 class Config:
-    """All sizes of a DCID or H-DCID system (dcid.md 1-6); the defaults are the published ones.
+    """Sizes that the systems share; the defaults are the published ones. A system may add fields in a subclass.
 
     `modalities` is a subset of MODALITIES in that order. The video widths follow the published ratios to
     `video_dim` when a config is made by `for_data`.
     """
 
-    system: str = "dcid"
     modalities: tuple = MODALITIES
     num_codes: int = 400                # K
     code_dim: int = 256                 # D, also the specific width of audio and text
@@ -36,18 +33,16 @@ class Config:
     spatial_attention: str = "sum"      # or "softmax"
 
     def __post_init__(self):
-        assert self.system in SYSTEMS and self.spatial_attention in ("sum", "softmax")
+        assert self.spatial_attention in ("sum", "softmax")
         assert self.modalities == tuple(m for m in MODALITIES if m in self.modalities), self.modalities
 
-    @property
-    def num_levels(self):
-        return SYSTEMS[self.system]
+    def feature_dim(self, modality):
+        """Width of the features of a modality in the data."""
+        return getattr(self, f"{modality}_dim")
 
-    def input_dim(self, modality, level):
-        """Width of what a level's semantic encoder reads (text: after the LSTM)."""
-        if level == 0:
-            return {"audio": self.audio_dim, "video": self.video_dim, "text": 2 * self.text_hidden}[modality]
-        return self.pooled_dim(modality)
+    def input_dim(self, modality):
+        """Width of what the semantic encoder of a modality reads (text: after the LSTM)."""
+        return 2 * self.text_hidden if modality == "text" else self.feature_dim(modality)
 
     def pooled_dim(self, modality):
         """Width of the specific feature that the MI term sees."""
@@ -58,7 +53,7 @@ class Config:
 
     @classmethod
     def for_data(cls, modalities, video_dim=512, **widths):
-        """A new system for data with `video_dim` channels, in the published ratios (512: 1024, 2048, 64, 256)."""
+        """Sizes for data with `video_dim` channels, in the published ratios (512: 1024, 2048, 64, 256)."""
         return cls(modalities=tuple(modalities), video_dim=video_dim, video_hidden=2 * video_dim,
                    video_specific_dim=4 * video_dim, video_pool_hidden=2 * video_dim,
                    squeeze_dim=max(1, video_dim // 8), attention_dim=max(1, video_dim // 2), **widths)

@@ -1,28 +1,52 @@
 """DCID (Uni-Code): dual cross-modal information disentangling over one codebook (NeurIPS 2023, Figure 2).
 
-A system is a stack of levels. A level encodes its inputs into semantic and specific features and quantises the
-semantic ones; its objective holds the networks that only training needs. DCID has one level, H-DCID (h_dcid.py) two.
-From the batch to the losses everything is a dict over modalities.
+The encoder is a stack of levels, one here, two in H-DCID (systems/h_dcid.py). A level encodes its inputs into semantic
+and specific features and quantises the semantic ones; its objective holds the networks that only training needs.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from declare import setting
 from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
 from model.collectives import ALONE
-from model.config import CLUB_ORDER
 from model.cross_cpc import CrossCPC
 from model.decoders import LinearDecoder, VideoDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder, VideoSpecificEncoder
+from systems import base, dcid_names
+from systems.base import Codes, Losses, Term, precise
+from systems.published import DECODER, ENCODER, LSTM
 
-LEVEL_SUFFIX = ("", "_2")       # of loss names, as in the published logs
+MI_ITERATIONS = 5                           # Adam steps of the CLUB networks in each training step
+CLUB_ORDER = ("video", "text", "audio")     # of the published program's MI networks and their permutations
+VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
 
+@dataclass(frozen=True)
+class CodebookOptions(base.Options):
+    """How a codebook with MM-EMA starts and moves."""
+
+    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
+                                 choices=("data", "released"))
+    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
+                              choices=("full", "released"))
+    mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
+                          "2023, eq. 7)", choices=("mean", "attention"))
+
+
+@dataclass(frozen=True)
+class Options(CodebookOptions):
+    """How DCID is trained."""
+
+    mi_forward: str = setting("once", "encoder passes a step: one, or six as in the published checkpoints",
+                              choices=("once", "released"))
+
+
+# --------------------------------------------------------------------------------------------------------- the encoder
 @dataclass
 class LevelOutput:
     """One level's view of a batch; dicts over modalities."""
@@ -31,14 +55,6 @@ class LevelOutput:
     semantic: dict          # (B, T, D) before quantisation
     specific: dict          # Specific
     quantized: Quantized
-
-
-@dataclass
-class Losses:
-    """Terms of one level's loss, and figures that are only reported."""
-
-    terms: dict
-    metrics: dict = field(default_factory=dict)
 
 
 class Level(nn.Module):
@@ -51,47 +67,59 @@ class Level(nn.Module):
         self.codebook = Codebook(config.num_codes, config.code_dim)
 
     def forward(self, inputs, with_cmcm=True):
-        """Encode and quantise `inputs`, modality -> features.
-
-        What becomes codes keeps its own precision under autocast: sentences that differ in one word are closer to each
-        other than bf16 resolves, and two classes would share a code. It is half a percent of the work.
-        """
-        precise = partial(torch.autocast, self.codebook.embedding.device.type, enabled=False)
-        with precise():
-            semantic = {m: self.semantic[m](self._precise(x)) for m, x in inputs.items()}
+        """Encode and quantise `inputs`, modality -> features."""
+        semantic = {m: self.encode_semantic(m, x) for m, x in inputs.items()}
         specific = {m: self.specific[m](x) for m, x in inputs.items()}
-        with precise():
+        with precise(self.codebook.embedding):
             return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm))
 
-    def _precise(self, x):
-        return x.to(self.codebook.embedding.dtype)
+    def encode_semantic(self, modality, x):
+        """Semantic features (B, T, D) in the codebook's precision, under autocast too.
+
+        Sentences that differ in one word are closer to each other than bf16 resolves, and two classes would share a
+        code. It is half a percent of the work.
+        """
+        with precise(x):
+            return self.semantic[modality](x.to(self.codebook.embedding.dtype))
+
+    def lookup(self, modality, x):
+        """(vectors, indices) of the codes nearest to the semantic features of one modality's inputs."""
+        with precise(x):
+            return self.codebook.lookup(self.encode_semantic(modality, x))
 
 
 def first_level(config):
-    """Level 1: audio and text by linear maps, video by convolutions (dcid.md 2)."""
+    """Level 1: audio and text by linear maps, video by convolutions."""
     semantic, specific = {}, {}
     for modality in config.modalities:
-        width = config.input_dim(modality, 0)
+        width = config.input_dim(modality)
         is_video = modality == "video"
         semantic[modality] = VideoSemanticEncoder(config) if is_video else TemporalEncoder(config, width)
         specific[modality] = VideoSpecificEncoder(config) if is_video else LinearSpecificEncoder(width, config.code_dim)
     return Level(config, semantic, specific)
 
 
-class Encoder(nn.Module):
-    """Everything that a downstream task needs: the text LSTM and the levels."""
+class Encoder(base.Encoder):
+    """The text LSTM and the levels."""
 
     def __init__(self, config, levels):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         if "text" in config.modalities:
             self.text_lstm = nn.LSTM(config.text_dim, config.text_hidden, 2, batch_first=True, bidirectional=True)
         self.levels = nn.ModuleList(levels)
 
+    @property
+    def codebooks(self):
+        return [level.codebook.embedding for level in self.levels]
+
+    def inputs(self, modality, x):
+        """Audio (B, T, 128) and video (B, T, 7, 7, V) as they are, text (B, 10, 768) through its LSTM: (B, 10, 256)."""
+        with precise(x):
+            return self.text_lstm(x)[0] if modality == "text" else x
+
     def features(self, batch):
-        """Inputs of level 1: audio (B, T, 128) and video (B, T, 7, 7, V) as they are, text (B, 10, 768) through
-        its LSTM to (B, 10, 256); other entries of the batch are left out."""
-        return {m: self.text_lstm(batch[m])[0] if m == "text" else batch[m] for m in self.config.modalities}
+        """`inputs` of all modalities; other entries of the batch are passed over."""
+        return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
     def forward(self, features, depth=None, with_cmcm=True):
         """`features(batch)` -> a LevelOutput for each of the first `depth` levels (all by default)."""
@@ -101,25 +129,28 @@ class Encoder(nn.Module):
             features = {m: s.pooled for m, s in outputs[-1].specific.items()}
         return outputs
 
+    def embed_inputs(self, modality, inputs):
+        vectors, indices = [], []
+        for number, level in enumerate(self.levels):
+            chosen, index = level.lookup(modality, inputs)
+            vectors.append(chosen)
+            indices.append(index)
+            if number + 1 < len(self.levels):
+                inputs = level.specific[modality](inputs).pooled
+        return Codes(torch.cat(vectors, -1), torch.stack(indices, -1) if len(indices) > 1 else indices[0])
 
+
+# ---------------------------------------------------------------------------------------------------------- the losses
 class Objective(nn.Module):
     """The networks of one level that only its losses use: Cross-CPC, CLUB and the decoders."""
 
-    def __init__(self, config, level):
+    def __init__(self, config, decoder, accuracy_over="targets"):
         super().__init__()
         width = config.code_dim
         self.together = ALONE
-        self.cpc = CrossCPC(config.modalities, width)
+        self.cpc = CrossCPC(config.modalities, width, accuracy_over)
         self.club = nn.ModuleDict({m: Club(width, config.pooled_dim(m), config.club_hidden) for m in config.modalities})
-        self.decoders = nn.ModuleDict()
-        for m in config.modalities:
-            pooled = config.pooled_dim(m)
-            if level == 0 and m == "video":
-                self.decoders[m] = VideoDecoder(config)
-            elif level == 0:
-                self.decoders[m] = LinearDecoder(width, width, pooled, config.input_dim(m, 0))
-            else:
-                self.decoders[m] = LinearDecoder(width, pooled, pooled, pooled)
+        self.decoders = nn.ModuleDict({m: decoder(config, m) for m in config.modalities})
 
     @property
     def club_order(self):
@@ -138,23 +169,23 @@ class Objective(nn.Module):
         """modality -> reconstruction of the level's inputs."""
         return {m: self.decoders[m](output.quantized.vectors[m], output.specific[m].full) for m in self.decoders}
 
-    def forward(self, output, reconstructed, draws, without=(), detach_targets=False, clubs=None):
-        """All terms of the level's loss (dcid.md 6), and its reported figures; `clubs()` if they are there already."""
-        vectors, terms = output.quantized.vectors, {}
+    def forward(self, output, reconstructed, draws, with_club, with_cpc, detach_targets=False, clubs=None):
+        """`Losses` of the level (NeurIPS 2023, section 3); `clubs()` if they are there already."""
+        vectors, recon, terms = output.quantized.vectors, {}, {}
         for m, y in reconstructed.items():
             target = output.inputs[m].to(vectors[m].dtype)
             error = F.mse_loss(y.to(target.dtype), target.detach() if detach_targets else target)
-            terms[f"{m}_recon"] = self.together.average(error)
-        terms |= {f"{m}_commit": loss for m, loss in output.quantized.commitment.items()}
-        if "club" not in without:
+            recon[m] = self.together.average(error)
+        terms = {"recon": recon, "commit": output.quantized.commitment}
+        if with_club:
             codes = self._stacked(vectors)
             whole = self.together.clips(codes[0])
             orders = torch.stack([draws.permutation(whole) for _ in codes]).to(codes.device, non_blocking=True)
             bounds = (clubs or self.clubs()).upper_bounds(codes, self._pooled(output), orders)
-            terms |= {f"{m}_mi": bound for m, bound in zip(self.club_order, bounds)}
+            terms["mi"] = dict(zip(self.club_order, bounds))
         metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
         metrics["equal_num"] = output.quantized.equal_num
-        if "cpc" not in without:
+        if with_cpc:
             seconds = min(z.shape[1] for z in output.semantic.values())
             prediction = self.cpc(output.semantic, draws.second(seconds))
             terms["cpc"] = prediction.loss
@@ -173,11 +204,183 @@ class Objective(nn.Module):
         return self._stacked(pooled).to(output.quantized.codes.dtype)
 
 
-class DCID(nn.Module):
-    """Encoder and objectives of one system; `build` makes it from a config."""
+def collect(clubs, together):
+    """Gradients of a step's `Clubs`, any key -> Clubs, are from now on those of their networks."""
+    for side_by_side in clubs.values():
+        side_by_side.collect_gradients()
+        together.add_gradients(side_by_side.tensors)
 
-    def __init__(self, config, levels):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, levels)
-        self.objectives = nn.ModuleList(Objective(config, number) for number in range(len(levels)))
+
+def fit_clubs(clubs, evidence, groups, adam, iterations, together):
+    """Adam steps of CLUB networks: likelihood of the specific features given what they are predicted from.
+
+    The last iteration's gradients stay and join those of the bound in the main backward pass, so that the norms before
+    clipping are the published ones; the next iteration clears them.
+
+    Args:
+        clubs, evidence, groups: any key -> Clubs, Evidence, names of the groups of its networks in their order.
+        adam, iterations: see `System.inner_step`.
+    Returns:
+        group -> its log-likelihood in the last iteration, before its update.
+    """
+    likelihoods = {}
+    for _ in range(iterations if clubs else 0):
+        for key, side_by_side in clubs.items():
+            side_by_side.zero_gradients()
+            likelihoods[key] = side_by_side.log_likelihoods(evidence[key])
+        (-sum(values.sum() for values in likelihoods.values())).backward()
+        together.finish_gradients()
+        adam([name for names in groups.values() for name in names])
+        for side_by_side in clubs.values():
+            side_by_side.refresh()
+    if not together.is_first:           # what has been added up over the processes counts once
+        for side_by_side in clubs.values():
+            side_by_side.zero_gradients()
+    return {name: value for key, values in likelihoods.items() for name, value in zip(groups[key], values.detach())}
+
+
+def first_decoder(config, modality):
+    """Decoder of level 1: it reconstructs the features themselves, text after its LSTM."""
+    width = config.code_dim
+    if modality == "video":
+        return VideoDecoder(config)
+    return LinearDecoder(width, width, width, config.input_dim(modality))
+
+
+class DCID(base.System):
+    """One level of alignment."""
+
+    name, title, FILE = "dcid", "DCID", "DCID-model-{}.pt"
+    Options, PARTS = Options, dcid_names.PARTS
+    TERMS = {"recon": Term(title="reconstruction"), "commit": Term(title="commitment"),
+             "mi": Term(switch="club", title="CLUB"), "cpc": Term(title="CPC"), "cmcm": Term(title="CMCM")}
+    SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
+    GROUPS = {
+        "encoder.text_lstm.": LSTM,
+        "encoder.": ENCODER,
+        "objectives.0.cpc.": "CPC_parameters",
+        "objectives.0.decoders.": DECODER,
+        "objectives.0.club.video.": "Video_mi_net_parameters",
+        "objectives.0.club.text.": "Text_mi_net_parameters",
+        "objectives.0.club.audio.": "Audio_mi_net_parameters",
+    }
+    AUXILIARY = {f"{M}_mi_net_parameters": f"optimizer_{M.lower()}_mi_net" for M in ("Video", "Text", "Audio")}
+    # They differ from task to task without a rule: they were chosen on the evaluation data.
+    TOC_RELEASED = {
+        "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
+        "avvp": {VIDEO_AUDIO: (128, 3, 1), AUDIO_VIDEO: (128, 3, 1)},
+        "ave_avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
+        "ucf_vggsound": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (224, 1, 0)},
+    }
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = Encoder(config, self.levels())
+        self.objectives = nn.ModuleList(self.level_objectives())
+        self.started = [False] * len(self.encoder.levels)
+        self._clubs = {}                # of the running step: level -> its CLUB networks side by side
+
+    def levels(self):
+        return [first_level(self.config)]
+
+    def level_objectives(self):
+        return [Objective(self.config, first_decoder)]
+
+    def features(self, batch):
+        return self.encoder.features(batch)
+
+    def depth(self, epoch):
+        """How many levels are computed at an epoch."""
+        return 1
+
+    def encode(self, features, epoch):
+        return self._levels(features, self.depth(epoch), self.is_on("cmcm"))
+
+    def _levels(self, features, depth, with_cmcm):
+        with self.autocast():
+            return self.encoder(features, depth, with_cmcm)
+
+    def start_codebooks(self, features, epoch, draws):
+        if self.options.codebook_init == "released":
+            self.started = [True] * len(self.started)
+        for number in range(self.depth(epoch)):
+            if not self.started[number]:
+                was_training = self.training
+                self.eval()
+                with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                    outputs = self._levels(features, number + 1, False)
+                self.train(was_training)
+                self.encoder.levels[number].codebook.start_from(outputs[number].semantic, draws)
+                self.started[number] = True
+
+    def update_codebooks(self, outputs, draws):
+        teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
+        reset = self.options.code_reset if self.is_on("reset") else "off"
+        for level, output in zip(self.encoder.levels, outputs):
+            level.codebook.ema_step(output.semantic, output.quantized.indices, teacher)
+            level.codebook.count_and_reset(self.counted(output.quantized.indices), draws, reset)
+
+    def counted(self, indices):
+        """Codes that are in use, modality -> (B, T), of those that a pass chose."""
+        return indices
+
+    def training_pass(self, features, epoch, draws, adam):
+        """One pass, with five Adam steps of the CLUB networks on its outputs; mi_forward="released": five passes with
+        one such step each, and one for the losses, so that the codebooks move six times."""
+        trained = [n for n in range(self.depth(epoch)) if self.is_trained(n, epoch)] if self.is_on("club") else []
+        self._clubs = {number: self.objectives[number].clubs() for number in trained}
+        collect(self._clubs, self.together)
+        figures, passes = {}, MI_ITERATIONS if trained and self.options.mi_forward == "released" else 0
+        for _ in range(passes):
+            figures = self.inner_step(self._pass(features, epoch, draws), adam, 1)
+        outputs = self._pass(features, epoch, draws)
+        if not passes:
+            figures = self.inner_step(outputs, adam, MI_ITERATIONS)
+        return outputs, figures
+
+    def is_trained(self, level, epoch):
+        """Do the losses of a level count at an epoch?"""
+        return True
+
+    def _pass(self, features, epoch, draws):
+        outputs = self.encode(features, epoch)
+        self.update_codebooks(outputs, draws)
+        return outputs
+
+    def inner_step(self, outputs, adam, iterations):
+        """Fit the CLUB networks: likelihood of the specific features given the codes."""
+        evidence = {number: self.objectives[number].evidence(outputs[number]) for number in self._clubs}
+        groups = {number: [_mi_group(m, number) for m in self.objectives[number].club_order] for number in self._clubs}
+        return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
+
+    def losses(self, outputs, draws):
+        """Losses of all levels that `outputs` holds; kinds of the second end in _2."""
+        terms, metrics = {}, {}
+        for number, output in enumerate(outputs):
+            objective, suffix = self.objectives[number], _suffix(number)
+            with self.autocast():
+                reconstructed = objective.reconstruct(output)
+            level = objective(output, reconstructed, draws, self.is_on("club"), self.is_on("cpc"),
+                              self.detaches_targets(number), self._clubs.pop(number, None))
+            terms |= {kind + suffix: value for kind, value in level.terms.items()}
+            metrics |= {name + suffix: value for name, value in level.metrics.items()}
+        return Losses(terms, metrics)
+
+    def detaches_targets(self, level):
+        """Do the targets of a level's reconstruction get no gradient?"""
+        return False
+
+    @property
+    def codebooks(self):
+        return {_suffix(number): level.codebook for number, level in enumerate(self.encoder.levels)}
+
+    def chosen(self, outputs):
+        return {_suffix(number): output.quantized.indices for number, output in enumerate(outputs)}
+
+
+def _suffix(level):
+    return f"_{level + 1}" if level else ""
+
+
+def _mi_group(modality, level):
+    return f"{modality.capitalize()}_mi_net{_suffix(level)}_parameters"

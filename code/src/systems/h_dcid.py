@@ -1,18 +1,92 @@
-"""H-DCID: a second level of alignment on the specific features of the first (arXiv 2403.05168; h_dcid_toc.md A)."""
+"""H-DCID: a second level of alignment on the specific features of the first (arXiv 2403.05168)."""
 
+from dataclasses import dataclass
+
+from declare import setting
+from model.decoders import LinearDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder
-from systems.dcid import DCID, Level, first_level
+from systems import dcid, h_dcid_names
+from systems.base import Term
+from systems.dcid import AUDIO_VIDEO, CLUB_ORDER, DCID, VIDEO_AUDIO, Level, Objective, first_decoder, first_level
+from systems.published import DECODER, ENCODER, LSTM
+
+SECOND_LEVEL_FROM = 3                   # epoch at which the losses of the second level start
+SECOND_LEVEL_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Options(dcid.Options):
+    """How H-DCID is trained."""
+
+    layer2_start: str = setting("data", "H-DCID: start the second codebook when its losses start, or adapt it from "
+                                "epoch 0", choices=("data", "released"))
+    detach_targets: bool = setting(False, "H-DCID: no gradient into the targets of the second level's reconstruction")
 
 
 def second_level(config):
     """Level 2: the pooled specific features of level 1 as if they were raw inputs."""
-    return Level(config, {m: TemporalEncoder(config, config.input_dim(m, 1)) for m in config.modalities},
-                 {m: LinearSpecificEncoder(config.input_dim(m, 1), config.pooled_dim(m)) for m in config.modalities})
+    return Level(config, {m: TemporalEncoder(config, config.pooled_dim(m)) for m in config.modalities},
+                 {m: LinearSpecificEncoder(config.pooled_dim(m), config.pooled_dim(m)) for m in config.modalities})
 
 
-LEVELS = (first_level, second_level)
+def second_decoder(config, modality):
+    """Decoder of level 2: it reconstructs the level's inputs."""
+    width = config.pooled_dim(modality)
+    return LinearDecoder(config.code_dim, width, width, width)
 
 
-def build(config):
-    """A DCID or H-DCID system with fresh weights from torch's global generator."""
-    return DCID(config, [LEVELS[number](config) for number in range(config.num_levels)])
+class HDCID(DCID):
+    """Two levels of alignment. There is no CMCM term: it stays in the log as a zero."""
+
+    name, title, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
+    Options, PARTS = Options, h_dcid_names.PARTS
+    TERMS = DCID.TERMS | {
+        f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, term.switch or kind, f"{term.title}, level 2")
+        for kind, term in DCID.TERMS.items()}
+    GROUPS = {
+        "encoder.text_lstm.": LSTM,
+        "encoder.": ENCODER,
+        "objectives.0.cpc.": "CPC_parameters",
+        "objectives.1.cpc.": "CPC_2_parameters",
+        "objectives.0.decoders.": DECODER,
+        "objectives.1.decoders.": DECODER,
+        **{f"objectives.{level}.club.{m}.": f"{m.capitalize()}_mi_net{suffix}_parameters"
+           for level, suffix in enumerate(("", "_2")) for m in CLUB_ORDER},
+    }
+    AUXILIARY = DCID.AUXILIARY | {group.replace("_net_", "_net_2_"): name + "_2"
+                                  for group, name in DCID.AUXILIARY.items()}
+    # The published avvp_av is trained in the other direction by mistake.
+    TOC_RELEASED = {
+        "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
+        "avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (128, 1, 0)},
+        "ave_avvp": {VIDEO_AUDIO: (196, 1, 1), AUDIO_VIDEO: (224, 3, 1)},
+        "ucf_vggsound": {VIDEO_AUDIO: (196, 1, 0), AUDIO_VIDEO: (224, 1, 1)},
+    }
+
+    def levels(self):
+        return [first_level(self.config), second_level(self.config)]
+
+    def level_objectives(self):
+        return [Objective(self.config, first_decoder), Objective(self.config, second_decoder)]
+
+    def depth(self, epoch):
+        """The second level rests until its losses start, except in the released form."""
+        return 1 if epoch < SECOND_LEVEL_FROM and self.options.layer2_start == "data" else 2
+
+    def is_trained(self, level, epoch):
+        return level == 0 or epoch >= SECOND_LEVEL_FROM
+
+    def encode(self, features, epoch):
+        return self._levels(features, self.depth(epoch), with_cmcm=False)
+
+    def weights(self, epoch):
+        found = super().weights(epoch)
+        if epoch < SECOND_LEVEL_FROM:
+            found |= {kind: 0.0 for kind in found if kind.endswith("_2")}
+        return found
+
+    def detaches_targets(self, level):
+        return level > 0 and self.options.detach_targets
+
+    def mark_started(self, epoch):
+        self.started = [True, epoch >= SECOND_LEVEL_FROM]

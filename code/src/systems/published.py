@@ -1,206 +1,204 @@
-"""Published checkpoint names and ours: one table, used in both directions, and nothing else.
+"""Translation of published checkpoint files: their names to ours and back, and the sizes that their tensors tell.
 
-A published file is a dict of sections, each a state dict. `PARTS` maps (section, published prefix) to our prefix in
-the published order, which is also the order of the parameters in a published optimiser section. {m} and {M} stand for
-a modality ("video", "Video"). None marks tensors that are stored there and read by nobody.
+A published file is a dict of sections, each a state dict. A system's table `PARTS` (for example
+systems/dcid_names.py) lists them in published order, which is also the order in which a published optimiser section
+numbers its parameters. What training optimises or clips does not depend on it. Tensors of ours without a published
+name lie in the section `OWN`, under our names.
 """
 
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import torch
 
 from errors import InputError
-from model.config import MODALITIES, Config
 
-DEAD = None
-NUM_CLASSES = 141               # of the clip classifiers in the published decoder, used by no loss
-
-LSTM = "Text_ar_lstm_parameters"
+OWN = "own_parameters"
 ENCODER = "Encoder_parameters"
+LSTM = "Text_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
 
-# (section, modalities in published order or "" for all, level, published prefix, our prefix)
-PARTS = [
-    (LSTM, "text", 0, "", "encoder.text_lstm."),
-    (ENCODER, "video", 0, "Video_encoder.conv_stack.0.", "encoder.levels.0.specific.video.conv1."),
-    (ENCODER, "video", 0, "Video_encoder.conv_stack.2.", "encoder.levels.0.specific.video.conv2."),
-    (ENCODER, "video", 0, "Video_encoder.conv_stack.4.", "encoder.levels.0.specific.video.conv3."),
-    (ENCODER, "video", 0, "Video_encoder.conv_stack.5.stack.0.res_block.1.",
-     "encoder.levels.0.specific.video.residual.spread."),
-    (ENCODER, "video", 0, "Video_encoder.conv_stack.5.stack.0.res_block.3.",
-     "encoder.levels.0.specific.video.residual.mix."),
-    (ENCODER, "video", 0, "Video_encoder.feed_forward.0.", "encoder.levels.0.specific.video.pool1."),
-    (ENCODER, "video", 0, "Video_encoder.feed_forward.2.", "encoder.levels.0.specific.video.pool2."),
-    (ENCODER, "audio", 0, "Audio_encoder.audio_linear.", "encoder.levels.0.specific.audio.linear."),
-    (ENCODER, "text", 0, "Text_encoder.text_linear.", "encoder.levels.0.specific.text.linear."),
-    (ENCODER, "video audio text", 1, "{M}_encoder_2.input_linear.", "encoder.levels.1.specific.{m}.linear."),
-    (ENCODER, "", 0, "Cross_quantizer.", "encoder.levels.*.codebook."),
-    (ENCODER, "video", 0, "video_semantic_encoder.se_layer.0.", "encoder.levels.0.semantic.video.squeeze."),
-    (ENCODER, "video", 0, "video_semantic_encoder.se_layer.2.", "encoder.levels.0.semantic.video.excite."),
-    (ENCODER, "video", 0, "video_semantic_encoder.affine_video_ave.",
-     "encoder.levels.0.semantic.video.average_attention."),
-    (ENCODER, "video", 0, "video_semantic_encoder.affine_video_self.",
-     "encoder.levels.0.semantic.video.place_attention."),
-    (ENCODER, "video", 0, "video_semantic_encoder.ave_v_att.", "encoder.levels.0.semantic.video.attention."),
-    (ENCODER, "video text audio", 0, "{m}_self_att.", "encoder.levels.0.semantic.{m}."),
-    (ENCODER, "video text audio", 1, "{m}_self_att_2.", "encoder.levels.1.semantic.{m}."),
-    ("CPC_parameters", "video audio text", 0, "{m}_ar_lstm.", "objectives.0.cpc.lstm.{m}."),
-    ("CPC_parameters", "video audio text", 0, "{m}_predictors.0.", "objectives.0.cpc.predictor.{m}."),
-    ("CPC_2_parameters", "video audio text", 1, "{m}_ar_lstm.", "objectives.1.cpc.lstm.{m}."),
-    ("CPC_2_parameters", "video audio text", 1, "{m}_predictors.0.", "objectives.1.cpc.predictor.{m}."),
-    (DECODER, "video", 0, "Video_decoder.inverse_conv_block.0.", "objectives.0.decoders.video.deconv1."),
-    (DECODER, "video", 0, "Video_decoder.inverse_conv_block.1.stack.0.res_block.1.",
-     "objectives.0.decoders.video.residual.spread."),
-    (DECODER, "video", 0, "Video_decoder.inverse_conv_block.1.stack.0.res_block.3.",
-     "objectives.0.decoders.video.residual.mix."),
-    (DECODER, "video", 0, "Video_decoder.inverse_conv_block.2.", "objectives.0.decoders.video.deconv2."),
-    (DECODER, "video", 0, "Video_decoder.inverse_conv_block.4.", "objectives.0.decoders.video.deconv3."),
-    (DECODER, "video", 0, "Video_decoder.video_linear.", "objectives.0.decoders.video.code_linear."),
-    (DECODER, "audio", 0, "Audio_decoder.audio_rec.", "objectives.0.decoders.audio.reconstruct."),
-    (DECODER, "audio", 0, "Audio_decoder.audio_linear.", "objectives.0.decoders.audio.code_linear."),
-    (DECODER, "text", 0, "Text_decoder.text_rec.", "objectives.0.decoders.text.reconstruct."),
-    (DECODER, "text", 0, "Text_decoder.text_linear.", "objectives.0.decoders.text.code_linear."),
-    (DECODER, "video", 1, "Video_decoder_2.simple_rec.", "objectives.1.decoders.video.reconstruct."),
-    (DECODER, "video", 1, "Video_decoder_2.simple_linear.", "objectives.1.decoders.video.code_linear."),
-    (DECODER, "audio", 1, "Audio_decoder_2.simple_rec.", "objectives.1.decoders.audio.reconstruct."),
-    (DECODER, "audio", 1, "Audio_decoder_2.simple_linear.", "objectives.1.decoders.audio.code_linear."),
-    (DECODER, "text", 1, "Text_decoder_2.simple_rec.", "objectives.1.decoders.text.reconstruct."),
-    (DECODER, "text", 1, "Text_decoder_2.simple_linear.", "objectives.1.decoders.text.code_linear."),
-    (DECODER, "video text audio", 0, "{m}_semantic_decoder.", DEAD),
-    ("Video_mi_net_parameters", "video", 0, "", "objectives.0.club.video."),
-    ("Text_mi_net_parameters", "text", 0, "", "objectives.0.club.text."),
-    ("Audio_mi_net_parameters", "audio", 0, "", "objectives.0.club.audio."),
-    ("Video_mi_net_2_parameters", "video", 1, "", "objectives.1.club.video."),
-    ("Text_mi_net_2_parameters", "text", 1, "", "objectives.1.club.text."),
-    ("Audio_mi_net_2_parameters", "audio", 1, "", "objectives.1.club.audio."),
-]
 
-# What stands behind a prefix where our names and order differ; {i} runs over the Transformer layers.
-TEMPORAL = [("encoder_layer.", DEAD, "layers.0."), ("encoder.layers.{i}.", "layers.{i}.", ""),
-            ("affine_matrix.", "affine.", "")]
-CLUB = [("p_mu.", "mean."), ("p_logvar.", "log_variance.")]
-CODEBOOK = ("embedding", "ema_count", "ema_weight", "unactivated_count")
+@dataclass(frozen=True)
+class Part:
+    """One line of a table: all tensors below a published prefix.
 
-# Sections that one Adam holds, in its order; every other section has its own optimiser of the name given.
-MAIN_OPTIMIZER = (LSTM, ENCODER, "CPC_parameters", "CPC_2_parameters", DECODER)
-MI_OPTIMIZERS = {f"{M}_mi_net{suffix}_parameters": f"optimizer_{M.lower()}_mi_net{suffix}"
-                 for suffix in ("", "_2") for M in ("Video", "Text", "Audio")}
+    Attributes:
+        section: of the file.
+        theirs, ours: prefixes. {m}, {M} stand for a modality ("video", "Video"), {i} for a Transformer layer, * in
+            `ours` for the levels whose buffers are stacked in one published tensor.
+        modalities: in published order; empty where the part belongs to none.
+        is_dead: stored in published files and read by nobody; `ours` then gives the shapes.
+        shapes: of a dead part that no part of ours is like: config -> {rest of the name: shape}.
+    """
+
+    section: str
+    theirs: str
+    ours: str = ""
+    modalities: str = ""
+    is_dead: bool = False
+    shapes: object = None
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One published tensor: where it stands, its shape, and our names (several where levels are stacked)."""
+    """One published tensor: where it stands, its shape, our names (several where levels are stacked)."""
 
     section: str
     key: str
     shape: tuple
     ours: tuple             # () for a dead tensor
+    modality: str = ""
     is_buffer: bool = False
+    is_whole: bool = False  # whole numbers, not floating-point ones
 
 
-def _prefixes(section, theirs, ours, config):
-    """Refine one prefix pair to pairs whose remaining names agree; third entry: whose shapes a dead prefix has."""
-    if section == ENCODER and "_self_att" in theirs:
-        temporal = ours + "temporal." if ours.endswith("0.semantic.video.") else ours
-        for tail, name, like in TEMPORAL:
-            for i in range(config.num_layers) if "{i}" in tail else (0,):
-                yield (theirs + tail.format(i=i), None if name is DEAD else temporal + name.format(i=i),
-                       temporal + like if name is DEAD else None)
-    elif section.endswith("parameters") and "_mi_net" in section:
-        for tail, name in CLUB:
-            yield theirs + tail, ours + name, None
-    else:
-        yield theirs, ours, None
+def transformer(section, theirs, ours, modalities):
+    """The table lines of a temporal encoder: Linear, layers, and the template layer that published files hold."""
+    return [Part(section, theirs + "encoder_layer.", ours + "layers.0.", modalities, is_dead=True),
+            Part(section, theirs + "encoder.layers.{i}.", ours + "layers.{i}.", modalities),
+            Part(section, theirs + "affine_matrix.", ours + "affine.", modalities)]
 
 
-def layout(config, shapes):
-    """Every tensor of a published file of this system, in published order.
+# ------------------------------------------------------------------------------------------------------- the tensors
+@lru_cache(maxsize=64)
+def meta(system, config):
+    """A system of this size without memory behind it, for the names, shapes and dtypes of its tensors."""
+    with torch.device("meta"):
+        return system(config)
+
+
+@lru_cache(maxsize=64)
+def layout(system, config):
+    """Every `Tensor` of a published file, in published order.
 
     Args:
-        config: the system.
-        shapes: our name -> shape, of the model's parameters and buffers.
+        system: class of the system.
+        config: its sizes.
     """
+    made = meta(system, config)
+    ours, buffers = made.state_dict(), {name for name, _ in made.named_buffers()}
     tensors = []
-    for section, modalities, level, theirs, ours in PARTS:
-        if level >= config.num_levels or (config.system != "dcid" and ours is DEAD):
-            continue
-        for m in modalities.split() or [""]:
-            if m and m not in config.modalities:
+    for block in _blocks(system.PARTS):
+        for modality in block[0].modalities.split() or [""]:
+            if modality and modality not in config.modalities:
                 continue
-            prefix = theirs.format(m=m, M=m.capitalize())
-            if ours is DEAD:
-                classes = {"linear": config.code_dim, "event_classifier": NUM_CLASSES}
-                for name, width in classes.items():
-                    tensors += [Tensor(section, f"{prefix}{name}.weight", (width, config.code_dim), ()),
-                                Tensor(section, f"{prefix}{name}.bias", (width,), ())]
-                continue
-            if "*" in ours:
-                for name in CODEBOOK:
-                    names = tuple(ours.replace("*", str(n)) + name for n in range(config.num_levels))
-                    stack = (config.num_levels,) if config.num_levels > 1 else ()
-                    tensors.append(Tensor(section, prefix + name, stack + tuple(shapes[names[0]]), names, True))
-                continue
-            for their_prefix, our_prefix, like in _prefixes(section, prefix, ours.format(m=m), config):
-                source = our_prefix or like
-                for name, shape in shapes.items():
-                    if name.startswith(source):
-                        tensors.append(Tensor(section, their_prefix + name[len(source):], tuple(shape),
-                                              (name,) if our_prefix else ()))
-    return tensors
+            for part in block:
+                names = {"m": modality, "M": modality.capitalize()}
+                for i in range(config.num_layers) if "{i}" in part.theirs else (0,):
+                    tensors += _tensors(part, modality, part.theirs.format(i=i, **names),
+                                        part.ours.format(i=i, **names), config, ours, buffers)
+    return tuple(tensors)
 
 
-def sections(config, shapes):
-    """Section -> our parameter names, in published order; what is clipped together and optimised together."""
-    grouped = {}
-    for tensor in layout(config, shapes):
-        if not tensor.is_buffer:
-            grouped.setdefault(tensor.section, []).extend(tensor.ours)
-    return grouped
+def _blocks(parts):
+    """Neighbouring lines of the same module and modalities, such as those of a Transformer: one modality after the
+    other goes through all of them."""
+    blocks = []
+    for part in parts:
+        stem = part.section, part.modalities, part.theirs.split(".")[0] if "{" in part.theirs else part
+        if blocks and stem == blocks[-1][0]:
+            blocks[-1][1].append(part)
+        else:
+            blocks.append((stem, [part]))
+    return [block for _, block in blocks]
 
 
-def infer(sections):
-    """The config of a published file, read off its tensors. Raises InputError where a decisive one is missing."""
-    encoder = sections.get(ENCODER)
-    if not isinstance(encoder, dict):
-        raise InputError(f"section {ENCODER} is missing; expected a pretraining checkpoint of DCID or H-DCID")
-
-    def shape(section, key, rank):
-        tensor = sections.get(section, {}).get(key)
-        if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{section} has no tensor {key}; expected a pretraining checkpoint of DCID or H-DCID")
-        if tensor.ndim != rank:
-            raise InputError(f"{section}.{key} has shape {list(tensor.shape)}; expected {rank} dimensions")
-        return tensor.shape
-
-    modalities = tuple(m for m in MODALITIES if f"{m}_self_att.affine_matrix.weight" in encoder)
-    if len(modalities) < 2:
-        raise InputError(f"{ENCODER} holds semantic encoders of {list(modalities)}; expected two or three modalities")
-    two_level = any("_self_att_2." in key for key in encoder)
-    codes = shape(ENCODER, "Cross_quantizer.embedding", 3 if two_level else 2)
-    first = f"{modalities[0]}_self_att.encoder.layers."
-    config = Config(
-        system="h_dcid" if two_level else "dcid", modalities=modalities, num_codes=codes[-2], code_dim=codes[-1],
-        num_layers=len({key[len(first):].split(".")[0] for key in encoder if key.startswith(first)}),
-        feed_forward=shape(ENCODER, first + "0.linear1.weight", 2)[0])
-    if "audio" in modalities:
-        config = replace(config, audio_dim=shape(ENCODER, "audio_self_att.affine_matrix.weight", 2)[1])
-    if "text" in modalities:
-        gates = shape(LSTM, "weight_ih_l0", 2)
-        config = replace(config, text_dim=gates[1], text_hidden=gates[0] // 4)
-    if "video" in modalities:
-        hidden, width = shape(ENCODER, "Video_encoder.conv_stack.0.weight", 4)[:2]
-        config = replace(
-            config, video_dim=width, video_hidden=hidden,
-            video_specific_dim=shape(ENCODER, "Video_encoder.conv_stack.2.weight", 4)[0],
-            video_pool_hidden=shape(ENCODER, "Video_encoder.feed_forward.0.weight", 2)[0],
-            squeeze_dim=shape(ENCODER, "video_semantic_encoder.se_layer.0.weight", 2)[0],
-            attention_dim=shape(ENCODER, "video_semantic_encoder.ave_v_att.weight", 2)[1])
-    for section in MI_OPTIMIZERS:
-        if section in sections:
-            config = replace(config, club_hidden=shape(section, "p_mu.0.weight", 2)[0])
-    return config
+def _tensors(part, modality, theirs, prefix, config, ours, buffers):
+    """The tensors below one published prefix; `ours`: our name -> tensor."""
+    if part.shapes:
+        return [Tensor(part.section, theirs + rest, shape, (), modality)
+                for rest, shape in part.shapes(config).items()]
+    first = prefix.replace("*", "0")
+    levels = 1
+    while "*" in prefix and any(name.startswith(prefix.replace("*", str(levels))) for name in ours):
+        levels += 1
+    stack = (levels,) if levels > 1 else ()
+    found = []
+    for name, value in ours.items():
+        if name.startswith(first):
+            rest = name[len(first):]
+            names = () if part.is_dead else tuple(prefix.replace("*", str(n)) + rest for n in range(levels))
+            found.append(Tensor(part.section, theirs + rest, stack + tuple(value.shape), names, modality,
+                                name in buffers, not value.is_floating_point()))
+    return found
 
 
+def our_names(system):
+    """Our names of everything that a system has a published name for, in published order."""
+    return [name for tensor in layout(type(system), system.config) for name in tensor.ours]
+
+
+def own_names(system):
+    """Our names of parameters and buffers without a published name."""
+    known = set(our_names(system))
+    return [name for name in system.state_dict() if name not in known]
+
+
+# --------------------------------------------------------------------------------------------- what a file must be of
+def recognise(sections, systems):
+    """(class, config) of a published file, read off its names and shapes.
+
+    Modalities and layers are those that most of their tensors are there for, every size the one that most tensors
+    agree on: a single tensor that is missing or misshapen decides nothing, and `from_published` then names it.
+
+    Args:
+        sections: section -> state dict.
+        systems: classes, preferred in this order where names are equal.
+    Raises:
+        InputError: the section of the encoder is missing, or no system is like this file.
+    """
+    if not isinstance(sections.get(ENCODER), dict):
+        raise InputError(f"section {ENCODER} is missing; expected a pretraining checkpoint of "
+                         f"{', '.join(system.title for system in systems if system.PARTS)}")
+    keys = {(section, key) for section, content in sections.items() if isinstance(content, dict)
+            and str(section).endswith("_parameters") and section != OWN for key in content}
+
+    def unlike(system):
+        """Encoder tensors of one side only, and other tensors of the file only."""
+        known = {(t.section, t.key) for t in layout(system, _structure(system, keys))}
+        return len(keys - known) + len([key for key in known - keys if key[0] == ENCODER])
+    system = min((system for system in systems if system.PARTS), key=unlike)
+    config = _structure(system, keys)
+    if len(config.modalities) < 2:
+        raise InputError(f"{ENCODER} holds encoders of {', '.join(config.modalities) or 'no modality'}; expected two "
+                         "modalities or more")
+    return system, _sizes(system, config, sections)
+
+
+def _structure(system, keys):
+    """Config of the published sizes with the modalities and the layers that the names show."""
+    layers = Counter(int(found.group(1)) for _, key in keys if (found := re.search(r"\.layers\.(\d+)\.", key)))
+    config = system.Config()
+    if layers:
+        config = replace(config, num_layers=1 + max(i for i, count in layers.items() if count > 1 or i == 0))
+    of_modality = {m: [(t.section, t.key) in keys for t in layout(system, config)
+                       if t.modality == m and t.section == ENCODER] for m in config.modalities}
+    return replace(config, modalities=tuple(m for m, there in of_modality.items() if 2 * sum(there) > len(there)))
+
+
+def _sizes(system, config, sections):
+    """`config` with every size that the tensors of a file tell: the one that most of them agree on."""
+    numbers = [f.name for f in fields(config) if type(getattr(config, f.name)) is int
+               and f.name not in ("num_layers", "num_heads") and not f.metadata]      # settings: no published tensor's
+    # sizes that differ from each other, multiples of the heads: the shape of a tensor then says what each axis is
+    probe = {name: config.num_heads * (1009 + 2 * number) for number, name in enumerate(numbers)}
+    field_of = {size: name for name, size in probe.items()}
+    votes = {name: Counter() for name in numbers}
+    for tensor in layout(system, replace(config, **probe)):
+        value = sections.get(tensor.section, {}).get(tensor.key)
+        if isinstance(value, torch.Tensor) and value.ndim == len(tensor.shape):
+            for size, found in zip(tensor.shape, value.shape):
+                if size in field_of:
+                    votes[field_of[size]][found] += 1
+    usual = {name: getattr(config, name) for name in numbers}
+    return replace(config, **{name: max(counts, key=lambda size: (counts[size], size == usual[name]))
+                              for name, counts in votes.items() if counts})
+
+
+# -------------------------------------------------------------------------------------------------------- translation
 def from_published(sections, tensors, required):
     """Published sections -> our state dict and the dead tensors, (state, unused).
 
@@ -218,21 +216,20 @@ def from_published(sections, tensors, required):
     for section in required:
         if section not in present:
             raise InputError(f"section {section} is missing")
-    for section in present:
-        for key in sections[section]:
-            if (section, key) not in expected:
-                raise InputError(f"{section} has an unknown key {key}")
-    for tensor in tensors:
-        if tensor.section not in present:
-            continue
+    unknown = [(section, key) for section in sections if section in present for key in sections[section]
+               if (section, key) not in expected]
+    there = [tensor for tensor in tensors if tensor.section in present]
+    for tensor in there:                        # names and shapes of all of them before any value is read
         value = sections[tensor.section].get(tensor.key)
         if value is None:
-            raise InputError(f"{tensor.section} has no key {tensor.key}; expected shape {list(tensor.shape)}")
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != tensor.shape:
-            found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise InputError(f"{tensor.section}.{tensor.key} has shape {found}; expected {list(tensor.shape)}")
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise InputError(f"{tensor.section}.{tensor.key} holds values that are not finite floating-point numbers")
+            renamed = next((f", but an unknown key {key}" for section, key in unknown if section == tensor.section), "")
+            raise InputError(f"{tensor.section} has no key {tensor.key}{renamed}; expected shape {list(tensor.shape)}")
+        require_shape(f"{tensor.section}.{tensor.key}", value, tensor.shape)
+    if unknown:
+        raise InputError(f"{unknown[0][0]} has an unknown key {unknown[0][1]}")
+    for tensor in there:
+        value = sections[tensor.section][tensor.key]
+        require_numbers(f"{tensor.section}.{tensor.key}", value, tensor.is_whole)
         if not tensor.ours:
             unused[f"{tensor.section}.{tensor.key}"] = value
         for name, part in zip(tensor.ours, value if len(tensor.ours) > 1 else (value,)):
@@ -240,8 +237,25 @@ def from_published(sections, tensors, required):
     return state, unused
 
 
+def require_shape(name, value, shape):
+    """InputError unless `value` is a tensor of this shape."""
+    if not isinstance(value, torch.Tensor) or tuple(value.shape) != tuple(shape):
+        found = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise InputError(f"{name} has shape {found}; expected {list(shape)}")
+
+
+def require_numbers(name, value, is_whole=False):
+    """InputError unless a tensor holds finite numbers, floating-point or whole ones."""
+    if not (value.is_floating_point() or is_whole) or not torch.isfinite(value).all():
+        raise InputError(f"{name} holds values that are not finite floating-point numbers")
+
+
 def to_published(state, tensors, unused, dtype):
-    """Our state dict -> published sections in `dtype`; dead tensors from `unused`, zeros where there are none."""
+    """Our state dict -> published sections; dead tensors from `unused`, zeros where there are none.
+
+    Args:
+        dtype: of the floating-point tensors; counters of whole numbers keep theirs.
+    """
     result = {}
     for tensor in tensors:
         if not tensor.ours:
@@ -250,5 +264,10 @@ def to_published(state, tensors, unused, dtype):
             value = torch.stack([state[name] for name in tensor.ours])
         else:
             value = state[tensor.ours[0]]
-        result.setdefault(tensor.section, {})[tensor.key] = value.detach().to("cpu", dtype, copy=True)
+        result.setdefault(tensor.section, {})[tensor.key] = stored(value, dtype)
     return result
+
+
+def stored(value, dtype):
+    """A copy on the CPU as files keep it: floating-point numbers in `dtype`."""
+    return value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)

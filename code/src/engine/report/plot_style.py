@@ -7,21 +7,17 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
 
-from atomic_write import whole_file  # noqa: E402
-from errors import InputError  # noqa: E402
+from atomic_write import output_file  # noqa: E402
 
-MODALITIES = ("audio", "video", "text")
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
 MIXED = {("audio", "video"): "#8C6BB1", ("audio", "text"): "#B5B500", ("video", "text"): "#56B4E9",
          ("audio", "video", "text"): "#333333"}
 GREY, PALE = "#888888", "#E4E4E4"
 RIGHT, WRONG, MISSED = "#2CA25F", "#DE2D26", "#FDD0A2"
-LOOK = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
-        "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
-        "legend.fontsize": 8}
-
-
-mpl.rcParams.update(LOOK)
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
+         "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
+         "legend.fontsize": 8}
+mpl.rcParams.update(STYLE)
 
 
 def new_figure(rows, columns, size, **options):
@@ -31,14 +27,9 @@ def new_figure(rows, columns, size, **options):
 
 def save(figure, path, dpi=130):
     """Write a PNG whole or not at all, and forget the figure; returns the path."""
-    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        with output_file(path, remedy="choose another folder") as file:
             figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    except OSError as error:
-        raise InputError(f"{path}: the picture cannot be written ({error.strerror}); free space or choose another "
-                         "folder") from error
     finally:
         plt.close(figure)
-    return path
+    return Path(path)

@@ -1,6 +1,6 @@
 """Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, use of the codes.
 
-Each function takes the arrays of one predictions file (engine/transfer/run_task.py, `Task.pictured`) and
+Each function takes the arrays of one predictions file (engine/transfer/task.py, `Task.pictured`) and
 writes one picture.
 """
 
@@ -8,10 +8,16 @@ from itertools import combinations
 from textwrap import shorten
 
 import numpy as np
+import torch
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Patch
+from scipy.special import softmax
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, MODALITIES, PALE, RIGHT, WRONG, new_figure, save
+from dataset.labels import clip_class
+from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, PALE, RIGHT, WRONG, new_figure, save
+from engine.transfer.open_set import Scores
+from model.config import MODALITIES
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
 TIMELINES = 6
@@ -40,17 +46,6 @@ def feature_picture(axis, features, rows=1):
         spine.set_visible(False)
 
 
-def clip_targets(labels):
-    """Class of each clip (N,) from labels (N, T, C + 1), as engine/metrics.py."""
-    return labels[..., :-1].argmax(-1).max(-1)
-
-
-def softmax(scores):
-    """Probabilities over the last axis."""
-    scores = np.exp(scores - scores.max(-1, keepdims=True))
-    return scores / scores.sum(-1, keepdims=True)
-
-
 def draw_clips(arrays, path):
     """A row of test clips: what the encoder received, and what a head that never saw this modality says about it."""
     shown, classes, features = arrays["shown"], [str(name) for name in arrays["classes"]], arrays["features"]
@@ -58,12 +53,12 @@ def draw_clips(arrays, path):
     rows = -(-len(shown) // columns)
     figure, axes = new_figure(2 * rows, columns, size=(3.3 * columns, 2.5 * rows),
                               gridspec_kw={"height_ratios": [1.0, 1.1] * rows})
-    targets = clip_targets(arrays["labels"])
+    targets = clip_class(arrays["labels"]).numpy()
     for spot, (clip, x) in enumerate(zip(shown, features)):
         top, bottom = axes[2 * (spot // columns), spot % columns], axes[2 * (spot // columns) + 1, spot % columns]
         feature_picture(top, x, rows=2 if arrays["clipwise"] else 1)
         if arrays["clipwise"]:
-            _class_bars(bottom, softmax(arrays["cross"][clip]), int(targets[clip]), classes)
+            _class_bars(bottom, softmax(arrays["cross"][clip], -1), int(targets[clip]), classes)
             top.set_title(f"is “{shorten(classes[targets[clip]], 26)}”", fontsize=9)
         else:
             _second_strips(bottom, arrays["labels"][clip], arrays["cross"][clip] > 0, classes)
@@ -143,24 +138,22 @@ def draw_timelines(arrays, path):
 
 def draw_confusion(arrays, path):
     """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
-    classes, targets = [str(name) for name in arrays["classes"]], clip_targets(arrays["labels"])
+    classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
     size = max(3.2, 0.32 * count)
     figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
     shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", COLOUR[arrays["target"]]])
     for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
         said = arrays[role].argmax(-1)
-        matrix = np.zeros((count, count))
-        np.add.at(matrix, (targets, said), 1)
-        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        axis.imshow(share, cmap=shades, vmin=0, vmax=1)
-        if count <= 16:
-            for row, column in zip(*np.nonzero(share >= 0.05)):
-                axis.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=7)
-        axis.set_xticks(range(count), [shorten(name, 18) for name in classes], rotation=90)
-        axis.set_yticks(range(count), [shorten(name, 18) for name in classes] if role == "same" else [""] * count)
-        axis.set_title(f"trained on {source}: {100 * (said == targets).mean():.1f} % right")
-        axis.set_xlabel("predicted")
+        percent = 100 * confusion_matrix(targets, said, labels=range(count), normalize="true")
+        shown = ConfusionMatrixDisplay(percent, display_labels=[shorten(name, 18) for name in classes])
+        shown.plot(ax=axis, cmap=shades, include_values=count <= 16, values_format=".0f", colorbar=False,
+                   xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 7})
+        for text in () if shown.text_ is None else shown.text_.flat:
+            text.set_visible(float(text.get_text()) >= 5)
+        right = 100 * (said == targets).mean()
+        axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {right:.1f} % right")
+    axes[0, 1].set_yticklabels([])
     axes[0, 0].set_ylabel(f"class of the {arrays['target']} clip")
     figure.suptitle(f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)", fontsize=10)
     return save(figure, path)
@@ -169,7 +162,7 @@ def draw_confusion(arrays, path):
 def class_figures(arrays, role):
     """Figure of each class in percent: recall of clips, or F1 of seconds; NaN for classes that do not occur."""
     if arrays["clipwise"]:
-        targets = clip_targets(arrays["labels"])
+        targets = clip_class(arrays["labels"]).numpy()
         right = arrays[role].argmax(-1) == targets
         return np.array([100 * right[targets == k].mean() if (targets == k).any() else np.nan
                          for k in range(len(arrays["classes"]))])
@@ -197,6 +190,36 @@ def draw_classes(arrays, path):
     axis.set_xlabel("clips recognised, percent" if arrays["clipwise"] else "F1 of seconds, percent")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.suptitle(f"{arrays['task']}, tested on {arrays['target']}: transfer by class", fontsize=10)
+    return save(figure, path)
+
+
+def draw_open_set(arrays, path):
+    """Confidence of known and unknown clips, and what each threshold gives (ICCV 2025, OS*, UNK, HOS)."""
+    scores = Scores.of(torch.from_numpy(arrays["cross"]), clip_class(arrays["labels"]))
+    confidence, unknown = scores.confidence.numpy(), scores.unknown.numpy()
+    right = scores.right.numpy()
+    figure, axes = new_figure(1, 2, size=(9.6, 3.8))
+    axis, bins = axes[0, 0], np.linspace(confidence.min(), confidence.max() + 1e-9, 31)
+    for mask, colour, label in ((right, RIGHT, "known, right class"), (~right & ~unknown, MISSED, "known, wrong class"),
+                                (unknown, WRONG, "unknown")):
+        axis.hist(confidence[mask], bins, color=colour, alpha=0.6, label=f"{label} ({mask.sum()})")
+    axis.set_xlabel("largest probability of a clip")
+    axis.set_ylabel("clips")
+    axis.set_title(f"AUROC {100 * float(scores.auroc()):.1f} %")
+    axis.legend(frameon=False)
+    axis = axes[0, 1]
+    fine = torch.linspace(float(confidence.min()), float(confidence.max()), 200, dtype=torch.float64)
+    rates = scores.rates(fine)
+    for name, colour, label in (("os", RIGHT, "OS* (known, right)"), ("unk", WRONG, "UNK (unknown, rejected)"),
+                                ("hos", "black", "HOS")):
+        axis.plot(fine, 100 * getattr(rates, name), color=colour, label=label)
+    steps = scores.thresholds()
+    axis.plot(steps, 100 * scores.rates(steps).hos, "o", color="black", markersize=4, label="the ten thresholds")
+    axis.set_xlabel("threshold")
+    axis.set_ylabel("percent")
+    axis.set_ylim(0, 102)
+    axis.legend(frameon=False)
+    figure.suptitle(f"{title_of(arrays)}, {arrays['known']} of {len(arrays['classes'])} classes known", fontsize=10)
     return save(figure, path)
 
 
@@ -236,7 +259,8 @@ def draw_heads(kept, path):
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
     figure, axes = new_figure(1, len(tasks), size=(3.6 * len(tasks) + 0.4, 3.3))
     for axis, task in zip(axes[0], tasks):
-        for arrays in (arrays for arrays in kept if arrays["task"] == task):
+        of_task = [arrays for arrays in kept if arrays["task"] == task]
+        for arrays in of_task:
             colour = COLOUR[arrays["target"]]
             line = "-" if arrays["source"] != "text" else ":"
             curves = arrays["cross_curves"]
@@ -245,9 +269,9 @@ def draw_heads(kept, path):
             axis.plot(epochs, curves.mean(0), line, color=colour, label=f"{arrays['source']} to {arrays['target']}")
             if len(arrays["same_curves"]):
                 axis.plot(epochs, arrays["same_curves"].mean(0), color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
-        axis.set_title(f"{task}: {kept[[a['task'] for a in kept].index(task)]['best_by']}")
+        axis.set_title(f"{task}: {of_task[0]['best_by']}")
         axis.set_xlabel("epoch of the head")
-        axis.set_ylim(0, None if task == "retrieval" else 102)
+        axis.set_ylim(0, None if of_task[0]["best_by"].startswith("r@") else 102)
         axis.legend(frameon=False, fontsize=7)
     axes[0, 0].set_ylabel("percent on the evaluation set")
     figure.suptitle("Heads while they train (dashed: same modality; band: seeds)", fontsize=10)

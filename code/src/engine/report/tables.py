@@ -1,55 +1,79 @@
-"""The papers' main table from result lines: a row a checkpoint, eight columns, their mean (NeurIPS 2023, Table 3)."""
+"""The papers' main table from result lines: a row a checkpoint, two columns a task (NeurIPS 2023, Table 3)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine.results import SELECTIONS, caption, render, show, spread
+import pandas as pd
 
-CELLS = {                        # column -> (task, metric, direction)
-    f"{title} {arrow}": (task, metric, direction)
-    for title, task, metric in (("AVE", "ave", "accuracy"), ("AVVP", "avvp", "precision"),
-                                ("AVE>AVVP", "ave_avvp", "f1"), ("UCF/VGG", "ucf_vggsound", "accuracy"))
-    for arrow, direction in (("V>A", "video->audio"), ("A>V", "audio->video"))}
-COLUMNS = ("row", *CELLS, "mean", "seeds")
+from engine.results import SELECTIONS, caption, mean_std, render, show
+from engine.transfer.tasks import TASKS
 
-PUBLISHED = {                    # row -> cells in the order of CELLS; NeurIPS 2023, best epoch, released protocol
-    "published: Uni-Code, AVT 40K (Table 3)": (54.1, 55.0, 63.4, 71.0, 53.0, 52.4, 67.1, 60.6),
-    "published: same modality, AVT 40K (Table 3)": (64.8, 65.8, 71.0, 72.9, None, None, 80.0, 85.4),
-    "published: Uni-Code, AV 40K (Table 1)": (47.7, 52.3, 64.0, 65.6),
-    "published: baseline, AV 40K (Table 1)": (5.5, 5.4, 6.9, 8.7),
-}
-ABOUT = ("Columns: AVE and UCF/VGG accuracy, AVVP precision (\"accuracy\" in the paper), AVE>AVVP F1, in percent; mean "
-         "of the eight, where all are there. Published rows: NeurIPS 2023, on the real data, best epoch on the "
-         "evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a column of the table."""
+
+    task: str
+    metric: str
+    source: str
+    target: str
+
+    @property
+    def direction(self):
+        return f"{self.source}->{self.target}"
+
+
+CELLS = {                        # column -> Cell
+    f"{entry.title} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
+    for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
+COLUMNS = ("row", *CELLS, "mean", "columns", "seeds")
+PUBLISHED = {}                   # row -> column -> figure
+for _entry in (entry for entry in TASKS.values() if entry.column):
+    for _row, _figures in _entry.published.items():
+        PUBLISHED.setdefault(_row, {}).update(zip(
+            (column for column, cell in CELLS.items() if cell.task == _entry.name), _figures, strict=True))
+
+ABOUT = (f"Columns: {', '.join(f'{entry.title} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
+         "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
+         f"number stands beside it (of {len(CELLS)}). Published rows: NeurIPS 2023, on the real data, best epoch on "
+         "the evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
          "comparable with other data.")
 
 
 @dataclass
 class Row:
-    """One row of the table: a list of values (one a seed and checkpoint) for each cell that was measured."""
+    """One row of the table."""
 
     name: str
-    cells: dict
+    figures: dict                               # column -> run (checkpoint, seed) -> figure
+    key: tuple = ()                             # of `row_key`; rows of this table
     seeds: tuple = ()
-    checkpoints: tuple = ()
+    checkpoints: tuple = field(default=())
 
     @property
-    def spread_over(self):
-        """What the values of a cell are: seeds of heads, and pretraining runs if there are several."""
-        runs = len(self.checkpoints)
-        return " ".join(map(str, self.seeds)) + (f" x {runs} checkpoints" if runs > 1 else "")
+    def cells(self):
+        """Column -> its figures, one a run."""
+        return {column: list(of_runs.values()) for column, of_runs in self.figures.items()}
+
+    @property
+    def runs(self):
+        """What the figures of a column are of: seeds of heads, and pretraining runs if there are several."""
+        count = len(self.checkpoints)
+        return " ".join(map(str, self.seeds)) + (f" x {count} checkpoints" if count > 1 else "")
 
     @property
     def mean(self):
-        """Means over the eight cells, one a seed; empty where a cell is missing."""
-        full = [self.cells.get(cell) for cell in CELLS]
-        if not all(full) or len({len(values) for values in full}) > 1:
-            return []
-        return [sum(values) / len(CELLS) for values in zip(*full)]
+        """Mean over the measured columns, one for each run that has them all; where none has, the one of the columns'
+        means; empty without columns."""
+        columns = list(self.figures.values())
+        complete = [run for run in columns[0] if all(run in column for column in columns)] if columns else []
+        if columns and not complete:
+            return [sum(mean_std(column.values())[0] for column in columns) / len(columns)]
+        return [sum(column[run] for column in columns) / len(columns) for run in complete]
 
 
-def key(row):
-    """What makes rows those of one line of the table: the checkpoint and what was done to its codes."""
+def row_key(row):
+    """What makes result lines those of one row of the table: the checkpoint and what was done to its codes."""
     return row["checkpoint_sha256"], row.get("variant") or ""
 
 
@@ -60,16 +84,29 @@ def pooled(rows):
 
 
 def names(rows):
-    """A short name for each checkpoint: the file's name, with its folder where two are alike."""
-    paths = {key(row): Path(row["checkpoint"]) for row in rows}
-    alike = {path.name for path in paths.values() if len({p for p in paths.values() if p.name == path.name}) > 1}
-    plain = {of: f"{path.parent.name}/{path.name}" if path.name in alike else path.name for of, path in paths.items()}
-    return {of: name + (f" + {of[1]}" if of[1] else "") for of, name in plain.items()}
+    """row_key -> a short name: the file's name, with as much of its folders as tells it from the others, and with the
+    first digits of its SHA-256 where one file was written over."""
+    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in rows}
+    files = {sha: path for (sha, _), path in paths.items()}
+    short = {}
+    for sha, path in files.items():
+        others = {other for other in files.values() if other != path}
+        name = next((tail for tail in _tails(path) if not any(tail == other_tail for other in others
+                                                             for other_tail in _tails(other))), str(path))
+        alike = [of for of, other in files.items() if other == path]
+        short[sha] = name if len(alike) == 1 else f"{name} ({str(sha)[:6]})"
+    return {(sha, variant): short[sha] + (f" + {variant}" if variant else "") for sha, variant in paths}
 
 
-def cell_of(row):
+def _tails(path):
+    """Ends of a path, the shortest first: "c.pt", "b/c.pt", "a/b/c.pt"."""
+    return ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
+
+
+def column_of(row):
     """The column in which a result stands; None for those of no column."""
-    return next((cell for cell, of in CELLS.items() if of == (row["task"], row["metric"], row["direction"])), None)
+    found = row["task"], row["metric"], row["direction"]
+    return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 
 
 def collect(rows, selection, control=None, field="value"):
@@ -81,24 +118,28 @@ def collect(rows, selection, control=None, field="value"):
         control: None, or the name of a control.
         field: "value" or "same_modality".
     """
-    short, found = names(rows), {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        cell = cell_of(row)
-        if cell and row["selection"] == selection and row["control"] == control and row[field] is not None:
-            entry = found.setdefault(key(row), Row(short[key(row)], {}))
-            entry.cells.setdefault(cell, []).append(row[field])
-            entry.seeds = tuple(dict.fromkeys((*entry.seeds, row["seed"])))
-            entry.checkpoints = tuple(dict.fromkeys((*entry.checkpoints, row["checkpoint"])))
-    return [found[of] for of in short if of in found]
+    short = names(rows)
+    keys = list(short)                          # in the order of the results
+    found = [row | {"number": keys.index(row_key(row)), "column": column_of(row)} for row in rows
+             if row["selection"] == selection and row["control"] == control and row[field] is not None]
+    frame = pd.DataFrame([row for row in found if row["column"]])
+    if frame.empty:
+        return []
+    table = []
+    for number, group in frame.sort_values("seed", kind="stable").groupby("number"):
+        key = keys[number]
+        figures = {column: dict(zip(zip(of_column["checkpoint"], of_column["seed"]), of_column[field]))
+                   for column, of_column in group.groupby("column", sort=False)}
+        table.append(Row(short[key], figures, key, tuple(group["seed"].unique().tolist()),
+                         tuple(group["checkpoint"].unique())))
+    return table
 
 
 def chance(rows):
     """The row of guesses that ignore their input."""
-    cells = {}
-    for row in rows:
-        if cell_of(row) and row["control"] is None:
-            cells[cell_of(row)] = [row["chance"]]
-    return Row("chance", cells)
+    figures = {column_of(row): {None: row["chance"]} for row in rows if row["control"] is None and row["chance"]
+               is not None}
+    return Row("chance", {column: of_runs for column, of_runs in figures.items() if column})
 
 
 def all_rows(rows):
@@ -111,16 +152,17 @@ def all_rows(rows):
     table += [replace(row, name=f"{row.name}, untrained control (last)")
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
-    table += [Row(name, {cell: [value] for cell, value in zip(CELLS, values) if value is not None})
-              for name, values in PUBLISHED.items()]
+    table += [Row(name, {column: {None: figure} for column, figure in figures.items()})
+              for name, figures in PUBLISHED.items()]
     return table
 
 
 def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
-    cell = show if form != "csv" else lambda values: "" if spread(values)[0] is None else f"{spread(values)[0]:.2f}"
-    entries = [{"row": row.name, "mean": cell(row.mean), "seeds": row.spread_over}
-               | {name: cell(row.cells.get(name, [])) for name in CELLS} for row in all_rows(rows)]
+    def cell(figures):
+        return show(figures) if form != "csv" else "" if not figures else f"{mean_std(figures)[0]:.2f}"
+    entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
+               | {column: cell(row.cells.get(column, [])) for column in CELLS} for row in all_rows(rows)]
     table = render(entries, COLUMNS, form)
     return table if form == "csv" else f"{table}\n\n{ABOUT}\n{caption(rows)}"
 
@@ -130,6 +172,7 @@ class Choice:
     """The checkpoint that the AVE validation split would choose."""
 
     name: str
+    key: tuple                   # of `row_key`
     validation: float            # percent on the validation split, mean over directions and seeds
     cells: dict                  # its row of the table, last epoch
 
@@ -139,16 +182,10 @@ def choose(rows):
 
     It never sees a test clip, unlike the choice by test figures that the papers report.
     """
-    short, found = names(rows), {}
-    for row in rows:
-        if (row["task"] == "ave" and cell_of(row) and row["selection"] == "last" and not row["control"]
-                and row.get("validation") is not None):
-            found.setdefault(key(row), []).append(row["validation"])
-    if not found:
+    validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] == "ave"]
+    means = {row.key: mean_std([value for column in row.cells.values() for value in column])[0]
+             for row in collect(validated, "last", field="validation")}
+    if not means:
         return None
-    means = {of: spread(values)[0] for of, values in found.items()}
-    best = max(means, key=means.get)
-    cells = next(row.cells for row in collect(rows, "last") if row.name == short[best])
-    return Choice(short[best], means[best], cells)
-
-
+    best = next(row for row in collect(rows, "last") if row.key == max(means, key=means.get))
+    return Choice(best.name, best.key, means[best.key], best.cells)

@@ -1,18 +1,17 @@
 """Train heads on the codes of one modality, measure them on the codes of others: all heads of a task in one pass."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from engine.transfer import metrics
+from engine.transfer.code_sets import CodeSet
 from errors import InputError
 
 MILESTONES = (10, 20, 30)        # epochs at which the learning rate is halved
@@ -20,114 +19,15 @@ CHUNK = 512                      # clips that all heads predict at once; bounds 
 
 
 @dataclass
-class CodeSet:
-    """One part of a dataset, in one modality, as the frozen encoder gives it: few different codes, many seconds."""
-
-    table: Tensor                # (U, D) the different codes that occur
-    numbers: Tensor              # (U,) int64, their places in the codebook; (U, 2) where there are two codebooks
-    rows: Tensor                 # (N, T) int64, which row of the table each second has
-    labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
-
-    def __len__(self):
-        return len(self.rows)
-
-    @classmethod
-    def of(cls, vectors, indices, labels):
-        """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, 2)."""
-        numbers, rows = indices.flatten(0, 1).unique(dim=0, return_inverse=True)
-        flat = vectors.flatten(0, 1)
-        table = flat.new_empty(len(numbers), flat.shape[-1])
-        table[rows] = flat                      # all seconds of one code have one vector, but for rounding
-        assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
-        return cls(table, numbers, rows.view(vectors.shape[:2]), labels)
-
-    def select(self, channels):
-        """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
-        return self if channels is None else replace(self, table=self.table[:, channels])
-
-    @property
-    def indices(self):
-        """(N, T) or (N, T, 2) code numbers."""
-        return self.numbers[self.rows]
-
-    @cached_property
-    def targets(self):
-        """(N,) int64 clip classes."""
-        return metrics.clip_targets(self.labels)
-
-
-def check_modality(encoder, modality, checkpoint):
-    """InputError unless the encoder was pretrained on a modality."""
-    if modality not in encoder.config.modalities:
-        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked "
-                         "for; choose other directions or a checkpoint with this modality")
-
-
-def check_fit(encoder, dataset, modality, checkpoint):
-    """InputError unless the encoder takes what the dataset holds; one clip is read.
-
-    Args:
-        encoder: a frozen encoder (engine/checkpoint.py).
-        dataset: items are dicts of arrays.
-        modality: "audio", "video" or "text".
-        checkpoint: name for the message.
-    """
-    check_modality(encoder, modality, checkpoint)
-    found, expected = dataset[0][modality].shape[-1], getattr(encoder.config, f"{modality}_dim")
-    if found != expected:
-        raise InputError(f"{checkpoint}: takes {modality} features {expected} wide, {dataset.name} has {found}; use a "
-                         "checkpoint that was pretrained on features of this kind")
-
-
-@torch.no_grad()
-def codes(encoders, dataset, modalities, *, labels="label", batch=80, workers=0, precision="float32", training=False):
-    """Codes of a dataset, read once for all encoders and modalities.
-
-    Args:
-        encoders: name -> frozen encoder, for example {None: pretrained, "untrained": control}, all on one device.
-        dataset: items are dicts of arrays with the modalities and the labels.
-        modalities: those to encode.
-        labels: which entry of an item goes with the codes as it is.
-        batch, workers: of the DataLoader; they change no figure.
-        precision: "bf16" runs the encoders under autocast.
-        training: leave dropout on (protocol="released"); the codebooks never change.
-
-    Returns:
-        {(name, modality): CodeSet} on the encoders' device.
-    """
-    device = next(iter(encoders.values())).codebooks[0].device
-    loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
-    vectors, indices, answers = defaultdict(list), defaultdict(list), []
-    for encoder in encoders.values():
-        encoder.train(training)                        # of all its parts only dropout knows the difference
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
-            answers.append(item[labels].to(device))
-            for modality in modalities:
-                x = item[modality].to(device)
-                for name, encoder in encoders.items():
-                    got = encoder.embed(modality, x)
-                    vectors[name, modality].append(got.vectors)
-                    indices[name, modality].append(got.indices)
-    for encoder in encoders.values():
-        encoder.eval()
-    answers, sets = torch.cat(answers), {}
-    for key, parts in vectors.items():
-        parts = torch.cat(parts)
-        parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), answers.to(parts.dtype))
-    return sets
-
-
-@dataclass
 class Trial:
     """One head: what it is trained on, with which seed, on what it is measured after every epoch."""
 
     train: CodeSet
-    answers: Tensor                                      # (N, ...) what the head's loss takes with the codes
+    targets: Tensor                                      # (N, ...) what the head's loss takes with the codes
     seed: int
-    measured: dict                                       # name -> CodeSet
-    curves: dict = field(default_factory=dict)           # name -> metric -> list of figures, one an epoch
+    measured: dict                                       # key -> CodeSet
+    held: CodeSet = None                                 # labelled clips that are not trained on (`Task.training`)
+    curves: dict = field(default_factory=dict)           # key -> metric -> list of figures, one an epoch
     losses: list = field(default_factory=list)           # mean training loss of each epoch
     head: nn.Module = None
 
@@ -153,17 +53,17 @@ class _Loss(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, answers, codes, rows):
-        return self.head.loss(answers, codes, rows)
+    def forward(self, targets, codes, rows):
+        return self.head.loss(targets, codes, rows)
 
 
-def _losses(heads, answers, codes, rows):
-    """Loss of each head on its own batch: answers (E, B, ...), codes (E, U, D), rows (E, B, T) -> (E,)."""
+def _losses(heads, targets, codes, rows):
+    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T) -> (E,)."""
     whole = _Loss(heads[0])
 
     def loss(parameters, *batch):
         return functional_call(whole, {f"head.{name}": value for name, value in parameters.items()}, batch)
-    return vmap(loss)(stacked(heads), answers, codes, rows)
+    return vmap(loss)(stacked(heads), targets, codes, rows)
 
 
 @torch.no_grad()
@@ -192,7 +92,7 @@ class FitState:
                 "trials": [(trial.curves, trial.losses) for trial in self.trials]}
 
     def load(self, contents):
-        """Take over `contents`, to the bit. Raises KeyError, TypeError, ValueError, RuntimeError if it is of others."""
+        """Take over `contents`; KeyError, TypeError, ValueError or RuntimeError if they are of other heads."""
         for head, kept in zip(self.heads, contents["heads"], strict=True):
             head.load_state_dict(kept)
         for generator, kept in zip(self.shuffles, contents["shuffles"], strict=True):
@@ -203,8 +103,8 @@ class FitState:
             trial.curves, trial.losses = curves, losses
 
 
-def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_decay=0.0, refresh=None, title="heads",
-        progress=None):
+def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=0.5, weight_decay=0.0, refresh=None,
+        title="heads", progress=None):
     """Train the heads of all trials, side by side, and measure each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
@@ -214,14 +114,14 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
-        make: width of the codes -> a new head, a module with `loss(answers, codes, rows)` (model/heads.py).
+        make: width of the codes -> a new head, a module with `loss(targets, codes, rows)` (model/heads.py).
         measure: (heads, CodeSet) -> {metric: (E,) figures}.
         epochs: passes over each trial's training clips.
-        batch, lr, clip, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest gradient norm
-            of a head, Adam's weight decay.
+        batch_size, lr, clip_gradient, weight_decay: clips a step, Adam's learning rate (halved at MILESTONES), largest
+            gradient norm of a head, Adam's weight decay.
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
-        progress: engine.progress.Progress that keeps the state between epochs, and may have one to go on from.
+        progress: head_resume.Progress that keeps the state between epochs, and may have one to resume from.
 
     Raises:
         InputError: a gradient that is not finite, with the head's seed and the numbers of the clips.
@@ -237,7 +137,7 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
     for epoch in bar:
         if refresh:
             refresh(epoch)
-        batches = [torch.randperm(len(t.train), generator=g).to(t.train.rows.device).split(batch)
+        batches = [torch.randperm(len(t.train), generator=g).to(t.train.rows.device).split(batch_size)
                    for t, g in zip(trials, shuffles)]
         totals = [0.0] * len(trials)
         for step in range(max(map(len, batches))):
@@ -252,7 +152,8 @@ def fit(trials, make, measure, *, epochs, batch=80, lr=4e-4, clip=0.5, weight_de
                 losses.sum().backward()
                 for n, loss in zip(members, losses.tolist()):
                     totals[n] += loss * len(batches[n][step])
-                    _clip(heads[n], clip, f"{title}, epoch {epoch}, seed {trials[n].seed}", loss, batches[n][step])
+                    where = f"{title}, epoch {epoch}, seed {trials[n].seed}"
+                    _clip(heads[n], clip_gradient, where, loss, batches[n][step])
             optimizer.step()                            # a head without a batch has no gradient and is left as it is
         schedule.step()
         for trial, total in zip(trials, totals):
@@ -276,25 +177,25 @@ def _clip(head, largest, where, loss, clips):
 
 
 def _batch(picked):
-    """Answers, codes and rows of one step, from (trial, clips) of each head. Where a set has more different codes than
+    """Targets, codes and rows of one step, from (trial, clips) of each head. Where a set has more different codes than
     the step has seconds, only the codes of these seconds are taken."""
-    answers = torch.stack([trial.answers[clips] for trial, clips in picked])
+    targets = torch.stack([trial.targets[clips] for trial, clips in picked])
     rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
     tables = [trial.train.table for trial, _ in picked]
     if max(map(len, tables)) <= rows[0].numel():
-        return answers, pad_sequence(tables, batch_first=True), rows
-    places = torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape)
-    return answers, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), places.expand(rows.shape)
+        return targets, pad_sequence(tables, batch_first=True), rows
+    numbers = torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape)
+    return targets, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), numbers.expand(rows.shape)
 
 
 def _measure(trials, heads, measure):
-    """Append the figures of this epoch; all heads that are measured on a set are measured together."""
+    """Append the figures of this epoch; all heads that are measured on one set are measured in one call."""
     users = defaultdict(list)
     for number, trial in enumerate(trials):
-        for name, part in trial.measured.items():
-            users[id(part)].append((number, name, part))
+        for key, part in trial.measured.items():
+            users[id(part)].append((number, key, part))
     for group in users.values():
         part = group[0][2]
         for metric, values in measure([heads[number] for number, _, _ in group], part).items():
-            for (number, name, _), value in zip(group, values.tolist()):
-                trials[number].curves.setdefault(name, {}).setdefault(metric, []).append(value)
+            for (number, key, _), value in zip(group, values.tolist()):
+                trials[number].curves.setdefault(key, {}).setdefault(metric, []).append(value)

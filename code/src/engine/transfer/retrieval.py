@@ -1,7 +1,7 @@
 """X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without training."""
 
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
@@ -9,50 +9,50 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from engine import checkpoint, results
-from engine.transfer import fit_heads, metrics, run_task, toc_variants
+from engine import results
+from engine.transfer import code_sets, fit_heads, metrics, run_task
+from engine.transfer.task import SHOWN, Task
 from model import toc
-from model.heads import RetrievalHead
 
-LOOKED_AT = (1, 5, 10)
+RANKS = (1, 5, 10)               # of R@k
 TOP = 5                          # candidates kept for the pictures
 
 
 @dataclass
-class Retrieval(run_task.Task):
+class Retrieval(Task):
     """Training on source->audio, testing on target->audio. Candidate i is the sound of clip i, the one right answer.
 
-    The sounds are the audio FEATURES, not audio codes: the encoder need not have heard anything (the paper's is
-    visual-text).
+    The sounds are the audio FEATURES, not audio codes: the encoder need not know audio (the paper's is visual-text).
     """
 
-    labels = "audio"
+    label_key = "audio"
+    metrics = (*(f"r@{k}" for k in RANKS), "median_rank")
 
-    def make(self, width):
+    def make(self, width, segment_layers=2):
         return self.head(width, next(iter(self.train.values()))[0]["audio"].shape[-1])
 
-    def answers(self, part):
+    def targets(self, part):
         return part.labels
 
-    def measure(self, heads, part, batch=None):
-        found = [metrics.recall_at(query @ sound.mT, LOOKED_AT) for query, sound in zip(*embed(heads, part))]
-        return {name: torch.tensor([figures[name] for figures in found]) for name in found[0]}
+    def measure(self, heads, part, batch_size=None):
+        found = [metrics.recall_at(query @ sound.mT, RANKS) for query, sound in zip(*embed(heads, part))]
+        return {name: torch.tensor([of_head[name] for of_head in found]) for name in found[0]}
 
-    def chance(self, part, batch=None):
-        return metrics.recall_chance(len(part), LOOKED_AT)
+    def chance(self, part, batch_size=None):
+        return metrics.recall_chance(len(part), RANKS)
 
     def pictured(self, heads, part, dataset):
         query, sound = embed(heads[:1], part)
         similarity = query[0] @ sound[0].mT
         categories = np.array(getattr(dataset, "categories", None) or dataset.ids)
-        shown = np.unique(categories, return_index=True)[1][:run_task.SHOWN]
+        shown = np.unique(categories, return_index=True)[1][:SHOWN]
         top = similarity[torch.from_numpy(shown).to(similarity.device)].topk(min(TOP, len(part))).indices.cpu().numpy()
         return {"classes": categories, "shown": shown, "top": top,
                 "sounds": np.stack([[dataset[i]["audio"] for i in row] for row in top]),
                 "own_sounds": np.stack([dataset[i]["audio"] for i in shown])}
 
 
-class _Ear(torch.nn.Module):
+class _SoundEmbedding(torch.nn.Module):
     """A retrieval head whose call embeds sounds: functional_call replaces the parameters of calls only."""
 
     def __init__(self, head):
@@ -66,49 +66,44 @@ class _Ear(torch.nn.Module):
 @torch.no_grad()
 def embed(heads, part):
     """Unit vectors of a set's codes and of its sounds for each head: two (E, N, width)."""
-    ear = _Ear(heads[0])
+    whole = _SoundEmbedding(heads[0])
     parameters = {f"head.{name}": value for name, value in fit_heads.stacked(heads).items()}
-    hear = vmap(lambda p, x: functional_call(ear, p, (x,)), in_dims=(0, None))
+    sounds = vmap(lambda p, x: functional_call(whole, p, (x,)), in_dims=(0, None))
     return (fit_heads.predict(heads, part),
-            torch.cat([hear(parameters, x) for x in part.labels.split(fit_heads.CHUNK)], 1))
+            torch.cat([sounds(parameters, x) for x in part.labels.split(fit_heads.CHUNK)], 1))
 
 
-def training_free(dataset, pretrained, opts):
+def training_free(dataset, pretrained, variants, settings, output):
     """Retrieval by cosine similarity of the clips' mean codes, for every ordered pair of the encoder's modalities.
 
     Returns:
-        Rows (engine/results.py), task "retrieval_free", appended to `opts.results` as well.
+        Result lines (engine/results.py), task "retrieval_free", appended to the results file as well.
     """
     start = time.monotonic()
-    variants = toc_variants.variants(opts, "retrieval", pretrained.encoder.config)
-    encoders = {None: pretrained.encoder}
-    if not opts.no_control:
-        encoders["untrained"] = checkpoint.untrained_like(pretrained.encoder, opts.seeds[0])
+    encoders = run_task.with_control(pretrained.encoder, settings)
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
-    parts = fit_heads.codes(encoders, dataset, modalities, labels="audio", batch=opts.test_batch_size,
-                           precision=opts.precision, workers=0 if opts.in_memory else opts.workers)
-    chance, rows = metrics.recall_chance(len(dataset), LOOKED_AT), []
+    parts = code_sets.codes(encoders, dataset, modalities, labels="audio", batch_size=settings.test_batch_size,
+                            precision=settings.precision, workers=settings.readers)
+    chance, rows = metrics.recall_chance(len(dataset), RANKS), []
     for variant in variants:
-        selection = next(iter(variant.selections.values()))         # retrieval has no setting of its own a direction
-        kept = {name: toc.head_channels(encoder.codebooks, selection) for name, encoder in encoders.items()}
-        means = {key: F.normalize(part.select(kept[key[0]]).table[part.rows].mean(1), dim=-1)
+        choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
+        channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
+        means = {key: F.normalize(part.select(channels[key[0]]).table[part.rows].mean(1), dim=-1)
                  for key, part in parts.items()}
         for (source, target), control in product(permutations(modalities, 2), encoders):
-            found = metrics.recall_at(means[control, source] @ means[control, target].T, LOOKED_AT)
-            rows += [{
-                "variant": variant.name, "channels": selection and astuple(selection),
-                "task": "retrieval_free", "dataset": dataset.name, "direction": f"{source}->{target}", "metric": metric,
-                "value": value, "epoch": 0, "selection": "last", "same_modality": None, "chance": chance[metric],
-                "seed": opts.seeds[0], "control": control} for metric, value in found.items()]
-    about = run_task.describe(pretrained, opts, start, run_task.keep_record(opts, "vggsound"))
+            found = metrics.recall_at(means[control, source] @ means[control, target].T, RANKS)
+            rows += [run_task.line("retrieval_free", dataset.name, (source, target), metric, value, epoch=0,
+                                   selection="last", chance=chance[metric], seed=settings.seeds[0], control=control,
+                                   variant=variant.name, choice=choice) for metric, value in found.items()]
+    about = run_task.describe(pretrained, settings.protocol, start, output)
     rows = [about | row for row in rows]
     for row in rows:
-        results.append(opts.results, row)
+        results.append(output.path, row)
     return rows
 
 
-def evaluate(splits, pretrained, opts):
-    """Both kinds of retrieval over {"train", "val", "test"} -> dataset with audio; rows as run_task.evaluate."""
-    parts = {name: run_task.by_modality([dataset]) for name, dataset in splits.items()}
-    task = Retrieval("retrieval", RetrievalHead, "r@5", **parts)
-    return run_task.evaluate(task, pretrained, opts) + training_free(splits["test"], pretrained, opts)
+def evaluate(task, pretrained, variants, settings, output):
+    """Both kinds of retrieval; arguments and lines as of run_task.evaluate."""
+    dataset = next(iter(task.test.values()))
+    return (run_task.evaluate(task, pretrained, variants, settings, output)
+            + training_free(dataset, pretrained, variants, settings, output))

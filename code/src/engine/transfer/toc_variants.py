@@ -1,51 +1,56 @@
-"""Which code channels the heads of a run see: all of them, or those that TOC keeps (h_dcid_toc.md B2, B3)."""
+"""Which code channels the heads of a run see: all of them, or those that TOC keeps (arXiv 2403.05168)."""
 
 from dataclasses import dataclass
 
+from declare import setting
 from errors import InputError
-from model.toc import Selection
+from model.toc import TERMS, Selection
 
 OFF = ""                            # name of the variant without TOC
 FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every task
-PRESETS = ("off", "fixed", "released")
 
-# choose_channel, toc_max_num, toc_min_num of the published scripts. They differ from task to task without a rule: they
-# were chosen on the evaluation data. H-DCID's avvp_av is trained in the other direction by mistake there.
-VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
-RELEASED = {
-    "dcid": {
-        "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
-        "avvp": {VIDEO_AUDIO: (128, 3, 1), AUDIO_VIDEO: (128, 3, 1)},
-        "ave_avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
-        "ucf_vggsound": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (224, 1, 0)},
-    },
-    "h_dcid": {
-        "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
-        "avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (128, 1, 0)},
-        "ave_avvp": {VIDEO_AUDIO: (196, 1, 1), AUDIO_VIDEO: (224, 3, 1)},
-        "ucf_vggsound": {VIDEO_AUDIO: (196, 1, 0), AUDIO_VIDEO: (224, 1, 1)},
-    },
-}
+
+@dataclass(frozen=True)
+class Shares:
+    """TOC's numbers but for the first."""
+
+    toc_max_num: int = setting(1, "TOC: share of the best channels")
+    toc_min_num: int = setting(0, "TOC: share of the worst channels")
+    toc_terms: str = setting("both", "TOC: terms of the criterion; one alone is an ablation", choices=TERMS)
+
+
+@dataclass(frozen=True)
+class TocSettings(Shares):
+    """What a downstream call asks of TOC."""
+
+    choose_channel: tuple = setting(None, "TOC: code channels kept of each codebook (off if absent); several counts "
+                                    "are a sweep", type=int, nargs="+", metavar="S")
+    toc_preset: tuple = setting(None, "TOC: off; fixed 196 of 256 channels; released, the published numbers of each "
+                                "task and direction (there with --n_epoch 50 for ave, 100 elsewhere; directions "
+                                "without any are skipped); several give a row each", nargs="+",
+                                choices=("off", "fixed", "released"))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice of channels for a whole task; its rows carry the name."""
+    """One choice of channels for a whole task; its result lines carry the name."""
 
     name: str               # OFF, "TOC 196,1,0", "TOC released"
-    selections: dict        # (source, target) -> Selection, or None for all channels
+    choices: dict           # (source, target) -> model.toc.Selection, or None for all channels
 
 
-def variants(opts, task, config):
+def variants(settings, task, directions, code_dim, released):
     """What --choose_channel and --toc_preset ask for, in the order of presets, then of channel counts.
 
-    The preset "released" covers the directions that the published scripts have; where it covers none it is left out,
+    The preset "released" covers the directions that the published scripts have; where it covers none it is skipped,
     unless nothing else is asked for.
 
     Args:
-        opts: directions and the TOC options of configs/opts.py.
+        settings: TocSettings.
         task: name of the task.
-        config: model/config.py, of the encoder.
+        directions: (source, target) modalities to run.
+        code_dim: channels of a codebook.
+        released: `TOC_RELEASED` of the system; terms of the criterion in it win over `settings`.
 
     Returns:
         list of Variant, never empty; without any option the one of TOC off.
@@ -54,48 +59,43 @@ def variants(opts, task, config):
         InputError: a setting that the codebooks cannot give, or no published setting.
     """
     found = []
-    for preset in opts.toc_preset or ([] if opts.choose_channel else ["off"]):
+    for preset in settings.toc_preset or ([] if settings.choose_channel else ["off"]):
         if preset == "off":
-            found.append(Variant(OFF, dict.fromkeys(opts.directions)))
+            found.append(Variant(OFF, dict.fromkeys(directions)))
         elif preset == "fixed":
-            found.append(_uniform(opts, Selection(*FIXED, opts.toc_terms)))
+            found.append(_uniform(directions, Selection(*FIXED, settings.toc_terms)))
         else:
-            known = RELEASED[config.system].get(task, {})
-            covered = {d: Selection(*known[d], opts.toc_terms) for d in opts.directions if d in known}
+            known = released.get(task, {})
+            covered = {d: Selection(*known[d][:3], *(known[d][3:] or (settings.toc_terms,)))
+                       for d in directions if d in known}
             if covered:
-                found.append(Variant("TOC released" + _terms(opts.toc_terms), covered))
-    found += [_uniform(opts, selection_of(opts, count)) for count in opts.choose_channel or ()]
+                found.append(Variant("TOC released" + _terms(settings.toc_terms), covered))
+    found += [_uniform(directions, selection_of(settings, count)) for count in settings.choose_channel or ()]
     if not found:
-        pairs = ", ".join("->".join(direction) for direction in opts.directions)
+        pairs = ", ".join("->".join(direction) for direction in directions)
         raise InputError(f"--toc_preset released: there is no published setting for {task} with {pairs}; "
                          "leave this task out, or use --toc_preset fixed or --choose_channel")
     for variant in found:
-        for selection in filter(None, variant.selections.values()):
-            selection.counts(config.code_dim)
+        for choice in filter(None, variant.choices.values()):
+            choice.counts(code_dim)
     return list({variant.name: variant for variant in found}.values())
 
 
-def check(opts, config):
-    """InputError where --choose_channel asks for what the codebooks of an encoder cannot give; needs no data."""
-    for count in opts.choose_channel or ():
-        selection_of(opts, count).counts(config.code_dim)
+def selection_of(shares, count):
+    """`count` channels; `shares`: anything with the fields of `Shares`."""
+    return Selection(count, shares.toc_max_num, shares.toc_min_num, shares.toc_terms)
 
 
-def selection_of(opts, count):
-    """`count` channels by the options of configs.opts.toc_arguments."""
-    return Selection(count, opts.toc_max_num, opts.toc_min_num, opts.toc_terms)
-
-
-def title(selection):
+def title(choice):
     """Name of the variant in which one Selection, or None for all channels, serves every direction."""
-    if selection is None:
+    if choice is None:
         return OFF
-    numbers = selection.choose_channel, selection.toc_max_num, selection.toc_min_num
-    return f"TOC {','.join(map(str, numbers))}{_terms(selection.terms)}"
+    numbers = choice.choose_channel, choice.toc_max_num, choice.toc_min_num
+    return f"TOC {','.join(map(str, numbers))}{_terms(choice.terms)}"
 
 
-def _uniform(opts, selection):
-    return Variant(title(selection), dict.fromkeys(opts.directions, selection))
+def _uniform(directions, choice):
+    return Variant(title(choice), dict.fromkeys(directions, choice))
 
 
 def _terms(terms):

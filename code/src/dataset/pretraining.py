@@ -1,0 +1,45 @@
+"""The clips of pretraining, by --dataset_name: `pretrain.py` and `prepare.py check` open them with the same call."""
+
+from dataset import ave
+from dataset.ave import AVE
+from dataset.vggsound import VGGSound
+
+SETS = {                    # --dataset_name -> (list, modalities); the published names, and VT
+    "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
+    "vggsound": ("vggsound", ("audio", "video")),
+    "vggsound_AT": ("vggsound", ("audio", "text")),
+    "vggsound_VT": ("vggsound", ("video", "text")),
+    "vggsound81k": ("vggsound81k", ("audio", "video")),
+    "vggsound179k": ("vggsound179k", ("audio", "video")),
+    "ave": ("ave", ("audio", "video")),
+    # the lists of CoDAAR's program, 40,801 and 87,323 clips, for every set of modalities
+    **{f"vggsound_{letters}_{size}": (source, modalities)
+       for size, source in (("40k", "vggsound"), ("90k", "vggsound90k"))
+       for letters, modalities in (("AVT", ("audio", "video", "text")), ("AV", ("audio", "video")),
+                                   ("AT", ("audio", "text")), ("VT", ("video", "text")))},
+}
+SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k; see data/README.md"
+
+
+def places(name):
+    """Dotted names of what a run of a pretraining set opens."""
+    source, modalities = SETS[name]
+    if source == "ave":
+        return [f"ave.{key}" for key in ("label", *modalities, *ave.SPLITS)]
+    return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
+
+
+def open_clips(name, place, splits, **reading):
+    """The clips of a pretraining set.
+
+    Args:
+        name: of SETS.
+        place: dotted name -> Path.
+        splits: parts of a VGGSound list; AVE is taken whole.
+        reading: on_bad_clip and in_memory (dataset/clips.py).
+    """
+    paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name)}
+    source, modalities = SETS[name]
+    if source == "ave":
+        return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)
+    return VGGSound(paths, modalities, splits, **reading)
