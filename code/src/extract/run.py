@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atomic_write import remove_leftovers, replace_file
+from atomic_write import remove_leftovers
 from dataset.lists import read_annotations
 from errors import InputError
 from extract import lists, output, video
 from extract.build import find_device, picture_encoder, sound_encoder
 from extract.clip import Timing, extract
 from extract.encoders import BATCH, CPU_BATCH
+from extract.output import write_whole
 from extract.places import AVSBench, Zips
 
 SUFFIXES = {f".{name}" for name in (
@@ -204,7 +205,7 @@ def _finish(opts, rows, places, labels):
              if row.status == "ok" and all(places.exists(modality, name) for modality in modalities)]
     if opts.preset == "avsbench":
         table = opts.labels.read_bytes()
-        replace_file(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
+        write_whole(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
         return
     lists.write_checked(opts.out, whole)
     if labels:
@@ -235,7 +236,7 @@ def _write_ave(opts, rows, modalities):
             if missing:
                 print(f"{opts.out / name}: {len(missing)} rows of {len(set(missing))} videos have no features and are "
                       f"NaN: {', '.join(list(dict.fromkeys(missing))[:SHOWN])}")
-    replace_file(opts.out / "AVE" / "data" / "Annotations.txt", opts.order.read_bytes())
+    write_whole(opts.out / "AVE" / "data" / "Annotations.txt", opts.order.read_bytes())
     lists.link_places(opts.out, links)
 
 
