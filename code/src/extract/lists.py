@@ -22,7 +22,8 @@ PROMPTS = f"{PLACE}/data/vggsoundCategories2Prompts.csv"
 TRANSFER = {"train": "UCF101/data/ucf2vggsound.csv", "test": "UCF101/data/vggsound2ucf.csv"}
 TRANSFER_CLASSES = ("UCF101/data/UCF101sameVGGSound.txt", "UCF101/data/VGGSoundsameUCF101.txt")
 LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../../video",
-         f"{PLACE}/feature/text": "../../text", "UCF101/feature/video": "../../video",
+         f"{PLACE}/feature/text": "../../text",
+         "UCF101/feature/video": "../../video", "UCF101/feature/text": "../../text",
          f"{PLACE}/data/video_name_vggsound81k_checked.csv": f"../../{CHECKED}"}
 
 
