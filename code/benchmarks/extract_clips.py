@@ -29,7 +29,7 @@ from timing import Ceiling, Stopwatch, now  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from extract import audio, networks, output  # noqa: E402
 from extract.clip import Timing, extract  # noqa: E402
-from extract.encoders import VGG19Pictures, VGGishSound  # noqa: E402
+from extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound  # noqa: E402
 from extract.media import Media  # noqa: E402
 from extract.weights import Weights  # noqa: E402
 
@@ -106,7 +106,8 @@ def time_clips(folder, count, device):
     start, measuring, zips, processor, product = now(device), 0.0, 0.0, 0.0, float("inf")
     for _ in range(count):
         begun = time.process_time()
-        made = extract(clip, "clip", Timing(), sound, pictures)
+        made = extract(clip, "clip", Timing(), sound, pictures,
+                       batch=BATCH if device.type == "cuda" else CPU_BATCH)
         processor += (time.process_time() - begun) / count
         begun = now(device)
         output.zip_bytes("clip", made.video)

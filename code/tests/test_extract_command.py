@@ -184,7 +184,7 @@ def test_ave_form_has_the_rows_of_the_annotations(videos, tmp_path):
 
 
 def test_avsbench_is_laid_out_as_its_loader_reads(videos, tmp_path):
-    from avs_s4.scenes import read_list
+    from dataset.avs_s4 import read_list
     table = tmp_path / "s4.csv"
     table.write_text("name,start,category,split\nclip0,0,dog,train\nclip4,0,cat,test\n")
     features(videos, tmp_path / "out", "--preset", "avsbench", "--audio-encoder", "logmel", "--labels", table)

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
 
 RATE = 16000                        # samples a second that VGGish hears
 WINDOW, HOP, SPECTRUM = 400, 160, 512
@@ -21,7 +21,7 @@ SILENCE = np.log(OFFSET)            # log-mel of digital silence, in every band
 ROUTES, FRAMINGS = ("native", "nearest"), ("second", "continuous")
 NEAREST_RATE, NEAREST_LIMIT = 44100, 0.99   # moviepy 1.0.3: what it decodes to, and where it limits
 SCALE = 32768.0                     # of 16-bit samples
-BLOCK = 2000                        # outputs whose filter weights are made at a time
+BLOCK = 500                         # outputs whose filter weights are made at a time
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,15 @@ def _filter(times, length, rate, target, resampler):
 def _second_filter(length, rate, target, resampler):
     """The filter of a whole block of `length` samples: 70 MB at 44.1 kHz, made once and used for every second."""
     times = _times(int(length * target / rate), rate, target, resampler)
-    return vstack([_filter(times[k:k + BLOCK], length, rate, target, resampler)
-                   for k in range(0, len(times), BLOCK)], format="csr")
+    taps = 2 * (len(_wing(resampler)) // int(min(1.0, target / rate) * RESAMPLERS[resampler].precision) + 1)
+    weights = np.empty(len(times) * taps)               # an upper bound; what is not filled takes no memory
+    columns, ends, filled = np.empty(len(weights), np.int32), [np.zeros(1, np.int64)], 0
+    for k in range(0, len(times), BLOCK):
+        part = _filter(times[k:k + BLOCK], length, rate, target, resampler)
+        weights[filled:filled + part.nnz], columns[filled:filled + part.nnz] = part.data, part.indices
+        ends.append(part.indptr[1:] + filled)
+        filled += part.nnz
+    return csr_array((weights[:filled], columns[:filled], np.concatenate(ends)), shape=(len(times), length))
 
 
 def resample(x, rate, target=RATE, resampler="r022"):

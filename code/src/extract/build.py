@@ -8,11 +8,11 @@ import av
 import numpy as np
 import torch
 
-from atomic_write import replace_file
 from errors import InputError
 from extract import audio, video, weights
 from extract.encoders import LogMelSound, PatchPictures, StillPictures, VGG19Pictures, VGGishSound
 from extract.media import Media, Unreadable, rgb
+from extract.output import write_whole
 
 PCA_VIDEOS, PCA_FRAMES = 64, 10     # videos and frames of each that PCA filters are fitted to
 
@@ -107,5 +107,5 @@ def pca_filters(folder, clips, channels):
     filters = video.pca_filters(frames, channels)
     buffer = io.BytesIO()
     np.save(buffer, filters)
-    replace_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return filters

@@ -121,7 +121,9 @@ def add_arguments(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--device", dest="device_name", default=None,
                        help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    group.add_argument("--batch", type=_positive, default=16, help="frames that go through a network at a time")
+    group.add_argument("--batch", type=_positive, default=None,
+                       help="frames that go through a network at a time (default: 16 on a GPU; 2 on a CPU, where more "
+                       "take memory and gain no time)")
     group.add_argument("--workers", type=_positive, default=None,
                        help="clips decoded at a time (default: 1 on a CPU, 8 with a GPU)")
     group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="make the I-th of N parts")

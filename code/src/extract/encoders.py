@@ -11,7 +11,7 @@ import torch
 
 from extract import audio, networks, video
 
-BATCH = 16                          # patches or frames that go through a network at a time
+BATCH, CPU_BATCH = 16, 2            # patches or frames that go through a network at a time; frames on a CPU
 
 
 class VGGishSound:

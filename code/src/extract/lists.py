@@ -6,11 +6,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomic_write import replace_file
 from dataset.annotation_csv import read_header, read_table
 from dataset.text import read_prompts
 from errors import InputError
-from extract.output import CHECKED
+from extract.output import CHECKED, write_whole
 
 IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
 SPLITS = ("train", "val", "test")
@@ -23,7 +22,8 @@ PROMPTS = f"{PLACE}/data/vggsoundCategories2Prompts.csv"
 TRANSFER = {"train": "UCF101/data/ucf2vggsound.csv", "test": "UCF101/data/vggsound2ucf.csv"}
 TRANSFER_CLASSES = ("UCF101/data/UCF101sameVGGSound.txt", "UCF101/data/VGGSoundsameUCF101.txt")
 LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../../video",
-         f"{PLACE}/feature/text": "../../text", "UCF101/feature/video": "../../video",
+         f"{PLACE}/feature/text": "../../text",
+         "UCF101/feature/video": "../../video", "UCF101/feature/text": "../../text",
          f"{PLACE}/data/video_name_vggsound81k_checked.csv": f"../../{CHECKED}"}
 
 
@@ -113,7 +113,7 @@ def _csv(header, rows):
 
 def write_checked(folder, ids):
     """`video_name_checked.csv`: the clips whose features are all there, as the published list of file names."""
-    replace_file(Path(folder) / CHECKED, _csv(["id"], [[f"{name}.mp4"] for name in ids]))
+    write_whole(Path(folder) / CHECKED, _csv(["id"], [[f"{name}.mp4"] for name in ids]))
 
 
 def write_lists(folder, labels, ids):
@@ -130,19 +130,19 @@ def write_lists(folder, labels, ids):
     folder, ids = Path(folder), set(ids)
     of, split = labels.first("label"), splits(labels)
     names = [name for name in dict.fromkeys(labels.ids) if name in ids]
-    replace_file(folder / LIST, _csv(["category", "video_id", "split"], [[of[n], n, split[n]] for n in names]))
+    write_whole(folder / LIST, _csv(["category", "video_id", "split"], [[of[n], n, split[n]] for n in names]))
     classes = _csv([], [[label] for label in sorted(set(labels.prompts))])
     for place in (CATEGORIES, *TRANSFER_CLASSES):
-        replace_file(folder / place, classes)
+        write_whole(folder / place, classes)
     for part, place in TRANSFER.items():
         rows = [[of[n], n, part] for n in names if split[n] == part]
-        replace_file(folder / place, _csv(["category", "video_id", "split"], rows))
-    replace_file(folder / PROMPTS, _csv(["label", "prompt"], labels.prompts.items()))
+        write_whole(folder / place, _csv(["category", "video_id", "split"], rows))
+    write_whole(folder / PROMPTS, _csv(["label", "prompt"], labels.prompts.items()))
     events = [name for name in ("onset", "offset") if name in labels.columns]
     sentences = labels.sentences()
     rows = [[name, split[name], label, *(labels.columns[event][k] for event in events), sentences[k]]
             for k, (name, label) in enumerate(zip(labels.ids, labels.columns["label"])) if name in ids]
-    replace_file(folder / MANIFEST, _csv(["id", "split", "label", *events, "prompt"], rows))
+    write_whole(folder / MANIFEST, _csv(["id", "split", "label", *events, "prompt"], rows))
 
 
 def link_places(folder, links):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 VGGISH_BLOCKS, VGG19_BLOCKS = (1, 1, 2, 2), (2, 2, 4, 4, 4)         # convolutions before each pooling
-CAFFE_MEAN = (103.939, 116.779, 123.68)                             # blue, green, red
+CAFFE_MEAN = (103.939, 116.779, 123.68)     # blue, green, red
 TORCHVISION_MEAN, TORCHVISION_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # red, green, blue
 
 
@@ -28,7 +28,7 @@ def _convolutions(blocks, inputs, widths):
     for block in blocks:
         for _ in range(block):
             width = next(widths)
-            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
             inputs = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from atomic_write import replace_file, whole_file
+from atomic_write import output_file, whole_file
 from dataset.archive import read_zip
 from dataset.features import fit_length
 from errors import InputError
@@ -34,6 +34,12 @@ COLUMNS = [field.name for field in fields(Row)]
 RETRIED = ("unreadable", "error")           # statuses that may be another one at the next try
 EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that such a clip need not have
 PACKAGES = ("torch", "numpy", "scipy", "transformers", "av")
+
+
+def write_whole(path, data):
+    """Put bytes at a path below the output folder, whole or not at all; InputError where that cannot be done."""
+    with output_file(path, remedy="choose another --out") as file:
+        file.write(data)
 
 
 # ---------------------------------------------------------------------------------------------------- features
@@ -63,7 +69,7 @@ def write_pictures(folder, name, frames):
     for k, frame in enumerate(frames, 1):
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, "png")
-        replace_file(folder / f"{name}_{k}.png", buffer.getvalue())
+        write_whole(folder / f"{name}_{k}.png", buffer.getvalue())
 
 
 # ---------------------------------------------------------------------------------------------------- report
@@ -131,7 +137,7 @@ class Report:
         """
         with _locked(self.folder / ".lock"):
             rows = dict(sorted(self._known().items()))
-            replace_file(self.folder / REPORT,
+            write_whole(self.folder / REPORT,
                          "".join(map(_line, [COLUMNS] + [asdict(row).values() for row in rows.values()])).encode())
             write_lists(rows)
             self.own.close()
@@ -204,7 +210,7 @@ def write_sidecar(folder, settings, notes):
     settings = before.get("settings", {}) | settings
     notes = list(dict.fromkeys(before.get("notes", []) + notes))
     content = {"settings": settings, "notes": notes, "versions": versions()}
-    replace_file(folder / SIDECAR, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(folder / SIDECAR, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     return settings
 
 

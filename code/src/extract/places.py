@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_write import replace_file
 from dataset.features import fit_length
 from extract import audio, output
 from extract.media import Media
+from extract.output import write_whole
 
 
 class Zips:
@@ -34,7 +34,7 @@ class Zips:
             if feature is None:
                 place.unlink(missing_ok=True)
             else:
-                replace_file(place, output.zip_bytes(made.row.id, feature))
+                write_whole(place, output.zip_bytes(made.row.id, feature))
 
 
 class AVSBench(Zips):
@@ -66,8 +66,8 @@ class AVSBench(Zips):
             output.write_pictures(self.place("video", name), name, fit_length(made.video, self.seconds, path))
         if made.audio is not None:
             feature = fit_length(made.audio, self.seconds, path)
-            replace_file(self.place("audio", name), output.zip_bytes(name, feature))
-            replace_file(self.place("wav", name).with_suffix(".wav"), nearest_wav(path, self.seconds, start))
+            write_whole(self.place("audio", name), output.zip_bytes(name, feature))
+            write_whole(self.place("wav", name).with_suffix(".wav"), nearest_wav(path, self.seconds, start))
 
 
 def nearest_wav(path, seconds, start):

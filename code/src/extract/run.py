@@ -7,12 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atomic_write import remove_leftovers, replace_file
+from atomic_write import remove_leftovers
 from dataset.lists import read_annotations
 from errors import InputError
 from extract import lists, output, video
 from extract.build import find_device, picture_encoder, sound_encoder
 from extract.clip import Timing, extract
+from extract.encoders import BATCH, CPU_BATCH
+from extract.output import write_whole
 from extract.places import AVSBench, Zips
 
 SUFFIXES = {f".{name}" for name in (
@@ -172,11 +174,12 @@ def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, d
     mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
     for name in places.modalities:
         remove_leftovers(opts.out / name / "zip")
+    batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
     todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
 
     def one(name):
         start = starts.get(name, 0.0) if starts else opts.start
-        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, opts.batch)
+        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
         places.save(made, clips[name], start)
         return made.row
 
@@ -202,7 +205,7 @@ def _finish(opts, rows, places, labels):
              if row.status == "ok" and all(places.exists(modality, name) for modality in modalities)]
     if opts.preset == "avsbench":
         table = opts.labels.read_bytes()
-        replace_file(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
+        write_whole(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
         return
     lists.write_checked(opts.out, whole)
     if labels:
@@ -233,7 +236,7 @@ def _write_ave(opts, rows, modalities):
             if missing:
                 print(f"{opts.out / name}: {len(missing)} rows of {len(set(missing))} videos have no features and are "
                       f"NaN: {', '.join(list(dict.fromkeys(missing))[:SHOWN])}")
-    replace_file(opts.out / "AVE" / "data" / "Annotations.txt", opts.order.read_bytes())
+    write_whole(opts.out / "AVE" / "data" / "Annotations.txt", opts.order.read_bytes())
     lists.link_places(opts.out, links)
 
 

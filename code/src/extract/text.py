@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from atomic_write import replace_file
 from dataset.text import WIDTH, Sentence, write_text_features
 from dataset.text_backends import Bert, hashing_sentences
 from extract.hub import HubText
-from extract.output import zip_bytes
+from extract.output import write_whole, zip_bytes
 
 PROMPTS = Path("text") / "prompts.h5"
 
@@ -45,7 +44,7 @@ class PromptText:
             vectors = {text: x for text, (_, x) in zip(texts, self.model.encode(texts))}
         for name in ids:
             if len(vectors[self.of_clip[name]]):
-                replace_file(Path(folder) / "text" / "zip" / f"{name}.zip",
+                write_whole(Path(folder) / "text" / "zip" / f"{name}.zip",
                              zip_bytes(name, vectors[self.of_clip[name]]))
         if self.record()["width"] != WIDTH:
             return False
