@@ -10,9 +10,10 @@ from configs.opts import parse_evaluate, parse_pretrain
 from dataset.vggsound import read_list
 from downstream import head_settings
 from engine import checkpoint
-from engine.transfer import code_sets, metrics
+from engine.transfer import code_sets, metrics, toc_variants
 from engine.transfer.tasks import TASKS
 from errors import InputError
+from model import toc
 from model.heads import DeepSegmentHead
 from model.sampling import Draws
 from parity_dcid import manifest
@@ -312,16 +313,6 @@ def test_a_file_comes_back_with_its_buffers(modalities, dtype, tmp_path):
         assert int(loaded.system.encoder.specific["video"].norm1.num_batches_tracked) == 1
 
 
-def test_a_run_saves_under_its_modalities_and_goes_on(demo_data, tmp_path, small_model):
-    for letters, more in (("AVT", ()), ("AV", ("--dataset_name", "vggsound_AV_40k"))):
-        folder = tmp_path / letters
-        assert train(demo_data, folder, "--system", "codaar", *more, "--max_steps", 13) == 0
-        assert checkpoints(folder)[0] == f"CoDAAR-model-{letters}-0.pt"
-        assert train(demo_data, folder, "--system", "codaar", *more, "--resume", "auto") == 0
-        found = torch.load(folder / "checkpoints" / f"CoDAAR-model-{letters}-1.pt", weights_only=True)
-        assert found["total_step"] == 20 and found["run"]["options"]["codebook_init"] == "data"
-
-
 def test_macro_precision_leaves_out_what_is_never_predicted():
     scores = torch.eye(4)[[0, 0, 1, 1, 1, 3]]
     targets = torch.tensor([0, 2, 1, 1, 2, 0])                     # class 2 is never predicted
@@ -345,6 +336,37 @@ def test_the_preset_gives_each_task_its_published_numbers():
     assert parse_pretrain([]).n_embeddings == 400 and parse_pretrain([]).place("vggsound.text").name == "prompts.h5"
 
 
+def test_toc_selects_from_every_segment():
+    """As from the levels of H-DCID; there are no published numbers, and asking for them says so."""
+    codebooks = trainer_of().system.encoder.codebooks
+    channels = toc.head_channels(codebooks, toc.Selection(4, 1, 1))
+    assert len(channels) == 12 and all(int(((channels // 16) == n).sum()) == 4 for n in range(3))
+    asked = toc_variants.TocSettings(toc_preset=("released",))
+    with pytest.raises(InputError, match="no published setting for ave"):
+        toc_variants.variants(asked, "ave", [("audio", "video")], 256, CoDAAR.TOC_RELEASED)
+
+
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"recompute": True}])
+def test_cheaper_steps_learn_and_move_the_batch_statistics_once(settings):
+    torch.manual_seed(0)
+    trainer = trainer_for(CoDAAR(Config.for_data(ALL, **TINY)).train(), **settings)
+    batch = batch_of(ALL, dtype=torch.float32)
+    losses = [float(trainer.step(batch, 0).losses["total"].detach()) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    norm = trainer.system.encoder.specific["video"].norm2
+    assert int(norm.num_batches_tracked) == 6 and norm.running_var.dtype == torch.float32
+
+
+def test_a_step_that_is_not_finite_leaves_every_buffer():
+    trainer = trainer_of()
+    trainer.step(batch_of(ALL), 0)
+    before = buffers_of(trainer.system)
+    batch = batch_of(ALL)
+    batch["video"][0, 0, 0, 0, 0] = float("nan")
+    trainer.step(batch, 0)
+    assert all(torch.equal(before[name], buffer) for name, buffer in trainer.system.named_buffers())
+
+
 def test_a_head_of_four_layers_takes_a_table_of_rows():
     head = DeepSegmentHead(48, 5)
     table, rows = torch.randn(7, 48), torch.randint(7, (3, 10))
@@ -362,3 +384,14 @@ def test_the_published_lists(annotations, file, number):
 def test_a_set_of_pretraining_has_a_list_and_modalities(name):
     opts = parse_pretrain(["--system", "codaar", "--dataset_name", f"vggsound_{name}"])
     assert "".join(m[0].upper() for m in opts.modalities) == name[:-4]
+
+
+# last: `small_model` changes every Config that is made after it in this file
+def test_a_run_saves_under_its_modalities_and_goes_on(demo_data, tmp_path, small_model):
+    for letters, more in (("AVT", ()), ("AV", ("--dataset_name", "vggsound_AV_40k"))):
+        folder = tmp_path / letters
+        assert train(demo_data, folder, "--system", "codaar", *more, "--max_steps", 13) == 0
+        assert checkpoints(folder)[0] == f"CoDAAR-model-{letters}-0.pt"
+        assert train(demo_data, folder, "--system", "codaar", *more, "--resume", "auto") == 0
+        found = torch.load(folder / "checkpoints" / f"CoDAAR-model-{letters}-1.pt", weights_only=True)
+        assert found["total_step"] == 20 and found["run"]["options"]["codebook_init"] == "data"
