@@ -13,8 +13,8 @@ from engine.transfer.toc_variants import TocSettings
 
 
 def head_settings(opts, entry):
-    """HeadSettings of one task: its own number of epochs unless --n_epoch was given."""
-    return read(HeadSettings, opts, n_epoch=opts.n_epoch or entry.epochs)
+    """HeadSettings of one task: its own number of epochs and the preset's values for it, unless flags were given."""
+    return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
 
 
 def toc_choices(opts, entry, directions, pretrained):
@@ -36,7 +36,8 @@ def measure(opts, entry, task, pretrained, variants):
     """Heads of one task over one encoder; writes what they were made with first. Returns the result lines."""
     settings = head_settings(opts, entry)
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
-    options = opts.resolved() | {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
+    options = opts.resolved() | opts.by_task.get(entry.name, {})
+    options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
     places = {name: opts.place(name) for name in entry.all_places()}
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))

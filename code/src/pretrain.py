@@ -36,7 +36,7 @@ def find_resumed(opts, is_first):
     """The file of --resume, None for a fresh start; auto takes the newest of this run and clears what kills left."""
     if opts.resume != "auto":
         return opts.resume or None
-    name = SYSTEMS[opts.system].FILE.format("*")
+    name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
     found = find_newest(opts.model_save_path, name, decisive(opts))

@@ -72,9 +72,15 @@ def manifest(folder, name):
 
 
 def filled(shapes):
-    """Published sections with the weights of the golden rule."""
-    sections = {section: {key: det(f"{section}.{key}", shape) for key, shape in keys.items()}
-                for section, keys in shapes.items()}
+    """Published sections with the weights of the golden rule; batch normalisation has counts of whole numbers."""
+    sections = {}
+    for section, keys in shapes.items():
+        sections[section] = {key: torch.zeros((), dtype=torch.int64) if key.endswith("num_batches_tracked") else
+                             det(f"{section}.{key}", shape) for key, shape in keys.items()}
+        for key in (key for key in keys if key.endswith("running_var")):
+            x, weight = det(f"{section}.{key}", keys[key]) / 0.05, key.replace("running_var", "weight")
+            sections[section][key] = 1 + 0.1 * x ** 2
+            sections[section][weight] = 1 + 0.1 * (det(f"{section}.{weight}", keys[weight]) / 0.05)
     encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
     encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
     encoder[quantizer + "ema_count"].fill_(1)

@@ -31,6 +31,7 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "released": ("dcid", ("audio", "text"),
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
     "h_dcid": ("h_dcid", ALL, {}, 3),
+    "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
     "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
     "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
@@ -53,7 +54,7 @@ def train(name, together):
     for number, chosen in enumerate(order.split(size)):
         together.expect(min(BATCH, CLIPS - number * BATCH), number)
         for codebook in model.codebooks.values():
-            codebook.unactivated_count[:3] = 300                      # the unused ones among them are due
+            codebook.unactivated_count[:3] = 300                            # the unused ones among them are due
         report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
         figures = report.losses | report.metrics | report.inner | {
             f"norm {section}": norm for section, norm in report.grad_norms.items()}

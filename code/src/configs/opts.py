@@ -44,6 +44,7 @@ PLACES = {
     "vggsound.video": "vggsound40k/feature/video/zip",
     "vggsound.label": "vggsound40k/feature/label/zip",
     "vggsound.text": "vggsound40k/feature/text/prompts.h5",
+    "vggsound90k.csv": "vggsound40k/data/vggsound-avel90k-new.csv",
     "vggsound81k.csv": "vggsound40k/data/video_name_vggsound81k_checked.csv",
     "vggsound179k.csv": "vggsound40k/data/video_name_vggsound179k_checked.csv",
     "ave.audio": "AVE/data/audio_feature.h5",
@@ -96,7 +97,7 @@ PLACES = {
 }
 
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
-# below that where pretraining saves, `pretrained` what downstream scripts load.
+# below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
 PRESETS = {
     # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. Ends
     # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
@@ -105,6 +106,10 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
+    # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
+    "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
+               "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
+                         "ave_avvp": {"n_epoch": 30}}},
 }
 
 
@@ -119,7 +124,9 @@ class Options(argparse.Namespace):
     def place(self, name):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
-        return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        place = Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
+        return place.with_stem(place.stem + "_pieces") if is_pieces else place
 
     def places(self, families):
         """Dotted name -> Path of every place of some datasets."""
@@ -185,6 +192,7 @@ class Machine:
     workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
     in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
                               decisive=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
     on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
                                choices=("error", "skip"), decisive=False)
 
@@ -221,7 +229,7 @@ class SystemChoice:
 
     system: str = setting("dcid", "what is pretrained: " + ", ".join(
         f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
-    n_embeddings: int = setting(400, "codes in a codebook (K)", type=positive)
+    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
     spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
                                      choices=("sum", "softmax"))
 
@@ -343,15 +351,23 @@ def _parse(parser, program, argv):
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
-    for root in ("data_root", "checkpoint_root", "runs_root") if preset else ():
+    for root in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
         parser.set_defaults(**{root: parser.get_default(root) / preset["folder"]})
     opts = parser.parse_args(argv, Options())
+    opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
+                    for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
+
+
+def _is_given(parser, argv, name):
+    """Does the command line give this argument?"""
+    unset = object()
+    return getattr(parser.parse_args(argv, argparse.Namespace(**{name: unset})), name) is not unset
 
 
 def parse_pretrain(argv=None):
@@ -362,6 +378,7 @@ def parse_pretrain(argv=None):
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
+    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
     own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
     for other in SYSTEMS.values():

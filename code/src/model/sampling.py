@@ -34,6 +34,12 @@ class Draws:
         uniform = torch.rand(codes.shape, generator=self.generator).to(codes, non_blocking=True)
         return (2 * uniform - 1) * RESET_NOISE
 
+    def normal(self, like):
+        """Standard normal numbers like a tensor. They are made on its device, from one draw of the run's generator."""
+        made = torch.Generator(like.device)
+        made.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
+        return torch.randn(like.shape, generator=made, dtype=like.dtype, device=like.device)
+
     def kept(self, num_clips, num_seconds, masked):
         """1 for every second that is kept, 0 with probability `masked`: (B, T) float32."""
         return (torch.rand(num_clips, num_seconds, generator=self.generator) >= masked).float()

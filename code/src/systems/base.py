@@ -186,7 +186,7 @@ class System(nn.Module):
     Class attributes:
         name: for --system and in files.
         title: for people.
-        FILE: name of its checkpoints, {} standing for the epoch.
+        FILE: name of its checkpoints, {} standing for the epoch, {modalities} for their initials; see `file`.
         EPOCHS: of pretraining, as published.
         Config, Options: dataclasses of its sizes and of its settings.
         TERMS: kind of loss -> Term, in the order in which they are added up.
@@ -277,6 +277,11 @@ class System(nn.Module):
     def is_on(self, switch):
         """Is a component in, that is, not left out by --without?"""
         return switch not in self.options.without
+
+    @classmethod
+    def file(cls, modalities, epoch):
+        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt"; epoch "*" makes a pattern."""
+        return cls.FILE.format(epoch, modalities="".join(m[0].upper() for m in modalities))
 
     @classmethod
     def switches(cls):

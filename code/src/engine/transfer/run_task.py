@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import astuple
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,8 @@ def evaluate(task, pretrained, variants, settings, output):
             f"--n_epoch {settings.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
             f"with {pretrained.path}; raise --n_epoch")
     progress = Progress(output.beside(f"heads-{output.record_name}-{pretrained.sha256[:12]}.pt"))
-    fit_heads.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, averaged),
+    make = partial(task.make, segment_layers=settings.segment_layers)
+    fit_heads.fit(list(trials.values()), make, lambda heads, part: task.measure(heads, part, averaged),
                   epochs=settings.n_epoch - first_epoch, batch_size=settings.batch_size, lr=settings.lr,
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
                   progress=progress, title=f"{task.name}: {len(trials)} heads")
