@@ -36,7 +36,7 @@ class Options(base.Options):
                               choices=("full", "released"))
     mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
                           "2023, eq. 7)", choices=("mean", "attention"))
-    mi_forward: str = setting("once", "encoder passes a step: one, or six as in the published checkpoints",
+    mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
                               choices=("once", "released"))
 
 
