@@ -29,12 +29,14 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 from configs.opts import device as device_of  # noqa: E402
 from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
 from engine.malloc import keep_freed_memory  # noqa: E402
-from engine.trainer import MI_ITERATIONS, Pretrainer, Settings  # noqa: E402
+from engine.precision import has_bf16_units  # noqa: E402
+from engine.trainer import Settings, Trainer  # noqa: E402
 from errors import Parser, run  # noqa: E402
-from model.config import Config  # noqa: E402
 from model.sampling import Draws  # noqa: E402
-from systems.h_dcid import build  # noqa: E402
+from systems.dcid import MI_ITERATIONS  # noqa: E402
+from systems.registry import SYSTEMS  # noqa: E402
 
+LATE_EPOCH = 3                                                      # from here on every loss of every system counts
 SECONDS = 10                                                        # of a clip
 CHUNK = 256                                                         # clips drawn at once
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
@@ -107,34 +109,33 @@ class Endless:
 def breakdown(trainer, batches, device, steps):
     """Seconds a step by what is done; the clocks wait for the device at each change, which costs a little."""
     watch = Stopwatch(device)
-    model = trainer.model
-    watch.wrap(model.encoder, "features", "forward encoder")
-    watch.wrap(model.encoder, "forward", "forward encoder")
-    for level, objective in zip(model.encoder.levels, model.objectives):
-        for part in ("forward", "ema_step", "count_and_reset"):
-            watch.wrap(level.codebook, part, "codebook and losses")
-        watch.wrap(objective, "forward", "codebook and losses")
-        watch.wrap(objective, "reconstruct", "decoder")
-    watch.wrap(trainer, "_mi_steps", "MI inner loop")
+    system = trainer.system
+    for part, title in (("features", "encode"), ("encode", "encode"), ("update_codebooks", "codebooks"),
+                        ("inner_step", "auxiliary networks"), ("losses", "decode, losses")):
+        watch.wrap(system, part, title)
+    watch.wrap(trainer.rollback, "keep", "undo: keep and judge")
+    watch.wrap(trainer.rollback, "judge", "undo: keep and judge")
     watch.wrap(trainer, "_backward", "backward")
     watch.wrap(trainer, "_update", "optimiser")
     for _ in range(steps):
         with watch.on("data"):
             batch = batches()
         with watch.on("rest"):
-            trainer.step(batch, 0)
+            trainer.step(batch, LATE_EPOCH)
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
 
 def main(argv=None):
     """Measure, print a table and, if asked, write JSON."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
     parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
     parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
     parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16", help="as of pretrain.py")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default=argparse.SUPPRESS,
+                        help="as of pretrain.py (default: bf16 where the device has units for it, else float32)")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
@@ -145,20 +146,24 @@ def main(argv=None):
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
     keep_freed_memory()
-    device, dtype = device_of(opts.device), DTYPES[opts.precision]
+    device = device_of(opts.device)
+    if "precision" not in opts:
+        opts.precision = "bf16" if has_bf16_units(device) else "float32"
+    dtype = DTYPES[opts.precision]
     stored = torch.float64 if opts.precision == "float64" else torch.float32
     torch.manual_seed(0)
-    config = Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
-    model = build(config).to(device, stored)
+    kind = SYSTEMS[opts.system]
+    config = kind.Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
+    model = kind(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
     clips = opts.clips or 2 * opts.batch_size
     resident = random_data(config, clips, device, stored, stored_dtype(opts.precision, stored))
     data = Endless(resident, clips, opts.batch_size)
-    trainer = Pretrainer(model, Draws(torch.Generator().manual_seed(0)),
-                         Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
+    trainer = Trainer(model, Draws(torch.Generator().manual_seed(0)),
+                      Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
     for _ in range(2):
-        trainer.step(data(), 0)
+        trainer.step(data(), LATE_EPOCH)
     ceiling = Ceiling(device, dtype)
     ceiling.measure()
     plain, plain_batch = None, None
@@ -176,7 +181,7 @@ def main(argv=None):
         start = now(device)
         batch = data()
         drawn = now(device)
-        trainer.step(batch, 0)
+        trainer.step(batch, LATE_EPOCH)
         end = now(device)
         waits.append(drawn - start)
         times.append(end - start)
@@ -191,7 +196,8 @@ def main(argv=None):
     step = statistics.median(times)
     work = flops_per_second(model) * SECONDS * opts.batch_size
     figures = {
-        "widths": opts.widths, "batch_size": opts.batch_size, "precision": opts.precision, "device": str(device),
+        "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size,
+        "precision": opts.precision, "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {opts.threads} threads",
         "compile": opts.compile, "recompute": opts.recompute,
         "torch": torch.__version__, "load_average": os.getloadavg()[0],
@@ -209,7 +215,7 @@ def main(argv=None):
 
 def report(figures):
     """Print the figures."""
-    print("{widths} widths, {batch_size} clips per step, {precision} on {device_name}".format(**figures))
+    print("{system}, {widths} widths, {batch_size} clips per step, {precision} on {device_name}".format(**figures))
     print("step        {seconds_per_step:.4f} s (fastest {fastest_step:.4f}), {clips_per_second:.1f} clips/s"
           .format(**figures))
     print("work        {tflop_per_step:.3f} TFLOP, {tflops:.3f} TFLOP/s = {share_of_ceiling:.1%} of the measured "

@@ -15,6 +15,7 @@ import torch
 import declare
 from dataset.pretraining import SETS as PRETRAINING_SETS
 from declare import positive, setting
+from engine.precision import default_workers, resolve
 from engine.run_loop import RunSettings
 from engine.trainer import Settings
 from engine.transfer.task import HeadSettings
@@ -172,7 +173,7 @@ class Machine:
     gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
     precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
                              "losses stay float32", choices=("float64", "float32", "bf16"))
-    workers: int = setting(4, "processes that read clips from disk", decisive=False)
+    workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
     in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
                               decisive=lambda opts: opts.precision == "bf16")
     on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
@@ -320,7 +321,7 @@ def _parse(parser, program, argv):
     opts = parser.parse_args(argv, Options())
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    device(opts.gpu)        # a wrong --gpu ends here, before any work
+    opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts

@@ -100,9 +100,7 @@ class Trainer:
         outputs, inner = self.system.training_pass(features, epoch, self.draws, self._step_auxiliary)
         report = self._losses(outputs, epoch)
         report.inner = inner
-        self.optimizers["main"].zero_grad(set_to_none=True)
-        report.losses["total"].backward()
-        self.together.finish_gradients()
+        self._backward(report.losses["total"])
         self._update(report, epoch)
         return report
 
@@ -121,6 +119,12 @@ class Trainer:
                 sums[weights[kind]] = sums.get(weights[kind], 0) + value
         losses["total"] = sum(weight * value for weight, value in sums.items())
         return Report(losses, found.metrics, outputs=outputs)
+
+    def _backward(self, total):
+        """Gradients of the total; those of auxiliary networks join what their inner steps left."""
+        self.optimizers["main"].zero_grad(set_to_none=True)
+        total.backward()
+        self.together.finish_gradients()
 
     def _update(self, report, epoch):
         """Clip every group to its norm and step, unless the step is not finite. The gradients of auxiliary networks

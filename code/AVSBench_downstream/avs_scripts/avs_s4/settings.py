@@ -7,6 +7,7 @@ from pathlib import Path
 
 from avs_s4.network.backbones import NAMES
 from configs import opts as places
+from engine.precision import default_workers
 from errors import InputError, Parser
 
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
@@ -48,7 +49,7 @@ def _parser(program, description):
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("machine")
     group.add_argument("--gpu", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    group.add_argument("--num_workers", type=int, default=8, help="processes that read pictures")
+    group.add_argument("--num_workers", type=int, default=default_workers(), help="processes that read pictures")
     group.add_argument("--seed", type=int, default=123, help="seed of weights, order and shuffled queries")
     group.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     return parser
