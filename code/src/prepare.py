@@ -26,7 +26,7 @@ from errors import InputError, Parser, run
 PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
 SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
-AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio")
+AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
 AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
 # What --dataset all checks: tasks on the clips of pretraining have been checked with these.
@@ -46,7 +46,7 @@ def check(opts):
 def _checked(name, place):
     """(dotted names of the places that a run needs, where to get them, steps of the check)."""
     if name == "avs":
-        return AVS, AVS_SOURCE, [checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})]
+        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
     if name in TASKS:
         entry = TASKS[name]
         modalities = modalities_of([entry.usable(place)])

@@ -1,14 +1,15 @@
 """AVSBench-S4 on disk: frames, masks, sounds, the list, the demo's scenes, and what is said about broken ones."""
 
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from avs_s4 import demo_scenes, settings, train
-from avs_s4.scenes import S4, read_list
 from configs.opts import PLACES
+from dataset.avs_s4 import S4, Row, read_list
 from dataset.text import read_prompts
 from errors import InputError
 from test_avs_run import NETWORK, train_arguments, tree  # noqa: F401
@@ -81,10 +82,11 @@ def test_unknown_class_is_named(own_tree, tree, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(("text", "message"), (
-    ("name,start\na,0\n", "no column 'category'"), ("name,start,category,split\na,0,b,dev\n", "split 'dev'"),
-    ("name,start,category,split\na,0,,val\n", "row 1 has no category"), ("", "cannot be read as a table"),
-    ("name,start,category,split\n../a,0,b,val\n", "a path in it"),
-    ("name,start,category,split\na,0,b,val\na,0,b,val\n", "listed twice")))
+    ("name,start\na,0\n", "no column 'category'"), ("", "no column 'name' in the header .an empty file"),
+    ("name,start,category,split\na,0,b,dev\n", "clip a has the split 'dev'"),
+    ("name,start,category,split\na,0,,val\n", "line 2 has no category"),
+    ("name,start,category,split\n../a,0,b,val\n", "a path in its name"),
+    ("name,start,category,split\na,0,b,val\na,0,b,val\n", "listed 2 times")))
 def test_broken_lists_are_named(tmp_path, text, message):
     (tmp_path / "s4.csv").write_text(text)
     with pytest.raises(InputError, match=message):
@@ -93,14 +95,18 @@ def test_broken_lists_are_named(tmp_path, text, message):
 
 def test_other_headers_fall_back_to_positions(tmp_path):
     (tmp_path / "s4.csv").write_text("video,begin,class,split\nv1,3,dog,test\n")
-    assert read_list(tmp_path / "s4.csv").iloc[0].to_dict() == {"name": "v1", "category": "dog", "split": "test"}
+    assert read_list(tmp_path / "s4.csv") == [Row("v1", "dog", "test")]
+    (tmp_path / "s4.csv").write_text("category,begin,class,split\nv1,3,dog,test\n")
+    with pytest.raises(InputError, match="no column 'name'"):           # never one column for both
+        read_list(tmp_path / "s4.csv")
 
 
 def test_real_list_has_the_published_sizes(annotations):
-    table = read_list(annotations / "avsbench_s4" / "s4_meta_data.reconstructed.csv")
-    assert table["split"].value_counts().to_dict() == {"train": 3452, "val": 740, "test": 740}
+    rows = read_list(annotations / "avsbench_s4" / "s4_meta_data.reconstructed.csv")
+    assert Counter(row.split for row in rows) == {"train": 3452, "val": 740, "test": 740}
     prompts = read_prompts(annotations / "released" / "AVSBench" / "AVSBenchCategories2Prompts.csv")
-    assert table["category"].nunique() == 23 and set(table["category"]) == set(prompts)
+    classes = {row.category for row in rows}
+    assert len(classes) == 23 and classes == set(prompts)
 
 
 def test_short_sounds_repeat_their_last_second(tree):  # noqa: F811
@@ -123,12 +129,12 @@ def test_scenes_are_repeatable_and_their_masks_follow_the_digit():
 
 
 def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):  # noqa: F811
-    assert demo_scenes.build(tree, clips={"train": 12, "val": 4, "test": 7}) is False
+    assert demo_scenes.build(tree, PLACES, clips={"train": 12, "val": 4, "test": 7}) is False
     with pytest.raises(InputError, match="other scenes"):
-        demo_scenes.build(tree, seed=5)
+        demo_scenes.build(tree, PLACES, seed=5)
     (tmp_path / "AVSBench").mkdir()
     with pytest.raises(InputError, match="no demo"):
-        demo_scenes.build(tmp_path)
+        demo_scenes.build(tmp_path, PLACES)
     (tmp_path / "AVSBench").rmdir()
     with pytest.raises(InputError, match="demo.sh"):
-        demo_scenes.build(tmp_path)
+        demo_scenes.build(tmp_path, PLACES)

@@ -15,16 +15,17 @@ from avs_s4 import demo_scenes, evaluation, network_files, settings, test, train
 from avs_s4.network import published
 from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter, Query
-from avs_s4.training import losses
+from avs_s4.training import IOU, losses
 from configs.opts import PLACES
 from dataset.text import Sentence, write_text_features
 from demo_data import dialled_digits as digits
 from engine import checkpoint
 from errors import InputError
+from kill_resume import differences
 from model.config import Config
-from model.toc import Selection, select
-from systems.frozen import FrozenEncoder
-from systems.h_dcid import build
+from model.toc import Selection, head_channels, select
+from systems.base import FrozenEncoder
+from systems.dcid import DCID
 
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32"]
 RUN = ["--num_workers", "0", "--gpu", "cpu"]
@@ -37,10 +38,10 @@ def config(modalities=("audio", "text")):
 
 def frozen(seed=0):
     torch.manual_seed(seed)
-    encoder = build(config()).encoder
-    for level in encoder.levels:
-        level.codebook.embedding.normal_()
-    return FrozenEncoder(encoder)
+    encoder = DCID(config()).encoder
+    for codes in encoder.codebooks:
+        codes.normal_()
+    return FrozenEncoder(encoder, DCID)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,10 @@ def tree(tmp_path_factory):
     sentences = [Sentence(p.split(), rng.standard_normal((len(p.split()), 768)), [1] * len(p.split()))
                  for p in digits.PROMPTS.values()]
     write_text_features(root / PLACES["vggsound.text"], digits.PROMPTS, sentences, "hashing")
-    assert demo_scenes.build(root, clips={"train": 12, "val": 4, "test": 7}, progress=False)
+    assert demo_scenes.build(root, PLACES, clips={"train": 12, "val": 4, "test": 7}, progress=False)
     for seed in (0, 1):
         torch.manual_seed(seed)
-        checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(build(config()), {}, {}, 0, 0, {}))
+        checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(DCID(config()), {}, {}, 0, 0, {}))
     return root
 
 
@@ -156,14 +157,13 @@ def test_checkpoint_of_another_encoder_is_refused(tree, trained):
 
 
 def test_encoder_without_text_is_refused(tree, tmp_path):
-    model = build(config(("audio", "video")))
-    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
-    with pytest.raises(InputError, match="needs text"):
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), {}, {}, 0, 0, {}))
+    with pytest.raises(InputError, match="pretrained on audio, video; text is asked for"):
         train.main([*train_arguments(tree, tmp_path), "--checkpoint", str(tmp_path / "av.pt")])
 
 
 def test_same_modality_reference_needs_that_modality_alone(tree, tmp_path):
-    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(build(config(("audio", "video"))), {}, {}, 0, 0, {}))
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), {}, {}, 0, 0, {}))
     train.main([*train_arguments(tree, tmp_path, "aa"), "--checkpoint", str(tmp_path / "av.pt")])
     test.main([*test_arguments(tree, tmp_path, "--direction", "aa", "--overlays", "0"), "--checkpoint",
                str(tmp_path / "av.pt")])
@@ -183,7 +183,7 @@ def test_network_sees_the_channels_that_toc_keeps(tree, tmp_path):
     assert {row["variant"] for row in rows} == {"TOC 12,2,1"}
     encoder, batch = frozen(), {"audio": torch.randn(2, 5, 128), "category": torch.zeros(2, dtype=torch.int64)}
     selection, adapter = Selection(12, 2, 1), Adapter("tied")
-    kept = Query(encoder, adapter, selection=selection).eval()
+    kept = Query(encoder, adapter, channels=head_channels(encoder.codebooks, selection)).eval()
     torch.testing.assert_close(kept("audio", batch), Query(encoder, adapter).eval()("audio", batch)[
         ..., select(encoder.codebooks[0], selection)])
     assert kept.width == 12
@@ -218,12 +218,14 @@ def test_impossible_arguments_end_before_any_work(tree, tmp_path, more, capsys):
 
 
 def test_wrong_input_is_one_line_and_exit_code_two(tree, tmp_path):
-    script = Path(train.__file__)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for more, message in (([], "--checkpoint is required"),
-                          (["--checkpoint", str(tree / "encoder0.pt"), *NETWORK, "--data_root", str(tmp_path)], "csv")):
-        done = subprocess.run([sys.executable, str(script), *more], capture_output=True, text=True, env=environment,
-                              cwd=tmp_path, timeout=120)
+    script, here = Path(train.__file__), Path(sys.executable).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+    for program, more, message in (
+            (["bash", script.with_suffix(".sh")], [], "--checkpoint is required"),
+            ([sys.executable, script],
+             ["--checkpoint", tree / "encoder0.pt", *NETWORK, "--data_root", tmp_path], "csv")):
+        done = subprocess.run([*program, *more], capture_output=True, text=True, env=environment, cwd=tmp_path,
+                              timeout=120)
         assert done.returncode == 2 and message in done.stderr and done.stderr.strip().count("\n") == 0, done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -251,10 +253,8 @@ def test_gradient_reaches_the_adapter_through_the_frozen_encoder(modality):
     query = Query(encoder, Adapter("tied"), torch.randn(3, 10, 768)).train()
     batch = {"audio": torch.randn(4, 5, 128), "category": torch.tensor([0, 1, 2, 1])}
     network = AVSNetwork(NetworkConfig("small", (3,), tpavi_va=True, code_dim=16, channels=8, norm_start=1.0))
-    opts = settings.parse_train(["--checkpoint", "x", "--direction", "at" if modality == "audio" else "ta", *NETWORK])
     pictures = {"frames": torch.randn(4, 5, 3, 32, 32), "masks": torch.ones(4, 1, 32, 32)}
-    loss, _ = losses(network, query, {**batch, **pictures}, opts)
-    loss.backward()
+    losses(network, query, modality, {**batch, **pictures}, settings.Learning())[IOU].backward()
     weight = query.adapter.weight
     assert weight.grad.abs().max() > 0
     assert all(p.grad is None for p in encoder.parameters())
@@ -277,7 +277,7 @@ def test_only_the_released_protocol_keeps_the_dropout():
 
 def test_clips_of_a_class_share_one_sentence():
     query = Query(frozen(), Adapter("tied"), torch.randn(3, 10, 768)).eval()
-    codes = evaluation.clip_codes(query, "text", {"category": torch.tensor([0, 2, 0])}, torch.device("cpu"))
+    codes = evaluation.clip_codes(query, "text", {"category": torch.tensor([0, 2, 0])})
     assert codes.shape == (3, 5, 16) and torch.equal(codes[0], codes[2])
 
 
@@ -297,22 +297,55 @@ def test_matching_loss_trains_all_frames(tree, tmp_path):
 
 def test_stored_network_is_the_trained_one(trained, tree):
     run, = trained.glob("S4_at_*")
-    opts = settings.parse_test(test_arguments(tree, trained, "--weights", str(run)))
-    sha = checkpoint.sha256(tree / "encoder0.pt")
-    network, adapter, facts = network_files.load(run / "checkpoints" / "last.pth", opts, sha, [torch.zeros(4, 16)])
-    assert facts["epoch"] == 2 and facts["encoder_sha256"] == sha and network.config.tpavi_stages == (2, 3)
-    start = Adapter("tied")
-    assert not torch.allclose(adapter.weight, start.weight) and not network.training
-    network_files.save(run / "copy.pth", network, adapter, **{key: facts[key] for key in facts if key != "settings"})
-    again, _, _ = network_files.load(run / "copy.pth", opts, sha, [torch.zeros(4, 16)])
-    assert all(torch.equal(x, again.state_dict()[key]) for key, x in network.state_dict().items())
+    unknown = settings.Conditions(*[None] * 6)
+    more = unknown, "default", checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)]
+    stored = network_files.load(run / "checkpoints" / "last.pth", *more)
+    assert stored.epoch == 2 and stored.direction == "at" and stored.network.config.tpavi_stages == (2, 3)
+    assert not torch.allclose(stored.adapter.weight, Adapter("tied").weight) and not stored.network.training
+    network_files.save(run / "copy.pth", stored)
+    again = network_files.load(run / "copy.pth", *more)
+    assert all(torch.equal(x, again.network.state_dict()[key]) for key, x in stored.network.state_dict().items())
+    first, second = (torch.load(run / name, weights_only=True) for name in ("checkpoints/last.pth", "copy.pth"))
+    assert differences(first, second) == []
 
 
-@pytest.mark.parametrize("toc", ([12, 1, 0, "both"], [17, 1, 0, "both"], [4.0, 1, 0, "both"], ["all", 1, 0, "both"],
-                                 [16, 1, 0, "best"], 7))
-def test_a_choice_of_channels_that_does_not_fit_is_said(tree, trained, tmp_path, toc):
+@pytest.mark.parametrize("entry, value", [("toc", toc) for toc in (
+    [12, 1, 0, "both"], [17, 1, 0, "both"], [4.0, 1, 0, "both"], ["all", 1, 0, "both"], [16, 1, 0, "best"], 7, "16", [],
+    0, {"choose_channel": 16}, [True, 1, 0, "both"], [[16], 1, 0, "both"], [10 ** 40, 1, 0, "both"],
+    torch.tensor([16, 1, 0]), [16, 1, 0, None])] + [
+    ("settings", {"backbone": "small", "tpavi_stages": 3}), ("settings", {"backbone": "none", "code_dim": 16}),
+    ("settings", {"backbone": "small", "code_dim": 16, "channels": "many"}), ("direction", "xy")])
+def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, entry, value):
+    edited = edit(trained, tmp_path, **{entry: value})
+    with pytest.raises(InputError, match=r"last.pth: settings of no network \(.*expected a file of train.py") as found:
+        network_files.load(*edited, checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("entry, value, message", (
+    ("settings", [1], "'settings' is a list"), ("epoch", None, "'epoch' is a NoneType"),
+    ("adapter", {"weight": 1, "bias": torch.zeros(5)}, "adapter: weight is int, expected"),
+    ("network", {7: torch.zeros(1)}, "tensors missing, 1 unknown")))
+def test_an_entry_of_another_kind_is_refused(tree, trained, tmp_path, entry, value, message):
+    edited = edit(trained, tmp_path, **{entry: value})
+    with pytest.raises(InputError, match=rf"last\.pth: .*{message}"):
+        network_files.load(*edited, checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
+
+
+def edit(trained, folder, **entries):
+    """A copy of a trained file with other entries: (its path, Conditions that expect nothing, protocol)."""
     run, = trained.glob("S4_at_*")
-    state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
-    torch.save(state | {"toc": toc}, tmp_path / "last.pth")
-    with pytest.raises(InputError, match=r"last\.pth: settings of no network \(.*expected a file of train\.py"):
-        test.main(test_arguments(tree, tmp_path, "--weights", str(tmp_path / "last.pth")))
+    torch.save(torch.load(run / "checkpoints" / "last.pth", weights_only=True) | entries, folder / "last.pth")
+    return folder / "last.pth", settings.Conditions(*[None] * 6), "default"
+
+
+def test_decisive_settings_are_read_from_the_declarations():
+    """Those of unfinished runs that exist, and the batch of validation where metrics are means over batches."""
+    def names(*more):
+        opts = settings.parse_train(["--checkpoint", "x", *NETWORK, *more])
+        return set(settings.decisive(opts, "sha"))
+    known = set("""direction visual_backbone tpavi_stages tpavi_vv_flag tpavi_va_flag image_size channels
+        tpavi_norm_start align_start adapter_start train_batch_size lr adapter_lr wt_dec sa_loss_flag lambda_1
+        sa_loss_stages mask_pooling_type protocol seed weights backbone_weights choose_channel toc_max_num toc_min_num
+        toc_terms encoder_sha256""".split())
+    assert names() == known and names("--protocol", "released") == known | {"val_batch_size"}

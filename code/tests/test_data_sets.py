@@ -8,6 +8,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 import data_trees
 import prepare
@@ -17,6 +18,7 @@ from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_by
 from dataset.annotation_csv import read_table
 from dataset.ave import AVE
 from dataset.ave_avvp import AVEShared, AVVPShared
+from dataset.avs_s4 import S4
 from dataset.avvp import AVVP
 from dataset.text import TextFeatures
 from dataset.ucf_vggsound import UCFVGGSound
@@ -191,7 +193,7 @@ def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
     absent = {name for name, place in PLACES.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
     assert code == 1 and out.count("not ready") == 6 == out.count("get it from: ")
-    problems = [line for line in out.splitlines() if "PROBLEM" in line and "avs" not in line]
+    problems = [line for line in out.splitlines() if "PROBLEM" in line]
     assert all("is absent: " in line and " --path " in line for line in problems)
     for report in out.split("get it from: "):
         said = [line.split("is absent: ")[1] for line in report.splitlines() if "is absent: " in line]
@@ -359,20 +361,33 @@ def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
 def test_avs_is_checked(tmp_path, capsys):
     place = paths(tmp_path, PLACES, "avs")
     place["csv"].parent.mkdir(parents=True)
-    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\nb,5,helicopter,test\n")
-    for split, name, masks in (("train", "a", 1), ("test", "b", 5)):
+    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\nb,5,helicopter,test\nc,5,dog,val\n")
+    for split, category, name, masks in (("train", "helicopter", "a", 1), ("test", "helicopter", "b", 5),
+                                         ("val", "dog", "c", 5)):
         for kind, count in (("frames", 5), ("masks", masks)):
-            folder = place[kind] / split / "helicopter" / name
+            folder = place[kind] / split / category / name
             folder.mkdir(parents=True)
             for k in range(1, count + 1):
-                (folder / f"{name}_{k}.png").touch()
-        data_trees.write_zips(place["audio"] / split / "zip" / "helicopter", {name: np.ones((5, 128), np.float32)})
+                Image.new("RGB", (8, 8)).save(folder / f"{name}_{k}.png")
+        data_trees.write_zips(place["audio"] / split / "zip" / category, {name: np.ones((5, 128), np.float32)})
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 0 and "2 clips (test 1, train 1)" in out
+    assert code == 1 and out.count("PROBLEM") == 2 and out.count(f"avs.text is absent: {place['text']}") == 1
+    place["prompts"].parent.mkdir(parents=True)
+    place["prompts"].write_text("label,prompt\nhelicopter,a helicopter\ndog,a dog\n")
+    hashed_text(place["text"], {"helicopter": "a helicopter", "dog": "a dog"})
+    code, out = check(tmp_path, "avs", capsys)
+    assert code == 0 and "train: 1 clips" in out and "val: 1 classes, 1 clips each" in out
     (place["masks"] / "test" / "helicopter" / "b" / "b_4.png").unlink()
     (place["audio"] / "train" / "zip" / "helicopter" / "a.zip").write_bytes(b"")
+    (place["frames"] / "val" / "dog" / "c" / "c_2.png").write_bytes(b"no picture")
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 1 and "1 clips lack masks: b" in out and "a.zip: an empty file" in out
+    assert code == 1 and out.count("PROBLEM") == 3 and "b_4.png: no such file (1 files of split 'test'" in out
+    assert "a.zip: an empty file" in out and "c_2.png: not a whole picture" in out
+    with pytest.raises(InputError, match="b_4.png: no such file"):      # training says the very same
+        S4(place, "test")
+    place["csv"].write_text("name,start,category,split\na,0,helicopter,train\na,0,helicopter,train\n")
+    code, out = check(tmp_path, "avs", capsys)
+    assert code == 1 and out.count("PROBLEM") == 1 and "clip a is listed 2 times" in out
 
 
 # --------------------------------------------------------------------------------------------------------- runs

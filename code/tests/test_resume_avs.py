@@ -1,4 +1,4 @@
-"""AVS training that is killed between epochs goes on to the bit, and only with the same settings."""
+"""AVS training that is killed between epochs resumes bit-exactly, and only with the same settings."""
 
 import logging
 
@@ -7,6 +7,7 @@ import torch
 
 from avs_s4 import network_files, train_resume
 from avs_s4 import train as training_script
+from engine.transfer.head_resume import Progress
 from errors import InputError
 from kill_resume import differences
 from test_avs_run import train_arguments, tree  # noqa: F401
@@ -19,21 +20,21 @@ def run(root, out, *more):
     return folder
 
 
-def test_training_goes_on_after_its_last_epoch(tree, tmp_path, monkeypatch, caplog):  # noqa: F811
-    whole, save = run(tree, tmp_path / "whole"), train_resume.Progress.save
+def test_training_resumes_after_its_last_epoch(tree, tmp_path, monkeypatch, caplog):  # noqa: F811
+    whole, keep = run(tree, tmp_path / "whole"), Progress.keep
     assert not (whole / train_resume.FILE).exists()
 
-    def killed_after(self, epoch, step, **values):
-        save(self, epoch, step, **values)
+    def killed_after(self, state, epoch):
+        keep(self, state, epoch)
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_resume.Progress, "save", killed_after)
+        patch.setattr(Progress, "keep", killed_after)
         run(tree, tmp_path / "broken")
     with pytest.raises(InputError, match="trained with other settings .lr 0.001 there, 0.0002 here"):
         run(tree, tmp_path / "broken", "--resume", "auto", "--lr", "2e-4")
     caplog.set_level(logging.INFO)
     broken = run(tree, tmp_path / "broken", "--resume", "auto")
-    assert "going on after epoch 1" in caplog.text and not (broken / train_resume.FILE).exists()
+    assert "resuming after epoch 1" in caplog.text and not (broken / train_resume.FILE).exists()
     for name in network_files.FILES.values():
         one, other = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, broken))
         assert differences(one, other) == []

@@ -59,7 +59,7 @@ def test_a_state_of_other_heads_is_refused(tmp_path, damage):
     kept = checkpoint.read(file)
     damage(kept)
     checkpoint.save(file, kept)
-    with pytest.raises(InputError, match="is no state of these heads"):
+    with pytest.raises(InputError, match="is no state of this training"):
         train(head_resume.Progress(file))
 
 

@@ -5,10 +5,12 @@ import textwrap
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
-from dataset.annotation_csv import class_indices, first_rows, read_classes, read_header, read_table
-from dataset.features import check_clip, open_features
+from tqdm import tqdm
+
+from dataset.annotation_csv import class_indices, read_classes, read_header, read_table
+from dataset.avs_s4 import S4
+from dataset.avs_s4 import SPLITS as S4_SPLITS
 from dataset.labels import clip_class
 from dataset.text import TextFeatures
 from errors import InputError
@@ -88,8 +90,8 @@ def no_text(path):
 
 
 def avs(paths):
-    """The step that checks AVSBench-S4."""
-    return "S4", partial(_check_avs, paths=paths)
+    """The steps that open the splits of AVSBench-S4 as a run does."""
+    return [(split, lambda report, title: _check_avs(report, title, S4(paths, title))) for split in S4_SPLITS]
 
 
 def describe(report, title, clips):
@@ -154,39 +156,20 @@ def _describe_text(report, path):
         report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
 
 
-def _check_avs(report, title, paths):
-    """AVSBench-S4: list, frames, masks and audio of every clip."""
-    table = read_table(paths["csv"], ("name", "category", "split"))
-    rows = first_rows(paths["csv"], table["name"], "skip")
-    clips = [(table["split"][k], table["category"][k], table["name"][k]) for k in rows]
-    splits = Counter(split for split, _, _ in clips)
-    report.lines.append(f"{paths['csv']}: {len(clips):,} clips ("
-                        + ", ".join(f"{split} {n:,}" for split, n in sorted(splits.items())) + ")")
-    report.lines.append(_counts(title, Counter(category for _, category, _ in clips)))
-    absent = {"frames": [], "masks": [], "audio": []}
-    stores, bad = {}, []
-    for split, category, name in clips:
-        masks = 1 if split == "train" else 5
-        for kind, count in (("frames", 5), ("masks", masks)):
-            folder = paths[kind] / split / category / name
-            if not all((folder / f"{name}_{k}.png").exists() for k in range(1, count + 1)):
-                absent[kind].append(name)
-        place = paths["audio"] / split / "zip" / category
-        if place not in stores:
-            stores[place] = open_features(place, "audio", 5) if place.is_dir() else None
-        store = stores[place]
-        if store is None or store.missing([name]):
-            absent["audio"].append(name)
-            continue
+def _check_avs(report, title, clips):
+    """Clips and classes of one split of AVSBench-S4; every clip is read."""
+    report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, sounds and sentences")
+    report.lines.append(_counts(title, Counter(clips.categories)))
+    bad = []
+    for i in tqdm(range(len(clips)), f"checking {title}", unit="clip", disable=None, leave=False):
         try:
-            check_clip(store.read(name), store.tail, 5, name)
+            clips[i]
         except InputError as error:
             bad.append(str(error))
-    for kind, names in absent.items():
-        if names:
-            report.problems.append(f"{title}: {len(names):,} clips lack {kind}: {', '.join(names[:SHOWN])}"
-                                   f"{', ...' if len(names) > SHOWN else ''}; get them below {paths[kind]}")
-    report.problems += [f"{title}: {reason}" for reason in bad[:SHOWN]]
+    for reason in bad[:SHOWN]:
+        report.problem(title, reason)
+    if len(bad) > SHOWN:
+        report.problems.append(f"{title}: and {len(bad) - SHOWN:,} more bad clips")
 
 
 @contextmanager

@@ -7,16 +7,28 @@ never overwritten by another run in the same folder, and shows by its name if it
 import hashlib
 import json
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from atomic_write import output_file
-from engine import checkpoint, results
+from engine import checkpoint
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
+
+
+def source_commit():
+    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=True, timeout=20).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def fingerprint(path):
@@ -50,7 +62,7 @@ def collect(options, device, places, **facts):
         except PackageNotFoundError:
             pass
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    commit = results.source_commit()
+    commit = source_commit()
     data = {name: fingerprint(path) for name, path in places.items()}
     return {"options": options, "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
             "versions": versions, "device": f"{device.type} {model}".strip(), "threads": torch.get_num_threads(),
@@ -72,11 +84,12 @@ def write(folder, record):
     return str(name)
 
 
-def verify(path):
+def verify(rows, folder):
     """Compare the rows of a results file with the files that they name.
 
     Args:
-        path: results.jsonl.
+        rows: of a results file (engine/results.py).
+        folder: in which it lies.
 
     Returns:
         a list of (row, problems): problems are texts, an empty list where everything is as it was.
@@ -88,13 +101,13 @@ def verify(path):
             seen[file] = checkpoint.sha256(file) if Path(file).is_file() else None
         return seen[file]
 
-    for row in results.read(path):
+    for row in rows:
         problems = []
         if row["checkpoint"]:
             now = hashed(row["checkpoint"])
             if now != row["checkpoint_sha256"]:
                 problems.append(f"{row['checkpoint']} is {'gone' if now is None else 'another file now'}")
-        problems += _verify_record(Path(path).parent, row.get("provenance"), hashed)
+        problems += _verify_record(Path(folder), row.get("provenance"), hashed)
         checked.append((row, problems))
     return checked
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,17 +250,6 @@ def summary(rows, form="text"):
     return "\n\n".join(parts)
 
 
-def source_commit():
-    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
-    def git(*arguments):
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
-                              check=True, timeout=20).stdout.strip()
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 def main(argv=None):
     """Print the tables of one or more results files, or whether their rows still match the files they came from."""
     parser = errors.Parser(prog="python -m engine.results", description="Print the table of results files.")
@@ -275,8 +263,8 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     if options.verify:
-        from engine import provenance  # here, because it needs this module
-        checked = [found for file in options.files for found in provenance.verify(file)]
+        from engine import provenance  # here, because nothing else of this command needs PyTorch
+        checked = [found for file in options.files for found in provenance.verify(read(file), file.parent)]
         print(provenance.report(checked))
         return 1 if any(problems for _, problems in checked) else 0
     print(summary([row for file in options.files for row in read(file)], options.form))

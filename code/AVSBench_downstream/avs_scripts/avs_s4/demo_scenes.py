@@ -19,10 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 if __name__ == "__main__":
-    HERE = Path(__file__).resolve().parent
-    sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
+    sys.path[:0] = [str(Path(__file__).resolve().parents[3] / "src")]
 
-from configs.opts import PLACES
+from dataset.avs_s4 import SECONDS
 from demo_data import demo_tree
 from demo_data import dialled_digits as digits
 from errors import InputError, Parser, run
@@ -30,7 +29,7 @@ from errors import InputError, Parser, run
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
 SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, a digit's canvas, a digit
-PER_SCENE, FRAMES = 3, 5                    # digits in a picture; the fourth cell stays empty
+PER_SCENE = 3                               # digits in a picture; the fourth cell stays empty
 INK = 0.3                                   # brightness of a stroke from which a pixel belongs to the digit's mask
 STYLE = digits.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
 CLIPS = {"train": 900, "val": 40, "test": 150}
@@ -49,33 +48,34 @@ def scenes(count, split, rng):
     keys = np.arange(count) % 10
     others = rng.permuted(np.tile(np.arange(1, 10), (count, 1)), axis=1)[:, :PER_SCENE - 1]
     shown = np.concatenate([keys[:, None], (keys[:, None] + others) % 10], 1)               # (N, 3) different keys
-    samples = np.repeat(digits.pick(shown.ravel(), split, rng), FRAMES, 0)
+    samples = np.repeat(digits.pick(shown.ravel(), split, rng), SECONDS, 0)
     strokes = digits.draw(samples, rng, STYLE, CANVAS, DIGIT)
-    strokes = strokes.reshape(count, PER_SCENE, FRAMES, CANVAS, CANVAS)
+    strokes = strokes.reshape(count, PER_SCENE, SECONDS, CANVAS, CANVAS)
     cells = rng.permuted(np.tile(np.arange(4), (count, 1)), axis=1)[:, :PER_SCENE]
     start = rng.integers(-2, 3, (count, PER_SCENE, 1, 2))
-    drift = np.cumsum(rng.integers(-1, 2, (count, PER_SCENE, FRAMES, 2)), 2)
+    drift = np.cumsum(rng.integers(-1, 2, (count, PER_SCENE, SECONDS, 2)), 2)
     corner = np.stack([cells // 2, cells % 2], -1)[:, :, None] * CELL + (CELL - CANVAS) // 2 + start + drift
     corner = corner.clip(0, SIDE - CANVAS)
     colour = rng.uniform(0.45, 1.0, (count, PER_SCENE, 3)).astype(np.float32)
     ground = rng.uniform(0.0, 0.35, (count, 1, 1, 1, 3)).astype(np.float32)
-    pictures = np.broadcast_to(ground, (count, FRAMES, SIDE, SIDE, 3)).copy()
-    masks = np.zeros((count, FRAMES, SIDE, SIDE), np.uint8)
-    for i, j, k in np.ndindex(count, PER_SCENE, FRAMES):
+    pictures = np.broadcast_to(ground, (count, SECONDS, SIDE, SIDE, 3)).copy()
+    masks = np.zeros((count, SECONDS, SIDE, SIDE), np.uint8)
+    for i, j, k in np.ndindex(count, PER_SCENE, SECONDS):
         top, left = corner[i, j, k]
         place = (slice(top, top + CANVAS), slice(left, left + CANVAS))
         ink = strokes[i, j, k, :, :, None]
         pictures[i, k][place] += ink * (colour[i, j] - pictures[i, k][place])
-        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0                   # the upper digit covers
+        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0           # the upper digit hides the lower
     pictures += 0.04 * rng.standard_normal(pictures.shape, dtype=np.float32)
     return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys
 
 
-def build(root, seed=0, clips=None, progress=True):
+def build(root, places, seed=0, clips=None, progress=True):
     """Write the scenes below a data root, in a folder beside it that is renamed when whole; whole ones are left alone.
 
     Args:
         root: data root of the demo.
+        places: dotted name -> path relative to the root (configs.opts.PLACES).
         clips: split -> number of clips, CLIPS by default.
         progress: show a bar.
 
@@ -83,23 +83,26 @@ def build(root, seed=0, clips=None, progress=True):
         True if they were built, False if they were there already.
 
     Raises:
-        InputError: the place holds something else, or scenes of other settings; the demo's pretraining data is absent
+        InputError: the root holds something else, or scenes of other settings; the demo's pretraining data is absent
             (the sentences' word vectors are taken from it).
     """
     root, clips = Path(root), dict(clips or CLIPS)
     settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
-    top = Path(PLACES["avs.csv"]).parts[0]
+    top = Path(places["avs.csv"]).parts[0]
     if _is_whole(root, top, settings):
         return False
-    words = root / PLACES["vggsound.text"]
+    words = root / places["vggsound.text"]
     if not words.is_file():
         raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; "
                          "run code/src/demo.sh first")
     partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        _write(partial, seed, clips, progress)
-        _place(partial, "avs.text").write_bytes(words.read_bytes())
+        with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
+                  disable=None if progress else True) as bar:
+            tree = demo_tree.Tree(partial, places, seed, clips, bar)
+            _write(tree)
+        tree.place("avs.text").write_bytes(words.read_bytes())
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         try:
             (partial / top).rename(root / top)
@@ -127,45 +130,38 @@ def _is_whole(root, top, settings):
     return True
 
 
-def _place(root, name):
-    path = root / PLACES[name]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write(root, seed, clips, progress):
-    bar = tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes", disable=None if progress else True)
+def _write(tree):
     rows = []
-    for split, count in clips.items():
-        rng = np.random.default_rng([seed, *split.encode()])
+    for split, count in tree.clips.items():
+        rng = tree.rng(split)
         frames, masks, keys = scenes(count, split, rng)
-        sounds = digits.audio_clips(np.repeat(keys[:, None], FRAMES, 1), rng)               # (N, 5, 128)
+        sounds = digits.audio_clips(np.repeat(keys[:, None], SECONDS, 1), rng)               # (N, 5, 128)
         short = np.arange(count) % 20 == 7                      # some sounds end early, as some published ones do
         for i in range(count):
             category, name = CATEGORIES[keys[i]], f"{split}_{i:05d}"
             rows.append((name, 0, category, split))
             for kind, pictures in (("frames", frames[i]), ("masks", masks[i, :1] if split == "train" else masks[i])):
-                folder = root / PLACES[f"avs.{kind}"] / split / category / name
+                folder = tree.folder(f"avs.{kind}") / split / category / name
                 folder.mkdir(parents=True)
                 for k, picture in enumerate(pictures, 1):
                     Image.fromarray(picture).save(folder / f"{name}_{k}.png", compress_level=1)
-            folder = root / PLACES["avs.audio"] / split / "zip" / category
+            folder = tree.folder("avs.audio") / split / "zip" / category
             folder.mkdir(parents=True, exist_ok=True)
-            demo_tree.write_zip(folder, name, sounds[i, :FRAMES - int(short[i])])
-            bar.update()
-    bar.close()
-    pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(_place(root, "avs.csv"), index=False)
-    demo_tree.write_prompts(_place(root, "avs.prompts"), dict(zip(CATEGORIES, digits.PROMPTS.values(), strict=True)))
+            demo_tree.write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
+            tree.bar.update()
+    pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(tree.place("avs.csv"), index=False)
+    demo_tree.write_prompts(tree.place("avs.prompts"), dict(zip(CATEGORIES, digits.PROMPTS.values(), strict=True)))
 
 
 def main(argv=None):
+    from configs.opts import PLACES  # here, because only scripts may know paths and this is also a module
     parser = Parser(prog="demo_scenes.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="data root of the demo")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)
-    built = build(opts.out, opts.seed)
-    print(f"{opts.out}: scenes {'built' if built else 'are there already, left as they are'}")
+    built = build(opts.out, PLACES, opts.seed)
+    print(f"{opts.out}: scenes {'built' if built else 'are there already, nothing is changed'}")
 
 
 if __name__ == "__main__":

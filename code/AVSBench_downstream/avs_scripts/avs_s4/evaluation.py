@@ -1,11 +1,11 @@
-"""Figures of a network over a set, under several queries at once: the backbone runs once a batch for all of them."""
+"""Metrics of a network over a set, under several queries at once: the backbone runs once a batch for all of them."""
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avs_s4.network.metrics import SetMetrics
-from avs_s4.scenes import warn_of_greys
+from dataset.avs_s4 import warn_of_greys
 
 CHUNK = 256                     # clips whose codes are computed at once
 
@@ -17,9 +17,9 @@ def loader(dataset, batch_size, workers, generator=None):
 
 
 @torch.no_grad()
-def clip_codes(query, modality, inputs, device):
-    """Codes of all clips of a set, (n, 5, head_dim). `inputs`: S4.queries()."""
-    parts = [{name: x[i:i + CHUNK].to(device) for name, x in inputs.items()}
+def clip_codes(query, modality, inputs):
+    """Codes of all clips of a set, (n, 5, width). `inputs`: S4.queries()."""
+    parts = [{name: x[i:i + CHUNK].to(query.device) for name, x in inputs.items()}
              for i in range(0, len(inputs["category"]), CHUNK)]
     return torch.cat([query(modality, part) for part in parts])
 
@@ -34,14 +34,13 @@ def shuffled(codes, seed):
 
 
 @torch.no_grad()
-def evaluate(network, batches, codes, device, warn=print, on_batch=None, desc="test"):
-    """Metrics of every query variant, and of the guess that everything is foreground.
+def evaluate(network, batches, codes, on_batch=None, desc="test"):
+    """Metrics under every kind of query, and of the guess that everything is foreground.
 
     Args:
         network: AVSNetwork; it is put into evaluation mode.
         batches: loader of an unshuffled split.
-        codes: name -> (n, 5, head_dim) codes of all clips of the set.
-        warn: called with one line about the first grey mask.
+        codes: name -> (n, 5, width) codes of all clips of the set, on the network's device.
         on_batch: called with (numbers (B,), frames, masks (B, 5, S, S), name -> logits (B, 5, S, S)).
 
     Returns:
@@ -51,18 +50,18 @@ def evaluate(network, batches, codes, device, warn=print, on_batch=None, desc="t
     counted, grey = {name: SetMetrics() for name in (*codes, "chance")}, False
     bar = tqdm(batches, desc=desc, unit="batch", leave=False, disable=None)
     for batch in bar:
-        grey = grey or warn_of_greys(batches.dataset, batch, warn)
-        frames, masks = batch["frames"].to(device), batch["masks"].to(device)
+        grey = grey or warn_of_greys(batches.dataset, batch)
+        frames, masks = batch["frames"].to(network.device), batch["masks"].to(network.device)
         truth, numbers = masks.flatten(0, 1), batch["number"]
         maps = network.backbone(frames.flatten(0, 1))
-        answers = {}
+        predicted = {}
         for name, table in codes.items():
             logits = network.decoder(maps, table[numbers.to(table.device)]).logits[:, 0]
             counted[name].add(logits, truth)
-            answers[name] = logits.unflatten(0, masks.shape[:2])
+            predicted[name] = logits.unflatten(0, masks.shape[:2])
         counted["chance"].add(torch.ones_like(truth), truth)
         first = counted[next(iter(codes))]
         bar.set_postfix(mIoU=f"{first.iou_sum / first.frames:.3f}")
         if on_batch:
-            on_batch(numbers, frames, masks, answers)
+            on_batch(numbers, frames, masks, predicted)
     return counted

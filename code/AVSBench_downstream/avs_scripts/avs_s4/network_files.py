@@ -1,13 +1,15 @@
-"""Trained networks on disk: one dict with network, adapter and all settings (spec/avs.md section 9.8)."""
+"""Trained networks on disk: one dict with network, adapter and all settings."""
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from avs_s4.network import published
 from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.query import Adapter
+from avs_s4.settings import DIRECTIONS, PROTOCOLS
 from engine import checkpoint
 from errors import InputError
 from model.toc import Selection, head_channels
@@ -15,88 +17,124 @@ from model.toc import Selection, head_channels
 # best: by validation with the queries to be tested, as published; source: by validation with the training modality's
 # queries, the choice one could make without ever seeing the other modality
 FILES = {"best": "best.pth", "last": "last.pth", "source": "best_source.pth"}
-KEYS = ("network", "adapter", "settings", "direction", "image_size", "epoch", "score", "encoder_sha256", "protocol")
+KINDS = {"network": dict, "adapter": dict, "settings": dict, "direction": str, "image_size": int, "epoch": int,
+         "score": float, "encoder_sha256": str, "protocol": str}       # what a file must have
 
 
-def save(path, network, adapter, **facts):
+@dataclass
+class Trained:
+    """A trained network, and what testing must know of its training."""
+
+    network: AVSNetwork
+    adapter: Adapter                # None: the file is a bare published state dict
+    direction: str                  # key of settings.DIRECTIONS
+    image_size: int
+    protocol: str
+    encoder_sha256: str             # of the encoder's checkpoint
+    seed: int = None
+    selection: Selection = None     # of the code channels that the network sees; None for all
+    channels: Tensor = None         # (S,) these channels
+    epoch: int = None
+    score: float = None             # mIoU of the validation that chose it
+
+
+def save(path, trained):
     """Write a trained network, whole or not at all.
 
     `network` in the file has the published names (`torch.load(FILE)["network"]` loads into the published program).
-
-    Args:
-        facts: direction, image_size, epoch, score, encoder_sha256, protocol, seed, toc.
     """
-    checkpoint.save(path, {"network": published.to_published(network), "adapter": adapter.state_dict(),
-                           "settings": asdict(network.config) | {"tpavi_stages": list(network.config.tpavi_stages)},
-                           **facts})
+    config = asdict(trained.network.config)
+    checkpoint.save(path, {
+        "network": published.to_published(trained.network), "adapter": trained.adapter.state_dict(),
+        "settings": config | {"tpavi_stages": list(config["tpavi_stages"])}, "epoch": trained.epoch,
+        "score": trained.score, "direction": trained.direction, "image_size": trained.image_size,
+        "protocol": trained.protocol, "seed": trained.seed,
+        "toc": None if trained.selection is None else list(astuple(trained.selection)),
+        "encoder_sha256": trained.encoder_sha256})
 
 
-def load(path, opts, encoder_sha256, codebooks):
-    """A trained network and its adapter.
+def load(path, expected, protocol, encoder_sha256, codebooks):
+    """Read a trained network.
 
     Args:
-        path: file of `save`, or a bare published state dict (then the flags must describe it, and the adapter is None).
-        opts: test options; whatever is not None there must agree with the file.
+        path: file of `save`, or a bare published state dict, which `expected` must describe.
+        expected: settings.Conditions; what is not None there must agree with the file.
+        protocol: must agree as well.
         encoder_sha256: hash of the encoder that will be used.
         codebooks: its codebooks, (K, D) each.
 
     Returns:
-        (network, adapter, facts): network in evaluation mode; facts: the other entries of the file, "toc" as a
-        model.toc.Selection or None.
+        Trained, in evaluation mode.
+
+    Raises:
+        InputError: one line for whatever is wrong with the file.
     """
-    state, head_dim = published.read_state(path), sum(codes.shape[1] for codes in codebooks)
+    state = published.read_state(path)
     if "network" not in state:
-        return _load_bare(path, state, opts, head_dim), None, {
-            "direction": opts.direction, "image_size": opts.image_size or 224, "epoch": None, "score": None}
-    missing = [key for key in KEYS if key not in state]
-    if missing:
-        raise InputError(f"{path}: no '{missing[0]}' in it; expected a file of train.py or a bare network state dict")
+        return _load_bare(path, state, expected, protocol, encoder_sha256, codebooks)
+    for key, kind in KINDS.items():
+        if not isinstance(state.get(key), kind):
+            found = f"'{key}' is a {type(state[key]).__name__}" if key in state else f"no '{key}' in it"
+            raise InputError(f"{path}: {found}; expected a file of train.py or a bare network state dict")
     if state["encoder_sha256"] != encoder_sha256:
         raise InputError(f"{path}: trained with another encoder (SHA-256 {state['encoder_sha256'][:12]}..., given "
                          f"{encoder_sha256[:12]}...); pass the --checkpoint it was trained with")
-    _refuse_contradictions(path, opts, state)
+    _refuse_contradictions(path, expected, protocol, state)
     try:
-        config = NetworkConfig(**state["settings"])
-        selection = Selection(*state["toc"]) if state.get("toc") else None
+        if state["direction"] not in DIRECTIONS or state["protocol"] not in PROTOCOLS:
+            raise ValueError(f"direction {state['direction']}, protocol {state['protocol']}")
+        selection = _selection(state.get("toc"))
         channels = head_channels(codebooks, selection)
-        width = head_dim if channels is None else len(channels)
+        width = _head_dim(codebooks) if channels is None else len(channels)
+        config = NetworkConfig(**state["settings"])
         if width != config.code_dim:
             raise ValueError(f"it takes codes of {config.code_dim} channels, its choice of channels gives {width}")
-    except (TypeError, ValueError) as error:
+        network, adapter = AVSNetwork(config), Adapter()
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: settings of no network ({error}); expected a file of train.py") from error
-    network, adapter = AVSNetwork(config), Adapter()
     published.load_published(network, state["network"], path)
     published.require_keys(state["adapter"], adapter.state_dict(), f"{path}: adapter")
     adapter.load_state_dict(state["adapter"])
-    return network.eval(), adapter.eval(), {
-        **{key: state[key] for key in state if key not in ("network", "adapter")}, "toc": selection}
+    return Trained(network.eval(), adapter.eval(), state["direction"], state["image_size"], protocol, encoder_sha256,
+                   state.get("seed"), selection, channels, state["epoch"], state["score"])
 
 
-def _refuse_contradictions(path, opts, state):
+def _selection(stored):
+    """The Selection of a file's entry `toc`; TypeError unless it is None or a list of a Selection's values."""
+    if stored is not None and not isinstance(stored, list):
+        raise TypeError(f"toc is a {type(stored).__name__}, not a list")
+    return None if stored is None else Selection(*stored)
+
+
+def _head_dim(codebooks):
+    return sum(codes.shape[1] for codes in codebooks)
+
+
+def _refuse_contradictions(path, expected, protocol, state):
     settings = state["settings"]
     stored = {"direction": state["direction"], "visual_backbone": settings.get("backbone"),
               "tpavi_stages": settings.get("tpavi_stages"), "tpavi_vv_flag": settings.get("tpavi_vv"),
               "tpavi_va_flag": settings.get("tpavi_va"), "image_size": state["image_size"]}
     for flag, value in stored.items():
-        given = getattr(opts, flag)
+        given = getattr(expected, flag)
         if given is not None and given != value:
             raise InputError(f"{path}: trained with {flag} {value}, not --{flag} {given}; leave the flag out, or pass "
                              "another file with --weights")
-    if opts.protocol != state["protocol"]:
-        raise InputError(f"{path}: trained under --protocol {state['protocol']}, not {opts.protocol}; test it so")
+    if protocol != state["protocol"]:
+        raise InputError(f"{path}: trained under --protocol {state['protocol']}, not {protocol}; test it so")
 
 
-def _load_bare(path, state, opts, code_dim):
+def _load_bare(path, state, expected, protocol, encoder_sha256, codebooks):
     if not all(isinstance(x, torch.Tensor) for x in state.values()):
         raise InputError(f"{path}: neither a file of train.py nor a network state dict")
-    if opts.visual_backbone is None or opts.direction is None:
+    if expected.visual_backbone is None or expected.direction is None:
         raise InputError(f"{path}: a bare state dict does not say what it is; pass --visual_backbone, --direction, and "
                          "the --tpavi_ flags it was trained with")
-    config = NetworkConfig(opts.visual_backbone, tuple(opts.tpavi_stages or ()), bool(opts.tpavi_vv_flag),
-                           bool(opts.tpavi_va_flag), code_dim)
-    network = AVSNetwork(config)
+    network = AVSNetwork(NetworkConfig(
+        expected.visual_backbone, tuple(expected.tpavi_stages or ()), bool(expected.tpavi_vv_flag),
+        bool(expected.tpavi_va_flag), _head_dim(codebooks)))
     published.load_published(network, state, path)
-    return network.eval()
+    return Trained(network.eval(), None, expected.direction, expected.image_size or 224, protocol, encoder_sha256)
 
 
 def files_of(weights):

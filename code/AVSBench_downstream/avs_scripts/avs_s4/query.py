@@ -1,11 +1,11 @@
-"""From a clip's sound or sentence to query codes: adapter over time, then frozen encoder (spec/avs.md section 3)."""
+"""From a clip's sound or sentence to query codes: adapter over time, then frozen encoder (arXiv 2403.05168)."""
 
 import torch
 from torch import nn
 
-from model.toc import head_channels
+from dataset.avs_s4 import SECONDS
 
-SECONDS, STEPS = 5, 10          # of a clip here; of a clip in pretraining, and words of a sentence
+STEPS = 10                      # seconds of a clip in pretraining, and words of a sentence
 
 
 class Adapter(nn.Linear):
@@ -37,20 +37,25 @@ class Query(nn.Module):
     """Query codes of clips. Only the adapter learns; gradient reaches it straight through the frozen codes.
 
     Args:
-        encoder: frozen encoder (engine/checkpoint.py).
-        adapter: Adapter.
-        words: (C, 10, 768) word vectors of the class sentences; None where no text is used.
+        encoder: frozen encoder of a checkpoint (engine/checkpoint.py).
+        adapter: Adapter, on the encoder's device.
+        words: (C, 10, 768) word vectors of the class sentences, an array; None where no text is used.
         dropout: keep the encoder's dropout on, as the published program does (protocol "released").
-        selection: model.toc.Selection of the code channels that the network sees; None for all.
+        channels: (S,) int64 code channels that the network sees (model.toc.head_channels); None for all.
     """
 
-    def __init__(self, encoder, adapter, words=None, dropout=False, selection=None):
+    def __init__(self, encoder, adapter, words=None, dropout=False, channels=None):
         super().__init__()
-        self.encoder, self.adapter, self.dropout = encoder, adapter, dropout
-        self.channels = head_channels(encoder.codebooks, selection)
+        self.encoder, self.adapter, self.dropout, self.channels = encoder, adapter, dropout, channels
         self.train(False)
-        with torch.no_grad():       # one sentence a class: through the LSTM once, not once a batch
-            self.sentences = None if words is None else encoder.text_lstm(words)[0]
+        self.sentences = None
+        if words is not None:       # one sentence a class: through the LSTM once, not once a batch
+            with torch.no_grad():
+                self.sentences = encoder.inputs("text", torch.as_tensor(words, device=self.device))
+
+    @property
+    def device(self):
+        return self.adapter.weight.device
 
     @property
     def width(self):
@@ -66,11 +71,10 @@ class Query(nn.Module):
 
     def forward(self, modality, batch):
         """Codes (B, 5, width) of a batch with "audio" (B, 5, 128) or "category" (B,) class numbers."""
-        if modality == "audio":
-            features = batch["audio"].repeat(1, STEPS // SECONDS, 1)
+        if modality == "text":
+            inputs = self.sentences[batch["category"]]
         else:
-            features = self.sentences[batch["category"]]
-        parameter = self.adapter.weight
-        codes = self.encoder.embed_features(modality, self.adapter(features.to(parameter.dtype)).to(self.encoder.dtype))
-        vectors = codes.vectors if self.channels is None else codes.vectors[..., self.channels]
-        return vectors.to(parameter.dtype)
+            inputs = self.encoder.inputs(modality, batch[modality].repeat(1, STEPS // SECONDS, 1))
+        own, theirs = self.adapter.weight.dtype, self.encoder.codebooks[0].dtype
+        vectors = self.encoder.embed_inputs(modality, self.adapter(inputs.to(own)).to(theirs)).vectors
+        return (vectors if self.channels is None else vectors[..., self.channels]).to(own)

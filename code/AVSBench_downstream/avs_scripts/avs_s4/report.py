@@ -1,47 +1,43 @@
-"""What a test leaves behind: lines of results, masks, overlays."""
+"""What a test writes: lines of results, masks, overlays."""
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
-from avs_s4.query import SECONDS
-from avs_s4.scenes import DEVIATION, MEAN
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from dataset.avs_s4 import DEVIATION, MEAN, SECONDS
+from engine.report import plot_style
 
 TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the figure
 
 
-def rows(counted, direction, protocol, common):
-    """Result rows of one tested network, without selection: every query variant, both metrics, in percent.
+def rows(counted, modalities, protocol, common):
+    """Result rows of one tested network, without selection: every kind of query, both metrics, in percent.
 
     Args:
-        counted: variant -> SetMetrics (evaluation.evaluate): "target", "source" (absent if they are one), "zero",
+        counted: kind of query -> SetMetrics (evaluation.evaluate): "target", "source" (absent if they are one), "zero",
             "shuffled", "chance".
-        direction: (source, target) modality.
+        modalities: (of the queries in training, of those tested).
         common: keys that all rows share.
     """
-    source, target = direction
-    figures = {name: metrics.result(protocol) for name, metrics in counted.items()}
-    own = figures.get("source", figures["target"])
-    variants = [("target", target, None), ("target" if source == target else "source", source, None),
-                ("zero", target, "zero"), ("shuffled", target, "shuffled")]
+    source, target = modalities
+    measured = {name: metrics.result(protocol) for name, metrics in counted.items()}
+    own = measured.get("source", measured["target"])
+    kinds = [("target", target, None), ("target" if source == target else "source", source, None),
+             ("zero", target, "zero"), ("shuffled", target, "shuffled")]
     result = []
-    for name, modality, control in dict.fromkeys(variants):
+    for name, modality, control in dict.fromkeys(kinds):
         for metric in ("mIoU", "F"):
             result.append({"direction": f"{source}->{modality}", "control": control, "metric": metric,
-                           "value": 100 * figures[name][metric], "same_modality": 100 * own[metric],
-                           "chance": 100 * figures["chance"][metric], **common})
+                           "value": 100 * measured[name][metric], "same_modality": 100 * own[metric],
+                           "chance": 100 * measured["chance"][metric], **common})
     return result
 
 
-def result_lines(tested, direction, protocol, common):
+def result_lines(tested, modalities, protocol, common):
     """All rows of a run: kind ("last", "best", "source") -> (epoch, counted) becomes last and best rows.
 
-    `value_at_validation` is the figure of the network that validation with the training modality's queries chose.
+    `value_at_validation` is the value of the network that validation with the training modality's queries chose.
     """
-    of_kind = {kind: rows(counted, direction, protocol, common) for kind, (_, counted) in tested.items()}
+    of_kind = {kind: rows(counted, modalities, protocol, common) for kind, (_, counted) in tested.items()}
     lines = []
     for kind in ("last", "best"):
         for i, row in enumerate(of_kind.get(kind, [])):
@@ -51,7 +47,7 @@ def result_lines(tested, direction, protocol, common):
 
 
 class Pictures:
-    """What a test shows of its masks: PNG files, and overlays of clips spread over the set.
+    """What a test shows of its masks: PNG files, and overlays of clips at equal distances in the set.
 
     Args:
         dataset: the tested set.
@@ -64,12 +60,12 @@ class Pictures:
     def __init__(self, dataset, mask_folder, overlays, modality, released=False):
         self.dataset, self.mask_folder, self.first = dataset, mask_folder, 0 if released else 1
         self.columns = {"target": f"by {modality}", "shuffled": f"by {modality} of another clip"}
-        spread = np.linspace(0, len(dataset) - 1, max(min(overlays, len(dataset)), 0)).round().astype(int)
-        self.wanted, self.shown = set(spread.tolist()), []
+        wanted = np.linspace(0, len(dataset) - 1, max(min(overlays, len(dataset)), 0)).round().astype(int)
+        self.wanted, self.shown = set(wanted.tolist()), []
 
-    def take(self, numbers, frames, masks, answers):
-        """One batch (arguments: see evaluation.evaluate)."""
-        found = {name: (answers[name].sigmoid() > 0.5).cpu().numpy() for name in self.columns}
+    def add(self, numbers, frames, masks, predicted):
+        """Take up one batch (arguments: see evaluation.evaluate)."""
+        found = {name: (predicted[name].sigmoid() > 0.5).cpu().numpy() for name in self.columns}
         truth, middle = masks.cpu().numpy() > 0.5, SECONDS // 2
         for row, i in enumerate(numbers.tolist()):
             if self.mask_folder:
@@ -90,8 +86,8 @@ class Pictures:
     def draw(self, path, title):
         """Write the figure: middle frame, truth and predictions side by side, one row a clip."""
         columns = ["frame", "truth", *self.columns.values()]
-        figure, axes = plt.subplots(len(self.shown), len(columns), squeeze=False, layout="constrained",
-                                    figsize=(1.7 * len(columns), 1.75 * len(self.shown) + 0.6))
+        size = 1.7 * len(columns), 1.75 * len(self.shown) + 0.6
+        figure, axes = plot_style.new_figure(len(self.shown), len(columns), size)
         for line, (i, picture, masks) in zip(axes, self.shown, strict=True):
             line[0].imshow(picture)
             line[0].set_ylabel(self.dataset.categories[i].replace("_", " "), fontsize=8)
@@ -102,6 +98,4 @@ class Pictures:
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
         figure.suptitle(title, fontsize=9)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+        plot_style.save(figure, path, dpi=110)

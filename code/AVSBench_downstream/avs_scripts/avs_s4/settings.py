@@ -1,18 +1,25 @@
-"""Arguments of train.py and test.py: the published flags, places from configs/opts.py, the demo's defaults."""
+"""Arguments of train.py and test.py: the published flags, places from configs/opts.py, the demo's defaults.
+
+Each setting is declared once, as a field of a dataclass; functions below the scripts receive instances of these.
+"""
 
 import argparse
 import math
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import declare
 from avs_s4.network.backbones import NAMES
 from configs import opts as places
+from declare import positive, setting
 from engine.precision import default_workers
-from errors import InputError, Parser
+from engine.transfer.toc_variants import Shares
+from errors import Parser
 
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
-ADAPTER_STARTS = ("tied", "torch", "resample")
+PROTOCOLS = ("default", "released")
 
 # A preset changes defaults; flags still win over it.
 PRESETS = {
@@ -30,83 +37,123 @@ def _stage(text):
     return int(text)
 
 
+@dataclass(frozen=True)
+class Common:
+    """What both programs have and their modules read."""
+
+    protocol: str = setting("default", "released, as the published program: adapter never trained, dropout on in the "
+                            "frozen encoder, metrics as means over batches, masks numbered from 0", choices=PROTOCOLS)
+    seed: int = setting(123, "seed of weights, order and shuffled queries")
+    num_workers: int = setting(default_workers(), "processes that read pictures", decisive=False)
+
+    @property
+    def released(self):
+        return self.protocol == "released"
+
+
+@dataclass(frozen=True)
+class Session(Common):
+    """What every run has."""
+
+    checkpoint: Path = setting(None, "pretrained encoder with audio and text (required; --preset demo knows its own)",
+                               type=Path, decisive=False)            # its SHA-256 counts, wherever it lies
+    session_name: str = setting("S4", "prefix of the run folder", decisive=False)
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the network is and on what it works. In testing they are read from the trained file, and only checked
+    against it: there the default of each is None."""
+
+    direction: str = setting("at", "queries in training and in testing: a audio, t text", choices=tuple(DIRECTIONS))
+    visual_backbone: str = setting("resnet", "small: demo only", choices=NAMES)
+    tpavi_stages: tuple = setting((), "stages 0 to 3 at which the query acts", nargs="*", type=_stage)
+    tpavi_vv_flag: bool = setting(False, "maps attend to themselves there")
+    tpavi_va_flag: bool = setting(False, "maps attend to the query there")
+    image_size: int = setting(224, "side of frames and masks, a multiple of 32; others are resized",
+                              type=positive)
+
+
+@dataclass(frozen=True)
+class Start:
+    """With which widths and weights training starts."""
+
+    channels: int = setting(256, "width of the decoder", type=positive)
+    tpavi_norm_start: float = setting(0.0, "start weight of TPAVI's BatchNorm; 0 as published: the query starts "
+                                      "without influence")
+    align_start: str = setting("torch", "start of TPAVI's align_channel: PyTorch's as published, or a projection of "
+                               "whitened codes, with which the query is used after far fewer steps",
+                               choices=("torch", "whitened"))
+    backbone_weights: str = setting(None, "official PVT-v2-b5 or torchvision ResNet-50 file, a model of the hub, or "
+                                    "none; required for pvt and resnet unless --weights is given",
+                                    metavar="FILE|HUB|none")
+    weights: str = setting("", "start from a trained network (all tensors)", metavar="FILE")
+    adapter_start: str = setting("tied", "tied: random with both halves equal; torch: random; resample: the mean of "
+                                 "both halves", choices=("tied", "torch", "resample"))
+
+
+@dataclass(frozen=True)
+class Toc(Shares):
+    """Which code channels the network sees; testing takes them from the trained file."""
+
+    choose_channel: int = setting(None, "TOC: code channels kept of each codebook (off if absent)", type=int,
+                                  metavar="S")
+
+
+@dataclass(frozen=True)
+class Learning(Common):
+    """How the network learns."""
+
+    train_batch_size: int = setting(4, "clips a step", type=positive)
+    val_batch_size: int = setting(1, "clips a step in validation", type=positive,
+                                  decisive=lambda opts: opts.protocol == "released")        # means over batches
+    max_epoches: int = setting(1, "epochs", type=positive, decisive=False)
+    lr: float = setting(1e-4, "Adam's learning rate, constant")
+    adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); what it learns on sounds acts on "
+                                "sentences too, whose features are smaller", type=float)
+    wt_dec: float = setting(0.0, "Adam's weight decay (published 5e-4 had no effect)")
+    sa_loss_flag: bool = setting(False, "add the audio-masked-visual matching loss")
+    lambda_1: float = setting(0.0, "its weight")
+    sa_loss_stages: tuple = setting((), "its stages", nargs="*", type=_stage)
+    mask_pooling_type: str = setting("avg", "its pooling of the masks", choices=("avg", "max"))
+
+
+@dataclass(frozen=True)
+class Testing(Common):
+    """What a test does besides measuring."""
+
+    test_batch_size: int = setting(1, "clips a step", type=positive)
+    save_pred_mask: bool = setting(False, "write predicted masks as PNG")
+    overlays: int = setting(8, "clips shown in the figure; 0 for none")
+
+
 def _parser(program, description):
     parser = Parser(prog=program, description=description)
-    group = parser.add_argument_group("what")
-    group.add_argument("--checkpoint", type=Path, default=None,
-                       help="pretrained encoder with audio and text (required; --preset demo knows its own)")
-    group.add_argument("--session_name", default="S4", help="prefix of the run folder")
-    group.add_argument("--protocol", choices=("default", "released"), default="default",
-                       help="released: adapter never trained, dropout on in the frozen encoder, figures as means over "
-                            "batches, masks numbered from 0 (spec: the published program)")
-    group.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
+    declare.add_arguments(parser, Session, "run")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     group = parser.add_argument_group("paths")
     group.add_argument("--data_root", type=Path, default=Path(os.environ.get("CMG_DATA", places.DATA)),
                        help="root of all data (environment: CMG_DATA)")
     group.add_argument("--path", type=_place, action="append", default=[], metavar="NAME=FILE",
                        help="override one place below the data root: " + ", ".join(_names()))
-    group.add_argument("--figure_dir", type=Path, default=places.ROOT / "figs", help="where overlays go")
-    group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--gpu", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    group.add_argument("--num_workers", type=int, default=default_workers(), help="processes that read pictures")
-    group.add_argument("--seed", type=int, default=123, help="seed of weights, order and shuffled queries")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    group.add_argument("--figure_dir", type=Path, default=places.ROOT / "figs", help="where test.py puts overlays")
+    group.add_argument("--results", type=Path, default=None,
+                       help="results file of test.py (default: <run folder>/results.jsonl)")
     return parser
-
-
-def _network(parser, test):
-    """Flags of the network. In testing they are read from the trained file, and only checked against it."""
-    group = parser.add_argument_group("network (default: as in the trained file, which it must not contradict)" if test
-                                      else "network")
-    off = None if test else False
-    group.add_argument("--direction", choices=tuple(DIRECTIONS), default=None if test else "at",
-                       help="queries in training and in testing: a audio, t text")
-    group.add_argument("--visual_backbone", choices=NAMES, default=None if test else "resnet", help="small: demo only")
-    group.add_argument("--tpavi_stages", type=_stage, nargs="*", default=None if test else [],
-                       help="stages 0 to 3 at which the query acts")
-    group.add_argument("--tpavi_vv_flag", action="store_true", default=off, help="maps attend to themselves there")
-    group.add_argument("--tpavi_va_flag", action="store_true", default=off, help="maps attend to the query there")
-    group.add_argument("--image_size", type=places.positive, default=None if test else 224,
-                       help="side of frames and masks, a multiple of 32; others are resized")
 
 
 def train_parser():
     """Arguments of train.py."""
     parser = _parser("train.py", "Train a segmentation network on AVSBench-S4, driven by the codes of one modality.")
-    _network(parser, test=False)
-    parser.add_argument("--channels", type=places.positive, default=256, help="width of the decoder")
-    parser.add_argument("--tpavi_norm_start", type=float, default=0.0,
-                        help="start weight of TPAVI's BatchNorm; 0 as published: the query starts without influence")
-    parser.add_argument("--align_start", choices=("torch", "whitened"), default="torch",
-                        help="start of TPAVI's align_channel: PyTorch's as published, or a projection of whitened "
-                             "codes, with which the query is used after far fewer steps")
-    parser.add_argument("--backbone_weights", default=None, metavar="FILE|HUB|none",
-                        help="official PVT-v2-b5 or torchvision ResNet-50 file, a model of the hub, or none; required "
-                             "for pvt and resnet unless --weights is given")
-    parser.add_argument("--weights", default="", metavar="FILE", help="start from a trained network (all tensors)")
-    parser.add_argument("--adapter_start", choices=ADAPTER_STARTS, default="tied",
-                        help="tied: random with both halves equal; torch: random; resample: the mean of both halves")
-    group = parser.add_argument_group("code channels; testing takes them from the trained file")
-    group.add_argument("--choose_channel", type=int, default=None, metavar="S",
-                       help="TOC: code channels kept of each codebook (off if absent)")
-    places.toc_arguments(group)
-    group = parser.add_argument_group("learning")
-    group.add_argument("--train_batch_size", type=places.positive, default=4, help="clips a step")
-    group.add_argument("--val_batch_size", type=places.positive, default=1, help="clips a step in validation")
-    group.add_argument("--max_epoches", type=places.positive, default=1, help="epochs")
-    group.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate, constant")
-    group.add_argument("--adapter_lr", type=float, default=None,
-                       help="learning rate of the adapter (default: --lr); what it learns on sounds acts on sentences "
-                            "too, whose features are smaller")
-    group.add_argument("--wt_dec", type=float, default=0.0, help="Adam's weight decay (published 5e-4 had no effect)")
-    group.add_argument("--sa_loss_flag", action="store_true", help="add the audio-masked-visual matching loss")
-    group.add_argument("--lambda_1", type=float, default=0.0, help="its weight")
-    group.add_argument("--sa_loss_stages", type=_stage, nargs="*", default=[], help="its stages")
-    group.add_argument("--mask_pooling_type", choices=("avg", "max"), default="avg", help="its pooling of the masks")
+    declare.add_arguments(parser, Conditions, "network")
+    declare.add_arguments(parser, Start, "start")
+    declare.add_arguments(parser, Toc, "code channels; testing takes them from the trained file")
+    declare.add_arguments(parser, Learning, "learning")
     parser.add_argument("--log_dir", type=Path, default=Path("train_logs"), help="where run folders are made")
     parser.add_argument("--resume", default="", metavar="auto|RUN",
-                        help="go on with a run that was killed, after its last whole epoch; auto: the newest of "
+                        help="resume a run that was killed, after its last whole epoch; auto: the newest of "
                              "--session_name and --direction, else a new run")
     return parser
 
@@ -114,14 +161,12 @@ def train_parser():
 def test_parser():
     """Arguments of test.py."""
     parser = _parser("test.py", "Test a segmentation network: queries of the other modality, its own, zero, shuffled.")
-    _network(parser, test=True)
+    declare.add_arguments(parser, Conditions, "network (default: as in the trained file, which it must not contradict)")
+    declare.add_arguments(parser, Testing, "test")
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE|RUN",
                         help="trained file, or a run folder, whose last, best and source-chosen networks are tested "
                              "(default: the newest run of --session_name and --direction below --train_log_dir)")
     parser.add_argument("--train_log_dir", type=Path, default=Path("train_logs"), help="where train.py made its runs")
-    parser.add_argument("--test_batch_size", type=places.positive, default=1, help="clips a step")
-    parser.add_argument("--save_pred_mask", action="store_true", help="write predicted masks as PNG")
-    parser.add_argument("--overlays", type=int, default=8, help="clips shown in the figure; 0 for none")
     parser.add_argument("--log_dir", type=Path, default=Path("test_logs"), help="where run folders are made")
     for flag in ("--max_epoches", "--lr", "--wt_dec"):
         parser.add_argument(flag, type=float, default=argparse.SUPPRESS, help="accepted as published; no effect here")
@@ -133,20 +178,20 @@ def _names():
 
 
 def _place(text):
-    name, _, value = text.partition("=")
-    if name not in _names() or not value:
+    if text.partition("=")[0] not in _names():
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(_names())}")
-    return name, value
+    return places.place_argument(text)
 
 
-def _parse(parser, argv, presets):
+def _parse(parser, argv, unset=()):
+    """Parsed options; the default of those in `unset` is None whatever a preset says."""
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
     name = early.parse_known_args(argv)[0].preset
-    preset = PRESETS.get(name, {})
-    actions = {action.dest for action in parser._actions}
-    parser.set_defaults(**{key: value for key, value in preset.items() if key in actions and key in presets})
-    if preset:
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{key: value for key, value in PRESETS.get(name, {}).items() if key in known})
+    parser.set_defaults(**dict.fromkeys(unset))
+    if name:
         shared = places.PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
         roots = Path(os.environ.get("CMG_CHECKPOINTS", places.CHECKPOINTS))
         parser.set_defaults(data_root=parser.get_default("data_root") / shared["folder"],
@@ -166,7 +211,7 @@ def _parse(parser, argv, presets):
 def parse_train(argv=None):
     """Options of a training run, checked against each other before any work."""
     parser = train_parser()
-    opts = _parse(parser, argv, set(PRESETS["demo"]))
+    opts = _parse(parser, argv)
     if len(set(opts.tpavi_stages)) < len(opts.tpavi_stages):
         parser.error("--tpavi_stages names a stage twice")
     if opts.tpavi_stages and not (opts.tpavi_vv_flag or opts.tpavi_va_flag):
@@ -192,23 +237,14 @@ def parse_train(argv=None):
     if opts.backbone_weights is None and not opts.weights:
         parser.error(f"--backbone_weights is required for {opts.visual_backbone}: a file, a model of the hub, or none")
     opts.backbone_weights = opts.backbone_weights or "none"
-    opts.source, opts.target = DIRECTIONS[opts.direction]
     return opts
 
 
 def parse_test(argv=None):
     """Options of a test run; what describes the network is None unless it was given."""
-    opts = _parse(test_parser(), argv, {"session_name", "test_batch_size", "num_workers"})
-    if opts.weights is None:
-        opts.weights = newest_run(opts)
-    return opts
+    return _parse(test_parser(), argv, unset=[condition.name for condition in fields(Conditions)])
 
 
-def newest_run(opts):
-    """The latest run folder of a session and direction; InputError where there is none."""
-    form = f"{opts.session_name}_{opts.direction or '??'}_????????-??????"
-    runs = sorted((run for run in opts.train_log_dir.glob(form) if (run / "checkpoints" / "last.pth").is_file()),
-                  key=lambda run: run.name[-15:])
-    if not runs:
-        raise InputError(f"{opts.train_log_dir / form}: no finished run; train first, or pass --weights")
-    return runs[-1]
+def decisive(opts, encoder_sha256):
+    """What two training runs must share for their numbers to be comparable, as plain values."""
+    return declare.decisive(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}

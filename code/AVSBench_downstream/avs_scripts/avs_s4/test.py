@@ -11,81 +11,105 @@ import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__":              # not this folder itself: its `model` would hide the one of code/src
-    HERE = Path(__file__).resolve().parent
-    sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
 
 import torch
 
+import declare
 from avs_s4 import builders, evaluation, network_files, report
-from avs_s4.query import Adapter
-from avs_s4.settings import DIRECTIONS, parse_test
+from avs_s4.query import Adapter, Query
+from avs_s4.settings import DIRECTIONS, Conditions, Testing, parse_test
+from configs.opts import PLACES
+from dataset.avs_s4 import S4
 from engine import provenance, results
-from engine.run_folder import seed_everything
+from engine.run_folder import Run, seed_everything
 from engine.transfer import toc_variants
-from errors import run
+from engine.transfer.task import Pretrained
+from errors import InputError, run
 
 
-def variants(query, dataset, direction, opts):
-    """Codes of all clips under every kind of query: variant -> (n, 5, width)."""
-    source, target = direction
-    inputs = dataset.queries()
-    codes = {"target": evaluation.clip_codes(query, target, inputs, opts.device)}
+def newest_weights(folders):
+    """The newest finished run among RunFolders; InputError where there is none."""
+    found = folders.newest("checkpoints/last.pth")
+    if found is None:
+        raise InputError(f"{folders.log_dir}: no finished run {folders.session}_{folders.direction}_*; train first, or "
+                         "pass --weights")
+    return found
+
+
+def all_codes(query, dataset, modalities, seed):
+    """Codes of all clips under every kind of query: name -> (n, 5, width).
+
+    Args:
+        modalities: (of the queries in training, of those tested).
+        seed: of the shuffled ones.
+    """
+    (source, target), inputs = modalities, dataset.queries()
+    codes = {"target": evaluation.clip_codes(query, target, inputs)}
     codes["zero"] = torch.zeros_like(codes["target"])
-    codes["shuffled"] = evaluation.shuffled(codes["target"], opts.seed)
+    codes["shuffled"] = evaluation.shuffled(codes["target"], seed)
     if source != target:
-        codes["source"] = evaluation.clip_codes(query, source, inputs, opts.device)
+        codes["source"] = evaluation.clip_codes(query, source, inputs)
     return codes
 
 
 def main(argv=None):
     began, opts = time.time(), parse_test(argv)
+    testing = declare.read(Testing, opts)
+    expected = declare.read(Conditions, opts, tpavi_stages=opts.tpavi_stages)
+    opts.weights = opts.weights or newest_weights(
+        builders.RunFolders(opts.train_log_dir, opts.session_name, opts.direction or "??"))
     files = network_files.files_of(opts.weights)
-    encoder, encoder_sha256 = builders.load_encoder(opts.checkpoint, opts.device)
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, "float32")
     tested, folder = {}, None
     for kind, path in files.items():
-        network, adapter, facts = network_files.load(path, opts, encoder_sha256, encoder.codebooks)
+        trained = network_files.load(path, expected, opts.protocol, pretrained.sha256, pretrained.encoder.codebooks)
         if folder is None:              # all files of a run have the same settings
-            direction = DIRECTIONS[facts["direction"]]
-            builders.require_modalities(encoder, direction, opts.checkpoint)
-            dataset = builders.open_split(opts, "test", facts["image_size"], direction)
-            batches = evaluation.loader(dataset, opts.test_batch_size, opts.num_workers)
-            folder, log = builders.new_run(opts, facts["direction"], {
-                "commit": results.source_commit(), "encoder_sha256": encoder_sha256})
-        same = next((row for row in tested.values() if row[0] == facts["epoch"]), None)
+            modalities = DIRECTIONS[trained.direction]
+            builders.require_modalities(pretrained, modalities)
+            data = builders.data_name(opts.preset == "demo", opts.data_root, PLACES)
+            dataset = S4(opts.paths("avs"), "test", trained.image_size, modalities, data)
+            builders.require_fit(pretrained, dataset)
+            batches = evaluation.loader(dataset, testing.test_batch_size, testing.num_workers)
+            folder = builders.RunFolders(opts.log_dir, opts.session_name, trained.direction).create()
+            log_folder = Run(folder / "log", {**opts.resolved(), "commit": provenance.source_commit(),
+                                              "encoder_sha256": pretrained.sha256})
+        same = next((row for row in tested.values() if row[0] == trained.epoch), None)
         if same:                        # best, last and source are often one network
             tested[kind] = same
             continue
         seed_everything(opts.seed)
-        if adapter is None:
+        if trained.adapter is None:
             logging.warning(f"{path}: holds no adapter; a fresh one is used (seed {opts.seed}), as published")
-            adapter = Adapter("torch")
-        query = builders.build_query(opts, encoder, adapter, dataset, direction, facts.get("toc"))
+            trained.adapter = Adapter("torch")
+        query = Query(pretrained.encoder, trained.adapter.to(opts.device), dataset.words, testing.released,
+                      trained.channels).eval()
         pictures = report.Pictures(
-            dataset, None if tested or not opts.save_pred_mask else folder / "pred_masks",
-            0 if tested else opts.overlays, f"{direction[1]}", opts.protocol == "released")
-        tested[kind] = facts["epoch"], evaluation.evaluate(
-            network.to(opts.device), batches, variants(query, dataset, direction, opts), opts.device, logging.warning,
-            pictures.take)
+            dataset, folder / "pred_masks" if testing.save_pred_mask and not tested else None,
+            0 if tested else testing.overlays, modalities[1], testing.released)
+        tested[kind] = trained.epoch, evaluation.evaluate(
+            trained.network.to(opts.device), batches, all_codes(query, dataset, modalities, opts.seed), pictures.add)
         if pictures.shown:
-            figure = opts.figure_dir / f"avs_{opts.session_name}_{direction[0]}_to_{direction[1]}.png"
-            pictures.draw(figure, f"{dataset.name}, {direction[0]} -> {direction[1]}, {path.name}")
+            figure = opts.figure_dir / f"avs_{opts.session_name}_{modalities[0]}_to_{modalities[1]}.png"
+            pictures.draw(figure, f"{dataset.name}, {modalities[0]} -> {modalities[1]}, {path.name}")
             logging.info(f"overlays: {figure}")
 
     path = opts.results or folder / "results.jsonl"
     record = provenance.write(Path(path).parent, provenance.collect(
         opts.resolved(), opts.device, opts.places(("avs",))))
-    lines = report.result_lines(tested, direction, opts.protocol, {
-        "task": "avs", "dataset": dataset.name, "seed": facts.get("seed", opts.seed), "protocol": opts.protocol,
-        "modalities": list(encoder.config.modalities), "checkpoint": str(opts.checkpoint),
-        "checkpoint_sha256": encoder_sha256, "commit": results.source_commit(),
-        "seconds": round(time.time() - began, 1),
-        "test_batch_size": opts.test_batch_size, "backbone": network.config.backbone, "weights": str(opts.weights),
-        "clips": len(dataset), "provenance": record, "variant": toc_variants.title(facts.get("toc"))})
+    lines = report.result_lines(tested, modalities, opts.protocol, {
+        "task": "avs", "dataset": dataset.name, "seed": opts.seed if trained.seed is None else trained.seed,
+        "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
+        "checkpoint": str(opts.checkpoint), "checkpoint_sha256": pretrained.sha256,
+        "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1),
+        "test_batch_size": testing.test_batch_size,
+        "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
+        "provenance": record, "variant": toc_variants.title(trained.selection)})
     for line in lines:
         results.append(path, line)
     logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")
-    log.close()
+    log_folder.close()
 
 
 if __name__ == "__main__":

@@ -9,41 +9,46 @@ The run folder below --log_dir receives settings, log, curves and checkpoints/{b
 import logging
 import sys
 import time
-from dataclasses import astuple
 from pathlib import Path
 
-if __name__ == "__main__":              # not this folder itself: its `model` would hide the one of code/src
-    HERE = Path(__file__).resolve().parent
-    sys.path[:1] = [str(HERE.parent), str(HERE.parents[2] / "src")]
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
 
+import declare
 from avs_s4 import builders, network_files, train_resume, training
 from avs_s4.evaluation import clip_codes
 from avs_s4.network import published
 from avs_s4.network.avs import AVSNetwork, NetworkConfig
 from avs_s4.network.backbones import load_weights
-from avs_s4.query import Adapter
-from avs_s4.settings import parse_train
-from engine.results import source_commit
-from engine.run_folder import seed_everything
+from avs_s4.query import Adapter, Query
+from avs_s4.settings import DIRECTIONS, Learning, decisive, parse_train
+from configs.opts import PLACES
+from dataset.avs_s4 import S4
+from engine.provenance import source_commit
+from engine.run_folder import Run, seed_everything
+from engine.transfer.task import Pretrained
 from engine.transfer.toc_variants import selection_of
 from errors import run
+from model.toc import head_channels
 
 
 def main(argv=None):
     began, opts = time.time(), parse_train(argv)
-    modalities = opts.source, opts.target
-    encoder, encoder_sha256 = builders.load_encoder(opts.checkpoint, opts.device)
-    builders.require_modalities(encoder, modalities, opts.checkpoint)
+    learning, modalities = declare.read(Learning, opts), DIRECTIONS[opts.direction]
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, "float32")
+    builders.require_modalities(pretrained, modalities)
     selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
-    if selection:                           # refused before any work
-        selection.counts(encoder.config.code_dim)
-    resumed = train_resume.find(opts, encoder_sha256)
-    train_set = builders.open_split(opts, "train", opts.image_size, modalities)
-    val_set = builders.open_split(opts, "val", opts.image_size, modalities)
+    channels = head_channels(pretrained.encoder.codebooks, selection)        # refused before any work
+    settings = decisive(opts, pretrained.sha256)
+    folders = builders.RunFolders(opts.log_dir, opts.session_name, opts.direction)
+    unfinished = train_resume.find(opts.resume, folders, settings)
+    data = builders.data_name(opts.preset == "demo", opts.data_root, PLACES)
+    train_set, val_set = (S4(opts.paths("avs"), split, opts.image_size, modalities, data) for split in ("train", "val"))
+    builders.require_fit(pretrained, train_set)
 
     seed_everything(opts.seed)
-    adapter = Adapter("torch" if opts.protocol == "released" else opts.adapter_start)
-    query = builders.build_query(opts, encoder, adapter, train_set, modalities, selection)
+    adapter = Adapter("torch" if learning.released else opts.adapter_start).to(opts.device)
+    query = Query(pretrained.encoder, adapter, train_set.words, learning.released, channels)
     network = AVSNetwork(NetworkConfig(
         opts.visual_backbone, tuple(opts.tpavi_stages), opts.tpavi_vv_flag, opts.tpavi_va_flag, query.width,
         opts.channels, opts.tpavi_norm_start))
@@ -53,20 +58,18 @@ def main(argv=None):
         published.load_published(network, state.get("network", state), opts.weights)
     network.to(opts.device)
     if opts.align_start == "whitened":
-        codes = clip_codes(query, opts.source, train_set.queries(), opts.device)
-        for stage in network.decoder.stages:
-            getattr(network.decoder, f"tpavi_b{stage + 1}").whiten(codes.flatten(0, 1))
+        network.decoder.whiten(clip_codes(query, modalities[0], train_set.queries()).flatten(0, 1))
 
-    facts = {"direction": opts.direction, "image_size": opts.image_size, "protocol": opts.protocol, "seed": opts.seed,
-             "toc": selection and list(astuple(selection)), "encoder_sha256": encoder_sha256}
-    known = {"commit": source_commit(), "encoder_sha256": encoder_sha256}
-    folder, log = (builders.known_run(opts, *resumed, known) if resumed
-                   else builders.new_run(opts, opts.direction, known))
+    folder = unfinished.folder if unfinished else folders.create()
+    log_folder = Run(folder / "log", {**opts.resolved(), "commit": source_commit(),
+                                      "encoder_sha256": pretrained.sha256}, unfinished and unfinished.records)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
-                 f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {opts.source}, tested "
-                 f"with {opts.target}")
-    chosen = training.fit(network, query, train_set, val_set, opts, facts, folder, log, resumed and resumed[1])
-    log.close()
+                 f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {modalities[0]}, tested "
+                 f"with {modalities[1]}")
+    trained = network_files.Trained(network, adapter, opts.direction, opts.image_size, opts.protocol,
+                                    pretrained.sha256, opts.seed, selection, channels)
+    chosen = training.fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder)
+    log_folder.close()
     for kind, choice in chosen.items():
         logging.info("%s: epoch %d, validation mIoU %.1f", network_files.FILES[kind], choice["epoch"],
                      100 * choice["mIoU"])

@@ -1,4 +1,4 @@
-"""Heads in training, kept in a file every few seconds, so that a call that was killed can be resumed."""
+"""State of a training, kept in a file every few seconds or after every epoch, so that a killed call can be resumed."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ SECONDS = 20                    # between two saves; most tasks are done before
 
 
 class Progress:
-    """State of `fit_heads.fit` between epochs.
+    """State of a training between epochs: of heads (`fit_heads.fit`), of a segmentation network.
 
     Args:
         path: file to keep; its name must tell the call apart from others (options, data, checkpoint).
@@ -26,7 +26,7 @@ class Progress:
         """Put a kept state into `state`; returns how many epochs are done, 0 without a file.
 
         Args:
-            state: FitState of engine/transfer/fit_heads.py.
+            state: has `contents()` and `load(contents)`, as fit_heads.FitState.
         """
         if not self.path.is_file():
             return 0
@@ -35,8 +35,8 @@ class Progress:
             state.load(kept)
             epoch = kept["epoch"]
         except (InputError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise InputError(f"{self.path}: is no state of these heads ({type(error).__name__}); remove it to train "
-                             "them from the beginning") from error
+            raise InputError(f"{self.path}: is no state of this training ({type(error).__name__}); remove it to "
+                             "start again") from error
         log.warning("%s: resuming after epoch %d of a call that was killed", self.path, epoch)
         return epoch
 
@@ -47,5 +47,5 @@ class Progress:
             self.saved = time.monotonic()
 
     def finish(self):
-        """The heads are trained and measured, the results are written: the file is not needed any more."""
+        """The training is done and its results are written: the file is not needed any more."""
         self.path.unlink(missing_ok=True)

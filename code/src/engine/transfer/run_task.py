@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from atomic_write import output_file
-from engine import checkpoint, monitors, results
+from engine import checkpoint, monitors, provenance, results
 from engine.transfer import code_sets, fit_heads, toc_variants
 from engine.transfer.head_resume import Progress
 from engine.transfer.task import check
@@ -112,7 +112,7 @@ def describe(pretrained, protocol, start, output):
     return {"protocol": protocol, "modalities": list(pretrained.encoder.config.modalities),
             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
             "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
-            "commit": results.source_commit(), "seconds": round(time.monotonic() - start, 2),
+            "commit": provenance.source_commit(), "seconds": round(time.monotonic() - start, 2),
             "provenance": output.record}
 
 

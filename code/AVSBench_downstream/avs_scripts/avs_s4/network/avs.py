@@ -1,4 +1,4 @@
-"""The segmentation network: backbone and decoder, driven by query codes (spec/avs.md section 4)."""
+"""The segmentation network: backbone and decoder, driven by query codes (Zhou et al., ECCV 2022)."""
 
 from dataclasses import dataclass
 
@@ -45,6 +45,10 @@ class AVSNetwork(nn.Module):
         self.decoder = Decoder(self.backbone.channels, config.channels, config.code_dim, config.tpavi_stages,
                                self_attention=config.tpavi_vv, cross_attention=config.tpavi_va,
                                norm_start=config.norm_start)
+
+    @property
+    def device(self):
+        return next(self.parameters()).device
 
     def forward(self, frames, query, first_frames=False):
         """Segment clips.

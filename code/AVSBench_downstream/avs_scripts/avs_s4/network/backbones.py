@@ -1,4 +1,4 @@
-"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small ResNet for the demo (spec/avs.md sections 4, 8)."""
+"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small ResNet for the demo."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
                 mlp_ratios=(4, 4, 4, 4), patch_sizes=(7, 3, 3, 3), strides=(4, 2, 2, 2), qkv_bias=True,
                 layer_norm_eps=1e-6, drop_path_rate=0.1, out_features=STAGES))
             self.table = published.pvt_table(depths, reductions)
-            # transformers has one eps; the published network 1e-5 behind patch embeddings and spatial reductions
+            # transformers has one eps; the published network 1e-5 after patch embeddings and spatial reductions
             for key, module in self.network.named_modules():
                 if key.endswith((".patch_embedding.layer_norm", ".attention.layer_norm")):
                     module.eps = 1e-5

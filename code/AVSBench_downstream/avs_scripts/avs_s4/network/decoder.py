@@ -1,4 +1,4 @@
-"""Stage heads, query interaction, fusion from coarse to fine, and the mask head (spec/avs.md section 4)."""
+"""Stage heads, query interaction, fusion from coarse to fine, and the mask head (Zhou et al., ECCV 2022)."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Fusion(nn.Module):
     """Bring the coarser path and a stage map together and double the size, corners aligned.
 
     `first` marks the coarsest one: it has no path to add, so the published file's `resConfUnit1` there never runs
-    and is not built (model/names.py fills its keys when saving).
+    and is not built (published.py fills its keys when saving).
     """
 
     def __init__(self, channels, first=False):
@@ -67,7 +67,7 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything behind the backbone. Attribute names are the published state dict's.
+    """Everything after the backbone. Attribute names are the published state dict's.
 
     Args:
         stage_channels: channels of the four backbone maps.
@@ -86,11 +86,16 @@ class Decoder(nn.Module):
             setattr(self, f"path{i + 1}", Fusion(channels, first=i == 3))
         for stage in self.stages:
             setattr(self, f"tpavi_b{stage + 1}", TPAVI(channels, code_dim, norm_start))
-        middle, last = channels // 2, max(channels // 8, 16)      # a few channels behind the ReLU die together
+        middle, last = channels // 2, max(channels // 8, 16)      # with fewer, the ReLU may silence all of them
         self.output_conv = nn.Sequential(
             nn.Conv2d(channels, middle, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
             nn.Conv2d(middle, last, 3, padding=1), nn.ReLU(), nn.Conv2d(last, 1, 1))
+
+    def whiten(self, codes):
+        """Start every TPAVI block with whitened codes (n, code_dim); see TPAVI.whiten."""
+        for stage in self.stages:
+            getattr(self, f"tpavi_b{stage + 1}").whiten(codes)
 
     def interact(self, stage, x, query):
         """One stage's map after its TPAVI block, and the aligned query. x (B T, C, h, w), query (B, T, code_dim)."""

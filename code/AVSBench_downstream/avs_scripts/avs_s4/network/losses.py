@@ -1,4 +1,4 @@
-"""Mask loss and audio-masked-visual matching loss (spec/avs.md section 5)."""
+"""Mask loss and audio-masked-visual matching loss (Zhou et al., ECCV 2022)."""
 
 import torch
 from torch.nn import functional as F

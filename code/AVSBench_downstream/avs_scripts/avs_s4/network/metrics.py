@@ -1,4 +1,4 @@
-"""IoU and F of predicted masks (spec/avs.md section 7): per frame, over the whole set, and as published per batch."""
+"""IoU and F of predicted masks (Zhou et al., ECCV 2022): per frame, over the whole set, and as published per batch."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Published names of the segmentation network <-> ours, as tables (spec/avs.md section 8)."""
+"""Published names of the segmentation network <-> ours, as tables."""
 
 import torch
 
@@ -118,14 +118,17 @@ def _split(state, table, prefix):
 
 def require_keys(state, wanted, what):
     """InputError unless `state` has exactly the keys and shapes of `wanted`."""
-    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if not isinstance(state, dict):
+        raise InputError(f"{what}: a {type(state).__name__}; a state dict is expected")
+    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted), key=str)
     if missing or unknown:
         raise InputError(f"{what}: {len(missing)} tensors missing, {len(unknown)} unknown (first: "
                          f"{(missing + unknown)[0]}); the file must hold all {len(wanted)}")
     for key, x in wanted.items():
-        if state[key].shape != x.shape:
-            raise InputError(f"{what}: {key} is {list(state[key].shape)}, expected {list(x.shape)}; "
-                             "the file was made with other settings")
+        found = list(state[key].shape) if isinstance(state[key], torch.Tensor) else type(state[key]).__name__
+        if found != list(x.shape):
+            raise InputError(f"{what}: {key} is {found}, expected {list(x.shape)}; the file was made with other "
+                             "settings")
 
 
 def read_state(path):

@@ -1,4 +1,4 @@
-"""TPAVI: temporal pixel-wise interaction between a stage's map and the query code (AVSBench, spec/avs.md section 4)."""
+"""TPAVI: temporal pixel-wise interaction between a stage's map and the query code (Zhou et al., ECCV 2022)."""
 
 import torch
 from torch import nn

@@ -1,55 +1,66 @@
-"""AVSBench-S4 on disk: frames, masks, sounds and class sentences of one split (spec/avs.md sections 1, 2)."""
+"""AVSBench-S4: clips of five frames with masks, a sound, and the sentence of their class (Zhou et al., ECCV 2022)."""
 
+import logging
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from avs_s4.query import SECONDS
+from dataset.annotation_csv import read_header, read_table
 from dataset.archive import read_zip
 from dataset.features import SHAPES, check_clip
+from dataset.text import TextFeatures, read_prompts
 from errors import InputError
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, which the backbones were trained on
+log = logging.getLogger(__name__)
+NAME = "AVSBench-S4"
 SPLITS = ("train", "val", "test")
-HALF = 128                          # grey levels from here on are foreground
+SECONDS = 5                     # of a clip, one frame each
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, which the backbones were trained on
+FOREGROUND = 128                # grey levels of a mask from here on are foreground
+COLUMNS = {"name": 0, "category": 2, "split": None}     # -> position of the column where its header is another
+
+
+class Row(NamedTuple):
+    """A clip of the list."""
+
+    name: str
+    category: str
+    split: str
 
 
 def read_list(path):
-    """The clip table with columns name, category, split, as text; other headers fall back to positions 0 and 2.
+    """The clip list: a `Row` for each line.
+
+    Columns headed otherwise than `name` and `category` are found at their published positions.
 
     Raises:
-        InputError: no file, not a table, a column or value missing, an unknown split, a clip listed twice.
+        InputError: see read_table; an unknown split, a clip listed twice, a name with a path in it.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]}); expected the clip list "
-                         "with columns name, start, category, split; see --path avs.csv") from error
-    for position, column in ((0, "name"), (2, "category")):
-        if column not in table and len(table.columns) > position:
-            table = table.rename(columns={table.columns[position]: column})
-    missing = [column for column in ("name", "category", "split") if column not in table]
-    if missing:
-        raise InputError(f"{path}: no column '{missing[0]}' among {', '.join(map(str, table.columns))}; expected name, "
-                         "start, category, split")
-    table = table[["name", "category", "split"]].apply(lambda column: column.str.strip())
-    for column in table:
-        if (table[column] == "").any():
-            row = int((table[column] == "").argmax()) + 1
-            raise InputError(f"{path}: row {row} has no {column}; fill or remove it")
-    strange = sorted(set(table["split"]) - set(SPLITS))
-    if strange:
-        raise InputError(f"{path}: split '{strange[0]}'; expected train, val or test")
-    twice = table[table.duplicated(["name", "category", "split"])]
-    if len(twice):
-        raise InputError(f"{path}: clip {twice['name'].iloc[0]} is listed twice; remove one of the rows")
-    if any(part in name for name in (*table["name"], *table["category"]) for part in ("/", "\\", "..")):
-        raise InputError(f"{path}: a name or category with a path in it; expected plain names")
-    return table
+    header = read_header(path)
+
+    def heading(name, position):
+        is_elsewhere = name not in header and position is not None and position < len(header)
+        return header[position] if is_elsewhere and header[position] not in COLUMNS else name
+    headings = [heading(*column) for column in COLUMNS.items()]
+    table = read_table(path, headings)
+    rows = [Row(*cells) for cells in zip(*(table[name] for name in headings))]
+    for row in rows:
+        if row.split not in SPLITS:
+            raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; train, val or test is "
+                             "expected; mend the line")
+        if any(part in text for text in row[:2] for part in ("/", "\\", "..")):
+            raise InputError(f"{path}: clip '{row.name[:40]}' of class '{row.category[:40]}' has a path in its name; "
+                             "plain names are expected; mend the line")
+    row, times = Counter(rows).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: clip {row.name[:40]} is listed {times} times; once is expected; remove the other "
+                         "lines")
+    return rows
 
 
 def read_image(path, mode, size):
@@ -71,28 +82,32 @@ class S4(Dataset):
     (one in train), "audio" (5, 128) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
 
     Args:
-        paths: {"csv", "frames", "masks", "audio"} -> Path.
+        paths: {"csv", "frames", "masks"} and, as needed, "audio", "prompts" and "text" -> Path.
         split: "train", "val" or "test".
         size: S, side of frames and masks.
-        modalities: ("audio", "text"): whether sounds are read.
+        modalities: of "audio" and "text": the queries that are wanted.
         name: of the data set, in results.
-
+    Attributes:
+        words: (C, 10, 768) float32 word vectors of the class sentences; None without text.
     Raises:
-        InputError: see read_list; no clip of the split; any picture or sound missing (the first is named).
+        InputError: see read_list; no clip of the split; any picture or sound missing (the first is named); a class
+            without a sentence, a sentence without word vectors.
     """
 
-    def __init__(self, paths, split, size=224, modalities=("audio", "text"), name="AVSBench-S4"):
-        table = read_list(paths["csv"])
-        self.classes = sorted(set(table["category"]))       # of the whole list: the same numbers in all splits
-        table = table[table["split"] == split]
-        if table.empty:
-            raise InputError(f"{paths['csv']}: no clip of split '{split}'")
+    def __init__(self, paths, split, size=224, modalities=("audio", "text"), name=NAME):
+        rows = read_list(paths["csv"])
+        self.classes = sorted({row.category for row in rows})       # of the whole list: the same numbers in all splits
+        rows = [row for row in rows if row.split == split]
+        if not rows:
+            raise InputError(f"{paths['csv']}: no clip of split '{split}'; at least one is expected; get the list "
+                             "again")
         self.name, self.split, self.size, self.modalities = name, split, size, tuple(modalities)
-        self.ids, self.categories = list(table["name"]), list(table["category"])
+        self.ids, self.categories = [row.name for row in rows], [row.category for row in rows]
         self.numbers = [self.classes.index(category) for category in self.categories]
-        self.paths = {name: Path(paths[name]) for name in ("frames", "masks", "audio")}
+        self.paths = {kind: Path(path) for kind, path in paths.items()}
         self.num_masks = 1 if split == "train" else SECONDS
         self._require_files()
+        self.words = self._read_words() if "text" in self.modalities else None
 
     def __len__(self):
         return len(self.ids)
@@ -116,13 +131,22 @@ class S4(Dataset):
             raise InputError(f"{missing[0]}: no such file ({len(missing)} files of split '{self.split}' are missing); "
                              "unpack the data again, correct the clip list, or see --data_root and --path")
 
+    def _read_words(self):
+        prompts = read_prompts(self.paths["prompts"])
+        unknown = [name for name in self.classes if name not in prompts]
+        if unknown:
+            raise InputError(f"{self.paths['prompts']}: no sentence for class '{unknown[0]}' of {self.paths['csv']} "
+                             f"({len(unknown)} of {len(self.classes)} lack one); add it or correct the class name")
+        features = TextFeatures(self.paths["text"])
+        return features.vectors[features.indices([prompts[name] for name in self.classes])]
+
     def __getitem__(self, i):
         frames = np.stack([read_image(self.picture("frames", i, k), "RGB", self.size) for k in range(1, SECONDS + 1)])
         frames = (frames.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
         masks = [read_image(self.picture("masks", i, k), "L", self.size) for k in range(1, self.num_masks + 1)]
         masks = np.stack(masks)
         item = {"frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
-                "masks": (masks >= HALF).astype(np.float32), "category": self.numbers[i], "number": i,
+                "masks": (masks >= FOREGROUND).astype(np.float32), "category": self.numbers[i], "number": i,
                 "greys": int(((masks != 0) & (masks != 255)).sum())}
         if "audio" in self.modalities:
             item["audio"] = self.read_sound(i)
@@ -141,12 +165,12 @@ class S4(Dataset):
         return inputs
 
 
-def warn_of_greys(dataset, batch, warn):
+def warn_of_greys(dataset, batch):
     """True after one line about the first mask of a batch that is not black and white."""
     greys = batch["greys"]
     if not greys.any():
         return False
     i = int(batch["number"][int(greys.argmax())])
-    warn(f"{dataset.picture('masks', i, 1)}: {int(greys.max())} mask pixels are neither 0 nor 255; from {HALF} on they "
-         "count as foreground (further such masks are not reported)")
+    log.warning("%s: %d mask pixels are neither 0 nor 255; from %d on they count as foreground (further such masks are "
+                "not reported)", dataset.picture("masks", i, 1), int(greys.max()), FOREGROUND)
     return True
