@@ -4,6 +4,7 @@
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
+    python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
 """
 
@@ -22,6 +23,7 @@ from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
 from engine.transfer.run_task import modalities_of
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
+from extract import command as extract_command
 
 PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
@@ -178,6 +180,7 @@ def parser():
     one.add_argument("--out", type=Path, default=configs.VOCABULARY, help="file to write")
     one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
+    extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
     one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")

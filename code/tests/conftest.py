@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"         # before NumPy and PyTorch load; processes that tests start inherit it
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (

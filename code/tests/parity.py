@@ -15,13 +15,15 @@ sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 
 import parity_avs  # noqa: E402
 import parity_dcid  # noqa: E402
+import parity_features  # noqa: E402
 import parity_manifests  # noqa: E402
 import parity_parts  # noqa: E402
 from errors import InputError, Parser, run  # noqa: E402
 from golden_io import Check  # noqa: E402
 
 CHECKS = {}
-for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
+for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS,
+              parity_features.CHECKS):
     for stem, function in table.items():
         CHECKS.setdefault(stem, []).append(function)
 HELPERS = {"dcid_small_manifest", "h_dcid_small_manifest"}      # read together with the runs that they describe
