@@ -44,7 +44,7 @@ def main(argv=None):
     if code:                            # stopped by a signal; the next call resumes with --resume auto
         return code
     print("3/4  heads on one modality, tested on another", flush=True)
-    checkpoint = opts.model_save_path / SYSTEMS[own.system].FILE.format(opts.n_epoch - 1)
+    checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
     print("4/4  pictures", flush=True)
     pictures = figures.draw_run(folder, own.figures / name)

@@ -56,7 +56,7 @@ def plan(opts, encoders):
 
 def main(argv=None):
     opts = parse_evaluate(argv)
-    encoders = [Pretrained.load(path, opts.device, opts.precision) for path in opts.checkpoints]
+    encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     rows = []
     for work in plan(opts, encoders):
         if not work.directions:

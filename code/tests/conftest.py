@@ -48,9 +48,10 @@ def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
     from kill_resume import WIDTHS
     from model.config import Config
-    full = Config.for_data
+    full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
+        patch.setattr(Config, "for_data", classmethod(
+            lambda cls, *args, **more: dataclasses.replace(full(cls, *args, **more), **WIDTHS)))
         yield
 
 

@@ -31,8 +31,9 @@ def train(arguments, log, is_tiny):
     from model.config import Config
     torch.set_num_threads(1)
     if is_tiny:
-        full = Config.for_data
-        Config.for_data = lambda *args, **widths: dataclasses.replace(full(*args, **widths), **WIDTHS)
+        full = Config.for_data.__func__
+        Config.for_data = classmethod(
+            lambda cls, *args, **widths: dataclasses.replace(full(cls, *args, **widths), **WIDTHS))
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     sys.exit(pretrain.main(arguments))
 

@@ -72,14 +72,25 @@ def manifest(folder, name):
 
 
 def filled(shapes):
-    """Published sections with the weights of the golden rule."""
-    sections = {section: {key: det(f"{section}.{key}", shape) for key, shape in keys.items()}
-                for section, keys in shapes.items()}
-    encoder = sections[published.ENCODER]
-    encoder["Cross_quantizer.ema_weight"] = encoder["Cross_quantizer.embedding"].clone()
-    encoder["Cross_quantizer.ema_count"].fill_(1)
-    encoder["Cross_quantizer.unactivated_count"].fill_(-1)
+    """Published sections with the weights of the golden rule; batch normalisation has counts of whole numbers."""
+    sections = {}
+    for section, keys in shapes.items():
+        sections[section] = {key: torch.zeros((), dtype=torch.int64) if key.endswith("num_batches_tracked") else
+                             det(f"{section}.{key}", shape) for key, shape in keys.items()}
+        for key in (key for key in keys if key.endswith("running_var")):
+            x, weight = det(f"{section}.{key}", keys[key]) / 0.05, key.replace("running_var", "weight")
+            sections[section][key] = 1 + 0.1 * x ** 2
+            sections[section][weight] = 1 + 0.1 * (det(f"{section}.{weight}", keys[weight]) / 0.05)
+    encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
+    encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
+    encoder[quantizer + "ema_count"].fill_(1)
+    encoder[quantizer + "unactivated_count"].fill_(-1)
     return sections
+
+
+def codebook_name(sections):
+    """Prefix of the codebook's published names."""
+    return next(key for key in sections[published.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
 
 
 class Run:

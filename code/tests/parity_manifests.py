@@ -28,4 +28,5 @@ def check_manifest(folder, name):
 
 
 CHECKS = {name: (lambda folder, name=name: check_manifest(folder, name))
-          for name in ("dcid_published_manifest", "h_dcid_published_manifest")}
+          for name in (f"{system}_published_manifest"
+                       for system in ("dcid", "h_dcid", "fcid", "micu", "codaar", "codaar_av"))}

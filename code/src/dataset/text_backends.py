@@ -13,6 +13,7 @@ import numpy as np
 from dataset.text import WIDTH, Sentence, read_vocabulary, word_index
 from errors import InputError
 
+LONGEST_TEXT = 512              # pieces that BERT takes
 MAX_PIECES = 25                 # bert-embedding's max_seq_length, [CLS] and [SEP] included
 LONGEST_WORD = 200              # characters; a longer word becomes [UNK] there (transformers: 100)
 BATCH = 64
@@ -43,12 +44,14 @@ class Bert:
 
     Args:
         model: folder with the model and its tokenizer, or a name on the hub.
+        pieces: keep the pieces as they are, of the whole sentence, as CoDAAR does.
     Raises:
         InputError: no such model, or another width than 768.
     """
 
-    def __init__(self, model=HUB_NAME):
+    def __init__(self, model=HUB_NAME, pieces=False):
         from transformers import AutoModel, BertTokenizerFast
+        self.pieces = pieces
         try:
             self.tokenizer = BertTokenizerFast.from_pretrained(model, do_lower_case=True)
             self.model = AutoModel.from_pretrained(model).float().eval()
@@ -68,10 +71,18 @@ class Bert:
 
     def _batch(self, texts):
         import torch
-        batch = self.tokenizer(texts, max_length=MAX_PIECES, truncation=True, padding=True, return_tensors="pt")
+        longest = LONGEST_TEXT if self.pieces else MAX_PIECES
+        batch = self.tokenizer(texts, max_length=longest, truncation=True, padding=True, return_tensors="pt")
         with torch.inference_mode():
             states = self.model(**batch).last_hidden_state.numpy()              # (B, pieces, 768)
-        return [self._glue(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
+        made = self._keep_pieces if self.pieces else self._glue
+        return [made(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
+
+    def _keep_pieces(self, ids, mask, states):
+        """All pieces of one sentence without the special tokens."""
+        special = set(self.tokenizer.all_special_ids)
+        kept = [n for n in range(int(mask.sum())) if int(ids[n]) not in special]
+        return Sentence(self.tokenizer.convert_ids_to_tokens(ids[kept]), states[kept], ids[kept].tolist(), True)
 
     def _glue(self, ids, mask, states):
         """Words and mean vectors of one sentence; [CLS], [SEP] and padding are left out, [UNK] stays a word."""

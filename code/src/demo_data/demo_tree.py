@@ -247,9 +247,44 @@ def ucf_vggsound(tree):
         tree.bar.update(len(block))
 
 
+def ucf51(tree):
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
+    which the first half is the closed part, as in every open-set task."""
+    rng = tree.rng("ucf51")
+    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    names = [f"Digit{word.capitalize()}" for word in digits.WORDS]
+    write_lines(tree.place("ucf51.categories"), names)
+    keys, folder, longest = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio"), 12
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(6, longest + 1, len(block))
+        audio = digits.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
+        for i, k in enumerate(block):
+            write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
+
+
+def captions(tree):
+    """Clips with two captions each: test clips of `vggsound`, every caption a row."""
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
+    word = dict(zip(digits.CLASSES, digits.WORDS))
+    rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
+            for number, sentence in enumerate((digits.PROMPTS[name], f"{word[name]} once more"))]
+    path = tree.place("captions.csv")
+    pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
+    prompts = read_prompts(path)
+    write_text_features(tree.place("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places["captions.csv"])
+    for kind in ("audio", "video"):
+        folder = tree.folder(f"captions.{kind}")
+        for clip in clips["video_id"]:
+            shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
+
+
 # A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
 # was added gets it when it is asked for again.
-PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
+         "ucf51": ucf51, "captions": captions}
 
 
 # ---------------------------------------------------------------------------------------------------- formats

@@ -186,10 +186,10 @@ def _require_sizes(config):
                          f"divisible by {config.num_heads}")
 
 
-def load_encoder(path, device="cpu", dtype=torch.float32):
-    """The frozen encoder of a pretraining file, on `device`."""
+def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
+    """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see systems.base.FrozenEncoder."""
     loaded = open_file(path, dtype)
-    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch).to(device)
+    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0).to(device)
 
 
 def untrained_like(encoder, seed):
@@ -200,7 +200,7 @@ def untrained_like(encoder, seed):
         for codes in fresh.codebooks:       # codes on the scale of its features, else every second takes one code
             codes.normal_()
     like = encoder.codebooks[0]
-    return FrozenEncoder(fresh.to(like), encoder.system).to(like.device)
+    return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
 
 
 def _optimizer_names(system, optimizers):

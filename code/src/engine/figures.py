@@ -211,6 +211,9 @@ def draw_predictions(folder, out, ending):
         if "top" in arrays:
             written.append(plots.draw_retrieval(arrays, out / f"{name}.png"))
             continue
+        if "known" in arrays:
+            written.append(plots.draw_open_set(arrays, out / f"open-{name}.png"))
+            continue
         if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
             continue
         written.append(plots.draw_classes(arrays, out / f"classes-{name}.png"))

@@ -303,7 +303,7 @@ class Loop:
             self.saved_at = here.step
             return
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
-        path = self.save_folder / self.trainer.system.FILE.format(name)
+        path = self.save_folder / self.trainer.system.file(self.trainer.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
         keep, old = self._kept(saved)
         try:

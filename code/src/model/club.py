@@ -136,3 +136,20 @@ class Clubs:
         other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
         shuffled = ((mean - other) ** 2).mean(2) / variance
         return (shuffled - matched).sum(2).mean(1) / 2
+
+    def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):
+        """The bound of one network on clips without seconds, such as the means of FCID: a scalar, in nats.
+
+        Args:
+            codes, specific: (B, G, D) and (B, G, S), G rows a clip: all clips' first rows come first, then the second.
+            permutation: (G * B,), of the whole batch's rows.
+            form: "intended", every row a clip of one second; "released" averages errors and log-variances over the
+                channels, as if they were seconds, and sums over the rows.
+        """
+        mean, log_variance = (x.view(*codes.shape[:2], -1) for x in self.gaussians(codes.flatten(0, 1).unsqueeze(0)))
+        rows = self.together.gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
+        mean, specific, log_variance = rows.chunk(3, 1)
+        matched, shuffled = (mean - specific) ** 2, (mean - specific[permutation]) ** 2
+        if form == "released":
+            return ((shuffled - matched).mean(1) / log_variance.mean(1).exp()).sum() / 2
+        return ((shuffled - matched) / log_variance.exp()).sum(1).mean() / 2

@@ -34,6 +34,11 @@ class Alone:
         """Mean over the batch from each process's mean over its clips; backward gives each its share."""
         return x
 
+    def pool(self, x):
+        """As `average`, for what each clip is changed by, such as batch statistics: backward adds up the gradients of
+        all processes."""
+        return x
+
     def total(self, x):
         """Sum over the processes, without gradient."""
         return x

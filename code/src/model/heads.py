@@ -52,15 +52,32 @@ class SegmentHead(nn.Module):
         self.event_classifier = nn.Linear(code_dim, num_classes + 1)
         self.explog = ExpLog(num_classes + 1)
 
+    def classify(self, codes):
+        """Logits of every second alone."""
+        return self.event_classifier(self.linear(codes))
+
     def forward(self, codes, rows=None):
         """Logits (..., T, C + 1) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
-        logits = self.event_classifier(self.linear(codes))
+        logits = self.classify(codes)
         return logits if rows is None else F.embedding(rows, logits)
 
     def loss(self, labels, codes, rows=None):
         """Binary cross-entropy (mean over cells) plus ExpLog against labels (B, T, C + 1) of 0 and 1."""
         logits = self(codes, rows)
         return F.binary_cross_entropy_with_logits(logits, labels) + self.explog(logits, labels)
+
+
+class DeepSegmentHead(SegmentHead):
+    """A segment head of four Linear layers, nothing between them (AVVP in CoDAAR's program)."""
+
+    def __init__(self, code_dim, num_classes):
+        super().__init__(code_dim, num_classes)
+        self.fusion_layer = nn.Linear(code_dim, code_dim // 2)
+        self.linear1 = nn.Linear(code_dim // 2, code_dim // 2)
+        self.event_classifier = nn.Linear(code_dim // 2, num_classes + 1)
+
+    def classify(self, codes):
+        return self.event_classifier(self.linear1(self.fusion_layer(self.linear(codes))))
 
 
 class ExpLog(nn.Module):
