@@ -1,4 +1,4 @@
-"""Open-set UCF-101 video and VGGSound audio: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
+"""Open-set UCF-101 video and VGGSound audio: the head knows some of the classes, zero-shot (ICCV 2025)."""
 
 from downstream import run_script
 from errors import run

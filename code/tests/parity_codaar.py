@@ -14,7 +14,7 @@ from tiny import trainer_for
 
 BIASES = 1e-10      # gradients of the biases before batch normalisation are zero but for rounding
 FLOAT32 = 1e-7      # the published macro precision is rounded to float32
-FACTS = {"grad_norms_before_clip", "reset_picks", "distinct_codes", "margins"}      # entries of a step that are no figure
+FACTS = {"grad_norms_before_clip", "reset_picks", "distinct_codes", "margins"}    # entries that are no figure
 
 
 class Recorded:

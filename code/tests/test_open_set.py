@@ -1,4 +1,4 @@
-"""Open-set tasks: figures by hand, what is trained and kept back, bad input, lists and counts of the real annotations."""
+"""Open-set tasks: figures by hand, what is trained and kept back, bad input, lists of the real annotations."""
 
 import shutil
 

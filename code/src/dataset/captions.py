@@ -28,8 +28,8 @@ class Captions(Clips):
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
         if len(set(table["label"])) < len(table["label"]):
             twice = next(name for name in table["label"] if table["label"].count(name) > 1)
-            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' stands twice; a name of its own is expected for "
-                             "each caption; number them")
+            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' stands twice; a name of its own is expected "
+                             "for each caption; number them")
         features = TextFeatures(paths["text"])
         rows = np.array(features.indices(table["label"]))
         super().__init__("captions", modalities, list(dict.fromkeys(table["clip"])), {m: paths[m] for m in modalities},

@@ -39,8 +39,8 @@ class Config(sizes.Config):
 class Options(dcid.CodebookOptions):
     """How FCID is trained."""
 
-    club_coarse: str = setting("intended", "FCID: CLUB bound of clips with a clip as one second, or with channels taken "
-                               "for seconds as published", choices=("intended", "released"))
+    club_coarse: str = setting("intended", "FCID: CLUB bound of clips with a clip as one second, or with channels "
+                               "taken for seconds as published", choices=("intended", "released"))
 
 
 @dataclass
