@@ -1,10 +1,10 @@
 """Get real data ready: check what is there, make text features, the word list, derived lists, and packs.
 
-    python prepare.py check --dataset vggsound_AVT           what is there, what is wrong, would a run work
+    python prepare.py check --dataset vggsound_AVT           validate: is a run possible, and what is missing or wrong
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
     python prepare.py text --pieces                          the same as word pieces, for CoDAAR
-    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file a modality
+    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
     python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
 """
@@ -135,7 +135,7 @@ def pack(opts):
         source = opts.place(name)
         out = opts.out or (source.parent / "pack.h5" if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
         if out.exists() and not opts.overwrite:
-            print(f"{out}: is there, left as it is (--overwrite makes it again)")
+            print(f"{out}: exists, kept as it is (--overwrite makes it again)")
         else:
             result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
                                   opts.on_bad_clip)
@@ -165,7 +165,7 @@ def parser():
         result.set_defaults(function=function)
         return result
 
-    one = command(check, "report what is there of a dataset; exit code 0 only if a run would work")
+    one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
@@ -188,7 +188,7 @@ def parser():
     one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
     extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
-    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to go on after an interruption")
+    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
     one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
     one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")

@@ -1,4 +1,4 @@
-"""Pretrain a system: data -> encode -> quantise -> losses -> step, one checkpoint an epoch (paper Figure 2)."""
+"""Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
 
@@ -66,7 +66,7 @@ def open_system(opts, resumed, video_dim):
 
 
 def require_fit(opts, loaded, video_dim):
-    """InputError unless a checkpoint can go on with these options and this data."""
+    """InputError unless training can resume from a checkpoint with these options and this data."""
     config, name = loaded.system.config, loaded.system.name
     if config.modalities != opts.modalities or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "

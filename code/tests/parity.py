@@ -2,8 +2,8 @@
 
     python code/tests/parity.py [--golden DIR]
 
-One line a file and quantity group: worst relative error, tolerance, verdict. Files of systems that are not built are
-named and left alone. Exit code 1 if a number is off or a known file cannot be checked.
+One line per file and quantity group: worst relative error, tolerance, verdict. Files of unknown systems are skipped
+with a warning. Exit code 1 if a number is off or a known file cannot be checked.
 """
 
 import sys
@@ -63,7 +63,7 @@ def main(argv=None):
         raise InputError(f"{folder}: holds no golden file that is known here; expected one of {', '.join(CHECKS)}")
     for stem in found:
         if stem not in CHECKS and stem not in HELPERS:
-            print(f"{stem:24} not known here: left alone")
+            print(f"{stem:24} not known here: skipped")
     results = []
     for stem in known:
         for result in compare(folder, stem):

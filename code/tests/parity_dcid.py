@@ -208,7 +208,7 @@ def names_of(modality):
 
 
 def check_h_dcid_small(folder):
-    """Two steps at epoch 0 and two at epoch 3, each pair from fresh weights, six encoder passes a step."""
+    """Two steps at epoch 0 and two at epoch 3, each pair from fresh weights, six encoder passes per step."""
     arrays, facts = load(folder, "h_dcid_small")
     worst = Worst("h_dcid_small")
     draws = Recorded(facts)

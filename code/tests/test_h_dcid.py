@@ -1,4 +1,4 @@
-"""H-DCID: published names and sizes, the warm start, six passes, files with three sections, going on after a save."""
+"""H-DCID: published names and sizes, the warm start, six passes, files with three sections, training after a save."""
 
 import json
 

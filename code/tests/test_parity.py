@@ -1,4 +1,4 @@
-"""The golden numbers of the published programs, one test a file (the same functions as parity.py)."""
+"""The golden numbers of the published programs, one test per file (the same functions as parity.py)."""
 
 import json
 

@@ -142,7 +142,7 @@ def test_a_step_never_waits_for_the_device(system, epoch):
     trainer.step(batch, epoch)              # the codebooks start here
     with Waiting() as waiting:
         trainer.step(batch, epoch)
-    # one_hot and the judgement of a step look at their input on a CPU only, and the run's own generator lies on the CPU
+    # one_hot and the judgement of a step look at their input on a CPU only; the run's sampling generator is on it
     assert not [line for line in waiting.lines if not any(
         known in line for known in ("F.one_hot(", "generator=self.generator", 'device.type == "cpu" and'))]
     with Waiting() as waiting:

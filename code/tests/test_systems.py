@@ -123,7 +123,7 @@ def everything(trainer):
     (FCID, 0, {}), (MICU, 0, {"encoder_passes": "released"})])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_step_that_is_not_finite_changes_nothing(system, epoch, settings, steps, device):
-    """An infinite feature in a step: every tensor is what it was, and training goes on with the next batch."""
+    """An infinite feature in a step: every tensor is what it was, and training continues with the next batch."""
     torch.manual_seed(0)
     trainer = trainer_for(system(system.Config.for_data(ALL, **TINY)).to(device).train(), **settings)
     batch = {m: x.to(device) for m, x in batch_of(ALL).items()}

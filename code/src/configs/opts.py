@@ -99,9 +99,9 @@ PLACES = {
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
 # below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
 PRESETS = {
-    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. Ends
+    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps per epoch; minutes on two CPU cores. Ends
     # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
-    # modalities go apart on the pairs, which a run of minutes does not outlive.
+    # modalities share fewer codes on the pairs; a run of minutes ends before they recover.
     "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
@@ -243,7 +243,7 @@ class Pretraining:
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
                           "run, else from the beginning", metavar="auto|FILE", decisive=False)
     evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
-    test_batch_size: int = setting(64, "clips a step when evaluating", type=positive, decisive=False)
+    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, decisive=False)
     loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
                                   "here", type=float, decisive=False)
 

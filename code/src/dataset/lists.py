@@ -98,7 +98,7 @@ def shared_events(events):
 
 
 def joined(events):
-    """One row a clip: CONSECUTIVE events of equal filename joined by commas (two released clips fill two rows each)."""
+    """One row per clip: CONSECUTIVE events of equal filename joined by commas (two released clips have two rows)."""
     rows = []
     for name, *event in events:
         if not rows or rows[-1][0] != name:
@@ -174,7 +174,7 @@ def write_lists(place, overwrite=False):
     for name, write in makers.items():
         path = place(name)
         if path.exists() and not overwrite:
-            report.append((path, "is there, left as it is"))
+            report.append((path, "exists, kept as it is"))
         else:
             write(path)
             report.append((path, "written"))

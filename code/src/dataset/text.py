@@ -53,7 +53,7 @@ def word_index(word, vocabulary):
 
 
 def read_vocabulary(path):
-    """BERT's vocab.txt (one token a line, index = line number) as a dict token -> index."""
+    """BERT's vocab.txt (one token per line, index = line number) as a dict token -> index."""
     try:
         with open(str(path), encoding="utf-8") as file:
             tokens = [line.rstrip("\r\n") for line in file]
@@ -64,7 +64,7 @@ def read_vocabulary(path):
     while tokens and not tokens[-1]:
         tokens.pop()
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
-        raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token stands "
+        raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token occurs "
                          "twice); the vocab.txt "
                          "of bert-base-uncased is expected; get it from the model's page")
     return {token: k for k, token in enumerate(tokens)}

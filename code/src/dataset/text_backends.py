@@ -1,7 +1,7 @@
 """Sentences to word vectors: BERT through transformers, or hashed character n-grams for the demo.
 
 Both give words as bert-embedding 1.0.1 does: lower case, accents stripped, punctuation split off, the pieces of a word
-glued together and their vectors averaged, 25 pieces a sentence with [CLS] and [SEP].
+glued together and their vectors averaged, 25 pieces per sentence with [CLS] and [SEP].
 """
 
 import json
@@ -60,7 +60,7 @@ class Bert:
                              "weights and vocab.txt, or a name on the Hugging Face hub is expected; download "
                              f"{HUB_NAME} and pass its folder with --model") from None
         if self.model.config.hidden_size != WIDTH:
-            raise InputError(f"{model}: {self.model.config.hidden_size} numbers a word; {WIDTH} are expected; use "
+            raise InputError(f"{model}: {self.model.config.hidden_size} numbers per word; {WIDTH} are expected; use "
                              f"{HUB_NAME}")
         self.vocabulary = self.tokenizer.get_vocab()
         self.tokenizer.backend_tokenizer.model.max_input_chars_per_word = LONGEST_WORD

@@ -2,7 +2,7 @@
 
     python -m demo_data.demo_tree --out ../../data/demo            # from code/src; about 20 s
 
-Below the folder lies the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
+The folder holds the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
 files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
 Writers of the handwritten digits are split: pretraining and the AVE training rows see some, everything that is
 tested sees others. One seed gives the same bytes every time.
@@ -314,14 +314,14 @@ def write_zip(folder, name, array):
 
 
 def write_h5(path, name, array):
-    """One dataset of an h5 file, a chunk a row; light compression (lzf comes with h5py)."""
+    """One dataset of an h5 file, one chunk per row; light compression (lzf comes with h5py)."""
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
 
 
 def write_events(path, events):
-    """An AVVP list: one row a clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
+    """An AVVP list: one row per clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
     joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
     joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
 
@@ -449,7 +449,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     built = build(options.out, PLACES, options.seed, options.clips)
-    print(f"{options.out}: {'built' if built else 'is whole already, left as it is'}")
+    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
 
 
 if __name__ == "__main__":

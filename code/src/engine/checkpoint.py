@@ -1,4 +1,4 @@
-"""Checkpoints: published files in, published files out, and everything else that a run needs to go on.
+"""Checkpoints: published files in, published files out, and everything else that a run needs to resume.
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
@@ -41,7 +41,7 @@ class Loaded:
 
     @property
     def complete(self):
-        """Can training go on from this file?"""
+        """Can training resume from this file?"""
         return not self.missing
 
 
@@ -310,7 +310,7 @@ def describe(path):
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",
              f"parameters      {sum(stored):,}",
-             f"missing         {', '.join(loaded.missing) or 'nothing: training can go on from it'}",
+             f"missing         {', '.join(loaded.missing) or 'nothing: training can resume from it'}",
              f"dead tensors    {len(dead)} (stored, read by nobody)"]
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")

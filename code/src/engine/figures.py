@@ -23,7 +23,7 @@ LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bo
 
 
 def draw_losses(lines, path):
-    """Loss curves of pretraining: one panel a kind of loss, one colour a modality.
+    """Loss curves of pretraining: one panel per kind of loss, one colour per modality.
 
     Args:
         lines: of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
@@ -145,7 +145,7 @@ def draw_tables(rows, folder):
         ending = "" if protocol == "default" else f"-{protocol}"
         if tables.collect(part, "last"):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
-            whole = [row for row in part if not row.get("variant")]             # all channels: one point an epoch
+            whole = [row for row in part if not row.get("variant")]             # all channels: one point per epoch
             epochs = {row.get("checkpoint_epoch") for row in whole}
             runs = {str(row["checkpoint"]).rstrip(".pt0123456789") for row in whole}        # one folder, one name
             if len(epochs) > 1 and None not in epochs and len(runs) == 1:

@@ -1,4 +1,4 @@
-"""The unified codebook: lookup, commitment, CMCM, MM-EMA and code reset (dcid.md 3; paper section 3.2)."""
+"""The unified codebook: lookup, commitment, CMCM, MM-EMA, code reset (NeurIPS 2023, section 3.2)."""
 
 import math
 from dataclasses import dataclass
@@ -61,8 +61,9 @@ def nearest(distance, codes):
 
 
 def cmcm_pair(p_x, p_y):
-    """Cross-modal code matching loss of two modalities (paper eq. 9): code distributions p_x, p_y (..., B, K) -> (...).
+    """Cross-modal code matching loss of two modalities (NeurIPS 2023, eq. 9).
 
+    Code distributions p_x, p_y (..., B, K) -> (...):
     mean_i -log( exp(S_ii - m) / (sum_j exp(S_ij - m) + 1e-5) ) with m = min S, computed in the log domain.
     """
     scores = p_x @ torch.log(p_y + 1e-10).mT + p_y @ torch.log(p_x + 1e-10).mT      # (..., B, B)
@@ -114,7 +115,7 @@ def replacements(counter, draws):
 
 
 def attention_teacher(z, other):
-    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of paper eq. 7."""
+    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of NeurIPS 2023, eq. 7."""
     return torch.softmax(z @ other.transpose(1, 2) / z.shape[-1] ** 0.5, -1) @ other
 
 

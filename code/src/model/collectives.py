@@ -12,7 +12,7 @@ class Alone:
     is_first = True
 
     def part(self, order, batch_size):
-        """Clips that this process reads, of an epoch's order (N,), and how many of them a step."""
+        """Clips that this process reads, of an epoch's order (N,), and how many of them per step."""
         return order, batch_size
 
     def expect(self, clips, step):

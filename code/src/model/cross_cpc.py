@@ -1,4 +1,4 @@
-"""Cross-CPC: each modality's past predicts every modality's next second (dcid.md 4; paper eq. 3)."""
+"""Cross-CPC: each modality's past predicts every modality's next second (NeurIPS 2023, eq. 3)."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Prediction:
 
 
 class CrossCPC(nn.Module):
-    """One LSTM and one linear predictor a modality, on semantic features before quantisation.
+    """One LSTM and one linear predictor per modality, on semantic features before quantisation.
 
     `accuracy_over`: among which the right one must score highest, the "targets" of a prediction (DCID) or the
     "predictions" for a target (FCID, MICU).

@@ -1,4 +1,4 @@
-"""The random choices of a training step, all from one generator that the run owns and saves."""
+"""The random choices of a training step, all from the run's sampling generator."""
 
 import torch
 
@@ -15,7 +15,7 @@ class Draws:
         self.generator = generator
 
     def second(self, num_seconds):
-        """Last second that the CPC context sees: uniform over 1..T-2 (dcid.md 4)."""
+        """Last second that the CPC context sees: uniform over 1..T-2, as published."""
         if num_seconds < 3:
             raise ValueError(f"Cross-CPC needs clips of at least 3 seconds, these have {num_seconds}")
         return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))

@@ -174,7 +174,7 @@ class FrozenEncoder(nn.Module):
 class Options:
     """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "leave components out (ablation, paper Tables 2 and 3)")
+    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3)")
 
 
 class System(nn.Module):
@@ -217,7 +217,7 @@ class System(nn.Module):
 
     # ---------------------------------------------------------------------------------------- what a system computes
     def features(self, batch):
-        """What `encode` takes, of a batch modality -> (B, T, ...); computed once a step."""
+        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step."""
         return {m: batch[m] for m in self.config.modalities}
 
     def encode(self, features, epoch):

@@ -42,7 +42,7 @@ class CodebookOptions(base.Options):
 class Options(CodebookOptions):
     """How DCID is trained."""
 
-    mi_forward: str = setting("once", "encoder passes a step: one, or six as in the published checkpoints",
+    mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
                               choices=("once", "released"))
 
 

@@ -31,7 +31,7 @@ def title_of(arrays):
 
 def feature_picture(axis, features, rows=1):
     """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place,
-    one tile a second in so many rows."""
+    one tile per second in so many rows."""
     if features.ndim == 2:
         axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
     else:
@@ -289,7 +289,7 @@ def code_users(counts):
 
 
 def draw_codes(arrays, path):
-    """Use of the codes by modality (paper Figure 4), one picture a codebook; returns the paths.
+    """Use of the codes by modality (NeurIPS 2023, Figure 4), one picture per codebook; returns the paths.
 
     Each square is a code, coloured by the modalities that use it, its area by how often; beside it the share of each
     modality's seconds that fall on codes of all, of some, or of this modality alone.
