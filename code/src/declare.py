@@ -82,5 +82,6 @@ def decisive(namespace, *classes):
 
 
 def settings(cls):
-    """Name -> default of the fields of `cls` that are arguments."""
-    return {declared.name: declared.default for declared in fields(cls) if declared.metadata}
+    """Name -> value without the flag, as parsed arguments have it, of the fields of `cls` that are arguments."""
+    return {declared.name: _argument(declared, declared.default)[1]["default"] for declared in fields(cls)
+            if declared.metadata}
