@@ -82,5 +82,6 @@ def decisive(namespace, *classes):
 
 
 def settings(cls):
-    """Name -> default of the fields of `cls` that are arguments."""
-    return {declared.name: declared.default for declared in fields(cls) if declared.metadata}
+    """Name -> default, as a parser gives it (lists for tuples), of the fields of `cls` that are arguments."""
+    return {declared.name: list(declared.default) if isinstance(declared.default, tuple) else declared.default
+            for declared in fields(cls) if declared.metadata}
