@@ -82,6 +82,6 @@ def decisive(namespace, *classes):
 
 
 def settings(cls):
-    """Name -> default, as a parser gives it (lists for tuples), of the fields of `cls` that are arguments."""
-    return {declared.name: list(declared.default) if isinstance(declared.default, tuple) else declared.default
-            for declared in fields(cls) if declared.metadata}
+    """Name -> value without the flag, as parsed arguments have it, of the fields of `cls` that are arguments."""
+    return {declared.name: _argument(declared, declared.default)[1]["default"] for declared in fields(cls)
+            if declared.metadata}
