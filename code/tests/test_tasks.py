@@ -218,7 +218,7 @@ def test_evaluate_leaves_out_what_is_not_there(tree, tmp_path, capsys):
     evaluate.main([str(tree / "model.pt"), "--data_root", str(tmp_path / "data"), "--snapshot_pref",
                    str(tmp_path / "run"), "--n_epoch", "1", "--no_control", "--no_text", "--workers", "0"])
     assert "avvp: skipped, there is no" in capsys.readouterr().out
-    assert {r["task"] for r in results.read(tmp_path / "run" / "results.jsonl")} == {"ave"}
+    assert {r["task"] for r in results.read(tmp_path / "run" / "results.jsonl")} == {"ave", "ave_oscmg"}
     with pytest.raises(InputError, match="data of none of the tasks"):
         evaluate.main([str(tree / "model.pt"), "--data_root", "/nowhere", "--snapshot_pref", str(tmp_path / "run")])
 

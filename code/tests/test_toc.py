@@ -118,7 +118,7 @@ def test_released_numbers_suit_256_channels():
     assert {name for name, system in SYSTEMS.items() if system.TOC_RELEASED} >= {"dcid", "h_dcid"}
     for system, tasks in ((name, system.TOC_RELEASED) for name, system in SYSTEMS.items()):
         for task, pairs in tasks.items():
-            assert len(pairs) == 2, (system, task)
+            assert 1 <= len(pairs) <= 2, (system, task)
             for numbers in pairs.values():
                 assert sum(toc.Selection(*numbers).counts(256)) == numbers[0]
     assert SYSTEMS["dcid"].TOC_RELEASED["avvp"]["video", "audio"] == (128, 3, 1)
