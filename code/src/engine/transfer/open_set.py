@@ -125,7 +125,7 @@ class OpenSet(Task):
         classes = clip_class(clips.labels)
         return bool((classes < self.known).any()), bool((classes >= self.known).any())
 
-    def make(self, width):
+    def make(self, width, segment_layers=2):
         return self.head(width, self.known)
 
     def training(self, part):
