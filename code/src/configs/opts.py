@@ -384,8 +384,7 @@ def parse_pretrain(argv=None):
     for other in SYSTEMS.values():
         for cls in (other.Options, other.Config):
             for name, default in declare.settings(cls).items():
-                plain = list(default) if isinstance(default, tuple) else default        # as argparse keeps it
-                if name not in own and getattr(opts, name) not in (plain, None):
+                if name not in own and getattr(opts, name) not in (default, None):
                     parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
     for switch in opts.without:
         if switch not in system.switches():
