@@ -1,8 +1,8 @@
 """The plain form of a DCID training step: the measure of everything that was made faster since.
 
-Every step of dcid.md in its published order, in the most literal form: channels-first convolutions, one modality and
+Every step of DCID in its published order, in the most literal form: channels-first convolutions, one modality and
 one code at a time, the attention whose weights are always 1, Adam tensor by tensor. In float64 it takes the time that
-the benchmarks compare with, and the same numbers as `engine.pretraining` come out (tests/test_speed_equal.py). It
+the benchmarks compare with, and the same numbers as those of `engine.trainer` come out (tests/test_speed_equal.py). It
 works on the parameters of a model of ours, one level, default settings, and is not meant to be improved.
 """
 
@@ -74,7 +74,7 @@ class PlainStep:
     """Trains `model` (one level) step by step.
 
     Args:
-        model: model.dcid.DCID in the dtype to be timed; its codebook has been started.
+        model: systems.dcid.DCID in the dtype to be timed; its codebook has been started.
         draws: as in model/sampling.py.
     """
 

@@ -3,7 +3,7 @@
     python code/benchmarks/precision_equal.py [--seeds 0 1 2 3 4] [--json FILE]
 
 For every precision and seed `pretrain.py --preset demo` and then `evaluate.py --preset demo` are run as a user would,
-into folders of their own; what is there is not done again. The figure of a run is the mean cross-modal accuracy, in
+into folders of their own; finished ones are not repeated. The figure of a run is the mean cross-modal accuracy, in
 percent, last epoch: of AVE and UCF/VGG between every two of audio, video and text. One direction alone varies by three
 points from seed to seed. Exit code 1 if the mean over seeds of a precision lies more than a point below float64's.
 """

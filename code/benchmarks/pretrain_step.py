@@ -1,4 +1,4 @@
-"""Time of a pretraining step: seconds, clips and TFLOP a second, memory, and where the time goes.
+"""Time of a pretraining step: seconds, clips and TFLOP per second, memory, and where the time goes.
 
     python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
@@ -130,7 +130,7 @@ def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
-    parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips a step")
+    parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
     parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
     parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
@@ -215,7 +215,7 @@ def main(argv=None):
 
 def report(figures):
     """Print the figures."""
-    print("{system}, {widths} widths, {batch_size} clips a step, {precision} on {device_name}".format(**figures))
+    print("{system}, {widths} widths, {batch_size} clips per step, {precision} on {device_name}".format(**figures))
     print("step        {seconds_per_step:.4f} s (fastest {fastest_step:.4f}), {clips_per_second:.1f} clips/s"
           .format(**figures))
     print("work        {tflop_per_step:.3f} TFLOP, {tflops:.3f} TFLOP/s = {share_of_ceiling:.1%} of the measured "

@@ -41,7 +41,7 @@ class Ceiling:
 
 
 class Stopwatch:
-    """Own time of wrapped functions by name: while one runs inside another, only the inner one's clock goes on."""
+    """Own time of wrapped functions by name: while one runs inside another, only the inner one's clock runs."""
 
     def __init__(self, device):
         self.device, self.times, self.running = device, defaultdict(float), []

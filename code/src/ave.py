@@ -1,4 +1,4 @@
-"""AVE event classification, zero-shot across modalities (NeurIPS 2023, Table 1): one class a clip."""
+"""AVE event classification, zero-shot across modalities (NeurIPS 2023, Table 1): one class per clip."""
 
 from downstream import run_script
 from errors import run

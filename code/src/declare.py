@@ -10,7 +10,7 @@ and `decisive` tells which values two runs must share for their numbers to be co
 
 import argparse
 import json
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 
 
 def setting(default, help, *, flags=(), decisive=True, **argument):
@@ -81,7 +81,7 @@ def decisive(namespace, *classes):
     return json.loads(json.dumps(found, default=str))
 
 
-def changed(settings):
-    """Name -> value of the fields that differ from their defaults."""
-    return {f.name: value for f in fields(settings) for value in [getattr(settings, f.name)]
-            if f.default is not MISSING and value != f.default}
+def settings(cls):
+    """Name -> value without the flag, as parsed arguments have it, of the fields of `cls` that are arguments."""
+    return {declared.name: _argument(declared, declared.default)[1]["default"] for declared in fields(cls)
+            if declared.metadata}

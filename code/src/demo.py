@@ -42,10 +42,10 @@ def main(argv=None):
     demo_tree.build(opts.data_root, PLACES)
     print("2/4  pretraining without labels", flush=True)
     code = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
-    if code:                            # stopped by a signal; the next call goes on with --resume auto
+    if code:                            # stopped by a signal; the next call resumes with --resume auto
         return code
     print("3/4  heads on one modality, tested on another", flush=True)
-    checkpoint = opts.model_save_path / SYSTEMS[own.system].FILE.format(opts.n_epoch - 1)
+    checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
     print("4/4  pictures and report", flush=True)
     pictures = figures.draw_run(folder, own.figures / name)

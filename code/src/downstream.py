@@ -1,5 +1,7 @@
 """What the task scripts and evaluate.py share: from options to an open task, and to where its results go."""
 
+from dataclasses import replace
+
 from configs.opts import parse_downstream
 from declare import read
 from engine import provenance, results
@@ -12,26 +14,31 @@ from engine.transfer.toc_variants import TocSettings
 
 
 def head_settings(opts, entry):
-    """HeadSettings of one task: its own number of epochs unless --n_epoch was given."""
-    return read(HeadSettings, opts, n_epoch=opts.n_epoch or entry.epochs)
+    """HeadSettings of one task: its own number of epochs and the preset's values for it, unless flags were given."""
+    return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
 
 
 def toc_choices(opts, entry, directions, pretrained):
     """What the TOC options ask for in these directions; wrong ones are refused here, before any data is read."""
-    return toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
-                                 pretrained.encoder.system.TOC_RELEASED)
+    found = toc_variants.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
+                                  pretrained.encoder.system.TOC_RELEASED)
+    if pretrained.encoder.zero_code0:           # other codes are another measurement: its lines must not replace these
+        found = [replace(variant, name=" ".join(filter(None, [variant.name, "zero_code0"]))) for variant in found]
+    return found
 
 
 def open_task(opts, entry, directions):
     """The data of some directions."""
-    return entry.open(opts.place, modalities_of(directions), opts.protocol, **opts.reading)
+    settings = read(entry.settings, opts) if entry.settings else None
+    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading)
 
 
 def measure(opts, entry, task, pretrained, variants):
     """Heads of one task over one encoder; writes what they were made with first. Returns the result lines."""
     settings = head_settings(opts, entry)
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
-    options = opts.resolved() | {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
+    options = opts.resolved() | opts.by_task.get(entry.name, {})
+    options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
     places = {name: opts.place(name) for name in entry.all_places()}
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     with kept_warnings(opts.results.parent):
@@ -41,7 +48,7 @@ def measure(opts, entry, task, pretrained, variants):
 def run_script(name, argv=None):
     """A task script: encoder, data, heads, the table of this run."""
     entry, opts = TASKS[name], parse_downstream(name, argv)
-    pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision)
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):
         code_sets.check_modality(pretrained.encoder, modality, pretrained.path)

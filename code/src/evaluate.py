@@ -1,6 +1,6 @@
 """One or more checkpoints on every cross-modal task that the data allows: the papers' main table (Table 3).
 
-Rows are checkpoints; with one an epoch, the picture shows the figures over epochs, and the checkpoint is named that
+Rows are checkpoints; with one per epoch, the picture shows the figures over epochs, and the checkpoint is named that
 AVE's validation split would choose. Retrieval and directions with text stand in the long table (results.jsonl).
 """
 
@@ -56,7 +56,7 @@ def plan(opts, encoders):
 
 def main(argv=None):
     opts = parse_evaluate(argv)
-    encoders = [Pretrained.load(path, opts.device, opts.precision) for path in opts.checkpoints]
+    encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     rows = []
     for work in plan(opts, encoders):
         if not work.directions:

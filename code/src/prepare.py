@@ -1,9 +1,11 @@
 """Get real data ready: check what is there, make text features, the word list, derived lists, and packs.
 
-    python prepare.py check --dataset vggsound_AVT           what is there, what is wrong, would a run work
+    python prepare.py check --dataset vggsound_AVT           validate: is a run possible, and what is missing or wrong
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
-    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file a modality
+    python prepare.py text --pieces                          the same as word pieces, for CoDAAR
+    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
+    python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
 """
 
@@ -22,6 +24,7 @@ from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
 from engine.transfer.run_task import modalities_of
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
+from extract import command as extract_command
 
 PROMPTS = Path(__file__).resolve().parent / "dataset" / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
@@ -29,8 +32,9 @@ SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for na
 AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
 AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
-# What --dataset all checks: tasks on the clips of pretraining have been checked with these.
-ALL = ("vggsound_AVT", *(name for name, entry in TASKS.items() if entry.family != "vggsound"), "avs")
+# What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
+ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
+                         if entry.family != "vggsound"}.values(), "avs")
 
 
 def check(opts):
@@ -79,19 +83,22 @@ def text(opts):
         encode = encode or _encoder(opts)
         empty = write_text_features(out, prompts, encode(list(prompts.values())), opts.backend,
                                     opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
-                                    opts.cnt, source)
+                                    opts.cnt, source, "pieces" if opts.pieces else "words")
         print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
         if empty:
             print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
 
 
 def _encoder(opts):
+    if opts.pieces and opts.backend != "transformers":
+        raise InputError(f"--pieces --backend {opts.backend}: only BERT's own tokenizer gives pieces; leave --backend "
+                         "out, or --pieces")
     if opts.backend == "bert-embedding":
         from dataset.export_bert_embedding import bert_sentences
         return bert_sentences
     from dataset.text_backends import Bert, find_vocabulary, hashing_sentences
     if opts.backend == "transformers":
-        return Bert(opts.model).sentences
+        return Bert(opts.model, opts.pieces).sentences
     if opts.text_vocabulary == "cnt" and not opts.vocab:
         raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
                          "the word list; pass --vocab")
@@ -128,7 +135,7 @@ def pack(opts):
         source = opts.place(name)
         out = opts.out or (source.parent / "pack.h5" if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
         if out.exists() and not opts.overwrite:
-            print(f"{out}: is there, left as it is (--overwrite makes it again)")
+            print(f"{out}: exists, kept as it is (--overwrite makes it again)")
         else:
             result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
                                   opts.on_bad_clip)
@@ -158,7 +165,7 @@ def parser():
         result.set_defaults(function=function)
         return result
 
-    one = command(check, "report what is there of a dataset; exit code 0 only if a run would work")
+    one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
@@ -169,6 +176,8 @@ def parser():
                      help="all: every word; cnt: only words of the word list, as published")
     one.add_argument("--cnt", type=Path, default=configs.VOCABULARY, help="word list for --text_vocabulary cnt")
     one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
+    one.add_argument("--pieces", action="store_true", help="word pieces in place of words, for CoDAAR; a file of its "
+                     "own, which --pieces makes the other programs read")
     one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
                      "there, else ours)")
     one.add_argument("--out", type=Path, help="file to write (default: the dataset's place)")
@@ -176,9 +185,10 @@ def parser():
     one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
     one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
     one.add_argument("--out", type=Path, default=configs.VOCABULARY, help="file to write")
-    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF)")
+    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
-    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to go on after an interruption")
+    extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
+    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
     one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
     one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")

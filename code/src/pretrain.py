@@ -1,4 +1,4 @@
-"""Pretrain a system: data -> encode -> quantise -> losses -> step, one checkpoint an epoch (paper Figure 2)."""
+"""Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
 
@@ -36,7 +36,7 @@ def find_resumed(opts, is_first):
     """The file of --resume, None for a fresh start; auto takes the newest of this run and clears what kills left."""
     if opts.resume != "auto":
         return opts.resume or None
-    name = SYSTEMS[opts.system].FILE.format("*")
+    name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
     found = find_newest(opts.model_save_path, name, decisive(opts))
@@ -59,13 +59,14 @@ def open_system(opts, resumed, video_dim):
     else:
         sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
         sizes |= {"video_dim": video_dim} if video_dim else {}
+        sizes |= {name: getattr(opts, name) for name in declare.settings(kind.Config)}
         system = kind(kind.Config.for_data(opts.modalities, **sizes)).to(dtype=dtype)
     system.options = declare.read(kind.Options, opts)
     return system.to(opts.device), loaded
 
 
 def require_fit(opts, loaded, video_dim):
-    """InputError unless a checkpoint can go on with these options and this data."""
+    """InputError unless training can resume from a checkpoint with these options and this data."""
     config, name = loaded.system.config, loaded.system.name
     if config.modalities != opts.modalities or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
@@ -76,6 +77,10 @@ def require_fit(opts, loaded, video_dim):
     if config.spatial_attention != opts.spatial_attention:
         raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
                          f"{opts.spatial_attention}; pass the same")
+    for name in declare.settings(type(config)):
+        if getattr(config, name) != getattr(opts, name):
+            raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
+                             f"{getattr(opts, name)}; pass the same")
     if not loaded.complete and not opts.evaluate:
         raise InputError(f"{loaded.path}: has no {', '.join(loaded.missing)}; a file without them can be evaluated, "
                          "not resumed")

@@ -49,7 +49,7 @@ def report(number, codes, choice):
 
 
 def draw(codes, channels, path):
-    """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG (B4)."""
+    """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG."""
     pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
     lowest = min(float(p.min()) for p in pairs)
     ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)

@@ -1,4 +1,4 @@
-"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class a clip."""
+"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class per clip."""
 
 from downstream import run_script
 from errors import run

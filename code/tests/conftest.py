@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"         # before NumPy and PyTorch load; processes that tests start inherit it
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
@@ -46,9 +48,10 @@ def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
     from kill_resume import WIDTHS
     from model.config import Config
-    full = Config.for_data
+    full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
+        patch.setattr(Config, "for_data", classmethod(
+            lambda cls, *args, **more: dataclasses.replace(full(cls, *args, **more), **WIDTHS)))
         yield
 
 

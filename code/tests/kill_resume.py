@@ -31,8 +31,9 @@ def train(arguments, log, is_tiny):
     from model.config import Config
     torch.set_num_threads(1)
     if is_tiny:
-        full = Config.for_data
-        Config.for_data = lambda *args, **widths: dataclasses.replace(full(*args, **widths), **WIDTHS)
+        full = Config.for_data.__func__
+        Config.for_data = classmethod(
+            lambda cls, *args, **widths: dataclasses.replace(full(cls, *args, **widths), **WIDTHS))
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     sys.exit(pretrain.main(arguments))
 
@@ -44,7 +45,7 @@ def arguments(folder, data, settings):
 
 
 def differences(a, b, place=""):
-    """Places in two checkpoints that are not the same to the bit; the paths in `run.records` may differ."""
+    """Places at which two checkpoints are not bit-equal; the paths in `run.records` may differ."""
     import torch
     if place == ".run.records":
         return []
@@ -121,7 +122,7 @@ def prove(work, data, kills, seed=0, settings=None, is_tiny=False, report=print)
                 return [f"a resumed run failed; see {folder / 'output.txt'}"]
         found = compare(work / "whole", folder, last)
         report(f"run {runs}, killed {own_kills} times: "
-               f"{'the same to the bit' if not found else 'DIFFERENT: ' + ', '.join(found[:5])}")
+               f"{'bit-equal' if not found else 'DIFFERENT: ' + ', '.join(found[:5])}")
         if found:
             return found
     report(f"{killed} kills, {within_write} of them while a checkpoint was written; all runs end with the same "

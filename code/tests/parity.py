@@ -2,8 +2,8 @@
 
     python code/tests/parity.py [--golden DIR]
 
-One line a file and quantity group: worst relative error, tolerance, verdict. Files of systems that are not built are
-named and left alone. Exit code 1 if a number is off or a known file cannot be checked.
+One line per file and quantity group: worst relative error, tolerance, verdict. Files of unknown systems are skipped
+with a warning. Exit code 1 if a number is off or a known file cannot be checked.
 """
 
 import sys
@@ -14,17 +14,23 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 
 import parity_avs  # noqa: E402
+import parity_codaar  # noqa: E402
 import parity_dcid  # noqa: E402
+import parity_fcid_micu  # noqa: E402
+import parity_features  # noqa: E402
 import parity_manifests  # noqa: E402
+import parity_oscmg  # noqa: E402
 import parity_parts  # noqa: E402
 from errors import InputError, Parser, run  # noqa: E402
 from golden_io import Check  # noqa: E402
 
 CHECKS = {}
-for table in (parity_manifests.CHECKS, parity_dcid.CHECKS, parity_parts.HEAD_CHECKS, parity_avs.CHECKS):
-    for stem, function in table.items():
+for module in (parity_manifests, parity_dcid, parity_fcid_micu, parity_codaar, parity_oscmg, parity_parts, parity_avs,
+               parity_features):
+    for stem, function in module.CHECKS.items():
         CHECKS.setdefault(stem, []).append(function)
-HELPERS = {"dcid_small_manifest", "h_dcid_small_manifest"}      # read together with the runs that they describe
+# Read together with the runs that they describe.
+HELPERS = {f"{name}_small_manifest" for name in ("dcid", "h_dcid", "fcid", "micu", "codaar", "codaar_av")}
 
 
 def stems(folder):
@@ -57,7 +63,7 @@ def main(argv=None):
         raise InputError(f"{folder}: holds no golden file that is known here; expected one of {', '.join(CHECKS)}")
     for stem in found:
         if stem not in CHECKS and stem not in HELPERS:
-            print(f"{stem:24} not known here: left alone")
+            print(f"{stem:24} not known here: skipped")
     results = []
     for stem in known:
         for result in compare(folder, stem):

@@ -44,4 +44,4 @@ def check_heads(folder):
     return [Check("parts", group, error, FORWARD) for group, error in checks.items()]
 
 
-HEAD_CHECKS = {"parts": check_heads}
+CHECKS = {"parts": check_heads}

@@ -1,4 +1,4 @@
-"""Zips, pickles and HDF5 files: what is read, what is refused, and how it is said."""
+"""Zips, pickles and HDF5 files: what is read, what is refused, and the messages."""
 
 import io
 import os

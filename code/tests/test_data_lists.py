@@ -50,7 +50,7 @@ def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
     path = root / PLACES["avvp.categories"]
     path.write_text("mine\n")
     prepare.main(["lists", "--data_root", str(root)])
-    assert path.read_text() == "mine\n" and f"{path}: is there, left as it is" in capsys.readouterr().out
+    assert path.read_text() == "mine\n" and f"{path}: exists, kept as it is" in capsys.readouterr().out
     prepare.main(["lists", "--data_root", str(root), "--overwrite"])
     assert path.read_text() != "mine\n"
     with pytest.raises(InputError, match="no official annotation file"):

@@ -92,7 +92,7 @@ def test_video_and_rows_are_packed_too(tmp_path):
 def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):
     out = tmp_path / "p.h5"
     assert "0 bytes" in message(pack, broken, out, "audio") and not out.exists()
-    done = pack(broken, out, "audio", on_bad_clip="skip")               # goes on where the first stopped
+    done = pack(broken, out, "audio", on_bad_clip="skip")               # resumes where the first stopped
     assert done.clips == 9 and done.resumed > 0 and list(done.skipped) == [IDS[3]]
     assert "1 of 10 clips of set have no audio feature" in message(Clips, "set", ("audio",), IDS[:10], {"audio": out})
     assert len(Clips("set", ("audio",), IDS[:10], {"audio": out}, on_bad_clip="skip")) == 9
@@ -195,7 +195,7 @@ run(lambda: {call})
 
 @pytest.mark.parametrize("what, limit", [("pack", 50_000), ("pack", 384_000), ("text", 50_000)])       # of 395 kB
 def test_a_full_disk_is_one_line_and_harms_nothing(zips, tmp_path, what, limit):
-    """A limit on the size of files stands for the full disk; afterwards the same command works."""
+    """A limit on the size of files simulates the full disk; afterwards the same command works."""
     out = tmp_path / "out.h5"
     out.write_bytes(b"what was there")
     prompts = {str(k): "one two three four five six seven eight nine ten" for k in range(10)}

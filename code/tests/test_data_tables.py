@@ -1,4 +1,4 @@
-"""Lists and class lists: as people have them, and what is said where they are broken."""
+"""Lists and class lists: in their usual variants, and the messages for broken ones."""
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +62,7 @@ def test_list_of_file_names(write):
     (GOOD.replace("ccccccccccc", "aaaaaaaaaaa"), "1 repeated ids, first aaaaaaaaaaa"),
     (GOOD.encode("utf-16"), "not UTF-8"), (b"\x89HDF\r\n", "not UTF-8"), (GOOD.replace("dog", "d\0g"), "zero bytes"),
     (GOOD.replace("dog,a", '"dog,a') + "x" * 200_000, "cannot be read as csv"),
-    (GOOD.replace("video_id,", "video_id,video_id,"), "a column name stands twice")])
+    (GOOD.replace("video_id,", "video_id,video_id,"), "a column name occurs twice")])
 def test_each_defect_of_a_list_is_named(write, content, finding):
     path = write(content)
     text = message(read_list, path)

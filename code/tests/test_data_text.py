@@ -248,6 +248,56 @@ def test_prepare_text(tmp_path, bert, monkeypatch, capsys):
     assert "1 prompts keep no word and are zeros: cat" in capsys.readouterr().out
 
 
+# ------------------------------------------------------------------------------------------------ word pieces
+@pytest.mark.parametrize("dataset, file, pieces, cut", [
+    ("vggsound", "vggsound40k/vggsoundCategories2Prompts.csv", 1473, 65),
+    ("avs", "AVSBench/AVSBenchCategories2Prompts.csv", 239, 12)])
+def test_pieces_of_the_released_prompts(tmp_path, bert, annotations, dataset, file, pieces, cut):
+    """The filter of CoDAAR's program drops none of them; longer prompts are cut at ten."""
+    counts = json.loads((annotations / "released" / "cnt_new_vocab.json").read_text())
+    (tmp_path / "cnt.pkl").write_bytes(pickle.dumps({int(k): v for k, v in counts.items()}))
+    common = ["text", "--pieces", "--dataset", dataset, "--model", str(bert), "--prompts",
+              str(annotations / "released" / file)]
+    prepare.main([*common, "--out", str(tmp_path / "all.h5")])
+    prepare.main([*common, "--out", str(tmp_path / "cnt.h5"), "--text_vocabulary", "cnt", "--cnt",
+                  str(tmp_path / "cnt.pkl")])
+    every, filtered = TextFeatures(tmp_path / "all.h5"), TextFeatures(tmp_path / "cnt.h5")
+    assert every.unit == "pieces" and np.array_equal(every.vectors, filtered.vectors)
+    with h5py.File(tmp_path / "cnt.h5") as stored:
+        assert len(stored["words"]) == pieces
+        assert set(stored["word_reason"].asstr()[:]) == {KEPT, "after the tenth kept word"}
+        lengths = np.bincount(stored["word_sentence"][:])
+    assert (lengths > 10).sum() == cut
+
+
+def test_pieces_are_the_models_states_and_not_glued(bert):
+    """All of a long sentence, punctuation too; the special tokens are left out."""
+    import torch
+    text = "theremin, " * 20
+    words, pieces = Bert(bert).sentences([text])[0], Bert(bert, pieces=True).sentences([text, "a dog"])
+    encoder = Bert(bert)
+    batch = encoder.tokenizer([text], return_tensors="pt")
+    with torch.inference_mode():
+        states = encoder.model(**batch).last_hidden_state[0, 1:-1].numpy()
+    assert "theremin" in words.words and any(piece.startswith("##") for piece in pieces[0].words)
+    assert pieces[0].indices == batch["input_ids"][0, 1:-1].tolist() and len(pieces[0].words) > 25
+    np.testing.assert_allclose(pieces[0].vectors, states, atol=1e-5)
+    assert pieces[1].words == ["a", "dog"]
+    assert word_reasons(pieces[0], "all")[:11] == [KEPT] * 10 + ["after the tenth kept word"]
+    counts = {piece: 1 for piece in pieces[0].indices[1:]} | {0: 0}
+    first = pieces[0].indices[0]
+    reasons = word_reasons(pieces[0], "cnt", {k: v for k, v in counts.items() if k != first})
+    assert reasons[0] == "not in the word list" and reasons[1] == KEPT
+
+
+def test_pieces_have_a_file_of_their_own(tmp_path, bert):
+    assert "--pieces --backend hashing" in message(prepare.main, [
+        "text", "--dataset", "ave", "--data_root", str(tmp_path), "--pieces", "--backend", "hashing"])
+    prepare.main(["text", "--dataset", "ave", "--data_root", str(tmp_path), "--model", str(bert), "--pieces"])
+    assert TextFeatures(tmp_path / "AVE" / "feature" / "text" / "prompts_pieces.h5").unit == "pieces"
+    assert not (tmp_path / "AVE" / "feature" / "text" / "prompts.h5").exists()
+
+
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
 EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/annotation_csv.py", "dataset/archive.py",
             "errors.py", "atomic_write.py"]

@@ -188,7 +188,8 @@ def test_leaving_out_cmcm_makes_its_term_zero():
 
 
 def test_fewer_dead_codes_with_the_start_from_data():
-    """After 500 steps of a small system on clustered clips more codes are alive than from the published start."""
+    """After 150 steps of a small system on clustered clips, before any reset, more codes are alive than from the
+    published start: 23, 25, 34 against 12, 8, 9 for seeds 0 to 2, so that rounding cannot turn it."""
     alive = {}
     for start in ("data", "released"):
         trainer = trainer_of(("audio", "text"), codebook_init=start, without=("club",),
@@ -196,7 +197,7 @@ def test_fewer_dead_codes_with_the_start_from_data():
         generator = torch.Generator().manual_seed(7)
         centres = {m: torch.rand(10, 1, x.shape[-1], generator=generator)
                    for m, x in batch_of(("audio", "text"), 1).items()}
-        for _ in range(500):
+        for _ in range(150):
             kind = torch.randint(10, (8,), generator=generator)
             batch = {m: c[kind] + 0.1 * torch.randn(8, 10, c.shape[-1], generator=generator)
                      for m, c in centres.items()}

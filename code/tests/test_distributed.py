@@ -20,7 +20,6 @@ from errors import InputError  # noqa: E402
 from kill_resume import differences  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
 from model.collectives import ALONE  # noqa: E402
-from model.config import Config  # noqa: E402
 from systems.registry import SYSTEMS  # noqa: E402
 from tiny import command, trainer_for  # noqa: E402
 
@@ -32,6 +31,10 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "released": ("dcid", ("audio", "text"),
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
     "h_dcid": ("h_dcid", ALL, {}, 3),
+    "codaar": ("codaar", ALL, {}, 0),
+    "fcid": ("fcid", ALL, {}, 0),
+    "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
 }
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 
@@ -39,7 +42,7 @@ CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one pro
 def train(name, together):
     """Three steps on the part of the data that this process holds; what came out, as plain tensors."""
     system, modalities, settings, epoch = RUNS[name]
-    config = Config.for_data(modalities, **SMALL)
+    config = SYSTEMS[system].Config.for_data(modalities, **SMALL)
     torch.manual_seed(3)
     model = SYSTEMS[system](config).double().train()
     trainer = trainer_for(model, together=together, **settings)
@@ -50,8 +53,8 @@ def train(name, together):
     results = []
     for number, chosen in enumerate(order.split(size)):
         together.expect(min(BATCH, CLIPS - number * BATCH), number)
-        for level in model.encoder.levels:
-            level.codebook.unactivated_count[:3] = 300                      # the unused ones among them are due
+        for codebook in model.codebooks.values():
+            codebook.unactivated_count[:3] = 300                            # the unused ones among them are due
         report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
         figures = report.losses | report.metrics | report.inner | {
             f"norm {section}": norm for section, norm in report.grad_norms.items()}

@@ -1,4 +1,4 @@
-"""Whatever stands in a list, a results file or a checkpoint, reading it succeeds or ends in our own error."""
+"""Whatever is in a list, a results file or a checkpoint, reading it succeeds or ends in our own error."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What stops a run, what is said of one that goes wrong, and where a result comes from."""
+"""What stops a run, the warnings of one that goes wrong, and where a result comes from."""
 
 import json
 import logging
@@ -118,7 +118,7 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     if expected:
         assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
         caplog.clear()
-        monitors.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not say it again
+        monitors.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not warn again
         assert not caplog.records
 
 

@@ -7,11 +7,11 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from dataset.labels import clip_class
 from engine.transfer import metrics
-from parity_parts import HEAD_CHECKS
+from parity_parts import CHECKS
 
 
 def test_golden_parts(golden):
-    for check in HEAD_CHECKS["parts"](golden):
+    for check in CHECKS["parts"](golden):
         assert check.passed, str(check)
 
 

@@ -1,9 +1,14 @@
-"""The golden numbers of the published programs, one test a file (the same functions as parity.py)."""
+"""The golden numbers of the published programs, one test per file (the same functions as parity.py)."""
 
+import json
+
+import numpy as np
 import pytest
+import torch
 
 import parity
 from conftest import ROOT
+from model import toc
 
 GOLDEN = ROOT / "code" / "tests" / "golden"
 
@@ -32,6 +37,18 @@ def test_a_wrong_number_fails(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "0 passed, 1 failed" and "FAIL" in printed[-2]
     assert any(line.startswith("later_system") for line in printed)
+
+
+def test_channels_of_equal_criterion_may_be_swapped(tmp_path):
+    arrays, setting = dict(np.load(GOLDEN / "toc.npz")), "choose_channel=8 toc_max_num=1 toc_min_num=0"
+    arrays["codebook"][:, 5] = arrays["codebook"][:, 91] * (1 + 1e-6)       # 91 is the best
+    np.savez(tmp_path / "toc.npz", **arrays)
+    first, second, third, *others = toc.select(torch.from_numpy(arrays["codebook"]), toc.Selection(8)).tolist()
+    assert {first, second} == {5, 91}
+    for chosen, passes in (([second, first, third], True), ([first, third, second], False),
+                           ([first, first, third], False)):
+        (tmp_path / "toc.json").write_text(json.dumps({setting: chosen + others}))
+        assert all(result.passed for result in parity.compare(tmp_path, "toc")) == passes
 
 
 def test_a_known_file_that_cannot_be_read_fails(tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_sigint_says_what_to_do(demo_data, tmp_path, monkeypatch, caplog):
     signal_after(monkeypatch, 2, signal.SIGINT)
     handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
     assert train(demo_data, tmp_path) == 128 + signal.SIGINT
-    assert "stopped by SIGINT after step 3; go on with --resume auto" in caplog.text
+    assert "stopped by SIGINT after step 3; resume with --resume auto" in caplog.text
     assert checkpoints(tmp_path) == ["DCID-model-0-step3.pt"]
     assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -154,7 +154,7 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     os.rename(tmp_path / "other" / "checkpoints" / "DCID-model-0.pt", folder / "DCID-model-0.pt")
     caplog.clear()
     train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 9)
-    assert "DCID-model-0-step8.pt: going on in epoch 0 after 64 of its 80 clips, 8 steps in all" in caplog.text
+    assert "DCID-model-0-step8.pt: resuming in epoch 0 after 64 of its 80 clips, 8 steps in all" in caplog.text
     assert "DCID-model-0-step9.pt: truncated" in caplog.text
     assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
@@ -212,7 +212,7 @@ def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, c
     with pytest.raises(InputError, match="in the order of seed 43; here are 80 clips and seed 7; pass the same data"):
         train(demo_data, tmp_path, "--seed", 7, "--resume", file)
     train(demo_data, tmp_path, "--lr", 1e-4, "--resume", file, "--max_steps", 4)
-    assert "this run goes on differently (lr 0.0004 there, 0.0001 here)" in caplog.text
+    assert "this run resumes with other options (lr 0.0004 there, 0.0001 here)" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [
@@ -258,7 +258,7 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):
     full_disk(2, 3)
     assert train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1, "--on_save_error", "continue") == 0
-    assert caplog.text.count("the run goes on (--on_save_error continue)") == 2
+    assert caplog.text.count("training continues (--on_save_error continue)") == 2
     assert checkpoints(tmp_path) == [LAST]
 
 

@@ -15,7 +15,9 @@ from model.config import Config
 from systems import published, registry
 from systems.base import Term
 from systems.dcid import DCID
+from systems.fcid import FCID
 from systems.h_dcid import HDCID
+from systems.micu import MICU
 from systems.registry import SYSTEMS
 from test_dcid import TINY, batch_of
 from tiny import checkpoints, trainer_for
@@ -95,8 +97,12 @@ def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(stu
     assert ["--without", "spread"] in rows and len(rows) == 8 and rows[-1] == []
 
 
-def test_settings_of_another_system_are_refused(capsys):
-    for wrong, named in ((["--layer2_start", "released"], "--layer2_start is a setting of H-DCID"),
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_settings_of_another_system_are_refused_and_their_defaults_are_not(name, capsys):
+    assert parse_pretrain(["--gpu", "cpu", "--system", name]).system == name
+    for wrong, named in ((["--system", "dcid", "--layer2_start", "released"], "--layer2_start is a setting of H-DCID"),
+                         (["--system", "dcid", "--cascade_order", "video", "audio", "text"],
+                          "--cascade_order is a setting of CoDAAR"),
                          (["--system", "h_dcid", "--without", "nothing"], "--without")):
         with pytest.raises(SystemExit) as end:
             parse_pretrain(["--gpu", "cpu", *wrong])
@@ -117,15 +123,16 @@ def everything(trainer):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU"))])
 @pytest.mark.parametrize("system, epoch, settings", [
-    (DCID, 0, {}), (DCID, 0, {"mi_forward": "released", "code_reset": "released"}), (HDCID, 3, {})])
+    (DCID, 0, {}), (DCID, 0, {"mi_forward": "released", "code_reset": "released"}), (HDCID, 3, {}),
+    (FCID, 0, {}), (MICU, 0, {"encoder_passes": "released"})])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_step_that_is_not_finite_changes_nothing(system, epoch, settings, steps, device):
-    """An infinite feature in a step: every tensor is what it was, and training goes on with the next batch."""
+    """An infinite feature in a step: every tensor is what it was, and training continues with the next batch."""
     torch.manual_seed(0)
-    trainer = trainer_for(system(Config.for_data(ALL, **TINY)).to(device).train(), **settings)
+    trainer = trainer_for(system(system.Config.for_data(ALL, **TINY)).to(device).train(), **settings)
     batch = {m: x.to(device) for m, x in batch_of(ALL).items()}
-    for level in trainer.system.encoder.levels:
-        level.codebook.unactivated_count[:40] = 301                         # resets are due in the step
+    for codebook in trainer.system.codebooks.values():
+        codebook.unactivated_count[:40] = 301                         # resets are due in the step
     for _ in range(steps):
         trainer.step(batch, epoch)
     before = everything(trainer)
@@ -142,8 +149,8 @@ def test_a_step_that_is_not_finite_changes_nothing(system, epoch, settings, step
     assert all(not after[name].any() for name in after.keys() - before.keys())      # Adam's own start
     if device == "cpu":
         assert trainer.step(batch, epoch).losses["total"].isfinite()
-        assert not torch.equal(before["encoder.levels.0.codebook.embedding"],
-                               trainer.system.state_dict()["encoder.levels.0.codebook.embedding"])
+        name = next(name for name in before if name.endswith("codebook.embedding"))
+        assert not torch.equal(before[name], trainer.system.state_dict()[name])
 
 
 def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(demo_data, small_model, tmp_path, monkeypatch):
@@ -172,7 +179,7 @@ def translate(sections):
     return published.from_published(sections, published.layout(kind, config), sorted(sections))
 
 
-@pytest.mark.parametrize("name", ["dcid_published_manifest", "h_dcid_published_manifest"])
+@pytest.mark.parametrize("name", ["dcid_published_manifest", "h_dcid_published_manifest", "fcid_published_manifest"])
 def test_whichever_tensor_of_a_published_file_is_wrong_is_named(golden, name, monkeypatch):
     manifest = json.loads((golden / f"{name}.json").read_text())
     sections = {section: {key: torch.zeros(()).expand(shape) for key, shape in keys.items()}

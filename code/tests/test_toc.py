@@ -118,7 +118,7 @@ def test_released_numbers_suit_256_channels():
     assert {name for name, system in SYSTEMS.items() if system.TOC_RELEASED} >= {"dcid", "h_dcid"}
     for system, tasks in ((name, system.TOC_RELEASED) for name, system in SYSTEMS.items()):
         for task, pairs in tasks.items():
-            assert len(pairs) == 2, (system, task)
+            assert 1 <= len(pairs) <= 2, (system, task)
             for numbers in pairs.values():
                 assert sum(toc.Selection(*numbers).counts(256)) == numbers[0]
     assert SYSTEMS["dcid"].TOC_RELEASED["avvp"]["video", "audio"] == (128, 3, 1)
@@ -189,7 +189,7 @@ def test_one_pass_over_several_settings_gives_what_each_gives_alone(tmp_path, mo
     tiny = {("video", "audio"): (4, 1, 0), ("audio", "video"): (8, 3, 1)}
     monkeypatch.setitem(SYSTEMS["h_dcid"].TOC_RELEASED, "ave", tiny)
     pretrained, task = frozen(tmp_path), task_of(Clips())
-    shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2"]
+    shared = ["--protocol", protocol, "--n_epoch", "6" if protocol == "released" else "2", "--precision", "float64"]
     together = figures(evaluate(task, pretrained, options(
         tmp_path, "--toc_preset", "off", "fixed", "released", "--choose_channel", "2", "6", *shared)))
     assert {name for name, *_ in together} == {"", "TOC 10,1,1", "TOC released", "TOC 2,1,0", "TOC 6,1,0"}

@@ -7,7 +7,7 @@ read."""
 import argparse
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from declare import positive, setting
 from engine.precision import default_workers, resolve
 from engine.run_loop import RunSettings
 from engine.trainer import Settings
+from engine.transfer.caption_retrieval import RetrievalSettings
 from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import Shares, TocSettings
@@ -43,6 +44,7 @@ PLACES = {
     "vggsound.video": "vggsound40k/feature/video/zip",
     "vggsound.label": "vggsound40k/feature/label/zip",
     "vggsound.text": "vggsound40k/feature/text/prompts.h5",
+    "vggsound90k.csv": "vggsound40k/data/vggsound-avel90k-new.csv",
     "vggsound81k.csv": "vggsound40k/data/video_name_vggsound81k_checked.csv",
     "vggsound179k.csv": "vggsound40k/data/video_name_vggsound179k_checked.csv",
     "ave.audio": "AVE/data/audio_feature.h5",
@@ -78,6 +80,14 @@ PLACES = {
     "ucf_vggsound.audio": "vggsound40k/feature/audio/zip",
     "ucf_vggsound.prompts": "UCF101/data/UCF101Categories2Prompts.csv",
     "ucf_vggsound.text": "UCF101/feature/text/prompts.h5",
+    "ucf51.csv": "UCF101/data/ucf51checked.csv",
+    "ucf51.categories": "UCF101/data/UCF51Categories.txt",
+    "ucf51.video": "UCF101/feature/video/zip",
+    "ucf51.audio": "UCF101/feature/audio/zip",
+    "captions.csv": "captions/data/captions.csv",
+    "captions.video": "captions/feature/video/zip",
+    "captions.audio": "captions/feature/audio/zip",
+    "captions.text": "captions/feature/text/captions.h5",
     "avs.csv": "AVSBench/Single-source/s4_meta_data.csv",
     "avs.frames": "AVSBench/Single-source/s4_data/visual_frames",
     "avs.masks": "AVSBench/Single-source/s4_data/gt_masks",
@@ -87,15 +97,19 @@ PLACES = {
 }
 
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
-# below that where pretraining saves, `pretrained` what downstream scripts load.
+# below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
 PRESETS = {
-    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps an epoch; minutes on two CPU cores. Ends
+    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps per epoch; minutes on two CPU cores. Ends
     # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
-    # modalities go apart on the pairs, which a run of minutes does not outlive.
+    # modalities share fewer codes on the pairs; a run of minutes ends before they recover.
     "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
+    # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
+    "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
+               "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
+                         "ave_avvp": {"n_epoch": 30}}},
 }
 
 
@@ -110,7 +124,9 @@ class Options(argparse.Namespace):
     def place(self, name):
         """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
-        return Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        place = Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
+        is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
+        return place.with_stem(place.stem + "_pieces") if is_pieces else place
 
     def places(self, families):
         """Dotted name -> Path of every place of some datasets."""
@@ -176,6 +192,7 @@ class Machine:
     workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
     in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
                               decisive=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
     on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
                                choices=("error", "skip"), decisive=False)
 
@@ -212,7 +229,7 @@ class SystemChoice:
 
     system: str = setting("dcid", "what is pretrained: " + ", ".join(
         f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
-    n_embeddings: int = setting(400, "codes in a codebook (K)", type=positive)
+    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
     spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
                                      choices=("sum", "softmax"))
 
@@ -226,7 +243,7 @@ class Pretraining:
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
                           "run, else from the beginning", metavar="auto|FILE", decisive=False)
     evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
-    test_batch_size: int = setting(64, "clips a step when evaluating", type=positive, decisive=False)
+    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, decisive=False)
     loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
                                   "here", type=float, decisive=False)
 
@@ -255,6 +272,7 @@ def pretrain_parser():
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         declare.add_arguments(parser, system.Options, f"settings of {system.title}")
+        declare.add_arguments(parser, system.Config, f"sizes of {system.title}")
     without = next(action for action in parser._actions if action.dest == "without")
     without.choices = tuple(switches)
     declare.add_arguments(parser, Pretraining, "checkpoints")
@@ -290,8 +308,22 @@ def downstream_parser(task):
     group = parser.add_argument_group("direction")
     group.add_argument("--dataset_name", choices=tuple(entry.directions), default=None,
                        help="va trains on video and tests on audio; default: all directions")
+    if entry.settings:
+        declare.add_arguments(group, entry.settings)
     group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
     group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
+    return parser
+
+
+def clip_retrieval_parser():
+    """Arguments of clip_retrieval.py."""
+    parser = _parser("clip_retrieval.py", "Retrieval of whole clips by captions and back, without a head.")
+    declare.add_arguments(parser, RetrievalSettings, "retrieval")
+    parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
+                        help="of the clips (default: those whose features are there)")
+    parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
+                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
+    parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     return parser
 
 
@@ -302,6 +334,9 @@ def evaluate_parser():
                                       help="pretrained encoders; rows of the table, in this order")
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="which tasks")
+    for entry in TASKS.values():
+        if entry.settings:
+            declare.add_arguments(group, entry.settings)
     group.add_argument("--no_text", action="store_true", help="skip directions with text")
     group.add_argument("--pool", action="store_true",
                        help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
@@ -316,15 +351,23 @@ def _parse(parser, program, argv):
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
-    for root in ("data_root", "checkpoint_root", "runs_root") if preset else ():
+    for root in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
         parser.set_defaults(**{root: parser.get_default(root) / preset["folder"]})
     opts = parser.parse_args(argv, Options())
+    opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
+                    for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
-    if not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0:
+    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
+
+
+def _is_given(parser, argv, name):
+    """Does the command line give this argument?"""
+    unset = object()
+    return getattr(parser.parse_args(argv, argparse.Namespace(**{name: unset})), name) is not unset
 
 
 def parse_pretrain(argv=None):
@@ -335,12 +378,14 @@ def parse_pretrain(argv=None):
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
+    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
-    own = {f.name for f in fields(system.Options)}
+    own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
     for other in SYSTEMS.values():
-        for name in declare.changed(declare.read(other.Options, opts)):
-            if name not in own:
-                parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+        for cls in (other.Options, other.Config):
+            for name, default in declare.settings(cls).items():
+                if name not in own and getattr(opts, name) not in (default, None):
+                    parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
@@ -349,7 +394,7 @@ def parse_pretrain(argv=None):
 
 def decisive(opts):
     """Name -> plain value of the options on which the numbers of a pretraining run depend."""
-    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options)
+    return declare.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
 
 
 def parse_downstream(task, argv=None):
@@ -363,10 +408,20 @@ def parse_downstream(task, argv=None):
     else:
         named = TASKS[task].directions
         opts.directions = [named[opts.dataset_name]] if opts.dataset_name else list(named.values())
+    return _with_checkpoint(opts)
+
+
+def _with_checkpoint(opts):
+    """Where the encoder is and the results go, unless the flags say so."""
     pretrained = PRESETS.get(opts.preset, {}).get("pretrained", PRETRAINED)
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
+
+
+def parse_clip_retrieval(argv=None):
+    """Options of clip_retrieval.py."""
+    return _with_checkpoint(_parse(clip_retrieval_parser(), "clip_retrieval", argv))
 
 
 def parse_evaluate(argv=None):

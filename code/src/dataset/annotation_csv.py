@@ -64,7 +64,7 @@ def read_table(path, columns, separator=","):
                              "right "
                              "file")
         if len(set(header)) != len(header):
-            raise InputError(f"{path}: a column name stands twice in the header; {form} are expected; rename one")
+            raise InputError(f"{path}: a column name occurs twice in the header; {form} are expected; rename one")
         wanted = [(header.index(name), name) for name in columns]
         table = {name: [] for _, name in wanted}
         for row in rows:
@@ -88,7 +88,7 @@ def read_table(path, columns, separator=","):
 
 
 def read_classes(path):
-    """A class list: one name a line, the label is the line number.
+    """A class list: one name per line, the label is the line number.
 
     A tab in a line is a slip (line 11 of the released UCF list): the name ends there, and a warning says so.
 
@@ -103,10 +103,10 @@ def read_classes(path):
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise InputError(f"{path}: no class names; one name a line is expected; get the file again")
+        raise InputError(f"{path}: no class names; one name per line is expected; get the file again")
     for k, name in enumerate(names):
         if not name:
-            raise InputError(f"{path}: line {k + 1} is empty; one class name a line is expected; remove the line")
+            raise InputError(f"{path}: line {k + 1} is empty; one class name per line is expected; remove the line")
         if name in names[:k]:
             raise InputError(f"{path}: line {k + 1} repeats the class '{name}'; different names are expected; remove "
                              "one")

@@ -1,4 +1,4 @@
-"""Feature archives: one zip a clip, one pickled NumPy array in it, as in the published download.
+"""Feature archives: one zip per clip, one pickled NumPy array in it, as in the published download.
 
 Downloads are not trusted: nothing is extracted, sizes are limited, and the pickle is read by an interpreter of a few
 opcodes that can build numeric arrays and nothing else.

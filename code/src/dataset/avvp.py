@@ -31,7 +31,7 @@ class AVVP(Clips):
 
 
 def read_events(path, classes, seconds=10):
-    """Clips and labels of an event list: tab-separated, one row a clip, events comma-joined.
+    """Clips and labels of an event list: tab-separated, one row per clip, events comma-joined.
 
     Args:
         path: csv with `COLUMNS`; `filename` is the 11-character id and the cut, <id>_<start>_<end>.

@@ -1,4 +1,4 @@
-"""What is there of a dataset, what is wrong with it, and whether a run would work: `prepare.py check`."""
+"""Dataset validation, `prepare.py check`: what is present, what is wrong with it, and whether a run would work."""
 
 import logging
 import textwrap

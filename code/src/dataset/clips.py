@@ -80,7 +80,7 @@ class Clips(Dataset):
     def load(self, modality, dtype=None):
         """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
 
-        For keeping a whole set in memory or on a GPU; a progress bar shows clips a second.
+        For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
         """
         if modality == "text":
             vectors, index = self.text

@@ -1,7 +1,7 @@
 """Feature stores: a folder of zips, an HDF5 pack of it, or AVE's HDF5 arrays, all read in the same way.
 
 A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds. Stores are small objects that can
-be sent to DataLoader workers; HDF5 files are opened lazily, once a process.
+be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 """
 
 import os
@@ -148,7 +148,7 @@ class Store:
         self.tail = self.read(clip).shape[1:]
 
     def open(self):
-        """The HDF5 file, opened once a process (a handle must not cross a fork)."""
+        """The HDF5 file, opened once per process (a handle must not cross a fork)."""
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = open_hdf5(self.path), os.getpid()
         return self._file
@@ -191,7 +191,7 @@ class Rows(Store):
 
 
 class Pack(Store):
-    """One HDF5 file a modality, written and verified by `prepare.py pack`: `features` (clips, T, ...), `ids`.
+    """One HDF5 file per modality, written and verified by `prepare.py pack`: `features` (clips, T, ...), `ids`.
 
     A chunk is one clip, stored as it is: reading a clip is one copy, and the checks of `check_clip` were made when the
     pack was written.
@@ -212,7 +212,7 @@ class Pack(Store):
             plain = array.chunks == (1, *array.shape[1:]) and not filters and array.dtype in (np.float16, np.float32)
             if not plain or len(names) != len(array):
                 raise InputError(f"{self.path}: {array.dtype} in chunks {array.chunks}, {len(names)} ids; float16 or "
-                                 "float32, one uncompressed chunk and one id a clip are expected; run `python "
+                                 "float32, one uncompressed chunk and one id per clip are expected; run `python "
                                  "prepare.py pack` again")
             written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
@@ -220,7 +220,7 @@ class Pack(Store):
         self.ids = set(self.rows)
 
     def open(self):
-        """The `features` dataset, opened once a process."""
+        """The `features` dataset, opened once per process."""
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = open_hdf5(self.path)["features"], os.getpid()
         return self._file

@@ -55,7 +55,7 @@ def parse_times(path, name, text):
 
 
 def clip_class(labels):
-    """Class of each clip: arg max over the C foreground columns a second, then the maximum over time.
+    """Class of each clip: arg max over the C foreground columns of each second, then the maximum over time.
 
     A second without foreground gives 0; where two classes occur, the higher index wins (released programs).
 

@@ -15,6 +15,7 @@ from dataset.ave import CATEGORIES
 from dataset.ave_avvp import SHARED
 from dataset.avvp import COLUMNS
 from dataset.labels import single_event
+from dataset.ucf51 import CLASSES as UCF51_CLASSES
 from errors import InputError
 
 SECONDS = 10
@@ -97,7 +98,7 @@ def shared_events(events):
 
 
 def joined(events):
-    """One row a clip: CONSECUTIVE events of equal filename joined by commas (two released clips fill two rows each)."""
+    """One row per clip: CONSECUTIVE events of equal filename joined by commas (two released clips have two rows)."""
     rows = []
     for name, *event in events:
         if not rows or rows[-1][0] != name:
@@ -113,6 +114,18 @@ def vggsound_of_ucf(path):
     rows = list(zip(table["category"], table["video_id"], table["split"]))
     return [row for name in VGGSOUND_OF_UCF for split in ("train", "val", "test")
             for row in rows if row[0] == name and row[2] == split]
+
+
+def ucf51_clips(video, audio):
+    """Rows (category, video id) of the UCF-101 clips in two folders of zips, by class: those of the 51 classes with
+    sound that have both features."""
+    ids = {path.stem for path in video.glob("*.zip")} & {path.stem for path in audio.glob("*.zip")}
+    of_class = {name: [] for name in UCF51_CLASSES}
+    for name in sorted(ids):
+        found = re.fullmatch(r"v_(\w+)_g\d+_c\d+", name)
+        if found and found.group(1) in of_class:
+            of_class[found.group(1)].append((found.group(1), name))
+    return [row for rows in of_class.values() for row in rows]
 
 
 def write_lists(place, overwrite=False):
@@ -151,11 +164,17 @@ def write_lists(place, overwrite=False):
         if clips:
             makers["ucf_vggsound.vggsound_csv"] = lambda path: _write_rows(
                 path, ("category", "video_id", "split"), clips, ",")
+    if place("ucf51.video").is_dir() and place("ucf51.audio").is_dir():
+        clips = ucf51_clips(place("ucf51.video"), place("ucf51.audio"))
+        if clips:
+            makers["ucf51.csv"] = lambda path, rows=clips: _write_rows(path, ("category", "video_id"), rows, ",")
+    if "ucf51.csv" in makers or place("ucf51.csv").exists():
+        makers["ucf51.categories"] = lambda path: _write_rows(path, (), [(name,) for name in UCF51_CLASSES], ",")
     report = []
     for name, write in makers.items():
         path = place(name)
         if path.exists() and not overwrite:
-            report.append((path, "is there, left as it is"))
+            report.append((path, "exists, kept as it is"))
         else:
             write(path)
             report.append((path, "written"))

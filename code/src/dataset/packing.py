@@ -1,7 +1,7 @@
 """Pack a store of clips (zips, or AVE's array) into one HDF5 file, resumably and verified.
 
 The unfinished pack is <out>.partial: its arrays are laid out once at full size, so that later writes touch clip data,
-checksums and flags only, in this order. A killed run goes on where it was; a clip counts as written when its flag is
+checksums and flags only, in this order. A killed run resumes where it was; a clip counts as written when its flag is
 set and its checksum holds.
 """
 
@@ -56,7 +56,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         raise InputError(f"{source}: a pack already; a folder of zips or AVE's HDF5 file is expected; nothing to do")
     ids = sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
     if not ids:
-        raise InputError(f"{source}: no <id>.zip in it; one zip a clip is expected; unpack the features there")
+        raise InputError(f"{source}: no <id>.zip in it; one zip per clip is expected; unpack the features there")
     partial = Path(f"{out}.partial")
     first = _first_good(store, ids, on_bad_clip)
     store.probe(first)
@@ -74,7 +74,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         os.replace(partial, out)
     except (OSError, RuntimeError) as error:                # h5py raises either when a disk is full
         raise InputError(f"{out}: cannot be written ({str(error)[:100]}); {_gigabytes(shape, dtype):.1f} GB of free, "
-                         f"writable space are expected; make room and run again to go on, or remove "
+                         f"writable space are expected; make room and run again to continue, or remove "
                          f"{partial}") from None
     return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
 

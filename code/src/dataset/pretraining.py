@@ -12,6 +12,11 @@ SETS = {                    # --dataset_name -> (list, modalities); the publishe
     "vggsound81k": ("vggsound81k", ("audio", "video")),
     "vggsound179k": ("vggsound179k", ("audio", "video")),
     "ave": ("ave", ("audio", "video")),
+    # the lists of CoDAAR's program, 40,801 and 87,323 clips, for every set of modalities
+    **{f"vggsound_{letters}_{size}": (source, modalities)
+       for size, source in (("40k", "vggsound"), ("90k", "vggsound90k"))
+       for letters, modalities in (("AVT", ("audio", "video", "text")), ("AV", ("audio", "video")),
+                                   ("AT", ("audio", "text")), ("VT", ("video", "text")))},
 }
 SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k; see data/README.md"
 

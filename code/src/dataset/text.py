@@ -3,9 +3,10 @@
 A run knows a few hundred different sentences, so BERT runs once (`prepare.py text`) and never in a loader. This file is
 valid Python 3.7 and needs only NumPy and h5py, because the bert-embedding exporter runs it in an old environment.
 
-The file: attributes `format`, `backend`, `model`, `text_vocabulary`, `prompts_file`; per sentence `labels`, `prompts`,
-`vectors` (N, 10, 768) as the encoder gets them; per word `words`, `word_sentence`, `word_index` (position in the
-vocabulary of bert-embedding, 0 = no entry of its own), `word_kept`, `word_reason`, `word_vectors` (W, 768).
+The file: attributes `format`, `backend`, `model`, `text_vocabulary`, `unit` ("words" or "pieces"), `prompts_file`; per
+sentence `labels`, `prompts`, `vectors` (N, 10, 768) as the encoder gets them; per word or piece `words`,
+`word_sentence`, `word_index` (of a word: position in the vocabulary of bert-embedding, 0 = no entry of its own; of a
+piece: in BERT's), `word_kept`, `word_reason`, `word_vectors` (W, 768).
 """
 
 import io
@@ -31,10 +32,12 @@ GLUON_SPECIALS = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4,
 class Sentence:
     """One encoded prompt: its words, their vectors (n, 768) and their vocabulary indices (n), 0 for none.
 
-    A word is what bert-embedding calls one: the pieces of a word glued together again, its vector their mean.
+    A word is what bert-embedding calls one: the pieces of a word glued together again, its vector their mean. With
+    `is_pieces` the pieces themselves take the place of words, with their indices in BERT's own vocabulary.
     """
 
-    def __init__(self, words, vectors, indices):
+    def __init__(self, words, vectors, indices, is_pieces=False):
+        self.is_pieces = is_pieces
         self.words, self.indices = list(words), [int(i) for i in indices]
         self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1 if self.words else WIDTH)
 
@@ -50,7 +53,7 @@ def word_index(word, vocabulary):
 
 
 def read_vocabulary(path):
-    """BERT's vocab.txt (one token a line, index = line number) as a dict token -> index."""
+    """BERT's vocab.txt (one token per line, index = line number) as a dict token -> index."""
     try:
         with open(str(path), encoding="utf-8") as file:
             tokens = [line.rstrip("\r\n") for line in file]
@@ -61,7 +64,7 @@ def read_vocabulary(path):
     while tokens and not tokens[-1]:
         tokens.pop()
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
-        raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token stands "
+        raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token occurs "
                          "twice); the vocab.txt "
                          "of bert-base-uncased is expected; get it from the model's page")
     return {token: k for k, token in enumerate(tokens)}
@@ -77,11 +80,13 @@ def word_reasons(sentence, text_vocabulary, counts=None):
     """
     reasons, kept = [], 0
     for word, index in zip(sentence.words, sentence.indices):
-        if text_vocabulary == "cnt" and index == 0:
+        if sentence.is_pieces and text_vocabulary == "cnt" and (index == 0 or index not in counts):
+            reasons.append("not in the word list")
+        elif not sentence.is_pieces and text_vocabulary == "cnt" and index == 0:
             reasons.append("no single entry of BERT's vocabulary")
-        elif text_vocabulary == "cnt" and counts.get(index, 0) == 0:
+        elif not sentence.is_pieces and text_vocabulary == "cnt" and counts.get(index, 0) == 0:
             reasons.append("not in the word list (cnt.pkl)")
-        elif not any(letter.isalnum() for letter in word):
+        elif not sentence.is_pieces and not any(letter.isalnum() for letter in word):
             reasons.append("punctuation")
         elif kept == WORDS:
             reasons.append("after the tenth kept word")
@@ -101,7 +106,7 @@ def read_prompts(path):
 
 
 def write_text_features(path, prompts, sentences, backend, model="", text_vocabulary="all", counts_file=None,
-                        prompts_file=""):
+                        prompts_file="", unit="words"):
     """Write the text feature file; an older one is replaced only when the new one is whole.
 
     Args:
@@ -113,6 +118,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         text_vocabulary: "all" or "cnt".
         counts_file: word list (cnt.pkl) for "cnt".
         prompts_file: where the sentences came from.
+        unit: "words", or "pieces" where the sentences are of pieces.
     Returns:
         labels of the sentences that have no kept word; their vectors are zeros.
     Raises:
@@ -146,7 +152,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)),
-                            ("text_vocabulary", text_vocabulary), ("prompts_file", str(prompts_file))):
+                            ("text_vocabulary", text_vocabulary), ("unit", unit), ("prompts_file", str(prompts_file))):
             file.attrs[name] = value
         file["labels"], file["prompts"] = _texts(prompts.keys()), _texts(prompts.values())
         file["vectors"] = vectors
@@ -183,6 +189,7 @@ class TextFeatures:
                                      f"({FORMAT}) is expected; {remedy}")
                 self.backend = str(file.attrs["backend"])
                 self.text_vocabulary = str(file.attrs["text_vocabulary"])
+                self.unit = str(file.attrs.get("unit", "words"))
                 shape, kind = file["vectors"].shape, file["vectors"].dtype.kind
                 if shape != (len(file["labels"]), WORDS, WIDTH) or kind != "f":
                     raise InputError(f"{path}: vectors {shape} of type {file['vectors'].dtype}; (labels, {WORDS}, "

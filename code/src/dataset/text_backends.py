@@ -1,7 +1,7 @@
 """Sentences to word vectors: BERT through transformers, or hashed character n-grams for the demo.
 
 Both give words as bert-embedding 1.0.1 does: lower case, accents stripped, punctuation split off, the pieces of a word
-glued together and their vectors averaged, 25 pieces a sentence with [CLS] and [SEP].
+glued together and their vectors averaged, 25 pieces per sentence with [CLS] and [SEP].
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 from dataset.text import WIDTH, Sentence, read_vocabulary, word_index
 from errors import InputError
 
+LONGEST_TEXT = 512              # pieces that BERT takes
 MAX_PIECES = 25                 # bert-embedding's max_seq_length, [CLS] and [SEP] included
 LONGEST_WORD = 200              # characters; a longer word becomes [UNK] there (transformers: 100)
 BATCH = 64
@@ -43,12 +44,14 @@ class Bert:
 
     Args:
         model: folder with the model and its tokenizer, or a name on the hub.
+        pieces: keep the pieces as they are, of the whole sentence, as CoDAAR does.
     Raises:
         InputError: no such model, or another width than 768.
     """
 
-    def __init__(self, model=HUB_NAME):
+    def __init__(self, model=HUB_NAME, pieces=False):
         from transformers import AutoModel, BertTokenizerFast
+        self.pieces = pieces
         try:
             self.tokenizer = BertTokenizerFast.from_pretrained(model, do_lower_case=True)
             self.model = AutoModel.from_pretrained(model).float().eval()
@@ -57,7 +60,7 @@ class Bert:
                              "weights and vocab.txt, or a name on the Hugging Face hub is expected; download "
                              f"{HUB_NAME} and pass its folder with --model") from None
         if self.model.config.hidden_size != WIDTH:
-            raise InputError(f"{model}: {self.model.config.hidden_size} numbers a word; {WIDTH} are expected; use "
+            raise InputError(f"{model}: {self.model.config.hidden_size} numbers per word; {WIDTH} are expected; use "
                              f"{HUB_NAME}")
         self.vocabulary = self.tokenizer.get_vocab()
         self.tokenizer.backend_tokenizer.model.max_input_chars_per_word = LONGEST_WORD
@@ -68,10 +71,18 @@ class Bert:
 
     def _batch(self, texts):
         import torch
-        batch = self.tokenizer(texts, max_length=MAX_PIECES, truncation=True, padding=True, return_tensors="pt")
+        longest = LONGEST_TEXT if self.pieces else MAX_PIECES
+        batch = self.tokenizer(texts, max_length=longest, truncation=True, padding=True, return_tensors="pt")
         with torch.inference_mode():
             states = self.model(**batch).last_hidden_state.numpy()              # (B, pieces, 768)
-        return [self._glue(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
+        made = self._keep_pieces if self.pieces else self._glue
+        return [made(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
+
+    def _keep_pieces(self, ids, mask, states):
+        """All pieces of one sentence without the special tokens."""
+        special = set(self.tokenizer.all_special_ids)
+        kept = [n for n in range(int(mask.sum())) if int(ids[n]) not in special]
+        return Sentence(self.tokenizer.convert_ids_to_tokens(ids[kept]), states[kept], ids[kept].tolist(), True)
 
     def _glue(self, ids, mask, states):
         """Words and mean vectors of one sentence; [CLS], [SEP] and padding are left out, [UNK] stays a word."""

@@ -2,7 +2,7 @@
 
     python -m demo_data.demo_tree --out ../../data/demo            # from code/src; about 20 s
 
-Below the folder lies the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
+The folder holds the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
 files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
 Writers of the handwritten digits are split: pretraining and the AVE training rows see some, everything that is
 tested sees others. One seed gives the same bytes every time.
@@ -247,9 +247,44 @@ def ucf_vggsound(tree):
         tree.bar.update(len(block))
 
 
+def ucf51(tree):
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
+    which the first half is the closed part, as in every open-set task."""
+    rng = tree.rng("ucf51")
+    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    names = [f"Digit{word.capitalize()}" for word in digits.WORDS]
+    write_lines(tree.place("ucf51.categories"), names)
+    keys, folder, longest = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio"), 12
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(6, longest + 1, len(block))
+        audio = digits.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
+        for i, k in enumerate(block):
+            write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
+
+
+def captions(tree):
+    """Clips with two captions each: test clips of `vggsound`, every caption a row."""
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
+    word = dict(zip(digits.CLASSES, digits.WORDS))
+    rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
+            for number, sentence in enumerate((digits.PROMPTS[name], f"{word[name]} once more"))]
+    path = tree.place("captions.csv")
+    pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
+    prompts = read_prompts(path)
+    write_text_features(tree.place("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places["captions.csv"])
+    for kind in ("audio", "video"):
+        folder = tree.folder(f"captions.{kind}")
+        for clip in clips["video_id"]:
+            shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
+
+
 # A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
 # was added gets it when it is asked for again.
-PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
+         "ucf51": ucf51, "captions": captions}
 
 
 # ---------------------------------------------------------------------------------------------------- formats
@@ -279,14 +314,14 @@ def write_zip(folder, name, array):
 
 
 def write_h5(path, name, array):
-    """One dataset of an h5 file, a chunk a row; light compression (lzf comes with h5py)."""
+    """One dataset of an h5 file, one chunk per row; light compression (lzf comes with h5py)."""
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
 
 
 def write_events(path, events):
-    """An AVVP list: one row a clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
+    """An AVVP list: one row per clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
     joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
     joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
 
@@ -414,7 +449,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     built = build(options.out, PLACES, options.seed, options.clips)
-    print(f"{options.out}: {'built' if built else 'is whole already, left as it is'}")
+    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
 
 
 if __name__ == "__main__":

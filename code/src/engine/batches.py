@@ -43,7 +43,7 @@ class Resident:
         return cls(features, text, dtype)
 
     def __call__(self, order, batch_size):
-        """Batches (modality -> tensor) of the clips of `order`, the last one as small as it falls out."""
+        """Batches (modality -> tensor) of the clips of `order`; the last one may be smaller."""
         device = next(iter([*self.features.values(), *(self.text or ())])).device
         for chosen in order.to(device).split(batch_size):
             batch = {m: x[chosen].to(self.dtype) for m, x in self.features.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints: published files in, published files out, and everything else that a run needs to go on.
+"""Checkpoints: published files in, published files out, and everything else that a run needs to resume.
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
@@ -41,7 +41,7 @@ class Loaded:
 
     @property
     def complete(self):
-        """Can training go on from this file?"""
+        """Can training resume from this file?"""
         return not self.missing
 
 
@@ -186,10 +186,10 @@ def require_sizes(config):
                          f"divisible by {config.num_heads}")
 
 
-def load_encoder(path, device="cpu", dtype=torch.float32):
-    """The frozen encoder of a pretraining file, on `device`."""
+def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
+    """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see systems.base.FrozenEncoder."""
     loaded = open_file(path, dtype)
-    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch).to(device)
+    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0).to(device)
 
 
 def untrained_like(encoder, seed):
@@ -200,7 +200,7 @@ def untrained_like(encoder, seed):
         for codes in fresh.codebooks:       # codes on the scale of its features, else every second takes one code
             codes.normal_()
     like = encoder.codebooks[0]
-    return FrozenEncoder(fresh.to(like), encoder.system).to(like.device)
+    return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
 
 
 def _optimizer_names(system, optimizers):
@@ -314,7 +314,7 @@ def describe(path):
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",
              f"parameters      {sum(stored):,}",
-             f"missing         {', '.join(loaded.missing) or 'nothing: training can go on from it'}",
+             f"missing         {', '.join(loaded.missing) or 'nothing: training can resume from it'}",
              f"dead tensors    {len(dead)} (stored, read by nobody)"]
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")

@@ -47,6 +47,17 @@ class _Average(Function):
         return grad * ctx.share, None
 
 
+class _Pool(Function):
+    @staticmethod
+    def forward(ctx, x, ranks):
+        ctx.ranks = ranks
+        return ranks.total(x * ranks.share)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.ranks.total(grad) * ctx.ranks.share, None
+
+
 class Ranks:
     """The processes of a torchrun and the part of the batch that this one holds.
 
@@ -114,6 +125,9 @@ class Ranks:
 
     def average(self, x):
         return _Average.apply(x, self)
+
+    def pool(self, x):
+        return _Pool.apply(x, self)
 
     @torch.no_grad()
     def collect(self, x):

@@ -30,7 +30,7 @@ LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
 
 
 def draw_losses(lines, path):
-    """Loss curves of pretraining: one panel a kind of loss, one colour a modality.
+    """Loss curves of pretraining: one panel per kind of loss, one colour per modality.
 
     Args:
         lines: of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
@@ -184,7 +184,7 @@ def draw_tables(rows, folder):
         ending = "" if protocol == "default" else f"-{protocol}"
         if tables.collect(part, "last"):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
-            whole = [row for row in part if not row.get("variant")]             # all channels: one point an epoch
+            whole = [row for row in part if not row.get("variant")]             # all channels: one point per epoch
             epochs = {row.get("checkpoint_epoch") for row in whole}
             runs = {str(row["checkpoint"]).rstrip(".pt0123456789") for row in whole}        # one folder, one name
             if len(epochs) > 1 and None not in epochs and len(runs) == 1:
@@ -300,6 +300,8 @@ def _draw_file(arrays, stem, out, ending):
         return plots.draw_codes(arrays, out / f"{name}.png")
     if "top" in arrays:
         return [plots.draw_retrieval(arrays, out / f"{name}.png")]
+    if "known" in arrays:
+        return [plots.draw_open_set(arrays, out / f"open-{name}.png")]
     if arrays["target"] == "text":                      # as many different prompts as classes: nothing to look at
         return []
     written = [plots.draw_classes(arrays, out / f"classes-{name}.png")]

@@ -1,4 +1,4 @@
-"""What watches a run: figures that are not finite, codebooks that collapse, learning that stays at chance."""
+"""Monitors of a run: figures that are not finite, codebooks that collapse, learning that stays at chance."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ ADVICE = {
 
 @dataclass
 class Figures:
-    """The figures of one step, copied from the device while it goes on."""
+    """The figures of one step, in an asynchronous device-to-host copy."""
 
     names: list                 # of the values: losses, metrics, then "gradient of <group>"
     values: torch.Tensor        # on the CPU, valid once `arrived`
@@ -221,7 +221,7 @@ def warn_of_chance(rows, metric, clips):
     Args:
         rows: result lines of a task; those of the pretrained encoder, selection "best", are looked at.
         metric: the figure that chooses the best epoch.
-        clips: modality -> number of test clips, which gives the spread of a guess.
+        clips: modality -> number of test clips, which gives the standard deviation of a guess.
     """
     curves = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Results: one JSON line a finished evaluation, appended under a lock; `python -m engine.results FILE` prints them."""
+"""Results: one JSON line per finished evaluation, appended under a lock; `python -m engine.results FILE` prints."""
 
 import csv
 import errno
@@ -159,7 +159,7 @@ def read(path):
             raise InputError(f"{path}: line {number}: {problem}; remove or mend this line")
         rows[identity(row)] = row
     if not rows:
-        raise InputError(f"{path}: no results in it; expected one JSON object a line; run a task script first")
+        raise InputError(f"{path}: no results in it; expected one JSON object per line; run a task script first")
     return list(rows.values())
 
 
@@ -245,7 +245,7 @@ def render(table, columns, form="text"):
 
 
 def summary(rows, form="text"):
-    """The whole report of some rows: one table a protocol, each with its caption."""
+    """The whole report of some rows: one table per protocol, each with its caption."""
     parts = []
     for protocol in PROTOCOLS:
         of_protocol = [row for row in rows if row["protocol"] == protocol]

@@ -22,7 +22,7 @@ WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
 
 
 def seed_everything(seed):
-    """Seed Python, NumPy and torch, and return a generator of the run's own for its draws."""
+    """Seed Python, NumPy and torch, and return the run's sampling generator."""
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def seed_everything(seed):
 
 
 def random_state(generator):
-    """State of every source of randomness, as plain values and tensors: Python, NumPy, torch, GPUs, the run's own."""
+    """State of all generators, as plain values and tensors: Python, NumPy, torch, GPUs, sampling of the run."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
     return {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest],
@@ -169,7 +169,7 @@ class Run:
     def scalars(self, step, epoch, losses, metrics, clips_per_second):
         """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers.
 
-        A full disk costs figures, not the run: it is said once.
+        A full disk costs figures, not the run; one warning is logged.
         """
         line = {"epoch": epoch, "step": step, "losses": losses, "metrics": metrics,
                 "clips_per_second": round(clips_per_second, 2)}
@@ -182,7 +182,7 @@ class Run:
             self.writer.add_scalar("clips_per_second", clips_per_second, step)
         except OSError as error:
             if not self.is_full:
-                log.error("%s: figures cannot be written (%s); the run goes on without them, free space",
+                log.error("%s: figures cannot be written (%s); training continues without them, free space",
                           self.folder, error.strerror)
             self.is_full = True
 

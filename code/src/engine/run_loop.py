@@ -1,7 +1,7 @@
 """The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and bit-exact resume.
 
 Everything that a step depends on is in the checkpoint: weights, codebooks, optimisers (published sections), and under
-`run` the random states, the place in the epoch, which codebooks have started, and what the guards remember.
+`run` the random states, the place in the epoch, which codebooks have started, and the state of the monitors.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class RunSettings:
     """How long a run is, in which order it sees its clips, and what it saves."""
 
     seed: int = setting(43, "seed of weights, order and draws (released: 43)")
-    batch_size: int = setting(80, "clips a step, of all processes together", flags=("-b", "--b", "--batch_size"),
+    batch_size: int = setting(80, "clips per step, of all processes together", flags=("-b", "--b", "--batch_size"),
                               type=positive)
     n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive, decisive=False)
     max_steps: int = setting(None, "stop after this many steps in all", type=positive, decisive=False)
@@ -41,10 +41,10 @@ class RunSettings:
     save_freq: int = setting(1, "epochs between two checkpoints", type=positive, decisive=False)
     save_every_steps: int = setting(None, "also save within an epoch, after so many steps (default: off)",
                                     type=positive, decisive=False)
-    keep: int = setting(None, "newest checkpoints of this run to keep (default: one an epoch, the last two within it)",
+    keep: int = setting(None, "newest checkpoints of this run to keep (default: one per epoch, the last two within it)",
                         type=positive, decisive=False)
-    on_save_error: str = setting("stop", "a checkpoint cannot be written, say on a full disk: stop, or go on and try "
-                                 "at the next", choices=("stop", "continue"), decisive=False)
+    on_save_error: str = setting("stop", "a checkpoint cannot be written, say on a full disk: stop, or continue and "
+                                 "try at the next", choices=("stop", "continue"), decisive=False)
     save_dtype: str = setting("float32", "float64 as the published files; never less than --precision computes in",
                               choices=("float32", "float64"), decisive=False)
 
@@ -175,7 +175,7 @@ class Loop:
         trainer: Trainer.
         data: the dataset.
         batches: Resident or Streamed.
-        generator: the run's own, of the trainer's draws.
+        generator: the run's sampling generator, that of the trainer's draws.
         save_folder: where checkpoints go.
         folder: Run; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
@@ -213,13 +213,13 @@ class Loop:
         others = differences(state.options, self.options)
         others += ["other clips"] if state.clips != self.clips else []
         if others:
-            log.warning("warning: %s: this run goes on differently (%s); its numbers are not comparable with either "
-                        "run", loaded.path, "; ".join(others))
+            log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
+                        "either run", loaded.path, "; ".join(others))
         is_own_folder = loaded.path.parent.resolve() == Path(self.save_folder).resolve()
         self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
         self.trainer.system.started, self.health = list(state.started), Health(**state.health)
         set_random_state(state.random, self.generator)
-        log.info("%s: going on in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
+        log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
                  self.position.clips, self.num_clips, self.position.step)
 
     def run(self):
@@ -239,7 +239,7 @@ class Loop:
         if self.folder:
             self.folder.close()
         if self.stopped:
-            log.info("stopped by %s after step %d; go on with --resume auto", self.stopped.name, self.position.step)
+            log.info("stopped by %s after step %d; resume with --resume auto", self.stopped.name, self.position.step)
             return 128 + self.stopped
         if self.failed_save:
             raise self.failed_save
@@ -303,7 +303,7 @@ class Loop:
             self.saved_at = here.step
             return
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
-        path = self.save_folder / self.trainer.system.FILE.format(name)
+        path = self.save_folder / self.trainer.system.file(self.trainer.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
         keep, old = self._kept(saved)
         try:
@@ -312,7 +312,7 @@ class Loop:
             if self.settings.on_save_error == "stop":
                 raise
             self.failed_save = error
-            log.error("error: %s; the run goes on (--on_save_error continue)", error)
+            log.error("error: %s; training continues (--on_save_error continue)", error)
             return
         self.failed_save, self.saved, self.saved_at = None, keep, here.step
         for other in old:
@@ -327,8 +327,8 @@ class Loop:
         return [name for name in saved if name not in old], old
 
     def _contents(self, saved):
-        """The checkpoint of this moment. Its `epoch` is the last one that is over, so that a program which knows whole
-        epochs only goes on with the running one from its start."""
+        """The checkpoint of this moment. Its `epoch` is the last finished one, so that a program which knows only
+        whole epochs repeats the running one from its start."""
         trainer = self.trainer
         own = next(trainer.system.parameters()).dtype
         dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in

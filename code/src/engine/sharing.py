@@ -55,19 +55,24 @@ def locate(source, revision=None):
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
-def load_encoder(source, device="cpu", dtype=torch.float32, revision=None):
-    """The frozen encoder that a name stands for; arguments as of `locate`.
+def load_encoder(source, device="cpu", dtype=torch.float32, zero_code0=False, revision=None):
+    """The frozen encoder that a name stands for.
+
+    Args:
+        source, revision: see `locate`.
+        device, dtype: of the encoder.
+        zero_code0: see systems.base.FrozenEncoder.
 
     Raises:
         InputError: no such file, or a damaged one.
     """
     path = locate(source, revision)
     if path.suffix == ".safetensors":
-        return _read(path, dtype).to(device)
-    return checkpoint.load_encoder(path, device=device, dtype=dtype)
+        return _read(path, dtype, zero_code0).to(device)
+    return checkpoint.load_encoder(path, device, dtype, zero_code0)
 
 
-def _read(path, dtype):
+def _read(path, dtype, zero_code0):
     """The encoder of an exported folder, given its file of weights."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as python -m "
@@ -98,7 +103,7 @@ def _read(path, dtype):
             raise InputError(f"{path}: {error}; it is damaged or of another version of this program") from None
     encoder.load_state_dict({name: value.to(dtype if value.is_floating_point() else value.dtype)
                              for name, value in state.items()}, assign=True)
-    return FrozenEncoder(encoder, kind, about["epoch"])
+    return FrozenEncoder(encoder, kind, about["epoch"], zero_code0)
 
 
 def _config(path):

@@ -141,7 +141,7 @@ class Trainer:
         for name, norm in report.grad_norms.items():
             group = self.groups[name]
             if group.optimizer == "main":
-                factor = (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0)
+                factor = (self.settings.clip_gradient / (norm + 1e-6)).clamp(max=1.0) if group.clipped else None
                 adam_step([(main, list(group.parameters.values()))], factor, self.rollback.found_inf)
 
     def _step_auxiliary(self, names):

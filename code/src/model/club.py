@@ -1,4 +1,4 @@
-"""CLUB: an upper bound of the mutual information of codes and specific features (dcid.md 5; paper eq. 2)."""
+"""CLUB: an upper bound of the mutual information of codes and specific features (NeurIPS 2023, eq. 2)."""
 
 from dataclasses import dataclass
 
@@ -28,10 +28,10 @@ class Club(nn.Module):
 
 @dataclass
 class Evidence:
-    """What a batch says about q: for each modality R groups of seconds, with one code each, and their features."""
+    """Sufficient statistics of a batch for fitting q: per modality R groups of seconds that share a code."""
 
     codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
-    share: Tensor       # (M, R, 1) of all seconds
+    share: Tensor       # (M, R, 1) of all seconds, 0..1
     mean: Tensor        # (M, R, S) of the group's features
     spread: Tensor      # (M, R, S) mean squared deviation from it
 
@@ -60,7 +60,7 @@ class Evidence:
 
 
 class Clubs:
-    """The CLUB networks of M modalities side by side: one batched product a layer instead of one for each network.
+    """The CLUB networks of M modalities side by side: one batched product per layer instead of one per network.
 
     It computes with copies of the networks' weights, which `refresh` brings up to date. Where modalities differ in the
     width of their features, all are S wide, the widest, and the others end in zeros: weights that are zero there
@@ -90,7 +90,7 @@ class Clubs:
 
     @torch.no_grad()
     def refresh(self):
-        """Take over the networks' weights."""
+        """Copy the networks' weights."""
         torch._foreach_copy_(self._copies, self._parameters)
 
     def collect_gradients(self):
@@ -136,3 +136,20 @@ class Clubs:
         other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
         shuffled = ((mean - other) ** 2).mean(2) / variance
         return (shuffled - matched).sum(2).mean(1) / 2
+
+    def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):
+        """The bound of one network on clips without seconds, such as the means of FCID: a scalar, in nats.
+
+        Args:
+            codes, specific: (B, G, D) and (B, G, S), G rows a clip: all clips' first rows come first, then the second.
+            permutation: (G * B,), of the whole batch's rows.
+            form: "intended", every row a clip of one second; "released" averages errors and log-variances over the
+                channels, as if they were seconds, and sums over the rows.
+        """
+        mean, log_variance = (x.view(*codes.shape[:2], -1) for x in self.gaussians(codes.flatten(0, 1).unsqueeze(0)))
+        rows = self.together.gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
+        mean, specific, log_variance = rows.chunk(3, 1)
+        matched, shuffled = (mean - specific) ** 2, (mean - specific[permutation]) ** 2
+        if form == "released":
+            return ((shuffled - matched).mean(1) / log_variance.mean(1).exp()).sum() / 2
+        return ((shuffled - matched) / log_variance.exp()).sum(1).mean() / 2

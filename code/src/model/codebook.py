@@ -1,4 +1,4 @@
-"""The unified codebook: lookup, commitment, CMCM, MM-EMA and code reset (dcid.md 3; paper section 3.2)."""
+"""The unified codebook: lookup, commitment, CMCM, MM-EMA, code reset (NeurIPS 2023, section 3.2)."""
 
 import math
 from dataclasses import dataclass
@@ -32,8 +32,9 @@ class Quantized:
 
 
 def squared_distance(rows, codes):
-    """Squared Euclidean distance of every row (N, D) to every code (K, D): (N, K), never negative."""
-    return ((rows ** 2).sum(1, keepdim=True) + (codes ** 2).sum(1) - 2 * rows @ codes.T).clamp_min(0)
+    """Squared Euclidean distance of every row (..., N, D) to every code (..., K, D): (..., N, K), never negative."""
+    squares = (rows ** 2).sum(-1, keepdim=True) + (codes ** 2).sum(-1).unsqueeze(-2)
+    return (squares - 2 * rows @ codes.mT).clamp_min(0)
 
 
 def lowest_equal(codes):
@@ -60,8 +61,9 @@ def nearest(distance, codes):
 
 
 def cmcm_pair(p_x, p_y):
-    """Cross-modal code matching loss of two modalities (paper eq. 9): code distributions p_x, p_y (..., B, K) -> (...).
+    """Cross-modal code matching loss of two modalities (NeurIPS 2023, eq. 9).
 
+    Code distributions p_x, p_y (..., B, K) -> (...):
     mean_i -log( exp(S_ii - m) / (sum_j exp(S_ij - m) + 1e-5) ) with m = min S, computed in the log domain.
     """
     scores = p_x @ torch.log(p_y + 1e-10).mT + p_y @ torch.log(p_x + 1e-10).mT      # (..., B, B)
@@ -70,8 +72,50 @@ def cmcm_pair(p_x, p_y):
     return (torch.logaddexp(scores.logsumexp(-1), floor) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
+def code_matching(distance, together=ALONE):
+    """Half the sum of `cmcm_pair` over the pairs of modalities, of squared distances (M, B, T, K) to the codes.
+
+    A feature that lies on its code has no gradient here: the root's is infinite.
+    """
+    root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
+    chances = torch.softmax(-root, -1).mean(2)                                                      # (M, B, K)
+    chances = together.gather(chances.transpose(0, 1)).unbind(1)
+    return 0.5 * cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
+
+
+def code_figures(indices, codes, together=ALONE):
+    """(perplexity (M,), clips whose most frequent code is the same in all modalities) of choices (M, B, T) of `codes`
+    (K, ...); of equally frequent codes the lowest counts."""
+    chosen = codes.new_zeros(*indices.shape[:-1], len(codes))                                       # (M, B, K)
+    chosen.scatter_add_(-1, indices, torch.ones_like(indices, dtype=codes.dtype))
+    favourite = together.own(chosen.argmax(2).T)                                                    # (B, M)
+    usage = together.average(chosen.sum(1) / indices[0].numel())
+    perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
+    return perplexity, together.total((favourite == favourite[:, :1]).all(1).sum())
+
+
+def count_unused(counter, indices, together=ALONE):
+    """One pass more since each code was chosen; none for those that any modality has chosen now.
+
+    Args:
+        counter: (K,), changed in place.
+        indices: modality -> (B, T).
+    """
+    chosen = together.own(torch.stack(list(indices.values()), 1)).flatten()
+    used = torch.zeros_like(counter).index_fill_(0, chosen, 1)
+    counter.add_(1).masked_fill_(together.total(used) > 0, 0)
+
+
+def replacements(counter, draws):
+    """Codes that are due for a reset (K,) bool, and for every code a random active one (K,) int64."""
+    due = counter > RESET_AFTER
+    active = (counter >= 0) & (counter < ACTIVE_BELOW)
+    in_order = torch.argsort((~active).to(torch.int8), stable=True)                 # active codes first, ascending
+    return due, in_order[draws.reset_positions(due, active.sum())]
+
+
 def attention_teacher(z, other):
-    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of paper eq. 7."""
+    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of NeurIPS 2023, eq. 7."""
     return torch.softmax(z @ other.transpose(1, 2) / z.shape[-1] ** 0.5, -1) @ other
 
 
@@ -108,15 +152,9 @@ class Codebook(nn.Module):
         indices = nearest(distance, codes).unflatten(0, x.shape[:3])
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
-        if with_cmcm and len(z) > 1:    # a feature that lies on its code has no gradient here, the root's is infinite
-            root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
-            chances = torch.softmax(-root, 1).unflatten(0, x.shape[:3]).mean(2)                     # (M, B, K)
-            chances = self.together.gather(chances.transpose(0, 1)).unbind(1)
-            cmcm = cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
-        chosen = self._histogram(indices, codes)                                                    # (M, B, K)
-        favourite = self.together.own(chosen.argmax(2).T)                                           # (B, M)
-        usage = self.together.average(chosen.sum(1) / indices[0].numel())
-        perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
+        if with_cmcm and len(z) > 1:
+            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), self.together)
+        perplexity, equal_num = code_figures(indices, codes, self.together)
         commitment = self.together.average(self._commitment(x, quantized))
         vectors = x + (quantized - x).detach()
         return Quantized(
@@ -124,15 +162,9 @@ class Codebook(nn.Module):
             vectors=dict(zip(z, vectors)),
             indices=dict(zip(z, indices)),
             commitment=dict(zip(z, commitment)),
-            cmcm=0.5 * cmcm,
+            cmcm=cmcm,
             perplexity=dict(zip(z, perplexity)),
-            equal_num=self.together.total((favourite == favourite[:, :1]).all(1).sum()))
-
-    @staticmethod
-    def _histogram(indices, like):
-        """How often each row (..., n) chose each code: (..., K), in the dtype of `like`."""
-        counts = like.new_zeros(*indices.shape[:-1], len(like))
-        return counts.scatter_add_(-1, indices, torch.ones_like(indices, dtype=like.dtype))
+            equal_num=equal_num)
 
     @staticmethod
     def _commitment(x, quantized):
@@ -193,17 +225,10 @@ class Codebook(nn.Module):
         mode "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
         code alone, which that step mostly undoes; "off" only counts.
         """
-        self.unactivated_count.add_(1)
-        chosen = self.together.own(torch.stack(list(indices.values()), 1)).flatten()
-        used = torch.zeros_like(self.unactivated_count).index_fill_(0, chosen, 1)
-        self.unactivated_count.masked_fill_(self.together.total(used) > 0, 0)
+        count_unused(self.unactivated_count, indices, self.together)
         if mode == "off":
             return
-        count = self.unactivated_count
-        due = count > RESET_AFTER
-        active = (count >= 0) & (count < ACTIVE_BELOW)
-        in_order = torch.argsort((~active).to(torch.int8), stable=True)             # active codes first, ascending
-        source = in_order[draws.reset_positions(due, active.sum())]
+        due, source = replacements(self.unactivated_count, draws)
         fresh = self.embedding[source] + draws.reset_noise(self.embedding)
         self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
         if mode == "full":

@@ -12,7 +12,7 @@ class Alone:
     is_first = True
 
     def part(self, order, batch_size):
-        """Clips that this process reads, of an epoch's order (N,), and how many of them a step."""
+        """Clips that this process reads, of an epoch's order (N,), and how many of them per step."""
         return order, batch_size
 
     def expect(self, clips, step):
@@ -32,6 +32,11 @@ class Alone:
 
     def average(self, x):
         """Mean over the batch from each process's mean over its clips; backward gives each its share."""
+        return x
+
+    def pool(self, x):
+        """As `average`, for what each clip is changed by, such as batch statistics: backward adds up the gradients of
+        all processes."""
         return x
 
     def total(self, x):

@@ -116,7 +116,7 @@ class _Conv(Function):
 
 class _SpreadConv(Function):
     """Transposed convolution of [shared at every place, x]: shared (N, S), x (N, H, W, I), weight (S + I, O, 3, 3),
-    bias (O,) -> (N, H + 2, W + 2, O). The shared channels, equal at all places, are multiplied once a map."""
+    bias (O,) -> (N, H + 2, W + 2, O). The shared channels, equal at all places, are multiplied once per map."""
 
     @staticmethod
     def forward(ctx, shared, x, weight, bias, dtype):

@@ -1,4 +1,4 @@
-"""Cross-CPC: each modality's past predicts every modality's next second (dcid.md 4; paper eq. 3)."""
+"""Cross-CPC: each modality's past predicts every modality's next second (NeurIPS 2023, eq. 3)."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,15 @@ class Prediction:
 
 
 class CrossCPC(nn.Module):
-    """One LSTM and one linear predictor a modality, on semantic features before quantisation."""
+    """One LSTM and one linear predictor per modality, on semantic features before quantisation.
 
-    def __init__(self, modalities, code_dim):
+    `accuracy_over`: among which the right one must score highest, the "targets" of a prediction (DCID) or the
+    "predictions" for a target (FCID, MICU).
+    """
+
+    def __init__(self, modalities, code_dim, accuracy_over="targets"):
         super().__init__()
+        self.accuracy_over = accuracy_over
         self.lstm = nn.ModuleDict({m: nn.LSTM(code_dim, code_dim, 2, batch_first=True) for m in modalities})
         self.together = ALONE
         self.predictor = nn.ModuleDict({m: nn.Linear(code_dim, code_dim) for m in modalities})
@@ -38,6 +43,9 @@ class CrossCPC(nn.Module):
         loss = pairs.sum() - (1 - SAME_MODALITY) * pairs.diagonal().sum()
         with torch.no_grad():
             own = torch.arange(futures.shape[1], device=futures.device)
-            hits = (logs.exp().argmax(1) == own).to(logs.dtype).mean(2)
+            if self.accuracy_over == "targets":
+                hits = (logs.exp().argmax(1) == own).to(logs.dtype).mean(2)
+            else:
+                hits = (logs.exp().argmax(3) == own[:, None]).to(logs.dtype).mean(1)
         accuracy = {(source, target): hit for target, row in zip(z, hits) for source, hit in zip(z, row)}
         return Prediction(loss, accuracy)

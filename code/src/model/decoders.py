@@ -1,4 +1,4 @@
-"""Reconstruction of a level's inputs from code and specific feature (dcid.md 6, h_dcid_toc.md A1)."""
+"""Reconstruction of a level's inputs from code and specific feature (NeurIPS 2023; level 2: arXiv 2403.05168)."""
 
 import torch
 from torch import nn

@@ -55,14 +55,20 @@ class VideoSemanticEncoder(nn.Module):
         layers = ("average_attention", "place_attention", "attention") if self.spatial_attention == "sum" else ()
         return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
 
-    def pool(self, x):
-        """(B, T, H, W, V) -> (B, T, V)."""
+    def gate(self, x):
+        """The factors of squeeze-excitation, x * gate + x = x * factor: (B, T, H, W, V) -> (factor, average over the
+        places), (B, T, V) each."""
+        average = x.flatten(-3, -2).mean(-2)
+        return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(average)))), average
+
+    def pool(self, x, factor=None, average=None):
+        """(B, T, H, W, V) -> (B, T, V); `gate(x)` where the caller has it already."""
+        if factor is None:
+            factor, average = self.gate(x)
         places = x.flatten(-3, -2)                                          # (B, T, H*W, V)
-        average = places.mean(-2)
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(average))))
         if self.spatial_attention == "sum":
-            return (1 + gate) * average * places.shape[-2]                  # sum over places of x * gate + x
-        places = places * (1 + gate).unsqueeze(-2)
+            return factor * average * places.shape[-2]                      # sum over places of x * factor
+        places = places * factor.unsqueeze(-2)
         match = F.relu(self.place_attention(places)) * F.relu(self.average_attention(average)).unsqueeze(-2)
         weights = torch.tanh(self.attention(match)).softmax(-2)
         return (weights * places).sum(-2)

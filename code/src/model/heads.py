@@ -1,7 +1,7 @@
-"""Downstream heads over frozen codes: a class a clip, classes a second, retrieval; and the localisation's ExpLog loss.
+"""Downstream heads over frozen codes: one class per clip, classes per second, retrieval; ExpLog loss of localisation.
 
 There are few different codes and many seconds. A head therefore also takes the codes as a table (U, D) with `rows`
-(..., T) that say which of them each second has: whatever depends on one second alone is computed once a code.
+(..., T) that say which of them each second has: whatever depends on one second alone is computed once per code.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class ClipHead(nn.Module):
-    """One class a clip: Linear, maximum over time, Linear (tasks AVE and UCF/VGG).
+    """One class per clip: Linear, maximum over time, Linear (tasks AVE and UCF/VGG).
 
     Args:
         code_dim: width D of the codes (256; 512 for H-DCID; fewer where channels are selected).
@@ -37,7 +37,7 @@ class ClipHead(nn.Module):
 
 
 class SegmentHead(nn.Module):
-    """Several classes a second: two Linear layers, one after the other, on every second (tasks AVVP and AVE->AVVP).
+    """Several classes per second: two Linear layers, one after the other, on every second (tasks AVVP and AVE->AVVP).
 
     Args:
         code_dim: width D of the codes.
@@ -52,9 +52,13 @@ class SegmentHead(nn.Module):
         self.event_classifier = nn.Linear(code_dim, num_classes + 1)
         self.explog = ExpLog(num_classes + 1)
 
+    def classify(self, codes):
+        """Logits of every second alone."""
+        return self.event_classifier(self.linear(codes))
+
     def forward(self, codes, rows=None):
         """Logits (..., T, C + 1) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
-        logits = self.event_classifier(self.linear(codes))
+        logits = self.classify(codes)
         return logits if rows is None else F.embedding(rows, logits)
 
     def loss(self, labels, codes, rows=None):
@@ -63,10 +67,23 @@ class SegmentHead(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, labels) + self.explog(logits, labels)
 
 
+class DeepSegmentHead(SegmentHead):
+    """A segment head of four Linear layers, nothing between them (AVVP in CoDAAR's program)."""
+
+    def __init__(self, code_dim, num_classes):
+        super().__init__(code_dim, num_classes)
+        self.fusion_layer = nn.Linear(code_dim, code_dim // 2)
+        self.linear1 = nn.Linear(code_dim // 2, code_dim // 2)
+        self.event_classifier = nn.Linear(code_dim // 2, num_classes + 1)
+
+    def classify(self, codes):
+        return self.event_classifier(self.linear1(self.fusion_layer(self.linear(codes))))
+
+
 class ExpLog(nn.Module):
     """Cross-entropy in which each class has a learnable weight exp(-alpha), alpha starting at 0.1.
 
-    Nothing holds alpha back (the loss falls as alpha grows), so it rises by about the learning rate a step; it is as
+    Nothing holds alpha back (the loss falls as alpha grows), so it rises by about the learning rate per step; it is as
     published, where alpha is float32 whatever the rest is.
     """
 

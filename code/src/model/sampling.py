@@ -1,4 +1,4 @@
-"""The random choices of a training step, all from one generator that the run owns and saves."""
+"""The random choices of a training step, all from the run's sampling generator."""
 
 import torch
 
@@ -6,7 +6,7 @@ RESET_NOISE = 1 / 1024
 
 
 class Draws:
-    """CPC second, CLUB permutations and code resets. Dropout keeps torch's own generator.
+    """CPC second, CLUB permutations, code resets, masks and blocks. Dropout keeps torch's own generator.
 
     A test replaces this object by one that repeats recorded choices.
     """
@@ -15,7 +15,7 @@ class Draws:
         self.generator = generator
 
     def second(self, num_seconds):
-        """Last second that the CPC context sees: uniform over 1..T-2 (dcid.md 4)."""
+        """Last second that the CPC context sees: uniform over 1..T-2, as published."""
         if num_seconds < 3:
             raise ValueError(f"Cross-CPC needs clips of at least 3 seconds, these have {num_seconds}")
         return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))
@@ -33,6 +33,20 @@ class Draws:
         """Uniform noise of +-1/1024 for every code, like `codes` (K, D)."""
         uniform = torch.rand(codes.shape, generator=self.generator).to(codes, non_blocking=True)
         return (2 * uniform - 1) * RESET_NOISE
+
+    def normal(self, like):
+        """Standard normal numbers like a tensor. They are made on its device, from one draw of the run's generator."""
+        made = torch.Generator(like.device)
+        made.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
+        return torch.randn(like.shape, generator=made, dtype=like.dtype, device=like.device)
+
+    def kept(self, num_clips, num_seconds, masked):
+        """1 for every second that is kept, 0 with probability `masked`: (B, T) float32."""
+        return (torch.rand(num_clips, num_seconds, generator=self.generator) >= masked).float()
+
+    def modalities(self, num_blocks, num_modalities):
+        """Number of the modality that each block is taken from, (num_blocks,) int64."""
+        return torch.randint(num_modalities, (num_blocks,), generator=self.generator)
 
     def rows(self, num_rows, num_codes):
         """Which of `num_rows` features start the codes, (K,) int64; without repetition where there are enough."""

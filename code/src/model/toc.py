@@ -1,4 +1,4 @@
-"""TOC: training-free choice of codebook channels (arXiv 2403.05168; h_dcid_toc.md B)."""
+"""TOC: training-free choice of codebook channels (arXiv 2403.05168)."""
 
 from dataclasses import dataclass
 

@@ -60,11 +60,13 @@ class Group:
         name: in the log, and the section of the file for those with a published name.
         parameters: our name -> parameter.
         optimizer: "main", or the name of an auxiliary Adam, which steps only in `System.inner_step`.
+        clipped: False: its gradient counts whatever its norm is.
     """
 
     name: str
     parameters: dict
     optimizer: str = "main"
+    clipped: bool = True
 
 
 @dataclass
@@ -109,6 +111,10 @@ class Encoder(nn.Module):
         """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`."""
         raise NotImplementedError
 
+    def embed_clips(self, modality, inputs):
+        """One vector a clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
+        return self.embed_inputs(modality, inputs).vectors.mean(1)
+
 
 class FrozenEncoder(nn.Module):
     """The encoder of a checkpoint in evaluation mode and without gradients of its own: raw features in, codes out.
@@ -117,12 +123,16 @@ class FrozenEncoder(nn.Module):
         config: sizes and modalities of the system.
         epoch: epoch of the checkpoint, None if it was never trained.
         system: class of the system.
+        zero_code0: code 0 is the zero vector, as in the published evaluation of MICU.
     """
 
-    def __init__(self, encoder, system, epoch=None):
+    def __init__(self, encoder, system, epoch=None, zero_code0=False):
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self.config, self.system, self.epoch = encoder.config, system, epoch
+        self.config, self.system, self.epoch, self.zero_code0 = encoder.config, system, epoch, zero_code0
+        if zero_code0:
+            for codes in encoder.codebooks:
+                codes[0] = 0
         self.eval()
 
     @property
@@ -150,6 +160,11 @@ class FrozenEncoder(nn.Module):
         with torch.no_grad():
             return self.embed_inputs(modality, self.inputs(modality, x))
 
+    def embed_clips(self, modality, x):
+        """One vector a clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
+        with torch.no_grad():
+            return self.encoder.embed_clips(modality, self.inputs(modality, x))
+
     def _require(self, modality):
         if modality not in self.config.modalities:
             raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
@@ -159,7 +174,7 @@ class FrozenEncoder(nn.Module):
 class Options:
     """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "leave components out (ablation, paper Tables 2 and 3)")
+    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3)")
 
 
 class System(nn.Module):
@@ -171,15 +186,17 @@ class System(nn.Module):
     Class attributes:
         name: for --system and in files.
         title: for people.
-        FILE: name of its checkpoints, {} standing for the epoch.
+        FILE: name of its checkpoints, {} standing for the epoch, {modalities} for their initials; see `file`.
         EPOCHS: of pretraining, as published.
         Config, Options: dataclasses of its sizes and of its settings.
         TERMS: kind of loss -> Term, in the order in which they are added up.
         SWITCHES: further names for --without -> title, of what is no loss term.
         GROUPS: prefix of our parameter names -> name of the group; the first that fits counts.
         AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only.
+        UNCLIPPED: groups whose gradients are not clipped.
         PARTS: table of published names (systems/published.py); empty: no published file exists.
-        TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts.
+        TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
+            and the criterion's terms (model/toc.py) where they say which.
 
     Attributes:
         options: an instance of Options.
@@ -190,7 +207,7 @@ class System(nn.Module):
     Config, Options = Config, Options
     name = title = FILE = ""
     EPOCHS = 6
-    TERMS, SWITCHES, GROUPS, AUXILIARY, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), {}
+    TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
 
     def __init__(self, config):
         super().__init__()
@@ -200,7 +217,7 @@ class System(nn.Module):
 
     # ---------------------------------------------------------------------------------------- what a system computes
     def features(self, batch):
-        """What `encode` takes, of a batch modality -> (B, T, ...); computed once a step."""
+        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step."""
         return {m: batch[m] for m in self.config.modalities}
 
     def encode(self, features, epoch):
@@ -262,6 +279,11 @@ class System(nn.Module):
         return switch not in self.options.without
 
     @classmethod
+    def file(cls, modalities, epoch):
+        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt"; epoch "*" makes a pattern."""
+        return cls.FILE.format(epoch, modalities="".join(m[0].upper() for m in modalities))
+
+    @classmethod
     def switches(cls):
         """Name for --without -> title, of every component that can be left out."""
         return {term.switch or kind: term.title or kind for kind, term in cls.TERMS.items()} | cls.SWITCHES
@@ -276,7 +298,8 @@ class System(nn.Module):
         groups = {}
         for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
             group = next((group for prefix, group in self.GROUPS.items() if name.startswith(prefix)), OWN)
-            groups.setdefault(group, Group(group, {}, group if group in self.AUXILIARY else "main"))
+            groups.setdefault(group, Group(group, {}, group if group in self.AUXILIARY else "main",
+                                           group not in self.UNCLIPPED))
             groups[group].parameters[name] = parameter
         order = [*dict.fromkeys(self.GROUPS.values()), OWN]
         return [groups[name] for name in order if name in groups]

@@ -27,8 +27,8 @@ VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
 
 @dataclass(frozen=True)
-class Options(base.Options):
-    """How DCID is trained."""
+class CodebookOptions(base.Options):
+    """How a codebook with MM-EMA starts and moves."""
 
     codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
                                  choices=("data", "released"))
@@ -36,7 +36,13 @@ class Options(base.Options):
                               choices=("full", "released"))
     mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
                           "2023, eq. 7)", choices=("mean", "attention"))
-    mi_forward: str = setting("once", "encoder passes a step: one, or six as in the published checkpoints",
+
+
+@dataclass(frozen=True)
+class Options(CodebookOptions):
+    """How DCID is trained."""
+
+    mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
                               choices=("once", "released"))
 
 
@@ -138,11 +144,11 @@ class Encoder(base.Encoder):
 class Objective(nn.Module):
     """The networks of one level that only its losses use: Cross-CPC, CLUB and the decoders."""
 
-    def __init__(self, config, decoder):
+    def __init__(self, config, decoder, accuracy_over="targets"):
         super().__init__()
         width = config.code_dim
         self.together = ALONE
-        self.cpc = CrossCPC(config.modalities, width)
+        self.cpc = CrossCPC(config.modalities, width, accuracy_over)
         self.club = nn.ModuleDict({m: Club(width, config.pooled_dim(m), config.club_hidden) for m in config.modalities})
         self.decoders = nn.ModuleDict({m: decoder(config, m) for m in config.modalities})
 
@@ -196,6 +202,41 @@ class Objective(nn.Module):
         width = max(x.shape[-1] for x in pooled.values())
         pooled = {m: F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for m, x in pooled.items()}
         return self._stacked(pooled).to(output.quantized.codes.dtype)
+
+
+def collect(clubs, together):
+    """Gradients of a step's `Clubs`, any key -> Clubs, are from now on those of their networks."""
+    for side_by_side in clubs.values():
+        side_by_side.collect_gradients()
+        together.add_gradients(side_by_side.tensors)
+
+
+def fit_clubs(clubs, evidence, groups, adam, iterations, together):
+    """Adam steps of CLUB networks: likelihood of the specific features given what they are predicted from.
+
+    The last iteration's gradients stay and join those of the bound in the main backward pass, so that the norms before
+    clipping are the published ones; the next iteration clears them.
+
+    Args:
+        clubs, evidence, groups: any key -> Clubs, Evidence, names of the groups of its networks in their order.
+        adam, iterations: see `System.inner_step`.
+    Returns:
+        group -> its log-likelihood in the last iteration, before its update.
+    """
+    likelihoods = {}
+    for _ in range(iterations if clubs else 0):
+        for key, side_by_side in clubs.items():
+            side_by_side.zero_gradients()
+            likelihoods[key] = side_by_side.log_likelihoods(evidence[key])
+        (-sum(values.sum() for values in likelihoods.values())).backward()
+        together.finish_gradients()
+        adam([name for names in groups.values() for name in names])
+        for side_by_side in clubs.values():
+            side_by_side.refresh()
+    if not together.is_first:           # what has been added up over the processes counts once
+        for side_by_side in clubs.values():
+            side_by_side.zero_gradients()
+    return {name: value for key, values in likelihoods.items() for name, value in zip(groups[key], values.detach())}
 
 
 def first_decoder(config, modality):
@@ -277,16 +318,18 @@ class DCID(base.System):
         reset = self.options.code_reset if self.is_on("reset") else "off"
         for level, output in zip(self.encoder.levels, outputs):
             level.codebook.ema_step(output.semantic, output.quantized.indices, teacher)
-            level.codebook.count_and_reset(output.quantized.indices, draws, reset)
+            level.codebook.count_and_reset(self.counted(output.quantized.indices), draws, reset)
+
+    def counted(self, indices):
+        """Codes that are in use, modality -> (B, T), of those that a pass chose."""
+        return indices
 
     def training_pass(self, features, epoch, draws, adam):
         """One pass, with five Adam steps of the CLUB networks on its outputs; mi_forward="released": five passes with
         one such step each, and one for the losses, so that the codebooks move six times."""
         trained = [n for n in range(self.depth(epoch)) if self.is_trained(n, epoch)] if self.is_on("club") else []
         self._clubs = {number: self.objectives[number].clubs() for number in trained}
-        for side_by_side in self._clubs.values():
-            side_by_side.collect_gradients()
-            self.together.add_gradients(side_by_side.tensors)
+        collect(self._clubs, self.together)
         figures, passes = {}, MI_ITERATIONS if trained and self.options.mi_forward == "released" else 0
         for _ in range(passes):
             figures = self.inner_step(self._pass(features, epoch, draws), adam, 1)
@@ -305,28 +348,10 @@ class DCID(base.System):
         return outputs
 
     def inner_step(self, outputs, adam, iterations):
-        """Fit the CLUB networks: likelihood of the specific features given the codes.
-
-        The last iteration's gradients stay and join those of the bound in the main backward pass, so that the norms
-        before clipping are the published ones; the next iteration clears them.
-        """
+        """Fit the CLUB networks: likelihood of the specific features given the codes."""
         evidence = {number: self.objectives[number].evidence(outputs[number]) for number in self._clubs}
         groups = {number: [_mi_group(m, number) for m in self.objectives[number].club_order] for number in self._clubs}
-        likelihoods = {}
-        for _ in range(iterations if self._clubs else 0):
-            for number, side_by_side in self._clubs.items():
-                side_by_side.zero_gradients()
-                likelihoods[number] = side_by_side.log_likelihoods(evidence[number])
-            (-sum(values.sum() for values in likelihoods.values())).backward()
-            self.together.finish_gradients()
-            adam([name for names in groups.values() for name in names])
-            for side_by_side in self._clubs.values():
-                side_by_side.refresh()
-        if not self.together.is_first:           # what has been added up over the processes counts once
-            for side_by_side in self._clubs.values():
-                side_by_side.zero_gradients()
-        return {name: value for number, values in likelihoods.items()
-                for name, value in zip(groups[number], values.detach())}
+        return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
 
     def losses(self, outputs, draws):
         """Losses of all levels that `outputs` holds; kinds of the second end in _2."""

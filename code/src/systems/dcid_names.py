@@ -50,11 +50,16 @@ CLASSIFIERS = [Part(DECODER, "{m}_semantic_decoder.", modalities="video text aud
     "event_classifier.weight": (NUM_CLASSES, c.code_dim), "event_classifier.bias": (NUM_CLASSES,)})]
 
 
+def club_networks(section, ours, modality=""):
+    """One CLUB network: its mean's network first."""
+    return [Part(section, "p_mu.", ours + "mean.", modality),
+            Part(section, "p_logvar.", ours + "log_variance.", modality)]
+
+
 def club(suffix, objective):
-    """The CLUB networks of one level: a section for each, its mean's network first."""
-    networks = (("p_mu.", "mean."), ("p_logvar.", "log_variance."))
-    return [Part(f"{m.capitalize()}_mi_net{suffix}_parameters", theirs, f"{objective}club.{m}.{ours}", m)
-            for m in ("video", "text", "audio") for theirs, ours in networks]
+    """The CLUB networks of one level, a section for each."""
+    return [part for m in ("video", "text", "audio")
+            for part in club_networks(f"{m.capitalize()}_mi_net{suffix}_parameters", f"{objective}club.{m}.", m)]
 
 
 PARTS = (*TEXT_LSTM, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *club("", OBJECTIVE))

@@ -182,7 +182,7 @@ def _structure(system, keys):
 def _sizes(system, config, sections):
     """`config` with every size that the tensors of a file tell: the one that most of them agree on."""
     numbers = [f.name for f in fields(config) if type(getattr(config, f.name)) is int
-               and f.name not in ("num_layers", "num_heads")]
+               and f.name not in ("num_layers", "num_heads") and not f.metadata]      # settings: no published tensor's
     # sizes that differ from each other, multiples of the heads: the shape of a tensor then says what each axis is
     probe = {name: config.num_heads * (1009 + 2 * number) for number, name in enumerate(numbers)}
     field_of = {size: name for name, size in probe.items()}

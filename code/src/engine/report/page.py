@@ -32,7 +32,7 @@ ROOM_FOR_TAGS = 100             # bytes around a picture
 SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
 SECTIONS = {                    # id -> (title, what it shows)
     "what": ("What was run", ""),
-    "results": ("Results", results.NOTES),
+    "results": ("Results", results.NOTES.replace("+-", "±")),
     "losses": ("Losses", "Pretraining, every logged step; a colour a modality."),
     "codes": ("Use of the codes", "How many codes are in use and shared by all modalities while the codebook is "
               "trained, and who uses which code on the test clips."),
@@ -42,6 +42,7 @@ SECTIONS = {                    # id -> (title, what it shows)
     "timelines": ("Timelines", "Clips with several events, second by second, from best to worst."),
     "clips": ("Clips", "What the encoder receives, and what a head that never saw this modality says."),
     "retrieval": ("Retrieval", "Queries and the sounds found first."),
+    "open": ("Open set", "Confidence of known and unknown clips, and what each threshold gives."),
     "other": ("Other pictures", ""),
     "warnings": ("Warnings", "What the monitors found while the runs went on."),
     "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
@@ -49,6 +50,7 @@ SECTIONS = {                    # id -> (title, what it shows)
 }
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes"}      # by the first word of a picture's name
 HEADS = ("task", "tested on", "direction", "metric")
+IF_ANY = ("open", "other")      # sections that most runs have nothing for
 FEATURES = ("clips", "retrieval")       # pictures of features keep their colours in the dark
 
 
@@ -125,8 +127,9 @@ def build(runs, pictures, pool=False):
         word = path.stem.split("-")[0]
         name = SECTION_OF.get(word, word if word in SECTIONS else "other")
         sections[name].pictures.append((run, path))
-    if not sections["other"].pictures:
-        del sections["other"]
+    for name in IF_ANY:
+        if not sections[name].pictures:
+            del sections[name]
     names = list(dict.fromkeys(run.name for run in runs))
     title = ("Run " if len(names) == 1 else "Runs ") + ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
     template = Template(Path(__file__).with_name("page.html").read_text())

@@ -8,6 +8,7 @@ from itertools import combinations
 from textwrap import shorten
 
 import numpy as np
+import torch
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Patch
 from scipy.special import softmax
@@ -15,6 +16,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from dataset.labels import clip_class
 from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, PALE, RIGHT, WRONG, new_figure, save
+from engine.transfer.open_set import Scores
 from model.config import MODALITIES
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
@@ -29,7 +31,7 @@ def title_of(arrays):
 
 def feature_picture(axis, features, rows=1):
     """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place,
-    one tile a second in so many rows."""
+    one tile per second in so many rows."""
     if features.ndim == 2:
         axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
     else:
@@ -191,6 +193,36 @@ def draw_classes(arrays, path):
     return save(figure, path)
 
 
+def draw_open_set(arrays, path):
+    """Confidence of known and unknown clips, and what each threshold gives (ICCV 2025, OS*, UNK, HOS)."""
+    scores = Scores.of(torch.from_numpy(arrays["cross"]), clip_class(arrays["labels"]))
+    confidence, unknown = scores.confidence.numpy(), scores.unknown.numpy()
+    right = scores.right.numpy()
+    figure, axes = new_figure(1, 2, size=(9.6, 3.8))
+    axis, bins = axes[0, 0], np.linspace(confidence.min(), confidence.max() + 1e-9, 31)
+    for mask, colour, label in ((right, RIGHT, "known, right class"), (~right & ~unknown, MISSED, "known, wrong class"),
+                                (unknown, WRONG, "unknown")):
+        axis.hist(confidence[mask], bins, color=colour, alpha=0.6, label=f"{label} ({mask.sum()})")
+    axis.set_xlabel("largest probability of a clip")
+    axis.set_ylabel("clips")
+    axis.set_title(f"AUROC {100 * float(scores.auroc()):.1f} %")
+    axis.legend(frameon=False)
+    axis = axes[0, 1]
+    fine = torch.linspace(float(confidence.min()), float(confidence.max()), 200, dtype=torch.float64)
+    rates = scores.rates(fine)
+    for name, colour, label in (("os", RIGHT, "OS* (known, right)"), ("unk", WRONG, "UNK (unknown, rejected)"),
+                                ("hos", "black", "HOS")):
+        axis.plot(fine, 100 * getattr(rates, name), color=colour, label=label)
+    steps = scores.thresholds()
+    axis.plot(steps, 100 * scores.rates(steps).hos, "o", color="black", markersize=4, label="the ten thresholds")
+    axis.set_xlabel("threshold")
+    axis.set_ylabel("percent")
+    axis.set_ylim(0, 102)
+    axis.legend(frameon=False)
+    figure.suptitle(f"{title_of(arrays)}, {arrays['known']} of {len(arrays['classes'])} classes known", fontsize=10)
+    return save(figure, path)
+
+
 def draw_retrieval(arrays, path):
     """Queries and the sounds found first: green frame where the class is right, a star at the clip's own sound."""
     shown, top, classes = arrays["shown"], arrays["top"], arrays["classes"]
@@ -257,7 +289,7 @@ def code_users(counts):
 
 
 def draw_codes(arrays, path):
-    """Use of the codes by modality (paper Figure 4), one picture a codebook; returns the paths.
+    """Use of the codes by modality (NeurIPS 2023, Figure 4), one picture per codebook; returns the paths.
 
     Each square is a code, coloured by the modalities that use it, its area by how often; beside it the share of each
     modality's seconds that fall on codes of all, of some, or of this modality alone.

@@ -1,4 +1,4 @@
-"""The papers' main table from result lines: a row a checkpoint, two columns a task (NeurIPS 2023, Table 3)."""
+"""The papers' main table from result lines: one row per checkpoint, two columns per task (NeurIPS 2023, Table 3)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from engine.transfer.tasks import TASKS
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a column of the table."""
+    """The content of a column of the table."""
 
     task: str
     metric: str
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def cells(self):
-        """Column -> its figures, one a run."""
+        """Column -> its figures, one per run."""
         return {column: list(of_runs.values()) for column, of_runs in self.figures.items()}
 
     @property
@@ -104,7 +104,7 @@ def _tails(path):
 
 
 def column_of(row):
-    """The column in which a result stands; None for those of no column."""
+    """The column that a result belongs to; None for those of no column."""
     found = row["task"], row["metric"], row["direction"]
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 
@@ -143,7 +143,7 @@ def chance(rows):
 
 
 def all_rows(rows):
-    """Everything that stands in the table, from top to bottom."""
+    """All rows of the table, from top to bottom."""
     table = []
     for selection in SELECTIONS:
         table += [replace(row, name=f"{row.name} ({selection})") for row in collect(rows, selection)]

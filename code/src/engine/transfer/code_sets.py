@@ -39,6 +39,10 @@ class CodeSet:
         """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
         return self if channels is None else replace(self, table=self.table[:, channels])
 
+    def of_clips(self, keep):
+        """Some of the clips: their numbers (n,) or a mask (N,)."""
+        return replace(self, rows=self.rows[keep], labels=self.labels[keep])
+
     @property
     def indices(self):
         """(N, T) or (N, T, L) code numbers."""

@@ -26,6 +26,7 @@ class Trial:
     targets: Tensor                                      # (N, ...) what the head's loss takes with the codes
     seed: int
     measured: dict                                       # key -> CodeSet
+    held: CodeSet = None                                 # labelled clips that are not trained on (`Task.training`)
     curves: dict = field(default_factory=dict)           # key -> metric -> list of figures, one an epoch
     losses: list = field(default_factory=list)           # mean training loss of each epoch
     head: nn.Module = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 THRESHOLD = 0.5                  # a cell is predicted where sigmoid(logit) is above it
 
@@ -19,6 +20,25 @@ def accuracy(scores, targets):
         targets: (N,) int64.
     """
     return 100 * (scores.argmax(-1) == targets).double().mean(-1)
+
+
+def macro_precision(scores, targets, batch=None):
+    """Mean over the classes that are predicted at least once of their precision (percent); no average over classes
+    that a head never predicts, so that it need not be good at them.
+
+    Args:
+        scores: (..., N, C).
+        targets: (N,) int64.
+        batch: None for the whole set; or clips a batch, whose figures are averaged with their numbers of clips, as in
+            the program of CoDAAR.
+    """
+    if batch is not None:
+        parts = [(len(y), macro_precision(x, y)) for x, y in zip(scores.split(batch, -2), targets.split(batch))]
+        return sum(number * value for number, value in parts) / len(targets)
+    predicted = F.one_hot(scores.argmax(-1), scores.shape[-1]).double()                # (..., N, C)
+    number = predicted.sum(-2)
+    right = (predicted * F.one_hot(targets, scores.shape[-1])).sum(-2)
+    return 100 * (right / number.clamp(min=1)).sum(-1) / (number > 0).sum(-1)
 
 
 @dataclass

@@ -28,7 +28,7 @@ class Retrieval(Task):
     label_key = "audio"
     metrics = (*(f"r@{k}" for k in RANKS), "median_rank")
 
-    def make(self, width):
+    def make(self, width, segment_layers=2):
         return self.head(width, next(iter(self.train.values()))[0]["audio"].shape[-1])
 
     def targets(self, part):

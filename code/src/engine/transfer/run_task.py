@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import astuple
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +68,9 @@ def evaluate(task, pretrained, variants, settings, output):
     for control, source, choice in _heads(encoders, measured, variants):
         on = {(role, target): parts[PartKey(role, control, target, choice)] for target in measured[source]
               for role in ("test", "val") if PartKey(role, control, target, choice) in parts}
-        part = parts[PartKey("train", control, source, choice)]
+        part, held = task.training(parts[PartKey("train", control, source, choice)])
         for seed in settings.seeds:
-            trials[HeadKey(control, source, choice, seed)] = fit_heads.Trial(part, task.targets(part), seed, on)
+            trials[HeadKey(control, source, choice, seed)] = fit_heads.Trial(part, task.targets(part), seed, on, held)
     first_epoch, refresh, averaged = 0, None, None
     if settings.protocol == "released":
         first_epoch = (pretrained.encoder.epoch or 0) + 1
@@ -80,7 +81,8 @@ def evaluate(task, pretrained, variants, settings, output):
             f"--n_epoch {settings.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
             f"with {pretrained.path}; raise --n_epoch")
     progress = Progress(output.beside(f"heads-{output.record_name}-{pretrained.sha256[:12]}.pt"))
-    fit_heads.fit(list(trials.values()), task.make, lambda heads, part: task.measure(heads, part, averaged),
+    make = partial(task.make, segment_layers=settings.segment_layers)
+    fit_heads.fit(list(trials.values()), make, lambda heads, part: task.measure(heads, part, averaged),
                   epochs=settings.n_epoch - first_epoch, batch_size=settings.batch_size, lr=settings.lr,
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
                   progress=progress, title=f"{task.name}: {len(trials)} heads")
@@ -161,7 +163,7 @@ def _with_dropout(task, encoders, trials, channels, settings):
             fresh = {source: _codes(task, encoders, task.train[source], [source], settings, training=True)
                      for source in MODALITIES if source in sources}
         for (control, source, choice, _), trial in trials.items():
-            trial.train = fresh[source][control, source].select(channels[control, choice])
+            trial.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
     return refresh
 
 
@@ -171,7 +173,8 @@ def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
         for control in {key.control: None for key in trials}:
             chance = task.chance(parts[PartKey("test", control, target, choice)], averaged)
             for seed in seeds:
-                curves = trials[HeadKey(control, source, choice, seed)].curves
+                trial = trials[HeadKey(control, source, choice, seed)]
+                curves = trial.curves
                 test, val, same = curves["test", target], curves.get(("val", target)), None
                 if HeadKey(control, target, choice, seed) in trials:
                     same = trials[HeadKey(control, target, choice, seed)].curves["test", target]
@@ -188,6 +191,11 @@ def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
                             value_at_validation=values[chosen] if val else None,
                             validation_epoch=first_epoch + chosen if val else None,
                             validation=val[metric][chosen] if val else None)
+                part = parts[PartKey("test", control, target, choice)]
+                for metric, value in task.at_end(trial.head, part, trial.held).items():
+                    yield line(task.name, task.test[target].name, (source, target), metric, value, chance=None,
+                               epoch=first_epoch + epochs["last"], selection="last", seed=seed, control=control,
+                               variant=variant.name, choice=choice)
 
 
 def _argmax(values):

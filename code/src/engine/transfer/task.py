@@ -10,6 +10,7 @@ from declare import positive, setting
 from engine import checkpoint, sharing
 from engine.transfer import code_sets, fit_heads, metrics
 from errors import InputError
+from model.heads import DeepSegmentHead, SegmentHead
 
 SHOWN = 8                        # test clips whose features are kept for the pictures
 
@@ -23,11 +24,15 @@ class HeadSettings:
     test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, decisive=False)
     lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
     clip_gradient: float = setting(0.5, "largest gradient norm of a head")
+    segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
+                                  choices=(2, 4))
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
     seeds: tuple = setting((43,), "seeds; their heads train together", type=int)
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))
+    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
+                               "MICU")
     no_control: bool = setting(False, "skip the untrained-encoder control")
     precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
     workers: int = 4
@@ -54,32 +59,42 @@ class Task:
     @property
     def metrics(self):
         """Names of what `measure` gives."""
-        return ("accuracy",) if self.head.clipwise else ("precision", "recall", "f1")
+        return ("accuracy", "macro_precision") if self.head.clipwise else ("precision", "recall", "f1")
 
     @property
     def classes(self):
         return next(iter(self.train.values())).classes
 
-    def make(self, width):
-        """A new head for codes of this width."""
-        return self.head(width, len(self.classes))
+    def make(self, width, segment_layers=2):
+        """A new head for codes of this width; `segment_layers`: of a head that classifies seconds."""
+        head = DeepSegmentHead if segment_layers == 4 and self.head is SegmentHead else self.head
+        return head(width, len(self.classes))
+
+    def training(self, part):
+        """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
+        return part, None
 
     def targets(self, part):
         """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
         return part.clip_classes if self.head.clipwise else part.labels
 
     def measure(self, heads, part, batch_size=None):
-        """metric -> (E,) percent of E heads on a CodeSet. `batch_size`: see metrics.segment_scores."""
+        """metric -> (E,) percent of E heads on a CodeSet. `batch_size`: see metrics.segment_scores, macro_precision."""
         outputs = fit_heads.predict(heads, part)
         if self.head.clipwise:
-            return {"accuracy": metrics.accuracy(outputs, part.clip_classes)}
+            return {"accuracy": metrics.accuracy(outputs, part.clip_classes),
+                    "macro_precision": metrics.macro_precision(outputs, part.clip_classes, batch_size)}
         return metrics.segment_scores(outputs, part.labels, batch_size)
 
     def chance(self, part, batch_size=None):
         """metric -> percent of a guess that ignores its input."""
         if self.head.clipwise:
-            return {"accuracy": 100 / len(self.classes)}
+            return dict.fromkeys(self.metrics, 100 / len(self.classes))
         return metrics.segment_chance(part.labels, batch_size)
+
+    def at_end(self, head, part, held):
+        """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
+        return {}
 
     def pictured(self, heads, part, dataset):
         """Arrays from which the pictures of a direction are made.
@@ -110,11 +125,11 @@ class Pretrained:
     sha256: str
 
     @classmethod
-    def load(cls, path, device, precision):
-        """The frozen encoder of a checkpoint, an exported folder, or its name on the hub (engine/sharing.py); float64
-        only for `precision` "float64"."""
+    def load(cls, path, device, precision, zero_code0=False):
+        """The frozen encoder of a checkpoint, of an exported folder, or of its name on the hub (engine/sharing.py);
+        float64 only for `precision` "float64"."""
         dtype, path = torch.float64 if precision == "float64" else torch.float32, sharing.locate(path)
-        return cls(path, sharing.load_encoder(path, device=device, dtype=dtype), checkpoint.sha256(path))
+        return cls(path, sharing.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
 
     @property
     def code_dim(self):

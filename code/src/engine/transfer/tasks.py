@@ -11,9 +11,10 @@ from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.ave_avvp import AVEShared, AVVPShared
 from dataset.avvp import AVVP
+from dataset.ucf51 import UCF51
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
-from engine.transfer import retrieval, run_task
+from engine.transfer import open_set, retrieval, run_task
 from engine.transfer.task import Task
 from model.heads import ClipHead, RetrievalHead, SegmentHead
 
@@ -58,6 +59,7 @@ class TaskEntry:
     modalities: tuple = ("video", "audio")      # that a direction may name, in the order of evaluate.py's pairs
     column: str = None              # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
     published: dict = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
+    settings: type = None           # dataclass of arguments of this task alone, which its class gets as `settings`
     task: type = Task
     evaluate: Callable = run_task.evaluate
 
@@ -74,14 +76,15 @@ class TaskEntry:
         """Short name -> Path, as loaders want them; `place`: dotted name -> Path."""
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
 
-    def open(self, place, modalities, protocol, **reading):
+    def open(self, place, modalities, protocol, settings=None, **reading):
         """The task with its data read; `reading`: on_bad_clip and in_memory of the loaders (dataset/clips.py)."""
         roles = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(place), modalities, protocol):
             clips = part.load(**reading)
             for role in part.roles:
                 roles[role] |= dict.fromkeys(clips.modalities, clips)
-        return self.task(self.name, self.head, self.best_by, **roles)
+        more = {"settings": settings or self.settings()} if self.settings else {}
+        return self.task(self.name, self.head, self.best_by, **roles, **more)
 
     def usable(self, place):
         """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
@@ -118,12 +121,23 @@ def ucf_vggsound_parts(paths, modalities, protocol):
     return [Part(side[0], ("train", "test"), partial(UCFVGGSound, paths, side)) for side in sides]
 
 
+def ave_oscmg_parts(paths, modalities, protocol):
+    """AVE's own splits, as published here."""
+    return ave_parts(paths, modalities, "default")
+
+
+def ucf_oscmg_parts(paths, modalities, protocol):
+    """UCF-101 clips with sound: tested on all of them, those of the training clips in the other modality among them."""
+    return [Part(m, ("train", "test"), partial(UCF51, paths, (m,))) for m in ("audio", "video") if m in modalities]
+
+
 def retrieval_parts(paths, modalities, protocol):
     """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
     modalities = ("audio", *(m for m in modalities if m != "audio"))
     return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
 
 
+OPEN_SET = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
 ENTRIES = (
     TaskEntry(
         "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",
@@ -167,5 +181,25 @@ ENTRIES = (
         directions={"V2T": ("video", "text"), "T2V": ("text", "video")}, modalities=("video", "text"),
         epochs=30, head=RetrievalHead, best_by="r@5", parts=retrieval_parts, task=retrieval.Retrieval,
         evaluate=retrieval.evaluate),
+    TaskEntry(
+        "ave_oscmg", "AVE open", "AVE with unknown classes in the test part (ICCV 2025)", "ave",
+        ("ave.label", "ave.audio", "ave.video", "ave.train", "ave.val", "ave.test"), optional=("ave.categories",),
+        source="AVE_Dataset features of github.com/YapengTian/AVE-ECCV18, folder AVE; lists: prepare.py lists",
+        directions={"ave_va": ("video", "audio"), "ave_av": ("audio", "video")}, parts=ave_oscmg_parts, epochs=25,
+        **OPEN_SET),
+    TaskEntry(
+        "ucf_oscmg", "UCF51 open", "UCF-101 clips with sound, with unknown classes in the test part (ICCV 2025)",
+        "ucf51", ("ucf51.csv", "ucf51.categories", "ucf51.audio", "ucf51.video"),
+        source="UCF-101 features, folder UCF101; lists: prepare.py lists",
+        directions={"ucf_va": ("video", "audio"), "ucf_av": ("audio", "video")}, parts=ucf_oscmg_parts, epochs=16,
+        **OPEN_SET),
+    TaskEntry(
+        "ucf_vggsound_oscmg", "UCF/VGG open", "UCF-101 video and VGGSound audio, with unknown classes in the test part "
+        "(ICCV 2025)", "ucf_vggsound",
+        ("ucf_vggsound.ucf_csv", "ucf_vggsound.vggsound_csv", "ucf_vggsound.ucf_categories",
+         "ucf_vggsound.vggsound_categories", "ucf_vggsound.audio", "ucf_vggsound.video"),
+        source=f"{PACKAGE}, folder UCF101; VGGSound audio from vggsound40k",
+        directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")}, parts=ucf_vggsound_parts,
+        epochs=25, **OPEN_SET),
 )
 TASKS = {entry.name: entry for entry in ENTRIES}

@@ -50,7 +50,7 @@ def variants(settings, task, directions, code_dim, released):
         task: name of the task.
         directions: (source, target) modalities to run.
         code_dim: channels of a codebook.
-        released: task -> direction -> (choose_channel, toc_max_num, toc_min_num) of the published scripts.
+        released: `TOC_RELEASED` of the system; terms of the criterion in it win over `settings`.
 
     Returns:
         list of Variant, never empty; without any option the one of TOC off.
@@ -66,7 +66,8 @@ def variants(settings, task, directions, code_dim, released):
             found.append(_uniform(directions, Selection(*FIXED, settings.toc_terms)))
         else:
             known = released.get(task, {})
-            covered = {d: Selection(*known[d], settings.toc_terms) for d in directions if d in known}
+            covered = {d: Selection(*known[d][:3], *(known[d][3:] or (settings.toc_terms,)))
+                       for d in directions if d in known}
             if covered:
                 found.append(Variant("TOC released" + _terms(settings.toc_terms), covered))
     found += [_uniform(directions, selection_of(settings, count)) for count in settings.choose_channel or ()]

@@ -1,0 +1,185 @@
+"""Time and memory of `prepare.py features` with the published networks, and on an hour-long video.
+
+    python code/benchmarks/extract_clips.py [--clips 2] [--device cuda] [--hour] [--json FILE]
+
+Clips of ten seconds (640x360, 25 frames a second, stereo sound) are encoded here, weights are random numbers of the
+published widths: neither changes what is computed. The whole of a clip is timed with its parts, beside the same
+machine's plain matrix product, measured in between; on a CPU both also in processor time, which other programs disturb
+less. `--hour` runs the real command on a video of an hour, its first
+ten seconds with the published networks and all of it with `logmel` and `patches`, and reports the peak memory of each.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+
+from timing import Ceiling, Stopwatch, now  # noqa: E402
+
+from errors import Parser, run  # noqa: E402
+from extract import audio, networks, output  # noqa: E402
+from extract.clip import Timing, extract  # noqa: E402
+from extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound  # noqa: E402
+from extract.media import Media  # noqa: E402
+from extract.weights import Weights  # noqa: E402
+
+RATE, SIZE, SOUND = 25, (640, 360), 44100
+VGG19_FLOP = 39e9               # a frame, to the fifth pooling: 2 x 19.5 G multiplications
+FRAMES = 160                    # of a clip
+PERIOD = Fraction(101, 10)      # seconds from one copy of a clip to the next: a codec's first packets lie before 0
+
+
+def make_clip(path, seed=0, seconds=10):
+    """An mp4 with moving noise and a noisy sound."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 255, (SIZE[1] // 8, SIZE[0] // 8 + RATE * seconds, 3)).astype(np.uint8)
+    base = np.repeat(np.repeat(base, 8, 0), 8, 1)
+    with av.open(str(path), "w") as out:
+        pictures, heard = out.add_stream("libx264", rate=RATE), out.add_stream("aac", rate=SOUND, layout="stereo")
+        pictures.width, pictures.height, pictures.pix_fmt = *SIZE, "yuv420p"
+        pictures.options = {"preset": "ultrafast"}
+        for k in range(RATE * seconds):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(base[:, 4 * k:4 * k + SIZE[0]]), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, RATE)
+            out.mux(pictures.encode(frame))
+        out.mux(pictures.encode(None))
+        wave = (0.1 * rng.standard_normal((2, SOUND * seconds))).astype(np.float32)
+        for k in range(0, wave.shape[1], 1024):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, k:k + 1024]), "fltp", "stereo")
+            frame.sample_rate, frame.time_base, frame.pts = SOUND, Fraction(1, SOUND), k
+            out.mux(heard.encode(frame))
+        out.mux(heard.encode(None))
+
+
+def make_long(source, path, times):
+    """The packets of `source` written again and again, its clock going on: an hour in a second."""
+    with av.open(str(path), "w") as out, av.open(str(source)) as first:
+        targets = {stream.index: out.add_stream_from_template(stream) for stream in first.streams}
+        for k in range(times):
+            with av.open(str(source)) as again:
+                for packet in again.demux():
+                    if packet.dts is not None:
+                        shift = int(PERIOD * k / packet.time_base)
+                        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                        packet.stream = targets[packet.stream.index]
+                        out.mux(packet)
+
+
+def peak_memory(command):
+    """Largest resident memory of a command in GB; its own output is passed on if it fails."""
+    code = ("import resource, subprocess, sys; r = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL); "
+            "print(r.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+    answer = subprocess.run([sys.executable, "-c", code, *map(str, command)], stdout=subprocess.PIPE, text=True)
+    returned, size = map(int, answer.stdout.split())
+    if returned:
+        raise RuntimeError(f"{' '.join(map(str, command))}: exit code {returned}")
+    return size * 1024 / 1e9
+
+
+def time_clips(folder, count, device):
+    """Seconds a clip, whole and by part, and the share of the machine's matrix-product ceiling."""
+    torch.manual_seed(0)
+    encoders = {}
+    for network, make, kind in (("vggish", networks.VGGish, VGGishSound), ("vgg19", networks.VGG19, VGG19Pictures)):
+        weights = Weights(network, "random", "", "", make().state_dict())
+        more = {"front": audio.FrontEnd()} if network == "vggish" else {}
+        encoders[network] = kind(weights, device=device, **more)
+    clip = folder / "clip.mp4"
+    watch, ceiling = Stopwatch(device), Ceiling(device, torch.float32)
+    watch.wrap(encoders["vggish"], "encode", "sound: decoding, log-mel and VGGish")
+    watch.wrap(encoders["vgg19"], "encode", "VGG-19")
+    watch.wrap(encoders["vgg19"], "prepare", "resizing")
+    sound, pictures = encoders["vggish"], encoders["vgg19"]
+    extract(clip, "warm", Timing(1), sound, pictures)
+    watch.times.clear()
+    ceiling.measure()
+    start, measuring, zips, processor, product = now(device), 0.0, 0.0, 0.0, float("inf")
+    for _ in range(count):
+        begun = time.process_time()
+        made = extract(clip, "clip", Timing(), sound, pictures,
+                       batch=BATCH if device.type == "cuda" else CPU_BATCH)
+        processor += (time.process_time() - begun) / count
+        begun = now(device)
+        output.zip_bytes("clip", made.video)
+        zips += now(device) - begun
+        begun = now(device)
+        ceiling.measure()
+        product = min(product, processor_seconds(ceiling))
+        measuring += now(device) - begun
+    whole = (now(device) - start - measuring) / count
+    parts = {name: seconds / count for name, seconds in watch.times.items()} | {"zip": zips / count}
+    parts["decoding pictures and the rest"] = whole - sum(parts.values())
+    flops = VGG19_FLOP * FRAMES
+    return {"seconds_per_clip": whole, "parts": parts, "ceiling_tflops": ceiling.best / 1e12,
+            "share_vgg19": flops / parts["VGG-19"] / ceiling.best, "share_whole": flops / whole / ceiling.best,
+            "processor_seconds": processor, "share_processor": flops / processor * product,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "threads": torch.get_num_threads()}
+
+
+def processor_seconds(ceiling):
+    """Processor seconds of a FLOP in the largest product of the ceiling."""
+    a, b = ceiling.pairs[-1]
+    begun = time.process_time()
+    a @ b
+    return (time.process_time() - begun) / (2 * len(a) ** 3)
+
+
+def hour_memory(folder):
+    """Peak memory in GB of the real command on a video of an hour."""
+    make_long(folder / "clip.mp4", folder / "hour.mp4", int(3600 / PERIOD) + 1)
+    torch.manual_seed(0)
+    torch.save(networks.VGGish().state_dict(), folder / "vggish.pth")
+    torch.save(networks.VGG19().state_dict(), folder / "vgg19.pth")
+    command = [sys.executable, HERE.parent / "src" / "prepare.py", "features", folder / "hour.mp4", "--device", "cpu"]
+    published = ["--vggish", folder / "vggish.pth", "--vggish-kind", "audioset", "--vgg19", folder / "vgg19.pth",
+                 "--vgg19-kind", "caffe", "--out", folder / "published"]
+    offline = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "auto",
+               "--frames-per-second", "2", "--out", folder / "offline"]
+    return {"seconds": float(Media(folder / "hour.mp4").facts.duration),
+            "first_10_s_published_networks": peak_memory([*command, *published]),
+            "whole_hour_logmel_patches": peak_memory([*command, *offline])}
+
+
+def main(argv=None):
+    """Measure; print a table and, if asked, JSON."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=2, help="clips to time; 0 for none")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--hour", action="store_true", help="also the memory of an hour-long video")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    opts = parser.parse_args(argv)
+    figures = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_clip(folder / "clip.mp4")
+        if opts.clips:
+            torch.backends.cudnn.allow_tf32 = False
+            figures |= time_clips(folder, opts.clips, torch.device(opts.device))
+            print(f"{figures['device']}, {figures['threads']} threads: {figures['seconds_per_clip']:.2f} s a clip "
+                  f"({1 / figures['seconds_per_clip']:.2f} clips a second), {figures['processor_seconds']:.1f} "
+                  "processor seconds")
+            for name, seconds in figures["parts"].items():
+                print(f"  {name:36}{seconds:9.3f} s")
+            print(f"  ceiling {figures['ceiling_tflops']:.3f} TFLOP/s: VGG-19 reaches {figures['share_vgg19']:.1%} of "
+                  f"it, the whole {figures['share_whole']:.1%}; in processor time {figures['share_processor']:.1%}")
+        if opts.hour:
+            figures["hour"] = hour_memory(folder)
+            for name, value in figures["hour"].items():
+                print(f"  hour-long video, {name}: {value:.2f}{'' if name == 'seconds' else ' GB'}")
+    if opts.json:
+        opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""Frames to inputs as AVE's program makes them, in NumPy: which frames, OpenCV's bilinear resize; and `patches`.
+
+Tian et al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018): 16 frames a second, one feature map
+a second. Frames are RGB, 8 bit, (H, W, 3).
+"""
+
+from functools import cache, lru_cache
+
+import numpy as np
+
+SIDE = 224                          # of a frame as the networks get it
+PER_SECOND = 16                     # frames of a row
+GRID = 7                            # rows and columns of a feature map
+CELL, CHANNELS = 8, 32              # `patches`: pixels of a cell's side after averaging, features of a cell
+FILTER_SEED = 16                    # of the fixed random filters: features made at different times fit together
+
+
+def tenths(count, seconds, per_second=PER_SECOND):
+    """AVE's sampled frames: row l takes int(l * q + i * q / per_second) with q = int(count / seconds), no time stamps.
+
+    Args:
+        count: frames of the clip.
+    Returns:
+        (seconds, per_second) int64; up to `seconds - 1` frames at the end are never taken.
+    """
+    return at_rate(count // seconds, seconds, per_second)
+
+
+def at_rate(q, seconds, per_second=PER_SECOND):
+    """The same with q frames a row given, such as the frame rate: the clock `time` (AVSBench)."""
+    row, part = np.arange(seconds)[:, None], np.arange(per_second) / per_second
+    return (row * q + part * q).astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _taps(source, side):
+    """Left index and the two weights (x 2048) of each output pixel along one axis, before clamping."""
+    position = ((np.arange(side) + 0.5) * (1.0 / (side / source)) - 0.5).astype(np.float32)
+    index = np.floor(position).astype(np.int64)
+    return index, (position - index.astype(np.float32)).astype(np.float32)
+
+
+def _weights(fraction):
+    return (np.rint((1 - fraction) * np.float32(2048)).astype(np.int32),
+            np.rint(fraction * np.float32(2048)).astype(np.int32))
+
+
+def resize(frame, side=SIDE):
+    """`cv2.resize(frame, (side, side))` in the same integers: bilinear, no antialiasing, aspect ratio lost.
+
+    Args:
+        frame: (H, W, 3) uint8.
+    Returns:
+        (side, side, 3) uint8; the frame itself where it has that size.
+    """
+    height, width = frame.shape[:2]
+    if (height, width) == (side, side):
+        return frame
+    x, fraction = _taps(width, side)
+    fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # horizontally alone
+    x = np.clip(x, 0, width - 1)
+    c0, c1 = (c[:, None] for c in _weights(fraction))
+    y, fraction = _taps(height, side)
+    rows = np.clip(np.stack([y, y + 1]), 0, height - 1)
+    wanted, place = np.unique(rows, return_inverse=True)
+    source = frame[wanted]
+    across = source[:, x] * c0 + source[:, np.minimum(x + 1, width - 1)] * c1
+    upper, lower = (across >> 4)[place.reshape(rows.shape)]
+    c0, c1 = (c[:, None, None] for c in _weights(fraction))
+    return ((((c0 * upper) >> 16) + ((c1 * lower) >> 16) + 2) >> 2).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- patches
+def cells(frames):
+    """Pixels of the cells of a 7 x 7 grid: each cell of the frame resized to 224, averaged to 8 x 8 pixels.
+
+    Args:
+        frames: (N, H, W, 3) uint8.
+    Returns:
+        (N, 7, 7, 192) float32, about -1..1.
+    """
+    small = np.stack([resize(frame) for frame in frames]).astype(np.float32)
+    block = SIDE // GRID // CELL
+    small = small.reshape(len(small), GRID, CELL, block, GRID, CELL, block, 3).mean((3, 6)) / 127.5 - 1
+    return small.transpose(0, 1, 3, 2, 4, 5).reshape(len(small), GRID, GRID, CELL * CELL * 3)
+
+
+@cache
+def random_filters(channels=CHANNELS):
+    """Fixed random filters, (192, channels) float32, columns of length 1; the same on every machine."""
+    filters = np.random.RandomState(FILTER_SEED).standard_normal((CELL * CELL * 3, channels))
+    return (filters / np.linalg.norm(filters, axis=0)).astype(np.float32)
+
+
+def pca_filters(frames, channels=CHANNELS):
+    """Principal directions of the cells of some frames: (192, channels) float32, columns of length 1.
+
+    Args:
+        frames: (N, H, W, 3) uint8, with at least `channels` different cells; `channels` up to 192.
+    """
+    x = cells(frames).reshape(-1, CELL * CELL * 3).astype(np.float64)
+    _, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
+    vectors = vectors[:, ::-1][:, :channels]
+    largest = np.abs(vectors).argmax(0)
+    return (vectors * np.sign(vectors[largest, np.arange(channels)])).astype(np.float32)
+
+
+def patches(frames, filters=None):
+    """Feature maps without any network: filters over the cells of a 7 x 7 grid.
+
+    Args:
+        frames: (N, H, W, 3) uint8, any size.
+        filters: (192, C), default `random_filters()`; `pca_filters` fits some to given frames.
+    Returns:
+        (N, 7, 7, C) float32, channels last.
+    """
+    return cells(frames) @ (random_filters() if filters is None else filters)

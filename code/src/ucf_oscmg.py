@@ -1,0 +1,12 @@
+"""Open-set UCF-101 clips with sound: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
+
+from downstream import run_script
+from errors import run
+
+
+def main(argv=None):
+    run_script("ucf_oscmg", argv)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,274 @@
+"""The real command end to end: golden features in zips, resume, shards, AVE's and AVSBench's forms, the whole way to a
+head that was trained on one modality and tested on another."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import wave
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import prepare
+from conftest import ROOT
+from dataset.archive import read_zip
+from dataset.features import open_features
+from errors import InputError
+from extract import media, run, video
+from made_videos import make_video
+from parity_features import vgg19, vggish
+
+OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches"]
+
+
+def features(folder, out, *more):
+    return prepare.main(["features", str(folder), "--out", str(out), *map(str, more)])
+
+
+def contents(folder):
+    """Bytes of every file that is not hidden, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".h5"}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Five clips of two to three seconds, one of them without sound."""
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(5):
+        make_video(folder / f"clip{k}.mp4", seconds=2 + k / 4, audio=None if k == 3 else "tone", size=(64 + 2 * k, 48))
+    return folder
+
+
+def test_golden_clip_through_the_command_to_the_loaders(golden, tmp_path):
+    arrays = np.load(golden / "features_clip.npz")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip.mp4").write_bytes(arrays["mp4"].tobytes())
+    for network, make in (("vggish8", vggish), ("vgg19_8", vgg19)):
+        torch.save(make(network).state_dict(), tmp_path / f"{network}.pth")
+    files = ["--vggish", tmp_path / "vggish8.pth", "--vgg19", tmp_path / "vgg19_8.pth"]
+    kinds = ["--vggish-kind", "audioset", "--vgg19-kind", "caffe"]
+    with pytest.raises(InputError, match="unknown file"):
+        features(tmp_path / "videos", tmp_path / "out", *files)
+    assert features(tmp_path / "videos", tmp_path / "out", *files, *kinds) == 0
+    for modality, name in (("audio", "audio_feature_8_r022"), ("video", "video_feature_8")):
+        ours, theirs = read_zip(tmp_path / "out" / modality / "zip" / "clip.zip"), arrays[name]
+        assert ours.dtype == np.float32 and np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+    assert open_features(tmp_path / "out" / "video" / "zip", "video").read("clip").shape == (10, 7, 7, 64)
+    record = json.loads((tmp_path / "out" / "features.json").read_text())["settings"]
+    assert record["video"]["kind"] == "caffe" and len(record["video"]["sha256"]) == 64
+    assert record["video"]["recognised_by"] == "name given" and not record["audio"]["pre_relu"]
+    with pytest.raises(InputError, match="kind 'caffe' are there, 'torchvision'"):
+        features(tmp_path / "videos", tmp_path / "out", *files, *kinds[:2], "--vgg19-kind", "torchvision")
+
+
+def test_torchvision_warns_and_fewer_frames_are_an_approximation(videos, tmp_path, capsys):
+    torch.save(vgg19("vgg19_8").state_dict(), tmp_path / "x.pth")
+    features(videos / "clip0.mp4", tmp_path / "out", "--modality", "video", "--vgg19", tmp_path / "x.pth",
+             "--vgg19-kind", "torchvision", "--seconds", 2, "--frames-per-second", 1)
+    notes = json.loads((tmp_path / "out" / "features.json").read_text())["notes"]
+    assert "published" in notes[0] and "approximation" in notes[1]
+    assert capsys.readouterr().err.count("warning: ") == 2
+
+
+def test_zip_is_one_pickle_that_both_numpys_read(videos, tmp_path):
+    assert features(videos / "clip0.mp4", tmp_path / "out", *OFFLINE, "--seconds", 2) == 0
+    with zipfile.ZipFile(tmp_path / "out" / "audio" / "zip" / "clip0.zip") as archive:
+        (name,) = archive.namelist()
+        data = archive.read(name)
+    assert name == "clip0.pkl" and b"numpy.core.multiarray" in data and b"numpy._core" not in data
+    assert data[:2] == b"\x80\x03" and pickle.loads(data).shape == (2, 128)
+
+
+def test_two_shards_and_an_interrupted_run_equal_one_run(videos, tmp_path, monkeypatch):
+    more = [*OFFLINE, "--seconds", "2"]
+    assert features(videos, tmp_path / "one", *more) == 1           # clip3 has no sound
+    for part in ("2/2", "1/2"):
+        features(videos, tmp_path / "two", *more, "--shard", part)
+    real, made = run.extract, []
+
+    def interrupted(path, name, *rest):
+        if name == "clip2" and "clip2" not in made:
+            made.append(name)
+            raise KeyboardInterrupt
+        made.append(name)
+        return real(path, name, *rest)
+
+    monkeypatch.setattr(run, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        features(videos, tmp_path / "three", *more)
+    assert not (tmp_path / "three" / "report.csv").exists()
+    journal, = (tmp_path / "three").glob(".report*")
+    with open(journal, "a") as file:
+        file.write('clip2,ok,2.5,"25')                              # a line that was cut off
+    features(videos, tmp_path / "three", *more)
+    assert made[:3] == ["clip0", "clip1", "clip2"] and made.count("clip0") == made.count("clip1") == 1
+    assert made.count("clip2") == 2
+    wanted = contents(tmp_path / "one")
+    assert len(wanted) == 4 + 5 + 4 and wanted == contents(tmp_path / "two") == contents(tmp_path / "three")
+    assert not list(tmp_path.glob("*/.report*"))
+
+
+def test_a_killed_process_goes_on_where_it_was(videos, tmp_path):
+    command = [sys.executable, str(ROOT / "code" / "src" / "prepare.py"), "features", str(videos), *OFFLINE,
+               "--seconds", "2", "--out"]
+    with subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "killed").glob("video/zip/*.zip")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    features(videos, tmp_path / "killed", *OFFLINE, "--seconds", "2")
+    features(videos, tmp_path / "whole", *OFFLINE, "--seconds", "2")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_good_clip_is_left_and_a_broken_zip_made_again(videos, tmp_path):
+    more = [*OFFLINE, "--seconds", "2"]
+    features(videos, tmp_path / "out", *more)
+    before = contents(tmp_path / "out")
+    zips = tmp_path / "out" / "audio" / "zip"
+    (zips / "clip1.zip").write_bytes(b"PK broken")
+    kept = (zips / "clip0.zip").stat().st_mtime_ns
+    features(videos, tmp_path / "out", *more)
+    assert contents(tmp_path / "out") == before and (zips / "clip0.zip").stat().st_mtime_ns == kept
+    features(videos, tmp_path / "out", *more, "--overwrite")
+    assert contents(tmp_path / "out") == before and (zips / "clip0.zip").stat().st_mtime_ns > kept
+
+
+def test_workers_change_nothing_and_modalities_may_come_one_after_the_other(videos, tmp_path):
+    features(videos, tmp_path / "one", *OFFLINE, "--seconds", "2")
+    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--workers", "3", "--modality", "audio")
+    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--workers", "3", "--modality", "video")
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert {k: v for k, v in one.items() if k.endswith(".zip")} == {k: v for k, v in two.items() if k.endswith(".zip")}
+    assert one["video_name_checked.csv"] == two["video_name_checked.csv"]
+
+
+def test_features_of_unknown_origin_are_not_added_to(videos, tmp_path):
+    (tmp_path / "audio" / "zip").mkdir(parents=True)
+    (tmp_path / "audio" / "zip" / "foreign.zip").write_bytes(b"")
+    with pytest.raises(InputError, match="unknown origin"):
+        features(videos, tmp_path, *OFFLINE)
+
+
+def test_auto_takes_whole_seconds_and_continuous_and_nearest_run(videos, tmp_path):
+    features(videos / "clip4.mp4", tmp_path / "a", *OFFLINE, "--seconds", "auto")
+    features(videos / "clip4.mp4", tmp_path / "b", *OFFLINE, "--seconds", "auto", "--framing", "continuous",
+             "--audio-route", "nearest", "--resampler", "r043", "--clock", "time")
+    a, b = (read_zip(tmp_path / name / "audio" / "zip" / "clip4.zip") for name in "ab")
+    assert len(a) == len(b) == 3 and not np.allclose(a, b)
+
+
+def test_ave_form_has_the_rows_of_the_annotations(videos, tmp_path):
+    order = tmp_path / "Annotations.txt"
+    order.write_text("Category&VideoID&Quality&StartTime&EndTime\n" + "".join(
+        f"Bark&{name}&good&0&2\n" for name in ("clip1", "clip0", "clip1", "absent")))
+    features(videos, tmp_path / "out", *OFFLINE, "--seconds", "2", "--format", "ave", "--order", order, "--ave-dtype",
+             "float64")
+    for modality, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5")):
+        with h5py.File(tmp_path / "out" / name) as file:
+            rows = file["avadataset"][:]
+        zips = tmp_path / "out" / modality / "zip"
+        assert rows.dtype == np.float64 and (rows[0] == read_zip(zips / "clip1.zip")).all()
+        assert (rows[1] == read_zip(zips / "clip0.zip")).all() and (rows[2] == rows[0]).all()
+        assert np.isnan(rows[3]).all()                  # no features: readers refuse them, zeros would pass
+        assert (tmp_path / "out" / "AVE" / "data" / name).resolve() == (tmp_path / "out" / name).resolve()
+
+
+def test_avsbench_is_laid_out_as_its_loader_reads(videos, tmp_path):
+    from dataset.avs_s4 import read_list
+    table = tmp_path / "s4.csv"
+    table.write_text("name,start,category,split\nclip0,0,dog,train\nclip4,0,cat,test\n")
+    features(videos, tmp_path / "out", "--preset", "avsbench", "--audio-encoder", "logmel", "--labels", table)
+    root = tmp_path / "out" / "AVSBench"
+    assert len(read_list(root / "Single-source" / "s4_meta_data.csv")) == 2
+    assert read_zip(root / "feature" / "audio" / "train" / "zip" / "dog" / "clip0.zip").shape == (5, 128)
+    frames = [media.rgb(frame) for frame, *_ in media.Media(videos / "clip4.mp4").timeline()]
+    from PIL import Image
+    data = root / "Single-source" / "s4_data"
+    for k, number in enumerate((23, 48, 73, 73, 73), 1):            # the 16th of 16 frames of each second
+        with Image.open(data / "visual_frames" / "test" / "cat" / "clip4" / f"clip4_{k}.png") as image:
+            assert (np.asarray(image) == video.resize(frames[number])).all()
+    with wave.open(str(data / "audio_wav" / "test" / "cat" / "clip4.wav")) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 2, 2)
+        assert abs(file.getnframes() - 48000) < 800
+
+
+@pytest.mark.parametrize("arguments, found", [
+    ([], "--vggish: no file"), (["--audio-encoder", "logmel"], "--vgg19: no file"),
+    ([*OFFLINE, "--uint8"], "--pca"), ([*OFFLINE, "--pre-relu"], "of VGGish"),
+    ([*OFFLINE, "--video-form", "vector"], "gives maps"), ([*OFFLINE, "--start", "column"], "--labels"),
+    ([*OFFLINE, "--text-encoder", "hashing"], "--labels"), ([*OFFLINE, "--format", "ave"], "--order"),
+    ([*OFFLINE, "--preset", "avsbench"], "--labels"), ([*OFFLINE, "--device", "cuda:9"], "GPUs"),
+    ([*OFFLINE, "--device", "abacus"], "no such device"), ([*OFFLINE, "--patch-channels", "500"], "up to 192"),
+])
+def test_contradictions_are_one_line(videos, tmp_path, arguments, found):
+    with pytest.raises(InputError, match=found) as error:
+        features(videos, tmp_path / "out", *arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table, found", [
+    ("a,b\n1,2\n", "columns a, b"), ("file,label\nclip0.mp4,\n", "no label"),
+    ("file,label,split\nclip0.mp4,dog,dev\n", "split 'dev'"), ("file,label\nother.mp4,dog\n", None),
+    ("file,label,begin\nclip0.mp4,dog,soon\n", "begin"),
+])
+def test_bad_labels_are_one_line(videos, tmp_path, table, found, capsys):
+    (tmp_path / "labels.csv").write_text(table)
+    more = [*OFFLINE, "--seconds", "2", "--labels", tmp_path / "labels.csv"]
+    if found:
+        with pytest.raises(InputError, match=found):
+            features(videos, tmp_path / "out", *more, *(["--start", "begin"] if "begin" in table else []))
+    else:
+        features(videos, tmp_path / "out", *more)
+        assert "1 clips without a video: other" in capsys.readouterr().out
+
+
+def test_start_may_come_from_a_column(tmp_path):
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "a.mp4", seconds=8)
+    (tmp_path / "labels.csv").write_text("file,label,begin\na.mp4,dog,4\n")
+    features(tmp_path / "videos", tmp_path / "out", *OFFLINE, "--seconds", "2", "--labels", tmp_path / "labels.csv",
+             "--start", "begin")
+    features(tmp_path / "videos", tmp_path / "four", *OFFLINE, "--seconds", "2", "--start", "4")
+    features(tmp_path / "videos", tmp_path / "zero", *OFFLINE, "--seconds", "2")
+    column, four, zero = (contents(tmp_path / name)["audio/zip/a.zip"] for name in ("out", "four", "zero"))
+    assert column == four != zero
+
+
+def test_from_videos_to_a_head_on_the_other_modality(tmp_path, small_model):
+    import pretrain
+    import ucf_vggsound
+    (tmp_path / "videos").mkdir()
+    rows = ["file,label,prompt"]
+    for k in range(10):
+        label = ("a dog", "the sea")[k % 2]
+        make_video(tmp_path / "videos" / f"own clip {k}.mp4", seconds=2, audio_rate=16000, layout="mono",
+                   size=(64, 48 + 8 * (k % 2)))
+        rows.append(f"own clip {k}.mp4,{label},{label} in clip {k}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    out = tmp_path / "data"
+    assert features(tmp_path / "videos", out, *OFFLINE, "--labels", tmp_path / "labels.csv",
+                    "--text-encoder", "hashing", "--patch-filters", "pca", "--patch-channels", "8") == 0
+    assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(out)]) == 0
+    assert prepare.main(["check", "--dataset", "ucf_vggsound", "--data_root", str(out)]) == 0
+    with open(out / "clips.csv", newline="") as file:
+        manifest = list(csv.DictReader(file))
+    assert [row["id"] for row in manifest] == [f"own clip {k}" for k in range(10)]
+    assert {row["split"] for row in manifest} == {"train", "val", "test"}
+    assert manifest[3]["prompt"] == "the sea in clip 3" and manifest[3]["label"] == "the sea"
+    assert read_zip(out / "text" / "zip" / "own clip 3.zip").shape == (5, 768)
+    places = ["--data_root", str(out), "--runs_root", str(tmp_path / "runs"), "--gpu", "cpu", "--workers", "0"]
+    pretrain.main([*places, "--model_save_path", str(tmp_path), "--n_epoch", "1", "-b", "5", "--n_embeddings", "8"])
+    ucf_vggsound.main([*places, "--checkpoint", str(tmp_path / "DCID-model-0.pt"), "--n_epoch", "1", "--no_control"])
+    results = [json.loads(line) for line in open(tmp_path / "runs" / "ucf_vggsound" / "results.jsonl")]
+    assert {row["direction"] for row in results} == {"video->audio", "audio->video"}
+    assert all(np.isfinite(row["value"]) for row in results)

@@ -1,0 +1,186 @@
+"""Encoders of transformers: tiny models with random weights, saved and loaded as any model of the hub is."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import prepare
+from dataset.archive import read_zip
+from dataset.text import TextFeatures
+from errors import InputError
+from extract import hub
+from made_videos import make_video, picture
+
+CPU = torch.device("cpu")
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "bark", "##ing", "##s", "is", "the", "sea"]
+
+
+def tokenizer(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+
+
+def make(name, folder):
+    """Save a tiny model and its processor."""
+    t = transformers
+    torch.manual_seed(0)
+    if name == "clip":
+        text = {**SMALL, "vocab_size": 20, "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 3}
+        vision = {**SMALL, "image_size": 32, "patch_size": 8}
+        model = t.CLIPModel(t.CLIPConfig(vision_config=vision, text_config=text, projection_dim=12))
+        processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+        tokenizer(folder)
+    elif name == "siglip":
+        model = t.SiglipModel(t.SiglipConfig(vision_config={**SMALL, "image_size": 32, "patch_size": 4},
+                                             text_config={**SMALL, "vocab_size": 20}))
+        processor = t.SiglipImageProcessor(size={"height": 32, "width": 32})
+    elif name == "dinov2":
+        model = t.Dinov2Model(t.Dinov2Config(**{**SMALL, "image_size": 56, "patch_size": 14}))
+        processor = t.BitImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    elif name == "resnet":
+        model = t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1]))
+        processor = t.ConvNextImageProcessor(size={"shortest_edge": 64})
+    elif name == "ast":
+        model = t.ASTModel(t.ASTConfig(**SMALL, max_length=100, num_mel_bins=32))
+        processor = t.ASTFeatureExtractor(max_length=100, num_mel_bins=32)
+    elif name == "wav2vec2":
+        model = t.Wav2Vec2Model(t.Wav2Vec2Config(
+            **SMALL, conv_dim=(16, 16), conv_stride=(20, 16), conv_kernel=(40, 16), num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=20))
+        processor = t.Wav2Vec2FeatureExtractor()
+    elif name == "whisper":
+        model = t.WhisperModel(t.WhisperConfig(
+            d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=20, pad_token_id=1, bos_token_id=2, eos_token_id=3,
+            decoder_start_token_id=2, max_source_positions=150, num_mel_bins=16))
+        processor = t.WhisperFeatureExtractor(feature_size=16, chunk_length=3)
+    else:
+        width = {"bert": 16, "bert768": 768}[name]
+        config = {**SMALL, "hidden_size": width, "num_attention_heads": 2}
+        model, processor = t.BertModel(t.BertConfig(**config, vocab_size=len(WORDS))), None
+        tokenizer(folder)
+    model.save_pretrained(folder)
+    if processor:
+        processor.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder of tiny models by name, made when asked for: name -> (folder, model)."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(name):
+        if name not in made:
+            made[name] = root / name, make(name, root / name)
+        return made[name]
+    return get
+
+
+@pytest.mark.parametrize("name, width", [("clip", 12), ("siglip", 16), ("dinov2", 16), ("resnet", 16)])
+def test_pictures(models, name, width):
+    folder, model = models(name)
+    frames = [picture(k) for k in range(3)]
+    encoder = hub.HubPictures(folder, CPU, "vector")
+    vectors = encoder.encode([encoder.prepare(frame) for frame in frames])
+    pixels = torch.from_numpy(np.stack([encoder.prepare(frame) for frame in frames]))
+    with torch.no_grad():
+        if name in ("clip", "siglip"):
+            theirs = model.get_image_features(pixel_values=pixels)
+            theirs = getattr(theirs, "pooler_output", theirs)
+        else:
+            theirs = model(pixel_values=pixels).pooler_output.flatten(1)
+    assert vectors.shape == (3, width) and encoder.record()["width"] == width
+    np.testing.assert_allclose(vectors, theirs, rtol=1e-5, atol=1e-6)
+    encoder = hub.HubPictures(folder, CPU, "map")
+    maps = encoder.encode([encoder.prepare(frame) for frame in frames])
+    assert maps.shape == (3, 7, 7, 16) and np.isfinite(maps).all() and not np.allclose(maps[0], maps[1])
+
+
+def test_map_follows_the_picture(models):
+    """A map's rows are the picture's: brighten one corner's patch and that corner of the first layer's input moves."""
+    folder, model = models("siglip")
+    encoder = hub.HubPictures(folder, CPU, "map")
+    grid = torch.arange(64.0).view(1, 64, 1).expand(1, 64, 16)           # tokens of an 8 x 8 grid, by number
+
+    class Tower(torch.nn.Module):
+        config = model.vision_model.config
+
+        def forward(self, pixel_values):
+            return type("Output", (), {"last_hidden_state": grid})()
+
+    encoder.tower = Tower()
+    result = encoder.encode([np.zeros((3, 32, 32), np.float32)])[0, ..., 0]
+    assert (np.diff(result, axis=1) > 0).all() and (np.diff(result, axis=0) > 7).all()
+
+
+@pytest.mark.parametrize("name", ["ast", "wav2vec2", "whisper"])
+def test_sound(models, name):
+    folder, model = models(name)
+    encoder = hub.HubSound(folder, CPU)
+    seconds = [(3000 * np.random.default_rng(k).standard_normal((16000, 2))).astype(np.int16) for k in range(4)]
+    rows = encoder.encode(seconds + [seconds[0][:9000]], 16000)
+    assert rows.shape == (4, 16) and np.isfinite(rows).all() and encoder.record()["type"] in (
+        "audio-spectrogram-transformer", "wav2vec2", "whisper")
+    alone = np.concatenate([encoder.encode([second], 16000) for second in seconds])     # each second is heard alone
+    np.testing.assert_allclose(rows, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_of_a_model_takes_no_part_in_the_mean(models):
+    folder, _ = models("whisper")                           # hears 3 s, of which one is there
+    encoder = hub.HubSound(folder, CPU)
+
+    class Output:
+        last_hidden_state = torch.cat([torch.ones(1, 50, 4), torch.full((1, 100, 4), 9.0)], 1)
+
+    mask = torch.cat([torch.ones(1, 100), torch.zeros(1, 200)], 1)
+    encoder.tower = lambda **inputs: Output()
+    assert encoder.pooled({"attention_mask": mask}).tolist() == [[1.0] * 4]
+
+
+@pytest.mark.parametrize("name", ["bert", "clip"])
+def test_words(models, name):
+    folder, model = models(name)
+    (words, vectors), (more, _) = hub.HubText(folder, CPU).encode(["A dog is barking", "the sea"])
+    assert words == ["a", "dog", "is", "barking"] and more == ["the", "sea"] and vectors.shape == (4, 16)
+    if name == "bert":
+        ids = torch.tensor([[2, 5, 6, 10, 7, 8, 3]])
+        with torch.no_grad():
+            states = model(input_ids=ids).last_hidden_state[0]
+        np.testing.assert_allclose(vectors[3], states[4:6].mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(vectors[0], states[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind, name", [(hub.HubPictures, "bert"), (hub.HubSound, "clip"), (hub.HubText, "ast"),
+                                        (hub.HubPictures, "absent")])
+def test_no_such_model_is_one_line(models, tmp_path, kind, name):
+    folder = tmp_path / "absent" if name == "absent" else models(name)[0]
+    with pytest.raises(InputError, match="model") as error:
+        kind(folder, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_command_with_models_of_a_folder(models, tmp_path):
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "a.mp4", seconds=2)
+    (tmp_path / "labels.csv").write_text("file,label\na,the dog\n")
+    command = ["features", str(tmp_path / "videos"), "--seconds", "2", "--labels", str(tmp_path / "labels.csv")]
+    for text, out in (("bert", "small"), ("bert768", "published")):
+        assert prepare.main([*command, "--out", str(tmp_path / out), "--audio-encoder", str(models("wav2vec2")[0]),
+                             "--video-encoder", str(models("clip")[0]), "--video-form", "vector",
+                             "--text-encoder", str(models(text)[0])]) == 0
+        folder = tmp_path / out
+        assert read_zip(folder / "audio" / "zip" / "a.zip").shape == (2, 16)
+        assert read_zip(folder / "video" / "zip" / "a.zip").shape == (2, 12)
+        record = json.loads((folder / "features.json").read_text())["settings"]
+        assert record["audio"]["type"] == "wav2vec2" and record["video"]["form"] == "vector"
+        assert len(record["text"]["revision"]) == 64 and record["video"]["width"] == 12
+    assert read_zip(tmp_path / "small" / "text" / "zip" / "a.zip").shape == (2, 16)
+    assert not (tmp_path / "small" / "text" / "prompts.h5").exists()
+    words = TextFeatures(tmp_path / "published" / "text" / "prompts.h5")["the dog"]
+    np.testing.assert_allclose(words[:2], read_zip(tmp_path / "published" / "text" / "zip" / "a.zip"), atol=1e-5)

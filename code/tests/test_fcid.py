@@ -1,0 +1,126 @@
+"""FCID: sizes, the bound of whole clips, codes of seconds and clips, modality sets, files, what is trained."""
+
+import pytest
+import torch
+
+import pretrain
+from configs.opts import parse_pretrain
+from engine import checkpoint
+from errors import InputError
+from model.club import Club, Clubs
+from systems import published
+from systems.base import FrozenEncoder
+from systems.fcid import FCID
+from test_dcid import TINY, batch_of
+from tiny import trainer_for
+
+ALL = ("audio", "video", "text")
+
+
+def trainer_of(modalities=ALL, seed=0, **settings):
+    torch.manual_seed(seed)
+    return trainer_for(FCID(FCID.Config.for_data(modalities, **TINY)).train(), seed=seed, **settings)
+
+
+def test_the_encoder_has_the_published_number_of_elements():
+    tensors = published.layout(FCID, FCID.Config())
+    sizes = {kind: sum(torch.Size(t.shape).numel() for t in tensors if t.section == section and t.is_buffer == kind)
+             for section in (published.ENCODER,) for kind in (False, True)}
+    assert sizes == {False: 78_214_401, True: 205_600}
+    assert sum(torch.Size(t.shape).numel() for t in tensors if t.section == published.DECODER) == 37_490_816
+
+
+def test_the_bound_of_clips_is_that_of_clips_of_one_second():
+    torch.manual_seed(0)
+    clubs = Clubs([Club(8, 8, 6).double()])
+    codes, specific = torch.randn(7, 1, 8).double(), torch.randn(7, 1, 8).double()
+    order = torch.randperm(7)
+    of_seconds = clubs.upper_bounds(codes.unsqueeze(0), specific.unsqueeze(0), order.unsqueeze(0))
+    torch.testing.assert_close(clubs.upper_bounds_of_clips(codes, specific, order), of_seconds[0])
+    released = clubs.upper_bounds_of_clips(codes, specific, order, "released")
+    mean, log_variance = (x[0] for x in clubs.gaussians(codes[:, 0].unsqueeze(0)))
+    by_hand = [((mean - y) ** 2).mean(1) / log_variance.mean(1).exp() for y in (specific[:, 0], specific[order, 0])]
+    torch.testing.assert_close(released, (by_hand[1] - by_hand[0]).sum() / 2)
+
+
+def test_rows_of_two_modalities_are_stacked_video_first():
+    torch.manual_seed(0)
+    clubs = Clubs([Club(8, 8, 6).double()])
+    codes, specific = torch.randn(3, 2, 8).double(), torch.randn(3, 2, 8).double()
+    order = torch.tensor([1, 0, 2, 5, 3, 4])
+    stacked = [x.transpose(0, 1).reshape(6, 1, 8) for x in (codes, specific)]
+    torch.testing.assert_close(clubs.upper_bounds_of_clips(codes, specific, order),
+                               clubs.upper_bounds_of_clips(*stacked, order))
+
+
+@pytest.mark.parametrize("modalities", [ALL, ("audio", "video"), ("audio", "text"), ("video", "text")])
+def test_every_modality_set_trains_and_is_saved(modalities, tmp_path):
+    trainer = trainer_of(modalities)
+    before = {name: p.detach().clone() for name, p in trainer.system.named_parameters()}
+    report = trainer.step(batch_of(modalities), 0)
+    assert report.losses["total"].isfinite()
+    still = {name for name, p in trainer.system.named_parameters() if torch.equal(p, before[name])}
+    unread = {name for name in before if name.split(".")[-2] in ("average_attention", "place_attention", "attention")}
+    asleep = {name for name in before if "squeeze" in name or "excite" in name}     # one unit: its ReLU may be dead
+    assert unread & still == unread and still <= unread | asleep
+    assert ("cpc" in report.losses) == ({"audio", "video"} <= set(modalities))
+    assert ("video_infonce" in report.losses) == ({"video", "text"} <= set(modalities))
+    checkpoint.save(tmp_path / "f.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}))
+    loaded = checkpoint.open_file(tmp_path / "f.pt")
+    assert loaded.complete and loaded.system.config == trainer.system.config
+    checkpoint.load_optimizers(loaded, trainer_for(loaded.system.train()).optimizers)
+
+
+def test_a_resumed_run_goes_on_bit_exactly(tmp_path):
+    trainer = trainer_of()
+    trainer.step(batch_of(ALL), 0)
+    checkpoint.save(tmp_path / "f.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}))
+    loaded = checkpoint.open_file(tmp_path / "f.pt")
+    again = trainer_for(loaded.system.train(), draws=trainer.draws)
+    checkpoint.load_optimizers(loaded, again.optimizers)
+    again.system.started = [True]
+    state = trainer.draws.generator.get_state()
+    for one in (trainer, again):
+        trainer.draws.generator.set_state(state)
+        torch.manual_seed(7)
+        one.step(batch_of(ALL), 0)
+    ours, theirs = trainer.system.state_dict(), again.system.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):
+    trainer = trainer_of()
+    contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {})
+    checkpoint.save(tmp_path / "FCID.pt", {name: contents[name] for name in ("Encoder_parameters", "epoch",
+                                                                             "total_step")})
+    loaded = checkpoint.open_file(tmp_path / "FCID.pt")
+    assert isinstance(loaded.system, FCID) and loaded.missing and loaded.system.config.num_layers == 1
+    with pytest.raises(InputError, match="has no CPC_parameters"):
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid"]), tmp_path / "FCID.pt", 4)
+    with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; --system dcid"):
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "FCID.pt", 4)
+
+
+def test_a_clip_of_one_second_has_the_code_of_its_second():
+    torch.manual_seed(0)
+    encoder = FrozenEncoder(FCID(FCID.Config.for_data(ALL, **TINY)).encoder, FCID)
+    encoder.encoder.codebook.embedding.uniform_(0, 1)
+    for m, x in batch_of(ALL).items():
+        codes = encoder.embed(m, x)
+        assert codes.vectors.shape == (*x.shape[:2], encoder.head_dim) and codes.indices.shape == x.shape[:2]
+        one = x[:, :1]
+        torch.testing.assert_close(encoder.embed_clips(m, one), encoder.embed(m, one).vectors[:, 0])
+        assert encoder.embed_clips(m, x).shape == (len(x), encoder.head_dim)
+
+
+def test_codes_of_a_trained_pass_are_not_negative():
+    trainer = trainer_of()
+    report = trainer.step(batch_of(ALL), 0)
+    assert all((g >= 0).all() for g in report.outputs.general.values())
+    assert (trainer.system.encoder.codebook.embedding >= 0).all()
+
+
+@pytest.mark.parametrize("switch, gone", [("club", "_mi"), ("cpc", "cpc")])
+def test_left_out_parts_are_not_computed(switch, gone):
+    report = trainer_of(without=(switch,)).step(batch_of(ALL), 0)
+    assert not any(name.endswith(gone) for name in report.losses)
