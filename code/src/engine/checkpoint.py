@@ -3,7 +3,7 @@
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
 optimiser state, and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
-`python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` hands its encoder on (engine/sharing.py).
+`python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` hands its encoder on (engine/export.py).
 """
 
 import hashlib
@@ -339,7 +339,7 @@ def main(argv=None):
 
 
 def _export(argv):
-    from engine import sharing  # here, because it needs this module
+    from engine.export import export  # here, because it needs this module
     parser = Parser(prog="engine.checkpoint export", description="Write a checkpoint's encoder for others: safetensors, "
                     "config.json and a model card.")
     parser.add_argument("file", type=Path, help="checkpoint, published or ours")
@@ -347,7 +347,7 @@ def _export(argv):
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    for path in sharing.export(options.file, options.out, options.results):
+    for path in export(options.file, options.out, options.results):
         print(path)
 
 

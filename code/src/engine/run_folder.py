@@ -101,19 +101,36 @@ def show_log(file=None):
     Raises:
         OSError: the file cannot be written.
     """
+    _forget_log()
     logger = logging.getLogger()
     handlers = [(_Console(), "%(message)s")]
     if file:
         handlers.append((logging.FileHandler(file), "%(asctime)s %(message)s"))
         handlers.append((_Warnings(Path(file).with_name(WARNINGS)), ""))
-    for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
-        logger.removeHandler(handler)
-        handler.close()
     for handler, form in handlers:
         handler.of_run = True
         handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+
+
+def _forget_log():
+    """Take off what `show_log` has put on."""
+    logger = logging.getLogger()
+    for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def restored_log():
+    """Leave the log of the surrounding program as it was before the block."""
+    level = logging.getLogger().level
+    try:
+        yield
+    finally:
+        _forget_log()
+        logging.getLogger().setLevel(level)
 
 
 def beginning(folder):

@@ -21,7 +21,6 @@ from engine import figures, provenance, results
 from engine.report import tables
 from engine.report.plot_style import DPI
 from engine.report.run_files import read_run
-from engine.transfer.tasks import TASKS
 from errors import InputError
 from systems.registry import SYSTEMS
 
@@ -225,15 +224,8 @@ def measure(rows):
                 columns.setdefault(row["control"], []).append(row["value"])
         columns["chance"] = [results.mean_std([row["chance"] for row in reference])[0]]
         found.append(Measured(short[key], names, [row["seed"] for row in reference], columns,
-                              group[0]["metric"] == _main_metric(group[0]["task"], rows)))
+                              group[0]["metric"] == tables.main_metric(group[0]["task"], rows)))
     return found
-
-
-def _main_metric(task, rows):
-    """The metric of a task in the papers' table, else the one that chooses its epoch, else its first."""
-    if task in TASKS:
-        return TASKS[task].column or TASKS[task].best_by
-    return next(row["metric"] for row in rows if row["task"] == task)
 
 
 def result_tables(measured):
@@ -279,13 +271,13 @@ def _side_by_side(measured, runs):
             f"{escape(runs[0])}.</p>" + _sortable(HEADS, columns, rows))
 
 
+class Number(str):
+    """HTML of a table cell that sorts by a number."""
+
+
 def _figure(values):
     mean, _ = results.mean_std(values)
     return _number(results.show(values).replace("+-", "±"), mean)
-
-
-class Number(str):
-    """HTML of a table cell that sorts by its value."""
 
 
 def _number(text, value):

@@ -109,6 +109,13 @@ def column_of(row):
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 
 
+def main_metric(task, rows):
+    """The metric of a task in the papers' table, else the one that chooses its epoch, else its first in `rows`."""
+    if task in TASKS:
+        return TASKS[task].column or TASKS[task].best_by
+    return next(row["metric"] for row in rows if row["task"] == task)
+
+
 def collect(rows, selection, control=None, field="value"):
     """The measured rows of the table for one selection, in the order of the results.
 

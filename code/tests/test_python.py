@@ -1,0 +1,212 @@
+"""The package `cmg`: what it leaves alone, that its figures are the scripts', its errors, the notebook."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ave
+import errors
+import prepare
+from engine import results
+from tiny import checkpoints, train
+
+CODE = Path(errors.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cmg():
+    """The package, beside the flat modules of the tests."""
+    sys.path.insert(0, str(CODE))
+    try:
+        import cmg
+        yield cmg
+    finally:
+        sys.path.remove(str(CODE))
+
+
+@pytest.fixture(scope="module")
+def file(demo_data, small_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("python")
+    assert train(demo_data, folder) == 0
+    return folder / "checkpoints" / checkpoints(folder)[-1]
+
+
+@pytest.fixture(scope="module")
+def encoder(cmg, file):
+    return cmg.load(file)
+
+
+@pytest.fixture(scope="module")
+def ave_clips(cmg, demo_data):
+    """modality -> (features, classes) of AVE's training and test clips."""
+    task = cmg.open_task("ave", demo_data, ("audio", "video", "text"))
+    return {(role, m): (part.load(m), cmg.clip_class(part.labels), part.labels)
+            for role, parts in (("train", task.train), ("test", task.test)) for m, part in parts.items()}
+
+
+def run(program, folder, *arguments):
+    """Output of a Python program in a process of its own, with `folder` first on its path."""
+    done = subprocess.run([sys.executable, *program, *map(str, arguments)], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------- the package
+def test_no_name_of_another_program_is_taken(tmp_path):
+    """A user's own model.py and package evaluate go on working; none of our names is on the top level."""
+    (tmp_path / "cmg").symlink_to(CODE / "cmg")
+    (tmp_path / "model.py").write_text("mine = 'model'")
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "__init__.py").write_text("mine = 'evaluate'")
+    (tmp_path / "user.py").write_text("""
+import sys
+path = list(sys.path)
+import cmg
+assert sys.path == path
+taken = [name for name in sys.modules if name.split(".")[0] in cmg._loading.OWN]
+assert not taken, taken
+import model, evaluate
+from cmg._src.engine.transfer import tasks           # more of the program, after the user's own modules
+from cmg._src import evaluate as ours, model as our_model
+import cmg._src.model.codebook
+assert model.mine == "model" and evaluate.mine == "evaluate" and ours is not evaluate and our_model is not model
+assert sys.modules["cmg._src.model.codebook"] is cmg._src.model.codebook
+assert cmg.InputError is cmg._src.errors.InputError
+files = [module.__file__ for module in sys.modules.values() if str(getattr(module, "__file__", "")).find("_src") > 0]
+assert len(files) == len(set(files)) > 40
+import pickle                                        # classes are found again by their own name
+assert pickle.loads(pickle.dumps(cmg.Codes)) is cmg.Codes
+print("fine")
+""")
+    assert run(["user.py"], tmp_path) == "fine\n"
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
+    if not importlib.util.find_spec("setuptools"):
+        pytest.skip("no setuptools in this environment to build with")
+    for name in ("cmg", "src", "pyproject.toml"):
+        if (CODE / name).is_dir():
+            shutil.copytree(CODE / name, tmp_path / name, symlinks=True,
+                            ignore=shutil.ignore_patterns("Exps", "__pycache__"))
+        else:
+            shutil.copy(CODE / name, tmp_path)
+    run(["-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index", "-w", "out", "."], tmp_path)
+    wheel = next((tmp_path / "out").glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"cmg"}
+    sources = {path.relative_to(CODE / "src").as_posix() for kind in ("py", "html", "js", "csv")
+               for path in (CODE / "src").rglob(f"*.{kind}") if "Exps" not in path.parts}
+    assert sources <= {name.removeprefix("cmg/_src/") for name in names}
+    (tmp_path / "site").mkdir()
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert run(["-c", "import cmg; print(cmg._src.systems.registry.SYSTEMS['dcid'].title)"], tmp_path / "site"
+               ) == "DCID\n"
+
+
+def test_what_is_declared_stands_in_the_requirements():
+    """pyproject.toml names what the package needs, requirements.txt the versions that are tested."""
+    text = (CODE / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
+    needed = {part.strip().strip('"').split(">")[0] for part in text.split(",")}
+    lines = (CODE.parent / "requirements.txt").read_text().split("\n")
+    assert needed <= {line.split(";")[0].split("=")[0].split(">")[0].strip() for line in lines}
+
+
+# ------------------------------------------------------------------------------------------------- the same as the scripts
+def test_figures_are_those_of_the_task_script(cmg, encoder, ave_clips, file, demo_data, tmp_path):
+    """`transfer` and `fit_head` give ave.py's accuracies: the same codes, heads, orders and control."""
+    ave.main(["--data_root", str(demo_data), "--checkpoint", str(file), "--snapshot_pref", str(tmp_path), "--gpu", "cpu",
+              "--n_epoch", "5", "--seeds", "0", "3", "--source", "audio", "--target", "video"])
+    rows = [row for row in results.read(tmp_path / "results.jsonl") if row["selection"] == "last"]
+    train, test = ave_clips["train", "audio"][:2], ave_clips["test", "video"][:2]
+    found = cmg.transfer(encoder, ("audio", *train), ("video", *test), epochs=5, seeds=(0, 3))
+    for name, control in ((found.cross, None), (found.untrained, "untrained")):
+        assert name["accuracy"] == pytest.approx([row["value"] for row in rows if row["control"] == control])
+    assert found.chance == {"accuracy": rows[0]["chance"]} and found.curves["accuracy"].shape == (2, 5)
+    head = cmg.fit_head(encoder, "audio", *train, epochs=5, seed=3)
+    assert head.score("video", *test)["accuracy"] == pytest.approx(found.cross["accuracy"][1])
+    assert head.predict("video", test[0]).shape == (len(test[0]), 10)
+
+
+def test_a_head_for_every_second(cmg, encoder, ave_clips):
+    x, _, labels = ave_clips["train", "audio"]
+    head = cmg.fit_head(encoder, "audio", x, labels, epochs=3)
+    assert head.predict("video", ave_clips["test", "video"][0]).shape[1:] == (10, 11)
+    assert set(head.score("audio", x, labels)) == {"precision", "recall", "f1"}
+    found = cmg.transfer(encoder, ("audio", x, labels), ("video", *ave_clips["test", "video"][::2]), epochs=2)
+    assert set(found.cross) == set(found.chance) == {"precision", "recall", "f1"}
+
+
+def test_retrieval_finds_the_clip_itself(cmg, encoder, ave_clips):
+    x = ave_clips["test", "audio"][0]
+    codes = encoder.embed("audio", x)
+    assert codes.vectors.shape == (len(x), 10, encoder.head_dim) and codes.indices.shape == (len(x), 10)
+    found = cmg.retrieve(encoder, ("audio", x), ("audio", x), k=3)
+    assert found.indices.shape == found.similarity.shape == (len(x), 3)
+    assert np.allclose(found.similarity[:, 0], 1, atol=1e-5) and (found.similarity.diff(dim=1) <= 0).all()
+    assert cmg.retrieve(encoder, ("audio", x[:2]), ("video", ave_clips["test", "video"][0][:2]), k=99).indices.shape == (
+        2, 2)
+
+
+def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
+    """The same arrays as `prepare.py features` writes, and codes of them."""
+    from dataset.archive import read_zip
+    from made_videos import make_video
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "clip.mp4")
+    prepare.main(["features", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--audio-encoder", "logmel",
+                  "--video-encoder", "patches", "--patch-channels", str(encoder.frozen.config.video_dim)])
+    found = encoder.features_of(tmp_path / "videos" / "clip.mp4", audio="logmel", video="patches")
+    for modality, feature in found.items():
+        path = next((tmp_path / "out").rglob(f"{modality}/zip/clip.zip"))
+        assert np.array_equal(feature[0], read_zip(path))
+        assert encoder.embed(modality, feature).indices.shape == (1, 10)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    for path in (tmp_path / "broken.mp4", tmp_path / "absent.mp4"):
+        with pytest.raises(cmg.InputError, match=path.name):
+            encoder.features_of(path, audio="logmel")
+    with pytest.raises(cmg.InputError, match="no such file"):
+        encoder.features_of(tmp_path / "videos" / "clip.mp4", audio=tmp_path / "vggish.h5")
+    with pytest.raises(cmg.InputError, match="audio, video or both"):
+        encoder.features_of(tmp_path / "videos" / "clip.mp4")
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+def test_wrong_input_is_a_line(cmg, encoder, ave_clips, tmp_path):
+    x, classes, labels = ave_clips["test", "audio"]
+    bad = np.full_like(x, np.nan)
+    for call in (lambda: encoder.embed("smell", x), lambda: encoder.embed("audio", x[0]),
+                 lambda: encoder.embed("audio", x[..., :5]), lambda: encoder.embed("audio", bad),
+                 lambda: encoder.embed("audio", x.astype(int)), lambda: encoder.embed("audio", x[:0]),
+                 lambda: cmg.fit_head(encoder, "audio", x, classes[:-1]),
+                 lambda: cmg.fit_head(encoder, "audio", x, classes - 1),
+                 lambda: cmg.fit_head(encoder, "audio", x, classes.float()),
+                 lambda: cmg.fit_head(encoder, "audio", x, labels + 0.5),
+                 lambda: cmg.fit_head(encoder, "audio", x, labels[:, :4]),
+                 lambda: cmg.fit_head(encoder, "audio", x, classes, num_classes=3),
+                 lambda: cmg.fit_head(encoder, "audio", x, classes, epochs=1).score("audio", x, labels),
+                 lambda: cmg.transfer(encoder, ("audio", x, classes), ("audio", x, labels)),
+                 lambda: cmg.open_task("nothing", tmp_path), lambda: cmg.open_task("ave", tmp_path),
+                 lambda: cmg.load(tmp_path / "absent.pt"), lambda: cmg.load(tmp_path)):
+        with pytest.raises(cmg.InputError) as found:
+            call()
+        assert "\n" not in str(found.value) and isinstance(found.value, ValueError)
+
+
+# ---------------------------------------------------------------------------------------------------------- the notebook
+def test_the_notebook_runs(tmp_path):
+    """Every code cell, one after the other, as a user's kernel would run them."""
+    notebook = json.loads((CODE / "docs" / "tour.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 5 and not any(line.startswith(("!", "%")) for cell in cells for line in cell.split("\n"))
+    (tmp_path / "cmg").symlink_to(CODE / "cmg")
+    (tmp_path / "tour.py").write_text("import matplotlib\nmatplotlib.use('Agg')\n" + "\n\n".join(cells))
+    run(["tour.py"], tmp_path)

@@ -1,0 +1,175 @@
+"""An exported encoder is the checkpoint's, in another process too; and every damage of one is a line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ave
+import errors
+from engine import checkpoint, results, sharing
+from test_results import row
+from tiny import checkpoints, train
+
+PACKAGE = Path(errors.__file__).parents[1] / "cmg"
+
+
+@pytest.fixture(scope="module")
+def file(demo_data, small_model, tmp_path_factory):
+    """A tiny H-DCID checkpoint: two codebooks, a clip's features go through both levels."""
+    folder = tmp_path_factory.mktemp("sharing")
+    assert train(demo_data, folder, "--system", "h_dcid", "--max_steps", "2") == 0
+    return folder / "checkpoints" / checkpoints(folder)[-1]
+
+
+@pytest.fixture(scope="module")
+def shared(file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shared") / "h_dcid"
+    results.append(out.parent / "results.jsonl", row(checkpoint=str(file), checkpoint_sha256=checkpoint.sha256(file),
+                                                     value=61.5, dataset="AVE <b>test</b>"))
+    checkpoint.main(["export", str(file), "--out", str(out), "--results", str(out.parent / "results.jsonl")])
+    return out
+
+
+@pytest.fixture
+def copy(shared, tmp_path):
+    return shutil.copytree(shared, tmp_path / "copy")
+
+
+def clips(modality, width):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 10, *((7, 7) if modality == "video" else ()), width, generator=generator)
+
+
+def code(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        errors.run(lambda: checkpoint.main([str(x) for x in arguments]))
+    return ended.value.code
+
+
+def rewrite(folder, **changes):
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | changes))
+
+
+def test_codes_are_those_of_the_checkpoint(file, shared, small_model):
+    """By folder and by file, in float32 and float64; nothing of the training parts is shared."""
+    for source in (shared, str(shared), shared / "model.safetensors"):
+        for dtype in (torch.float32, torch.float64):
+            there, here = checkpoint.load_encoder(file, dtype=dtype), sharing.load_encoder(source, dtype=dtype)
+            assert here.epoch == there.epoch and here.config == there.config and here.head_dim == there.head_dim
+            for modality in there.config.modalities:
+                x = clips(modality, there.config.feature_dim(modality)).to(dtype)
+                one, other = there.embed(modality, x), here.embed(modality, x)
+                assert torch.equal(one.indices, other.indices) and torch.equal(one.vectors, other.vectors)
+    assert not any(name.startswith("objectives") for name in load_file(shared / "model.safetensors"))
+    assert (shared / "model.safetensors").stat().st_size < file.stat().st_size / 2
+
+
+def test_the_card_says_what_was_measured(shared):
+    text = (shared / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: cmg\n") and "61.5" in text and "H-DCID" in text and "seed 43" in text
+    assert "<b>" not in text and "&lt;b>" in text
+    assert f"(B, T, 7, 7, {json.loads((shared / 'config.json').read_text())['config']['video_dim']})" in text
+
+
+def test_another_process_loads_it_without_our_options(file, shared, tmp_path):
+    """As a user of the package: only `cmg` is on the path, and the program's configuration is not imported."""
+    (tmp_path / "cmg").symlink_to(PACKAGE)
+    encoder = checkpoint.load_encoder(file)
+    x = clips("audio", 128)
+    torch.save(x, tmp_path / "x.pt")
+    program = ("import sys, torch, cmg; e = cmg.load(sys.argv[1]); c = e.embed('audio', torch.load('x.pt'));"
+               "assert not any('configs' in name for name in sys.modules);"
+               "print(c.indices.flatten().tolist())")
+    done = subprocess.run([sys.executable, "-c", program, str(shared)], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == encoder.embed("audio", x).indices.flatten().tolist()
+
+
+def test_by_its_name_on_the_hub(shared, monkeypatch):
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(shared)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert sharing.load_encoder("somebody/h_dcid", revision="v1").system.name == "h_dcid"
+    assert asked == [("somebody/h_dcid", "v1", ["model.safetensors", "config.json"])]
+
+    def refuse(*arguments, **more):
+        raise ConnectionError("no network\nand more")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(errors.InputError, match="^somebody/h_dcid: no such file or folder, and the hub .*no network"):
+        sharing.load_encoder("somebody/h_dcid")
+    with pytest.raises(errors.InputError, match="no such file"):
+        sharing.load_encoder("folder/absent.pt")                # a file's name is never looked up
+    with pytest.raises(errors.InputError, match="no such file"):
+        sharing.load_encoder("../absent")
+
+
+def test_scripts_take_it_as_a_checkpoint(shared, demo_data, tmp_path):
+    ave.main(["--data_root", str(demo_data), "--checkpoint", str(shared), "--snapshot_pref", str(tmp_path),
+              "--n_epoch", "1", "--gpu", "cpu", "--no_control", "--dataset_name", "ave_va"])
+    rows = results.read(tmp_path / "results.jsonl")
+    assert rows[0]["checkpoint"] == str(shared / "model.safetensors")
+    assert rows[0]["checkpoint_sha256"] == checkpoint.sha256(shared / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "flipped"])
+def test_a_damaged_folder_is_one_line(copy, name, damage):
+    path = copy / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "cut": content[:-9], "flipped": content[:40] + b"\xff" + content[41:]}[damage])
+    with pytest.raises(errors.InputError, match=str(path)) as found:
+        sharing.load_encoder(copy)
+    assert "\n" not in str(found.value)
+
+
+def test_what_a_config_may_not_say(copy):
+    about = json.loads((copy / "config.json").read_text())
+    for changes in ({"format": 99}, {"config": {**about["config"], "system": "other"}}, {"config": [1]}, {"epoch": "x"},
+                    {"config": {**about["config"], "num_codes": -1}}, {"config": {**about["config"], "more": 1}}):
+        (copy / "config.json").write_text(json.dumps(about | changes))
+        with pytest.raises(errors.InputError, match=str(copy)):
+            sharing.load_encoder(copy)
+    (copy / "config.json").write_text("[" * 100_000)
+    with pytest.raises(errors.InputError, match=str(copy)):
+        sharing.load_encoder(copy)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda state: state.pop(next(iter(state))), "expected"),
+    (lambda state: state.update(more=torch.zeros(2)), "unknown tensor more"),
+    (lambda state: state.update({next(iter(state)): torch.zeros(2, 3, 4)}), "has shape"),
+    (lambda state: state.update({name: value * float("nan") for name, value in list(state.items())[:1]}), "not finite")])
+def test_weights_of_another_shape_or_kind(copy, change, said):
+    state = load_file(copy / "model.safetensors")
+    change(state)
+    save_file(state, copy / "model.safetensors")
+    rewrite(copy, weights_sha256=checkpoint.sha256(copy / "model.safetensors"))
+    with pytest.raises(errors.InputError, match=said):
+        sharing.load_encoder(copy)
+
+
+def test_bad_arguments(file, shared, tmp_path, capsys):
+    results.append(tmp_path / "other.jsonl", row())
+    (tmp_path / "file").write_text("")
+    for arguments in (["export", file], ["export", tmp_path / "absent.pt", "--out", tmp_path / "a"],
+                      ["export", file, "--out", tmp_path / "a", "--results", tmp_path / "other.jsonl"],
+                      ["export", file, "--out", tmp_path / "file" / "a"], ["export", shared, "--out", tmp_path / "a"]):
+        assert code(*arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "a").exists()
+    checkpoint.main([str(file)])
+    assert "H-DCID" in capsys.readouterr().out
