@@ -16,6 +16,7 @@ from cmg._api import (
     Head,
     Transfer,
     build_demo,
+    export,
     fit_head,
     load,
     open_task,
@@ -27,5 +28,5 @@ from cmg._src.dataset.labels import clip_class
 from cmg._src.errors import InputError
 from cmg._src.systems.base import Codes
 
-__all__ = ["Codes", "Encoder", "Found", "Head", "InputError", "Transfer", "build_demo", "clip_class", "fit_head", "load", "open_task",
-           "pretrain", "retrieve", "transfer"]
+__all__ = ["Codes", "Encoder", "Found", "Head", "InputError", "Transfer", "build_demo", "clip_class", "export",
+           "fit_head", "load", "open_task", "pretrain", "retrieve", "transfer"]

@@ -153,6 +153,21 @@ def pretrain(data_root, out, **options):
     return max(Path(out).glob("*.pt"), key=lambda path: path.stat().st_mtime)
 
 
+def export(checkpoint, out, results=()):
+    """Write the encoder of a checkpoint for others: model.safetensors, config.json and a model card, README.md.
+
+    Args:
+        checkpoint: file, published or ours.
+        out: folder; `load` reads it, and its name on the hub once it is uploaded.
+        results: results.jsonl files whose rows of this checkpoint go into the card.
+
+    Returns:
+        the files.
+    """
+    from cmg._src.engine import export as exporting
+    return exporting.export(checkpoint, out, results)
+
+
 # --------------------------------------------------------------------------------------------------- heads and transfer
 class Head:
     """A head on the codes of one modality, for those of all others.

@@ -1,7 +1,9 @@
 """The package `cmg`: what it leaves alone, that its figures are the scripts', its errors, the notebook."""
 
+import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import ave
 import errors
 import prepare
 from engine import results
+from kill_resume import WIDTHS
 from tiny import checkpoints, train
 
 CODE = Path(errors.__file__).parents[1]
@@ -125,7 +128,8 @@ def test_figures_are_those_of_the_task_script(cmg, encoder, ave_clips, file, dem
     """`transfer` and `fit_head` give ave.py's accuracies: the same codes, heads, orders and control."""
     ave.main(["--data_root", str(demo_data), "--checkpoint", str(file), "--snapshot_pref", str(tmp_path), "--gpu", "cpu",
               "--n_epoch", "5", "--seeds", "0", "3", "--source", "audio", "--target", "video"])
-    rows = [row for row in results.read(tmp_path / "results.jsonl") if row["selection"] == "last"]
+    rows = [row for row in results.read(tmp_path / "results.jsonl")
+            if row["selection"] == "last" and row["metric"] == "accuracy"]
     train, test = ave_clips["train", "audio"][:2], ave_clips["test", "video"][:2]
     found = cmg.transfer(encoder, ("audio", *train), ("video", *test), epochs=5, seeds=(0, 3))
     for name, control in ((found.cross, None), (found.untrained, "untrained")):
@@ -133,7 +137,9 @@ def test_figures_are_those_of_the_task_script(cmg, encoder, ave_clips, file, dem
     assert found.chance == {"accuracy": rows[0]["chance"]} and found.curves["accuracy"].shape == (2, 5)
     head = cmg.fit_head(encoder, "audio", *train, epochs=5, seed=3)
     assert head.score("video", *test)["accuracy"] == pytest.approx(found.cross["accuracy"][1])
-    assert head.predict("video", test[0]).shape == (len(test[0]), 10)
+    outputs = np.load(tmp_path / "predictions" / "ave-audio-video.npz")["cross"]            # of the first seed
+    head = cmg.fit_head(encoder, "audio", *train, epochs=5, seed=0)
+    assert np.allclose(head.predict("video", test[0]), outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_for_every_second(cmg, encoder, ave_clips):
@@ -177,6 +183,24 @@ def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
         encoder.features_of(tmp_path / "videos" / "clip.mp4", audio=tmp_path / "vggish.h5")
     with pytest.raises(cmg.InputError, match="audio, video or both"):
         encoder.features_of(tmp_path / "videos" / "clip.mp4")
+
+
+def test_pretraining_and_export(cmg, demo_data, tmp_path):
+    """As pretrain.py, and nothing of its log stays with the caller."""
+    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
+    with pytest.MonkeyPatch.context() as patch:
+        config = sys.modules["cmg._src.model.config"].Config
+        full = config.for_data
+        patch.setattr(config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
+        file = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=2, in_memory=True,
+                            gpu="cpu", without=["club", "cpc"])
+    assert file.parent == tmp_path / "run" and logging.getLogger().handlers == handlers
+    assert logging.getLogger().level == level
+    assert json.loads((tmp_path / "run" / "run" / "options.json").read_text())["without"] == ["club", "cpc"]
+    assert {path.name for path in cmg.export(file, tmp_path / "out")} == {"model.safetensors", "README.md", "config.json"}
+    assert repr(cmg.load(tmp_path / "out")) == repr(cmg.load(file))
+    with pytest.raises(cmg.InputError, match="not options of pretrain.py"):
+        cmg.pretrain(demo_data, tmp_path / "run", unknown=3)
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

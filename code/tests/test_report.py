@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import browser
 import errors
@@ -15,8 +16,9 @@ from engine import figures, results
 from engine.report import __main__ as report
 from engine.report import page
 from engine.run_folder import Run, kept_warnings, show_log
+from model.config import MODALITIES
 from test_results import row
-from tiny import checkpoints, train
+from tiny import STEPS, checkpoints, train
 
 HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">&$\\frac{'
 
@@ -245,3 +247,16 @@ def test_nothing_to_report(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert call(tmp_path, "--out", tmp_path / "file" / "page.html") == 2
     assert call(Path(tmp_path), "--unknown") == 2
+
+
+# --------------------------------------------------------------------------------------------------------- TensorBoard
+def test_tensorboard_has_the_use_of_the_codes(run):
+    """A histogram of codes at every line of the log, a picture of them for every epoch, beside the scalars."""
+    events = EventAccumulator(str(run / "run"), size_guidance={"histograms": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert tags["histograms"] == [f"codes/{m}" for m in MODALITIES] and tags["images"] == ["codes/by modality"]
+    assert "loss/total" in tags["scalars"]
+    assert [event.step for event in events.Images("codes/by modality")] == [STEPS, 2 * STEPS]
+    histogram = [event for event in events.Histograms("codes/audio") if event.step == 2 * STEPS][-1].histogram_value
+    assert histogram.num == 8 * 10 and sum(histogram.bucket) == 8 * 10              # clips times seconds

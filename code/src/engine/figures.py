@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, plt, save
+from engine.report.plot_style import COLOUR, GREY, PALE, SAME, UNTRAINED, new_figure, plt, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from model.config import MODALITIES
@@ -106,8 +106,8 @@ def draw_cells(rows, path):
     cells = [cell for cell in tables.CELLS if any(cell in row.cells for row in of_last)]
     others = [({row.key: row for row in found}, colour, label) for found, colour, label in (
         (tables.collect(rows, "best"), "black", "best epoch on the evaluation set"),
-        (tables.collect(rows, "last", field="same_modality"), COLOUR["audio"], "same modality (last)"),
-        (tables.collect(rows, "last", "untrained"), "#CC3311", "untrained encoder"))]
+        (tables.collect(rows, "last", field="same_modality"), SAME, "same modality (last)"),
+        (tables.collect(rows, "last", "untrained"), UNTRAINED, "untrained encoder"))]
     chance = tables.chance(rows)
     positions = np.arange(len(cells))
     figure, axes = new_figure(1, 1, size=(max(6.0, 1.45 * len(cells)), 4.4))

@@ -183,6 +183,26 @@ class Run:
                 os.fsync(discarded.fileno())
                 file.truncate(size)
 
+    def code_use(self, step, chosen, figures=None):
+        """Add to TensorBoard which codes a batch takes.
+
+        Args:
+            chosen: suffix of a codebook -> modality -> (K,) how often each of its codes was taken.
+            figures: suffix -> matplotlib figure of it, closed here.
+        """
+        try:
+            for suffix, of_modalities in chosen.items():
+                for modality, counts in of_modalities.items():
+                    codes = np.arange(len(counts))
+                    self.writer.add_histogram_raw(
+                        f"codes{suffix}/{modality}", min=0, max=len(counts) - 1, num=int(counts.sum()),
+                        sum=float(counts @ codes), sum_squares=float(counts @ codes ** 2),
+                        bucket_limits=(codes + 0.5).tolist(), bucket_counts=counts.tolist(), global_step=step)
+            for suffix, figure in (figures or {}).items():
+                self.writer.add_figure(f"codes{suffix}/by modality", figure, step)
+        except OSError as error:
+            self._disk_is_full(error)
+
     def scalars(self, step, epoch, losses, metrics, clips_per_second):
         """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers.
 
@@ -198,10 +218,13 @@ class Run:
                     self.writer.add_scalar(f"{group}/{name}", value, step)
             self.writer.add_scalar("clips_per_second", clips_per_second, step)
         except OSError as error:
-            if not self.is_full:
-                log.error("%s: figures cannot be written (%s); training continues without them, free space",
-                          self.folder, error.strerror)
-            self.is_full = True
+            self._disk_is_full(error)
+
+    def _disk_is_full(self, error):
+        if not self.is_full:
+            log.error("%s: figures cannot be written (%s); training continues without them, free space", self.folder,
+                      error.strerror)
+        self.is_full = True
 
     def close(self):
         self.writer.close()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -277,6 +278,7 @@ class Loop:
                 if settings.save_every_steps and here.step % settings.save_every_steps == 0:
                     self._save_here()
         if is_whole:
+            self._show_codes(report, epoch)
             here.epoch, here.clips = epoch + 1, 0
             if here.epoch % settings.save_freq == 0 or self._is_done():
                 self._save_here()
@@ -293,6 +295,26 @@ class Loop:
         log.info("epoch %d step %d  %s  %.0f clips/s", epoch, figures.step,
                  " ".join(f"{name} {value:.4f}" for name, value in figures.losses.items()), speed)
         self.folder.scalars(figures.step, epoch, figures.losses, metrics, speed)
+        self.folder.code_use(figures.step, self._code_counts(report))
+
+    def _code_counts(self, report):
+        """Suffix of a codebook -> modality -> (K,) how often the step took each of its codes."""
+        system = self.trainer.system
+        return {suffix: {m: np.bincount(indices.flatten().cpu().numpy(),
+                                        minlength=len(system.codebooks[suffix].embedding))
+                         for m, indices in of_modalities.items()}
+                for suffix, of_modalities in system.chosen(report.outputs).items()}
+
+    def _show_codes(self, report, epoch):
+        """A picture in TensorBoard: who uses which code, in the last step of an epoch."""
+        if not self.folder:
+            return
+        from engine.report import plots  # here, because a process that only trains has no use for it
+        counts = self._code_counts(report)
+        self.folder.code_use(self.position.step, counts, {
+            suffix: plots.codebook_figure(np.stack(list(of.values())), list(of),
+                                          f"Who uses which code: last step of epoch {epoch}")
+            for suffix, of in counts.items()})
 
     def _save_here(self):
         """Write a checkpoint, named after its epoch, and within an epoch after its step too; when it is whole, remove

@@ -9,12 +9,14 @@ import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend tha
 
 from atomic_write import output_file  # noqa: E402
 
+# Told apart with any kind of colour vision (tests/test_pictures.py); the first three and WRONG are Okabe and Ito's.
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
-MIXED = {("audio", "video"): "#8C6BB1", ("audio", "text"): "#B5B500", ("video", "text"): "#56B4E9",
+MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", "text"): "#56B4E9",
          ("audio", "video", "text"): "#333333"}
 DPI = 130                       # of the files
 GREY, PALE = "#888888", "#E4E4E4"
-RIGHT, WRONG, MISSED = "#2CA25F", "#DE2D26", "#FDD0A2"
+RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
+SAME, UNTRAINED = "#F0A0D0", "#D55E00"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
          "legend.fontsize": 8, "text.parse_math": False}     # a class may have a $ in its name
@@ -24,6 +26,12 @@ mpl.rcParams.update(STYLE)
 def new_figure(rows, columns, size, **options):
     """A figure and its axes, always as a 2-d array."""
     return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+
+
+def ink_on(colour):
+    """Black or white, whichever is read more easily on a colour."""
+    red, green, blue = mpl.colors.to_rgb(colour)
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "black"
 
 
 def save(figure, path, dpi=DPI):

@@ -15,12 +15,14 @@ from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from dataset.labels import clip_class
-from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, PALE, RIGHT, WRONG, new_figure, save
+from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, PALE, RIGHT, WRONG, ink_on, new_figure, save
 from engine.transfer.open_set import Scores
 from model.config import MODALITIES
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
 TIMELINES = 6
+STRIPS = 6                   # classes of a clip that are shown second by second
+MANY = 28                    # classes from which on labels and cells are small
 
 
 def title_of(arrays):
@@ -96,9 +98,14 @@ CELL_LEGEND = [Patch(color=RIGHT, label="hit"), Patch(color=MISSED, label="misse
 def _second_strips(axis, labels, predicted, classes):
     """Classes that are labelled or predicted somewhere in a clip, second by second."""
     labels, names = labels > 0, [*classes, "(background)"]
-    rows = np.flatnonzero((labels | predicted).any(0))
-    if not len(rows):
+    seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labelled classes first, then those said most often
+    rows = np.argsort(-seconds, kind="stable")[:max(1, min(STRIPS, np.count_nonzero(seconds)))]
+    if not seconds.any():
         rows = np.array([len(names) - 1])
+    rows.sort()
+    left = np.count_nonzero(seconds) - len(rows)
+    if left > 0:
+        axis.text(1, 1.01, f"and {left} more", transform=axis.transAxes, ha="right", va="bottom", fontsize=7)
     axis.imshow(_grid(labels, predicted)[:, rows].T, cmap=CELL_COLOURS, vmin=0, vmax=3, aspect="auto")
     axis.set_yticks(range(len(rows)), [shorten(names[k], 20) for k in rows], fontsize=8)
     seconds = len(labels)
@@ -140,7 +147,7 @@ def draw_confusion(arrays, path):
     """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
-    size = max(3.2, 0.32 * count)
+    size = max(3.2, (0.32 if count <= MANY else 0.125) * count)
     figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
     shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", COLOUR[arrays["target"]]])
     for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
@@ -149,6 +156,7 @@ def draw_confusion(arrays, path):
         shown = ConfusionMatrixDisplay(percent, display_labels=[shorten(name, 18) for name in classes])
         shown.plot(ax=axis, cmap=shades, include_values=count <= 16, values_format=".0f", colorbar=False,
                    xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 7})
+        axis.tick_params(labelsize=8 if count <= MANY else 6)
         for text in () if shown.text_ is None else shown.text_.flat:
             text.set_visible(float(text.get_text()) >= 5)
         right = 100 * (said == targets).mean()
@@ -178,8 +186,10 @@ def draw_classes(arrays, path):
     names = [str(name) for name in arrays["classes"]] + ([] if arrays["clipwise"] else ["(background)"])
     order = [k for k in np.argsort(same - cross, kind="stable") if not np.isnan(same[k])]
     y = np.arange(len(order))
-    figure, axes = new_figure(1, 1, size=(6.4, 0.27 * len(order) + 1.6))
+    figure, axes = new_figure(1, 1, size=(6.4, (0.27 if len(order) <= MANY else 0.15) * len(order) + 1.6))
     axis = axes[0, 0]
+    axis.tick_params("y", labelsize=8 if len(order) <= MANY else 6.5)
+    axis.margins(y=0.6 / len(order))
     axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
     axis.scatter(same[order], y, color=GREY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
     axis.scatter(cross[order], y, color=COLOUR[arrays["source"]], s=34, zorder=3,
@@ -301,11 +311,20 @@ def draw_codes(arrays, path):
         counts = np.stack([np.bincount(arrays[m].reshape(*arrays[m].shape[:2], -1)[..., level].ravel(),
                                        minlength=arrays["num_codes"]) for m in modalities])
         name = path if levels == 1 else path.with_name(f"{path.stem}-level{level + 1}{path.suffix}")
-        written.append(_draw_codebook(counts, modalities, arrays, name))
+        task = name.stem.removeprefix("codes-")
+        figure = codebook_figure(counts, modalities, f"Who uses which code: {task}, test clips ({arrays['checkpoint']})")
+        written.append(save(figure, name))
     return written
 
 
-def _draw_codebook(counts, modalities, arrays, path):
+def codebook_figure(counts, modalities, title):
+    """Figure of one codebook's use.
+
+    Args:
+        counts: (M, K) how often each modality's seconds take each code.
+        modalities: names (M), in the order of MODALITIES.
+        title: of the figure.
+    """
     users = code_users(counts)                                                          # (M, K)
     groups = [group for size in range(len(modalities), 0, -1) for group in combinations(modalities, size)]
     colours = {group: COLOUR[group[0]] if len(group) == 1 else MIXED[group] for group in groups}
@@ -316,7 +335,7 @@ def _draw_codebook(counts, modalities, arrays, path):
     side = int(np.ceil(np.sqrt(codes)))
     figure, axes = new_figure(1, 2, size=(9.6, 4.6), gridspec_kw={"width_ratios": [1.15, 1]})
     grid, bars = axes[0]
-    weight = np.sqrt(share.mean(0) / share.mean(0).max())
+    weight = np.sqrt(share.mean(0) / max(share.mean(0).max(), 1e-12))
     y, x = np.divmod(np.arange(codes), side)
     unit = (230 / side) ** 2
     grid.scatter(x, y, s=0.12 * unit, marker="s", color=PALE, linewidths=0)
@@ -339,7 +358,8 @@ def _draw_codebook(counts, modalities, arrays, path):
         bars.barh(range(len(modalities)), length, left=left, color=colours[group])
         for spot, (start, size) in enumerate(zip(left, length)):
             if size >= 6:
-                bars.text(start + size / 2, spot, f"{size:.0f}", ha="center", va="center", color="white", fontsize=9)
+                bars.text(start + size / 2, spot, f"{size:.0f}", ha="center", va="center", fontsize=9,
+                          color=ink_on(colours[group]))
         left += length
     bars.set_yticks(range(len(modalities)), modalities)
     bars.invert_yaxis()
@@ -347,6 +367,5 @@ def _draw_codebook(counts, modalities, arrays, path):
     bars.set_xlabel("percent of the modality's seconds")
     common = 100 * share[:, member[groups[0]]].sum(1).mean()
     bars.set_title(f"{common:.0f} % of seconds fall on codes used by all")
-    task = path.stem.removeprefix("codes-")
-    figure.suptitle(f"Who uses which code: {task}, test clips ({arrays['checkpoint']})", fontsize=11)
-    return save(figure, path)
+    figure.suptitle(title, fontsize=11)
+    return figure

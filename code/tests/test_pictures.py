@@ -1,0 +1,131 @@
+"""Pictures with few and with very many classes: no text over another, none cut off, colours that all can tell apart."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import RendererAgg
+
+from colour_vision import MATRICES, nearest
+from engine import figures
+from engine.report import plot_style, plots
+from model.config import MODALITIES
+from test_results import both_ways
+
+LONG = "Playing a very long named instrument, outdoors"
+SHRINK = 1.0                    # pixels that boxes may overlap: they have no margin
+
+
+def classes(count):
+    return np.array([f"{LONG if number % 7 == 3 else 'Class'} {number}" for number in range(count)])
+
+
+def predictions(count, clipwise, source="audio", target="video", seed=0):
+    """Arrays of a predictions file with `count` classes; the heads guess."""
+    draw = np.random.default_rng(seed)
+    clips = 2 * count
+    labels = np.zeros((clips, 10, count + 1), np.uint8)
+    for clip in range(clips):
+        labels[clip, 2:6, clip % count] = 1
+        if not clipwise:
+            labels[clip, 4:9, (clip * 3) % count] = 1
+    labels[..., -1] = ~labels[..., :-1].any(-1)
+    shape = (clips, count) if clipwise else (clips, 10, count + 1)
+    return {"task": "ave", "dataset": "AVE test", "checkpoint": "DCID-model-5.pt", "source": source, "target": target,
+            "best_by": "accuracy", "classes": classes(count), "labels": labels, "clipwise": clipwise,
+            "cross": draw.normal(size=shape), "same": draw.normal(size=shape) + 3 * (labels.max(1)[:, :-1]
+                                                                                     if clipwise else labels),
+            "shown": np.arange(8), "ids": np.array([f"-video_id_{n}_{n}000_{n + 10}000" for n in range(clips)]),
+            "features": draw.random((8, 10, 7, 7, 4)) if target == "video" else draw.random((8, 10, 128)),
+            "cross_curves": draw.random((3, 30)) * 100, "same_curves": draw.random((3, 30)) * 100}
+
+
+def retrieval(count):
+    draw = np.random.default_rng(0)
+    return {"task": "retrieval", "checkpoint": "DCID-model-5.pt", "source": "text", "target": "video",
+            "classes": classes(count), "shown": np.arange(8), "top": draw.integers(0, count, (8, 5)),
+            "features": draw.random((8, 10, 7, 7, 4)), "sounds": draw.random((8, 5, 10, 128)),
+            "best_by": "r@5", "cross_curves": draw.random((1, 30)), "same_curves": draw.random((1, 30))}
+
+
+def codes(count):
+    draw = np.random.default_rng(0)
+    return {"checkpoint": "DCID-model-5.pt", "num_codes": 400} | {
+        m: draw.integers(0, 400, (count, 10)) for m in MODALITIES}
+
+
+def log():
+    losses = [f"{m}_{kind}" for kind in ("recon", "commit", "mi") for m in MODALITIES] + ["cpc", "cmcm", "total"]
+    return [{"epoch": step // 10, "step": step, "losses": {name: 100 * 0.9 ** step + 1e-4 for name in losses},
+             "metrics": {f"{name}{suffix}": 400 - step for suffix in ("", "_2")
+                         for name in ("codes_used", "codes_shared", "code_perplexity")}} for step in range(1, 60)]
+
+
+DRAWN = {
+    "classes": lambda n, path: plots.draw_classes(predictions(n, True), path),
+    "classes of seconds": lambda n, path: plots.draw_classes(predictions(n, False), path),
+    "confusion": lambda n, path: plots.draw_confusion(predictions(n, True), path),
+    "clips": lambda n, path: plots.draw_clips(predictions(n, True), path),
+    "clips of sounds": lambda n, path: plots.draw_clips(predictions(n, False, "video", "audio"), path),
+    "timelines": lambda n, path: plots.draw_timelines(predictions(n, False), path),
+    "heads": lambda n, path: plots.draw_heads(
+        [predictions(10, True) | {"task": task} for task in ("ave", "ucf_vggsound", "ucf_vggsound_oscmg")], path),
+    "retrieval": lambda n, path: plots.draw_retrieval(retrieval(n), path),
+    "codes": lambda n, path: plots.draw_codes(codes(n), path),
+    "open set": lambda n, path: plots.draw_open_set(
+        predictions(n, True) | {"known": n // 2, "cross": np.random.default_rng(0).normal(size=(2 * n, n // 2))}, path),
+    "losses": lambda n, path: figures.draw_losses(log(), path),
+    "sharing": lambda n, path: figures.draw_sharing(log(), path),
+    "table": lambda n, path: figures.draw_cells(both_ways(checkpoint="/a/H-DCID-model-5.pt") + both_ways(
+        checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb"), path)}
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """Every text that is drawn into the file, as (text, box in pixels, whole figure in pixels)."""
+    drawn, plain = [], RendererAgg.draw_text
+
+    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+        if s.strip() and mtext is not None and mtext.get_alpha() != 0:
+            drawn.append(SimpleNamespace(text=s, box=mtext.get_window_extent(self), width=self.width, height=self.height))
+        return plain(self, gc, x, y, s, prop, angle, ismath, mtext)
+
+    def save(figure, path, dpi=plot_style.DPI):
+        figure.set_dpi(dpi)
+        figure.savefig(path, format="png", dpi=dpi)              # its first pass lays out, nothing of that is kept
+        drawn.clear()
+        return plot_style.save(figure, path, dpi)
+    monkeypatch.setattr(RendererAgg, "draw_text", draw_text)
+    monkeypatch.setattr(plots, "save", save)
+    monkeypatch.setattr(figures, "save", save)
+    return drawn
+
+
+@pytest.mark.parametrize("count", [10, 141])
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
+    DRAWN[name](count, tmp_path / "picture.png")
+    last = {(t.text, *np.round(t.box.extents)): t for t in texts}           # a layout draws every text several times
+    found = list(last.values())
+    assert len(found) > 5
+    boxes = np.array([t.box.extents for t in found])
+    left, low, right, high = boxes.T
+    across = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
+    along = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    over = np.triu((across > SHRINK) & (along > SHRINK), 1)
+    assert not over.any(), [(found[a].text, found[b].text) for a, b in np.argwhere(over)[:5]]
+    outside = [t.text for t in found if t.box.x0 < -1 or t.box.y0 < -1 or t.box.x1 > t.width + 1
+               or t.box.y1 > t.height + 1]
+    assert not outside
+    assert found[0].width * found[0].height < 20e6 and max(found[0].width, found[0].height) < 16000     # WebP's limit
+
+
+@pytest.mark.parametrize("vision", MATRICES)
+@pytest.mark.parametrize("colours", [
+    [*plot_style.COLOUR.values(), *plot_style.MIXED.values(), plot_style.PALE],
+    [plot_style.RIGHT, plot_style.WRONG, plot_style.MISSED, "#FFFFFF"],
+    [plot_style.SAME, plot_style.UNTRAINED, "black", plot_style.GREY]])
+def test_colours_are_told_apart(colours, vision):
+    """Ten units are as far as two shades of a printed colour chart; three is what an eye can just tell apart."""
+    distance, pair = nearest(colours, vision)
+    assert distance > 10, (pair, distance)
