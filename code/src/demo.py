@@ -1,4 +1,4 @@
-"""From nothing to a cross-modal result: demo data, pretraining, every downstream task, table and pictures.
+"""From nothing to a cross-modal result: demo data, pretraining, every downstream task, table, pictures and report.
 
 A classifier that was trained on telephone tones recognises handwritten digits for which it never saw a label.
 """
@@ -10,6 +10,7 @@ import pretrain
 from configs.opts import PLACES, ROOT, parse_pretrain
 from demo_data import demo_tree
 from engine import figures
+from engine.report import page
 from errors import Parser, run
 from systems.registry import SYSTEMS
 
@@ -46,9 +47,11 @@ def main(argv=None):
     print("3/4  heads on one modality, tested on another", flush=True)
     checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])
-    print("4/4  pictures", flush=True)
+    print("4/4  pictures and report", flush=True)
     pictures = figures.draw_run(folder, own.figures / name)
-    print(f"\nresults   {folder / 'results.jsonl'}\npictures  " + "\n          ".join(map(str, pictures)))
+    written = page.write([folder], folder / "report.html", drawn=pictures)
+    print(f"\nresults   {folder / 'results.jsonl'}\npictures  {own.figures / name} ({len(pictures)})\n"
+          f"report    {written} (open it in a browser)")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 from configs.opts import parse_downstream
 from declare import read
 from engine import provenance, results
+from engine.run_folder import kept_warnings
 from engine.transfer import code_sets, toc_variants
 from engine.transfer.run_task import modalities_of
 from engine.transfer.task import HeadSettings, Pretrained
@@ -40,7 +41,8 @@ def measure(opts, entry, task, pretrained, variants):
     options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
     places = {name: opts.place(name) for name in entry.all_places()}
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
-    return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
+    with kept_warnings(opts.results.parent):
+        return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 
 def run_script(name, argv=None):

@@ -3,7 +3,7 @@
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
 optimiser state, and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
-`python -m engine.checkpoint FILE` describes a file.
+`python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` hands its encoder on (engine/sharing.py).
 """
 
 import hashlib
@@ -99,8 +99,8 @@ def open_file(path, dtype=torch.float32):
     contents = read(path)
     try:
         _require_sections(contents)
-        kind, config = _config_of(contents)
-        _require_sizes(config)
+        kind, config = config_of(contents)
+        require_sizes(config)
         tensors = published.layout(kind, config)
         required = {tensor.section for tensor in tensors if any(name.startswith("encoder.") for name in tensor.ours)}
         state, unused = published.from_published(contents, tensors, sorted(required))
@@ -126,7 +126,7 @@ def open_file(path, dtype=torch.float32):
     return Loaded(Path(path), system, unused, contents, epoch, step, missing)
 
 
-def _config_of(contents):
+def config_of(contents):
     """(class of the system, its config): as the file says, else as its tensors show."""
     stored = contents.get("config")
     if stored is None:
@@ -177,7 +177,7 @@ def _require_sections(contents):
                     raise InputError(f"{name}.{key} is a sparse or special tensor; expected a plain one")
 
 
-def _require_sizes(config):
+def require_sizes(config):
     """InputError for sizes that no network can have; tensors may have any shape."""
     sizes = {f.name: getattr(config, f.name) for f in fields(config) if type(getattr(config, f.name)) is int}
     least = min(sizes, key=sizes.get)
@@ -285,9 +285,13 @@ def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.f
     own = {name: published.stored(state[name], dtype) for name in published.own_names(system)}
     contents |= {OWN: own} if own else {}
     contents |= optimizer_sections(system, optimizers)
-    config = {"system": system.name} | {name: list(value) if isinstance(value, tuple) else value
-                                        for name, value in asdict(system.config).items()}
-    return contents | {"epoch": epoch, "total_step": total_step, "config": config, "run": run_state}
+    return contents | {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
+
+
+def config_to_dict(system):
+    """What `config_of` reads, as plain values."""
+    return {"system": system.name} | {name: list(value) if isinstance(value, tuple) else value
+                                      for name, value in asdict(system.config).items()}
 
 
 def describe(path):
@@ -323,11 +327,29 @@ def describe(path):
 
 
 def main(argv=None):
-    parser = Parser(prog="engine.checkpoint", description="Describe a pretraining checkpoint, published or ours.")
+    """Describe a file, or with `export` as the first argument write its encoder for others."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["export"]:
+        return _export(argv[1:])
+    parser = Parser(prog="engine.checkpoint", description="Describe a pretraining checkpoint, published or ours.",
+                    epilog="engine.checkpoint export FILE --out DIR writes its encoder as safetensors, with a model card")
     parser.add_argument("file", type=Path)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     print("\n".join(describe(parser.parse_args(argv).file)))
 
 
+def _export(argv):
+    from engine import sharing  # here, because it needs this module
+    parser = Parser(prog="engine.checkpoint export", description="Write a checkpoint's encoder for others: safetensors, "
+                    "config.json and a model card.")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    for path in sharing.export(options.file, options.out, options.results):
+        print(path)
+
+
 if __name__ == "__main__":
-    run(lambda: main(sys.argv[1:]))
+    run(main)

@@ -6,20 +6,27 @@ their colours in all pictures: audio orange, video blue, text green.
 
 import itertools
 import json
+import zipfile
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, save
+from engine.report.plot_style import COLOUR, GREY, PALE, new_figure, plt, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from model.config import MODALITIES
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
+MOST_PANELS = 60
+LARGEST_TEXT = 64 << 20             # bytes of a log or of results
+LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
 
 
 def draw_losses(lines, path):
@@ -34,6 +41,8 @@ def draw_losses(lines, path):
         modality, _, kind = name.partition("_")
         modality, kind = (modality, kind) if modality in MODALITIES else (None, name)
         panels.setdefault(kind, []).append((modality, name))
+    if len(panels) > MOST_PANELS:
+        raise ValueError(f"{len(panels)} kinds of losses, at most {MOST_PANELS} are expected")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(rows, columns, size=(4.2 * columns, 2.7 * rows))
@@ -42,14 +51,17 @@ def draw_losses(lines, path):
     for axis, (kind, members) in zip(axes.flat, panels.items()):
         members.sort(key=lambda member: MODALITIES.index(member[0]) if member[0] else 0)
         values = np.array([[line["losses"].get(name, np.nan) for line in lines] for _, name in members])
+        values[~np.isfinite(values)] = np.nan
         for (modality, _), curve in zip(members, values):
             axis.plot(steps, curve, color=COLOUR.get(modality, "black"), label=modality)
         for start in starts:
             axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
         axis.set_title(LOSS_TITLES.get(kind, kind))
-        if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
+        if np.isfinite(values).any() and np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
             axis.set_yscale("log")
-        else:
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        elif np.isfinite(values).any():
             axis.set_ylim(bottom=min(0, np.nanmin(values)))
         if members[0][0]:
             axis.legend(frameon=False)
@@ -58,6 +70,33 @@ def draw_losses(lines, path):
     for axis in axes[-1]:
         axis.set_xlabel("step")
     figure.suptitle("Pretraining losses" + (" (grey lines: epochs)" if starts else ""))
+    return save(figure, path)
+
+
+def draw_sharing(lines, path):
+    """How much of each codebook is in use while it is trained, and how many codes all modalities share.
+
+    Args:
+        lines: of metrics.jsonl; their metrics hold codes_used, codes_shared and code_perplexity, with the codebook's
+            suffix (`monitors.Health.look`).
+        path: picture to write.
+    """
+    suffixes = [name.removeprefix("codes_used") for name in lines[0]["metrics"] if name.startswith("codes_used")]
+    figure, axes = new_figure(1, 2, size=(8.4, 2.9))
+    steps = np.array([line["step"] for line in lines])
+    for number, suffix in enumerate(suffixes):
+        ending = f", codebook {number + 1}" if len(suffixes) > 1 else ""
+        for axis, name, label, colour in ((axes[0, 0], "codes_used", "used in the last 100 passes", GREY),
+                                          (axes[0, 0], "codes_shared", "shared by all modalities in a batch", "black"),
+                                          (axes[0, 1], "code_perplexity", "perplexity", "black")):
+            curve = np.array([line["metrics"].get(name + suffix) for line in lines], float)
+            axis.plot(steps, curve, ("-", "--", ":", "-.")[number % 4], color=colour, label=label + ending)
+    axes[0, 0].set(title="codes in use and codes shared", ylabel="codes", xlabel="step", ylim=(0, None))
+    axes[0, 1].set(title="perplexity of the moving counts", ylabel="codes", xlabel="step", ylim=(0, None))
+    for axis in axes[0]:
+        axis.margins(y=0.15)
+        axis.legend(frameon=False, loc="best")
+    figure.suptitle("Codebook while it is trained", fontsize=10)
     return save(figure, path)
 
 
@@ -155,26 +194,61 @@ def draw_tables(rows, folder):
 
 def read_log(path):
     """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is dropped."""
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    lines, text = [], read_text(path)
+    for number, of_line in enumerate(text.splitlines(), 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if lines and not path.read_text().endswith("\n"):
+            line = {"epoch": 0, "step": 0, "losses": {}, "metrics": {}} | json.loads(of_line)
+            for group in ("losses", "metrics"):
+                line[group] = {name: float(value) for name, value in line[group].items()}
+            line["step"], line["epoch"] = int(line["step"]), int(line["epoch"])
+            lines.append(line)
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            if lines and not text.endswith("\n"):
                 break
-            raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
-    lines = [line for line in lines if line.get("losses")]
+            raise InputError(f"{path}: line {number} is not JSON of the log ({getattr(error, 'msg', error)}); remove "
+                             "this line") from error
+    lines = [line for line in lines if line["losses"]]
     starts = [number for number in range(1, len(lines)) if lines[number]["step"] <= lines[number - 1]["step"]]
     return lines[starts[-1]:] if starts else lines
+
+
+def read_text(path, largest=LARGEST_TEXT):
+    """A text file of a run; InputError where it is no text or larger than any run writes."""
+    try:
+        if path.stat().st_size > largest:
+            raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; at most {largest >> 20} MiB are expected of "
+                             "such a file; it is of another program, or of runs to be looked at one by one")
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); run the program again") from error
 
 
 def read_predictions(path):
     """Arrays of a predictions file."""
     try:
+        with zipfile.ZipFile(path) as file:
+            size = sum(entry.file_size for entry in file.infolist())
+        if size > LARGEST_PREDICTIONS:
+            raise ValueError(f"{size >> 20} MiB when unpacked; at most {LARGEST_PREDICTIONS >> 20} are expected")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, SyntaxError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise InputError(f"{path}: not a predictions file ({error}); run the task again") from error
+
+
+@contextmanager
+def drawing(path):
+    """What goes wrong in this block is the fault of the file `path`: InputError, one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, MemoryError,
+            np.linalg.LinAlgError) as error:
+        plt.close("all")
+        raise InputError(f"{path}: holds something else than expected, no picture can be made of it "
+                         f"({type(error).__name__}: {str(error)[:80]}); run the program again") from error
 
 
 def draw_run(folder, out):
@@ -186,9 +260,14 @@ def draw_run(folder, out):
         lines = read_log(path)
         if lines:
             inside = path.parent.relative_to(folder).as_posix().replace("/", "-")
-            written.append(draw_losses(lines, out / ("losses.png" if inside == "." else f"losses-{inside}.png")))
+            ending = "" if inside == "." else f"-{inside}"
+            with drawing(path):
+                written.append(draw_losses(lines, out / f"losses{ending}.png"))
+                if any(name.startswith("codes_used") for name in lines[0]["metrics"]):
+                    written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
     rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
-    written += draw_tables(rows, out)
+    with drawing(folder / "results.jsonl"):
+        written += draw_tables(rows, out)
     runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})
     for run_folder in runs:
         inside = run_folder.parent.relative_to(folder).as_posix().replace("/", "-")
@@ -201,31 +280,37 @@ def draw_run(folder, out):
 
 def draw_predictions(folder, out, ending):
     """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
-    written, kept = [], {}
+    written, kept = [], []
     for path in sorted(folder.glob("*.npz")):
-        if path.stem.startswith("codes-"):
-            written += plots.draw_codes(read_predictions(path), out / f"{path.stem}{ending}.png")
-        else:
-            kept[path.stem + ending] = read_predictions(path)
-    for name, arrays in kept.items():
-        if "top" in arrays:
-            written.append(plots.draw_retrieval(arrays, out / f"{name}.png"))
-            continue
-        if "known" in arrays:
-            written.append(plots.draw_open_set(arrays, out / f"open-{name}.png"))
-            continue
-        if arrays["target"] == "text":                  # as many different prompts as classes: nothing to look at
-            continue
-        written.append(plots.draw_classes(arrays, out / f"classes-{name}.png"))
-        if arrays["source"] == "text":
-            continue
+        arrays = read_predictions(path)
+        with drawing(path):
+            written += _draw_file(arrays, path.stem, out, ending)
+        if not path.stem.startswith("codes-"):
+            kept.append(arrays)
+    if kept:
+        with drawing(folder):
+            written.append(plots.draw_heads(kept, out / f"heads{ending}.png"))
+    return written
+
+
+def _draw_file(arrays, stem, out, ending):
+    """Pictures of one predictions file."""
+    name = stem + ending
+    if stem.startswith("codes-"):
+        return plots.draw_codes(arrays, out / f"{name}.png")
+    if "top" in arrays:
+        return [plots.draw_retrieval(arrays, out / f"{name}.png")]
+    if "known" in arrays:
+        return [plots.draw_open_set(arrays, out / f"open-{name}.png")]
+    if arrays["target"] == "text":                      # as many different prompts as classes: nothing to look at
+        return []
+    written = [plots.draw_classes(arrays, out / f"classes-{name}.png")]
+    if arrays["source"] != "text":
         written.append(plots.draw_clips(arrays, out / f"clips-{name}.png"))
         if arrays["clipwise"]:
             written.append(plots.draw_confusion(arrays, out / f"confusion-{name}.png"))
         else:
             written.append(plots.draw_timelines(arrays, out / f"timelines-{name}.png"))
-    if kept:
-        written.append(plots.draw_heads(list(kept.values()), out / f"heads{ending}.png"))
     return written
 
 

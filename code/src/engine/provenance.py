@@ -15,6 +15,7 @@ import torch
 
 from atomic_write import output_file
 from engine import checkpoint
+from errors import InputError
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
@@ -84,6 +85,23 @@ def write(folder, record):
     return str(name)
 
 
+def read(path):
+    """A record: {"options", "commit", "versions", "device", "data": {name: {"path", ...}}, ...}.
+
+    Raises:
+        InputError: no such file, or no record.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+        if not all(isinstance(record[name], dict) for name in ("options", "versions", "data")) or not all(
+                isinstance(found["path"], str) for found in record["data"].values()):
+            raise ValueError("its entries are of other kinds")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not a provenance record ({type(error).__name__}: {str(error)[:80]}); run the "
+                         "program again to have one") from error
+    return record
+
+
 def verify(rows, folder):
     """Compare the rows of a results file with the files that they name.
 
@@ -120,8 +138,12 @@ def _verify_record(folder, name, hashed):
     found = hashed(path)
     if found is None or not found.startswith(path.stem):
         return [f"{path} is {'gone' if found is None else 'changed'}"]
+    try:
+        data = read(path)["data"]
+    except InputError as error:
+        return [str(error)]
     problems = []
-    for name, was in json.loads(path.read_text())["data"].items():
+    for name, was in data.items():
         now = fingerprint(was["path"]) if "sha256" not in was else was | {"sha256": hashed(was["path"])}
         if now != was:
             gone = now is None or now.get("sha256", "") is None

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import io
 import json
-import math
 import os
 import statistics
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection",
 KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,), "selection": (str,),
          "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
+OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int}      # kinds, where these keys are there
+LARGEST = 1e9                   # no figure of a task comes near; a damaged line may hold anything
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
 IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
@@ -113,11 +114,14 @@ def find_problem(row):
         number = row[key]
         if number is None and key != "value":
             continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < LARGEST:
             return f"{key} is {number!r}, not a finite number"
     for key, kinds in KINDS.items():
         if not isinstance(row[key], kinds) or isinstance(row[key], bool):
             return f"{key} is {row[key]!r:.60}, not {' or '.join(kind.__name__ for kind in kinds)}"
+    for key, kind in OPTIONAL.items():
+        if not isinstance(row.get(key), (kind, type(None))):
+            return f"{key} is {row[key]!r:.60}, not {kind.__name__}"
     if not all(isinstance(modality, str) for modality in row["modalities"]):
         return f"modalities are {row['modalities']!r:.60}, not names"
     if row["selection"] not in SELECTIONS:
@@ -147,8 +151,9 @@ def read(path):
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: line {number} is not JSON ({error.msg}); remove this line") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} is not JSON ({getattr(error, 'msg', error)}); remove this "
+                             "line") from error
         problem = find_problem(row)
         if problem:
             raise InputError(f"{path}: line {number}: {problem}; remove or mend this line")

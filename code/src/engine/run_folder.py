@@ -5,6 +5,8 @@ import logging
 import os
 import random
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from atomic_write import whole_file
 from errors import InputError
 
 log = logging.getLogger(__name__)
+WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
 
 
 def seed_everything(seed):
@@ -57,8 +60,43 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+class _Warnings(logging.FileHandler):
+    """Adds warnings and errors to a file, one JSON object a line: {"time", "level", "message"}. The file is made with
+    the first of them."""
+
+    def __init__(self, file):
+        super().__init__(file, delay=True)
+        self.setLevel(logging.WARNING)
+
+    def format(self, record):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
+
+    def emit(self, record):
+        try:
+            super().emit(record)
+        except OSError:                 # the file is opened outside the handler's own net
+            self.handleError(record)
+
+
+@contextmanager
+def kept_warnings(folder):
+    """Add what the block warns of to WARNINGS in a folder, beside showing it."""
+    logger, handler = logging.getLogger(), _Warnings(Path(folder) / WARNINGS)
+    handlers = [handler] if logger.handlers else [handler, logging.lastResort]      # which serves a bare logger only
+    for each in handlers:
+        logger.addHandler(each)
+    try:
+        yield
+    finally:
+        for each in handlers:
+            logger.removeHandler(each)
+        handler.close()
+
+
 def show_log(file=None):
-    """Send log lines to the console and, with their time, to the end of `file`; nowhere else any more.
+    """Send log lines to the console and, with their time, to the end of `file`, warnings to the file WARNINGS beside it
+    as well; nowhere else any more.
 
     Raises:
         OSError: the file cannot be written.
@@ -67,6 +105,7 @@ def show_log(file=None):
     handlers = [(_Console(), "%(message)s")]
     if file:
         handlers.append((logging.FileHandler(file), "%(asctime)s %(message)s"))
+        handlers.append((_Warnings(Path(file).with_name(WARNINGS)), ""))
     for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
         logger.removeHandler(handler)
         handler.close()

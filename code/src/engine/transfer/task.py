@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from declare import positive, setting
-from engine import checkpoint
+from engine import checkpoint, sharing
 from engine.transfer import code_sets, fit_heads, metrics
 from errors import InputError
 from model.heads import DeepSegmentHead, SegmentHead
@@ -126,9 +126,10 @@ class Pretrained:
 
     @classmethod
     def load(cls, path, device, precision, zero_code0=False):
-        """The frozen encoder of a checkpoint; float64 only for `precision` "float64"."""
-        dtype = torch.float64 if precision == "float64" else torch.float32
-        return cls(Path(path), checkpoint.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
+        """The frozen encoder of a checkpoint, of an exported folder, or of its name on the hub (engine/sharing.py);
+        float64 only for `precision` "float64"."""
+        dtype, path = torch.float64 if precision == "float64" else torch.float32, sharing.locate(path)
+        return cls(path, sharing.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
 
     @property
     def code_dim(self):

@@ -1,0 +1,247 @@
+"""The page of a run: whole, sortable, without a request or a console error; and what damaged or hostile files do."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import browser
+import errors
+import evaluate
+from engine import figures, results
+from engine.report import __main__ as report
+from engine.report import page
+from engine.run_folder import Run, kept_warnings, show_log
+from test_results import row
+from tiny import checkpoints, train
+
+HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">&$\\frac{'
+
+
+@pytest.fixture(scope="module")
+def run(demo_data, small_model, tmp_path_factory):
+    """A tiny pretraining run and its results on three tasks."""
+    folder = tmp_path_factory.mktemp("tiny") / "run of a test"
+    assert train(demo_data, folder) == 0
+    file = folder / "checkpoints" / checkpoints(folder)[-1]
+    evaluate.main(["--data_root", str(demo_data), "--snapshot_pref", str(folder), "--n_epoch", "3", "--seeds", "0", "1",
+                   "--gpu", "cpu", "--tasks", "ave", "avvp", "retrieval", "--", str(file)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(run, tmp_path_factory):
+    return figures.draw_run(run, tmp_path_factory.mktemp("figures"))
+
+
+@pytest.fixture(scope="module")
+def written(run, pictures):
+    return page.write([run], run / "report.html", drawn=pictures)
+
+
+def call(*arguments):
+    """Exit code of the command."""
+    with pytest.raises(SystemExit) as ended:
+        errors.run(lambda: report.main([str(x) for x in arguments]))
+    return ended.value.code
+
+
+@pytest.fixture
+def tab():
+    if not browser.find():
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with browser.browser() as opened:
+        yield opened
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+def test_the_page_holds_every_section_and_what_was_measured(written, run):
+    text = written.read_text()
+    assert len(text.encode()) < page.LARGEST_PAGE and "http" not in text.split("<body>")[1]
+    for name in set(page.SECTIONS) - set(page.IF_ANY):
+        assert f'<section id="{name}">' in text and f'href="#{name}"' in text
+    for kind in ("losses", "sharing", "codes", "heads", "classes", "confusion", "timelines", "clips", "retrieval"):
+        assert f'alt="{kind}-' in text or f'alt="{kind}"' in text, kind
+    rows = results.read(run / "results.jsonl")
+    assert f"{len(rows)} of {len(rows)} result lines match their files." in text
+    assert "DCID" in text and "20 steps of 8 clips" in text and rows[0]["checkpoint_sha256"] in text
+
+
+def test_in_a_browser(written, tab):
+    """Every section is there, a click sorts the table, nothing is complained of, nothing is wider than a phone."""
+    tab.open(written)
+    assert tab.evaluate("[...document.querySelectorAll('section')].map(s => s.id)") == [
+        name for name in page.SECTIONS if name not in page.IF_ANY]
+    assert tab.evaluate("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))"
+                        ".then(() => document.images.length)") > 15
+    assert tab.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    column = """(() => {{ const table = document.querySelector('table.figures');
+        const head = [...table.tHead.rows[0].cells].find(c => c.textContent == '{0}');
+        {1};
+        return [...table.tBodies[0].rows].map(r => r.cells[head.cellIndex]).map(
+            c => c.dataset.value === undefined ? c.textContent : +c.dataset.value) }})()"""
+    click = "head.querySelector('button').click()"
+    before = tab.evaluate(column.format("last", ""))
+    assert before != sorted(before)
+    assert tab.evaluate(column.format("last", click)) == sorted(before, reverse=True)
+    assert tab.evaluate(column.format("last", click)) == sorted(before)
+    names = tab.evaluate(column.format("direction", click))
+    assert names == sorted(names) and len(set(names)) > 2
+    light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    tab.open(written, 390, 844, "dark", is_phone=True)
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.errors == []
+
+
+def test_two_runs_stand_side_by_side(tmp_path):
+    """Seeds are mean ± deviation, the second run's difference to the first is there; --pool makes them one."""
+    for number, values in enumerate(([60.0, 62.0], [70.0, 74.0])):
+        for seed, value in enumerate(values):
+            results.append(tmp_path / f"run{number}" / "results.jsonl", row(
+                value=value, seed=seed, selection="last", task="ave", checkpoint=f"/nowhere/{number}/DCID-model-5.pt",
+                checkpoint_sha256=f"{number}" * 64))
+    folders = [str(tmp_path / f"run{number}") for number in (0, 1)]
+    report.main([*folders, "--out", str(tmp_path / "both.html")])
+    text = (tmp_path / "both.html").read_text()
+    assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text
+    assert "0 of 4 result lines match" in text and "is gone" in text
+    report.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
+    text = (tmp_path / "pooled.html").read_text()
+    assert "66.5 ± 6.6" in text and "difference" not in text.split("</header>")[1]
+
+
+def test_pictures_beyond_the_limit_are_named(run, pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "LARGEST_PAGE", 250_000)
+    text = page.write([run], tmp_path / "small.html", drawn=pictures).read_text()
+    assert len(text.encode()) <= 250_000 and "Left out to keep the page small" in text
+    monkeypatch.setattr(page, "LARGEST_PAGE", 10_000)
+    with pytest.raises(errors.InputError, match="give fewer runs"):
+        page.write([run], tmp_path / "small.html", drawn=pictures)
+
+
+def test_warnings_reach_the_file_of_their_run(tmp_path):
+    """Those of a pretraining run its folder's, those of a task the file beside its results; figures go on elsewhere."""
+    folder = Run(tmp_path / "run", {})
+    logging.warning("codes %d", 3)
+    logging.info("no warning")
+    folder.close()
+    with kept_warnings(tmp_path):
+        logging.error("at chance")
+    logging.warning("after the block")
+    show_log()
+    for file, message in ((tmp_path / "run" / "warnings.jsonl", "codes 3"), (tmp_path / "warnings.jsonl", "at chance")):
+        assert json.loads(file.read_text().splitlines()[0])["message"] == message
+    assert len((tmp_path / "warnings.jsonl").read_text().splitlines()) == 1
+
+
+def test_warnings_are_shown_once(run, tmp_path):
+    folder = shutil.copytree(run / "run", tmp_path / "warned")
+    line = json.dumps({"time": "2024-01-01 00:00:00", "level": "warning", "message": "codebook has collapsed"})
+    (folder / "warnings.jsonl").write_text(f"{line}\n{line}\n")
+    report.main([str(folder)])
+    text = (folder / "report.html").read_text()
+    assert text.count("codebook has collapsed") == 1 and "(2 times)" in text
+
+
+# ------------------------------------------------------------------------------------------------------ hostile and bad
+def hostile_run(folder):
+    """A run whose every text is a script."""
+    for seed in (0, 1):
+        results.append(folder / "results.jsonl", row(
+            dataset=HOSTILE, metric=HOSTILE, task=HOSTILE, seed=seed, direction=f"audio->{HOSTILE}", control=None,
+            checkpoint=f"/{HOSTILE}.pt", commit=HOSTILE))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(
+        {"step": step, "epoch": 0, "losses": {HOSTILE: 1.0, "total": float("inf")}, "metrics": {HOSTILE: 1e308}}) + "\n"
+        for step in range(3)))
+    (folder / "options.json").write_text(json.dumps({HOSTILE: HOSTILE, "system": HOSTILE, "seed": HOSTILE}))
+    (folder / "warnings.jsonl").write_text(json.dumps({"message": HOSTILE, "time": HOSTILE}) + "\n")
+    (folder / "log.txt").write_text(HOSTILE)
+
+
+def test_hostile_text_is_text(tmp_path, tab):
+    folder = tmp_path / HOSTILE.replace("/", "")
+    hostile_run(folder)
+    report.main([str(folder), "--out", str(tmp_path / "page.html")])
+    assert "<script>window" not in (tmp_path / "page.html").read_text()
+    tab.open(tmp_path / "page.html")
+    assert tab.evaluate("window.hacked === undefined && document.querySelectorAll('script').length == 1")
+    assert tab.evaluate("[...document.images].every(i => i.src.startsWith('data:image/webp'))")
+    assert tab.errors == []
+
+
+def damage_json(folder):
+    (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text()[:-40])
+
+
+def damage_depth(folder):
+    (folder / "results.jsonl").write_text("[" * 100_000)
+
+
+def damage_row(folder):
+    (folder / "results.jsonl").write_text(json.dumps(row(variant=["a"])) + "\n")
+
+
+def damage_number(folder):
+    (folder / "results.jsonl").write_text(json.dumps(row(value=10 ** 400)) + "\n")
+
+
+def damage_log(folder):
+    (folder / "metrics.jsonl").write_text('{"step": 1, "losses": {"total": "x"}}\n{}\n')
+
+
+def damage_panels(folder):
+    losses = {f"loss{number}": 1.0 for number in range(5000)}
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "losses": losses}) + "\n")
+
+
+def damage_options(folder):
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "options.json").write_text("[1, 2]")
+
+
+def damage_warnings(folder):
+    (folder / "warnings.jsonl").write_bytes(b"\xff\xfe\x00")
+
+
+def damage_predictions(folder):
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "ave-audio-video.npz").write_bytes(b"PK\x03\x04 cut")
+
+
+def damage_arrays(folder):
+    (folder / "predictions").mkdir()
+    np.savez(folder / "predictions" / "ave-audio-video.npz", target="video", source="audio", clipwise=True,
+             labels=np.zeros(3))
+
+
+def damage_objects(folder):
+    (folder / "predictions").mkdir()
+    np.savez(folder / "predictions" / "ave.npz", target=np.array([{}], dtype=object))
+
+
+def damage_size(folder):
+    with open(folder / "metrics.jsonl", "wb") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("damage", [value for name, value in list(globals().items()) if name.startswith("damage_")])
+def test_damaged_files_are_one_line(damage, tmp_path, capsys):
+    results.append(tmp_path / "results.jsonl", row())
+    damage(tmp_path)
+    assert call(tmp_path, "--out", tmp_path / "page.html") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and str(tmp_path) in said
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    assert call(tmp_path / "absent") == 2 and "no such folder" in capsys.readouterr().err
+    assert call(tmp_path) == 2 and "neither metrics.jsonl nor results.jsonl" in capsys.readouterr().err
+    results.append(tmp_path / "results.jsonl", row())
+    (tmp_path / "file").write_text("")
+    assert call(tmp_path, "--out", tmp_path / "file" / "page.html") == 2
+    assert call(Path(tmp_path), "--unknown") == 2
