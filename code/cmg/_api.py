@@ -141,7 +141,8 @@ def pretrain(data_root, out, **options):
     """
     from cmg._src import pretrain as script
     from cmg._src.engine.run_folder import restored_log
-    arguments = ["--data_root", str(data_root), "--model_save_path", str(out), "--snapshot_pref", str(Path(out) / "run")]
+    arguments = ["--data_root", str(data_root), "--model_save_path", str(out), "--snapshot_pref",
+                 str(Path(out) / "run")]
     for name, value in options.items():
         values = value if isinstance(value, (list, tuple)) else [value]
         arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
@@ -262,7 +263,8 @@ def transfer(encoder, train, test, *, num_classes=None, epochs=30, seeds=(0,), b
     found = {name: {metric: [trial.curves["test"][metric][-1] for trial in of] for metric in of[0].curves["test"]}
              for name, of in trials.items()}
     chance = {"accuracy": 100 / num_classes} if aims.ndim == 1 else metrics.segment_chance(aims)
-    curves = {metric: np.array([trial.curves["test"][metric] for trial in trials["cross"]]) for metric in found["cross"]}
+    curves = {metric: np.array([trial.curves["test"][metric] for trial in trials["cross"]])
+              for metric in found["cross"]}
     return Transfer(found["cross"], found["untrained"], chance, curves)
 
 

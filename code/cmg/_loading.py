@@ -1,8 +1,8 @@
 """The program's modules as parts of this package, without their top-level names.
 
 The scripts in code/src import each other as `engine`, `model`, `dataset`. Here the same files are `cmg._src.engine` and
-so on: a module below `cmg._src` gets an `__import__` of its own, to which these names mean its neighbours. A program that
-uses `cmg` may have its own `model` or `evaluate`, installed ones too; nothing is added to sys.path.
+so on: a module below `cmg._src` gets an `__import__` of its own, to which these names mean its neighbours. A program
+that uses `cmg` may have its own `model` or `evaluate`, installed ones too; nothing is added to sys.path.
 """
 
 import builtins

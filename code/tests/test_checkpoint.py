@@ -190,6 +190,8 @@ def test_the_map_names_every_tensor_once():
         config = system.Config.for_data(("audio", "video", "text"), **TINY)
         tensors = published.layout(system, config)
         ours = [name for tensor in tensors for name in tensor.ours]
-        assert sorted(ours) == sorted(published.meta(system, config).state_dict())
+        made = published.meta(system, config)
+        assert sorted([*ours, *published.own_names(made)]) == sorted(made.state_dict())
+        assert not set(ours) & set(published.own_names(made))
         assert len({(t.section, t.key) for t in tensors}) == len(tensors)
         assert json.dumps([t.key for t in tensors])

@@ -192,7 +192,7 @@ def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
 def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
     absent = {name for name, place in PLACES.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
-    assert code == 1 and out.count("not ready") == 6 == out.count("get it from: ")
+    assert code == 1 and out.count("not ready") == 7 == out.count("get it from: ")
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
     assert all("is absent: " in line and " --path " in line for line in problems)
     for report in out.split("get it from: "):

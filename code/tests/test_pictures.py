@@ -87,7 +87,8 @@ def texts(monkeypatch):
 
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
         if s.strip() and mtext is not None and mtext.get_alpha() != 0:
-            drawn.append(SimpleNamespace(text=s, box=mtext.get_window_extent(self), width=self.width, height=self.height))
+            drawn.append(SimpleNamespace(text=s, box=mtext.get_window_extent(self), width=self.width,
+                                         height=self.height))
         return plain(self, gc, x, y, s, prop, angle, ismath, mtext)
 
     def save(figure, path, dpi=plot_style.DPI):

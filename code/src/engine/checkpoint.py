@@ -3,7 +3,8 @@
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
 optimiser state, and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
-`python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` hands its encoder on (engine/export.py).
+`python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` writes its encoder for others
+(engine/export.py).
 """
 
 import hashlib
@@ -332,7 +333,7 @@ def main(argv=None):
     if argv[:1] == ["export"]:
         return _export(argv[1:])
     parser = Parser(prog="engine.checkpoint", description="Describe a pretraining checkpoint, published or ours.",
-                    epilog="engine.checkpoint export FILE --out DIR writes its encoder as safetensors, with a model card")
+                    epilog="engine.checkpoint export FILE --out DIR writes its encoder as safetensors")
     parser.add_argument("file", type=Path)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     print("\n".join(describe(parser.parse_args(argv).file)))
@@ -340,8 +341,8 @@ def main(argv=None):
 
 def _export(argv):
     from engine.export import export  # here, because it needs this module
-    parser = Parser(prog="engine.checkpoint export", description="Write a checkpoint's encoder for others: safetensors, "
-                    "config.json and a model card.")
+    parser = Parser(prog="engine.checkpoint export", description="Write a checkpoint's encoder for others: "
+                    "safetensors, config.json and a model card.")
     parser.add_argument("file", type=Path, help="checkpoint, published or ours")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")

@@ -70,8 +70,8 @@ tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modali
 ---
 # {_plain(name)}: {system.title} encoder of {', '.join(config.modalities)}
 
-Turns features of {', '.join(config.modalities)} into codes of {_codebooks(system)}. A head that is trained on the codes of
-one modality works, without further training, on those of another.
+Turns features of {', '.join(config.modalities)} into codes of {_codebooks(system)}. A head that is trained on the codes
+of one modality works, without further training, on those of another.
 
 ```python
 import cmg

@@ -62,6 +62,7 @@ def collect(options, device, places, **facts):
             versions[package] = version(package)
         except PackageNotFoundError:
             pass
+    versions["torch"] = torch.__version__           # with its build, which the package's metadata may leave out: +cu130
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     commit = source_commit()
     data = {name: fingerprint(path) for name, path in places.items()}

@@ -141,7 +141,7 @@ class Clubs:
         """The bound of one network on clips without seconds, such as the means of FCID: a scalar, in nats.
 
         Args:
-            codes, specific: (B, G, D) and (B, G, S), G rows a clip: all clips' first rows come first, then the second.
+            codes, specific: (B, G, D) and (B, G, S), G rows per clip: first rows of all clips, then the second ones.
             permutation: (G * B,), of the whole batch's rows.
             form: "intended", every row a clip of one second; "released" averages errors and log-variances over the
                 channels, as if they were seconds, and sums over the rows.

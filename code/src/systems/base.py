@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def embed_clips(self, modality, inputs):
-        """One vector a clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
+        """One vector per clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
         return self.embed_inputs(modality, inputs).vectors.mean(1)
 
 
@@ -161,7 +161,7 @@ class FrozenEncoder(nn.Module):
             return self.embed_inputs(modality, self.inputs(modality, x))
 
     def embed_clips(self, modality, x):
-        """One vector a clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
+        """One vector per clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
         with torch.no_grad():
             return self.encoder.embed_clips(modality, self.inputs(modality, x))
 

@@ -93,7 +93,7 @@ class QuantizedRows:
 
 
 class RowTable(nn.Module):
-    """K rows of one segment (D columns) a modality, in the order of SEGMENTS.
+    """K rows of one segment (D columns) per modality, in the order of SEGMENTS.
 
     State are buffers under the published names, which change only in `start_from`, `ema_step` and `count_and_reset`:
     `embedding` and `ema_weight` (K, nD), `ema_count_<letter>` (K,) of each modality, `ema_count` their sum,
@@ -374,7 +374,7 @@ class RowDecoder(nn.Module):
 
 
 class CoDAAR(base.System):
-    """One encoder pass a step, no mutual-information networks."""
+    """One encoder pass per step, no mutual-information networks."""
 
     name, title, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
     Config, Options, PARTS = Config, Options, codaar_names.PARTS

@@ -117,7 +117,7 @@ class Encoder(base.Encoder):
         return self._codes(modality, self.encode_semantic(modality, inputs))
 
     def embed_clips(self, modality, inputs):
-        """One code a clip: that of the mean over its seconds, which the codebook was trained on."""
+        """One code per clip: that of the mean over its seconds, which the codebook was trained on."""
         return self._codes(modality, self.encode_semantic(modality, inputs).mean(1, keepdim=True)).vectors.squeeze(1)
 
     def _codes(self, modality, semantic):

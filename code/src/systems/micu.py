@@ -29,7 +29,7 @@ class Config(sizes.Config):
 class Options(dcid.CodebookOptions):
     """How MICU is trained."""
 
-    encoder_passes: str = setting("once", "MICU: encoder passes a step: one, or two as published: features of the "
+    encoder_passes: str = setting("once", "MICU: encoder passes per step: one, or two as published: features of the "
                                   "first are contrasted, the second is reconstructed", choices=("once", "released"))
     reset_counter: str = setting("all", "MICU: a code that text alone chooses is in use, or ages as published",
                                  choices=("all", "released"))

@@ -250,7 +250,7 @@ def _all_columns(measured, runs, columns):
 
 
 def _side_by_side(measured, runs):
-    """One row a measurement, a column a run: last epoch, mean ± deviation over seeds, and the difference to the first."""
+    """One row a measurement, a column a run: last epoch, mean ± deviation over seeds, difference to the first."""
     of_names = {}
     for m in measured:
         of_names.setdefault(m.names, {})[m.run] = m.columns["last"] or m.columns["best"]
@@ -291,10 +291,11 @@ def _sortable(texts, numbers, rows, more=()):
                    for name, kind in zip([*texts, *numbers, *more], kinds))
     body = "".join("<tr>" + "".join(c if isinstance(c, Number) else f'<td class="{kind}">{escape(c)}</td>'
                                     for c, kind in zip(row, kinds)) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table class="figures"><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    return (f'<div class="wide"><table class="figures"><thead><tr>{head}</tr></thead><tbody>\n'
+            f'{body}</tbody></table></div>')
 
 
-# ------------------------------------------------------------------------------------------------- what, warnings, files
+# ------------------------------------------------------------------------------------------------ what, warnings, files
 def what(runs):
     """Facts of every pretraining run, a column each; of runs that were only measured those of their records."""
     columns = {}
@@ -338,7 +339,8 @@ def _facts(pretraining):
                            f"{options.get('batch_size', '?')} clips")
     if pretraining.began:
         facts["time"] = f"{pretraining.began} to {pretraining.ended}"
-    speeds = sorted(line["clips_per_second"] for line in lines if isinstance(line.get("clips_per_second"), (int, float)))
+    speeds = sorted(line["clips_per_second"] for line in lines
+                    if isinstance(line.get("clips_per_second"), (int, float)))
     if speeds:
         facts["speed"] = f"{speeds[len(speeds) // 2]:.0f} clips a second (median)"
     if "precision" in options:
@@ -366,8 +368,9 @@ def warnings(runs):
             found.setdefault((run.name, folder, line["message"]), []).append(line)
     if not found:
         return ["<p>None.</p>"]
-    items = [f'<li><strong>{escape(run)}</strong> {escape(lines[0]["time"])}{f" ({len(lines)} times)" * (len(lines) > 1)}: '
-             f"{escape(message[:2000])}</li>" for (run, _, message), lines in list(found.items())[:SHOWN_WARNINGS]]
+    items = [f'<li><strong>{escape(run)}</strong> {escape(lines[0]["time"])}'
+             f'{f" ({len(lines)} times)" * (len(lines) > 1)}: {escape(message[:2000])}</li>'
+             for (run, _, message), lines in list(found.items())[:SHOWN_WARNINGS]]
     more = len(found) - SHOWN_WARNINGS
     return ["<ul>", *items, "</ul>"] + ([f"<p>And {more} more in warnings.jsonl.</p>"] if more > 0 else [])
 

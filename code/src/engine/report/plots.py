@@ -312,8 +312,8 @@ def draw_codes(arrays, path):
                                        minlength=arrays["num_codes"]) for m in modalities])
         name = path if levels == 1 else path.with_name(f"{path.stem}-level{level + 1}{path.suffix}")
         task = name.stem.removeprefix("codes-")
-        figure = codebook_figure(counts, modalities, f"Who uses which code: {task}, test clips ({arrays['checkpoint']})")
-        written.append(save(figure, name))
+        title = f"Who uses which code: {task}, test clips ({arrays['checkpoint']})"
+        written.append(save(codebook_figure(counts, modalities, title), name))
     return written
 
 
