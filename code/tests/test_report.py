@@ -103,14 +103,15 @@ def test_two_runs_stand_side_by_side(tmp_path):
     """Seeds are mean ± deviation, the second run's difference to the first is there; --pool makes them one."""
     for number, values in enumerate(([60.0, 62.0], [70.0, 74.0])):
         for seed, value in enumerate(values):
-            results.append(tmp_path / f"run{number}" / "results.jsonl", row(
+            results.append(tmp_path / f"run{number}" / "of_one_name" / "results.jsonl", row(
                 value=value, seed=seed, selection="last", task="ave", checkpoint=f"/nowhere/{number}/DCID-model-5.pt",
                 checkpoint_sha256=f"{number}" * 64))
-    folders = [str(tmp_path / f"run{number}") for number in (0, 1)]
+    folders = [str(tmp_path / f"run{number}" / "of_one_name") for number in (0, 1)]
     report.main([*folders, "--out", str(tmp_path / "both.html")])
     text = (tmp_path / "both.html").read_text()
     assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text
     assert "0 of 4 result lines match" in text and "is gone" in text
+    assert "Runs run0/of_one_name, run1/of_one_name" in text
     report.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
     text = (tmp_path / "pooled.html").read_text()
     assert "66.5 ± 6.6" in text and "difference" not in text.split("</header>")[1]

@@ -20,7 +20,7 @@ from atomic_write import output_file
 from engine import figures, provenance, results
 from engine.report import tables
 from engine.report.plot_style import DPI
-from engine.report.run_files import read_run
+from engine.report.run_files import read_runs
 from errors import InputError
 from systems.registry import SYSTEMS
 
@@ -87,7 +87,7 @@ def write(folders, out, drawn=None, pool=False):
     Raises:
         InputError: a folder without a run, a damaged file, or more result lines than a page can show.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = read_runs(folders)
     with TemporaryDirectory() as scratch:
         pictures = [("", path) for path in drawn] if drawn else draw(runs, Path(scratch), pool)
         page = build(runs, pictures, pool)

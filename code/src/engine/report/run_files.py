@@ -49,6 +49,17 @@ class RunFiles:
         return list({results.identity(row): row for _, rows in self.results for row in rows}.values())
 
 
+def read_runs(folders):
+    """`RunFiles` of some folders; their names are as much of the paths as tells them apart."""
+    runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).absolute() for folder in folders)]
+    depth = 1
+    while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
+        depth += 1
+    for run in runs:
+        run.name = "/".join(run.folder.parts[-depth:])
+    return runs
+
+
 def read_run(folder):
     """`RunFiles` of a folder.
 
