@@ -21,6 +21,7 @@ from declare import positive, setting
 from engine import checkpoint
 from engine.batches import epoch_order
 from engine.monitors import Finite, Health, NotFinite
+from engine.report import plots
 from engine.run_folder import random_state, set_random_state
 from errors import InputError
 
@@ -309,10 +310,9 @@ class Loop:
         """A picture in TensorBoard: who uses which code, in the last step of an epoch."""
         if not self.folder:
             return
-        from engine.report import plots  # here, because a process that only trains has no use for it
-        counts = self._code_counts(report)
+        counts, order = self._code_counts(report), list(self.trainer.system.config.modalities)
         self.folder.code_use(self.position.step, counts, {
-            suffix: plots.codebook_figure(np.stack(list(of.values())), list(of),
+            suffix: plots.codebook_figure(np.stack([of[m] for m in order]), order,
                                           f"Who uses which code: last step of epoch {epoch}")
             for suffix, of in counts.items()})
 
