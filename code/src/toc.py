@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+import declare
 from atomic_write import output_file
-from configs.opts import RUNS, toc_arguments
+from configs.opts import RUNS
 from engine import checkpoint
 from engine.report import plot_style
-from engine.transfer.toc_variants import selection_of
+from engine.transfer.toc_variants import Shares, selection_of
 from errors import Parser, run
 from model import toc
 
@@ -25,7 +26,7 @@ def parse(argv=None):
     parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
     parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
                         help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
-    toc_arguments(parser)
+    declare.add_arguments(parser, Shares)
     parser.add_argument("--snapshot_pref", type=Path, default=RUNS / "toc", help="folder of the pictures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     return parser.parse_args(argv)

@@ -12,7 +12,7 @@ from systems import published
 from systems.base import FrozenEncoder
 from systems.fcid import FCID
 from test_dcid import TINY, batch_of
-from tiny import trainer_for
+from tiny import assert_goes_on_bit_exactly, trainer_for
 
 ALL = ("audio", "video", "text")
 
@@ -76,16 +76,7 @@ def test_a_resumed_run_goes_on_bit_exactly(tmp_path):
     trainer.step(batch_of(ALL), 0)
     checkpoint.save(tmp_path / "f.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}))
     loaded = checkpoint.open_file(tmp_path / "f.pt")
-    again = trainer_for(loaded.system.train(), draws=trainer.draws)
-    checkpoint.load_optimizers(loaded, again.optimizers)
-    again.system.started = [True]
-    state = trainer.draws.generator.get_state()
-    for one in (trainer, again):
-        trainer.draws.generator.set_state(state)
-        torch.manual_seed(7)
-        one.step(batch_of(ALL), 0)
-    ours, theirs = trainer.system.state_dict(), again.system.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_goes_on_bit_exactly(trainer, loaded, batch_of(ALL))
 
 
 def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):

@@ -20,7 +20,7 @@ from systems.h_dcid import HDCID
 from systems.micu import MICU
 from systems.registry import SYSTEMS
 from test_dcid import TINY, batch_of
-from tiny import checkpoints, trainer_for
+from tiny import assert_goes_on_bit_exactly, checkpoints, trainer_for
 
 ALL = ("audio", "video", "text")
 
@@ -60,16 +60,7 @@ def test_a_layer_that_is_added_is_trained_clipped_saved_and_resumed(student, tmp
     checkpoint.save(tmp_path / "s.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "s.pt")
     assert loaded.complete and type(loaded.system) is Student
-    again = trainer_for(loaded.system.train(), draws=trainer.draws)
-    checkpoint.load_optimizers(loaded, again.optimizers)
-    again.system.started = [True]
-    state = trainer.draws.generator.get_state()
-    for one in (trainer, again):
-        trainer.draws.generator.set_state(state)
-        torch.manual_seed(7)
-        one.step(batch_of(ALL), 0)
-    ours, theirs = trainer.system.state_dict(), again.system.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_goes_on_bit_exactly(trainer, loaded, batch_of(ALL))
 
 
 def test_a_file_without_the_added_layer_is_evaluated_and_not_resumed(monkeypatch, tmp_path):

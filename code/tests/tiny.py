@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import pretrain
+from engine import checkpoint
 from engine.trainer import Settings, Trainer
 from model.collectives import ALONE
 from model.sampling import Draws
@@ -52,3 +53,17 @@ def trainer_for(system, draws=None, seed=0, together=ALONE, **settings):
     system.options = type(system).Options(**{name: value for name, value in settings.items() if name not in own})
     return Trainer(system, draws or Draws(torch.Generator().manual_seed(seed)),
                    Settings(**{name: value for name, value in settings.items() if name in own}), together)
+
+
+def assert_goes_on_bit_exactly(trainer, loaded, batch):
+    """The next step of a trainer and of one made from its file, checkpoint.Loaded, end in equal systems."""
+    again = trainer_for(loaded.system.train(), draws=trainer.draws)
+    checkpoint.load_optimizers(loaded, again.optimizers)
+    again.system.started = [True]
+    state = trainer.draws.generator.get_state()
+    for one in (trainer, again):
+        trainer.draws.generator.set_state(state)
+        torch.manual_seed(7)
+        one.step(batch, 0)
+    ours, theirs = trainer.system.state_dict(), again.system.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -21,7 +21,7 @@ from engine.trainer import Settings
 from engine.transfer.caption_retrieval import RetrievalSettings
 from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
-from engine.transfer.toc_variants import Shares, TocSettings
+from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
 from model.config import MODALITIES
 from systems.registry import SYSTEMS
@@ -291,11 +291,6 @@ def _heads(parser, epochs):
     group = parser.add_argument_group("encoder")
     declare.add_arguments(group, TocSettings)
     return group
-
-
-def toc_arguments(group):
-    """TOC's numbers but for the first, for toc.py and segmentation."""
-    declare.add_arguments(group, Shares)
 
 
 def downstream_parser(task):

@@ -5,7 +5,7 @@ A system is one file of this folder. It encodes a batch, moves its codebooks, an
 tasks use. Everything from the batch to the losses is a dict over modalities.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -177,6 +177,16 @@ class Options:
     without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3)")
 
 
+@dataclass(frozen=True)
+class CodebookOptions(Options):
+    """How a codebook with moving averages starts and is reset."""
+
+    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
+                                 choices=("data", "released"))
+    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
+                              choices=("full", "released"))
+
+
 class System(nn.Module):
     """Encoder and everything that only training needs.
 
@@ -274,6 +284,17 @@ class System(nn.Module):
         """Set `started` for a published file of this epoch, which does not say it."""
         self.started = [True] * len(self.codebooks)
 
+    @contextmanager
+    def evaluating(self):
+        """Evaluation mode, no gradients and no compiled layers within the block: how a codebook's start is computed."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.train(was_training)
+
     def is_on(self, switch):
         """Is a component in, that is, not left out by --without?"""
         return switch not in self.options.without
@@ -286,7 +307,10 @@ class System(nn.Module):
     @classmethod
     def switches(cls):
         """Name for --without -> title, of every component that can be left out."""
-        return {term.switch or kind: term.title or kind for kind, term in cls.TERMS.items()} | cls.SWITCHES
+        titles = {}
+        for kind, term in cls.TERMS.items():
+            titles.setdefault(term.switch or kind, term.title or kind)      # the first of several levels names it
+        return titles | cls.SWITCHES
 
     def parameter_groups(self):
         """All parameters in `Group`s, in the order of GROUPS.

@@ -62,13 +62,9 @@ class Config(sizes.Config):
 
 
 @dataclass(frozen=True)
-class Options(base.Options):
+class Options(base.CodebookOptions):
     """How CoDAAR is trained."""
 
-    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
-                                 choices=("data", "released"))
-    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
-                              choices=("full", "released"))
     cascade_order: tuple = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
                                    "replaced by the mean of all: the first becomes the plain mean, the last keeps most "
                                    "of its own", choices=SEGMENTS)
@@ -399,11 +395,8 @@ class CoDAAR(base.System):
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
-            was_training = self.training
-            self.eval()
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with self.evaluating():
                 outputs = self.encode(features, epoch)
-            self.train(was_training)
             self.encoder.table.start_from(outputs.semantic, self.options.cascade_order, draws, self.is_on("csa"))
         self.started = [True]
 

@@ -27,13 +27,9 @@ VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
 
 @dataclass(frozen=True)
-class CodebookOptions(base.Options):
+class CodebookOptions(base.CodebookOptions):
     """How a codebook with MM-EMA starts and moves."""
 
-    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
-                                 choices=("data", "released"))
-    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
-                              choices=("full", "released"))
     mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
                           "2023, eq. 7)", choices=("mean", "attention"))
 
@@ -305,11 +301,8 @@ class DCID(base.System):
             self.started = [True] * len(self.started)
         for number in range(self.depth(epoch)):
             if not self.started[number]:
-                was_training = self.training
-                self.eval()
-                with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                with self.evaluating():
                     outputs = self._levels(features, number + 1, False)
-                self.train(was_training)
                 self.encoder.levels[number].codebook.start_from(outputs[number].semantic, draws)
                 self.started[number] = True
 

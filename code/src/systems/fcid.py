@@ -173,11 +173,8 @@ class FCID(base.System):
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
-            was_training = self.training
-            self.eval()
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), self.autocast():
+            with self.evaluating(), self.autocast():
                 output = self.encoder(features, with_cmcm=False)
-            self.train(was_training)
             self.encoder.codebook.start_from(output.general, draws)
         self.started = [True]
 
