@@ -79,7 +79,8 @@ def test_features_of_another_kind_are_said_once(run, demo_data, tmp_path, caplog
                            {"audio": LOGMEL | {"network": "vggish", "kind": "audioset"}, "video": PATCHES})
               for m, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5"))}
     flags = [x for m, place in places.items() for x in ("--path", f"ave.{m}={place}")]
-    found = [line for line in measure(ave, demo_data, file_of(run), tmp_path / "run", *flags) if "pretrained on" in line]
+    found = [line for line in measure(ave, demo_data, file_of(run), tmp_path / "run", *flags)
+             if "pretrained on" in line]
     assert len(found) == 1 and "pretrained on audio features of logmel;" in found[0]
     assert f"{places['audio']} has features of vggish audioset: " in found[0] and "make both with one" in found[0]
     assert found[0] in [line["message"] for _, line in run_files.read_run(tmp_path / "run").warnings]

@@ -2,7 +2,8 @@
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
-optimiser state, `features` (what they were made with: dataset/origin.py), and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
+optimiser state, `features` (what the features were made with: dataset/origin.py), and `run` (random state, position,
+options). Nothing is stored twice, nothing is left out.
 `python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` writes its encoder for others
 (engine/export.py).
 """
