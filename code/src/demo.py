@@ -41,9 +41,7 @@ def main(argv=None):
     print(f"1/4  demo data in {opts.data_root}", flush=True)
     demo_tree.build(opts.data_root, PLACES)
     print("2/4  pretraining without labels", flush=True)
-    code = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
-    if code:                            # stopped by a signal; the next call resumes with --resume auto
-        return code
+    pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
     print("3/4  heads on one modality, tested on another", flush=True)
     checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])

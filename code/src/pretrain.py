@@ -95,7 +95,7 @@ def main(argv=None):
     if opts.device.type == "cpu":
         keep_freed_memory()
     with distributed.ranks(opts.device, opts.seed) as together:
-        return pretrain(opts, together)
+        pretrain(opts, together)
 
 
 def pretrain(opts, together):
@@ -134,8 +134,9 @@ def pretrain(opts, together):
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
 
     if opts.evaluate:
-        return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
-    return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
+        evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
+        return
+    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
                 opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
@@ -155,4 +156,4 @@ def evaluate(trainer, batches, num_clips, epoch, batch_size):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, several=True)

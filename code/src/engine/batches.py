@@ -1,10 +1,11 @@
 """Batches of a dataset in a reproducible order: from memory (or a GPU) where it fits, else through workers."""
 
-import signal
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
+
+from stopping import left_to_the_run
 
 
 def epoch_order(num_clips, seed, epoch):
@@ -66,13 +67,7 @@ class Streamed:
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
-                            pin_memory=self.device.type == "cuda", worker_init_fn=_leave_signals_to_the_run,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=left_to_the_run,
                             generator=torch.Generator())       # its own: else it draws from dropout's
         for item in loader:
             yield {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
-
-
-def _leave_signals_to_the_run(worker):
-    """Ctrl-C reaches all processes of a terminal; the run finishes its step and needs its workers until then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
