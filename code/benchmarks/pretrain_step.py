@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -129,6 +130,17 @@ def breakdown(trainer, batches, device, steps):
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
 
+def trace(trainer, batches, device, path):
+    """Record three steps with torch.profiler: a Chrome trace at `path`, and a table of what took longest."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        for _ in range(3):
+            trainer.step(batches(), LATE_EPOCH)
+        now(device)
+    profiler.export_chrome_trace(str(path))
+    print(profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20, max_name_column_width=60))
+
+
 def main(argv=None):
     """Measure, print a table and, if asked, write JSON."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -150,6 +162,8 @@ def main(argv=None):
     parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")
     parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
     parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
+    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, print "
+                        "what took longest")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
@@ -219,6 +233,8 @@ def main(argv=None):
         "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
         "times": times, "baseline_times": plain_times, "breakdown": parts}
     report(figures)
+    if opts.trace:
+        trace(trainer, data, device, opts.trace)
     if opts.json:
         opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
