@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every figure of a GPU in one call, about eight minutes on an H100: bash code/benchmarks/gpu.sh [FOLDER]
+# Every figure of a GPU in one call: bash code/benchmarks/gpu.sh [FOLDER]
 # Logs, JSON and traces go to FOLDER (default: gpu-figures).
 set -euo pipefail
 out=$(mkdir -p "${1:-gpu-figures}" && cd "${1:-gpu-figures}" && pwd)

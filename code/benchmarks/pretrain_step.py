@@ -138,7 +138,7 @@ def trace(trainer, batches, device, path):
             trainer.step(batches(), LATE_EPOCH)
         now(device)
     profiler.export_chrome_trace(str(path))
-    print(profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20, max_name_column_width=60))
+    print(profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20))
 
 
 def main(argv=None):
@@ -162,8 +162,8 @@ def main(argv=None):
     parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")
     parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
     parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
-    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, print "
-                        "what took longest")
+    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, "
+                        "print what took longest")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
