@@ -9,7 +9,6 @@ from engine.run_folder import kept_warnings
 from engine.transfer import code_sets, toc_variants
 from engine.transfer.run_task import modalities_of
 from engine.transfer.task import HeadSettings, Pretrained
-from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 
 
@@ -50,7 +49,8 @@ def measure(opts, entry, task, pretrained, variants):
 
 def run_script(name, argv=None):
     """A task script: encoder, data, heads, the table of this run."""
-    entry, opts = TASKS[name], parse_downstream(name, argv)
+    opts = parse_downstream(name, argv)
+    entry = opts.entry(name)
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):
