@@ -71,12 +71,12 @@ def random_data(config, clips, device, dtype, stored):
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, device=device)
-    features = {"audio": torch.empty(clips, SECONDS, config.audio_dim, device=device, dtype=stored),
-                "video": torch.empty(clips, SECONDS, 7, 7, config.video_dim, device=device, dtype=stored)}
+    features = {m: torch.empty(clips, SECONDS, *config.shape(m), device=device, dtype=stored)
+                for m in ("audio", "video")}
     for audio, video in zip(*(x.split(CHUNK) for x in features.values())):      # drawn at once, 40,000 take 41 GB
         audio.copy_(normal(*audio.shape))
         video.copy_((normal(*video.shape) - 0.67).relu())
-    table = normal(50, 10, config.text_dim).to(dtype)
+    table = normal(50, 10, config.feature_dim("text")).to(dtype)
     return Resident(features, (table, torch.randint(50, (clips,), generator=generator, device=device)), dtype)
 
 

@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 class Clips(Dataset):
     """Clips with features by modality; one item is a dict of float32 arrays.
 
-    "audio" (T, 128), "video" (T, 7, 7, V), "text" (10, 768), "label" (T, C+1) with the background last, as far as the
-    dataset has them.
+    Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
+    (L, W), "label" (T, C+1) with the background last.
 
     Args:
         name: for messages.
-        modalities: keys of an item, in the order audio, video, text.
+        modalities: keys of an item, in their fixed order (model/config.py).
         ids: name of each clip (N), for messages and results.
         places: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, 10, 768), index into them of each clip (N)) or None.
+        text: (vectors (M, L, W), index into them of each clip (N)) or None.
         labels: (N, T, C+1) array or None.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
@@ -56,9 +56,9 @@ class Clips(Dataset):
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
     @property
-    def video_dim(self):
-        """Channels of the video features (V), None without video."""
-        return self.stores["video"].tail[-1] if "video" in self.stores else None
+    def shapes(self):
+        """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
+        return {m: self.stores[m].tail if m in self.stores else self.text[0].shape[1:] for m in self.modalities}
 
     def __len__(self):
         return len(self.ids)
