@@ -23,7 +23,7 @@ from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
-from model.config import MODALITIES
+from model.config import KINDS, MODALITIES, check_name, in_order
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -223,6 +223,28 @@ class PretrainData:
                             "its 24K", choices=("train", "test", "val"))
 
 
+def modality_argument(text):
+    """Argument type of --modality: NAME=KIND."""
+    name, _, kind = text.partition("=")
+    if kind not in KINDS.values() or name in MODALITIES:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
+                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
+    try:
+        check_name(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, kind
+
+
+@dataclass(frozen=True)
+class OwnModalities:
+    """Modalities besides the published ones."""
+
+    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
+                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
+                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
+
+
 @dataclass(frozen=True)
 class SystemChoice:
     """Which system, of which size."""
@@ -260,7 +282,8 @@ def _parser(program, description):
 
 
 # The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
-PRETRAIN = {Machine: "machine", PretrainData: "data", RunSettings: "run", Settings: "learning", SystemChoice: "system"}
+PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
+            Settings: "learning", SystemChoice: "system"}
 
 
 def pretrain_parser():
@@ -305,8 +328,8 @@ def downstream_parser(task):
                        help="va trains on video and tests on audio; default: all directions")
     if entry.settings:
         declare.add_arguments(group, entry.settings)
-    group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
-    group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
+    group.add_argument("--source", metavar="MODALITY", default=None, help="labelled modality")
+    group.add_argument("--target", metavar="MODALITY", default=None, help="tested modality")
     return parser
 
 
@@ -352,11 +375,21 @@ def _parse(parser, program, argv):
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
+    if "modality" in opts:
+        opts.modality = kinds_of(parser, opts.modality)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
+
+
+def kinds_of(parser, declared):
+    """modality -> kind, of what --modality declares, in the fixed order."""
+    kinds = dict(declared)
+    if len(kinds) < len(declared):
+        parser.error("--modality: a name is given twice; one kind for each is expected")
+    return {m: kinds[m] for m in in_order(kinds)}
 
 
 def _is_given(parser, argv, name):
@@ -375,6 +408,10 @@ def parse_pretrain(argv=None):
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
+    absent = [m for m in opts.modality if m not in opts.modalities]
+    if absent:
+        parser.error(f"--modality {absent[0]}: --dataset_name {opts.dataset_name} has {', '.join(opts.modalities)}; "
+                     "use data with features of it")
     own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
     for other in SYSTEMS.values():
         for cls in (other.Options, other.Config):

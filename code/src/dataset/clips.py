@@ -32,6 +32,7 @@ class Clips(Dataset):
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
         seconds: T.
+        kinds: modality -> "vector", "map" or "tokens", where only this will do.
     Attributes:
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
     Raises:
@@ -39,11 +40,11 @@ class Clips(Dataset):
     """
 
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
-                 on_bad_clip="error", in_memory=False, seconds=10):
+                 on_bad_clip="error", in_memory=False, seconds=10, kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.text, self.labels = text, labels
-        self.stores = {m: open_features(path, m, seconds) for m, path in places.items()}
+        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m)) for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")

@@ -180,8 +180,8 @@ def require_sizes(config):
     sizes = numbers(config)
     least = min(sizes, key=sizes.get)
     if sizes[least] < 1 or config.code_dim % config.num_heads:
-        raise InputError(f"{' '.join(map(str, least))} is {sizes[least]}, code_dim {config.code_dim}; expected at least "
-                         f"1, and a code_dim divisible by {config.num_heads}")
+        raise InputError(f"{' '.join(map(str, least))} is {sizes[least]}, code_dim {config.code_dim}; expected at "
+                         f"least 1, and a code_dim divisible by {config.num_heads}")
 
 
 def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):

@@ -13,8 +13,9 @@ from errors import InputError
 MODALITIES = ("audio", "video", "text")     # the published ones; they come first and in this order
 KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), (L, W), (H, W, C)
 SMALLEST_MAP = 5                            # places in each direction: two 3x3 convolutions without padding
-NAME = re.compile(r"[a-z][a-z0-9_]*")
-TAKEN = ("label", "total", "audiovisual")     # other keys of batches and of losses, FCID's shared networks
+NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones are letters of the published names
+# Other keys of batches, losses and files of predictions, and FCID's shared networks.
+TAKEN = ("label", "total", "audiovisual", "checkpoint", "num_codes", "file")
 
 
 def in_order(modalities, first=MODALITIES):
@@ -31,8 +32,8 @@ def short(modality):
 def check_name(modality):
     """InputError unless this can be the name of a modality."""
     if not NAME.fullmatch(modality) or modality in TAKEN or hasattr(nn.ModuleDict, modality):
-        raise InputError(f"modality '{modality[:40]}': a name of lower-case letters, digits and _ is expected, and not "
-                         f"one of {', '.join(TAKEN)} or a method of PyTorch's modules; choose another")
+        raise InputError(f"modality '{modality[:40]}': a name of three or more lower-case letters, digits and _ is "
+                         f"expected, none of {', '.join(TAKEN)} and no method of PyTorch's modules; choose another")
 
 
 def check_shape(modality, shape):
