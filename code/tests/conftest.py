@@ -1,6 +1,5 @@
 """Shared set-up of the tests: the source folders on the path, one thread, where golden numbers and annotations lie."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -46,12 +45,12 @@ def demo_data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
-    from kill_resume import WIDTHS
+    from kill_resume import narrow
     from model.config import Config
     full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "for_data", classmethod(
-            lambda cls, *args, **more: dataclasses.replace(full(cls, *args, **more), **WIDTHS)))
+            lambda cls, *args, **more: narrow(full(cls, *args, **more))))
         yield
 
 

@@ -25,7 +25,7 @@ from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
-from model.config import MODALITIES
+from model.config import KINDS, MODALITIES, check_name, in_order
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -270,6 +270,28 @@ class PretrainData:
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
 
 
+def modality_argument(text):
+    """Argument type of --modality: NAME=KIND."""
+    name, _, kind = text.partition("=")
+    if kind not in KINDS.values() or name in MODALITIES:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
+                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
+    try:
+        check_name(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, kind
+
+
+@dataclass(frozen=True)
+class OwnModalities:
+    """Modalities besides the published ones."""
+
+    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
+                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
+                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
+
+
 @dataclass(frozen=True)
 class SystemChoice:
     """Which system, of which size."""
@@ -307,7 +329,8 @@ def _parser(program, description):
 
 
 # The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
-PRETRAIN = {Machine: "machine", PretrainData: "data", RunSettings: "run", Settings: "learning", SystemChoice: "system"}
+PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
+            Settings: "learning", SystemChoice: "system"}
 
 
 def pretrain_parser():
@@ -355,8 +378,8 @@ def downstream_parser(task):
                        help="va trains on video and tests on audio; default: all directions")
     if entry.settings:
         declare.add_arguments(group, entry.settings)
-    group.add_argument("--source", choices=MODALITIES, default=None, help="labelled modality")
-    group.add_argument("--target", choices=MODALITIES, default=None, help="tested modality")
+    group.add_argument("--source", metavar="MODALITY", default=None, help="labelled modality")
+    group.add_argument("--target", metavar="MODALITY", default=None, help="tested modality")
     return parser
 
 
@@ -406,6 +429,8 @@ def _parse(parser, program, argv):
     opts.path = dict(opts.path)
     if "manifest" in opts:
         check_own(parser, opts)
+    if "modality" in opts:
+        opts.modality = kinds_of(parser, opts.modality)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
@@ -428,6 +453,12 @@ def _needs_own(parser, opts, what):
     if len(opts.own_modalities) < 2:
         parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
                      "(docs/your-data.md)")
+def kinds_of(parser, declared):
+    """modality -> kind, of what --modality declares, in the fixed order."""
+    kinds = dict(declared)
+    if len(kinds) < len(declared):
+        parser.error("--modality: a name is given twice; one kind for each is expected")
+    return {m: kinds[m] for m in in_order(kinds)}
 
 
 def _is_given(parser, argv, name):
