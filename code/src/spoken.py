@@ -17,7 +17,7 @@ def build(own, root):
     """The data, where it is not there yet."""
     if own.recordings is None and not root.exists():
         sources.fetch(DATA / "recordings")
-    spoken_tree.build(root, PLACES, own.recordings or DATA / "recordings")
+    spoken_tree.build(root, PLACES, own.recordings or DATA / "recordings", clips=own.clips)
 
 
 def main(argv=None):
@@ -25,6 +25,7 @@ def main(argv=None):
     named = os.environ.get("CMG_SPOKEN")
     parser.add_argument("--recordings", type=Path, default=Path(named) if named else None,
                         help=f"folder with {', '.join(sources.SHA256)} (environment: CMG_SPOKEN)")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
     return walk("spoken", parser, build, argv)
 
 
