@@ -17,6 +17,7 @@ from engine.run_loop import Loop, RunSettings, RunState, find_newest, fingerprin
 from engine.trainer import Settings, Trainer
 from errors import InputError, run
 from model.collectives import ALONE
+from model.config import describe_shape
 from model.sampling import Draws
 from systems.published import own_names
 from systems.registry import SYSTEMS
@@ -29,7 +30,8 @@ def open_data(opts):
     if opts.preset == "demo" and not opts.data_root.exists():
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
-    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, **opts.reading)
+    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, opts.own_modalities,
+                                  **opts.reading)
 
 
 def find_resumed(opts, is_first):
@@ -48,32 +50,36 @@ def find_resumed(opts, is_first):
     return found
 
 
-def open_system(opts, resumed, video_dim):
-    """(system, Loaded): a fresh system and None, or those of the file `resumed`."""
+def open_system(opts, resumed, shapes):
+    """(system, Loaded): a fresh system and None, or those of the file `resumed`.
+
+    Args:
+        shapes: modality -> shape of the data's features.
+    """
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     kind, loaded = SYSTEMS[opts.system], None
     if resumed:
         loaded = checkpoint.open_file(resumed, dtype)
-        require_fit(opts, loaded, video_dim)
+        require_fit(opts, loaded, shapes)
         system = loaded.system
     else:
         sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
-        sizes |= {"video_dim": video_dim} if video_dim else {}
         sizes |= {name: getattr(opts, name) for name in declare.settings(kind.Config)}
-        system = kind(kind.Config.for_data(opts.modalities, **sizes)).to(dtype=dtype)
+        system = kind(kind.Config.for_data(shapes, **sizes)).to(dtype=dtype)
     system.options = declare.read(kind.Options, opts)
     return system.to(opts.device), loaded
 
 
-def require_fit(opts, loaded, video_dim):
+def require_fit(opts, loaded, shapes):
     """InputError unless training can resume from a checkpoint with these options and this data."""
     config, name = loaded.system.config, loaded.system.name
-    if config.modalities != opts.modalities or name != opts.system:
+    if config.modalities != tuple(shapes) or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
-                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for")
-    if video_dim and config.video_dim != video_dim:
-        raise InputError(f"{loaded.path}: takes video of {config.video_dim} channels, the data has {video_dim}; "
-                         "use the data it was pretrained on")
+                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for, with {', '.join(shapes)}")
+    for modality, shape in shapes.items():
+        if not config.fits(modality, shape):
+            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
+                             f"{describe_shape(modality, shape)}; use the data it was pretrained on")
     if config.spatial_attention != opts.spatial_attention:
         raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
                          f"{opts.spatial_attention}; pass the same")
@@ -105,7 +111,7 @@ def pretrain(opts, together):
     resumed = find_resumed(opts, together.is_first)
     generator = seed_everything(opts.seed)
     data = open_data(opts)
-    system, loaded = open_system(opts, resumed, data.video_dim)
+    system, loaded = open_system(opts, resumed, data.shapes)
     trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
     folder = None
@@ -115,23 +121,25 @@ def pretrain(opts, together):
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(opts.dataset_name)},
-            clips=fingerprint(data)))
+            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(
+                opts.dataset_name, opts.own_modalities)}, clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
              "+".join(opts.modalities), system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(pretraining.places(opts.dataset_name), opts.place)
+    places = doubts.places_of(opts.modalities, pretraining.places(opts.dataset_name, opts.own_modalities),
+                              opts.place)
     if loaded:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
-        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype))
+        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype),
+                              trainer.draws)
     else:
-        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
+        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, trainer.draws)
 
     if opts.evaluate:
         evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)

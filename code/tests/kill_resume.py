@@ -31,11 +31,17 @@ AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts"
 PATHS = [str(Path(__file__).parent), str(SOURCE), str(AVS)]
 SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24,
             "--gpu": "cpu"}
-WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "video_hidden": 32,
-          "video_specific_dim": 64, "video_pool_hidden": 32, "num_layers": 1}
+WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "num_layers": 1}
+MAP_WIDTHS = {"hidden": 32, "specific": 64, "pool_hidden": 32}
 GENTLE = 0.25                   # share of SIGTERMs among the kills
 ALONE = 30                      # seconds in which a process must notice that the other one is gone
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
+
+
+def narrow(config):
+    """A config with networks a hundredth of the demo's size."""
+    maps = tuple((m, widths._replace(**MAP_WIDTHS)) for m, widths in config.map_widths)
+    return dataclasses.replace(config, map_widths=maps, **WIDTHS)
 
 
 # ------------------------------------------------------------------------------------------------- in the new process
@@ -59,7 +65,7 @@ def train(arguments, log, is_tiny, rank=None, port=None):
     if is_tiny:
         full = Config.for_data.__func__
         Config.for_data = classmethod(
-            lambda cls, *args, **widths: dataclasses.replace(full(cls, *args, **widths), **WIDTHS))
+            lambda cls, *args, **sizes: narrow(full(cls, *args, **sizes)))
     process(lambda: pretrain.main(arguments), log, several=True)
 
 
@@ -205,7 +211,7 @@ def heads(work, data):
     from engine import checkpoint
     from systems.dcid import DCID
     torch.manual_seed(0)
-    model = DCID(DCID.Config.for_data(("audio", "video"), 32, num_codes=24, **WIDTHS_OF_HEADS))
+    model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
     checkpoint.save(work / "model.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
     return Work(measure, lambda folder: (["--data_root", str(data), "--checkpoint", str(work / "model.pt"), "--gpu",
                                           "cpu", "--in_memory", "--n_epoch", "40", "--seeds", "0", "1",
@@ -226,7 +232,7 @@ def avs(work, data):
     from systems.dcid import DCID
     demo_scenes.build(data, PLACES, clips={"train": 12, "val": 4, "test": 1}, progress=False)
     torch.manual_seed(0)
-    model = DCID(DCID.Config.for_data(("audio", "text"), 8, num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
+    model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
                                       num_layers=1, num_heads=2))
     checkpoint.save(work / "encoder.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
     return Work(segment, lambda folder: (
