@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts")]
 torch.set_num_threads(1)
+RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
@@ -30,6 +31,14 @@ def annotations():
     if not folder.is_dir():
         pytest.skip(f"no real annotation files: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def recordings():
+    """Folder of the archives of Spoken Digits; CMG_SPOKEN names it. No test downloads them."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no real recordings: {RECORDINGS} is absent; CMG_SPOKEN names another folder")
+    return RECORDINGS
 
 
 @pytest.fixture(scope="session")

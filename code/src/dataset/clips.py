@@ -26,7 +26,8 @@ class Clips(Dataset):
         ids: name of each clip (N), for messages and results.
         places: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, L, W), index into them of each clip (N)) or None.
+        text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
+            sentences, -1 where there are fewer; an item has the first, engine/batches.py draws one a step.
         labels: (N, T, C+1) array or None.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
@@ -65,10 +66,10 @@ class Clips(Dataset):
         return len(self.ids)
 
     def __getitem__(self, i):
-        item = {m: self._clip(m, i) for m in self.modalities if m != "text"}
+        item = {m: self._clip(m, i) for m in self.modalities if m in self.stores}
         if self.text is not None:
             vectors, index = self.text
-            item["text"] = vectors[index[i]]
+            item["text"] = vectors[np.ravel(index[i])[0]]
         if self.labels is not None:
             item["label"] = np.asarray(self.labels[i], np.float32)
         return item
@@ -83,9 +84,9 @@ class Clips(Dataset):
 
         For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
         """
-        if modality == "text":
+        if modality not in self.stores:
             vectors, index = self.text
-            return vectors[index].astype(dtype or np.float32)
+            return vectors[index.reshape(len(self), -1)[:, 0]].astype(dtype or np.float32)
         store = self.stores[modality]
         read = store.read_stored if isinstance(store, Pack) else store.read
         first = read(self.keys[0])

@@ -1,4 +1,5 @@
-"""Feature stores: a folder of zips, an HDF5 pack of it, or AVE's HDF5 arrays, all read in the same way.
+"""Feature stores, all read in the same way: a folder of <id>.zip or <id>.npy, an HDF5 pack of it, AVE's HDF5 arrays, or
+an HDF5 file with a dataset for each id.
 
 A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds. Stores are small objects that can
 be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import torch
 
-from dataset.archive import AGAIN, read_zip
+from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
 from errors import InputError
 from model.config import check_shape
 
@@ -86,14 +87,15 @@ def open_features(path, kind, seconds=10, form=None):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
+        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, AVE's HDF5 array, or an
+            HDF5 file with one dataset for each id.
         kind: modality, or "label": what one second looks like (`SHAPES`; another modality is a vector or a map).
         seconds: T; shorter clips repeat their last second, longer ones are cut.
         form: "vector", "map" or "tokens" where only this will do.
     Returns:
         a store with `ids`, `read(id)` and `missing(ids)`.
     Raises:
-        InputError: nothing there, or neither of the three.
+        InputError: nothing there, or none of these.
     """
     path = Path(path)
     try:
@@ -109,9 +111,9 @@ def open_features(path, kind, seconds=10, form=None):
 
 
 def _file_store(path):
-    """Pack or Rows: what an HDF5 file is."""
+    """Pack, Rows or Datasets: what an HDF5 file is."""
     with open_hdf5(path) as file:
-        return Pack if "format" in file.attrs else Rows
+        return Pack if "format" in file.attrs else Rows if "avadataset" in file else Datasets
 
 
 def open_hdf5(path):
@@ -152,7 +154,7 @@ def hdf5_array(file, name, kinds, *ranks):
 
 
 class Store:
-    """What the three stores share: the shape found in the first clip, and a file handle that stays in its process.
+    """What the stores share: the shape found in the first clip, and a file handle that stays in its process.
 
     Attributes:
         shapes: that a clip may have; after `probe` one, without None.
@@ -209,17 +211,23 @@ class Store:
 
 
 class ZipFolder(Store):
-    """A folder of <id>.zip files with one pickled array each, as published."""
+    """A folder with one array for each clip: <id>.zip with a pickle in it, as published, or <id>.npy."""
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
         with os.scandir(self.path) as entries:
-            self.ids = {entry.name[:-4] for entry in entries if entry.name.endswith(".zip")}
+            names = {entry.name for entry in entries if entry.name.endswith((".zip", ".npy"))}
+        self.ids = {name[:-4] for name in names}
+        self.npy = {name[:-4] for name in names if name.endswith(".npy")}
+        twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
+        if twice is not None:
+            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; remove "
+                             "one of them")
 
     def read(self, clip):
         """Feature of one clip, float32 (T, ...)."""
-        path = self.path / f"{clip}.zip"
-        return self.check(read_zip(path), path)
+        path = self.path / f"{clip}{'.npy' if clip in self.npy else '.zip'}"
+        return self.check(read_npy(path) if clip in self.npy else read_zip(path), path)
 
 
 class Rows(Store):
@@ -238,6 +246,29 @@ class Rows(Store):
         except OSError as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
         return self.check(row, f"{self.path}, row {clip}")
+
+
+class Datasets(Store):
+    """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
+
+    def __init__(self, path, kind, seconds, shapes):
+        super().__init__(path, kind, seconds, shapes)
+        with open_hdf5(self.path) as file:
+            self.ids = set(file)
+        if not self.ids:
+            raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
+                             "make the file again")
+
+    def read(self, clip):
+        """Feature of one clip, float32 (T, ...)."""
+        where = f"{self.path}, clip {clip}"
+        try:
+            array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
+            check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
+            x = array[:]
+        except OSError as error:
+            raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
+        return self.check(x, where)
 
 
 class Pack(Store):
