@@ -82,9 +82,9 @@ def _own_steps(opts, entry, modalities):
     """Steps of the check of the user's own data: what pretraining reads, and the task's parts where there are labels."""
     steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities))]
     steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.place, ("train",),
-                                                       opts.own_modalities, opts.kinds)))
+                                                       opts.own_modalities)))
     if opts.manifest.is_file() and "label" in read_header(opts.manifest):
-        steps += [checking.clips(part.title, partial(part.load, kinds=opts.kinds))
+        steps += [checking.clips(part.title, part.load)
                   for part in entry.parts(entry.paths(opts.place), modalities, "default")]
     if "text" in opts.own and is_prompts_file(opts.own["text"]):
         steps.append(checking.text(opts.own["text"]))
@@ -220,7 +220,6 @@ def parser():
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
     declare.add_arguments(one, configs.OwnData, "own data, --dataset custom")
-    declare.add_arguments(one, configs.OwnModalities, "modalities, --dataset custom")
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",

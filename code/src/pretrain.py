@@ -31,7 +31,7 @@ def open_data(opts):
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
     return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, opts.own_modalities,
-                                  opts.kinds, **opts.reading)
+                                  **opts.reading)
 
 
 def find_resumed(opts, is_first):

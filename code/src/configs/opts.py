@@ -148,7 +148,7 @@ class Options(argparse.Namespace):
         """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
         if not vars(self).get("manifest"):
             return {}
-        return {"manifest": self.manifest, **{m: self.features[m] for m in in_order(self.features)}}
+        return {"manifest": self.manifest, **{m: self.features[m] for m in MODALITIES if m in self.features}}
 
     @property
     def own_modalities(self):
@@ -157,12 +157,7 @@ class Options(argparse.Namespace):
 
     def entry(self, task):
         """The task's entry in TASKS; that of the user's own data with its directions."""
-        return TASKS[task].of(self.own, self.kinds)
-
-    @property
-    def kinds(self):
-        """modality -> "vector", "map" or "tokens", of those of --modality."""
-        return vars(self).get("modality", {})
+        return TASKS[task].of(self.own)
 
     @property
     def reading(self):
@@ -214,33 +209,11 @@ class Paths:
                                   "RUNS/<program>)", type=Path, decisive=False)
 
 
-def modality_argument(text):
-    """Argument type of --modality: NAME=KIND."""
-    name, _, kind = text.partition("=")
-    if kind not in KINDS.values() or name in MODALITIES:
-        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
-                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
-    try:
-        check_name(name)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return name, kind
-
-
-@dataclass(frozen=True)
-class OwnModalities:
-    """Modalities besides the published ones."""
-
-    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
-                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
-                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
-
-
 def features_argument(text):
     """Argument type of --features: MODALITY=PATH."""
     name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH, such as audio=FOLDER")
+    if name not in MODALITIES or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH with MODALITY one of {', '.join(MODALITIES)}")
     return name, Path(value)
 
 
@@ -295,6 +268,28 @@ class PretrainData:
                                 choices=(*PRETRAINING_SETS, OWN))
     splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
+
+
+def modality_argument(text):
+    """Argument type of --modality: NAME=KIND."""
+    name, _, kind = text.partition("=")
+    if kind not in KINDS.values() or name in MODALITIES:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
+                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
+    try:
+        check_name(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, kind
+
+
+@dataclass(frozen=True)
+class OwnModalities:
+    """Modalities besides the published ones."""
+
+    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
+                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
+                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
 
 
 @dataclass(frozen=True)
@@ -378,7 +373,6 @@ def downstream_parser(task):
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
     if task == OWN:
         declare.add_arguments(parser, OwnData, "own data")
-        declare.add_arguments(parser, OwnModalities, "modalities")
     group = parser.add_argument_group("direction")
     group.add_argument("--dataset_name", choices=tuple(entry.directions) or (OWN,), default=None,
                        help="va trains on video and tests on audio; default: all directions")
@@ -407,7 +401,6 @@ def evaluate_parser():
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders; rows of the table, in this order")
     declare.add_arguments(parser, OwnData, "own data")
-    declare.add_arguments(parser, OwnModalities, "modalities")
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
                        help=f"which tasks (default: all; {OWN} where there is a --manifest)")
@@ -436,6 +429,8 @@ def _parse(parser, program, argv):
     opts.path = dict(opts.path)
     if "manifest" in opts:
         check_own(parser, opts)
+    if "modality" in opts:
+        opts.modality = kinds_of(parser, opts.modality)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
@@ -444,23 +439,13 @@ def _parse(parser, program, argv):
 
 
 def check_own(parser, opts):
-    """The options of the user's own data: --manifest and --features together, each modality once, and declared where it
-    is not a published one."""
-    found, kinds = dict(opts.features), dict(opts.modality)
+    """The options of the user's own data: --manifest and --features together, each modality once."""
+    found = dict(opts.features)
     if len(found) < len(opts.features):
         parser.error("--features: a modality is given twice; one path for each is expected")
-    if len(kinds) < len(opts.modality):
-        parser.error("--modality: a name is given twice; one kind for each is expected")
-    for m in found:
-        if m not in MODALITIES and m not in kinds:
-            parser.error(f"--features {m}: a modality other than {', '.join(MODALITIES)} is to be declared with what its "
-                         f"features are: --modality {m}=vector, {m}=map or {m}=tokens")
-    for m in kinds:
-        if m not in found:
-            parser.error(f"--modality {m}: there are no features of it; give --features {m}=PATH, or leave it out")
     if bool(opts.manifest) != bool(found):
         parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (docs/your-data.md)")
-    opts.features, opts.modality = found, {m: kinds[m] for m in in_order(kinds)}
+    opts.features = found
 
 
 def _needs_own(parser, opts, what):
@@ -468,6 +453,14 @@ def _needs_own(parser, opts, what):
     if len(opts.own_modalities) < 2:
         parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
                      "(docs/your-data.md)")
+def kinds_of(parser, declared):
+    """modality -> kind, of what --modality declares, in the fixed order."""
+    kinds = dict(declared)
+    if len(kinds) < len(declared):
+        parser.error("--modality: a name is given twice; one kind for each is expected")
+    return {m: kinds[m] for m in in_order(kinds)}
+
+
 def _is_given(parser, argv, name):
     """Does the command line give this argument?"""
     unset = object()

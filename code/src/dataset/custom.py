@@ -25,7 +25,7 @@ class Custom(Clips):
         splits: of "train", "val", "test".
         is_labelled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
             an event touches where there are onsets.
-        on_bad_clip, in_memory, seconds, kinds: see `Clips`.
+        on_bad_clip, in_memory, seconds: see `Clips`.
     Attributes:
         has_times: the manifest has onsets.
     Raises:
@@ -33,7 +33,7 @@ class Custom(Clips):
     """
 
     def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, on_bad_clip="error",
-                 in_memory=False, seconds=10, kinds=None):
+                 in_memory=False, seconds=10):
         manifest = Manifest(paths["manifest"], seconds)
         self.has_times, classes, labels = manifest.has_times, [], None
         ids = [name for split in splits for name in manifest.labelled(split)] if is_labelled else manifest.ids(splits)
@@ -47,8 +47,7 @@ class Custom(Clips):
         if "text" in places and is_prompts_file(places["text"]):
             text = _sentences(manifest, ids, TextFeatures(places.pop("text")))
         super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, places, text=text,
-                         labels=labels, classes=classes, on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds,
-                         kinds=kinds)
+                         labels=labels, classes=classes, on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds)
 
 
 def is_prompts_file(path):

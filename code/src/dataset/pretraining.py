@@ -43,7 +43,7 @@ def places(name, own=()):
     return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
 
 
-def open_clips(name, place, splits, own=(), kinds=None, **reading):
+def open_clips(name, place, splits, own=(), **reading):
     """The clips of a pretraining set.
 
     Args:
@@ -51,12 +51,11 @@ def open_clips(name, place, splits, own=(), kinds=None, **reading):
         place: dotted name -> Path.
         splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
         own: modalities of the user's data.
-        kinds: modality -> "vector", "map" or "tokens", of those of them that are not published.
         reading: on_bad_clip and in_memory (dataset/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
     if name == OWN:
-        return Custom(paths, own, splits, kinds=kinds, **reading)
+        return Custom(paths, own, splits, **reading)
     source, modalities = SETS[name]
     if source == "ave":
         return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)

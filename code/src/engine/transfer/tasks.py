@@ -21,7 +21,6 @@ from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
 from engine.transfer import open_set, retrieval, run_task
 from engine.transfer.task import Task
-from model.config import in_order, short
 from model.heads import ClipHead, RetrievalHead, SegmentHead
 
 PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
@@ -70,22 +69,21 @@ class TaskEntry:
     task: type = Task
     evaluate: Callable = run_task.evaluate
 
-    def of(self, own, kinds):
+    def of(self, own):
         """This entry; that of the user's own data with its places, modalities and directions: each to each other.
 
         Args:
             own: short name -> Path: "manifest", and each modality of --features.
-            kinds: modality -> "vector", "map" or "tokens", of those that are not published.
         """
         if self.family != OWN or not own:
             return self
-        modalities = in_order([m for m in own if m != "manifest"], ("video", "audio", "text"))  # as the papers' pairs
-        if own["manifest"].is_file() and "onset" in read_header(own["manifest"]):
-            modalities = [m for m in modalities if m != "text" and kinds.get(m) != "tokens"]    # words have no seconds
+        modalities = [m for m in ("video", "audio", "text") if m in own]    # in the order of the papers' pairs
+        if "text" in own and own["manifest"].is_file() and "onset" in read_header(own["manifest"]):
+            modalities.remove("text")                                       # words have no seconds
         return replace(
             self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=tuple(modalities),
             prompts=f"{OWN}.text" if "text" in modalities else None,
-            directions={f"{OWN}_{short(source)}{short(target)}": (source, target)
+            directions={f"{OWN}_{source[0]}{target[0]}": (source, target)
                         for source, target in permutations(modalities, 2)})
 
     def needed(self):
@@ -101,10 +99,8 @@ class TaskEntry:
         """Short name -> Path, as loaders want them; `place`: dotted name -> Path."""
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
 
-    def open(self, place, modalities, protocol, settings=None, kinds=None, **reading):
-        """The task with its data read; `reading`: on_bad_clip and in_memory of the loaders (dataset/clips.py), `kinds`
-        of those of the user's own data."""
-        reading |= {"kinds": kinds} if self.family == OWN else {}
+    def open(self, place, modalities, protocol, settings=None, **reading):
+        """The task with its data read; `reading`: on_bad_clip and in_memory of the loaders (dataset/clips.py)."""
         roles = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(place), modalities, protocol):
             clips = part.load(**reading)
