@@ -124,8 +124,8 @@ class Options(argparse.Namespace):
         return {name[len(prefix):]: self.place(name) for name in PLACES if name.startswith(prefix)}
 
     def place(self, name):
-        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES. Those of
-        the user's own data are what --manifest and --features give."""
+        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES. Those
+        of the user's own data are what --manifest and --features give."""
         if name.startswith(f"{OWN}."):
             return self.own[name.removeprefix(f"{OWN}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
@@ -140,7 +140,7 @@ class Options(argparse.Namespace):
     @property
     def own(self):
         """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
-        if not self.manifest:
+        if not vars(self).get("manifest"):          # some programs know no such argument
             return {}
         return {"manifest": self.manifest, **{m: self.features[m] for m in MODALITIES if m in self.features}}
 
@@ -217,8 +217,8 @@ class OwnData:
 
     manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
                              "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
-    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or an "
-                              "HDF5 file with a dataset for each id; once for each modality", type=features_argument,
+    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
+                              "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
                               nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
 
 

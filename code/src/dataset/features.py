@@ -47,8 +47,8 @@ def fit_words(x, words, where="clip"):
         InputError: n = 0.
     """
     if len(x) == 0:
-        raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the clip out "
-                         "with --on_bad_clip skip")
+        raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the clip "
+                         "out with --on_bad_clip skip")
     return np.concatenate([x[:words], np.zeros((max(0, words - len(x)), *x.shape[1:]), x.dtype)])
 
 
@@ -79,14 +79,14 @@ def check_clip(x, tail, seconds, where, fit=fit_length):
     return x
 
 
-def open_features(path, kind, seconds=10):
+def open_features(path, kind, seconds=10, by_id=False):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, AVE's HDF5 array, or an
-            HDF5 file with one dataset for each id.
+        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
         kind: "audio", "video", "text" or "label": what one second looks like (`SHAPES`).
         seconds: T; shorter clips repeat their last second, longer ones are cut.
+        by_id: any other HDF5 file is one with a dataset for each id.
     Returns:
         a store with `ids`, `read(id)` and `missing(ids)`.
     Raises:
@@ -95,18 +95,19 @@ def open_features(path, kind, seconds=10):
     path = Path(path)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
-        return ZipFolder(path, kind, seconds) if is_folder else _open_file(path, kind, seconds)
+        return ZipFolder(path, kind, seconds) if is_folder else _open_file(path, kind, seconds, by_id)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
-                         "it from the data package (data/README.md), or set its place with --path") from None
+                         "it from the data package (data/README.md), or set its place with --path (--features for your "
+                         "own data)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
                          "expected; check its permissions") from None
 
 
-def _open_file(path, kind, seconds):
+def _open_file(path, kind, seconds, by_id):
     with open_hdf5(path) as file:
-        store = Pack if "format" in file.attrs else Rows if "avadataset" in file else Datasets
+        store = Pack if "format" in file.attrs else Datasets if by_id and "avadataset" not in file else Rows
     return store(path, kind, seconds)
 
 
@@ -185,8 +186,8 @@ class ZipFolder(Store):
         self.npy = {name[:-4] for name in names if name.endswith(".npy")}
         twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
         if twice is not None:
-            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; remove "
-                             "one of them")
+            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
+                             "remove one of them")
 
     def read(self, clip):
         """Feature of one clip, float32 (T, ...)."""

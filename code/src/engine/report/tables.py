@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.results import SELECTIONS, caption, mean_std, render, show
 from dataset.manifest import OWN
+from engine.results import SELECTIONS, caption, mean_std, render, show
 from engine.transfer.tasks import OWN_SECONDS_BY, TASKS
 
 
@@ -27,7 +27,6 @@ class Cell:
 CELLS = {                        # column -> Cell
     f"{entry.title} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
     for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
-COLUMNS = ("row", *CELLS, "mean", "columns", "seeds")
 PUBLISHED = {}                   # row -> column -> figure
 for _entry in (entry for entry in TASKS.values() if entry.column):
     for _row, _figures in _entry.published.items():
@@ -106,8 +105,17 @@ def _tails(path):
 
 def column_of(row):
     """The column that a result belongs to; None for those of no column."""
+    if row["task"] == OWN and row["metric"] in (TASKS[OWN].best_by, OWN_SECONDS_BY):
+        return f"{TASKS[OWN].title} {row['direction'].replace('->', '>')}"
     found = row["task"], row["metric"], row["direction"]
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
+
+
+def cells_of(rows):
+    """Column -> Cell: the papers', then those of the user's own data among the results."""
+    own = {column_of(row): Cell(OWN, row["metric"], *row["direction"].split("->")) for row in rows
+           if row["task"] == OWN and column_of(row)}
+    return CELLS | own
 
 
 def main_metric(task, rows):
@@ -172,9 +180,10 @@ def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
     def cell(figures):
         return show(figures) if form != "csv" else "" if not figures else f"{mean_std(figures)[0]:.2f}"
+    cells = cells_of(rows)
     entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
-               | {column: cell(row.cells.get(column, [])) for column in CELLS} for row in all_rows(rows)]
-    table = render(entries, COLUMNS, form)
+               | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
+    table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
     return table if form == "csv" else f"{table}\n\n{ABOUT}\n{caption(rows)}"
 
 
