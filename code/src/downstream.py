@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.opts import parse_downstream
 from declare import read
-from engine import provenance, results
+from engine import doubts, provenance, results
 from engine.run_folder import kept_warnings
 from engine.transfer import code_sets, toc_variants
 from engine.transfer.run_task import modalities_of
@@ -39,8 +39,11 @@ def measure(opts, entry, task, pretrained, variants):
     options = opts.resolved() | opts.by_task.get(entry.name, {})
     options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
     places = {name: opts.place(name) for name in entry.all_places()}
+    touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     with kept_warnings(opts.results.parent):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features, [
+            found for found in doubts.places_of(entry.all_places(), opts.place) if found[0] in touched]))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 

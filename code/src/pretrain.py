@@ -8,8 +8,8 @@ from tqdm import tqdm
 import declare
 from atomic_write import remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
-from dataset import pretraining
-from engine import checkpoint, distributed, provenance
+from dataset import origin, pretraining
+from engine import checkpoint, distributed, doubts, provenance
 from engine.batches import Resident, Streamed, stored_dtype
 from engine.malloc import keep_freed_memory
 from engine.run_folder import Run, beginning, seed_everything, show_log
@@ -124,6 +124,10 @@ def pretrain(opts, together):
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
+    places = doubts.places_of(pretraining.places(opts.dataset_name), opts.place)
+    if loaded:
+        for line in doubts.other_features(loaded.path, loaded.features, places):
+            log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
         batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype),
@@ -134,7 +138,7 @@ def pretrain(opts, together):
     if opts.evaluate:
         return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
     return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded).run()
+                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
 def evaluate(trainer, batches, num_clips, epoch, batch_size):

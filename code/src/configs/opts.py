@@ -108,6 +108,12 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
+    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test and
+    # validation clips are not pretrained on.
+    "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
+               "in_memory": True,
+               "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},
+               "downstream": {"seeds": [0]}},
     # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
     "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
                "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},

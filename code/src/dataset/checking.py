@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from dataset import origin
 from dataset.annotation_csv import class_indices, read_classes, read_header, read_table
 from dataset.avs_s4 import S4
 from dataset.avs_s4 import SPLITS as S4_SPLITS
@@ -62,6 +63,10 @@ def check(name, places, source, steps):
             flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
         report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
                        f"{flag}")
+    for dotted, path in places.items():
+        modality = dotted.split(".")[1]
+        if modality in ("audio", "video", "text"):
+            report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, modality)]
     with _kept_warnings(report):
         for title, step in steps:
             try:

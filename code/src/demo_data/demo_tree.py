@@ -15,6 +15,7 @@ import pickle
 import shutil
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +126,7 @@ def ave(tree):
     count = len(split)
     event = Events.draw(count, 1 / 3, 2, rng)
     second_keys = np.where(event.inside, keys[:, None], digits.EMPTY)
-    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(count, rng),
-                          "quality": "good", "start": event.start, "end": event.end})
-    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
-    write_lines(tree.place("ave.categories"), digits.CLASSES)
+    write_annotations(tree, keys, event, rng)
     write_text(tree, "ave")
 
     audio = np.empty((count, SECONDS, digits.BANDS))                    # float64, as published
@@ -145,10 +143,20 @@ def ave(tree):
     write_h5(tree.place("ave.label"), "avadataset", one_hot(second_keys, len(digits.CLASSES)))
 
 
-def ave_rows(clips):
-    """Split name and key of every AVE row, ordered by key: two arrays."""
-    split = np.repeat(["train", "val", "test"], [clips // 6, clips // 24, clips // 12])
-    place = np.concatenate([np.arange(n) for n in (clips // 6, clips // 24, clips // 12)])
+def write_annotations(tree, keys, event, rng):
+    """AVE's list of clips, ids drawn at random, and its classes."""
+    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
+                          "quality": "good", "start": event.start, "end": event.end})
+    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
+    write_lines(tree.place("ave.categories"), digits.CLASSES)
+
+
+def ave_rows(clips, shares=(6, 24, 12)):
+    """Split name and key of every AVE row, ordered by key: two arrays. `shares`: pretraining clips for each clip of
+    train, val and test."""
+    counts = [clips // share for share in shares]
+    split = np.repeat(["train", "val", "test"], counts)
+    place = np.concatenate([np.arange(n) for n in counts])
     keys = place % len(digits.CLASSES)
     order = np.argsort(keys, kind="stable")
     return split[order], keys[order]
@@ -161,10 +169,27 @@ def avvp(tree):
     twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
     """
     rng = tree.rng("avvp")
-    count = tree.clips // AVVP_SHARE
+    ids, keys = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
+    keys["audio"] = np.pad(keys["audio"], ((0, 0), (0, 1)), constant_values=digits.EMPTY)
+    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
+    for block in blocks(np.arange(len(ids))):
+        audio = digits.audio_clips(keys["audio"][block], rng)
+        video = digits.video_clips(keys["visual"][block], "test", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :SECONDS + (k % 20 == 7)])
+            write_zip(folders["video"], ids[k], video[i])
+        tree.bar.update(len(block))
+
+
+def avvp_lists(tree, count, rng):
+    """Draw the events of `count` AVVP clips and write the lists of AVVP and of AVE -> AVVP.
+
+    Returns:
+        (ids, {"audio", "visual"} -> (count, T) digit of each second, EMPTY between events).
+    """
     names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
     shared = names[list(SHARED)]
-    keys = {"audio": np.full((count, SECONDS + 1), digits.EMPTY), "visual": np.full((count, SECONDS + 1), digits.EMPTY)}
+    keys = {modality: np.full((count, SECONDS), digits.EMPTY) for modality in ("audio", "visual")}
     events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng)]
     table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
     ids = table["id"].unique()
@@ -180,14 +205,7 @@ def avvp(tree):
         write_events(tree.place(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
     write_lines(tree.place("avvp.categories"), names)
     write_lines(tree.place("ave_avvp.categories"), shared)
-    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
-    for block in blocks(np.arange(count)):
-        audio = digits.audio_clips(keys["audio"][block], rng)
-        video = digits.video_clips(keys["visual"][block, :SECONDS], "test", rng)
-        for i, k in enumerate(block):
-            write_zip(folders["audio"], ids[k], audio[i, :SECONDS + (k % 20 == 7)])
-            write_zip(folders["video"], ids[k], video[i])
-        tree.bar.update(len(block))
+    return ids, keys
 
 
 def draw_events(rng):
@@ -209,7 +227,11 @@ def ave_avvp(tree):
 
     As in the released files the row list covers all AVE splits, and rows of other classes keep their background.
     """
-    _, keys = ave_rows(tree.clips)
+    write_shared(tree, ave_rows(tree.clips)[1])
+
+
+def write_shared(tree, keys):
+    """`ave_avvp`, given the digit of every AVE row."""
     with h5py.File(tree.place("ave.label")) as file:
         labels = file["avadataset"][:]
     write_h5(tree.place("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(digits.CLASSES)]])
@@ -330,10 +352,10 @@ def write_prompts(path, prompts):
     pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
 
 
-def write_text(tree, name):
+def write_text(tree, name, prompts=digits.PROMPTS):
     """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
     the others."""
-    write_prompts(tree.place(f"{name}.prompts"), digits.PROMPTS)
+    write_prompts(tree.place(f"{name}.prompts"), prompts)
     prompts = read_prompts(tree.place(f"{name}.prompts"))
     write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
                         prompts_file=tree.places[f"{name}.prompts"])
@@ -396,6 +418,27 @@ def build(out, places, seed=0, clips=2400, progress=True):
     there = parts_there(out, seed, clips)
     if there:
         return add_parts(out, places, seed, clips, [name for name in PARTS if name not in there], progress)
+    with whole_folder(out, lambda: parts_there(out, seed, clips)) as partial:
+        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
+        with tqdm(total=total, unit="clip", desc="demo data",
+                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
+            tree = Tree(partial, places, seed, clips, bar)
+            for part in PARTS.values():
+                part(tree)
+        write_marker(partial, seed, clips)
+    return True
+
+
+@contextmanager
+def whole_folder(out, is_there):
+    """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
+
+    Args:
+        out: absolute path; absent or empty.
+        is_there: tells whether `out` holds the same by now, because another build was first.
+    Raises:
+        InputError: no place to write.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
@@ -404,21 +447,14 @@ def build(out, places, seed=0, clips=2400, progress=True):
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
-        with tqdm(total=total, unit="clip", desc="demo data",
-                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
-            tree = Tree(partial, places, seed, clips, bar)
-            for part in PARTS.values():
-                part(tree)
-        write_marker(partial, seed, clips)
+        yield partial
         try:
             os.rename(partial, out)     # replaces an empty folder, never a filled one
         except OSError:
-            if not parts_there(out, seed, clips):   # another build may have been first
+            if not is_there():
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return True
 
 
 def add_parts(out, places, seed, clips, names, progress):
