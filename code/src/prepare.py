@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-import declare
 from atomic_write import output_file
 from configs import opts as configs
 from dataset import checking, packing, pretraining
@@ -232,7 +231,7 @@ def parser():
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
-    declare.add_arguments(one, configs.OwnData, "own data, --dataset custom")
+    configs.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",

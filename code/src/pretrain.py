@@ -17,6 +17,7 @@ from engine.run_loop import Loop, RunSettings, RunState, find_newest, fingerprin
 from engine.trainer import Settings, Trainer
 from errors import InputError, run
 from model.collectives import ALONE
+from model.config import describe_shape
 from model.sampling import Draws
 from systems.published import own_names
 from systems.registry import SYSTEMS
@@ -49,32 +50,36 @@ def find_resumed(opts, is_first):
     return found
 
 
-def open_system(opts, resumed, video_dim):
-    """(system, Loaded): a fresh system and None, or those of the file `resumed`."""
+def open_system(opts, resumed, shapes):
+    """(system, Loaded): a fresh system and None, or those of the file `resumed`.
+
+    Args:
+        shapes: modality -> shape of the data's features.
+    """
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     kind, loaded = SYSTEMS[opts.system], None
     if resumed:
         loaded = checkpoint.open_file(resumed, dtype)
-        require_fit(opts, loaded, video_dim)
+        require_fit(opts, loaded, shapes)
         system = loaded.system
     else:
         sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
-        sizes |= {"video_dim": video_dim} if video_dim else {}
         sizes |= {name: getattr(opts, name) for name in declare.settings(kind.Config)}
-        system = kind(kind.Config.for_data(opts.modalities, **sizes)).to(dtype=dtype)
+        system = kind(kind.Config.for_data(shapes, **sizes)).to(dtype=dtype)
     system.options = declare.read(kind.Options, opts)
     return system.to(opts.device), loaded
 
 
-def require_fit(opts, loaded, video_dim):
+def require_fit(opts, loaded, shapes):
     """InputError unless training can resume from a checkpoint with these options and this data."""
     config, name = loaded.system.config, loaded.system.name
-    if config.modalities != opts.modalities or name != opts.system:
+    if config.modalities != tuple(shapes) or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
-                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for")
-    if video_dim and config.video_dim != video_dim:
-        raise InputError(f"{loaded.path}: takes video of {config.video_dim} channels, the data has {video_dim}; "
-                         "use the data it was pretrained on")
+                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for, with {', '.join(shapes)}")
+    for modality, shape in shapes.items():
+        if not config.fits(modality, shape):
+            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
+                             f"{describe_shape(modality, shape)}; use the data it was pretrained on")
     if config.spatial_attention != opts.spatial_attention:
         raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
                          f"{opts.spatial_attention}; pass the same")
@@ -106,7 +111,7 @@ def pretrain(opts, together):
     resumed = find_resumed(opts, together.is_first)
     generator = seed_everything(opts.seed)
     data = open_data(opts)
-    system, loaded = open_system(opts, resumed, data.video_dim)
+    system, loaded = open_system(opts, resumed, data.shapes)
     trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
     names = pretraining.places(opts.dataset_name, opts.own_modalities)

@@ -150,7 +150,7 @@ def test_a_task_says_which_labels_it_lacks(name, tmp_path):
     places = {"manifest": path, "audio": tmp_path / "audio", "video": tmp_path / "video"}
     for kind, shape in (("audio", (10, 128)), ("video", (10, 7, 7, 2))):
         write_zips(places[kind], dict.fromkeys("ab", np.ones(shape, np.float32)))
-    entry = TASKS["custom"].of(places)
+    entry = TASKS["custom"].of(path, {"audio": None, "video": None})
     text = message(entry.open, lambda dotted: places[dotted.split(".")[1]], ("audio", "video"), "default",
                    on_bad_clip="error", in_memory=False)
     assert text.startswith(f"{path}: ") and finding in text and text.count(";") >= 2
@@ -269,14 +269,14 @@ def test_an_absent_place_names_its_flag(gone, example, tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------------------------- sentences
 def test_word_vectors_by_clip(tmp_path):
-    """Text features as any others: one array (words, width) a clip, cut at ten words or filled with zeros."""
+    """Text features as any others: one array (words, width) a clip; zeros follow where another clip has more."""
     rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal((words, 768)).astype(np.float32) for name, words in (("a", 3), ("b", 12))}
+    arrays = {name: rng.standard_normal((words, 24)).astype(np.float32) for name, words in (("a", 3), ("b", 12))}
     write_zips(tmp_path / "text", arrays)
     path = {"manifest": manifest(tmp_path, "a,train", "b,train", head="id,split"), "text": tmp_path / "text"}
     clips = Custom(path, ("text",))
-    assert np.array_equal(clips[0]["text"][:3], arrays["a"]) and not clips[0]["text"][3:].any()
-    assert np.array_equal(clips[1]["text"], arrays["b"][:10])
+    assert clips.shapes == {"text": (12, 24)} and np.array_equal(clips[0]["text"][:3], arrays["a"])
+    assert not clips[0]["text"][3:].any() and np.array_equal(clips[1]["text"], arrays["b"])
     streamed, resident = batches_of(clips, None, ("text",))
     for one, other in zip(streamed, resident, strict=True):
         assert torch.equal(one["text"], other["text"])
@@ -377,6 +377,8 @@ def test_arguments(example, capsys):
             (parse_pretrain, ["--dataset_name", "custom", *own, "--features", "audio=x"]),
             (parse_pretrain, ["--dataset_name", "custom", *own[:2], "--features", "smell=x"]),
             (parse_pretrain, ["--dataset_name", "custom", *own[:2], "--features", "audio"]),
+            (partial(parse_downstream, "custom"), [*own, "--modality", "depth=map"]),
+            (parse_evaluate, ["x.pt", *own, "--features", "depth=x"]),
             (partial(parse_downstream, "custom"), []), (partial(parse_downstream, "custom"), own[:4]),
             (parse_evaluate, ["x.pt", "--tasks", "custom"]), (prepare.main, ["check", "--dataset", "custom"])):
         with pytest.raises(SystemExit) as caught:
@@ -447,8 +449,74 @@ def test_evaluate_takes_it_as_a_task(example, pretrained, tmp_path, capsys):
     found = results.read(tmp_path / "results.jsonl")
     assert {row["task"] for row in found} == {"custom"} and len({row["direction"] for row in found}) == 6
     text = (tmp_path / "table.txt").read_text()
-    assert "own video>audio" in text and "own text>audio" in text and (tmp_path / "table.png").exists()
+    assert "own video>audio" in text and "own text>audio" in text and "published:" not in text
+    assert (tmp_path / "table.png").exists()
     assert "ave: skipped" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_model")
+def test_any_width_any_name_any_words(example, tmp_path, capsys):
+    """1024-wide audio, vectors as video, a modality of its own, captions of another model: pretraining to a table."""
+    rng = np.random.default_rng(0)
+    places = {"audio": tmp_path / "audio.h5", "video": tmp_path / "video", "depth": tmp_path / "depth"}
+    for kind, width in (("audio", (1024,)), ("video", (40,)), ("depth", (5, 6, 3))):
+        arrays = {name: rng.standard_normal((10, *width)).astype(np.float32) for name, *_ in own_example.clips()}
+        if kind == "audio":
+            with h5py.File(places[kind], "w") as file:
+                for name, x in arrays.items():
+                    file[name] = x
+        else:
+            places[kind].mkdir()
+            for name, x in arrays.items():
+                np.save(places[kind] / f"{name}.npy", x)
+    model = text_model(tmp_path / "model")
+    prepare.main(["text", "--manifest", str(example / "clips.csv"), "--model", str(model), "--out",
+                  str(tmp_path / "p.h5")])
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file.attrs["width"] == 24 and file["vectors"].shape == (6, 10, 24)
+        assert [word.decode() for word in file["words"][:3]] == ["a", "ball", "rolls"] and file["vectors"][0, 0].any()
+    own = ["--manifest", str(example / "clips.csv"), "--modality", "depth=map", "--features",
+           f"text={tmp_path / 'p.h5'}"]
+    for name, place in places.items():
+        own += ["--features", f"{name}={place}"]
+    assert prepare.main(["check", "--dataset", "custom", *own]) == 0, capsys.readouterr().out
+    assert run_once(["--dataset_name", "custom", *own, "--n_embeddings", "8", "--gpu", "cpu", "--b", "4", "--workers",
+                     "0", "--n_epoch", "1", "--model_save_path", str(tmp_path / "c"), "--snapshot_pref",
+                     str(tmp_path / "run")]) == 0
+    file = next((tmp_path / "c").glob("*.pt"))
+    assert dict(checkpoint.open_file(file).system.config.shapes) == {
+        "audio": (1024,), "video": (40,), "text": (10, 24), "depth": (5, 6, 3)}
+    custom.main(heads(file, tmp_path / "heads", *own))
+    assert len({row["direction"] for row in results.read(tmp_path / "heads" / "results.jsonl")}) == 12
+    evaluate.main([str(file), "--tasks", "custom", "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--no_control",
+                   "--snapshot_pref", str(tmp_path / "all"), *own])
+    assert "own depth>text" in (tmp_path / "all" / "table.txt").read_text()
+    other = data(example)
+    assert "takes video as vectors of 40, clips.csv train has video as maps of 7 x 7 x 8" in message(
+        custom.main, heads(file, tmp_path / "other", *other))
+
+
+def text_model(folder):
+    """A random text model of another kind than BERT, 24 wide, with a tokenizer of whole words."""
+    import tokenizers
+    import transformers
+    words = sorted({word for of_class in own_example.SENTENCES.values() for sentence in of_class
+                    for word in sentence.split()})
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: k for k, w in enumerate(["<unk>", "<pad>", *words])},
+                                                            unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>").save_pretrained(
+        folder)
+    torch.manual_seed(0)
+    transformers.DistilBertModel(transformers.DistilBertConfig(
+        vocab_size=len(words) + 2, dim=24, n_heads=2, n_layers=1, hidden_dim=32)).save_pretrained(folder)
+    return folder
+
+
+def test_the_word_list_is_bert_s_alone(tmp_path):
+    path = manifest(tmp_path, "a,train,a ball", head="id,split,prompt")
+    assert "which this model is not" in message(prepare.main, [
+        "text", "--manifest", str(path), "--model", str(text_model(tmp_path / "model")), "--text_vocabulary", "cnt"])
 
 
 @pytest.mark.usefixtures("small_model")

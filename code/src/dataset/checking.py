@@ -124,8 +124,9 @@ def avs(paths):
 
 def describe(report, title, clips):
     """Add rows, features, classes and bad clips of a dataset that was read with on_bad_clip="skip"."""
+    sizes = ", ".join(f"{m} {' x '.join(map(str, shape))}" for m, shape in clips.shapes.items())
     report.lines.append(f"{title}: {len(clips) + len(clips.skipped):,} clips, {len(clips):,} with good "
-                        f"{', '.join(clips.modalities)}" + (f"; V = {clips.video_dim}" if clips.video_dim else ""))
+                        f"{', '.join(clips.modalities)} ({sizes})")
     missing = clips.missing
     bad = [reason for key, reason in clips.skipped.items() if key not in set(missing)]
     if missing:

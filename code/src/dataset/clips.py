@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.features import Pack, open_features, to_float32
-from dataset.text import WORDS
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,22 +17,23 @@ log = logging.getLogger(__name__)
 class Clips(Dataset):
     """Clips with features by modality; one item is a dict of float32 arrays.
 
-    "audio" (T, 128), "video" (T, 7, 7, V), "text" (10, 768), "label" (T, C+1) with the background last, as far as the
-    dataset has them.
+    Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
+    (L, W), "label" (T, C+1) with the background last.
 
     Args:
         name: for messages.
-        modalities: keys of an item, in the order audio, video, text.
+        modalities: keys of an item, in their fixed order (model/config.py).
         ids: name of each clip (N), for messages and results.
         places: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, 10, 768), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
+        text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
             sentences, -1 where there are fewer; an item has the first, engine/batches.py draws one a step.
         labels: (N, T, C+1) array or None.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
         seconds: T.
+        kinds: modality -> "vector", "map" or "tokens", where only this will do.
     Attributes:
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
     Raises:
@@ -43,16 +43,18 @@ class Clips(Dataset):
     BY_ID = False               # HDF5 files may have a dataset for each id
 
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
-                 on_bad_clip="error", in_memory=False, seconds=10):
+                 on_bad_clip="error", in_memory=False, seconds=10, kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.text, self.labels = text, labels
-        self.stores = {m: open_features(path, m, WORDS if m == "text" else seconds, self.BY_ID)
+        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
                        for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
         self._drop_missing(on_bad_clip)
+        for store in self.stores.values():
+            store.fit_tokens(self.keys)
         if on_bad_clip == "skip":
             self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
         for store in self.stores.values():
@@ -61,9 +63,9 @@ class Clips(Dataset):
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
     @property
-    def video_dim(self):
-        """Channels of the video features (V), None without video."""
-        return self.stores["video"].tail[-1] if "video" in self.stores else None
+    def shapes(self):
+        """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
+        return {m: self.stores[m].tail if m in self.stores else self.text[0].shape[1:] for m in self.modalities}
 
     def __len__(self):
         return len(self.ids)

@@ -195,9 +195,9 @@ class TextFeatures:
                 self.text_vocabulary = str(file.attrs["text_vocabulary"])
                 self.unit = str(file.attrs.get("unit", "words"))
                 shape, kind = file["vectors"].shape, file["vectors"].dtype.kind
-                if len(shape) != 3 or shape[:2] != (len(file["labels"]), WORDS) or not shape[2] or kind != "f":
-                    raise InputError(f"{path}: vectors {shape} of type {file['vectors'].dtype}; (labels, {WORDS}, "
-                                     f"width) of floats are expected; {remedy}")
+                if len(shape) != 3 or shape[0] != len(file["labels"]) or 0 in shape or kind != "f":
+                    raise InputError(f"{path}: vectors {shape} of type {file['vectors'].dtype}; (labels, words, width) "
+                                     f"of floats are expected; {remedy}")
                 self.labels = [label.decode("utf-8") for label in file["labels"][:]]
                 self.prompts = [prompt.decode("utf-8") for prompt in file["prompts"][:]]
                 self.vectors = file["vectors"][:].astype(np.float32)
@@ -210,7 +210,7 @@ class TextFeatures:
         self._row.update((label, k) for k, label in enumerate(self.labels))
 
     def __getitem__(self, key):
-        """Word vectors (10, width) float32 of a class label or of a sentence; zero rows after its kept words."""
+        """Word vectors (L, W) float32 of a class label or of a sentence; zero rows after its kept words."""
         return self.vectors[self.indices([key])[0]]
 
     def indices(self, keys):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from declare import setting
+from model.blocks import Blocks
 from model.collectives import ALONE
-from model.config import Config
+from model.config import MODALITIES, Config, in_order, short
 from systems import published
 from systems.published import OWN
 
@@ -103,9 +104,18 @@ class Encoder(nn.Module):
         """The code vectors (K, D) of every codebook, in the order in which a head's vector holds them."""
         raise NotImplementedError
 
+    def add_lstms(self):
+        """Give every modality of tokens the LSTM that reads them: `<modality>_lstm`."""
+        for modality in self.config.modalities:
+            if self.config.kind(modality) == "tokens":
+                self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
+
     def inputs(self, modality, x):
-        """What the semantic encoder of a modality reads, (B, T, ...), of raw features; by default these themselves."""
-        return x
+        """What the semantic encoder of a modality reads: features (B, T, ...) as they are, or tokens (B, L, W) through
+        their LSTM where there is one, (B, L, 2 * text_hidden)."""
+        lstm = getattr(self, f"{modality}_lstm", None)
+        with precise(x):
+            return lstm(x)[0] if lstm else x
 
     def embed_inputs(self, modality, inputs):
         """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`."""
@@ -158,7 +168,7 @@ class FrozenEncoder(nn.Module):
         return self.encoder.embed_inputs(modality, inputs)
 
     def embed(self, modality, x):
-        """`Codes` of raw features: audio (B, T, 128), video (B, T, 7, 7, V), text (B, L, 768) word vectors."""
+        """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
         with torch.no_grad():
             return self.embed_inputs(modality, self.inputs(modality, x))
 
@@ -203,8 +213,10 @@ class System(nn.Module):
         Config, Options: dataclasses of its sizes and of its settings.
         TERMS: kind of loss -> Term, in the order in which they are added up.
         SWITCHES: further names for --without -> title, of what is no loss term.
-        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts.
-        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only.
+        ORDER: modalities that come first wherever GROUPS, AUXILIARY and CLUB networks go through them; others follow.
+        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts. {m}, {M} in it stand for
+            every modality.
+        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only; {m}, {M} as in GROUPS.
         UNCLIPPED: groups whose gradients are not clipped.
         PARTS: table of published names (systems/published.py); empty: no published file exists.
         TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
@@ -220,6 +232,7 @@ class System(nn.Module):
     name = title = FILE = ""
     EPOCHS = 6
     TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
+    ORDER = MODALITIES
 
     def __init__(self, config):
         super().__init__()
@@ -303,8 +316,9 @@ class System(nn.Module):
 
     @classmethod
     def file(cls, modalities, epoch):
-        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt"; epoch "*" makes a pattern."""
-        return cls.FILE.format(epoch, modalities="".join(m[0].upper() for m in modalities))
+        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt", "CoDAAR-model-AVTDepth-5.pt"; epoch "*"
+        makes a pattern."""
+        return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
 
     @classmethod
     def switches(cls):
@@ -314,6 +328,16 @@ class System(nn.Module):
             titles.setdefault(term.switch or kind, term.title or kind)      # the first of several levels names it
         return titles | cls.SWITCHES
 
+    @property
+    def order(self):
+        """The modalities in the order of ORDER."""
+        return in_order(self.config.modalities, self.ORDER)
+
+    @property
+    def auxiliary(self):
+        """AUXILIARY of this system's modalities."""
+        return published.expand(self.AUXILIARY, self.order)
+
     def parameter_groups(self):
         """All parameters in `Group`s, in the order of GROUPS.
 
@@ -321,11 +345,12 @@ class System(nn.Module):
         up as in the published program.
         """
         rank = {name: number for number, name in enumerate(published.our_names(self))}
-        groups = {}
+        groups, auxiliary = {}, self.auxiliary
+        prefixes = published.expand(self.GROUPS, self.order)
         for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
-            group = next((group for prefix, group in self.GROUPS.items() if name.startswith(prefix)), OWN)
-            groups.setdefault(group, Group(group, {}, group if group in self.AUXILIARY else "main",
+            group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), OWN)
+            groups.setdefault(group, Group(group, {}, group if group in auxiliary else "main",
                                            group not in self.UNCLIPPED))
             groups[group].parameters[name] = parameter
-        order = [*dict.fromkeys(self.GROUPS.values()), OWN]
+        order = [*dict.fromkeys(prefixes.values()), OWN]
         return [groups[name] for name in order if name in groups]

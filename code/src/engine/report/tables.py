@@ -111,11 +111,17 @@ def column_of(row):
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 
 
+def is_own(rows):
+    """Whether all results are of the user's own data: nothing in the papers compares with them."""
+    return all(row["task"] == OWN for row in rows)
+
+
 def cells_of(rows):
-    """Column -> Cell: the papers', then those of the user's own data among the results."""
+    """Column -> Cell: the papers', then those of the user's own data among the results; the latter alone where there is
+    nothing else."""
     own = {column_of(row): Cell(OWN, row["metric"], *row["direction"].split("->")) for row in rows
            if row["task"] == OWN and column_of(row)}
-    return CELLS | own
+    return own if own and is_own(rows) else CELLS | own
 
 
 def main_metric(task, rows):
@@ -172,7 +178,7 @@ def all_rows(rows):
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
     table += [Row(name, {column: {None: figure} for column, figure in figures.items()})
-              for name, figures in PUBLISHED.items()]
+              for name, figures in PUBLISHED.items() if not rows or not is_own(rows)]
     return table
 
 
@@ -184,7 +190,8 @@ def paper_table(rows, form="text"):
     entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
                | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
     table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
-    return table if form == "csv" else f"{table}\n\n{ABOUT}\n{caption(rows)}"
+    about = "" if rows and is_own(rows) else f"{ABOUT}\n"
+    return table if form == "csv" else f"{table}\n\n{about}{caption(rows)}"
 
 
 @dataclass

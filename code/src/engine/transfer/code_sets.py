@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dataset.labels import clip_class
 from errors import InputError
+from model.config import describe_shape
 
 
 @dataclass
@@ -67,14 +68,21 @@ def check_fit(encoder, dataset, modality, checkpoint):
     Args:
         encoder: a frozen encoder (engine/checkpoint.py).
         dataset: items are dicts of arrays.
-        modality: "audio", "video" or "text".
+        modality: name of one.
         checkpoint: name for the message.
     """
     check_modality(encoder, modality, checkpoint)
-    found, expected = dataset[0][modality].shape[-1], encoder.config.feature_dim(modality)
-    if found != expected:
-        raise InputError(f"{checkpoint}: takes {modality} features {expected} wide, {dataset.name} has {found}; use a "
-                         "checkpoint that was pretrained on features of this kind")
+    found = dataset[0][modality].shape
+    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:], dataset.name,
+                checkpoint)
+
+
+def check_shape(encoder, modality, shape, name, checkpoint):
+    """InputError unless the encoder takes features of this shape (model/config.py) of data with this name."""
+    if not encoder.config.fits(modality, shape):
+        raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
+                         f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
+                         "kind")
 
 
 @torch.no_grad()
