@@ -1,12 +1,13 @@
 """Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 
 import declare
-from atomic_write import remove_leftovers
+from atomic_write import alone, remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
 from dataset import origin, pretraining
 from engine import checkpoint, distributed, doubts, provenance
@@ -100,8 +101,20 @@ def main(argv=None):
         opts.gpu = distributed.local_number()
     if opts.device.type == "cpu":
         keep_freed_memory()
-    with distributed.ranks(opts.device, opts.seed) as together:
+    with distributed.ranks(opts.device, opts.seed) as together, _alone(opts, together):
         pretrain(opts, together)
+
+
+@contextmanager
+def _alone(opts, together):
+    """No other run may write the same log or checkpoints meanwhile."""
+    if opts.evaluate or not together.is_first:
+        yield
+        return
+    name = SYSTEMS[opts.system].file(opts.modalities, "run")
+    with alone(opts.snapshot_pref / ".lock", "choose another --snapshot_pref"), alone(
+            opts.model_save_path / f".{name}.lock", "choose another --model_save_path"):
+        yield
 
 
 def pretrain(opts, together):

@@ -341,6 +341,17 @@ class Run:
             one.join()
 
 
+def started():
+    """The context of a fork server that has imported the programs, so that no import is timed."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
+    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
+    warm = context.Process(target=int)
+    warm.start()
+    warm.join()
+    return context
+
+
 def prove(folder, work, kills, seed=0, report=print):
     """Run once unbroken, then others with kills; returns the list of differences, empty if all are the same.
 
@@ -350,12 +361,7 @@ def prove(folder, work, kills, seed=0, report=print):
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         report: called with a line of text now and then.
     """
-    draw, context = random.Random(f"{folder.name} {seed}"), multiprocessing.get_context("forkserver")
-    os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
-    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
-    warm = context.Process(target=int)                  # the server's imports are not timed
-    warm.start()
-    warm.join()
+    draw, context = random.Random(f"{folder.name} {seed}"), started()
     began, counted = time.monotonic(), Counter()
     run = Run(work, folder / "whole", context)
     run.wait()
