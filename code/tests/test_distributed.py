@@ -37,6 +37,7 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
     "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "five": ("dcid", {"audio": (6,), "video": (7,), "text": (10, 9), "depth": (5, 6, 4), "eeg": (8,)}, {}, 0),
     "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
 }
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any

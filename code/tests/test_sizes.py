@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import other_features
 import pandas as pd
 import pytest
 import torch
@@ -361,6 +362,16 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
     for m, shape in EXTRA.items():
         x = torch.randn(2, 10, *shape)
         assert torch.equal(here.embed(m, x).indices, there.embed(m, x).indices)
+
+
+@pytest.mark.usefixtures("small_model")
+def test_ave_of_wide_vectors_trains(demo_data, tmp_path):
+    """AVE's arrays with 1024 numbers of audio and 768 of video a second, projections of the demo's."""
+    other_features.build(demo_data, tmp_path / "data")
+    assert run_once(command(tmp_path / "data", tmp_path, "--dataset_name", "ave", "--max_steps", "3")) == 0
+    system = checkpoint.open_file(tmp_path / "checkpoints" / "DCID-model-0.pt").system
+    assert dict(system.config.shapes) == {"audio": (1024,), "video": (768,)}
+    assert not any(isinstance(module, torch.nn.Conv2d) for module in system.modules())
 
 
 def test_check_says_what_every_modality_is(five, capsys):
