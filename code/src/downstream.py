@@ -29,8 +29,7 @@ def toc_choices(opts, entry, directions, pretrained):
 def open_task(opts, entry, directions):
     """The data of some directions."""
     settings = read(entry.settings, opts) if entry.settings else None
-    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, opts.kinds,
-                      **opts.reading)
+    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading)
 
 
 def measure(opts, entry, task, pretrained, variants):

@@ -43,20 +43,19 @@ def places(name, own=()):
     return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
 
 
-def open_clips(name, place, splits, own=(), kinds=None, **reading):
+def open_clips(name, place, splits, own=(), **reading):
     """The clips of a pretraining set.
 
     Args:
         name: of SETS, or OWN.
         place: dotted name -> Path.
         splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
-        own: modalities of the user's data.
-        kinds: modality -> "vector", "map" or "tokens", of those of them that are not published.
+        own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
         reading: on_bad_clip and in_memory (dataset/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
     if name == OWN:
-        return Custom(paths, own, splits, kinds=kinds, **reading)
+        return Custom(paths, tuple(own), splits, kinds=own, **reading)
     source, modalities = SETS[name]
     if source == "ave":
         return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)
