@@ -492,8 +492,8 @@ def test_any_width_any_name_any_words(example, tmp_path, capsys):
                    "--snapshot_pref", str(tmp_path / "all"), *own])
     assert "own depth>text" in (tmp_path / "all" / "table.txt").read_text()
     other = data(example)
-    assert "takes video as vectors of 40, clips.csv train has video as maps of 7 x 7 x 8" in message(
-        custom.main, heads(file, tmp_path / "other", *other))
+    text = message(custom.main, heads(file, tmp_path / "other", *other))
+    assert f"takes video as vectors of 40, clips.csv train ({example / 'video'}) has video as maps of 7 x 7 x 8" in text
 
 
 def text_model(folder):
