@@ -41,13 +41,13 @@ def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
     reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
-        places, source, steps = _checked(name, opts.place)
+        places, source, steps = _checked(name, opts.place, opts.seconds)
         reports.append(checking.check(name, {dotted: opts.place(dotted) for dotted in places}, source, steps))
         print(reports[-1])
     return 1 if any(report.problems for report in reports) else 0
 
 
-def _checked(name, place):
+def _checked(name, place, seconds):
     """(dotted names of the places that a run needs, where to get them, steps of the check)."""
     if name == "avs":
         return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
@@ -55,7 +55,7 @@ def _checked(name, place):
         entry = TASKS[name]
         modalities = modalities_of([entry.usable(place)])
         parts = entry.parts(entry.paths(place), modalities, "default")
-        steps = [checking.clips(part.title, part.load) for part in parts]
+        steps = [checking.clips(part.title, partial(part.load, seconds=seconds)) for part in parts]
         if "text" in modalities:
             steps.append(checking.text(place(entry.prompts)))
         elif entry.prompts:
@@ -63,7 +63,8 @@ def _checked(name, place):
         return entry.needed(), entry.source, steps
     needed = pretraining.places(name)
     steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
-             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS))]
+             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
+                                              seconds=seconds))]
     if "vggsound.text" in needed:
         steps.append(checking.text(place("vggsound.text")))
     return needed, pretraining.SOURCE, steps
@@ -167,6 +168,7 @@ def parser():
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
+    one.add_argument("--seconds", type=configs.positive, default=10, help="T of the system that is to read it")
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",

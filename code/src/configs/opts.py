@@ -23,7 +23,7 @@ from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
-from model.config import MODALITIES
+from model.config import MODALITIES, Config
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -269,6 +269,7 @@ def pretrain_parser():
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).")
     for cls, title in PRETRAIN.items():
         declare.add_arguments(parser, cls, title)
+    declare.add_arguments(parser, Config, "clips")
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         declare.add_arguments(parser, system.Options, f"settings of {system.title}")
@@ -381,6 +382,9 @@ def parse_pretrain(argv=None):
             for name, default in declare.settings(cls).items():
                 if name not in own and getattr(opts, name) not in (default, None):
                     parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+    if opts.seconds != "auto" and opts.seconds < 3 and "cpc" not in opts.without:
+        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least 3 seconds; leave it out with "
+                     "--without cpc")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")

@@ -1,7 +1,7 @@
 """Feature stores: a folder of zips, an HDF5 pack of it, or AVE's HDF5 arrays, all read in the same way.
 
-A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds. Stores are small objects that can
-be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
+A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds, and how many the clip has. Stores
+are small objects that can be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 """
 
 import os
@@ -33,9 +33,12 @@ def fit_length(x, seconds, where="clip"):
     if len(x) == 0:
         raise InputError(f"{where}: 0 seconds; at least one is expected; extract the feature again, or leave the clip "
                          "out with --on_bad_clip skip")
-    if len(x) >= seconds:
-        return x[:seconds]
-    return np.concatenate([x, np.repeat(x[-1:], seconds - len(x), axis=0)])
+    return x[:seconds] if len(x) >= seconds else x[fitting(len(x), seconds)]
+
+
+def fitting(own, seconds):
+    """Which of a clip's `own` seconds stands at each of T: (T,), the last one repeated or the first ones alone."""
+    return np.minimum(np.arange(seconds), own - 1)
 
 
 def check_clip(x, tail, seconds, where):
@@ -143,9 +146,19 @@ class Store:
         """Those of `ids` that are not here, in order."""
         return [i for i in ids if i not in self.ids]
 
+    def read(self, clip):
+        """Feature of one clip, float32 (T, ...)."""
+        return self.measure(clip)[0]
+
+    def measure(self, clip):
+        """Feature of one clip, float32 (T, ...), and its own seconds before it was fitted to T."""
+        raise NotImplementedError
+
     def probe(self, clip):
-        """Read one clip and hold all others to its width."""
-        self.tail = self.read(clip).shape[1:]
+        """Read one clip and hold all others to its width. Returns its own seconds."""
+        x, own = self.measure(clip)
+        self.tail = x.shape[1:]
+        return own
 
     def open(self):
         """The HDF5 file, opened once per process (a handle must not cross a fork)."""
@@ -165,10 +178,11 @@ class ZipFolder(Store):
         with os.scandir(self.path) as entries:
             self.ids = {entry.name[:-4] for entry in entries if entry.name.endswith(".zip")}
 
-    def read(self, clip):
-        """Feature of one clip, float32 (T, ...)."""
+    def measure(self, clip):
+        """As `Store.measure`."""
         path = self.path / f"{clip}.zip"
-        return check_clip(read_zip(path), self.tail, self.seconds, path)
+        x = read_zip(path)
+        return check_clip(x, self.tail, self.seconds, path), x.shape[0 if self.tail else -1]
 
 
 class Rows(Store):
@@ -181,17 +195,18 @@ class Rows(Store):
             check_shape(self.path, "avadataset", array.shape[2:], self.tail)
             self.ids = {str(row) for row in range(len(array))}
 
-    def read(self, clip):
-        """Feature of one sample, float32 (T, ...)."""
+    def measure(self, clip):
+        """As `Store.measure`."""
         try:
             row = self.open()["avadataset"][int(clip)]
         except OSError as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return check_clip(row, self.tail, self.seconds, f"{self.path}, row {clip}")
+        return check_clip(row, self.tail, self.seconds, f"{self.path}, row {clip}"), len(row)
 
 
 class Pack(Store):
-    """One HDF5 file per modality, written and verified by `prepare.py pack`: `features` (clips, T, ...), `ids`.
+    """One HDF5 file per modality, written and verified by `prepare.py pack`: `features` (clips, t, ...), `ids`, and
+    `seconds`, how many each clip had before it was fitted to t; packs of earlier versions do not say that.
 
     A chunk is one clip, stored as it is: reading a clip is one copy, and the checks of `check_clip` were made when the
     pack was written.
@@ -207,7 +222,7 @@ class Pack(Store):
                                  "`python prepare.py pack` (again)")
             array = hdf5_array(file, "features", "f", 2 + len(self.tail))
             names = hdf5_array(file, "ids", "S", 1)
-            check_shape(self.path, "features", array.shape[1:], (seconds, *self.tail))
+            check_shape(self.path, "features", array.shape[2:], self.tail)
             filters = array.id.get_create_plist().get_nfilters()
             plain = array.chunks == (1, *array.shape[1:]) and not filters and array.dtype in (np.float16, np.float32)
             if not plain or len(names) != len(array):
@@ -217,6 +232,12 @@ class Pack(Store):
             written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
+            self.own = hdf5_array(file, "seconds", "iu", 1)[:] if "seconds" in file else None
+        longest = int(self.own.max(initial=0)) if self.own is not None else seconds
+        if self.shape[0] < min(seconds, longest):
+            raise InputError(f"{self.path}: a pack of {self.shape[0]} seconds a clip; T = {seconds} is asked for, and "
+                             "the clips may be longer; pack the features again with `python prepare.py pack --seconds "
+                             f"{seconds}`, or pass --seconds {self.shape[0]}")
         self.ids = set(self.rows)
 
     def open(self):
@@ -225,9 +246,9 @@ class Pack(Store):
             self._file, self._pid = open_hdf5(self.path)["features"], os.getpid()
         return self._file
 
-    def read(self, clip):
-        """Feature of one clip, float32 (T, ...)."""
-        return to_float32(self.read_stored(clip))
+    def measure(self, clip):
+        """As `Store.measure`; None for the seconds where the pack does not say them."""
+        return to_float32(self.read_stored(clip)), None if self.own is None else int(self.own[self.rows[clip]])
 
     def read_stored(self, clip):
         """Feature of one clip in the pack's own dtype, (T, ...)."""
@@ -235,7 +256,7 @@ class Pack(Store):
         try:
             self.open().id.read_direct_chunk((self.rows[clip],) + (0,) * len(self.shape),
                                             out=result.reshape(-1).view(np.uint8))
-            return result
+            return fit_length(result, self.seconds)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
                              "run `python prepare.py pack` again") from None

@@ -36,7 +36,7 @@ def open_clips(name, place, splits, **reading):
         name: of SETS.
         place: dotted name -> Path.
         splits: parts of a VGGSound list; AVE is taken whole.
-        reading: on_bad_clip and in_memory (dataset/clips.py).
+        reading: on_bad_clip, in_memory, seconds and padding (dataset/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name)}
     source, modalities = SETS[name]

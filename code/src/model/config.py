@@ -2,7 +2,14 @@
 
 from dataclasses import asdict, dataclass
 
+from declare import positive, setting
+
 MODALITIES = ("audio", "video", "text")     # always in this order: the EMA of the codebook depends on it
+
+
+def seconds_or_auto(text):
+    """Argument type of --seconds; `auto` is left for who opens the clips."""
+    return text if text == "auto" else positive(text)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Config:
     club_hidden: int = 128
     dropout: float = 0.1
     spatial_attention: str = "sum"      # or "softmax"
+    seconds: int = setting(10, "seconds of a clip (T): longer ones are cut, shorter ones padded; auto: the longest of "
+                           "the list", type=seconds_or_auto, metavar="N|auto")
 
     def __post_init__(self):
         assert self.spatial_attention in ("sum", "softmax")
@@ -47,6 +56,11 @@ class Config:
     def pooled_dim(self, modality):
         """Width of the specific feature that the MI term sees."""
         return self.video_dim if modality == "video" else self.code_dim
+
+    @property
+    def reading(self):
+        """How clips are read for this system: keyword arguments of dataset.clips.Clips."""
+        return {"seconds": self.seconds}
 
     def to_dict(self):
         return asdict(self)

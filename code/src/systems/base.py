@@ -77,6 +77,24 @@ class Codes:
     indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
 
 
+def to_seconds(features):
+    """`Encoder.inputs` of all modalities side by side in time, as losses and codebooks compare them in training.
+
+    Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
+    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number.
+    Downstream, text keeps its L tokens.
+
+    Args:
+        features: modality -> (B, T, ...), text (B, L, ...).
+    """
+    seconds = next((x.shape[1] for m, x in features.items() if m != "text"), None)
+    text = features.get("text")
+    if text is None or seconds in (None, text.shape[1]):
+        return features
+    tokens = torch.arange(seconds, device=text.device) * text.shape[1] // seconds
+    return features | {"text": text[:, tokens]}
+
+
 def precise(x):
     """A context in which what becomes codes keeps the precision of its weights, under autocast too."""
     return torch.autocast(x.device.type, enabled=False)

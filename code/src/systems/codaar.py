@@ -387,7 +387,7 @@ class CoDAAR(base.System):
         self.started = [False]
 
     def features(self, batch):
-        return {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
+        return base.to_seconds({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities})
 
     def encode(self, features, epoch):
         with self.autocast():

@@ -283,7 +283,7 @@ class DCID(base.System):
         return [Objective(self.config, first_decoder)]
 
     def features(self, batch):
-        return self.encoder.features(batch)
+        return base.to_seconds(self.encoder.features(batch))
 
     def depth(self, epoch):
         """How many levels are computed at an epoch."""

@@ -110,7 +110,7 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
     state, so that it becomes exactly what it would become alone (tests/test_transfer.py): only the matrix products are
     shared. A head whose epoch has fewer steps waits for the others; at any step the heads are put together by the
-    size of their batch and the width of their codes.
+    size of their batch, the length of their clips (a sentence has its own) and the width of their codes.
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
@@ -144,7 +144,7 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
             sizes = defaultdict(list)
             for number, parts in enumerate(batches):
                 if step < len(parts):
-                    sizes[len(parts[step]), widths[number]].append(number)
+                    sizes[len(parts[step]), trials[number].train.rows.shape[1], widths[number]].append(number)
             optimizer.zero_grad()
             for members in sizes.values():
                 picked = [(trials[n], batches[n][step]) for n in members]
