@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -27,17 +28,18 @@ from baseline_step import PlainStep  # noqa: E402
 from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
+from declare import positive  # noqa: E402
 from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
 from engine.malloc import keep_freed_memory  # noqa: E402
 from engine.precision import has_bf16_units  # noqa: E402
 from engine.trainer import Settings, Trainer  # noqa: E402
 from errors import Parser, run  # noqa: E402
+from model.config import MODALITIES  # noqa: E402
 from model.sampling import Draws  # noqa: E402
 from systems.dcid import MI_ITERATIONS  # noqa: E402
 from systems.registry import SYSTEMS  # noqa: E402
 
 LATE_EPOCH = 3                                                      # from here on every loss of every system counts
-SECONDS = 10                                                        # of a clip
 CHUNK = 256                                                         # clips drawn at once
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
@@ -65,24 +67,27 @@ def flops_per_second(model):
     return total
 
 
-def random_data(config, clips, device, dtype, stored):
+def random_data(config, clips, seconds, device, dtype, stored):
     """Resident features of the published kind, as pretrain.py keeps them: three quarters of the video are zero."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, device=device)
-    features = {"audio": torch.empty(clips, SECONDS, config.audio_dim, device=device, dtype=stored),
-                "video": torch.empty(clips, SECONDS, 7, 7, config.video_dim, device=device, dtype=stored)}
-    for audio, video in zip(*(x.split(CHUNK) for x in features.values())):      # drawn at once, 40,000 take 41 GB
-        audio.copy_(normal(*audio.shape))
-        video.copy_((normal(*video.shape) - 0.67).relu())
-    table = normal(50, 10, config.text_dim).to(dtype)
+    shapes = {"audio": (config.audio_dim,), "video": (7, 7, config.video_dim)}
+    features = {m: torch.empty(clips, seconds, *shapes[m], device=device, dtype=stored)
+                for m in config.modalities if m in shapes}
+    for m, x in features.items():
+        for part in x.split(CHUNK):                                 # drawn at once, 40,000 clips take 41 GB
+            part.copy_(normal(*part.shape) if m == "audio" else (normal(*part.shape) - 0.67).relu())
+    if "text" not in config.modalities:
+        return Resident(features, None, dtype)
+    table = normal(50, seconds, config.text_dim).to(dtype)
     return Resident(features, (table, torch.randint(50, (clips,), generator=generator, device=device)), dtype)
 
 
 def whole_run(trainer, resident, clips, batch_size, epochs):
     """Seconds of a run of all epochs, as pretrain.py takes its steps, without log and checkpoints."""
-    device = resident.text[0].device
+    device = next(trainer.system.parameters()).device
     start = now(device)
     for epoch in range(epochs):
         batches = resident(epoch_order(clips, 0, epoch), batch_size)
@@ -125,11 +130,26 @@ def breakdown(trainer, batches, device, steps):
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
 
+def trace(trainer, batches, device, path):
+    """Record three steps with torch.profiler: a Chrome trace at `path`, and a table of what took longest."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        for _ in range(3):
+            trainer.step(batches(), LATE_EPOCH)
+        now(device)
+    profiler.export_chrome_trace(str(path))
+    print(profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20))
+
+
 def main(argv=None):
     """Measure, print a table and, if asked, write JSON."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
+    parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="of the clips")
+    parser.add_argument("--n_embeddings", type=positive, default=argparse.SUPPRESS,
+                        help="codes in a codebook (default: that of the widths)")
+    parser.add_argument("--seconds", type=positive, default=10, help="of a clip")
     parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
     parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
@@ -142,6 +162,8 @@ def main(argv=None):
     parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")
     parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
     parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
+    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, "
+                        "print what took longest")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
@@ -153,11 +175,12 @@ def main(argv=None):
     stored = torch.float64 if opts.precision == "float64" else torch.float32
     torch.manual_seed(0)
     kind = SYSTEMS[opts.system]
-    config = kind.Config.for_data(("audio", "video", "text"), **WIDTHS[opts.widths])
+    sizes = WIDTHS[opts.widths] | ({"num_codes": opts.n_embeddings} if "n_embeddings" in opts else {})
+    config = kind.Config.for_data([m for m in MODALITIES if m in opts.modalities], **sizes)
     model = kind(config).to(device, stored)
     plain_model = copy.deepcopy(model).double() if opts.compare_baseline else None
     clips = opts.clips or 2 * opts.batch_size
-    resident = random_data(config, clips, device, stored, stored_dtype(opts.precision, stored))
+    resident = random_data(config, clips, opts.seconds, device, stored, stored_dtype(opts.precision, stored))
     data = Endless(resident, clips, opts.batch_size)
     trainer = Trainer(model, Draws(torch.Generator().manual_seed(0)),
                       Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
@@ -194,9 +217,10 @@ def main(argv=None):
     parts = breakdown(trainer, data, device, max(2, opts.steps // 2))
 
     step = statistics.median(times)
-    work = flops_per_second(model) * SECONDS * opts.batch_size
+    work = flops_per_second(model) * opts.seconds * opts.batch_size
     figures = {
-        "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size,
+        "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size, "seconds": opts.seconds,
+        "num_codes": config.num_codes, "modalities": config.modalities,
         "precision": opts.precision, "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {opts.threads} threads",
         "compile": opts.compile, "recompute": opts.recompute,
@@ -209,6 +233,8 @@ def main(argv=None):
         "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
         "times": times, "baseline_times": plain_times, "breakdown": parts}
     report(figures)
+    if opts.trace:
+        trace(trainer, data, device, opts.trace)
     if opts.json:
         opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

@@ -7,7 +7,8 @@ one counts for clip->text, every one is a query for text->clip.
 from configs.opts import parse_clip_retrieval
 from dataset.captions import Captions
 from declare import read
-from engine import provenance, results
+from engine import doubts, provenance, results
+from engine.run_folder import kept_warnings
 from engine.transfer import caption_retrieval
 from engine.transfer.task import Pretrained
 from errors import InputError, run
@@ -24,6 +25,9 @@ def main(argv=None):
     dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
     record = provenance.write(opts.results.parent, provenance.collect(
         opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
+    with kept_warnings(opts.results.parent):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                              [(m, paths[m]) for m in ("text", *modalities)]))
     rows = caption_retrieval.evaluate(dataset, pretrained, read(caption_retrieval.RetrievalSettings, opts),
                                       results.Output(opts.results, record), 0 if opts.in_memory else opts.workers)
     print(results.summary(rows))

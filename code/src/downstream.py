@@ -4,12 +4,11 @@ from dataclasses import replace
 
 from configs.opts import parse_downstream
 from declare import read
-from engine import provenance, results
+from engine import doubts, provenance, results
 from engine.run_folder import kept_warnings
 from engine.transfer import code_sets, toc_variants
 from engine.transfer.run_task import modalities_of
 from engine.transfer.task import HeadSettings, Pretrained
-from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 
 
@@ -40,14 +39,18 @@ def measure(opts, entry, task, pretrained, variants):
     options = opts.resolved() | opts.by_task.get(entry.name, {})
     options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
     places = {name: opts.place(name) for name in entry.all_places()}
+    touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     with kept_warnings(opts.results.parent):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features, [
+            found for found in doubts.places_of(entry.all_places(), opts.place) if found[0] in touched]))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 
 def run_script(name, argv=None):
     """A task script: encoder, data, heads, the table of this run."""
-    entry, opts = TASKS[name], parse_downstream(name, argv)
+    opts = parse_downstream(name, argv)
+    entry = opts.entry(name)
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):

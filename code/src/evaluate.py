@@ -13,7 +13,7 @@ from downstream import measure, open_task, toc_choices
 from engine import figures, results
 from engine.report import tables
 from engine.transfer.task import Pretrained
-from engine.transfer.tasks import TASKS, TaskEntry
+from engine.transfer.tasks import TaskEntry
 from errors import InputError, run
 
 
@@ -35,7 +35,7 @@ def directions_of(entry, modalities, opts):
 def plan(opts, encoders):
     """What can be measured, told before any work: tasks without data or directions are skipped and named."""
     works = []
-    for entry in (TASKS[name] for name in opts.tasks):
+    for entry in map(opts.entry, opts.tasks):
         first = opts.place(entry.places[0])
         if not first.exists():
             print(f"{entry.name}: skipped, there is no {first}")

@@ -6,19 +6,25 @@
     python prepare.py text --pieces                          the same as word pieces, for CoDAAR
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
     python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
+    python prepare.py new DIR                                an example of a data set of your own (docs/your-data.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
 """
 
 import argparse
+import math
 import os
 import pickle
 from functools import partial
 from pathlib import Path
 
+import declare
 from atomic_write import output_file
 from configs import opts as configs
 from dataset import checking, packing, pretraining
+from dataset.annotation_csv import read_header
+from dataset.custom import is_prompts_file
 from dataset.lists import write_lists
+from dataset.manifest import OWN, Manifest
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
 from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
 from engine.transfer.run_task import modalities_of
@@ -34,28 +40,31 @@ AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSB
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
 # What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
 ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
-                         if entry.family != "vggsound"}.values(), "avs")
+                         if entry.family not in ("vggsound", OWN)}.values(), "avs")
 
 
 def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
     reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
-        places, source, steps = _checked(name, opts.place, opts.seconds)
+        places, source, steps = _checked(name, opts)
         reports.append(checking.check(name, {dotted: opts.place(dotted) for dotted in places}, source, steps))
         print(reports[-1])
     return 1 if any(report.problems for report in reports) else 0
 
 
-def _checked(name, place, seconds):
+def _checked(name, opts):
     """(dotted names of the places that a run needs, where to get them, steps of the check)."""
+    place = opts.place
     if name == "avs":
         return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
     if name in TASKS:
-        entry = TASKS[name]
+        entry = opts.entry(name)
         modalities = modalities_of([entry.usable(place)])
+        if name == OWN:
+            return entry.places, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(place), modalities, "default")
-        steps = [checking.clips(part.title, partial(part.load, seconds=seconds)) for part in parts]
+        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
         if "text" in modalities:
             steps.append(checking.text(place(entry.prompts)))
         elif entry.prompts:
@@ -64,14 +73,45 @@ def _checked(name, place, seconds):
     needed = pretraining.places(name)
     steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
              checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
-                                              seconds=seconds))]
+                                              seconds=opts.seconds))]
     if "vggsound.text" in needed:
         steps.append(checking.text(place("vggsound.text")))
     return needed, pretraining.SOURCE, steps
 
 
+def _own_steps(opts, entry, modalities):
+    """Steps of the check of the user's own data: what pretraining reads, and the task's parts where there are labels."""
+    steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities))]
+    steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.place, ("train",),
+                                                       opts.own_modalities, seconds=opts.seconds)))
+    if opts.manifest.is_file() and "label" in read_header(opts.manifest):
+        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds))
+                  for part in entry.parts(entry.paths(opts.place), modalities, "default")]
+    if "text" in opts.own and is_prompts_file(opts.own["text"]):
+        steps.append(checking.text(opts.own["text"]))
+    return steps
+
+
+def _own_text(opts):
+    """Encode the sentences of a manifest: its prompts, or its labels where it has none."""
+    manifest = Manifest(opts.manifest, math.inf)
+    sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
+    labels = [label for clip in manifest.clips.values() for _, label, *_ in clip.events]
+    given = read_prompts(opts.prompts) if opts.prompts else {}
+    prompts = given or {sentence: sentence for sentence in sentences} or {
+        label: label.replace("_", " ") for label in sorted(labels)}
+    if not prompts:
+        raise InputError(f"{opts.manifest}: no prompt and no label; sentences to encode are expected; add the column "
+                         "'prompt', or pass --prompts FILE with label, prompt")
+    out = opts.out or opts.manifest.parent / "prompts.h5"
+    _write_text(opts, "manifest", prompts, _encoder(opts)(list(prompts.values())), opts.prompts or opts.manifest, out)
+    print(f"  use it: --features text={out}")
+
+
 def text(opts):
-    """Encode the prompts of the chosen datasets."""
+    """Encode the prompts of the chosen datasets, or of a manifest."""
+    if opts.manifest:
+        return _own_text(opts)
     names = TEXTS if opts.dataset == "all" else (opts.dataset,)
     if (opts.prompts or opts.out) and len(names) > 1:
         raise InputError("--prompts and --out: for one dataset; --dataset all is given; choose one with --dataset")
@@ -82,12 +122,16 @@ def text(opts):
         out = opts.out or opts.place(f"{name}.text")
         prompts = read_prompts(source)
         encode = encode or _encoder(opts)
-        empty = write_text_features(out, prompts, encode(list(prompts.values())), opts.backend,
-                                    opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
-                                    opts.cnt, source, "pieces" if opts.pieces else "words")
-        print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
-        if empty:
-            print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
+        _write_text(opts, name, prompts, encode(list(prompts.values())), source, out)
+
+
+def _write_text(opts, name, prompts, sentences, source, out):
+    empty = write_text_features(out, prompts, sentences, opts.backend,
+                                opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
+                                opts.cnt, source, "pieces" if opts.pieces else "words")
+    print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
+    if empty:
+        print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
 
 
 def _encoder(opts):
@@ -147,6 +191,14 @@ def pack(opts):
         print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
 
 
+def new(opts):
+    """Write the example of a data set of one's own."""
+    from demo_data import own_example  # here, because no other command draws clips
+    for path in own_example.write(opts.folder, Path(__file__).resolve().parent):
+        print(path)
+    print(f"next: bash {opts.folder / 'run.sh'}   ({opts.folder / 'README.md'} explains its commands)")
+
+
 FEATURES = [name for name in configs.PLACES if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
 
 
@@ -169,6 +221,7 @@ def parser():
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
     one.add_argument("--seconds", type=configs.positive, default=10, help="T of the system that is to read it")
+    declare.add_arguments(one, configs.OwnData, "own data, --dataset custom")
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
@@ -182,7 +235,12 @@ def parser():
                      "own, which --pieces makes the other programs read")
     one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
                      "there, else ours)")
-    one.add_argument("--out", type=Path, help="file to write (default: the dataset's place)")
+    one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their labels "
+                     "where there are none, in place of those of --dataset")
+    one.add_argument("--out", type=Path, help="file to write (default: the dataset's place; prompts.h5 beside the "
+                     "manifest)")
+    one = command(new, "a dozen drawn clips as a data set of your own, with the commands that lead to a result")
+    one.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
     one = command(vocabulary, "make the word list cnt.pkl from prompts")
     one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
     one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
@@ -202,8 +260,13 @@ def parser():
 
 def main(argv=None):
     """Run one command."""
-    opts = parser().parse_args(argv, configs.Options())
+    made = parser()
+    opts = made.parse_args(argv, configs.Options())
     opts.path = dict(opts.path)
+    if opts.command == "check":
+        configs.check_own(made, opts)
+        if opts.dataset == OWN and not opts.manifest:
+            made.error(f"check --dataset {OWN} needs --manifest CSV and --features MODALITY=PATH (docs/your-data.md)")
     return opts.function(opts)
 
 

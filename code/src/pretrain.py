@@ -8,8 +8,8 @@ from tqdm import tqdm
 import declare
 from atomic_write import remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
-from dataset import pretraining
-from engine import checkpoint, distributed, provenance, run_length
+from dataset import origin, pretraining
+from engine import checkpoint, distributed, doubts, provenance, run_length
 from engine.batches import Resident, Streamed, stored_dtype
 from engine.malloc import keep_freed_memory
 from engine.run_folder import Run, beginning, seed_everything, show_log
@@ -30,13 +30,13 @@ def open_data(opts):
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
     if opts.seconds == "auto":
-        opts.seconds = _open(opts, in_memory=False, seconds=1).longest()
-        log.info("--seconds auto: the longest clip has %d seconds", opts.seconds)
+        opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
     return _open(opts, seconds=opts.seconds)
 
 
 def _open(opts, **reading):
-    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, **opts.reading | reading)
+    return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, opts.own_modalities,
+                                  **opts.reading | reading)
 
 
 def find_resumed(opts, is_first):
@@ -122,31 +122,36 @@ def pretrain(opts, together):
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(opts.dataset_name)},
-            clips=fingerprint(data)))
-    log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
-             "+".join(opts.modalities), system.config.num_codes,
+            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(
+                opts.dataset_name, opts.own_modalities)}, clips=fingerprint(data)))
+    log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
+             "+".join(opts.modalities), system.config.seconds, system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
     if together.is_first:
         _tell(opts, data, system)
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
+    places = doubts.places_of(pretraining.places(opts.dataset_name), opts.place)
+    if loaded:
+        for line in doubts.other_features(loaded.path, loaded.features, places):
+            log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
-        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype))
+        batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype),
+                              trainer.draws)
     else:
-        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers)
+        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, trainer.draws)
 
     if opts.evaluate:
         return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
     return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded).run()
+                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
 def _tell(opts, data, system):
     """What the log says of the clips and the length of a run. The demo is meant to be short."""
-    config, own = system.config, [own for m, own in data.first_lengths.items() if m in system.config.modalities]
+    config, own = system.config, [own for m, own in data.first_lengths.items() if m not in ("text", "label")]
     if all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from engine import distributed  # noqa: E402
 from engine.distributed import Ranks, ranks  # noqa: E402
 from errors import InputError  # noqa: E402
 from kill_resume import differences  # noqa: E402
@@ -127,6 +130,33 @@ def test_parts_are_the_batches(clips, batch):
         assert torch.cat(pieces).tolist() == whole.tolist()
 
 
+@pytest.fixture
+def one_of_one():
+    """`Ranks` of a gloo group of one process: it sends what any process of a larger group would."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("system", list(SYSTEMS))
+def test_messages_of_a_step_are_few_whatever_its_sizes(one_of_one, monkeypatch, system):
+    """As many for any number of codes, seconds and clips; at most 40, but gradients come in buckets."""
+    counts, sent = [], []
+    for name in ("all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, Mock(wraps=getattr(dist, name), side_effect=lambda *args, **_: sent.append(1)
+                                             or DEFAULT))
+    for codes, seconds, clips in ((11, 10, 3), (40, 25, 6)):
+        config = SYSTEMS[system].Config.for_data(ALL, **SMALL | {"num_codes": codes})
+        trainer = trainer_for(SYSTEMS[system](config).double().train(), together=one_of_one)
+        shapes = {"audio": (config.audio_dim,), "video": (7, 7, config.video_dim), "text": (config.text_dim,)}
+        for step in range(2):
+            sent.clear()
+            one_of_one.expect(clips, step)
+            trainer.step({m: torch.randn(clips, seconds, *shapes[m], dtype=torch.float64) for m in ALL}, 3)
+        counts.append(len(sent))
+    assert counts[0] == counts[1] <= 40
+
+
 def test_fewer_clips_than_processes_is_an_input_error():
     member = object.__new__(Ranks)
     member.rank, member.size = 0, 3
@@ -138,5 +168,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 2:
         tiny_pretraining(sys.argv[2:], sys.argv[1], is_tiny=True)
+    distributed.BUCKET_BYTES = 2000                                         # several messages, some of one gradient
     with ranks(torch.device("cpu"), 0) as group:
         torch.save({name: train(name, group) for name in RUNS}, Path(sys.argv[1]) / f"{group.rank}.pt")

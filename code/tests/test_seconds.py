@@ -68,10 +68,10 @@ def test_clips_and_labels_are_fitted_to_t(tmp_path, seconds):
 def test_the_longest_clip_of_the_list_counts_in_any_modality(tmp_path):
     zips(tmp_path / "audio", [4, 12, 40])
     zips(tmp_path / "video", [4, 13, 2], (7, 7, 2))
-    data = Clips("x", ("audio", "video"), ["0", "1"], {m: tmp_path / m for m in ("audio", "video")}, seconds=1)
+    data = Clips("x", ("audio", "video"), ["0", "1"], {m: tmp_path / m for m in ("audio", "video")}, seconds=None)
     assert data.longest() == 13                                     # clip 2 is not on the list
     pack(tmp_path / "audio", tmp_path / "a.h5", "audio", seconds=20)
-    data = Clips("x", ("audio",), ["0", "1"], {"audio": tmp_path / "a.h5"}, seconds=1)
+    data = Clips("x", ("audio",), ["0", "1"], {"audio": tmp_path / "a.h5"}, seconds=None)
     assert data.longest() == 20                                     # what a pack keeps
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 import declare
+from dataset import pretraining
+from dataset.manifest import OWN
 from dataset.pretraining import SETS as PRETRAINING_SETS
 from declare import positive, setting
 from engine.precision import default_workers, resolve
@@ -106,6 +108,12 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
+    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test and
+    # validation clips are not pretrained on.
+    "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
+               "in_memory": True,
+               "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},
+               "downstream": {"seeds": [0]}},
     # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
     "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
                "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
@@ -122,7 +130,10 @@ class Options(argparse.Namespace):
         return {name[len(prefix):]: self.place(name) for name in PLACES if name.startswith(prefix)}
 
     def place(self, name):
-        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES."""
+        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES. Those of
+        the user's own data are what --manifest and --features give."""
+        if name.startswith(f"{OWN}."):
+            return self.own[name.removeprefix(f"{OWN}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         place = Path(chosen) if chosen else Path(self.data_root) / PLACES[name]
         is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
@@ -131,6 +142,22 @@ class Options(argparse.Namespace):
     def places(self, families):
         """Dotted name -> Path of every place of some datasets."""
         return {name: self.place(name) for name in PLACES if name.split(".")[0] in families}
+
+    @property
+    def own(self):
+        """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
+        if not self.manifest:
+            return {}
+        return {"manifest": self.manifest, **{m: self.features[m] for m in MODALITIES if m in self.features}}
+
+    @property
+    def own_modalities(self):
+        """Modalities of the user's own data, in the fixed order."""
+        return tuple(name for name in self.own if name != "manifest")
+
+    def entry(self, task):
+        """The task's entry in TASKS; that of the user's own data with its directions."""
+        return TASKS[task].of(self.own)
 
     @property
     def reading(self):
@@ -182,6 +209,25 @@ class Paths:
                                   "RUNS/<program>)", type=Path, decisive=False)
 
 
+def features_argument(text):
+    """Argument type of --features: MODALITY=PATH."""
+    name, _, value = text.partition("=")
+    if name not in MODALITIES or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH with MODALITY one of {', '.join(MODALITIES)}")
+    return name, Path(value)
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The user's own data set (docs/your-data.md)."""
+
+    manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
+                             "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
+    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or an "
+                              "HDF5 file with a dataset for each id; once for each modality", type=features_argument,
+                              nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What computes, and how features are read."""
@@ -218,9 +264,10 @@ class PretrainData:
     """What is pretrained on."""
 
     dataset_name: str = setting("vggsound_AVT", "which clips and modalities: AVT all three; vggsound, 81k, 179k and "
-                                "ave audio and video", choices=tuple(PRETRAINING_SETS))
-    splits: tuple = setting(("train", "test", "val"), "parts of the list; all three are the paper's 40K, train alone "
-                            "its 24K", choices=("train", "test", "val"))
+                                "ave audio and video; custom those of --manifest",
+                                choices=(*PRETRAINING_SETS, OWN))
+    splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
+                            "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
 
 
 @dataclass(frozen=True)
@@ -270,6 +317,7 @@ def pretrain_parser():
     for cls, title in PRETRAIN.items():
         declare.add_arguments(parser, cls, title)
     declare.add_arguments(parser, Config, "clips")
+    declare.add_arguments(parser, OwnData, "own data")
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         declare.add_arguments(parser, system.Options, f"settings of {system.title}")
@@ -301,8 +349,10 @@ def downstream_parser(task):
     group = _heads(parser, entry.epochs)
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
+    if task == OWN:
+        declare.add_arguments(parser, OwnData, "own data")
     group = parser.add_argument_group("direction")
-    group.add_argument("--dataset_name", choices=tuple(entry.directions), default=None,
+    group.add_argument("--dataset_name", choices=tuple(entry.directions) or (OWN,), default=None,
                        help="va trains on video and tests on audio; default: all directions")
     if entry.settings:
         declare.add_arguments(group, entry.settings)
@@ -328,8 +378,10 @@ def evaluate_parser():
     parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.")
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders; rows of the table, in this order")
+    declare.add_arguments(parser, OwnData, "own data")
     group = parser.add_argument_group("tasks")
-    group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="which tasks")
+    group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
+                       help=f"which tasks (default: all; {OWN} where there is a --manifest)")
     for entry in TASKS.values():
         if entry.settings:
             declare.add_arguments(group, entry.settings)
@@ -353,11 +405,30 @@ def _parse(parser, program, argv):
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
+    if "manifest" in opts:
+        check_own(parser, opts)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
         parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
     return opts
+
+
+def check_own(parser, opts):
+    """The options of the user's own data: --manifest and --features together, each modality once."""
+    found = dict(opts.features)
+    if len(found) < len(opts.features):
+        parser.error("--features: a modality is given twice; one path for each is expected")
+    if bool(opts.manifest) != bool(found):
+        parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (docs/your-data.md)")
+    opts.features = found
+
+
+def _needs_own(parser, opts, what):
+    """Refuse a run on the user's own data without any, or with one modality."""
+    if len(opts.own_modalities) < 2:
+        parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
+                     "(docs/your-data.md)")
 
 
 def _is_given(parser, argv, name):
@@ -375,7 +446,12 @@ def parse_pretrain(argv=None):
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
-    opts.modalities = PRETRAINING_SETS[opts.dataset_name][1]
+    if opts.dataset_name == OWN:
+        _needs_own(parser, opts, f"--dataset_name {OWN}")
+    elif opts.manifest:
+        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {OWN} for your own data")
+    opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
+    opts.modalities = pretraining.modalities_of(opts.dataset_name, opts.own_modalities)
     own = {name for cls in (system.Options, system.Config) for name in declare.settings(cls)}
     for other in SYSTEMS.values():
         for cls in (other.Options, other.Config):
@@ -400,13 +476,15 @@ def parse_downstream(task, argv=None):
     """Options of a downstream run; `opts.directions` lists the (labelled, tested) pairs to run."""
     parser = downstream_parser(task)
     opts = _parse(parser, task, argv)
+    if task == OWN:
+        _needs_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
         parser.error("give --dataset_name, or --source and --target together")
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:
-        named = TASKS[task].directions
-        opts.directions = [named[opts.dataset_name]] if opts.dataset_name else list(named.values())
+        named = opts.entry(task).directions
+        opts.directions = [named[opts.dataset_name]] if opts.dataset_name in named else list(named.values())
     return _with_checkpoint(opts)
 
 
@@ -425,6 +503,10 @@ def parse_clip_retrieval(argv=None):
 
 def parse_evaluate(argv=None):
     """Options of evaluate.py."""
-    opts = _parse(evaluate_parser(), "evaluate", argv)
+    parser = evaluate_parser()
+    opts = _parse(parser, "evaluate", argv)
+    opts.tasks = opts.tasks or [name for name in TASKS if name != OWN or opts.manifest]
+    if OWN in opts.tasks:
+        _needs_own(parser, opts, f"--tasks {OWN}")
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts

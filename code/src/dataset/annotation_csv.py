@@ -40,15 +40,16 @@ def read_header(path, separator=","):
     return [name.strip() for name in next(rows, [])]
 
 
-def read_table(path, columns, separator=","):
-    """Columns of a table with a header line, every cell as text without surrounding blanks.
+def read_rows(path, columns, separator=",", optional=()):
+    """Rows of a table with a header line, every cell as text without surrounding blanks.
 
     Args:
         path: csv file.
         columns: names that must be there, with a value in each row.
         separator: "," or a tab.
-    Returns:
-        dict column -> list of str, all of one length; other columns of the file are not read.
+        optional: names of columns that may be absent, and whose cells may be empty.
+    Yields:
+        (line number, dict column -> str) for each row; other columns of the file are not read. An empty cell is "".
     Raises:
         InputError: with the line number where there is one.
     """
@@ -65,25 +66,34 @@ def read_table(path, columns, separator=","):
                              "file")
         if len(set(header)) != len(header):
             raise InputError(f"{path}: a column name occurs twice in the header; {form} are expected; rename one")
-        wanted = [(header.index(name), name) for name in columns]
-        table = {name: [] for _, name in wanted}
+        wanted = [(header.index(name), name) for name in (*columns, *optional) if name in header]
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
                 raise InputError(f"{path}: line {rows.line_num} has {len(row)} cells; {len(header)} are expected; mend "
                                  "the line")
-            for k, name in wanted:
-                cell = row[k].strip()
+            cells = {name: row[k].strip() for k, name in wanted}
+            for name, cell in cells.items():
                 if cell.lower() in ("", "nan"):
-                    raise InputError(f"{path}: line {rows.line_num} has no {name}; a value is expected; mend or remove "
-                                     "the line")
-                table[name].append(cell)
+                    if name in columns:
+                        raise InputError(f"{path}: line {rows.line_num} has no {name}; a value is expected; mend or "
+                                         "remove the line")
+                    cells[name] = ""
+            yield rows.line_num, cells
     except csv.Error as error:
         raise InputError(f"{path}: line {rows.line_num} cannot be read as csv ({error}); {form} are expected; mend the "
                          "line") from None
+
+
+def read_table(path, columns, separator=","):
+    """Columns of a table: dict column -> list of str, all of one length and none empty; see `read_rows`."""
+    table = {name: [] for name in columns}
+    for _, cells in read_rows(path, columns, separator):
+        for name in table:
+            table[name].append(cells[name])
     if not table[columns[0]]:
-        raise InputError(f"{path}: no rows; {form} are expected; get the file again")
+        raise InputError(f"{path}: no rows; the columns {', '.join(columns)} are expected; get the file again")
     return table
 
 

@@ -176,14 +176,14 @@ def read_zip(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a zip with one pickled array is expected; "
                          f"{AGAIN}") from None
-    _limit(len(data), LIMITS.zip_bytes, path, "bytes")
-    _limit(data.count(b"PK\x01\x02"), LIMITS.members, path, "members")      # before zipfile lists them
+    check_limit(len(data), LIMITS.zip_bytes, path, "bytes")
+    check_limit(data.count(b"PK\x01\x02"), LIMITS.members, path, "members")      # before zipfile lists them
     if not data:
         raise InputError(f"{path}: an empty file (0 bytes); a zip with one pickled array is expected; {AGAIN}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             member = _pickle_member(archive, path)
-            _limit(member.file_size, LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
+            check_limit(member.file_size, LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
             with archive.open(member) as stream:
                 content = stream.read(LIMITS.pickle_bytes + 1)
     except InputError:
@@ -191,11 +191,12 @@ def read_zip(path):
     except Exception as error:  # noqa: BLE001   zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError ...
         raise InputError(f"{path}: a truncated or damaged zip ({str(error)[:80] or type(error).__name__}); a zip with "
                          f"one pickled array is expected; {AGAIN}") from None
-    _limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
+    check_limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
     return unpickle_array(content, path)
 
 
-def _limit(value, limit, where, unit):
+def check_limit(value, limit, where, unit):
+    """InputError where a size is above what is read."""
     if value > limit:
         raise InputError(f"{where}: {value:,} {unit} or more; at most {limit:,} are read (archive.py, LIMITS); check "
                          "where the file comes from")
@@ -216,6 +217,36 @@ def _pickle_member(archive, path):
     return names[0]
 
 
+def read_npy(path):
+    """The array in a clip's .npy file, as `np.save` writes it; an array of objects (a pickle) is refused unread.
+
+    Raises:
+        InputError: no file, no array of numbers, a size that disagrees with its header, or above `LIMITS`.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LIMITS.pickle_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); an array of numbers is expected; {AGAIN}") from None
+    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = header(stream)
+    except Exception as error:  # noqa: BLE001   ValueError, SyntaxError, TokenError, MemoryError ... of a made-up header
+        found = "an empty file (0 bytes)" if not data else f"no .npy file ({str(error)[:80] or type(error).__name__})"
+        raise InputError(f"{path}: {found}; one NumPy array of numbers is expected; {AGAIN}") from None
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of {'Python objects' if dtype.hasobject else dtype}; numbers are expected; "
+                         "save it again as np.save(file, array.astype('float32'))")
+    content = data[stream.tell():]
+    if len(shape) > LIMITS.dimensions or len(content) != np.prod(shape, dtype=object) * dtype.itemsize:
+        raise InputError(f"{path}: {len(content):,} bytes for an array of shape {str(shape)[:60]} and type {dtype}; a whole "
+                         f"file of at most {LIMITS.dimensions} dimensions is expected; {AGAIN}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
 def read_counts(path):
     """The dict of integers in a word list such as cnt.pkl (vocabulary index -> dense index).
 
@@ -229,7 +260,7 @@ def read_counts(path):
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a pickled dict of integers is expected; "
                          f"{remedy}") from None
-    _limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
     result = _unpickle(_CountUnpickler, data, path, "a dict of integers", remedy)
     if type(result) is not dict or not all(type(n) is int for pair in result.items() for n in pair):
         raise InputError(f"{path}: the pickle holds a {type(result).__name__} that is not a dict of integers; "

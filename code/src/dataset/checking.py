@@ -1,6 +1,7 @@
 """Dataset validation, `prepare.py check`: what is present, what is wrong with it, and whether a run would work."""
 
 import logging
+import math
 import textwrap
 from collections import Counter
 from contextlib import contextmanager
@@ -8,10 +9,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from dataset import origin
 from dataset.annotation_csv import class_indices, read_classes, read_header, read_table
 from dataset.avs_s4 import S4
 from dataset.avs_s4 import SPLITS as S4_SPLITS
 from dataset.labels import clip_class
+from dataset.manifest import SPLITS, Manifest
 from dataset.text import TextFeatures
 from errors import InputError
 
@@ -56,6 +59,10 @@ def check(name, places, source, steps):
         make = f"make it with `python prepare.py text --dataset {dotted.split('.')[0]}`"
         report.problem(f"{dotted} is absent", f"{path}; {make if dotted.endswith('.text') else 'get it'}, or set its "
                        f"place with --path {dotted}=FILE")
+    for dotted, path in places.items():
+        modality = dotted.split(".")[1]
+        if modality in ("audio", "video", "text"):
+            report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, modality)]
     with _kept_warnings(report):
         for title, step in steps:
             try:
@@ -71,6 +78,23 @@ def check(name, places, source, steps):
 def clips(title, load):
     """A step that opens clips with the loader call of a run, bad ones skipped; `load`: see tasks.Part."""
     return title, lambda report, title: describe(report, title, load(on_bad_clip="skip"))
+
+
+def manifest(report, path, modalities):
+    """Describe a list of the user's own clips, and what its sentences are good for."""
+    found = Manifest(path, math.inf)
+    splits = Counter(clip.split for clip in found.clips.values())
+    report.lines.append(f"{path}: {len(found.clips):,} clips ("
+                        f"{', '.join(f'{split} {splits[split]:,}' for split in SPLITS if splits[split])}), "
+                        f"columns {', '.join(found.columns)}")
+    bare = sum(not clip.events for clip in found.clips.values() if clip.split == "train")
+    if "label" not in found.columns:
+        report.lines.append("no column 'label': for pretraining alone")
+    elif bare:
+        report.lines.append(f"train: {bare:,} clips without a label, for pretraining alone")
+    if found.has_prompts and "text" not in modalities:
+        report.lines.append(f"prompts: text is no modality until `python prepare.py text --manifest {path}` has made "
+                            "their word vectors and --features text=FILE names them")
 
 
 def vggsound_list(path, categories):

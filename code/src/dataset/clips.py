@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.features import Pack, fitting, open_features, to_float32
+from dataset.text import WORDS
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,13 @@ class Clips(Dataset):
         ids: name of each clip (N), for messages and results.
         places: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, 10, 768), index into them of each clip (N)) or None.
+        text: (vectors (M, 10, 768), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
+            sentences, -1 where there are fewer; an item has the first, engine/batches.py draws one a step.
         labels: (N, t, C+1) array or None; fitted to T as the features are.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
-        seconds: T; longer clips are cut, shorter ones repeat their last second.
+        seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
         padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
     Attributes:
         lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
@@ -46,9 +48,9 @@ class Clips(Dataset):
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.seconds, self.padding, self.lengths = seconds, padding, {}
         self.text, self.labels = text, labels
-        if labels is not None and labels.shape[1] != seconds:
+        if labels is not None and seconds not in (None, labels.shape[1]):
             self.labels = labels[:, fitting(labels.shape[1], seconds)]
-        self.stores = {m: open_features(path, m, seconds) for m, path in places.items()}
+        self.stores = {m: open_features(path, m, WORDS if m == "text" else seconds) for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
@@ -73,14 +75,14 @@ class Clips(Dataset):
     def __getitem__(self, i):
         item, own = {}, []
         for m in self.modalities:
-            if m != "text":
+            if m in self.stores:
                 item[m], seconds = self._clip(m, i)
-                own.append(seconds)
+                own += [seconds] if m != "text" else []
         if self.padding == "mask":
             item["real"] = np.arange(self.seconds) < min(own)
         if self.text is not None:
             vectors, index = self.text
-            item["text"] = vectors[index[i]]
+            item["text"] = vectors[np.ravel(index[i])[0]]
         if self.labels is not None:
             item["label"] = np.asarray(self.labels[i], np.float32)
         return item
@@ -112,9 +114,9 @@ class Clips(Dataset):
 
         For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
         """
-        if modality == "text":
+        if modality not in self.stores:
             vectors, index = self.text
-            return vectors[index].astype(dtype or np.float32)
+            return vectors[index.reshape(len(self), -1)[:, 0]].astype(dtype or np.float32)
         store, own = self.stores[modality], np.zeros(len(self), np.int64)
         is_pack = isinstance(store, Pack)
         first = store.read_stored(self.keys[0]) if is_pack else store.read(self.keys[0])

@@ -1,9 +1,11 @@
-"""Feature stores: a folder of zips, an HDF5 pack of it, or AVE's HDF5 arrays, all read in the same way.
+"""Feature stores, all read in the same way: a folder of <id>.zip or <id>.npy, an HDF5 pack of it, AVE's HDF5 arrays, or
+an HDF5 file with a dataset for each id.
 
 A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds, and how many the clip has. Stores
 are small objects that can be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 """
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -12,12 +14,13 @@ import h5py
 import numpy as np
 import torch
 
-from dataset.archive import AGAIN, read_zip
+from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
 from errors import InputError
 
 SHAPES = {                      # of one second; None: whatever the first clip has, then the same for all
     "audio": (128,),
     "video": (7, 7, None),      # channels last; 512 in the published features
+    "text": (None,),            # one row a word
     "label": (),                # 1 where the clip's event is heard and seen in that second
 }
 PACK_FORMAT = "cmg-pack-1"
@@ -33,7 +36,7 @@ def fit_length(x, seconds, where="clip"):
     if len(x) == 0:
         raise InputError(f"{where}: 0 seconds; at least one is expected; extract the feature again, or leave the clip "
                          "out with --on_bad_clip skip")
-    return x[:seconds] if len(x) >= seconds else x[fitting(len(x), seconds)]
+    return x[:seconds] if seconds is None or len(x) >= seconds else x[fitting(len(x), seconds)]
 
 
 def fitting(own, seconds):
@@ -41,7 +44,19 @@ def fitting(own, seconds):
     return np.minimum(np.arange(seconds), own - 1)
 
 
-def check_clip(x, tail, seconds, where):
+def fit_words(x, words, where="clip"):
+    """Fit (n, ...) word vectors to `words` rows: the first are kept, or zeros follow, as in a file of prompts.
+
+    Raises:
+        InputError: n = 0.
+    """
+    if len(x) == 0:
+        raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the clip out "
+                         "with --on_bad_clip skip")
+    return np.concatenate([x[:words], np.zeros((max(0, words - len(x)), *x.shape[1:]), x.dtype)])
+
+
+def check_clip(x, tail, seconds, where, fit=fit_length):
     """One clip's feature as float32 (seconds, *tail).
 
     Args:
@@ -49,6 +64,7 @@ def check_clip(x, tail, seconds, where):
         tail: shape of one second, None for any size.
         seconds: T.
         where: name for messages.
+        fit: `fit_length`, or `fit_words` of text.
     Raises:
         InputError: wrong rank or width, no rows, or values that are not finite.
     """
@@ -59,7 +75,7 @@ def check_clip(x, tail, seconds, where):
         raise InputError(f"{where}: shape {tuple(x.shape)}; ({form}) is expected; check that this is the right kind of "
                          "feature, or skip the clip with --on_bad_clip skip")
     with np.errstate(over="ignore"):        # what float32 cannot hold becomes infinite and is named below
-        x = fit_length(x, seconds, where).astype(np.float32)
+        x = fit(x, seconds, where).astype(np.float32)
     if not np.isfinite(x).all():
         raise InputError(f"{where}: {int((~np.isfinite(x)).sum())} of {x.size} values are NaN or infinite; finite "
                          f"numbers are expected; extract the feature again, or skip the clip with --on_bad_clip "
@@ -71,13 +87,14 @@ def open_features(path, kind, seconds=10):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
-        kind: "audio", "video" or "label": what one second looks like (`SHAPES`).
-        seconds: T; shorter clips repeat their last second, longer ones are cut.
+        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, AVE's HDF5 array, or an
+            HDF5 file with one dataset for each id.
+        kind: "audio", "video", "text" or "label": what one second looks like (`SHAPES`).
+        seconds: T; shorter clips repeat their last second, longer ones are cut. None: clips as they are.
     Returns:
         a store with `ids`, `read(id)` and `missing(ids)`.
     Raises:
-        InputError: nothing there, or neither of the three.
+        InputError: nothing there, or none of these.
     """
     path = Path(path)
     try:
@@ -93,8 +110,8 @@ def open_features(path, kind, seconds=10):
 
 def _open_file(path, kind, seconds):
     with open_hdf5(path) as file:
-        packed = "format" in file.attrs
-    return Pack(path, kind, seconds) if packed else Rows(path, kind, seconds)
+        store = Pack if "format" in file.attrs else Rows if "avadataset" in file else Datasets
+    return store(path, kind, seconds)
 
 
 def open_hdf5(path):
@@ -135,11 +152,12 @@ def hdf5_array(file, name, kinds, rank):
 
 
 class Store:
-    """What the three stores share: the width found in the first clip, and a file handle that stays in its process."""
+    """What the stores share: the width found in the first clip, and a file handle that stays in its process."""
 
     def __init__(self, path, kind, seconds):
         self.path, self.kind, self.seconds = Path(path), kind, seconds
         self.tail = SHAPES[kind]
+        self.fit = fit_words if kind == "text" else fit_length
         self._file, self._pid = None, None
 
     def missing(self, ids):
@@ -171,18 +189,24 @@ class Store:
 
 
 class ZipFolder(Store):
-    """A folder of <id>.zip files with one pickled array each, as published."""
+    """A folder with one array for each clip: <id>.zip with a pickle in it, as published, or <id>.npy."""
 
     def __init__(self, path, kind, seconds):
         super().__init__(path, kind, seconds)
         with os.scandir(self.path) as entries:
-            self.ids = {entry.name[:-4] for entry in entries if entry.name.endswith(".zip")}
+            names = {entry.name for entry in entries if entry.name.endswith((".zip", ".npy"))}
+        self.ids = {name[:-4] for name in names}
+        self.npy = {name[:-4] for name in names if name.endswith(".npy")}
+        twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
+        if twice is not None:
+            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; remove "
+                             "one of them")
 
     def measure(self, clip):
         """As `Store.measure`."""
-        path = self.path / f"{clip}.zip"
-        x = read_zip(path)
-        return check_clip(x, self.tail, self.seconds, path), x.shape[0 if self.tail else -1]
+        path = self.path / f"{clip}{'.npy' if clip in self.npy else '.zip'}"
+        array = read_npy(path) if clip in self.npy else read_zip(path)
+        return check_clip(array, self.tail, self.seconds, path, self.fit), array.shape[0 if self.tail else -1]
 
 
 class Rows(Store):
@@ -202,6 +226,29 @@ class Rows(Store):
         except OSError as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
         return check_clip(row, self.tail, self.seconds, f"{self.path}, row {clip}"), len(row)
+
+
+class Datasets(Store):
+    """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
+
+    def __init__(self, path, kind, seconds):
+        super().__init__(path, kind, seconds)
+        with open_hdf5(self.path) as file:
+            self.ids = set(file)
+        if not self.ids:
+            raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
+                             "make the file again")
+
+    def measure(self, clip):
+        """As `Store.measure`."""
+        where = f"{self.path}, clip {clip}"
+        try:
+            array = hdf5_array(self.open(), clip, "biuf", 1 + len(self.tail))
+            check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
+            x = array[:]
+        except OSError as error:
+            raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
+        return check_clip(x, self.tail, self.seconds, where, self.fit), len(x)
 
 
 class Pack(Store):
@@ -233,8 +280,8 @@ class Pack(Store):
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
             self.own = hdf5_array(file, "seconds", "iu", 1)[:] if "seconds" in file else None
-        longest = int(self.own.max(initial=0)) if self.own is not None else seconds
-        if self.shape[0] < min(seconds, longest):
+        longest = int(self.own.max(initial=0)) if self.own is not None else math.inf
+        if seconds is not None and self.shape[0] < min(seconds, longest):
             raise InputError(f"{self.path}: a pack of {self.shape[0]} seconds a clip; T = {seconds} is asked for, and "
                              "the clips may be longer; pack the features again with `python prepare.py pack --seconds "
                              f"{seconds}`, or pass --seconds {self.shape[0]}")

@@ -5,6 +5,7 @@ checksums, lengths and flags only, in this order. A killed run resumes where it 
 flag is set and its checksum holds.
 """
 
+import json
 import os
 import shutil
 import zlib
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.features import PACK_FORMAT, Pack, open_features
+from dataset.origin import ORIGIN, describe
 from errors import InputError
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
@@ -65,6 +67,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
         if not partial.exists():
             _lay_out(partial, ids, shape, dtype)
         with h5py.File(partial, "r+") as file:
+            file.attrs[ORIGIN] = json.dumps(describe(source, kind))
             _check_same(file, partial, ids, shape, dtype)
             resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip)
             _verify(file, store, ids)

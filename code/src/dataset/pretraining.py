@@ -2,6 +2,8 @@
 
 from dataset import ave
 from dataset.ave import AVE
+from dataset.custom import Custom
+from dataset.manifest import OWN
 from dataset.vggsound import VGGSound
 
 SETS = {                    # --dataset_name -> (list, modalities); the published names, and VT
@@ -21,24 +23,39 @@ SETS = {                    # --dataset_name -> (list, modalities); the publishe
 SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k; see data/README.md"
 
 
-def places(name):
-    """Dotted names of what a run of a pretraining set opens."""
+def modalities_of(name, own=()):
+    """Modalities of a pretraining set; `own`: those of the user's data."""
+    return tuple(own) if name == OWN else SETS[name][1]
+
+
+def splits_of(name):
+    """Parts of a list that are pretrained on unless the flags say otherwise."""
+    return ["train"] if name == OWN else ["train", "test", "val"]
+
+
+def places(name, own=()):
+    """Dotted names of what a run of a pretraining set opens; `own`: modalities of the user's data."""
+    if name == OWN:
+        return [f"{OWN}.{short}" for short in ("manifest", *own)]
     source, modalities = SETS[name]
     if source == "ave":
         return [f"ave.{key}" for key in ("label", *modalities, *ave.SPLITS)]
     return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
 
 
-def open_clips(name, place, splits, **reading):
+def open_clips(name, place, splits, own=(), **reading):
     """The clips of a pretraining set.
 
     Args:
-        name: of SETS.
+        name: of SETS, or OWN.
         place: dotted name -> Path.
-        splits: parts of a VGGSound list; AVE is taken whole.
+        splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
+        own: modalities of the user's data.
         reading: on_bad_clip, in_memory, seconds and padding (dataset/clips.py).
     """
-    paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name)}
+    paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
+    if name == OWN:
+        return Custom(paths, own, splits, **reading)
     source, modalities = SETS[name]
     if source == "ave":
         return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)

@@ -15,6 +15,7 @@ import pickle
 import shutil
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class Events:
     inside: np.ndarray
 
     @classmethod
-    def draw(cls, count, whole, shortest, rng, seconds):
+    def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
         """A share `whole` of the events fill their clip; the others last from `shortest` seconds, anywhere in it."""
         length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
         start = (rng.random(count) * (seconds + 1 - length)).astype(int)
@@ -126,10 +127,7 @@ def ave(tree):
     count = len(split)
     event = Events.draw(count, 1 / 3, 2, rng, tree.seconds)
     second_keys = np.where(event.inside, keys[:, None], digits.EMPTY)
-    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(count, rng),
-                          "quality": "good", "start": event.start, "end": event.end})
-    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
-    write_lines(tree.place("ave.categories"), digits.CLASSES)
+    write_annotations(tree, keys, event, rng)
     write_text(tree, "ave")
 
     audio = np.empty((count, tree.seconds, digits.BANDS))               # float64, as published
@@ -146,10 +144,20 @@ def ave(tree):
     write_h5(tree.place("ave.label"), "avadataset", one_hot(second_keys, len(digits.CLASSES)))
 
 
-def ave_rows(clips):
-    """Split name and key of every AVE row, ordered by key: two arrays."""
-    split = np.repeat(["train", "val", "test"], [clips // 6, clips // 24, clips // 12])
-    place = np.concatenate([np.arange(n) for n in (clips // 6, clips // 24, clips // 12)])
+def write_annotations(tree, keys, event, rng):
+    """AVE's list of clips, ids drawn at random, and its classes."""
+    table = pd.DataFrame({"category": np.array(digits.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
+                          "quality": "good", "start": event.start, "end": event.end})
+    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
+    write_lines(tree.place("ave.categories"), digits.CLASSES)
+
+
+def ave_rows(clips, shares=(6, 24, 12)):
+    """Split name and key of every AVE row, ordered by key: two arrays. `shares`: pretraining clips for each clip of
+    train, val and test."""
+    counts = [clips // share for share in shares]
+    split = np.repeat(["train", "val", "test"], counts)
+    place = np.concatenate([np.arange(n) for n in counts])
     keys = place % len(digits.CLASSES)
     order = np.argsort(keys, kind="stable")
     return split[order], keys[order]
@@ -162,17 +170,33 @@ def avvp(tree):
     twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
     """
     rng = tree.rng("avvp")
-    count = tree.clips // AVVP_SHARE
+    ids, keys = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
+    keys["audio"] = np.pad(keys["audio"], ((0, 0), (0, 1)), constant_values=digits.EMPTY)
+    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
+    for block in blocks(np.arange(len(ids))):
+        audio = digits.audio_clips(keys["audio"][block], rng)
+        video = digits.video_clips(keys["visual"][block], "test", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :tree.seconds + (k % 20 == 7)])
+            write_zip(folders["video"], ids[k], video[i])
+        tree.bar.update(len(block))
+
+
+def avvp_lists(tree, count, rng):
+    """Draw the events of `count` AVVP clips and write the lists of AVVP and of AVE -> AVVP.
+
+    Returns:
+        (ids, {"audio", "visual"} -> (count, T) digit of each second, EMPTY between events).
+    """
     names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
     shared = names[list(SHARED)]
-    seconds = tree.seconds
-    keys = {name: np.full((count, seconds + 1), digits.EMPTY) for name in ("audio", "visual")}
-    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng, seconds)]
+    keys = {modality: np.full((count, tree.seconds), digits.EMPTY) for modality in ("audio", "visual")}
+    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng, tree.seconds)]
     table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
     ids = table["id"].unique()
     table["row"] = np.searchsorted(ids, table["id"])
-    cut = rng.integers(0, 30, count) * seconds
-    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + seconds}" for name, row in zip(table["id"], table["row"])]
+    cut = rng.integers(0, 30, count) * tree.seconds
+    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + tree.seconds}" for name, row in zip(table["id"], table["row"])]
     table["event_labels"] = names[table["key"]]
     for modality in ("audio", "visual"):
         chosen = table[table[modality]]
@@ -182,20 +206,13 @@ def avvp(tree):
         write_events(tree.place(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
     write_lines(tree.place("avvp.categories"), names)
     write_lines(tree.place("ave_avvp.categories"), shared)
-    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
-    for block in blocks(np.arange(count)):
-        audio = digits.audio_clips(keys["audio"][block], rng)
-        video = digits.video_clips(keys["visual"][block, :seconds], "test", rng)
-        for i, k in enumerate(block):
-            write_zip(folders["audio"], ids[k], audio[i, :seconds + (k % 20 == 7)])
-            write_zip(folders["video"], ids[k], video[i])
-        tree.bar.update(len(block))
+    return ids, keys
 
 
 def draw_events(rng, seconds):
     """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
 
-    One event of 7 to 10 of ten seconds, or in a tenth of the clips two of 4 or 5 each: codes of a second know their
+    One event of 7 to 10 seconds, or in a tenth of the clips two of 4 or 5 seconds each: codes of a second know their
     neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
     """
     count = 2 if rng.random() < 1 / 10 else 1
@@ -212,7 +229,11 @@ def ave_avvp(tree):
 
     As in the released files the row list covers all AVE splits, and rows of other classes keep their background.
     """
-    _, keys = ave_rows(tree.clips)
+    write_shared(tree, ave_rows(tree.clips)[1])
+
+
+def write_shared(tree, keys):
+    """`ave_avvp`, given the digit of every AVE row."""
     with h5py.File(tree.place("ave.label")) as file:
         labels = file["avadataset"][:]
     write_h5(tree.place("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(digits.CLASSES)]])
@@ -222,8 +243,7 @@ def ave_avvp(tree):
 def ucf_vggsound(tree):
     """UCF-101 (video, drawn with bolder and noisier strokes by the test pool's writers) and VGGSound (audio).
 
-    The two class lists are aligned line by line and not in the order of the other lists. Clips last 0.6 to 1.2
-    times as long as those of pretraining.
+    The two class lists are aligned line by line and not in the order of the other lists. Clips last 6 to 12 seconds.
     """
     rng = tree.rng("ucf_vggsound")
     names = np.array([f"Digit{word.capitalize()}" for word in digits.WORDS])
@@ -335,10 +355,10 @@ def write_prompts(path, prompts):
     pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
 
 
-def write_text(tree, name):
+def write_text(tree, name, prompts=digits.PROMPTS):
     """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
     the others."""
-    write_prompts(tree.place(f"{name}.prompts"), digits.PROMPTS)
+    write_prompts(tree.place(f"{name}.prompts"), prompts)
     prompts = read_prompts(tree.place(f"{name}.prompts"))
     write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
                         prompts_file=tree.places[f"{name}.prompts"])
@@ -405,6 +425,27 @@ def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
     there = parts_there(out, seed, clips, seconds)
     if there:
         return add_parts(out, places, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
+    with whole_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
+        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
+        with tqdm(total=total, unit="clip", desc="demo data",
+                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
+            tree = Tree(partial, places, seed, clips, bar, seconds)
+            for part in PARTS.values():
+                part(tree)
+        write_marker(partial, seed, clips, seconds)
+    return True
+
+
+@contextmanager
+def whole_folder(out, is_there):
+    """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
+
+    Args:
+        out: absolute path; absent or empty.
+        is_there: tells whether `out` holds the same by now, because another build was first.
+    Raises:
+        InputError: no place to write.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
@@ -413,21 +454,14 @@ def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
                          "name another with --out") from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
-        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
-        with tqdm(total=total, unit="clip", desc="demo data",
-                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
-            tree = Tree(partial, places, seed, clips, bar, seconds)
-            for part in PARTS.values():
-                part(tree)
-        write_marker(partial, seed, clips, seconds)
+        yield partial
         try:
             os.rename(partial, out)     # replaces an empty folder, never a filled one
         except OSError:
-            if not parts_there(out, seed, clips, seconds):  # another build may have been first
+            if not is_there():
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return True
 
 
 def add_parts(out, places, seed, clips, seconds, names, progress):

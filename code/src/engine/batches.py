@@ -18,38 +18,60 @@ def stored_dtype(precision, dtype):
     return torch.float16 if precision == "bf16" else dtype
 
 
+class Text:
+    """Word vectors of the sentences of a data set, and which of them a batch shows.
+
+    Args:
+        text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
+        draws: model.sampling.Draws, by which each step has one of a clip's sentences; None: the first.
+        device, dtype: of the batches.
+    """
+
+    def __init__(self, text, draws, device, dtype):
+        table, rows = (torch.as_tensor(x) for x in text)
+        self.table, self.rows, self.draws = table.to(device, dtype), rows.view(len(rows), -1), draws
+        self.counts, self.first = (self.rows >= 0).sum(1), self.rows[:, 0].to(device)
+
+    @property
+    def is_drawn(self):
+        return self.draws is not None and self.rows.shape[1] > 1
+
+    def drawn(self, chosen):
+        """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. It is called once a step, right before the
+        step: a resumed run goes on with the same draws, and worker processes that read ahead take no part."""
+        rows = self.rows[chosen, self.draws.sentences(self.counts)[chosen]]
+        return self.table[rows.to(self.table.device, non_blocking=True)]
+
+
 @dataclass
 class Resident:
-    """All features of a dataset as tensors on one device, modality -> (N, T, ...); text as a table and row numbers."""
+    """All features of a dataset as tensors on one device, modality -> (N, T, ...)."""
 
     features: dict
-    text: tuple             # (table (P, 10, 768), row of each clip (N,)) or None
+    text: Text              # None: text is among the features, or not asked for
     dtype: torch.dtype      # of the batches
 
     @classmethod
-    def of(cls, dataset, modalities, device, dtype, stored):
+    def of(cls, dataset, modalities, device, dtype, stored, draws=None):
         """Read everything once; a progress bar shows the clips. They are kept as `stored`, and batches are `dtype`:
-        in 16 bits the video of VGGSound-40K takes 20 GB."""
+        in 16 bits the video of VGGSound-40K takes 20 GB. `draws`: see `Text`."""
         features = {}
         for modality in modalities:
-            if modality != "text":
+            if modality != "text" or dataset.text is None:
                 loaded = dataset.memory.get(modality)
                 loaded = dataset.load(modality) if loaded is None else loaded
                 features[modality] = torch.from_numpy(loaded).to(stored).to(device)
-        text = None
-        if "text" in modalities:
-            table, rows = dataset.text
-            text = torch.as_tensor(table).to(device, dtype), torch.as_tensor(rows).to(device)
-        return cls(features, text, dtype)
+        has_table = "text" in modalities and dataset.text is not None
+        return cls(features, Text(dataset.text, draws, device, dtype) if has_table else None, dtype)
 
     def __call__(self, order, batch_size):
         """Batches (modality -> tensor) of the clips of `order`; the last one may be smaller."""
-        device = next(iter([*self.features.values(), *(self.text or ())])).device
-        for chosen in order.to(device).split(batch_size):
+        device = next(iter(self.features.values()), self.text and self.text.table).device
+        for clips, chosen in zip(order.split(batch_size), order.to(device).split(batch_size)):
             batch = {m: x[chosen].to(self.dtype) for m, x in self.features.items()}
             if self.text is not None:
-                table, rows = self.text
-                batch["text"] = table[rows[chosen]]
+                drawn = self.text.is_drawn
+                batch["text"] = self.text.drawn(clips) if drawn else self.text.table[self.text.first[chosen]]
             yield batch
 
 
@@ -62,14 +84,20 @@ class Streamed:
     device: torch.device
     dtype: torch.dtype
     workers: int
+    draws: object = None        # see `Text`
 
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
                             pin_memory=self.device.type == "cuda", worker_init_fn=_leave_signals_to_the_run,
                             generator=torch.Generator())       # its own: else it draws from dropout's
-        for item in loader:
-            yield {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
+        has_table = "text" in self.modalities and self.dataset.text is not None
+        text = Text(self.dataset.text, self.draws, self.device, self.dtype) if has_table else None
+        for item, chosen in zip(loader, order.split(batch_size)):
+            batch = {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
+            if text is not None and text.is_drawn:
+                batch["text"] = text.drawn(chosen)
+            yield batch
 
 
 def _leave_signals_to_the_run(worker):

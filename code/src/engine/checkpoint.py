@@ -2,7 +2,8 @@
 
 A file is a dict of the published sections (systems/published.py), the published optimiser sections, `epoch`,
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
-optimiser state, and `run` (random state, position, options). Nothing is stored twice, nothing is left out.
+optimiser state, `features` (what the features were made with: dataset/origin.py), and `run` (random state, position,
+options). Nothing is stored twice, nothing is left out.
 `python -m engine.checkpoint FILE` describes a file, `... export FILE --out DIR` writes its encoder for others
 (engine/export.py).
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from atomic_write import whole_file
+from dataset import origin
 from engine.monitors import code_usage
 from errors import InputError, Parser, run
 from systems import published
@@ -44,6 +46,14 @@ class Loaded:
     def complete(self):
         """Can training resume from this file?"""
         return not self.missing
+
+    @property
+    def features(self):
+        """modality -> what its features were made with (dataset/origin.py); None in our files of before this was kept.
+        Published files do not say it and are taken for what they are: None for every modality."""
+        if "config" not in self.contents:
+            return dict.fromkeys(self.system.config.modalities)
+        return self.contents.get("features")
 
 
 def sha256(path):
@@ -124,6 +134,7 @@ def open_file(path, dtype=torch.float32):
     epoch, step = contents.get("epoch", -1), contents.get("total_step", 0)
     if not isinstance(epoch, int) or not isinstance(step, int):
         raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
+    origin.require_descriptions(contents.get("features"), path)
     return Loaded(Path(path), system, unused, contents, epoch, step, missing)
 
 
@@ -190,7 +201,8 @@ def require_sizes(config):
 def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
     """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see systems.base.FrozenEncoder."""
     loaded = open_file(path, dtype)
-    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0).to(device)
+    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0,
+                         loaded.features).to(device)
 
 
 def untrained_like(encoder, seed):
@@ -279,14 +291,16 @@ def _load_adam(optimizer, parameter, own, damaged):
         "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
 
 
-def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32):
-    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, config, our `run` state."""
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, features=None):
+    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, config, our `run` state, and
+    `features`, modality -> what they were made with, where that is known."""
     state = system.state_dict()
     contents = published.to_published(state, published.layout(type(system), system.config), unused, dtype)
     own = {name: published.stored(state[name], dtype) for name in published.own_names(system)}
     contents |= {OWN: own} if own else {}
     contents |= optimizer_sections(system, optimizers)
-    return contents | {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
+    contents |= {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
+    return contents | ({} if features is None else {"features": features})
 
 
 def config_to_dict(system):

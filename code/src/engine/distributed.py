@@ -20,6 +20,7 @@ from errors import InputError
 from model.collectives import ALONE
 
 STEPS = 10_000_019      # more than a run has: the dropout seeds of two runs do not meet
+BUCKET_BYTES = 25 << 20     # of gradients in one message: few messages, and the first leave early in the backward pass
 
 
 class _Gather(Function):
@@ -68,7 +69,7 @@ class Ranks:
 
     def __init__(self, seed):
         self.rank, self.size, self.seed, self.counts = dist.get_rank(), dist.get_world_size(), seed, None
-        self.under_way = []
+        self.complete, self.under_way = [], []      # gradients, and messages: (work, numbers, gradients they are of)
 
     @property
     def is_first(self):
@@ -151,16 +152,28 @@ class Ranks:
         return int(number)
 
     def add_gradients(self, tensors):
-        """From now on the gradient of each of these leaves is added up over the processes as soon as it is complete."""
+        """From now on the gradients of these leaves are added up over the processes, in messages of BUCKET_BYTES that
+        leave while the backward pass still computes the others."""
         for tensor in tensors:
             tensor.register_post_accumulate_grad_hook(self._add)
 
     def _add(self, tensor):
-        self.under_way.append(dist.all_reduce(flat(tensor.grad), async_op=True))
+        self.complete.append(flat(tensor.grad))
+        if sum(gradient.nbytes for gradient in self.complete) >= BUCKET_BYTES:
+            self._send()
+
+    def _send(self):
+        gradients, self.complete = self.complete, []
+        numbers = torch.cat(gradients) if len(gradients) > 1 else gradients[0]
+        self.under_way.append((dist.all_reduce(numbers, async_op=True), numbers, gradients))
 
     def finish_gradients(self):
-        for work in self.under_way:
+        if self.complete:
+            self._send()
+        for work, numbers, gradients in self.under_way:
             work.wait()
+            if len(gradients) > 1:
+                torch._foreach_copy_(gradients, list(numbers.split([len(gradient) for gradient in gradients])))
         self.under_way.clear()
 
 

@@ -46,7 +46,7 @@ def export(path, out, results_files=()):
     weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
     about = {"format": FORMAT, "config": checkpoint.config_to_dict(loaded.system), "epoch": loaded.epoch,
              "total_step": loaded.total_step, "weights_sha256": hashlib.sha256(weights).hexdigest(),
-             "checkpoint_sha256": sha256, "exported_by_commit": source_commit()}
+             "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.features}
     written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, out.name).encode(),
                CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
     for name, content in written.items():

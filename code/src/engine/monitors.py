@@ -133,6 +133,7 @@ class Health:
 
     warned: list = field(default_factory=list)
     accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of looks]
+    apart: list = field(default_factory=list, init=False)       # codebooks that shared no code at the last look
 
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
@@ -150,15 +151,23 @@ class Health:
             further metrics of the codebooks: name -> number.
         """
         found = {}
+        self.apart = []
         for suffix, chosen in system.chosen(outputs).items():
             codebook = system.codebooks[suffix]
             usage = code_usage(codebook, chosen)
             found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
                       "code_perplexity" + suffix: usage.perplexity}
+            if usage.codes_shared == 0:
+                self.apart.append(suffix)
             if step >= SETTLED:
                 self._judge_codebook(usage, len(codebook.embedding), suffix)
         self._judge_cpc(metrics, step, batch_size)
         return found
+
+    def conclude(self):
+        """At the end of a run, however short: say which codebooks shared no code when they were looked at last."""
+        for suffix in self.apart:
+            self._judge_shared(suffix)
 
     def _judge_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
@@ -169,7 +178,11 @@ class Health:
             self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
                        f"{usage.perplexity:.1f} of {num_codes}", ADVICE["perplexity"])
         if usage.codes_shared == 0:
-            self._warn("shared" + suffix, f"{name}: no code of this batch is used by all modalities", ADVICE["shared"])
+            self._judge_shared(suffix)
+
+    def _judge_shared(self, suffix):
+        self._warn("shared" + suffix, f"codebook{suffix.replace('_', ' ')}: no code of this batch is used by all "
+                   "modalities", ADVICE["shared"])
 
     def _judge_cpc(self, metrics, step, batch_size):
         for name, value in metrics.items():

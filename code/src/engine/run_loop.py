@@ -181,11 +181,13 @@ class Loop:
         save_folder: where checkpoints go.
         folder: Run; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
+        features: modality -> what the data was made with (dataset/origin.py), for the checkpoints.
     """
 
-    def __init__(self, settings, options, trainer, data, batches, generator, save_folder, folder, loaded=None):
+    def __init__(self, settings, options, trainer, data, batches, generator, save_folder, folder, loaded=None,
+                 features=None):
         self.settings, self.options, self.trainer, self.batches = settings, options, trainer, batches
-        self.generator, self.save_folder, self.folder = generator, save_folder, folder
+        self.generator, self.save_folder, self.folder, self.features = generator, save_folder, folder, features
         self.num_clips, self.clips = len(data), fingerprint(data)
         self.unused = loaded.unused if loaded else {}
         self.position, self.saved, self.health = Position(settings.start_epoch), [], Health()
@@ -230,6 +232,8 @@ class Loop:
             try:
                 while not self._is_done() and not self.stopped:
                     self._epoch(stop)
+                if not self.stopped:
+                    self.health.conclude()
                 if self.saved_at != self.position.step:
                     self._save_here()
             except NotFinite as error:
@@ -357,7 +361,7 @@ class Loop:
         state = RunState(self.position, list(trainer.system.started), random_state(self.generator), self.clips,
                          self.options, saved, self.folder.position(self.position.step), self.health.state())
         return checkpoint.pack(trainer.system, trainer.optimizers, self.unused, self.position.epoch - 1,
-                               self.position.step, state.to_dict(), dtype)
+                               self.position.step, state.to_dict(), dtype, self.features)
 
     def _save_bundle(self, figures):
         """Keep everything about a step that went wrong; returns the file."""

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dataset import origin
 from engine import checkpoint
 from errors import InputError
 from systems import published
@@ -92,7 +93,7 @@ def _read(path, dtype, zero_code0):
             raise InputError(f"{path}: {error}; it is damaged or of another version of this program") from None
     encoder.load_state_dict({name: value.to(dtype if value.is_floating_point() else value.dtype)
                              for name, value in state.items()}, assign=True)
-    return FrozenEncoder(encoder, kind, about["epoch"], zero_code0)
+    return FrozenEncoder(encoder, kind, about["epoch"], zero_code0, about.get("features"))
 
 
 def _config(path):
@@ -106,6 +107,7 @@ def _config(path):
         if not isinstance(about["config"], dict) or not isinstance(about["epoch"], int):
             raise ValueError("config or epoch of another kind")
         about["weights_sha256"]
+        origin.require_descriptions(about.get("features"), path)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: no description of an exported encoder ({type(error).__name__}: "
                          f"{str(error)[:100]}); export or download it again") from error

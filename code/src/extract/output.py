@@ -26,10 +26,11 @@ from PIL import Image
 from atomic_write import output_file, whole_file
 from dataset.archive import read_zip
 from dataset.features import fit_length
+from dataset.origin import SIDECAR, read_sidecar
 from errors import InputError
 from extract.clip import Row
 
-REPORT, SIDECAR, CHECKED = "report.csv", "features.json", "video_name_checked.csv"
+REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
 RETRIED = ("unreadable", "error")           # statuses that may be another one at the next try
 EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that such a clip need not have
@@ -168,18 +169,6 @@ def versions():
     libraries = {name: ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "ffmpeg": libraries,
             "extract": source.hexdigest()[:12]}
-
-
-def read_sidecar(folder):
-    """The sidecar of an output folder, {} where there is none; InputError where it is broken."""
-    path = Path(folder) / SIDECAR
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); the record of an extraction is expected; choose another "
-                         "--out") from None
 
 
 def write_sidecar(folder, settings, notes):

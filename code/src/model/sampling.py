@@ -48,6 +48,14 @@ class Draws:
         """Number of the modality that each block is taken from, (num_blocks,) int64."""
         return torch.randint(num_modalities, (num_blocks,), generator=self.generator)
 
+    def sentences(self, counts):
+        """Which of its `counts` (N,) sentences each clip of a data set shows in a step, uniform, (N,) int64. One number
+        of the run's generator whatever the batch, so that processes which share a batch agree."""
+        made = torch.Generator()
+        made.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
+        uniform = torch.rand(len(counts), generator=made, dtype=torch.float64)
+        return torch.minimum((uniform * counts).long(), counts - 1)
+
     def rows(self, num_rows, num_codes):
         """Which of `num_rows` features start the codes, (K,) int64; without repetition where there are enough."""
         if num_rows >= num_codes:

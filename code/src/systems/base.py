@@ -142,12 +142,14 @@ class FrozenEncoder(nn.Module):
         epoch: epoch of the checkpoint, None if it was never trained.
         system: class of the system.
         zero_code0: code 0 is the zero vector, as in the published evaluation of MICU.
+        features: modality -> what it was pretrained on (dataset/origin.py); None where the file does not say it.
     """
 
-    def __init__(self, encoder, system, epoch=None, zero_code0=False):
+    def __init__(self, encoder, system, epoch=None, zero_code0=False, features=None):
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.config, self.system, self.epoch, self.zero_code0 = encoder.config, system, epoch, zero_code0
+        self.features = features
         if zero_code0:
             for codes in encoder.codebooks:
                 codes[0] = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from avs_s4 import demo_scenes
 from dataset import avs_s4 as dataset
+from engine import doubts
 from engine.transfer.code_sets import check_fit, check_modality
 from errors import InputError
 
@@ -47,6 +48,12 @@ def require_fit(pretrained, dataset):
     """InputError unless the encoder takes the sounds of an S4; word vectors have one width everywhere."""
     if "audio" in dataset.modalities:
         check_fit(pretrained.encoder, dataset, "audio", pretrained.path)
+
+
+def warn_of_features(pretrained, paths, modalities):
+    """Say which features are of another kind than those of pretraining; `paths`: as S4 takes them."""
+    pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                          [(m, Path(paths[m])) for m in dict.fromkeys(modalities)]))
 
 
 def data_name(is_demo, root, places):

@@ -75,6 +75,7 @@ def main(argv=None):
             folder = builders.RunFolders(opts.log_dir, opts.session_name, trained.direction).create()
             log_folder = Run(folder / "log", {**opts.resolved(), "commit": provenance.source_commit(),
                                               "encoder_sha256": pretrained.sha256})
+            builders.warn_of_features(pretrained, opts.paths("avs"), modalities)
         same = next((row for row in tested.values() if row[0] == trained.epoch), None)
         if same:                        # best, last and source are often one network
             tested[kind] = same

@@ -63,6 +63,7 @@ def main(argv=None):
     folder = unfinished.folder if unfinished else folders.create()
     log_folder = Run(folder / "log", {**opts.resolved(), "commit": source_commit(),
                                       "encoder_sha256": pretrained.sha256}, unfinished and unfinished.records)
+    builders.warn_of_features(pretrained, opts.paths("avs"), modalities)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
                  f"{sum(p.numel() for p in network.parameters()):,} parameters; trained with {modalities[0]}, tested "
                  f"with {modalities[1]}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atomic_write import output_file
-from engine import checkpoint, monitors, provenance, results
+from engine import checkpoint, doubts, monitors, provenance, results
 from engine.transfer import code_sets, fit_heads, toc_variants
 from engine.transfer.head_resume import Progress
 from engine.transfer.task import check
@@ -71,6 +71,8 @@ def evaluate(task, pretrained, variants, settings, output):
         part, held = task.training(parts[PartKey("train", control, source, choice)])
         for seed in settings.seeds:
             trials[HeadKey(control, source, choice, seed)] = fit_heads.Trial(part, task.targets(part), seed, on, held)
+    pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
+                                  for item in v.choices.items())))
     first_epoch, refresh, averaged = 0, None, None
     if settings.protocol == "released":
         first_epoch = (pretrained.encoder.epoch or 0) + 1
@@ -165,6 +167,13 @@ def _with_dropout(task, encoders, trials, channels, settings):
         for (control, source, choice, _), trial in trials.items():
             trial.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
     return refresh
+
+
+def _nothing_shared(task, parts, direction, choice):
+    """See doubts.nothing_shared; of the pretrained encoder."""
+    train, test = (parts[PartKey(role, None, modality, choice)]
+                   for role, modality in zip(("train", "test"), direction))
+    return doubts.nothing_shared(task.name, direction, train.numbers, test.numbers)
 
 
 def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):

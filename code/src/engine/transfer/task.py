@@ -1,5 +1,6 @@
 """What a downstream task is once its data is open: clips by modality, the head, its metrics; and its settings."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from engine.transfer import code_sets, fit_heads, metrics
 from errors import InputError
 from model.heads import DeepSegmentHead, SegmentHead
 
+log = logging.getLogger(__name__)
 SHOWN = 8                        # test clips whose features are kept for the pictures
 
 
@@ -123,6 +125,14 @@ class Pretrained:
     path: Path
     encoder: torch.nn.Module
     sha256: str
+    warned: set = field(default_factory=set)
+
+    def warn(self, lines):
+        """Log each of these lines, unless that was done for this encoder before."""
+        for line in lines:
+            if line not in self.warned:
+                self.warned.add(line)
+                log.warning(line)
 
     @classmethod
     def load(cls, path, device, precision, zero_code0=False):

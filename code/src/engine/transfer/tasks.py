@@ -1,16 +1,21 @@
 """The table of tasks. Arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation read it.
 
-A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`.
+A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The entry of
+the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import permutations
 
+from dataset.annotation_csv import read_header
 from dataset.ave import AVE
 from dataset.ave import SPLITS as AVE_SPLITS
 from dataset.ave_avvp import AVEShared, AVVPShared
 from dataset.avvp import AVVP
+from dataset.custom import Custom
+from dataset.manifest import OWN, Manifest
 from dataset.ucf51 import UCF51
 from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
@@ -24,6 +29,7 @@ UNI_CODE_AVT = "published: Uni-Code, AVT 40K (Table 3)"
 SAME_AVT = "published: same modality, AVT 40K (Table 3)"
 UNI_CODE_AV = "published: Uni-Code, AV 40K (Table 1)"
 BASELINE_AV = "published: baseline, AV 40K (Table 1)"
+OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data has labels by second
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,23 @@ class TaskEntry:
     settings: type = None           # dataclass of arguments of this task alone, which its class gets as `settings`
     task: type = Task
     evaluate: Callable = run_task.evaluate
+
+    def of(self, own):
+        """This entry; that of the user's own data with its places, modalities and directions: each to each other.
+
+        Args:
+            own: short name -> Path: "manifest", and each modality of --features.
+        """
+        if self.family != OWN or not own:
+            return self
+        modalities = [m for m in ("video", "audio", "text") if m in own]    # in the order of the papers' pairs
+        if "text" in own and own["manifest"].is_file() and "onset" in read_header(own["manifest"]):
+            modalities.remove("text")                                       # words have no seconds
+        return replace(
+            self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=tuple(modalities),
+            prompts=f"{OWN}.text" if "text" in modalities else None,
+            directions={f"{OWN}_{source[0]}{target[0]}": (source, target)
+                        for source, target in permutations(modalities, 2)})
 
     def needed(self):
         """The places without which the script's own directions do not work."""
@@ -137,6 +160,21 @@ def retrieval_parts(paths, modalities, protocol):
     return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
 
 
+def own_parts(paths, modalities, protocol, seconds=10):
+    """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
+    epoch."""
+    has_val = Manifest(paths["manifest"], seconds).ids(("val",))
+    return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True))
+            for split in ("train", *(("val",) if has_val else ()), "test")]
+
+
+def own_task(name, head, best_by, train, **parts):
+    """The task of a manifest: classes of clips; of seconds where it has onsets."""
+    if any(clips.has_times for clips in train.values()):
+        head, best_by = SegmentHead, OWN_SECONDS_BY
+    return Task(name, head, best_by, train, **parts)
+
+
 OPEN_SET = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
 ENTRIES = (
     TaskEntry(
@@ -201,5 +239,9 @@ ENTRIES = (
         source=f"{PACKAGE}, folder UCF101; VGGSound audio from vggsound40k",
         directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")}, parts=ucf_vggsound_parts,
         epochs=25, **OPEN_SET),
+    TaskEntry(
+        OWN, "own", "Your own clips: their class, or events second by second where the manifest has onsets", OWN,
+        (f"{OWN}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
+        modalities=(), epochs=30, head=ClipHead, best_by="accuracy", parts=own_parts, task=own_task),
 )
 TASKS = {entry.name: entry for entry in ENTRIES}

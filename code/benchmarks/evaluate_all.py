@@ -1,0 +1,103 @@
+"""Time of evaluating one checkpoint on AVE, AVVP, AVE>AVVP and UCF/VGG at their published sizes.
+
+    python code/benchmarks/evaluate_all.py [--system dcid] [--share 0.02] [--json FILE]
+
+Features are random and lie in memory, 64 different clips of them; an untrained encoder of the published widths takes
+the checkpoint's place. The rest is what `evaluate.py` does: all directions of audio and video, the untrained control,
+the published number of epochs, heads side by side, result lines and predictions written to a temporary folder.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from configs.opts import device as device_of  # noqa: E402
+from engine.precision import has_bf16_units  # noqa: E402
+from engine.results import Output  # noqa: E402
+from engine.transfer import toc_variants  # noqa: E402
+from engine.transfer.task import HeadSettings, Pretrained  # noqa: E402
+from engine.transfer.tasks import TASKS  # noqa: E402
+from errors import Parser, run  # noqa: E402
+from systems.base import FrozenEncoder  # noqa: E402
+from systems.registry import SYSTEMS  # noqa: E402
+
+DIFFERENT, SECONDS = 64, 10
+CLIPS = {           # task -> (classes, {role: {modality: clips}}); counts of the official lists
+    "ave": (28, {"train": {"audio": 3339, "video": 3339}, "val": {"audio": 402, "video": 402},
+                 "test": {"audio": 402, "video": 402}}),
+    "avvp": (25, {"train": {"audio": 1848, "video": 1665}, "test": {"audio": 1848, "video": 1665}}),
+    "ave_avvp": (12, {"train": {"audio": 1831, "video": 1831}, "test": {"audio": 1848, "video": 1665}}),
+    "ucf_vggsound": (16, {"train": {"audio": 4813, "video": 2003}, "test": {"audio": 4813, "video": 2003}}),
+}
+
+
+class RandomClips(torch.utils.data.Dataset):
+    """Clips of one modality and their labels, each clip of one class in some of its seconds."""
+
+    def __init__(self, name, modality, clips, classes, config):
+        self.name, self.modalities, self.classes = name, (modality,), [str(c) for c in range(classes)]
+        rng = np.random.default_rng(clips)
+        self.ids = [str(i) for i in range(clips)]
+        shape = (7, 7, config.video_dim) if modality == "video" else (config.audio_dim,)
+        self.features = rng.standard_normal((DIFFERENT, SECONDS, *shape), np.float32)
+        chosen = np.where(rng.random((clips, SECONDS)) < 0.7, rng.integers(classes, size=(clips, 1)), classes)
+        chosen[:, 0] = chosen[:, 0].clip(max=classes - 1)
+        self.labels = np.eye(classes + 1, dtype=np.float32)[chosen]
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        return {self.modalities[0]: self.features[i % DIFFERENT], "label": self.labels[i]}
+
+
+def open_task(name, config, share):
+    """A task of the table over random clips."""
+    entry, (classes, roles) = TASKS[name], CLIPS[name]
+    parts = {role: {m: RandomClips(f"{name} {role}", m, max(2, round(share * clips)), classes, config)
+                    for m, clips in modalities.items()} for role, modalities in roles.items()}
+    return entry, entry.task(name, entry.head, entry.best_by, **parts)
+
+
+def main(argv=None):
+    """Evaluate, print seconds per task and, if asked, write JSON."""
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
+    parser.add_argument("--share", type=float, default=1.0, help="of the published clips")
+    parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    opts = parser.parse_args(argv)
+    device, kind = device_of(opts.device), SYSTEMS[opts.system]
+    torch.manual_seed(0)
+    config = kind.Config.for_data(("audio", "video", "text"))
+    encoder = FrozenEncoder(kind(config).encoder, kind, epoch=5).to(device)
+    pretrained = Pretrained(Path("random.pt"), encoder, "0" * 64)
+    precision, times = "bf16" if has_bf16_units(device) else "float32", {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in CLIPS:
+            start = perf_counter()
+            entry, task = open_task(name, config, opts.share)
+            chosen = toc_variants.variants(toc_variants.TocSettings(), name, list(entry.directions.values()),
+                                           pretrained.code_dim, kind.TOC_RELEASED)
+            settings = HeadSettings(n_epoch=entry.epochs, precision=precision, in_memory=True)
+            entry.evaluate(task, pretrained, chosen, settings, Output(Path(folder) / "results.jsonl", "none.json"))
+            times[name] = perf_counter() - start
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{kind.title}, {opts.share:g} of the published clips, {precision} on {name}")
+    for task, time in (times | {"all": sum(times.values())}).items():
+        print(f"{task:14} {time:8.1f} s")
+    if opts.json:
+        opts.json.write_text(json.dumps({"device": name, "share": opts.share, "seconds": times}, indent=1) + "\n",
+                             encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

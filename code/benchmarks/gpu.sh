@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Every figure of a GPU in one call: bash code/benchmarks/gpu.sh [FOLDER]
+# Logs, JSON and traces go to FOLDER (default: gpu-figures).
+set -euo pipefail
+out=$(mkdir -p "${1:-gpu-figures}" && cd "${1:-gpu-figures}" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ../src/python.sh
+
+step() {    # name of the figures, arguments of pretrain_step.py
+    "$PYTHON" pretrain_step.py --json "$out/$1.json" "${@:2}" 2>&1 | tee "$out/$1.log"
+}
+
+step run-bf16 -b 80 --precision bf16 --clips 40801 --epochs 6 --steps 20 --trace "$out/bf16.json.gz"
+step float32 -b 80 --precision float32 --steps 10 --trace "$out/float32.json.gz"
+step recompute -b 80 --precision bf16 --steps 10 --recompute
+for system in h_dcid fcid micu codaar; do
+    step "$system" --system "$system" -b 80 --precision bf16 --steps 10
+done
+"$PYTHON" evaluate_all.py --json "$out/evaluate.json" 2>&1 | tee "$out/evaluate.log"
+"$PYTHON" growth.py --widths published --precision bf16 --json "$out/growth.json" 2>&1 | tee "$out/growth.log"

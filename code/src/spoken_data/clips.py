@@ -1,0 +1,123 @@
+"""Clips of Spoken Digits: a recorded word, said once a second for the length of an event, and a handwritten digit.
+
+The features are those of `prepare.py features --audio-encoder logmel --video-encoder patches`, computed without the
+way through video files. A clip is grey and silent but for its events, so both its features are nearly zero there.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from extract.audio import logmel_second
+from extract.video import GRID, patches
+from spoken_data.sources import RATE, SIDE
+
+NONE = -1                               # no recording, no image: silence, an empty canvas
+CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
+GREY = 128                              # of an empty canvas
+# Takes of every speaker and digit. 0 to 4 are the data set's own test split.
+TAKES = {"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)}
+# MNIST's test images are of two groups of writers, 5,000 images each; every part has the same share of both.
+IMAGES = {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}
+GROUP = 5000
+
+
+@dataclass
+class Pool:
+    """The recordings and images of one part; no other part has any of them.
+
+    Attributes:
+        waves: list of int16 arrays.
+        said: (N,) digit of each.
+        pixels: (M, 28, 28) uint8.
+        shown: (M,) digit of each.
+    """
+
+    waves: list
+    said: np.ndarray
+    pixels: np.ndarray
+    shown: np.ndarray
+
+
+def pool(part, speech, images):
+    """`Pool` of "train", "val" or "test"."""
+    takes, group = TAKES[part], IMAGES[part]
+    chosen = np.flatnonzero((speech.index >= takes.start) & (speech.index < takes.stop))
+    number = np.arange(len(images.digit)) % GROUP
+    written = (number >= group.start) & (number < group.stop)
+    return Pool([speech.waves[k] for k in chosen], speech.digit[chosen], images.pixels[written], images.digit[written])
+
+
+@dataclass
+class Clip:
+    """What is heard and seen in each second.
+
+    Attributes:
+        heard: (T,) number of a recording in its pool, or NONE.
+        onset: (T,) share of the free time in the second after which the word begins, 0..1.
+        seen: (T,) number of an image in its pool, or NONE.
+        cell: (T,) which of the 49 cells the image fills.
+    """
+
+    heard: np.ndarray
+    onset: np.ndarray
+    seen: np.ndarray
+    cell: np.ndarray
+
+    def quiet(self):
+        """The clip without its sound."""
+        return replace(self, heard=np.full_like(self.heard, NONE))
+
+
+class Casting:
+    """Chooses recordings and images of given digits: each of a pool once, in random order, before any comes again."""
+
+    def __init__(self, pool, rng):
+        self.rng, self.queues = rng, {}
+        self.of_digit = {"heard": pool.said, "seen": pool.shown}
+
+    def next(self, kind, digit):
+        """Number of the next "heard" recording or "seen" image of a digit."""
+        if not self.queues.get((kind, digit)):
+            candidates = np.flatnonzero(self.of_digit[kind] == digit)
+            self.queues[kind, digit] = list(self.rng.permutation(candidates))
+        return self.queues[kind, digit].pop()
+
+    def clip(self, heard, seen):
+        """`Clip` of the digits heard and seen each second, (T,), NONE for nothing: one recording and one image for
+        each digit, the image in one place, the word at another moment of each second."""
+        cast = {kind: {digit: self.next(kind, digit) for digit in np.unique(digits) if digit != NONE}
+                for kind, digits in (("heard", heard), ("seen", seen))}
+        place = {digit: self.rng.integers(GRID * GRID) for digit in cast["seen"]}
+        return Clip(np.array([cast["heard"].get(d, NONE) for d in heard]), self.rng.random(len(heard)),
+                    np.array([cast["seen"].get(d, NONE) for d in seen]), np.array([place.get(d, 0) for d in seen]))
+
+
+def waveform(clip, pool):
+    """(T * 8000,) int16. A word longer than its second is cut there."""
+    wave = np.zeros(len(clip.heard) * RATE, np.int16)
+    for second in np.flatnonzero(clip.heard != NONE):
+        word = pool.waves[clip.heard[second]][:RATE]
+        start = second * RATE + round(clip.onset[second] * (RATE - len(word)))
+        wave[start:start + len(word)] = word
+    return wave
+
+
+def frame(clip, pool, second):
+    """The picture of a second, (196, 196, 3) uint8."""
+    canvas = np.full((CANVAS, CANVAS), GREY, np.uint8)
+    if clip.seen[second] != NONE:
+        row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
+        canvas[row:row + SIDE, column:column + SIDE] = pool.pixels[clip.seen[second]]
+    return np.repeat(canvas[..., None], 3, 2)
+
+
+def audio_features(clip, pool):
+    """(T, 128) float32."""
+    return logmel_second(waveform(clip, pool), RATE)
+
+
+def video_features(clip, pool):
+    """(T, 7, 7, 32) float32. A picture that stays is computed once: the mean over its frames is itself."""
+    first, which = np.unique(np.stack([clip.seen, clip.cell], 1), axis=0, return_index=True, return_inverse=True)[1:]
+    return patches([frame(clip, pool, second) for second in first])[which.ravel()]
