@@ -146,7 +146,7 @@ class Options(argparse.Namespace):
     @property
     def own(self):
         """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
-        if not self.manifest:
+        if not vars(self).get("manifest"):
             return {}
         return {"manifest": self.manifest, **{m: self.features[m] for m in MODALITIES if m in self.features}}
 
