@@ -31,7 +31,7 @@ def open_data(opts):
         demo_tree.build(opts.data_root, PLACES)
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
-    return _open(opts, seconds=opts.seconds)
+    return _open(opts, seconds=opts.seconds, padding=opts.padding)
 
 
 def _open(opts, **reading):
@@ -152,7 +152,7 @@ def pretrain(opts, together):
 def _tell(opts, data, system):
     """What the log says of the clips and the length of a run. The demo is meant to be short."""
     config, own = system.config, [own for m, own in data.first_lengths.items() if m not in ("text", "label")]
-    if all(seconds is not None and seconds < config.seconds for seconds in own):
+    if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":

@@ -40,9 +40,11 @@ class Config:
     spatial_attention: str = "sum"      # or "softmax"
     seconds: int = setting(10, "seconds of a clip (T): longer ones are cut, shorter ones padded; auto: the longest of "
                            "the list", type=seconds_or_auto, metavar="N|auto")
+    padding: str = setting("repeat", "seconds that a clip does not have: its last one again, as published, or a mask: "
+                           "no loss, code, attention or head sees them", choices=("repeat", "mask"))
 
     def __post_init__(self):
-        assert self.spatial_attention in ("sum", "softmax")
+        assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
         assert self.modalities == tuple(m for m in MODALITIES if m in self.modalities), self.modalities
 
     def feature_dim(self, modality):
@@ -60,7 +62,7 @@ class Config:
     @property
     def reading(self):
         """How clips are read for this system: keyword arguments of dataset.clips.Clips."""
-        return {"seconds": self.seconds}
+        return {"seconds": self.seconds, "padding": self.padding}
 
     def to_dict(self):
         return asdict(self)

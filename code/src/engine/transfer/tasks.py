@@ -4,6 +4,7 @@ A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh
 the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -160,10 +161,10 @@ def retrieval_parts(paths, modalities, protocol):
     return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
 
 
-def own_parts(paths, modalities, protocol, seconds=10):
+def own_parts(paths, modalities, protocol):
     """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
     epoch."""
-    has_val = Manifest(paths["manifest"], seconds).ids(("val",))
+    has_val = Manifest(paths["manifest"], math.inf).ids(("val",))
     return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True))
             for split in ("train", *(("val",) if has_val else ()), "test")]
 
