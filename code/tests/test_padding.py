@@ -1,21 +1,31 @@
 """--padding mask: padded seconds take part in nothing. Whatever lies in them, a padded batch is its clips alone."""
 
-import copy
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+import clip_retrieval
+import evaluate
+from configs.opts import PLACES
+from dataset.archive import read_zip
+from dataset.clips import Clips
+from dataset.packing import pack
+from demo_data import demo_tree
 from engine import checkpoint
 from engine.batches import Resident, Streamed
-from model.cross_cpc import CrossCPC
+from engine.transfer import metrics
+from errors import InputError
 from model.club import Club, Clubs
+from model.cross_cpc import CrossCPC
 from model.heads import ClipHead, RetrievalHead, SegmentHead
 from model.padding import first_rows
 from model.sampling import Draws
 from systems.base import FrozenEncoder, to_seconds
 from systems.registry import SYSTEMS
-from tiny import trainer_for
+from tiny import train, trainer_for
 
 SMALL = dict(video_dim=4, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -247,3 +257,104 @@ def test_a_head_sees_real_seconds_only(kind):
     torch.testing.assert_close(head.loss(targets, codes, real=real), head.loss(cut, short))
     ours = head(codes, real=real)
     torch.testing.assert_close(ours[:, :own] if kind is SegmentHead else ours, head(short))
+
+
+# -------------------------------------------------------------------------------------------- from the data to results
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """A demo tree whose AVVP, UCF and pretraining clips have any length up to their own."""
+    root = tmp_path_factory.mktemp("varied") / "data"
+    demo_tree.build(root, PLACES, clips=80, progress=False, seconds=6)
+    draw = np.random.default_rng(0)
+    for dotted in ("vggsound.video", "avvp.video", "avvp.audio"):
+        for path in sorted((root / PLACES[dotted]).glob("*.zip")):
+            demo_tree.write_zip(path.parent, path.stem, read_zip(path)[:draw.integers(2, 7)])
+    return root
+
+
+def test_loaders_give_the_seconds_that_all_modalities_have(varied):
+    place = {m: varied / PLACES[f"vggsound.{m}"] for m in ("audio", "video")}
+    ids = sorted(path.stem for path in place["video"].glob("*.zip"))
+    own = [min(6, *(len(read_zip(place[m] / f"{name}.zip")) for m in place)) for name in ids]
+    data, repeated = (Clips("x", tuple(place), ids, place, seconds=6, padding=padding) for padding in ("mask", "repeat"))
+    assert len(set(own)) > 3 and data.real_seconds.tolist() == own and "real" not in repeated[0]
+    assert all(data[i]["real"].tolist() == [t < own[i] for t in range(6)] for i in range(len(ids)))
+    order = torch.randperm(len(ids))
+    device = torch.device("cpu")
+    streamed = list(Streamed(data, tuple(place), device, torch.float32, 0)(order, 32))
+    resident = list(Resident.of(data, tuple(place), device, torch.float32, torch.float32)(order, 32))
+    for one, other in zip(streamed, resident, strict=True):
+        assert one.keys() == other.keys() == {"audio", "video", "real"}
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert "real" not in next(iter(Streamed(repeated, tuple(place), device, torch.float32, 0)(order, 32)))
+
+
+def test_packs_know_how_long_clips_are_and_old_ones_are_refused(varied, tmp_path):
+    source, out = varied / PLACES["avvp.audio"], tmp_path / "audio.h5"
+    pack(source, out, "audio", seconds=6)
+    ids = sorted(path.stem for path in source.glob("*.zip"))
+    data, packed = (Clips("x", ("audio",), ids, {"audio": path}, seconds=6, padding="mask") for path in (source, out))
+    assert np.array_equal(data.real_seconds, packed.real_seconds)
+    assert all(np.array_equal(data[i]["real"], packed[i]["real"]) for i in range(len(ids)))
+    old = shutil.copyfile(out, tmp_path / "old.h5")
+    with h5py.File(old, "r+") as file:
+        del file["seconds"]
+    assert len(Clips("x", ("audio",), ids, {"audio": old}, seconds=6)) == len(ids)
+    with pytest.raises(InputError, match="pack of an earlier version.*--padding mask"):
+        Clips("x", ("audio",), ids, {"audio": old}, seconds=6, padding="mask")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_masked_run_trains_resumes_and_is_kept_in_the_file(varied, small_model, tmp_path, name, precision):
+    more = ["--seconds", 6, "--padding", "mask", "--system", name, "--precision", precision]
+    assert train(varied, tmp_path / "whole", *more, "--n_epoch", 1) == 0
+    if name == "dcid":
+        train(varied, tmp_path / "broken", *more, "--n_epoch", 1, "--max_steps", 4)
+        train(varied, tmp_path / "broken", *more, "--n_epoch", 1, "--resume", "auto")
+    folders = [tmp_path / "whole"] + [tmp_path / "broken"] * (name == "dcid")
+    files = [max((folder / "checkpoints").glob("*.pt"), key=lambda path: "step" not in path.name) for folder in folders]
+    loaded = [checkpoint.open_file(path) for path in files]
+    assert loaded[0].system.config.padding == "mask" and loaded[0].contents["run"]["options"]["padding"] == "mask"
+    assert all(torch.equal(value, loaded[-1].system.state_dict()[key])
+               for key, value in loaded[0].system.state_dict().items())
+    if name == "dcid" and precision == "float32":
+        with pytest.raises(InputError, match="pretrained with --padding mask, not repeat"):
+            train(varied, tmp_path / "other", "--seconds", 6, "--resume", files[0])
+
+
+def test_every_task_runs_masked(varied, small_model, tmp_path):
+    assert train(varied, tmp_path, "--seconds", 6, "--padding", "mask", "--max_steps", 1) == 0
+    path = next((tmp_path / "checkpoints").glob("*.pt"))
+    common = ["--data_root", str(varied), "--gpu", "cpu", "--workers", "0", "--no_control",
+              "--snapshot_pref", str(tmp_path / "results")]
+    evaluate.main([*common, "--n_epoch", "1", str(path)])
+    clip_retrieval.main([*common, "--checkpoint", str(path)])
+    found = np.load(tmp_path / "results" / "predictions" / "avvp-video-audio.npz")
+    own = [min(6, len(read_zip(varied / PLACES["avvp.audio"] / f"{name[:11]}.zip"))) for name in found["ids"]]
+    assert all(not labels[n:].any() and labels[:n].any(1).all() and np.isneginf(cross[n:]).all()
+               for n, labels, cross in zip(own, found["labels"], found["cross"]))
+
+
+def test_padded_seconds_are_neither_right_nor_wrong():
+    """Precision, recall and F1 of masked sets are those of the seconds alone, pooled and batch by batch."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 7, 5, 4), torch.randint(2, (7, 5, 4)).float()
+    own = torch.tensor([1, 5, 3, 2, 4, 5, 1])
+    real = torch.arange(5) < own.unsqueeze(1)
+    nothing = torch.where(real.unsqueeze(2), logits, -9.0), torch.where(real.unsqueeze(2), labels, 0.0)
+    for batch in (None, 3):
+        found, expected = metrics.segment_scores(logits, labels, batch, real), metrics.segment_scores(*nothing, batch)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    flat = labels[real].unsqueeze(0)
+    assert metrics.segment_chance(labels, None, real) == pytest.approx(metrics.segment_chance(flat))
+
+
+@pytest.mark.parametrize("seconds", [4, 30])
+def test_avs_takes_an_encoder_of_any_length(seconds):
+    from avs_s4.query import Adapter, Query
+    system = system_of("dcid", seconds=seconds).float()
+    encoder = FrozenEncoder(system.encoder, type(system))
+    query = Query(encoder, Adapter("tied"), torch.randn(3, 10, 9)).train()
+    batch = {"audio": torch.randn(2, 5, 6), "category": torch.tensor([0, 1])}
+    assert all(query(m, batch).shape == (2, 5, encoder.head_dim) for m in ("audio", "text"))

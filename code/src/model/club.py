@@ -42,7 +42,7 @@ class Evidence:
         """Every second a group of its own: codes (M, N, D), specific (M, N, S), real (B, T), N = B * T."""
         share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
         if real is not None:
-            share = (real.flatten() / real.sum()).to(specific.dtype).view(1, -1, 1).expand_as(share)
+            share = (real.flatten().to(specific.dtype) / real.sum()).view(1, -1, 1).expand_as(share)
         return cls(codes, share, specific, torch.zeros_like(specific), real)
 
     @classmethod
