@@ -184,7 +184,8 @@ def _batch(picked):
     codes than the step has seconds, only the codes of these seconds are taken."""
     targets = torch.stack([trial.targets[clips] for trial, clips in picked])
     rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
-    masks = [torch.stack([trial.train.real[clips] for trial, clips in picked])] * (picked[0][0].train.real is not None)
+    is_masked = picked[0][0].train.real is not None                     # of all: `fit` puts them together so
+    masks = [torch.stack([trial.train.real[clips] for trial, clips in picked])] if is_masked else []
     tables = [trial.train.table for trial, _ in picked]
     if max(map(len, tables)) <= rows[0].numel():
         return targets, pad_sequence(tables, batch_first=True), rows, *masks
