@@ -46,8 +46,7 @@ class RandomClips(torch.utils.data.Dataset):
         self.name, self.modalities, self.classes = name, (modality,), [str(c) for c in range(classes)]
         rng = np.random.default_rng(clips)
         self.ids = [str(i) for i in range(clips)]
-        shape = (7, 7, config.video_dim) if modality == "video" else (config.audio_dim,)
-        self.features = rng.standard_normal((DIFFERENT, SECONDS, *shape), np.float32)
+        self.features = rng.standard_normal((DIFFERENT, SECONDS, *config.shape(modality)), np.float32)
         chosen = np.where(rng.random((clips, SECONDS)) < 0.7, rng.integers(classes, size=(clips, 1)), classes)
         chosen[:, 0] = chosen[:, 0].clip(max=classes - 1)
         self.labels = np.eye(classes + 1, dtype=np.float32)[chosen]

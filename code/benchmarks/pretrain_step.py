@@ -29,7 +29,7 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from configs.opts import device as device_of  # noqa: E402
 from declare import positive  # noqa: E402
-from engine.batches import Resident, epoch_order, stored_dtype  # noqa: E402
+from engine.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
 from engine.malloc import keep_freed_memory  # noqa: E402
 from engine.precision import has_bf16_units  # noqa: E402
 from engine.trainer import Settings, Trainer  # noqa: E402
@@ -73,16 +73,16 @@ def random_data(config, clips, seconds, device, dtype, stored):
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, device=device)
-    shapes = {"audio": (config.audio_dim,), "video": (7, 7, config.video_dim)}
-    features = {m: torch.empty(clips, seconds, *shapes[m], device=device, dtype=stored)
-                for m in config.modalities if m in shapes}
+    features = {m: torch.empty(clips, seconds, *config.shape(m), device=device, dtype=stored)
+                for m in config.modalities if m != "text"}
     for m, x in features.items():
         for part in x.split(CHUNK):                                 # drawn at once, 40,000 clips take 41 GB
             part.copy_(normal(*part.shape) if m == "audio" else (normal(*part.shape) - 0.67).relu())
     if "text" not in config.modalities:
         return Resident(features, None, dtype)
-    table = normal(50, seconds, config.text_dim).to(dtype)
-    return Resident(features, (table, torch.randint(50, (clips,), generator=generator, device=device)), dtype)
+    table = normal(50, seconds, config.feature_dim("text")).to(dtype)
+    rows = torch.randint(50, (clips,), generator=generator, device=device)
+    return Resident(features, Text((table, rows), None, device, dtype), dtype)
 
 
 def whole_run(trainer, resident, clips, batch_size, epochs):

@@ -17,7 +17,6 @@ from cmg._src.model.heads import ClipHead, SegmentHead
 from cmg._src.systems.base import Codes
 
 BATCH = 64                      # clips encoded at once; changes no figure
-AXES = {"audio": "(B, T, {})", "video": "(B, T, 7, 7, {})", "text": "(B, L, {})"}
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
@@ -48,9 +47,9 @@ class Encoder:
         """The codes of some clips.
 
         Args:
-            modality: "audio", "video" or "text".
-            x: array or tensor of floating-point features: audio (B, T, 128), video (B, T, 7, 7, V), text (B, L, 768)
-                word vectors.
+            modality: one that it was pretrained on.
+            x: array or tensor of floating-point features of the pretraining's sizes: vectors (B, T, W), maps
+                (B, T, H, W, C), text (B, L, W) word vectors.
 
         Returns:
             `Codes` on the encoder's device: vectors (B, T, D), indices (B, T) int64, or (B, T, codebooks) where a
@@ -67,10 +66,11 @@ class Encoder:
         if modality not in self.modalities:
             raise InputError(f"{modality}: this encoder was pretrained on {', '.join(self.modalities)}")
         x = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
-        width = self.frozen.config.feature_dim(modality)
-        if x.ndim != AXES[modality].count(",") + 1 or not len(x) or x.shape[-1] != width or not x.is_floating_point():
+        config = self.frozen.config
+        given = x.shape[1 if config.kind(modality) == "tokens" else 2:]
+        if not config.fits(modality, given) or not x.numel() or not x.is_floating_point():
             raise InputError(f"{modality} features of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}; "
-                             f"{AXES[modality].format(width)} floating-point numbers are expected")
+                             f"{config.axes(modality)} floating-point numbers are expected")
         if not torch.isfinite(x).all():
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
@@ -100,8 +100,9 @@ class Encoder:
             sound = encoders.LogMelSound(FrontEnd()) if audio == "logmel" else encoders.VGGishSound(
                 weights.read(audio, "vggish"), FrontEnd(), device)
         if video is not None:
-            pictures = encoders.PatchPictures(random_filters(self.frozen.config.video_dim)) if video == "patches" \
-                else encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
+            channels = self.frozen.config.feature_dim("video")
+            pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
+                encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
         timing = clip.Timing(seconds=seconds or self.frozen.config.seconds)
         found = clip.extract(path, Path(path).stem, timing, sound, pictures)
         if found.row.status == "unreadable" or found.problems:

@@ -17,6 +17,7 @@ from engine.run_loop import Loop, RunSettings, RunState, find_newest, fingerprin
 from engine.trainer import Settings, Trainer
 from errors import InputError, run
 from model.collectives import ALONE
+from model.config import describe_shape
 from model.sampling import Draws
 from systems.published import own_names
 from systems.registry import SYSTEMS
@@ -55,32 +56,36 @@ def find_resumed(opts, is_first):
     return found
 
 
-def open_system(opts, resumed, video_dim):
-    """(system, Loaded): a fresh system and None, or those of the file `resumed`."""
+def open_system(opts, resumed, shapes):
+    """(system, Loaded): a fresh system and None, or those of the file `resumed`.
+
+    Args:
+        shapes: modality -> shape of the data's features.
+    """
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     kind, loaded = SYSTEMS[opts.system], None
     if resumed:
         loaded = checkpoint.open_file(resumed, dtype)
-        require_fit(opts, loaded, video_dim)
+        require_fit(opts, loaded, shapes)
         system = loaded.system
     else:
         sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
-        sizes |= {"video_dim": video_dim} if video_dim else {}
         sizes |= {name: getattr(opts, name) for name in declare.settings(kind.Config)}
-        system = kind(kind.Config.for_data(opts.modalities, **sizes)).to(dtype=dtype)
+        system = kind(kind.Config.for_data(shapes, **sizes)).to(dtype=dtype)
     system.options = declare.read(kind.Options, opts)
     return system.to(opts.device), loaded
 
 
-def require_fit(opts, loaded, video_dim):
+def require_fit(opts, loaded, shapes):
     """InputError unless training can resume from a checkpoint with these options and this data."""
     config, name = loaded.system.config, loaded.system.name
-    if config.modalities != opts.modalities or name != opts.system:
+    if config.modalities != tuple(shapes) or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
-                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for")
-    if video_dim and config.video_dim != video_dim:
-        raise InputError(f"{loaded.path}: takes video of {config.video_dim} channels, the data has {video_dim}; "
-                         "use the data it was pretrained on")
+                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for, with {', '.join(shapes)}")
+    for modality, shape in shapes.items():
+        if not config.fits(modality, shape):
+            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
+                             f"{describe_shape(modality, shape)}; use the data it was pretrained on")
     if config.spatial_attention != opts.spatial_attention:
         raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
                          f"{opts.spatial_attention}; pass the same")
@@ -112,9 +117,10 @@ def pretrain(opts, together):
     generator = seed_everything(opts.seed)
     data = open_data(opts)                                  # before anything compares --seconds auto
     resumed = find_resumed(opts, together.is_first)
-    system, loaded = open_system(opts, resumed, data.video_dim)
+    system, loaded = open_system(opts, resumed, data.shapes)
     trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
+    names = pretraining.places(opts.dataset_name, opts.own_modalities)
     folder = None
     if opts.evaluate:
         show_log()
@@ -122,8 +128,7 @@ def pretrain(opts, together):
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(
-                opts.dataset_name, opts.own_modalities)}, clips=fingerprint(data)))
+            opts.resolved(), opts.device, {name: opts.place(name) for name in names}, clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
              "+".join(opts.modalities), system.config.seconds, system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
@@ -132,7 +137,7 @@ def pretrain(opts, together):
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(pretraining.places(opts.dataset_name), opts.place)
+    places = doubts.places_of(names, opts.place)
     if loaded:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
@@ -151,7 +156,7 @@ def pretrain(opts, together):
 
 def _tell(opts, data, system):
     """What the log says of the clips and the length of a run. The demo is meant to be short."""
-    config, own = system.config, [own for m, own in data.first_lengths.items() if m not in ("text", "label")]
+    config, own = system.config, [data.first_lengths[m] for m in data.timed]
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)

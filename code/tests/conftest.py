@@ -1,6 +1,5 @@
 """Shared set-up of the tests: the source folders on the path, one thread, where golden numbers and annotations lie."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts")]
 torch.set_num_threads(1)
+RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
@@ -34,6 +34,14 @@ def annotations():
 
 
 @pytest.fixture(scope="session")
+def recordings():
+    """Folder of the archives of Spoken Digits; CMG_SPOKEN names it. No test downloads them."""
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no real recordings: {RECORDINGS} is absent; CMG_SPOKEN names another folder")
+    return RECORDINGS
+
+
+@pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
     """Root of a demo tree with 80 pretraining clips."""
     from configs.opts import PLACES
@@ -46,12 +54,12 @@ def demo_data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
-    from kill_resume import WIDTHS
+    from kill_resume import narrow
     from model.config import Config
     full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "for_data", classmethod(
-            lambda cls, *args, **more: dataclasses.replace(full(cls, *args, **more), **WIDTHS)))
+            lambda cls, *args, **more: narrow(full(cls, *args, **more))))
         yield
 
 

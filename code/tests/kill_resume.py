@@ -19,8 +19,14 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24}
-WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "video_hidden": 32,
-          "video_specific_dim": 64, "video_pool_hidden": 32, "num_layers": 1}
+WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "num_layers": 1}
+MAP_WIDTHS = {"hidden": 32, "specific": 64, "pool_hidden": 32}
+
+
+def narrow(config):
+    """A config with networks a hundredth of the demo's size."""
+    maps = tuple((m, widths._replace(**MAP_WIDTHS)) for m, widths in config.map_widths)
+    return dataclasses.replace(config, map_widths=maps, **WIDTHS)
 
 
 def train(arguments, log, is_tiny):
@@ -33,7 +39,7 @@ def train(arguments, log, is_tiny):
     if is_tiny:
         full = Config.for_data.__func__
         Config.for_data = classmethod(
-            lambda cls, *args, **widths: dataclasses.replace(full(cls, *args, **widths), **WIDTHS))
+            lambda cls, *args, **sizes: narrow(full(cls, *args, **sizes)))
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     sys.exit(pretrain.main(arguments))
 

@@ -32,8 +32,8 @@ RUN = ["--num_workers", "0", "--gpu", "cpu"]
 
 
 def config(modalities=("audio", "text")):
-    return Config.for_data(modalities, 8, num_codes=12, code_dim=16, text_hidden=8, feed_forward=16, num_layers=1,
-                           num_heads=2)
+    return Config.for_data(modalities, video_dim=8, num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
+                           num_layers=1, num_heads=2)
 
 
 def frozen(seed=0):

@@ -38,8 +38,8 @@ def test_any_float_dtype_loads_and_widths_are_read_from_the_tensors(small, tmp_p
     cast = {s: {k: v.to(dtype) for k, v in tensors.items()} for s, tensors in small.items()}
     encoder = checkpoint.load_encoder(write(tmp_path / "x.pt", cast | {"epoch": 2}))
     config = encoder.config
-    assert (config.modalities, config.num_codes, config.video_dim, config.video_specific_dim, encoder.epoch) == (
-        ("audio", "video", "text"), 48, 16, 32, 2)
+    assert (config.modalities, config.num_codes, encoder.epoch) == (("audio", "video", "text"), 48, 2)
+    assert (config.shape("video"), config.widths("video").specific) == ((7, 7, 16), 32)
     codes = encoder.embed("video", torch.rand(2, 10, 7, 7, 16))
     assert codes.vectors.shape == (2, 10, 256) and codes.vectors.dtype == torch.float32
     assert not any(p.requires_grad for p in encoder.parameters()) and not encoder.training

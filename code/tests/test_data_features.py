@@ -214,8 +214,9 @@ def test_missing_clips_are_counted_and_named(folder, caplog):
 def test_one_width_for_all_clips(tmp_path):
     write_zips(tmp_path, {"a": features(RNG, 10, (7, 7, 4)), "b": features(RNG, 10, (7, 7, 5))})
     video = Clips("set", ("video",), ["a", "b"], {"video": tmp_path})
-    assert video.video_dim == 4 and video[0]["video"].shape == (10, 7, 7, 4)
-    assert "shape (10, 7, 7, 5)" in message(video.__getitem__, 1)
+    assert video.shapes == {"video": (7, 7, 4)} and video[0]["video"].shape == (10, 7, 7, 4)
+    text = message(video.__getitem__, 1)
+    assert "b.zip: shape (10, 7, 7, 5); (seconds, 7, 7, 4) is expected, as of clip a" in text
     assert Clips("set", ("video",), ["a", "b"], {"video": tmp_path}, on_bad_clip="skip").ids == ["a"]
 
 
@@ -235,8 +236,8 @@ def test_short_clips_repeat_the_last_second_long_ones_are_cut(t, seconds, tail):
 
 def test_segment_labels_may_have_a_leading_one():
     label = np.arange(10)
-    assert np.array_equal(check_clip(label[None], (), 10, "x"), label)
-    assert "shape (10, 1)" in message(check_clip, label[:, None], (), 10, "x")
+    assert np.array_equal(check_clip(label[None], ((),), 10, "x"), label)
+    assert "shape (10, 1)" in message(check_clip, label[:, None], ((),), 10, "x")
 
 
 # --------------------------------------------------------------------------------------------------------- HDF5
@@ -257,8 +258,8 @@ def hdf5_defects(path, name):
             file["avadataset"] = x.astype(int)
         elif name == "wrong rank":
             file["avadataset"] = x[0]
-        elif name == "wrong width":
-            file["avadataset"] = x[..., :100]
+        elif name == "maps too small":
+            file["avadataset"] = np.ones((4, 10, 4, 7, 3))
         elif name == "external link":
             file["avadataset"] = h5py.ExternalLink("/etc/other.h5", "x")
         elif name == "external storage":
@@ -283,8 +284,8 @@ def hdf5_defects(path, name):
         path.write_bytes(b"PK" * 100)
 
 
-HDF5 = {"another name": "no dataset 'avadataset'", "integers": "int64", "wrong rank": "rank 3",
-        "wrong width": "(100,)", "external link": "a link", "external storage": "other files",
+HDF5 = {"another name": "no dataset 'avadataset'", "integers": "int64", "wrong rank": "rank 3 or 5",
+        "maps too small": "maps of 4 x 7 places", "external link": "a link", "external storage": "other files",
         "virtual": "other files", "huge chunks": "chunks of", "a group": "no dataset", "another format": "something",
         "truncated": "not a whole HDF5 file", "no HDF5": "not a whole HDF5 file"}
 

@@ -86,7 +86,8 @@ def test_video_and_rows_are_packed_too(tmp_path):
     pack(tmp_path / "ave.h5", tmp_path / "p.h5", "audio", "float32")
     rows, packed = open_features(tmp_path / "ave.h5", "audio"), open_features(tmp_path / "p.h5", "audio")
     assert all(np.array_equal(packed.read(str(n)), rows.read(str(n))) for n in range(12))
-    assert "rank 5" in message(open_features, tmp_path / "p.h5", "video")
+    assert "rank 2" in message(open_features, tmp_path / "p.h5", "label")
+    assert "clips of 10 seconds; 4 are expected" in message(open_features, tmp_path / "p.h5", "audio", 4)
 
 
 def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):

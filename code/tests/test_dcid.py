@@ -75,7 +75,8 @@ def test_the_sum_over_places_equals_the_published_attention_of_weight_one():
 
 def test_softmax_attention_weighs_places_and_learns():
     torch.manual_seed(3)
-    config = replace(Config.for_data(("audio", "video"), spatial_attention="softmax", **TINY), attention_dim=16)
+    config = Config.for_data(("audio", "video"), spatial_attention="softmax", **TINY)
+    config = replace(config, map_widths=(("video", config.widths("video")._replace(attention=16)),))
     pool = DCID(config).encoder.levels[0].semantic["video"]
     x = torch.rand(2, 3, 7, 7, 4)
     pooled = pool.pool(x)

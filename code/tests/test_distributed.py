@@ -54,7 +54,7 @@ def train(name, together):
     model = SYSTEMS[system](config).double().train()
     trainer = trainer_for(model, together=together, **settings)
     generator = torch.Generator().manual_seed(5)
-    shapes = {"audio": (10, config.audio_dim), "video": (10, 7, 7, config.video_dim), "text": (10, config.text_dim)}
+    shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
     if name.endswith("masked"):
         data["real"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)

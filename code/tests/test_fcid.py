@@ -15,6 +15,7 @@ from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, trainer_for
 
 ALL = ("audio", "video", "text")
+SHAPES = dict(FCID.Config.for_data(ALL, **TINY).shapes)
 
 
 def trainer_of(modalities=ALL, seed=0, **settings):
@@ -87,9 +88,9 @@ def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):
     loaded = checkpoint.open_file(tmp_path / "FCID.pt")
     assert isinstance(loaded.system, FCID) and loaded.missing and loaded.system.config.num_layers == 1
     with pytest.raises(InputError, match="has no CPC_parameters"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid"]), tmp_path / "FCID.pt", 4)
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid"]), tmp_path / "FCID.pt", SHAPES)
     with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; --system dcid"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "FCID.pt", 4)
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "FCID.pt", SHAPES)
 
 
 def test_a_clip_of_one_second_has_the_code_of_its_second():

@@ -18,6 +18,7 @@ from tiny import trainer_for
 MODALITIES = ("audio", "video", "text")
 TINY = {"video_dim": 4, "num_codes": 24, "code_dim": 16, "feed_forward": 24,
         "club_hidden": 8, "text_hidden": 4, "text_dim": 12, "audio_dim": 10}
+SHAPES = dict(Config.for_data(MODALITIES, **TINY).shapes)
 RELEASED = {"codebook_init": "released", "code_reset": "released", "mi_forward": "released", "layer2_start": "released"}
 
 
@@ -63,8 +64,10 @@ def test_names_shapes_and_sizes_are_the_published_ones(golden):
     assert count(published.ENCODER) == 87_888_641 and count(published.ENCODER, True) == 411_200
     assert count(published.DECODER) == 38_147_200 and count(published.LSTM) == 1_314_816
     assert count("CPC_parameters") == count("CPC_2_parameters") == 3_355_392
-    assert {s: count(s) for s in HDCID.AUXILIARY} == {
-        s: 263_936 if s.startswith("Video") else 197_888 for s in HDCID.AUXILIARY}
+    auxiliary = published.meta(HDCID, HDCID.Config()).auxiliary
+    assert len(auxiliary) == 6
+    assert {s: count(s) for s in auxiliary} == {
+        s: 263_936 if s.startswith("Video") else 197_888 for s in auxiliary}
 
 
 # ------------------------------------------------------------------------------------------------ the warm start
@@ -185,10 +188,10 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
     assert not loaded.complete and "CPC_2_parameters" in loaded.missing and published.DECODER in loaded.missing
     with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
         opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path)])
-        pretrain.open_system(opts, path, 4)
+        pretrain.open_system(opts, path, SHAPES)
     with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
         opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)])
-        pretrain.open_system(opts, path, 4)
+        pretrain.open_system(opts, path, SHAPES)
     three[published.ENCODER].pop("Video_encoder_2.input_linear.weight")
     checkpoint.save(path, three)
     with pytest.raises(InputError, match="Encoder_parameters has no key Video_encoder_2.input_linear.weight"):

@@ -19,6 +19,7 @@ from engine.batches import Resident, Streamed
 from engine.transfer import metrics
 from errors import InputError
 from model.club import Club, Clubs
+from model.config import Config
 from model.cross_cpc import CrossCPC
 from model.heads import ClipHead, RetrievalHead, SegmentHead
 from model.padding import first_rows
@@ -229,7 +230,7 @@ def test_club_of_mixed_lengths_equals_a_loop():
 
 def test_tokens_are_those_of_the_clip_alone():
     own, text = torch.tensor([1, 4, 10]), torch.arange(10.0).expand(3, 10).unsqueeze(2)
-    found = to_seconds({"audio": torch.zeros(3, 10, 2), "text": text}, torch.arange(10) < own.unsqueeze(1))
+    found = to_seconds({"audio": torch.zeros(3, 10, 2), "text": text}, Config(), torch.arange(10) < own.unsqueeze(1))
     for row, n in zip(found["text"][..., 0].tolist(), own.tolist()):
         assert row[:n] == [j * 10 // n for j in range(n)]
 

@@ -1,6 +1,5 @@
 """The package `cmg`: what it leaves alone, that its figures are the scripts', its errors, the notebook."""
 
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -18,7 +17,7 @@ import ave
 import errors
 import prepare
 from engine import results
-from kill_resume import WIDTHS
+from kill_resume import narrow
 from tiny import checkpoints, train
 
 CODE = Path(errors.__file__).parents[1]
@@ -169,7 +168,7 @@ def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "clip.mp4")
     prepare.main(["features", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--audio-encoder", "logmel",
-                  "--video-encoder", "patches", "--patch-channels", str(encoder.frozen.config.video_dim)])
+                  "--video-encoder", "patches", "--patch-channels", str(encoder.frozen.config.feature_dim("video"))])
     found = encoder.features_of(tmp_path / "videos" / "clip.mp4", audio="logmel", video="patches")
     for modality, feature in found.items():
         path = next((tmp_path / "out").rglob(f"{modality}/zip/clip.zip"))
@@ -191,7 +190,7 @@ def test_pretraining_and_export(cmg, demo_data, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         config = sys.modules["cmg._src.model.config"].Config
         full = config.for_data
-        patch.setattr(config, "for_data", lambda *args, **more: dataclasses.replace(full(*args, **more), **WIDTHS))
+        patch.setattr(config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
         file = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=2, in_memory=True,
                             gpu="cpu", without=["club", "cpc"])
     assert file.parent == tmp_path / "run" and logging.getLogger().handlers == handlers

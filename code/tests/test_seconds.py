@@ -103,9 +103,9 @@ def test_events_end_with_the_timeline(tmp_path):
 def test_a_second_takes_the_token_at_its_place():
     text = torch.arange(10.0).view(1, 10, 1)
     for seconds, tokens in ((4, [0, 2, 5, 7]), (10, list(range(10))), (30, [k // 3 for k in range(30)])):
-        found = to_seconds({"audio": torch.zeros(1, seconds, 2), "text": text})
+        found = to_seconds({"audio": torch.zeros(1, seconds, 2), "text": text}, Config())
         assert found["text"].flatten().tolist() == tokens and found["audio"].shape == (1, seconds, 2)
-    alone = to_seconds({"text": text})
+    alone = to_seconds({"text": text}, Config())
     assert alone["text"] is text
 
 

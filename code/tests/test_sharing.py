@@ -76,7 +76,7 @@ def test_the_card_says_what_was_measured(shared):
     text = (shared / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: cmg\n") and "61.5" in text and "H-DCID" in text and "seed 43" in text
     assert "<b>" not in text and "&lt;b>" in text
-    assert f"(B, T, 7, 7, {json.loads((shared / 'config.json').read_text())['config']['video_dim']})" in text
+    assert f"(B, T, 7, 7, {json.loads((shared / 'config.json').read_text())['config']['shapes']['video'][-1]})" in text
 
 
 def test_another_process_loads_it_without_our_options(file, shared, tmp_path):

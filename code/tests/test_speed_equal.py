@@ -25,7 +25,7 @@ SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, 
 def batches(config, clips, steps):
     """Random features of `steps` steps, modality -> (B, ...)."""
     generator = torch.Generator().manual_seed(5)
-    shapes = {"audio": (10, config.audio_dim), "video": (10, 7, 7, config.video_dim), "text": (10, config.text_dim)}
+    shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     return [{m: torch.rand(clips, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
             for _ in range(steps)]
 

@@ -23,6 +23,7 @@ from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, checkpoints, trainer_for
 
 ALL = ("audio", "video", "text")
+SHAPES = dict(Config.for_data(ALL, **TINY).shapes)
 
 
 class Student(DCID):
@@ -69,7 +70,7 @@ def test_a_file_without_the_added_layer_is_evaluated_and_not_resumed(monkeypatch
     loaded = checkpoint.open_file(tmp_path / "old.pt")
     assert loaded.missing == ["own_parameters.judge.weight", "own_parameters.judge.bias"]
     with pytest.raises(InputError, match="has no own_parameters.judge.weight"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "old.pt", 4)
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "old.pt", SHAPES)
 
 
 def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(student):

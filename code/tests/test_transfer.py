@@ -1,7 +1,5 @@
 """Heads trained side by side are the heads trained alone; codes come from a frozen encoder, each dataset read once."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from engine.transfer.code_sets import CodeSet
 from engine.transfer.fit_heads import Trial
 from engine.transfer.task import Task
 from errors import InputError
+from model.config import Config
 from model.heads import ClipHead, SegmentHead
 
 F64 = torch.float64
@@ -97,22 +96,12 @@ def test_building_a_head_leaves_the_global_generator():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@dataclass
-class StandInConfig:
-    modalities: tuple = ("audio", "video")
-    audio_dim: int = 5
-    video_dim: int = 2
-
-    def feature_dim(self, modality):
-        return {"audio": self.audio_dim, "video": self.video_dim}[modality]
-
-
 class StandIn(torch.nn.Module):
     """An encoder of ten lines: nearest of eight codes to a linear map, with dropout."""
 
     def __init__(self):
         super().__init__()
-        self.config, self.calls = StandInConfig(), 0
+        self.config, self.calls = Config.for_data({"audio": (5,), "video": (7, 7, 2)}), 0
         g = torch.Generator().manual_seed(0)
         self.codebooks = [torch.randn(8, WIDTH, generator=g)]
         self.maps = {"audio": torch.randn(5, WIDTH, generator=g), "video": torch.randn(2, WIDTH, generator=g)}
@@ -173,7 +162,7 @@ def test_wrong_width_and_modality_are_refused_before_work():
     code_sets.check_fit(encoder, Clips(), "video", "x.pt")
     with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
         code_sets.check_fit(encoder, Clips(), "text", "x.pt")
-    encoder.config.video_dim = 512
-    with pytest.raises(InputError, match="takes video features 512 wide, clips has 2"):
+    encoder.config = Config.for_data({"audio": (5,), "video": (7, 7, 512)})
+    with pytest.raises(InputError, match="takes video as maps of 7 x 7 x 512, clips has video as maps of 7 x 7 x 2"):
         code_sets.check_fit(encoder, Clips(), "video", "x.pt")
     assert encoder.calls == 0

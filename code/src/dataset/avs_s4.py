@@ -79,7 +79,7 @@ def read_image(path, mode, size):
 
 class S4(Dataset):
     """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalised, "masks" (1 or 5, S, S) float32 in {0, 1}
-    (one in train), "audio" (5, 128) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
+    (one in train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
 
     Args:
         paths: {"csv", "frames", "masks"} and, as needed, "audio", "prompts" and "text" -> Path.
@@ -88,7 +88,7 @@ class S4(Dataset):
         modalities: of "audio" and "text": the queries that are wanted.
         name: of the data set, in results.
     Attributes:
-        words: (C, 10, 768) float32 word vectors of the class sentences; None without text.
+        words: (C, L, W) float32 word vectors of the class sentences; None without text.
     Raises:
         InputError: see read_list; no clip of the split; any picture or sound missing (the first is named); a class
             without a sentence, a sentence without word vectors.
@@ -106,6 +106,7 @@ class S4(Dataset):
         self.numbers = [self.classes.index(category) for category in self.categories]
         self.paths = {kind: Path(path) for kind, path in paths.items()}
         self.num_masks = 1 if split == "train" else SECONDS
+        self.sound_shapes = SHAPES["audio"]         # of one second; after the first sound that one alone
         self._require_files()
         self.words = self._read_words() if "text" in self.modalities else None
 
@@ -153,12 +154,14 @@ class S4(Dataset):
         return item
 
     def read_sound(self, i):
-        """Audio features of clip i, (5, 128) float32: the last second repeated, or the first five kept."""
+        """Audio features of clip i, (5, ...) float32: the last second repeated, or the first five kept."""
         path = self.sound(i)
-        return check_clip(read_zip(path), SHAPES["audio"], SECONDS, path)
+        feature = check_clip(read_zip(path), self.sound_shapes, SECONDS, path, "the first sound")
+        self.sound_shapes = (feature.shape[1:],)
+        return feature
 
     def queries(self):
-        """What the queries of all clips are made of: {"audio" (n, 5, 128), "category" (n,)} tensors."""
+        """What the queries of all clips are made of: {"audio" (n, 5, ...), "category" (n,)} tensors."""
         inputs = {"category": torch.tensor(self.numbers)}
         if "audio" in self.modalities:
             inputs["audio"] = torch.from_numpy(np.stack([self.read_sound(i) for i in range(len(self))]))

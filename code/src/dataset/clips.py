@@ -8,8 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.features import Pack, fitting, open_features, to_float32
-from dataset.text import WORDS
+from dataset.features import Pack, at_seconds, open_features, to_float32
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,16 +17,17 @@ log = logging.getLogger(__name__)
 class Clips(Dataset):
     """Clips with features by modality; one item is a dict of float32 arrays.
 
-    "audio" (T, 128), "video" (T, 7, 7, V), "text" (L, 768), "label" (T, C+1) with the background last, as far as the
-    dataset has them; with padding "mask" also "real" (T,) bool: the seconds that the clip has in all its modalities.
+    Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
+    (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "real" (T,) bool: the seconds
+    that the clip has in all its modalities but tokens.
 
     Args:
         name: for messages.
-        modalities: keys of an item, in the order audio, video, text.
+        modalities: keys of an item, in their fixed order (model/config.py).
         ids: name of each clip (N), for messages and results.
         places: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, 10, 768), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
+        text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
             sentences, -1 where there are fewer; an item has the first, engine/batches.py draws one a step.
         labels: (N, t, C+1) array or None; fitted to T as the features are.
         classes: foreground class names (C).
@@ -35,6 +35,7 @@ class Clips(Dataset):
         in_memory: read all features now and keep them, in the dtype of the store.
         seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
         padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
+        kinds: modality -> "vector", "map" or "tokens", where only this will do.
     Attributes:
         lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
@@ -42,32 +43,37 @@ class Clips(Dataset):
         InputError: missing clips, or (when read) bad ones.
     """
 
+    BY_ID = False               # HDF5 files may have a dataset for each id
+
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
-                 on_bad_clip="error", in_memory=False, seconds=10, padding="repeat"):
+                 on_bad_clip="error", in_memory=False, seconds=10, padding="repeat", kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.seconds, self.padding, self.lengths = seconds, padding, {}
         self.text, self.labels = text, labels
         if labels is not None and seconds not in (None, labels.shape[1]):
-            self.labels = labels[:, fitting(labels.shape[1], seconds)]
-        self.stores = {m: open_features(path, m, WORDS if m == "text" else seconds) for m, path in places.items()}
+            self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
+        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
+                       for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
         self._drop_missing(on_bad_clip)
+        for store in self.stores.values():
+            store.fit_tokens(self.keys)
         if on_bad_clip == "skip":
             self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
         self.first_lengths = {m: store.probe(self.keys[0]) for m, store in self.stores.items()}
-        for m in [m for m, own in self.first_lengths.items() if own is None] if padding == "mask" else ():
+        for m in [m for m in self.timed if self.first_lengths[m] is None] if padding == "mask" else ():
             raise InputError(f"{self.stores[m].path}: a pack of an earlier version, which does not say how long its "
                              "clips are; --padding mask needs that: pack the features again")
         if in_memory:
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
     @property
-    def video_dim(self):
-        """Channels of the video features (V), None without video."""
-        return self.stores["video"].tail[-1] if "video" in self.stores else None
+    def shapes(self):
+        """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
+        return {m: self.stores[m].tail if m in self.stores else self.text[0].shape[1:] for m in self.modalities}
 
     def __len__(self):
         return len(self.ids)
@@ -77,7 +83,7 @@ class Clips(Dataset):
         for m in self.modalities:
             if m in self.stores:
                 item[m], seconds = self._clip(m, i)
-                own += [seconds] if m != "text" else []
+                own += [seconds] if self.stores[m].leading else []
         if self.padding == "mask":
             item["real"] = np.arange(self.seconds) < min(own)
         if self.text is not None:
@@ -95,12 +101,16 @@ class Clips(Dataset):
     @property
     def real_seconds(self):
         """(N,) how many seconds the clips have in all their modalities, T at most; what is not known yet is read."""
-        kinds = [m for m in self.modalities if m != "text"]
-        return np.minimum(np.min([self._lengths(m) for m in kinds], 0), self.seconds)
+        return np.minimum(np.min([self._lengths(m) for m in self.timed], 0), self.seconds)
+
+    @property
+    def timed(self):
+        """The modalities that have seconds: all but tokens."""
+        return [m for m in self.modalities if m in self.stores and self.stores[m].leading]
 
     def longest(self):
         """Seconds of the longest clip, in any modality: of a pack what it keeps, else every clip is read."""
-        stores = [(m, self.stores[m]) for m in self.modalities if m != "text"]
+        stores = [(m, self.stores[m]) for m in self.timed]
         return max(store.shape[0] if isinstance(store, Pack) else int(self._lengths(m).max()) for m, store in stores)
 
     def _lengths(self, modality):

@@ -8,20 +8,25 @@ are small objects that can be sent to DataLoader workers; HDF5 files are opened 
 import math
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
 from errors import InputError
+from model.config import check_shape
 
-SHAPES = {                      # of one second; None: whatever the first clip has, then the same for all
-    "audio": (128,),
-    "video": (7, 7, None),      # channels last; 512 in the published features
-    "text": (None,),            # one row a word
-    "label": (),                # 1 where the clip's event is heard and seen in that second
+VECTOR, MAP, TOKENS = (None,), (None, None, None), (None, None)     # any size: what the first clip has, all must have
+KINDS = {"vector": (VECTOR,), "map": (MAP,), "tokens": (TOKENS,)}   # channels last
+SHAPES = {                      # that one second may have, of "text" one clip
+    "audio": (VECTOR, MAP),     # (128,) in the published features
+    "video": (VECTOR, MAP),     # (7, 7, 512)
+    "text": (TOKENS,),
+    "label": ((),),             # 1 where the clip's event is heard and seen in that second
 }
 PACK_FORMAT = "cmg-pack-1"
 MAX_CHUNK_BYTES = 256 << 20     # a chunk is one clip, 1 MB in the published features
@@ -36,46 +41,47 @@ def fit_length(x, seconds, where="clip"):
     if len(x) == 0:
         raise InputError(f"{where}: 0 seconds; at least one is expected; extract the feature again, or leave the clip "
                          "out with --on_bad_clip skip")
-    return x[:seconds] if seconds is None or len(x) >= seconds else x[fitting(len(x), seconds)]
+    return x[:seconds] if seconds is None or len(x) >= seconds else x[at_seconds(len(x), seconds)]
 
 
-def fitting(own, seconds):
+def at_seconds(own, seconds):
     """Which of a clip's `own` seconds stands at each of T: (T,), the last one repeated or the first ones alone."""
     return np.minimum(np.arange(seconds), own - 1)
 
 
-def fit_words(x, words, where="clip"):
-    """Fit (n, ...) word vectors to `words` rows: the first are kept, or zeros follow, as in a file of prompts.
-
-    Raises:
-        InputError: n = 0.
-    """
-    if len(x) == 0:
-        raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the clip out "
-                         "with --on_bad_clip skip")
-    return np.concatenate([x[:words], np.zeros((max(0, words - len(x)), *x.shape[1:]), x.dtype)])
+def fitting(shape, shapes):
+    """Is `shape` one of `shapes`, in which None stands for any size?"""
+    return any(len(shape) == len(form) and all(m in (None, n) for n, m in zip(shape, form)) for form in shapes)
 
 
-def check_clip(x, tail, seconds, where, fit=fit_length):
-    """One clip's feature as float32 (seconds, *tail).
+def names_of(shapes, unit):
+    """Shapes for messages: "(seconds, any)", "(seconds, 128) or (seconds, any, any, any)"."""
+    return " or ".join("(" + ", ".join([*unit, *("any" if n is None else str(n) for n in form)])
+                       + ("," if len(unit) + len(form) == 1 else "") + ")" for form in shapes)
+
+
+def check_clip(x, shapes, seconds, where, like=""):
+    """One clip's feature as float32 (seconds, *shape), or (L, W) of tokens.
 
     Args:
-        x: (t, *tail) array of numbers; segment labels (tail empty) may also be (1, t).
-        tail: shape of one second, None for any size.
+        x: (t, *shape) or (L, W) array of numbers; segment labels may also be (1, t).
+        shapes: that one second may have (as in `SHAPES`), None for any size.
         seconds: T.
         where: name for messages.
-        fit: `fit_length`, or `fit_words` of text.
+        like: where the shape comes from, for messages.
     Raises:
         InputError: wrong rank or width, no rows, or values that are not finite.
     """
-    if tail == () and x.ndim == 2 and x.shape[0] == 1:
+    is_tokens = all(len(form) == 2 for form in shapes)
+    if shapes == ((),) and x.ndim == 2 and x.shape[0] == 1:
         x = x[0]
-    if x.ndim != 1 + len(tail) or any(n != m for n, m in zip(x.shape[1:], tail) if m is not None):
-        form = ", ".join(["seconds"] + ["any" if n is None else str(n) for n in tail])
-        raise InputError(f"{where}: shape {tuple(x.shape)}; ({form}) is expected; check that this is the right kind of "
-                         "feature, or skip the clip with --on_bad_clip skip")
+    if not fitting(x.shape[0 if is_tokens else 1:], shapes) or not x.ndim:
+        form = names_of(shapes, () if is_tokens else ("seconds",))
+        like = like and f", as of {like}"
+        raise InputError(f"{where}: shape {tuple(x.shape)}; {form} is expected{like}; check that this is the right "
+                         "kind of feature, or skip the clip with --on_bad_clip skip")
     with np.errstate(over="ignore"):        # what float32 cannot hold becomes infinite and is named below
-        x = fit(x, seconds, where).astype(np.float32)
+        x = (x if is_tokens else fit_length(x, seconds, where)).astype(np.float32)
     if not np.isfinite(x).all():
         raise InputError(f"{where}: {int((~np.isfinite(x)).sum())} of {x.size} values are NaN or infinite; finite "
                          f"numbers are expected; extract the feature again, or skip the clip with --on_bad_clip "
@@ -83,14 +89,15 @@ def check_clip(x, tail, seconds, where, fit=fit_length):
     return x
 
 
-def open_features(path, kind, seconds=10):
+def open_features(path, kind, seconds=10, form=None, by_id=False):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, AVE's HDF5 array, or an
-            HDF5 file with one dataset for each id.
-        kind: "audio", "video", "text" or "label": what one second looks like (`SHAPES`).
+        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
+        kind: modality, or "label": what one second looks like (`SHAPES`; another modality is a vector or a map).
         seconds: T; shorter clips repeat their last second, longer ones are cut. None: clips as they are.
+        form: "vector", "map" or "tokens" where only this will do.
+        by_id: any other HDF5 file is one with a dataset for each id.
     Returns:
         a store with `ids`, `read(id)` and `missing(ids)`.
     Raises:
@@ -99,19 +106,21 @@ def open_features(path, kind, seconds=10):
     path = Path(path)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
-        return ZipFolder(path, kind, seconds) if is_folder else _open_file(path, kind, seconds)
+        shapes = KINDS[form] if form else SHAPES.get(kind, (VECTOR, MAP))
+        return (ZipFolder if is_folder else _file_store(path, by_id))(path, kind, seconds, shapes)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
-                         "it from the data package (data/README.md), or set its place with --path") from None
+                         "it from the data package (data/README.md), or set its place with --path (--features for your "
+                         "own data)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
                          "expected; check its permissions") from None
 
 
-def _open_file(path, kind, seconds):
+def _file_store(path, by_id):
+    """Pack, Rows or Datasets: what an HDF5 file is."""
     with open_hdf5(path) as file:
-        store = Pack if "format" in file.attrs else Rows if "avadataset" in file else Datasets
-    return store(path, kind, seconds)
+        return Pack if "format" in file.attrs else Datasets if by_id and "avadataset" not in file else Rows
 
 
 def open_hdf5(path):
@@ -124,14 +133,14 @@ def open_hdf5(path):
                          "with --path") from None
 
 
-def hdf5_array(file, name, kinds, rank):
+def hdf5_array(file, name, kinds, *ranks):
     """A dataset of an open HDF5 file, checked before anything of it is read.
 
     Args:
         file: open h5py file.
         name: dataset.
         kinds: admitted NumPy kinds, e.g. "f" or "iu".
-        rank: number of dimensions.
+        ranks: numbers of dimensions that it may have.
     Raises:
         InputError: absent, of another type or rank, stored outside this file, or in chunks beyond `MAX_CHUNK_BYTES`.
     """
@@ -141,9 +150,9 @@ def hdf5_array(file, name, kinds, rank):
         found = "a link" if link is not None else f"it has {', '.join(list(file)[:5]) or 'nothing'}"
         raise InputError(f"{file.filename}: no dataset '{name}' of its own ({found}); an array under that name is "
                          "expected; check that this is the right file")
-    if array.dtype.kind not in kinds or array.ndim != rank:
-        raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank {rank} are "
-                         "expected; check that this is the right file")
+    if array.dtype.kind not in kinds or array.ndim not in ranks:
+        raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
+                         f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
     if array.external or array.is_virtual or chunk > MAX_CHUNK_BYTES:
         raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
@@ -152,13 +161,30 @@ def hdf5_array(file, name, kinds, rank):
 
 
 class Store:
-    """What the stores share: the width found in the first clip, and a file handle that stays in its process."""
+    """What the stores share: the shape found in the first clip, and a file handle that stays in its process.
 
-    def __init__(self, path, kind, seconds):
-        self.path, self.kind, self.seconds = Path(path), kind, seconds
-        self.tail = SHAPES[kind]
-        self.fit = fit_words if kind == "text" else fit_length
+    Attributes:
+        shapes: that a clip may have; after `probe` one, without None.
+        tokens: how many each clip gets where they are tokens: zeros follow its own, as in a file of prompts; 0: as many
+            as it has.
+    """
+
+    is_ragged = False               # clips may have different numbers of tokens
+
+    def __init__(self, path, kind, seconds, shapes):
+        self.path, self.kind, self.seconds, self.shapes = Path(path), kind, seconds, shapes
+        self.like, self.tokens = "", 0
         self._file, self._pid = None, None
+
+    @property
+    def tail(self):
+        """Shape of one second, or of a clip's tokens; without None after `probe`."""
+        return self.shapes[0]
+
+    @property
+    def leading(self):
+        """What stands before `tail` in a clip: (T,), nothing before tokens."""
+        return () if len(self.tail) == len(TOKENS) else (self.seconds,)
 
     def missing(self, ids):
         """Those of `ids` that are not here, in order."""
@@ -173,10 +199,41 @@ class Store:
         raise NotImplementedError
 
     def probe(self, clip):
-        """Read one clip and hold all others to its width. Returns its own seconds."""
+        """Read one clip and hold all others to its shape. Returns its own seconds."""
         x, own = self.measure(clip)
-        self.tail = x.shape[1:]
+        self.hold(x.shape[len(self.leading):], f"clip {clip}")
         return own
+
+    def hold(self, tail, like):
+        """Hold all clips to this shape; `like`: where it was found, for messages."""
+        if self.kind != "label":
+            check_shape(f"{self.path}, {self.kind}", tail)
+        self.shapes, self.like = (tuple(tail),), like
+
+    def array_of(self, file, name):
+        """The dataset of all clips in an HDF5 file; its shape holds for them."""
+        leading = len(self.leading)
+        array = hdf5_array(file, name, "f", *(1 + leading + len(tail) for tail in self.shapes))
+        self.hold(array.shape[1 + leading:], "the others")
+        return array
+
+    def fit_tokens(self, clips):
+        """Give all these clips as many tokens as the longest of them has. Bad ones are left to those who read them."""
+        if len(self.tail) == len(TOKENS) and self.is_ragged:
+            found = []
+            for clip in tqdm(clips, f"measuring {self.kind}", unit="clip", disable=None, leave=False):
+                with suppress(InputError):
+                    found.append(len(self.read(clip)))
+            self.tokens = max(found, default=0)
+
+    def check(self, x, where):
+        """A clip's array as float32, checked; see `check_clip`."""
+        if len(self.tail) == len(TOKENS) and x.ndim == len(TOKENS):
+            if len(x) == 0:
+                raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the "
+                                 "clip out with --on_bad_clip skip")
+            x = np.concatenate([x, np.zeros((max(0, self.tokens - len(x)), x.shape[1]), x.dtype)])
+        return check_clip(x, self.shapes, self.seconds, where, self.like)
 
     def open(self):
         """The HDF5 file, opened once per process (a handle must not cross a fork)."""
@@ -191,32 +248,33 @@ class Store:
 class ZipFolder(Store):
     """A folder with one array for each clip: <id>.zip with a pickle in it, as published, or <id>.npy."""
 
-    def __init__(self, path, kind, seconds):
-        super().__init__(path, kind, seconds)
+    is_ragged = True
+
+    def __init__(self, path, kind, seconds, shapes):
+        super().__init__(path, kind, seconds, shapes)
         with os.scandir(self.path) as entries:
             names = {entry.name for entry in entries if entry.name.endswith((".zip", ".npy"))}
         self.ids = {name[:-4] for name in names}
         self.npy = {name[:-4] for name in names if name.endswith(".npy")}
         twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
         if twice is not None:
-            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; remove "
-                             "one of them")
+            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
+                             "remove one of them")
 
     def measure(self, clip):
         """As `Store.measure`."""
         path = self.path / f"{clip}{'.npy' if clip in self.npy else '.zip'}"
         array = read_npy(path) if clip in self.npy else read_zip(path)
-        return check_clip(array, self.tail, self.seconds, path, self.fit), array.shape[0 if self.tail else -1]
+        return self.check(array, path), array.shape[-1 if self.kind == "label" else 0]
 
 
 class Rows(Store):
     """AVE's form: dataset `avadataset` (samples, T, ...); the id of a clip is its row number as text."""
 
-    def __init__(self, path, kind, seconds):
-        super().__init__(path, kind, seconds)
+    def __init__(self, path, kind, seconds, shapes):
+        super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
-            array = hdf5_array(file, "avadataset", "f", 2 + len(self.tail))
-            check_shape(self.path, "avadataset", array.shape[2:], self.tail)
+            array = self.array_of(file, "avadataset")
             self.ids = {str(row) for row in range(len(array))}
 
     def measure(self, clip):
@@ -225,14 +283,16 @@ class Rows(Store):
             row = self.open()["avadataset"][int(clip)]
         except OSError as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return check_clip(row, self.tail, self.seconds, f"{self.path}, row {clip}"), len(row)
+        return self.check(row, f"{self.path}, row {clip}"), len(row)
 
 
 class Datasets(Store):
     """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
 
-    def __init__(self, path, kind, seconds):
-        super().__init__(path, kind, seconds)
+    is_ragged = True
+
+    def __init__(self, path, kind, seconds, shapes):
+        super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
             self.ids = set(file)
         if not self.ids:
@@ -243,12 +303,12 @@ class Datasets(Store):
         """As `Store.measure`."""
         where = f"{self.path}, clip {clip}"
         try:
-            array = hdf5_array(self.open(), clip, "biuf", 1 + len(self.tail))
+            array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
             check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
             x = array[:]
         except OSError as error:
             raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return check_clip(x, self.tail, self.seconds, where, self.fit), len(x)
+        return self.check(x, where), len(x)
 
 
 class Pack(Store):
@@ -259,17 +319,16 @@ class Pack(Store):
     pack was written.
     """
 
-    def __init__(self, path, kind, seconds):
-        super().__init__(path, kind, seconds)
+    def __init__(self, path, kind, seconds, shapes):
+        super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
             found = str(file.attrs.get("format"))[:40]
             if found != PACK_FORMAT or not file.attrs.get("complete"):
                 state = "an unfinished pack" if found == PACK_FORMAT else f"format '{found}'"
                 raise InputError(f"{self.path}: {state}; a finished pack ({PACK_FORMAT}) is expected; run "
                                  "`python prepare.py pack` (again)")
-            array = hdf5_array(file, "features", "f", 2 + len(self.tail))
+            array = self.array_of(file, "features")
             names = hdf5_array(file, "ids", "S", 1)
-            check_shape(self.path, "features", array.shape[2:], self.tail)
             filters = array.id.get_create_plist().get_nfilters()
             plain = array.chunks == (1, *array.shape[1:]) and not filters and array.dtype in (np.float16, np.float32)
             if not plain or len(names) != len(array):
@@ -281,7 +340,7 @@ class Pack(Store):
             self.dtype, self.shape = array.dtype, array.shape[1:]
             self.own = hdf5_array(file, "seconds", "iu", 1)[:] if "seconds" in file else None
         longest = int(self.own.max(initial=0)) if self.own is not None else math.inf
-        if seconds is not None and self.shape[0] < min(seconds, longest):
+        if self.leading and seconds is not None and self.shape[0] < min(seconds, longest):
             raise InputError(f"{self.path}: a pack of {self.shape[0]} seconds a clip; T = {seconds} is asked for, and "
                              "the clips may be longer; pack the features again with `python prepare.py pack --seconds "
                              f"{seconds}`, or pass --seconds {self.shape[0]}")
@@ -303,7 +362,7 @@ class Pack(Store):
         try:
             self.open().id.read_direct_chunk((self.rows[clip],) + (0,) * len(self.shape),
                                             out=result.reshape(-1).view(np.uint8))
-            return fit_length(result, self.seconds)
+            return fit_length(result, self.seconds) if self.leading else result
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
                              "run `python prepare.py pack` again") from None
@@ -312,11 +371,3 @@ class Pack(Store):
 def to_float32(x):
     """A clip as float32: from float16, torch takes a quarter of NumPy's time, except for the smallest arrays."""
     return torch.from_numpy(x).float().numpy() if x.size > 1 << 14 else x.astype(np.float32)
-
-
-def check_shape(path, name, shape, expected):
-    """InputError unless `shape` equals `expected`, None standing for any size."""
-    if len(shape) != len(expected) or any(n != m for n, m in zip(shape, expected) if m is not None):
-        form = tuple("any" if n is None else n for n in expected)
-        raise InputError(f"{path}: '{name}' has clips of shape {tuple(shape)}; {form} is expected; check that this is "
-                         "the right kind of feature")

@@ -12,7 +12,7 @@ import hashlib
 import pickle
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from atomic_write import whole_file
 from dataset import origin
 from engine.monitors import code_usage
 from errors import InputError, Parser, run
+from model.config import numbers
 from systems import published
 from systems.base import FrozenEncoder
 from systems.published import OWN
@@ -147,17 +148,13 @@ def config_of(contents):
         named = stored.get("system") if isinstance(stored, dict) else stored
         raise InputError(f"its config names the system {named!r:.60}; expected one of {', '.join(SYSTEMS)}")
     kind = SYSTEMS[stored["system"]]
-    values = {name: tuple(value) if isinstance(value, (list, tuple)) else value
-              for name, value in stored.items() if name != "system"}
-    defaults = {f.name: f.default for f in fields(kind.Config)}
-    for name, value in values.items():
-        if name not in defaults or type(value) is not type(defaults[name]):
-            raise InputError(f"its config has {name} = {value!r:.60}, which is no setting of {kind.title}; it was "
-                             "written by another version of this program")
     try:
-        return kind, kind.Config(**values)
+        return kind, kind.Config.from_dict({name: value for name, value in stored.items() if name != "system"})
     except (AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"its config is of no {kind.title} ({error})") from None
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"its config is of no {kind.title} ({error}); it was written by another version of this "
+                         "program") from None
 
 
 def _own_tensors(contents, kind, config, state):
@@ -191,11 +188,11 @@ def _require_sections(contents):
 
 def require_sizes(config):
     """InputError for sizes that no network can have; tensors may have any shape."""
-    sizes = {f.name: getattr(config, f.name) for f in fields(config) if type(getattr(config, f.name)) is int}
+    sizes = numbers(config)
     least = min(sizes, key=sizes.get)
     if sizes[least] < 1 or config.code_dim % config.num_heads:
-        raise InputError(f"{least} is {sizes[least]}, code_dim {config.code_dim}; expected at least 1, and a code_dim "
-                         f"divisible by {config.num_heads}")
+        raise InputError(f"{' '.join(map(str, least))} is {sizes[least]}, code_dim {config.code_dim}; expected at "
+                         f"least 1, and a code_dim divisible by {config.num_heads}")
 
 
 def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
@@ -218,7 +215,7 @@ def untrained_like(encoder, seed):
 
 def _optimizer_names(system, optimizers):
     """name of a trainer's optimiser -> its section in files."""
-    return {name: "optimizer" if name == "main" else system.AUXILIARY[name] for name in optimizers}
+    return {name: "optimizer" if name == "main" else system.auxiliary[name] for name in optimizers}
 
 
 def _published_order(system, name):
@@ -305,8 +302,7 @@ def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.f
 
 def config_to_dict(system):
     """What `config_of` reads, as plain values."""
-    return {"system": system.name} | {name: list(value) if isinstance(value, tuple) else value
-                                      for name, value in asdict(system.config).items()}
+    return {"system": system.name} | system.config.to_dict()
 
 
 def describe(path):
@@ -324,7 +320,8 @@ def describe(path):
     lines = [f"file            {path}", f"system          {system.name} ({system.title})",
              f"modalities      {', '.join(config.modalities)}",
              f"codes           K = {config.num_codes}, D = {config.code_dim}",
-             "widths          " + ", ".join(f"{k} {v}" for k, v in asdict(config).items() if k.endswith("dim")),
+             "features        " + ", ".join(f"{m} {config.kind(m)} {' x '.join(map(str, shape))}"
+                                            for m, shape in config.shapes),
              f"layers          {config.num_layers} per temporal encoder",
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",

@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save
@@ -18,9 +17,8 @@ from engine.sharing import CONFIG, FORMAT, WEIGHTS
 from errors import InputError
 
 CARD = "README.md"
-INPUTS = {"audio": "features of the sound, such as VGGish's, one vector per second, `(B, T, {width})`",
-          "video": "feature maps, such as VGG-19's, one per second, `(B, T, 7, 7, {width})`",
-          "text": "word vectors, `(B, L, {width})`"}
+INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
+EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
 
 def export(path, out, results_files=()):
@@ -59,9 +57,10 @@ def _card(loaded, about, rows, name):
     """The model card: what it is, how to use it, what was measured, where it comes from."""
     system, config = loaded.system, loaded.system.config
     options = (loaded.contents.get("run") or {}).get("options", {})
-    inputs = "\n".join(f"* {m}: {INPUTS[m].format(width=config.feature_dim(m))}" for m in config.modalities)
+    inputs = "\n".join(f"* {m}: {INPUTS[config.kind(m)]}{EXAMPLES.get((m, config.kind(m)), '')}, `{config.axes(m)}`"
+                       for m in config.modalities)
     training = ", ".join(f"{key} {value}" for key, value in options.items()) or "not stored in the checkpoint"
-    sizes = ", ".join(f"{key} {value}" for key, value in asdict(config).items() if isinstance(value, int))
+    sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
     rows = [row for row in rows if row["metric"] == tables.main_metric(row["task"], rows)]
     measured = _plain(results.summary(rows, "markdown")) if rows else "No results were named when this was exported."
     return f"""---

@@ -17,16 +17,22 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import COLOUR, GREY, PALE, SAME, UNTRAINED, new_figure, plt, save
+from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, plt, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
-from model.config import MODALITIES
+from model.config import MODALITIES, in_order
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
 MOST_PANELS = 60
 LARGEST_TEXT = 64 << 20             # bytes of a log or of results
 LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
+
+
+def modalities_of(losses):
+    """The modalities of a run, in their fixed order, by the names of its losses: each has a commitment loss."""
+    found = {name.removesuffix("_commit") for name in losses if name.endswith("_commit")}
+    return in_order(found | {m for m in MODALITIES if any(name.startswith(f"{m}_") for name in losses)})
 
 
 def draw_losses(lines, path):
@@ -36,10 +42,11 @@ def draw_losses(lines, path):
         lines: of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
         path: picture to write.
     """
-    panels = {}
+    panels, modalities = {}, modalities_of(lines[0]["losses"])
+    colours = colours_of(modalities)
     for name in lines[0]["losses"]:
-        modality, _, kind = name.partition("_")
-        modality, kind = (modality, kind) if modality in MODALITIES else (None, name)
+        modality = next((m for m in modalities if name.startswith(f"{m}_")), None)
+        kind = name.removeprefix(f"{modality}_") if modality else name
         panels.setdefault(kind, []).append((modality, name))
     if len(panels) > MOST_PANELS:
         raise ValueError(f"{len(panels)} kinds of losses, at most {MOST_PANELS} are expected")
@@ -49,11 +56,11 @@ def draw_losses(lines, path):
     steps = np.array([line["step"] for line in lines])
     starts = [line["step"] for before, line in zip(lines, lines[1:]) if line["epoch"] != before["epoch"]]
     for axis, (kind, members) in zip(axes.flat, panels.items()):
-        members.sort(key=lambda member: MODALITIES.index(member[0]) if member[0] else 0)
+        members.sort(key=lambda member: modalities.index(member[0]) if member[0] else 0)
         values = np.array([[line["losses"].get(name, np.nan) for line in lines] for _, name in members])
         values[~np.isfinite(values)] = np.nan
         for (modality, _), curve in zip(members, values):
-            axis.plot(steps, curve, color=COLOUR.get(modality, "black"), label=modality)
+            axis.plot(steps, curve, color=colours.get(modality, "black"), label=modality)
         for start in starts:
             axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
         axis.set_title(LOSS_TITLES.get(kind, kind))
@@ -103,7 +110,8 @@ def draw_sharing(lines, path):
 def draw_cells(rows, path):
     """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
     of_last = tables.collect(rows, "last")
-    cells = [cell for cell in tables.CELLS if any(cell in row.cells for row in of_last)]
+    known = tables.cells_of(rows)
+    cells = [cell for cell in known if any(cell in row.cells for row in of_last)]
     others = [({row.key: row for row in found}, colour, label) for found, colour, label in (
         (tables.collect(rows, "best"), "black", "best epoch on the evaluation set"),
         (tables.collect(rows, "last", field="same_modality"), SAME, "same modality (last)"),
@@ -129,8 +137,8 @@ def draw_cells(rows, path):
             axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GREY, linewidth=1, linestyle=":",
                       label=None if "chance" in labelled else "chance")
             labelled.add("chance")
-    axis.set_xticks(positions, [f"{TASKS[tables.CELLS[cell].task].title}\n{tables.CELLS[cell].source} to "
-                                f"{tables.CELLS[cell].target}" for cell in cells], fontsize=8)
+    axis.set_xticks(positions, [f"{TASKS[known[cell].task].title}\n{known[cell].source} to {known[cell].target}"
+                                for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("percent")
     axis.set_title("Cross-modal transfer: bars after the last epoch of the head")
@@ -154,11 +162,13 @@ def draw_epochs(rows, path):
     figure, axes = new_figure(1, 1, size=(7.5, 4.2))
     axis = axes[0, 0]
     markers = dict(zip(TASKS, itertools.cycle("os^DvP*X")))
-    for cell, of in tables.CELLS.items():
+    known = tables.cells_of(rows)
+    colours = colours_of({of.target for of in known.values()})
+    for cell, of in known.items():
         points = [(epochs[row.key], *results.mean_std(row.cells[cell])) for row in table if cell in row.cells]
         if points:
             x, mean, deviation = zip(*points)
-            axis.errorbar(x, mean, [d or 0 for d in deviation], color=COLOUR[of.target], marker=markers[of.task],
+            axis.errorbar(x, mean, [d or 0 for d in deviation], color=colours[of.target], marker=markers[of.task],
                           linewidth=1, markersize=5, label=cell)
     if len({frozenset(row.cells) for row in table}) == 1:           # else the means are of different columns
         axis.plot([epochs[row.key] for row in table], [results.mean_std(row.mean)[0] for row in table], color="black",

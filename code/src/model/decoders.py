@@ -21,18 +21,17 @@ class LinearDecoder(nn.Module):
         return self.reconstruct(torch.cat([self.code_linear(codes), specific], -1))
 
 
-class VideoDecoder(nn.Module):
-    """Transposed convolutions from the code, repeated over 3x3, and the specific map back to (B, T, 7, 7, V)."""
+class MapDecoder(nn.Module):
+    """Transposed convolutions from the code, at every place, and the specific map back to (B, T, H, W, C)."""
 
-    def __init__(self, config):
+    def __init__(self, code_dim, channels, widths):
         super().__init__()
-        hidden, width = config.video_hidden, config.video_dim
-        self.code_linear = nn.Linear(config.code_dim, config.code_dim)
-        self.deconv1 = MapSpreadConv(config.code_dim + config.video_specific_dim, hidden, 3)
-        self.residual = ResidualBlock(hidden)
-        self.deconv2 = MapSpreadConv(hidden, width, 3)
-        self.deconv3 = MapSpreadConv(width, width, 1)
-        self.recompute = False          # as in VideoSpecificEncoder
+        self.code_linear = nn.Linear(code_dim, code_dim)
+        self.deconv1 = MapSpreadConv(code_dim + widths.specific, widths.hidden, 3)
+        self.residual = ResidualBlock(widths.hidden)
+        self.deconv2 = MapSpreadConv(widths.hidden, channels, 3)
+        self.deconv3 = MapSpreadConv(channels, channels, 1)
+        self.recompute = False          # as in MapSpecificEncoder
 
     def forward(self, codes, specific):
         if self.recompute and torch.is_grad_enabled():
@@ -41,5 +40,5 @@ class VideoDecoder(nn.Module):
 
     def _decode(self, codes, specific):
         code = self.code_linear(codes).flatten(0, 1)                                        # (B*T, D)
-        maps = self.residual(self.deconv1(specific.flatten(0, 1), code))                    # (B*T, 5, 5, hidden)
-        return self.deconv3(F.relu(self.deconv2(maps))).unflatten(0, codes.shape[:2])       # (B, T, 7, 7, V)
+        maps = self.residual(self.deconv1(specific.flatten(0, 1), code))                    # (B*T, H-2, W-2, hidden)
+        return self.deconv3(F.relu(self.deconv2(maps))).unflatten(0, codes.shape[:2])       # (B, T, H, W, C)

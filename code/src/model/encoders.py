@@ -31,23 +31,22 @@ class TemporalEncoder(nn.Module):
         return x
 
 
-class VideoSemanticEncoder(nn.Module):
+class MapSemanticEncoder(nn.Module):
     """Squeeze-excitation over channels, pooling over places, then the temporal encoder.
 
-    (B, T, H, W, V) -> (B, T, D). `spatial_attention="sum"` is the published numerics: its softmax runs over an axis of
+    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` is the published numerics: its softmax runs over an axis of
     length 1, so every place has weight 1. "softmax" is the attention that was meant. The three attention layers exist
     in published files and stay untouched in "sum".
     """
 
-    def __init__(self, config):
+    def __init__(self, config, channels, widths):
         super().__init__()
-        width = config.video_dim
-        self.squeeze = nn.Linear(width, config.squeeze_dim, bias=False)
-        self.excite = nn.Linear(config.squeeze_dim, width, bias=False)
-        self.average_attention = nn.Linear(width, config.attention_dim)
-        self.place_attention = nn.Linear(width, config.attention_dim)
-        self.attention = nn.Linear(config.attention_dim, 1)
-        self.temporal = TemporalEncoder(config, width)
+        self.squeeze = nn.Linear(channels, widths.squeeze, bias=False)
+        self.excite = nn.Linear(widths.squeeze, channels, bias=False)
+        self.average_attention = nn.Linear(channels, widths.attention)
+        self.place_attention = nn.Linear(channels, widths.attention)
+        self.attention = nn.Linear(widths.attention, 1)
+        self.temporal = TemporalEncoder(config, channels)
         self.spatial_attention = config.spatial_attention
 
     @property
@@ -57,16 +56,16 @@ class VideoSemanticEncoder(nn.Module):
         return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
 
     def gate(self, x):
-        """The factors of squeeze-excitation, x * gate + x = x * factor: (B, T, H, W, V) -> (factor, average over the
-        places), (B, T, V) each."""
+        """The factors of squeeze-excitation, x * gate + x = x * factor: (B, T, H, W, C) -> (factor, average over the
+        places), (B, T, C) each."""
         average = x.flatten(-3, -2).mean(-2)
         return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(average)))), average
 
     def pool(self, x, factor=None, average=None):
-        """(B, T, H, W, V) -> (B, T, V); `gate(x)` where the caller has it already."""
+        """(B, T, H, W, C) -> (B, T, C); `gate(x)` where the caller has it already."""
         if factor is None:
             factor, average = self.gate(x)
-        places = x.flatten(-3, -2)                                          # (B, T, H*W, V)
+        places = x.flatten(-3, -2)                                          # (B, T, H*W, C)
         if self.spatial_attention == "sum":
             return factor * average * places.shape[-2]                      # sum over places of x * factor
         places = places * factor.unsqueeze(-2)
@@ -87,7 +86,7 @@ class Specific:
 
 
 class LinearSpecificEncoder(nn.Module):
-    """Linear and ReLU: audio and text at level 1, everything at level 2."""
+    """Linear and ReLU: vectors and tokens at level 1, everything at level 2."""
 
     def __init__(self, input_dim, output_dim):
         super().__init__()
@@ -112,17 +111,17 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.mix(F.relu(self.spread(x))))
 
 
-class VideoSpecificEncoder(nn.Module):
-    """Convolutions over the places of each second: (B, T, 7, 7, V) -> full (B, T, 3, 3, O), pooled (B, T, V)."""
+class MapSpecificEncoder(nn.Module):
+    """Convolutions over the places of each second: (B, T, H, W, C) -> full (B, T, H-4, W-4, O), pooled (B, T, C)."""
 
-    def __init__(self, config):
+    def __init__(self, channels, widths):
         super().__init__()
-        self.conv1 = MapConv(config.video_dim, config.video_hidden, 3)
-        self.conv2 = MapConv(config.video_hidden, config.video_specific_dim, 3)
-        self.conv3 = MapConv(config.video_specific_dim, config.video_specific_dim, 1)
-        self.residual = ResidualBlock(config.video_specific_dim)
-        self.pool1 = nn.Linear(config.video_specific_dim, config.video_pool_hidden)
-        self.pool2 = nn.Linear(config.video_pool_hidden, config.video_dim)
+        self.conv1 = MapConv(channels, widths.hidden, 3)
+        self.conv2 = MapConv(widths.hidden, widths.specific, 3)
+        self.conv3 = MapConv(widths.specific, widths.specific, 1)
+        self.residual = ResidualBlock(widths.specific)
+        self.pool1 = nn.Linear(widths.specific, widths.pool_hidden)
+        self.pool2 = nn.Linear(widths.pool_hidden, channels)
         self.recompute = False          # in the backward pass, instead of keeping what is between input and output
 
     def forward(self, x):

@@ -134,8 +134,8 @@ class RetrievalHead(nn.Module):
         return F.normalize(mean_of_clips(hidden if rows is None else F.embedding(rows, hidden), real), dim=-1)
 
     def hear(self, audio):
-        """Unit vectors (..., width) of sounds (..., T, audio_dim)."""
-        return F.normalize(self.sound(audio.mean(-2)), dim=-1)
+        """Unit vectors (N, width) of the means of sounds (N, T, audio_dim), or maps (N, T, H, W, audio_dim)."""
+        return F.normalize(self.sound(audio.flatten(1, -2).mean(1)), dim=-1)
 
     def loss(self, audio, codes, rows=None, real=None):
         """Mean of the two cross-entropies (nats) of finding clip i's sound (B, T, audio_dim) by its codes and back."""

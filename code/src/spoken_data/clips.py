@@ -1,20 +1,23 @@
 """Clips of Spoken Digits: a recorded word, said once a second for the length of an event, and a handwritten digit.
 
-The features are those of `prepare.py features --audio-encoder logmel --video-encoder patches`, computed without the
-way through video files. A clip is grey and silent but for its events, so both its features are nearly zero there.
+The features are those of `prepare.py features --audio-encoder logmel --video-encoder patches --patch-filters pca
+--patch-channels 16`, computed without the way through video files. A clip is grey and silent but for its events, so
+both its features are nearly zero there.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from extract.audio import logmel_second
-from extract.video import GRID, patches
+from extract.video import GRID, patches, pca_filters
 from spoken_data.sources import RATE, SIDE
 
 NONE = -1                               # no recording, no image: silence, an empty canvas
 CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
 GREY = 128                              # of an empty canvas
+HOLD = 3                                # seconds until another recording and another image take over
+CHANNELS = 16                           # V
 # Takes of every speaker and digit. 0 to 4 are the data set's own test split.
 TAKES = {"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)}
 # MNIST's test images are of two groups of writers, 5,000 images each; every part has the same share of both.
@@ -64,10 +67,6 @@ class Clip:
     seen: np.ndarray
     cell: np.ndarray
 
-    def quiet(self):
-        """The clip without its sound."""
-        return replace(self, heard=np.full_like(self.heard, NONE))
-
 
 class Casting:
     """Chooses recordings and images of given digits: each of a pool once, in random order, before any comes again."""
@@ -84,13 +83,27 @@ class Casting:
         return self.queues[kind, digit].pop()
 
     def clip(self, heard, seen):
-        """`Clip` of the digits heard and seen each second, (T,), NONE for nothing: one recording and one image for
-        each digit, the image in one place, the word at another moment of each second."""
-        cast = {kind: {digit: self.next(kind, digit) for digit in np.unique(digits) if digit != NONE}
-                for kind, digits in (("heard", heard), ("seen", seen))}
-        place = {digit: self.rng.integers(GRID * GRID) for digit in cast["seen"]}
-        return Clip(np.array([cast["heard"].get(d, NONE) for d in heard]), self.rng.random(len(heard)),
-                    np.array([cast["seen"].get(d, NONE) for d in seen]), np.array([place.get(d, 0) for d in seen]))
+        """`Clip` of the digits heard and seen each second, (T,), NONE for nothing.
+
+        A recording and an image, in a place of its own, stay for HOLD seconds; the word begins at another moment of
+        each second.
+        """
+        places = self.rng.integers(GRID * GRID, size=len(seen))
+        cell = np.where(seen == NONE, 0, places[np.arange(len(seen)) - _since(seen) % HOLD])
+        return Clip(self._cast("heard", heard), self.rng.random(len(heard)), self._cast("seen", seen), cell)
+
+    def _cast(self, kind, digits):
+        chosen, since = np.full(len(digits), NONE), _since(digits)
+        for second in np.flatnonzero(digits != NONE):
+            chosen[second] = chosen[second - 1] if since[second] % HOLD else self.next(kind, digits[second])
+        return chosen
+
+
+def _since(digits):
+    """Seconds since the digit of each second began, (T,)."""
+    number = np.arange(len(digits))
+    begins = np.append(True, digits[1:] != digits[:-1])
+    return number - np.maximum.accumulate(np.where(begins, number, 0))
 
 
 def waveform(clip, pool):
@@ -109,7 +122,7 @@ def frame(clip, pool, second):
     if clip.seen[second] != NONE:
         row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
         canvas[row:row + SIDE, column:column + SIDE] = pool.pixels[clip.seen[second]]
-    return np.repeat(canvas[..., None], 3, 2)
+    return _colour(canvas)
 
 
 def audio_features(clip, pool):
@@ -117,7 +130,19 @@ def audio_features(clip, pool):
     return logmel_second(waveform(clip, pool), RATE)
 
 
-def video_features(clip, pool):
-    """(T, 7, 7, 32) float32. A picture that stays is computed once: the mean over its frames is itself."""
+def filters(pool):
+    """Principal directions of a pool's images, (192, 16), fitted to canvases that they fill."""
+    whole = len(pool.pixels) // GRID ** 2 * GRID ** 2
+    sheets = pool.pixels[:whole].reshape(-1, GRID, GRID, SIDE, SIDE).transpose(0, 1, 3, 2, 4)
+    return pca_filters([_colour(sheet) for sheet in sheets.reshape(-1, CANVAS, CANVAS)], CHANNELS)
+
+
+def video_features(clip, pool, filters):
+    """(T, 7, 7, V) float32, `filters` (192, V). A picture that stays is computed once: the mean over its frames is
+    itself."""
     first, which = np.unique(np.stack([clip.seen, clip.cell], 1), axis=0, return_index=True, return_inverse=True)[1:]
-    return patches([frame(clip, pool, second) for second in first])[which.ravel()]
+    return patches([frame(clip, pool, second) for second in first], filters)[which.ravel()]
+
+
+def _colour(canvas):
+    return np.repeat(canvas[..., None], 3, 2)

@@ -22,9 +22,9 @@ from demo_data.demo_tree import (
     write_lines, write_shared, write_text, write_zip)
 from demo_data.dialled_digits import CLASSES, EMPTY, WORDS
 from errors import InputError, Parser, run
-from extract.video import CHANNELS, GRID
+from extract.video import GRID
 from spoken_data import sources
-from spoken_data.clips import Casting, audio_features, pool, video_features
+from spoken_data.clips import CHANNELS, Casting, audio_features, filters, pool, video_features
 
 VERSION = 1                             # of the contents
 MARKER = "spoken.json"                  # written last: a folder that has it is whole
@@ -41,6 +41,7 @@ class Writer(Tree):
     def start(self, speech, images):
         """Take the recordings; each part's are handed out in one random order."""
         self.pools = {part: pool(part, speech, images) for part in ("train", "val", "test")}
+        self.filters = filters(self.pools["train"])
         return self
 
     def cast(self, heard, seen, part, rng):
@@ -49,6 +50,12 @@ class Writer(Tree):
         for one in zip(heard, seen):
             yield casting.clip(*one)
             self.bar.update()
+
+    def audio(self, clip, part):
+        return audio_features(clip, self.pools[part])
+
+    def video(self, clip, part):
+        return video_features(clip, self.pools[part], self.filters)
 
 
 def pretraining(tree):
@@ -69,8 +76,8 @@ def pretraining(tree):
     for part in tree.pools:
         rows = np.flatnonzero(split == part)
         for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
-            write_zip(folders["audio"], ids[row], audio_features(clip, tree.pools[part]))
-            write_zip(folders["video"], ids[row], video_features(clip, tree.pools[part]))
+            write_zip(folders["audio"], ids[row], tree.audio(clip, part))
+            write_zip(folders["video"], ids[row], tree.video(clip, part))
             write_zip(folders["label"], ids[row], event.inside[row].astype(np.float32))
 
 
@@ -88,8 +95,8 @@ def ave(tree):
         rows = np.flatnonzero(split == part)
         write_h5(tree.place(f"ave.{part}"), "order", rows)
         for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
-            audio[row] = audio_features(clip, tree.pools[part])
-            video[row] = video_features(clip, tree.pools[part])
+            audio[row] = tree.audio(clip, part)
+            video[row] = tree.video(clip, part)
     write_h5(tree.place("ave.audio"), "avadataset", audio)
     write_h5(tree.place("ave.video"), "avadataset", video)
     write_h5(tree.place("ave.label"), "avadataset", one_hot(digits, len(CLASSES)))
@@ -102,8 +109,8 @@ def avvp(tree):
     ids, digits = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
     folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
     for name, clip in zip(ids, tree.cast(digits["audio"], digits["visual"], "test", rng)):
-        write_zip(folders["audio"], name, audio_features(clip, tree.pools["test"]))
-        write_zip(folders["video"], name, video_features(clip, tree.pools["test"]))
+        write_zip(folders["audio"], name, tree.audio(clip, "test"))
+        write_zip(folders["video"], name, tree.video(clip, "test"))
 
 
 def ucf_vggsound(tree):
@@ -125,7 +132,7 @@ def ucf_vggsound(tree):
     folder, longest = tree.folder("ucf_vggsound.video"), 12
     seen = np.repeat(keys[:, None], longest, 1)
     for name, clip in zip(ids, tree.cast(np.full_like(seen, EMPTY), seen, "test", rng)):
-        write_zip(folder, name, video_features(clip, tree.pools["test"])[:rng.integers(6, longest + 1)])
+        write_zip(folder, name, tree.video(clip, "test")[:rng.integers(6, longest + 1)])
 
 
 PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part reads no more than the parts before it

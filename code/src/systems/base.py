@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from declare import setting
+from model.blocks import Blocks
 from model.collectives import ALONE
-from model.config import Config
+from model.config import MODALITIES, Config, in_order, short
 from model.padding import Features, mean_of_clips
 from systems import published
 from systems.published import OWN
@@ -78,27 +79,30 @@ class Codes:
     indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
 
 
-def to_seconds(features, real=None):
+def to_seconds(features, config, real=None):
     """`Features`: what the encoders read of all modalities, side by side in time, as losses and codebooks compare it in
     training.
 
     Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
     encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T is
-    the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens.
+    the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other tokens.
 
     Args:
-        features: modality -> (B, T, ...), text (B, L, ...).
+        features: modality -> (B, T, ...), of tokens (B, L, ...).
+        config: of the system.
         real: mask of the seconds (model/padding.py).
     """
-    seconds = next((x.shape[1] for m, x in features.items() if m != "text"), None)
-    text = features.get("text")
-    if text is None or seconds is None or real is None and seconds == text.shape[1]:
-        return Features(features, real)
-    places = torch.arange(seconds, device=text.device) * text.shape[1]
-    if real is None:
-        return Features(features | {"text": text[:, places // seconds]})
-    tokens = (places // real.sum(1, keepdim=True)).clamp_max(text.shape[1] - 1)             # (B, T)
-    return Features(features | {"text": text.gather(1, tokens.unsqueeze(2).expand(-1, -1, text.shape[2]))}, real)
+    seconds = next((x.shape[1] for m, x in features.items() if config.kind(m) != "tokens"), None)
+    found = Features(features, real)
+    for modality in (m for m in features if config.kind(m) == "tokens" and seconds is not None):
+        x = features[modality]
+        places = torch.arange(seconds, device=x.device) * x.shape[1]
+        if real is not None:
+            tokens = (places // real.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
+            found[modality] = x.gather(1, tokens.unsqueeze(2).expand(-1, -1, x.shape[2]))
+        elif seconds != x.shape[1]:
+            found[modality] = x[:, places // seconds]
+    return found
 
 
 def precise(x):
@@ -127,9 +131,18 @@ class Encoder(nn.Module):
         """The code vectors (K, D) of every codebook, in the order in which a head's vector holds them."""
         raise NotImplementedError
 
+    def add_lstms(self):
+        """Give every modality of tokens the LSTM that reads them: `<modality>_lstm`."""
+        for modality in self.config.modalities:
+            if self.config.kind(modality) == "tokens":
+                self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
+
     def inputs(self, modality, x):
-        """What the semantic encoder of a modality reads, (B, T, ...), of raw features; by default these themselves."""
-        return x
+        """What the semantic encoder of a modality reads: features (B, T, ...) as they are, or tokens (B, L, W) through
+        their LSTM where there is one, (B, L, 2 * text_hidden)."""
+        lstm = getattr(self, f"{modality}_lstm", None)
+        with precise(x):
+            return lstm(x)[0] if lstm else x
 
     def embed_inputs(self, modality, inputs, real=None):
         """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`.
@@ -185,7 +198,7 @@ class FrozenEncoder(nn.Module):
         return self.encoder.embed_inputs(modality, inputs, real)
 
     def embed(self, modality, x, real=None):
-        """`Codes` of raw features: audio (B, T, 128), video (B, T, 7, 7, V), text (B, L, 768) word vectors."""
+        """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
         with torch.no_grad():
             return self.embed_inputs(modality, self.inputs(modality, x), real)
 
@@ -230,8 +243,10 @@ class System(nn.Module):
         Config, Options: dataclasses of its sizes and of its settings.
         TERMS: kind of loss -> Term, in the order in which they are added up.
         SWITCHES: further names for --without -> title, of what is no loss term.
-        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts.
-        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only.
+        ORDER: modalities that come first wherever GROUPS, AUXILIARY and CLUB networks go through them; others follow.
+        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts. {m}, {M} in it stand for
+            every modality.
+        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only; {m}, {M} as in GROUPS.
         UNCLIPPED: groups whose gradients are not clipped.
         PARTS: table of published names (systems/published.py); empty: no published file exists.
         TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
@@ -247,6 +262,7 @@ class System(nn.Module):
     name = title = FILE = ""
     EPOCHS = 6
     TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
+    ORDER = MODALITIES
 
     def __init__(self, config):
         super().__init__()
@@ -333,8 +349,9 @@ class System(nn.Module):
 
     @classmethod
     def file(cls, modalities, epoch):
-        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt"; epoch "*" makes a pattern."""
-        return cls.FILE.format(epoch, modalities="".join(m[0].upper() for m in modalities))
+        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt", "CoDAAR-model-AVTDepth-5.pt"; epoch "*"
+        makes a pattern."""
+        return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
 
     @classmethod
     def switches(cls):
@@ -344,6 +361,16 @@ class System(nn.Module):
             titles.setdefault(term.switch or kind, term.title or kind)      # the first of several levels names it
         return titles | cls.SWITCHES
 
+    @property
+    def order(self):
+        """The modalities in the order of ORDER."""
+        return in_order(self.config.modalities, self.ORDER)
+
+    @property
+    def auxiliary(self):
+        """AUXILIARY of this system's modalities."""
+        return published.expand(self.AUXILIARY, self.order)
+
     def parameter_groups(self):
         """All parameters in `Group`s, in the order of GROUPS.
 
@@ -351,11 +378,12 @@ class System(nn.Module):
         up as in the published program.
         """
         rank = {name: number for number, name in enumerate(published.our_names(self))}
-        groups = {}
+        groups, auxiliary = {}, self.auxiliary
+        prefixes = published.expand(self.GROUPS, self.order)
         for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
-            group = next((group for prefix, group in self.GROUPS.items() if name.startswith(prefix)), OWN)
-            groups.setdefault(group, Group(group, {}, group if group in self.AUXILIARY else "main",
+            group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), OWN)
+            groups.setdefault(group, Group(group, {}, group if group in auxiliary else "main",
                                            group not in self.UNCLIPPED))
             groups[group].parameters[name] = parameter
-        order = [*dict.fromkeys(self.GROUPS.values()), OWN]
+        order = [*dict.fromkeys(prefixes.values()), OWN]
         return [groups[name] for name in order if name in groups]

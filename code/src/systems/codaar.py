@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from declare import setting
 from errors import InputError
 from model import config as sizes
+from model.blocks import Blocks
 from model.codebook import (
     COMMITMENT,
     DECAY,
@@ -29,17 +30,17 @@ from model.codebook import (
     squared_distance,
 )
 from model.collectives import ALONE
+from model.config import in_order, short
 from model.conv_matmul import MapConv
 from model.cross_cpc import CrossCPC
-from model.decoders import LinearDecoder, VideoDecoder
-from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder
+from model.encoders import Specific
 from model.padding import first_rows, gathered, mean_of_seconds, only_real, squared_error
 from systems import base, codaar_names
 from systems.base import Codes, Losses, Term, precise
-from systems.published import DECODER, ENCODER, LSTM
+from systems.published import DECODER, ENCODER, LSTMS
 
-SEGMENTS = ("video", "audio", "text")       # their order in a row
-OTHERS = {1: 0.25, 2: 0.2}                  # share of each other modality in the moving averages, by their number
+SEGMENTS = ("video", "audio", "text")       # their order in a row; others follow
+OWN_SHARE = 3                               # weight of the own features in the moving averages; another's is 1
 OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; a second's own has 2
 NOISE = 1e-3                                # standard deviation, of rows that are reset or repeated
 TEMPERATURE = 0.1                           # of the reported segment alignment
@@ -54,7 +55,7 @@ class Config(sizes.Config):
     @property
     def segments(self):
         """The modalities in the order of their segments."""
-        return tuple(m for m in SEGMENTS if m in self.modalities)
+        return in_order(self.modalities, SEGMENTS)
 
     @property
     def row_dim(self):
@@ -73,7 +74,7 @@ class Options(base.CodebookOptions):
     def __post_init__(self):
         if sorted(self.cascade_order) != sorted(SEGMENTS):
             raise InputError(f"--cascade_order {' '.join(self.cascade_order)}: expected each of {', '.join(SEGMENTS)} "
-                             "once; a modality that is not trained on is passed over")
+                             "once; a modality that is not trained on is passed over, others come last")
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -93,7 +94,7 @@ class RowTable(nn.Module):
     """K rows of one segment (D columns) per modality, in the order of SEGMENTS.
 
     State are buffers under the published names, which change only in `start_from`, `ema_step` and `count_and_reset`:
-    `embedding` and `ema_weight` (K, nD), `ema_count_<letter>` (K,) of each modality, `ema_count` their sum,
+    `embedding` and `ema_weight` (K, nD), `ema_count_<short name>` (K,) of each modality, `ema_count` their sum,
     `unactivated_count` (K,). They start as published. After an `ema_step`, embedding = cascade(weight / count).
     """
 
@@ -105,7 +106,7 @@ class RowTable(nn.Module):
         self.register_buffer("embedding", embedding)
         self.register_buffer("ema_count", torch.zeros(rows))
         for modality in self.segments:
-            self.register_buffer(f"ema_count_{modality[0]}", torch.zeros(rows))
+            self.register_buffer(f"ema_count_{short(modality)}", torch.zeros(rows))
         self.register_buffer("ema_weight", embedding.clone())
         self.register_buffer("unactivated_count", -torch.ones(rows))
         self.together = ALONE
@@ -116,8 +117,8 @@ class RowTable(nn.Module):
 
     @property
     def counts(self):
-        """`ema_count_<letter>` of the segments, (K,) each."""
-        return [getattr(self, f"ema_count_{modality[0]}") for modality in self.segments]
+        """`ema_count_<short name>` of the segments, (K,) each."""
+        return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
 
     def forward(self, z, with_cmcm=True, real=None):
         """Pick a row for every second of every modality (`nearest`). Changes nothing.
@@ -211,7 +212,7 @@ class RowTable(nn.Module):
         """
         x = torch.stack([z[m].detach() for m in self.segments], 1)                          # (B, n, T, D)
         number = len(self.segments)
-        share = OTHERS.get(number - 1, 0.0) if with_others else 0.0
+        share = 1 / (OWN_SHARE + number - 1) if with_others else 0.0
         mixed = (1 - number * share) * x + share * x.sum(1, keepdim=True)                   # own: 1 - (n - 1) * share
         mixed = self.together.own(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
         picked = self.together.own(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
@@ -296,19 +297,19 @@ class BatchNorm(nn.BatchNorm1d):
         return ((wide - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype).view_as(x)
 
 
-class VideoConvStack(nn.Module):
-    """Convolutions over the places of each second: (B, T, 7, 7, V) -> (B, T, 3, 3, O)."""
+class MapConvStack(nn.Module):
+    """Convolutions over the places of each second: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O)."""
 
-    def __init__(self, config):
+    def __init__(self, channels, widths):
         super().__init__()
-        self.conv1 = MapConv(config.video_dim, config.video_hidden, 3)
-        self.norm1 = BatchNorm(config.video_hidden)
-        self.conv2 = MapConv(config.video_hidden, config.video_specific_dim, 3)
-        self.norm2 = BatchNorm(config.video_specific_dim)
+        self.conv1 = MapConv(channels, widths.hidden, 3)
+        self.norm1 = BatchNorm(widths.hidden)
+        self.conv2 = MapConv(widths.hidden, widths.specific, 3)
+        self.norm2 = BatchNorm(widths.specific)
 
     def forward(self, x, real=None):
         maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x, real))
-        return F.relu(self.norm2(self.conv2(maps), x, real)).unflatten(0, x.shape[:2])
+        return Specific(F.relu(self.norm2(self.conv2(maps), x, real)).unflatten(0, x.shape[:2]), None)
 
 
 @dataclass
@@ -317,24 +318,22 @@ class PassOutput:
 
     inputs: dict                # what the decoders reconstruct
     semantic: dict              # (B, T, D) before quantisation
-    specific: dict              # audio, text (B, T, D), video (B, T, 3, 3, O)
+    specific: dict              # of vectors and tokens (B, T, D), of maps (B, T, H-4, W-4, O)
     quantized: QuantizedRows
     real: Tensor = None         # (B, T) mask of the seconds (model/padding.py)
     alignment: Tensor = None    # of the table after this pass's update; None without one
 
 
 class Encoder(base.Encoder):
-    """Text LSTM, semantic and specific encoders, and the table."""
+    """The LSTM of tokens, semantic and specific encoders, and the table."""
 
     def __init__(self, config):
         super().__init__(config)
-        if "text" in config.modalities:
-            self.text_lstm = nn.LSTM(config.text_dim, config.text_hidden, 2, batch_first=True, bidirectional=True)
+        self.add_lstms()
         semantic, specific = {}, {}
         for m in config.modalities:
-            width, is_video = config.input_dim(m), m == "video"
-            semantic[m] = VideoSemanticEncoder(config) if is_video else TemporalEncoder(config, width)
-            specific[m] = VideoConvStack(config) if is_video else LinearSpecificEncoder(width, config.code_dim)
+            blocks = Blocks(config, m)
+            semantic[m], specific[m] = blocks.semantic(), blocks.specific(MapConvStack)
         self.semantic, self.specific = nn.ModuleDict(semantic), nn.ModuleDict(specific)
         self.table = RowTable(config)
 
@@ -343,24 +342,19 @@ class Encoder(base.Encoder):
         """The segments: one codebook (K, D) for each modality."""
         return list(self.table.split(self.table.embedding))
 
-    def inputs(self, modality, x):
-        """Audio (B, T, 128) and video (B, T, 7, 7, V) as they are, text (B, 10, 768) through its LSTM: (B, 10, 256)."""
-        with precise(x):
-            return self.text_lstm(x)[0] if modality == "text" else x
-
     def forward(self, features, with_cmcm=True, real=None):
         """modality -> `inputs` of it -> PassOutput."""
         semantic, specific = {}, {}
         for m, x in features.items():
             with precise(x):
                 exact = x.to(self.table.embedding.dtype)
-                if m == "video":            # squeeze-excitation serves both of its paths
+                if self.config.kind(m) == "map":    # squeeze-excitation serves both of its paths
                     factor, average = self.semantic[m].gate(exact)
                     semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), real)
                     x = x * factor.to(x.dtype)[:, :, None, None]
                 else:
                     semantic[m] = self.semantic[m](exact, real)
-            specific[m] = self.specific[m](x, real) if m == "video" else self.specific[m](x).full
+            specific[m] = (self.specific[m](x, real) if self.config.kind(m) == "map" else self.specific[m](x)).full
         with precise(self.table.embedding):
             return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, real), real)
 
@@ -377,11 +371,8 @@ class RowDecoder(nn.Module):
 
     def __init__(self, config, modality):
         super().__init__()
-        width = config.code_dim
-        self.row_linear = nn.Linear(config.row_dim, width)
-        is_video = modality == "video"
-        self.of_code = VideoDecoder(config) if is_video else LinearDecoder(width, width, width,
-                                                                           config.input_dim(modality))
+        self.row_linear = nn.Linear(config.row_dim, config.code_dim)
+        self.of_code = Blocks(config, modality).decoder()
 
     def forward(self, rows, specific):
         return self.of_code(self.row_linear(rows), specific)
@@ -395,7 +386,7 @@ class CoDAAR(base.System):
     TERMS = {"recon": Term(title="reconstruction"), "commit": Term(title="commitment"), "cpc": Term(title="CPC"),
              "cmcm": Term(title="CMCM")}
     SWITCHES = {"dta": "DTA", "csa": "CSA", "reset": "reset"}
-    GROUPS = {"encoder.text_lstm.": LSTM, "encoder.": ENCODER, "cpc.": "CPC_parameters", "decoders.": DECODER}
+    GROUPS = {"encoder.{m}_lstm.": LSTMS, "encoder.": ENCODER, "cpc.": "CPC_parameters", "decoders.": DECODER}
 
     def __init__(self, config):
         super().__init__(config)
@@ -404,8 +395,14 @@ class CoDAAR(base.System):
         self.decoders = nn.ModuleDict({m: RowDecoder(config, m) for m in config.modalities})
         self.started = [False]
 
+    @property
+    def cascade_order(self):
+        """Of all modalities: those that are not published come last."""
+        return in_order(self.config.modalities, self.options.cascade_order)
+
     def features(self, batch):
-        return base.to_seconds({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}, batch.get("real"))
+        features = {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
+        return base.to_seconds(features, self.config, batch.get("real"))
 
     def encode(self, features, epoch):
         with self.autocast():
@@ -415,12 +412,12 @@ class CoDAAR(base.System):
         if not self.started[0] and self.options.codebook_init == "data":
             with self.evaluating():
                 outputs = self.encode(features, epoch)
-            self.encoder.table.start_from(outputs.semantic, self.options.cascade_order, draws, self.is_on("csa"),
+            self.encoder.table.start_from(outputs.semantic, self.cascade_order, draws, self.is_on("csa"),
                                           features.real)
         self.started = [True]
 
     def update_codebooks(self, outputs, draws):
-        table, order, with_cascade = self.encoder.table, self.options.cascade_order, self.is_on("csa")
+        table, order, with_cascade = self.encoder.table, self.cascade_order, self.is_on("csa")
         indices = outputs.quantized.indices
         table.ema_step(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.real)
         outputs.alignment = table.alignment()
@@ -444,7 +441,7 @@ class CoDAAR(base.System):
             second = draws.second(min(z.shape[1] for z in outputs.semantic.values()))
             prediction = self.cpc(outputs.semantic, second, outputs.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{y[0]}_to_{x[0]}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         return Losses(terms | {"cmcm": quantized.cmcm}, metrics)
 
     @property

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from declare import setting
+from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
 from model.collectives import ALONE
+from model.config import in_order, short
 from model.cross_cpc import CrossCPC
-from model.decoders import LinearDecoder, VideoDecoder
-from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder, VideoSpecificEncoder
 from model.padding import only_real, squared_error
 from systems import base, dcid_names
 from systems.base import Codes, Losses, Term, precise
-from systems.published import DECODER, ENCODER, LSTM
+from systems.published import DECODER, ENCODER, LSTMS
 
 MI_ITERATIONS = 5                           # Adam steps of the CLUB networks in each training step
 CLUB_ORDER = ("video", "text", "audio")     # of the published program's MI networks and their permutations
@@ -87,33 +87,25 @@ class Level(nn.Module):
 
 
 def first_level(config):
-    """Level 1: audio and text by linear maps, video by convolutions."""
+    """Level 1: the features themselves, tokens after their LSTM."""
     semantic, specific = {}, {}
     for modality in config.modalities:
-        width = config.input_dim(modality)
-        is_video = modality == "video"
-        semantic[modality] = VideoSemanticEncoder(config) if is_video else TemporalEncoder(config, width)
-        specific[modality] = VideoSpecificEncoder(config) if is_video else LinearSpecificEncoder(width, config.code_dim)
+        blocks = Blocks(config, modality)
+        semantic[modality], specific[modality] = blocks.semantic(), blocks.specific()
     return Level(config, semantic, specific)
 
 
 class Encoder(base.Encoder):
-    """The text LSTM and the levels."""
+    """The LSTM of the text, and of other tokens, and the levels."""
 
     def __init__(self, config, levels):
         super().__init__(config)
-        if "text" in config.modalities:
-            self.text_lstm = nn.LSTM(config.text_dim, config.text_hidden, 2, batch_first=True, bidirectional=True)
+        self.add_lstms()
         self.levels = nn.ModuleList(levels)
 
     @property
     def codebooks(self):
         return [level.codebook.embedding for level in self.levels]
-
-    def inputs(self, modality, x):
-        """Audio (B, T, 128) and video (B, T, 7, 7, V) as they are, text (B, 10, 768) through its LSTM: (B, 10, 256)."""
-        with precise(x):
-            return self.text_lstm(x)[0] if modality == "text" else x
 
     def features(self, batch):
         """`inputs` of all modalities; other entries of the batch are passed over."""
@@ -152,7 +144,7 @@ class Objective(nn.Module):
 
     @property
     def club_order(self):
-        return [m for m in CLUB_ORDER if m in self.club]
+        return in_order(self.club, CLUB_ORDER)
 
     def clubs(self):
         """The CLUB networks side by side, in `club_order`."""
@@ -188,7 +180,7 @@ class Objective(nn.Module):
             seconds = min(z.shape[1] for z in output.semantic.values())
             prediction = self.cpc(output.semantic, draws.second(seconds), output.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{y[0]}_to_{x[0]}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         terms["cmcm"] = output.quantized.cmcm
         return Losses(terms, metrics)
 
@@ -239,11 +231,8 @@ def fit_clubs(clubs, evidence, groups, adam, iterations, together):
 
 
 def first_decoder(config, modality):
-    """Decoder of level 1: it reconstructs the features themselves, text after its LSTM."""
-    width = config.code_dim
-    if modality == "video":
-        return VideoDecoder(config)
-    return LinearDecoder(width, width, width, config.input_dim(modality))
+    """Decoder of level 1: it reconstructs the features themselves, tokens after their LSTM."""
+    return Blocks(config, modality).decoder()
 
 
 class DCID(base.System):
@@ -254,16 +243,15 @@ class DCID(base.System):
     TERMS = {"recon": Term(title="reconstruction"), "commit": Term(title="commitment"),
              "mi": Term(switch="club", title="CLUB"), "cpc": Term(title="CPC"), "cmcm": Term(title="CMCM")}
     SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
+    ORDER = CLUB_ORDER
     GROUPS = {
-        "encoder.text_lstm.": LSTM,
+        "encoder.{m}_lstm.": LSTMS,
         "encoder.": ENCODER,
         "objectives.0.cpc.": "CPC_parameters",
         "objectives.0.decoders.": DECODER,
-        "objectives.0.club.video.": "Video_mi_net_parameters",
-        "objectives.0.club.text.": "Text_mi_net_parameters",
-        "objectives.0.club.audio.": "Audio_mi_net_parameters",
+        "objectives.0.club.{m}.": "{M}_mi_net_parameters",
     }
-    AUXILIARY = {f"{M}_mi_net_parameters": f"optimizer_{M.lower()}_mi_net" for M in ("Video", "Text", "Audio")}
+    AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net"}
     # They differ from task to task without a rule: they were chosen on the evaluation data.
     TOC_RELEASED = {
         "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
@@ -286,7 +274,7 @@ class DCID(base.System):
         return [Objective(self.config, first_decoder)]
 
     def features(self, batch):
-        return base.to_seconds(self.encoder.features(batch), batch.get("real"))
+        return base.to_seconds(self.encoder.features(batch), self.config, batch.get("real"))
 
     def depth(self, epoch):
         """How many levels are computed at an epoch."""

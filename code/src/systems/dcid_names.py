@@ -1,65 +1,71 @@
 """Published names of DCID's tensors (systems/published.py), in published order."""
 
-from systems.published import DECODER, ENCODER, LSTM, Part, transformer
+from systems.published import DECODER, ENCODER, LSTMS, Part, temporal
 
 NUM_CLASSES = 141               # of the clip classifiers in the published decoder, used by no loss
 LEVEL, OBJECTIVE = "encoder.levels.0.", "objectives.0."
-VIDEO = LEVEL + "specific.video."
-POOL = LEVEL + "semantic.video."
 
-TEXT_LSTM = [Part(LSTM, "", "encoder.text_lstm.", "text")]
-SPECIFIC = [
-    Part(ENCODER, "Video_encoder.conv_stack.0.", VIDEO + "conv1.", "video"),
-    Part(ENCODER, "Video_encoder.conv_stack.2.", VIDEO + "conv2.", "video"),
-    Part(ENCODER, "Video_encoder.conv_stack.4.", VIDEO + "conv3.", "video"),
-    Part(ENCODER, "Video_encoder.conv_stack.5.stack.0.res_block.1.", VIDEO + "residual.spread.", "video"),
-    Part(ENCODER, "Video_encoder.conv_stack.5.stack.0.res_block.3.", VIDEO + "residual.mix.", "video"),
-    Part(ENCODER, "Video_encoder.feed_forward.0.", VIDEO + "pool1.", "video"),
-    Part(ENCODER, "Video_encoder.feed_forward.2.", VIDEO + "pool2.", "video"),
-    Part(ENCODER, "Audio_encoder.audio_linear.", LEVEL + "specific.audio.linear.", "audio"),
-    Part(ENCODER, "Text_encoder.text_linear.", LEVEL + "specific.text.linear.", "text"),
-]
+TOKENS = [Part(LSTMS, "", "encoder.{m}_lstm.", "text *")]
+
+
+def specific(theirs, ours, modalities):
+    """The specific encoders of level 1: convolutions of maps, the linear map of vectors and tokens."""
+    return [Part(ENCODER, theirs + "conv_stack.0.", ours + "conv1.", modalities),
+            Part(ENCODER, theirs + "conv_stack.2.", ours + "conv2.", modalities),
+            Part(ENCODER, theirs + "conv_stack.4.", ours + "conv3.", modalities),
+            Part(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.spread.", modalities),
+            Part(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            Part(ENCODER, theirs + "feed_forward.0.", ours + "pool1.", modalities),
+            Part(ENCODER, theirs + "feed_forward.2.", ours + "pool2.", modalities),
+            Part(ENCODER, theirs + "{m}_linear.", ours + "linear.", modalities)]
+
+
+def pooling(theirs, ours, modalities):
+    """The pooling of maps in the semantic encoders."""
+    return [Part(ENCODER, theirs + "se_layer.0.", ours + "squeeze.", modalities),
+            Part(ENCODER, theirs + "se_layer.2.", ours + "excite.", modalities),
+            Part(ENCODER, theirs + "affine_video_ave.", ours + "average_attention.", modalities),
+            Part(ENCODER, theirs + "affine_video_self.", ours + "place_attention.", modalities),
+            Part(ENCODER, theirs + "ave_v_att.", ours + "attention.", modalities)]
+
+
+def decoder(theirs, ours, modalities, row_linear=()):
+    """The decoders of level 1: transposed convolutions of maps, two linear maps of vectors and tokens.
+
+    Args:
+        row_linear: parts that stand before the linear map of the code.
+    """
+    return [Part(DECODER, theirs + "inverse_conv_block.0.", ours + "deconv1.", modalities),
+            Part(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.spread.", modalities),
+            Part(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            Part(DECODER, theirs + "inverse_conv_block.2.", ours + "deconv2.", modalities),
+            Part(DECODER, theirs + "inverse_conv_block.4.", ours + "deconv3.", modalities),
+            Part(DECODER, theirs + "{m}_rec.", ours + "reconstruct.", modalities),
+            *row_linear,
+            Part(DECODER, theirs + "{m}_linear.", ours + "code_linear.", modalities)]
+
+
+def cpc(section, ours, modalities):
+    """The networks of one Cross-CPC."""
+    return [Part(section, "{m}_ar_lstm.", ours + "lstm.{m}.", modalities),
+            Part(section, "{m}_predictors.0.", ours + "predictor.{m}.", modalities)]
+
+
+def club(section, ours, modalities=""):
+    """CLUB networks, a section for each: the mean's network first."""
+    return [Part(section, "p_mu.", ours + "mean.", modalities),
+            Part(section, "p_logvar.", ours + "log_variance.", modalities)]
+
+
+SPECIFIC = specific("{M}_encoder.", LEVEL + "specific.{m}.", "video audio text *")
 CODEBOOK = [Part(ENCODER, "Cross_quantizer.", "encoder.levels.*.codebook.")]
-SEMANTIC = [
-    Part(ENCODER, "video_semantic_encoder.se_layer.0.", POOL + "squeeze.", "video"),
-    Part(ENCODER, "video_semantic_encoder.se_layer.2.", POOL + "excite.", "video"),
-    Part(ENCODER, "video_semantic_encoder.affine_video_ave.", POOL + "average_attention.", "video"),
-    Part(ENCODER, "video_semantic_encoder.affine_video_self.", POOL + "place_attention.", "video"),
-    Part(ENCODER, "video_semantic_encoder.ave_v_att.", POOL + "attention.", "video"),
-    *transformer(ENCODER, "video_self_att.", POOL + "temporal.", "video"),
-    *transformer(ENCODER, "{m}_self_att.", LEVEL + "semantic.{m}.", "text audio"),
-]
-CPC = [Part("CPC_parameters", "{m}_ar_lstm.", OBJECTIVE + "cpc.lstm.{m}.", "video audio text"),
-       Part("CPC_parameters", "{m}_predictors.0.", OBJECTIVE + "cpc.predictor.{m}.", "video audio text")]
-DECODERS = [
-    Part(DECODER, "Video_decoder.inverse_conv_block.0.", OBJECTIVE + "decoders.video.deconv1.", "video"),
-    Part(DECODER, "Video_decoder.inverse_conv_block.1.stack.0.res_block.1.",
-         OBJECTIVE + "decoders.video.residual.spread.", "video"),
-    Part(DECODER, "Video_decoder.inverse_conv_block.1.stack.0.res_block.3.",
-         OBJECTIVE + "decoders.video.residual.mix.", "video"),
-    Part(DECODER, "Video_decoder.inverse_conv_block.2.", OBJECTIVE + "decoders.video.deconv2.", "video"),
-    Part(DECODER, "Video_decoder.inverse_conv_block.4.", OBJECTIVE + "decoders.video.deconv3.", "video"),
-    Part(DECODER, "Video_decoder.video_linear.", OBJECTIVE + "decoders.video.code_linear.", "video"),
-    Part(DECODER, "Audio_decoder.audio_rec.", OBJECTIVE + "decoders.audio.reconstruct.", "audio"),
-    Part(DECODER, "Audio_decoder.audio_linear.", OBJECTIVE + "decoders.audio.code_linear.", "audio"),
-    Part(DECODER, "Text_decoder.text_rec.", OBJECTIVE + "decoders.text.reconstruct.", "text"),
-    Part(DECODER, "Text_decoder.text_linear.", OBJECTIVE + "decoders.text.code_linear.", "text"),
-]
+SEMANTIC = [*pooling("{m}_semantic_encoder.", LEVEL + "semantic.{m}.", "video audio text *"),
+            *temporal(ENCODER, "{m}_self_att.", LEVEL + "semantic.{m}.", "video text audio *")]
+CPC = cpc("CPC_parameters", OBJECTIVE + "cpc.", "video audio text *")
+DECODERS = decoder("{M}_decoder.", OBJECTIVE + "decoders.{m}.", "video audio text *")
 CLASSIFIERS = [Part(DECODER, "{m}_semantic_decoder.", modalities="video text audio", is_dead=True, shapes=lambda c: {
     "linear.weight": (c.code_dim, c.code_dim), "linear.bias": (c.code_dim,),
     "event_classifier.weight": (NUM_CLASSES, c.code_dim), "event_classifier.bias": (NUM_CLASSES,)})]
+CLUBS = club("{M}_mi_net_parameters", OBJECTIVE + "club.{m}.", "video text audio *")
 
-
-def club_networks(section, ours, modality=""):
-    """One CLUB network: its mean's network first."""
-    return [Part(section, "p_mu.", ours + "mean.", modality),
-            Part(section, "p_logvar.", ours + "log_variance.", modality)]
-
-
-def club(suffix, objective):
-    """The CLUB networks of one level, a section for each."""
-    return [part for m in ("video", "text", "audio")
-            for part in club_networks(f"{m.capitalize()}_mi_net{suffix}_parameters", f"{objective}club.{m}.", m)]
-
-
-PARTS = (*TEXT_LSTM, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *club("", OBJECTIVE))
+PARTS = (*TOKENS, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *CLUBS)

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from declare import setting
+from errors import InputError
 from model import config as sizes
+from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
+from model.config import in_order, short
 from model.cross_cpc import CrossCPC
-from model.decoders import LinearDecoder, VideoDecoder
-from model.encoders import LinearSpecificEncoder, TemporalEncoder, VideoSemanticEncoder, VideoSpecificEncoder
+from model.decoders import LinearDecoder
 from model.info_nce import info_nce
 from model.padding import mean_of_clips, squared_error
 from systems import base, dcid, fcid_names
@@ -21,9 +23,8 @@ from systems.base import Codes, Losses, Term, precise
 from systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO, collect, fit_clubs
 from systems.published import DECODER, ENCODER
 
-ORDER = ("video", "audio", "text")      # of the published program's EMA: the codebook depends on it
-FINE = ("video", "audio")               # modalities that are aligned second by second
-PAIR = "audiovisual"                    # what audio and video clips share: projections, one CLUB network
+ORDER = ("video", "audio", "text")      # of the published program's EMA: the codebook depends on it; others follow
+PAIR = "audiovisual"                    # what audio, video and all else with seconds share: projections, a CLUB network
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ class Config(sizes.Config):
     """Sizes of FCID: one Transformer layer, and word vectors that no LSTM reads."""
 
     num_layers: int = 1
+
+    @classmethod
+    def for_data(cls, *args, **sizes):
+        config = super().for_data(*args, **sizes)
+        if not config.fine:
+            raise InputError(f"FCID: {', '.join(config.modalities)}; at least one modality with features of each "
+                             "second is expected; choose another --system")
+        return config
+
+    @property
+    def fine(self):
+        """Modalities that are aligned second by second: vectors and maps. Tokens are aligned as whole clips."""
+        return [m for m in in_order(self.modalities, ORDER) if self.kind(m) != "tokens"]
+
+    def clip_encoder(self, modality):
+        """Name of the clip encoder that a modality uses."""
+        return PAIR if modality in self.fine else modality
+
+    @property
+    def clip_encoders(self):
+        """Names of the clip encoders: the shared one, then those of tokens."""
+        return [PAIR, *(m for m in in_order(self.modalities, ORDER) if m not in self.fine)]
 
     def input_dim(self, modality):
         return self.feature_dim(modality)
@@ -50,16 +73,16 @@ class Output:
 
     inputs: dict            # features of the data
     semantic: dict          # (B, T, D)
-    specific: dict          # Specific, of FINE
+    specific: dict          # Specific, of modalities with seconds
     clips: dict             # (B, D) means over time, projected
     general: dict           # (B, 1, D), not negative; what is quantised, in the order of the EMA
     private: dict           # (B, D), not negative
     quantized: Quantized
-    real: Tensor = None     # (B, T) mask of the seconds of FINE (model/padding.py); text has none
+    real: Tensor = None     # (B, T) mask of the seconds (model/padding.py); tokens have none
 
 
 class ClipEncoder(nn.Module):
-    """Projection of a clip's mean, and its general and specific part; audio and video share one."""
+    """Projection of a clip's mean, and its general and specific part; modalities with seconds share one."""
 
     def __init__(self, width):
         super().__init__()
@@ -72,23 +95,15 @@ class ClipEncoder(nn.Module):
         return F.relu(self.general(self.project(x)))
 
 
-def clip_encoder_of(modality):
-    """Name of the clip encoder that a modality uses."""
-    return "text" if modality == "text" else PAIR
-
-
 class Encoder(base.Encoder):
     """Semantic and specific encoders of seconds, encoders of clips, and the codebook."""
 
     def __init__(self, config):
         super().__init__(config)
         width = config.code_dim
-        self.semantic = nn.ModuleDict({m: VideoSemanticEncoder(config) if m == "video" else TemporalEncoder(
-            config, config.input_dim(m)) for m in config.modalities})
-        self.specific = nn.ModuleDict({m: VideoSpecificEncoder(config) if m == "video" else LinearSpecificEncoder(
-            config.input_dim(m), width) for m in config.modalities if m in FINE})
-        self.clip = nn.ModuleDict({name: ClipEncoder(width) for name in (PAIR, "text")
-                                   if name == PAIR or name in config.modalities})
+        self.semantic = nn.ModuleDict({m: Blocks(config, m).semantic() for m in config.modalities})
+        self.specific = nn.ModuleDict({m: Blocks(config, m).specific() for m in config.modalities if m in config.fine})
+        self.clip = nn.ModuleDict({name: ClipEncoder(width) for name in config.clip_encoders})
         self.codebook = Codebook(config.num_codes, width)
 
     @property
@@ -102,13 +117,13 @@ class Encoder(base.Encoder):
 
     def forward(self, features, with_cmcm=True, real=None):
         """modality -> features of the data: an `Output`."""
-        masks = {m: real if m in FINE else None for m in features}
+        masks = {m: None if self.config.kind(m) == "tokens" else real for m in features}
         semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
         with precise(self.codebook.embedding):
             clips, general, private = {}, {}, {}
-            for m in (m for m in ORDER if m in semantic):
-                encoder = self.clip[clip_encoder_of(m)]
+            for m in in_order(semantic, ORDER):
+                encoder = self.clip[self.config.clip_encoder(m)]
                 clips[m] = encoder.project(mean_of_clips(semantic[m], masks[m]))    # text: over all word positions
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
                 private[m] = F.relu(encoder.specific(clips[m]))
@@ -126,7 +141,7 @@ class Encoder(base.Encoder):
 
     def _codes(self, modality, semantic):
         with precise(semantic):
-            return Codes(*self.codebook.lookup(self.clip[clip_encoder_of(modality)].to_general(semantic)))
+            return Codes(*self.codebook.lookup(self.clip[self.config.clip_encoder(modality)].to_general(semantic)))
 
 
 class FCID(base.System):
@@ -138,10 +153,11 @@ class FCID(base.System):
              "commit": Term(title="commitment"), "mi": Term(switch="club", title="CLUB"), "cpc": Term(title="CPC"),
              "cmcm": Term(title="CMCM"), "infonce": Term(title="InfoNCE")}
     SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
-    CLUBS = {"video": "Video", "audio": "Audio", "text": "Text", PAIR: "AudioVisual"}   # order of their permutations
+    ORDER = ORDER
     GROUPS = {"encoder.": ENCODER, "cpc.": "CPC_parameters", "fine_decoders.": DECODER, "coarse_decoders.": DECODER,
-              **{f"club.{name}.": f"{theirs}_mi_net_parameters" for name, theirs in CLUBS.items()}}
-    AUXILIARY = {f"{theirs}_mi_net_parameters": f"optimizer_{name}_mi_net" for name, theirs in CLUBS.items()}
+              "club.{m}.": "{M}_mi_net_parameters", f"club.{PAIR}.": "AudioVisual_mi_net_parameters"}
+    AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net",
+                 "AudioVisual_mi_net_parameters": f"optimizer_{PAIR}_mi_net"}
     # One direction of each task, three without the variance term, against the paper.
     TOC_RELEASED = {
         "ave": {AUDIO_VIDEO: (256, 1, 0, "both")},
@@ -153,23 +169,22 @@ class FCID(base.System):
     def __init__(self, config):
         super().__init__(config)
         width = config.code_dim
-        fine = [m for m in FINE if m in config.modalities]
+        fine = config.fine
         self.encoder = Encoder(config)
         self.cpc = CrossCPC(fine, width, accuracy_over="predictions") if len(fine) > 1 else None
-        self.club = nn.ModuleDict({name: Club(width, config.pooled_dim(name), config.club_hidden)
-                                   for name in self.CLUBS if name == PAIR or name in config.modalities})
-        self.fine_decoders = nn.ModuleDict({m: VideoDecoder(config) if m == "video" else LinearDecoder(
-            width, width, width, config.input_dim(m)) for m in fine})
-        self.coarse_decoders = nn.ModuleDict({m: LinearDecoder(width, width, width, width) for m in ORDER
-                                              if m in config.modalities})
+        self.club = nn.ModuleDict({name: Club(width, width if name == PAIR else config.pooled_dim(name),
+                                              config.club_hidden)
+                                   for name in (*self.order, PAIR)})      # the order of their permutations
+        self.fine_decoders = nn.ModuleDict({m: Blocks(config, m).decoder() for m in fine})
+        self.coarse_decoders = nn.ModuleDict({m: LinearDecoder(width, width, width, width) for m in self.order})
         self.started = [False]
         self._clubs = {}                # of the running step
 
     def clubs(self):
-        """CLUB networks of one number of rows side by side: of seconds, of text clips, of audio and video clips."""
-        fine = [self.club[m] for m in self.fine_decoders]
-        return {"fine": Clubs(fine, self.together)} | {name: Clubs([self.club[name]], self.together)
-                                                       for name in ("text", PAIR) if name in self.club}
+        """CLUB networks of one number of rows side by side: of seconds, of each modality of tokens, of all clips with
+        seconds."""
+        return {key: Clubs([self.club[name] for name in names], self.together)
+                for key, names in self._members().items()}
 
     def encode(self, features, epoch):
         with self.autocast():
@@ -197,15 +212,16 @@ class FCID(base.System):
 
     def inner_step(self, outputs, adam, iterations):
         """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
-        groups = {key: [f"{self.CLUBS[name]}_mi_net_parameters" for name in names]
-                  for key, names in self._members().items() if key in self._clubs}
+        groups = {key: ["AudioVisual_mi_net_parameters" if name == PAIR else f"{name.capitalize()}_mi_net_parameters"
+                        for name in names] for key, names in self._members().items() if key in self._clubs}
         evidence = {key: Evidence.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
                                        outputs.real if key == "fine" else None) for key in self._clubs}
         return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
 
     def _members(self):
         """Key of `clubs` -> names of its networks."""
-        return {"fine": list(self.fine_decoders), "text": ["text"], PAIR: [PAIR]}
+        tokens = {m: [m] for m in self.order if m not in self.fine_decoders}
+        return {"fine": list(self.fine_decoders), **tokens, PAIR: [PAIR]}
 
     def _pairs(self, outputs, key):
         """(what is given, what is predicted) of a key of `clubs`, in the codebook's precision: seconds (M, B, T, .);
@@ -216,7 +232,7 @@ class FCID(base.System):
             specific = torch.stack([F.pad(x, (0, width - x.shape[-1])) for x in specific])
             semantic = torch.stack([outputs.semantic[m] for m in self.fine_decoders])
             return semantic, specific.to(semantic.dtype)
-        members = [m for m in outputs.private if clip_encoder_of(m) == key]
+        members = [m for m in outputs.private if self.config.clip_encoder(m) == key]
         general = torch.cat([outputs.general[m] for m in members], 1)
         return general.unsqueeze(0), torch.stack([outputs.private[m] for m in members], 1).unsqueeze(0)
 
@@ -231,12 +247,14 @@ class FCID(base.System):
             fine = {m: outputs.semantic[m] for m in self.fine_decoders}
             prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())), outputs.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{y[0]}_to_{x[0]}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         terms["cmcm"] = outputs.quantized.cmcm
-        if "text" in outputs.general:
-            clips = self.together.gather(torch.cat(list(outputs.general.values()), 1)).transpose(0, 1)  # (M, B, D)
-            found = info_nce(clips[:-1], clips[-1:])
-            terms["infonce"] = dict(zip(outputs.general, found))
+        tokens = [m for m in outputs.general if m not in self.fine_decoders]
+        if tokens:                          # all others find the clip's text
+            names = in_order(outputs.general, [m for m in self.order if m != tokens[0]])
+            clips = torch.cat([outputs.general[m] for m in names], 1)
+            clips = self.together.gather(clips).transpose(0, 1)                                 # (M, B, D)
+            terms["infonce"] = dict(zip(names, info_nce(clips[:-1], clips[-1:])))
         return Losses(terms, metrics)
 
     def _reconstruction(self, outputs):

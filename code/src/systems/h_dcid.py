@@ -7,8 +7,8 @@ from model.decoders import LinearDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder
 from systems import dcid, h_dcid_names
 from systems.base import Term
-from systems.dcid import AUDIO_VIDEO, CLUB_ORDER, DCID, VIDEO_AUDIO, Level, Objective, first_decoder, first_level
-from systems.published import DECODER, ENCODER, LSTM
+from systems.dcid import AUDIO_VIDEO, DCID, VIDEO_AUDIO, Level, Objective, first_decoder, first_level
+from systems.published import DECODER, ENCODER, LSTMS
 
 SECOND_LEVEL_FROM = 3                   # epoch at which the losses of the second level start
 SECOND_LEVEL_WEIGHT = 0.3
@@ -44,17 +44,16 @@ class HDCID(DCID):
         f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, term.switch or kind, f"{term.title}, level 2")
         for kind, term in DCID.TERMS.items()}
     GROUPS = {
-        "encoder.text_lstm.": LSTM,
+        "encoder.{m}_lstm.": LSTMS,
         "encoder.": ENCODER,
         "objectives.0.cpc.": "CPC_parameters",
         "objectives.1.cpc.": "CPC_2_parameters",
         "objectives.0.decoders.": DECODER,
         "objectives.1.decoders.": DECODER,
-        **{f"objectives.{level}.club.{m}.": f"{m.capitalize()}_mi_net{suffix}_parameters"
-           for level, suffix in enumerate(("", "_2")) for m in CLUB_ORDER},
+        "objectives.0.club.{m}.": "{M}_mi_net_parameters",
+        "objectives.1.club.{m}.": "{M}_mi_net_2_parameters",
     }
-    AUXILIARY = DCID.AUXILIARY | {group.replace("_net_", "_net_2_"): name + "_2"
-                                  for group, name in DCID.AUXILIARY.items()}
+    AUXILIARY = DCID.AUXILIARY | {"{M}_mi_net_2_parameters": "optimizer_{m}_mi_net_2"}
     # The published avvp_av is trained in the other direction by mistake.
     TOC_RELEASED = {
         "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},

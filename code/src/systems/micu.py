@@ -71,7 +71,7 @@ class MICU(DCID):
 
     def counted(self, indices):
         if self.options.reset_counter == "released":
-            return {m: chosen for m, chosen in indices.items() if m != "text"}
+            return {m: chosen for m, chosen in indices.items() if self.config.kind(m) != "tokens"}
         return indices
 
     def training_pass(self, features, epoch, draws, adam):

@@ -14,10 +14,11 @@ from functools import lru_cache
 import torch
 
 from errors import InputError
+from model.config import MODALITIES, numbers, short, with_numbers
 
 OWN = "own_parameters"
 ENCODER = "Encoder_parameters"
-LSTM = "Text_ar_lstm_parameters"
+LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
 
 
@@ -26,10 +27,11 @@ class Part:
     """One line of a table: all tensors below a published prefix.
 
     Attributes:
-        section: of the file.
-        theirs, ours: prefixes. {m}, {M} stand for a modality ("video", "Video"), {i} for a Transformer layer, * in
-            `ours` for the levels whose buffers are stacked in one published tensor.
-        modalities: in published order; empty where the part belongs to none.
+        section: of the file; {M} stands for a modality.
+        theirs, ours: prefixes. {m}, {M}, {l} stand for a modality ("video", "Video", "v"), {i} for a Transformer layer,
+            * in `ours` for the levels whose buffers are stacked in one published tensor. Where a modality has no
+            tensors below `ours`, as it is of another kind, the part has none of it.
+        modalities: in published order, * for all that are not published; empty where the part belongs to none.
         is_dead: stored in published files and read by nobody; `ours` then gives the shapes.
         shapes: of a dead part that no part of ours is like: config -> {rest of the name: shape}.
     """
@@ -55,11 +57,22 @@ class Tensor:
     is_whole: bool = False  # whole numbers, not floating-point ones
 
 
+def expand(patterns, modalities):
+    """A dict of names with {m} or {M} in them -> those of the modalities, in place of each: ("video", "Video")."""
+    return {key.format(m=m, M=m.capitalize()): value.format(m=m, M=m.capitalize())
+            for key, value in patterns.items() for m in (modalities if "{" in key else modalities[:1])}
+
+
 def transformer(section, theirs, ours, modalities):
     """The table lines of a temporal encoder: Linear, layers, and the template layer that published files hold."""
     return [Part(section, theirs + "encoder_layer.", ours + "layers.0.", modalities, is_dead=True),
             Part(section, theirs + "encoder.layers.{i}.", ours + "layers.{i}.", modalities),
             Part(section, theirs + "affine_matrix.", ours + "affine.", modalities)]
+
+
+def temporal(section, theirs, ours, modalities):
+    """The temporal encoders of modalities of any kind: that of maps lies below their pooling."""
+    return [part for below in ("temporal.", "") for part in transformer(section, theirs, ours + below, modalities)]
 
 
 # ------------------------------------------------------------------------------------------------------- the tensors
@@ -82,15 +95,21 @@ def layout(system, config):
     ours, buffers = made.state_dict(), {name for name, _ in made.named_buffers()}
     tensors = []
     for block in _blocks(system.PARTS):
-        for modality in block[0].modalities.split() or [""]:
-            if modality and modality not in config.modalities:
-                continue
+        for modality in _named(block[0].modalities, config) if block[0].modalities else [""]:
             for part in block:
-                names = {"m": modality, "M": modality.capitalize()}
+                names = {"m": modality, "M": modality.capitalize(), "l": modality and short(modality)}
+                part = replace(part, section=part.section.format(**names))
                 for i in range(config.num_layers) if "{i}" in part.theirs else (0,):
                     tensors += _tensors(part, modality, part.theirs.format(i=i, **names),
                                         part.ours.format(i=i, **names), config, ours, buffers)
     return tuple(tensors)
+
+
+def _named(modalities, config):
+    """Those of a config that a part names, in its order."""
+    named = modalities.split()
+    others = [m for m in config.modalities if m not in MODALITIES] if "*" in named else []
+    return [m for m in named if m in config.modalities] + others
 
 
 def _blocks(parts):
@@ -98,7 +117,8 @@ def _blocks(parts):
     other goes through all of them."""
     blocks = []
     for part in parts:
-        stem = part.section, part.modalities, part.theirs.split(".")[0] if "{" in part.theirs else part
+        module = part.theirs.split(".")[0] if "{" in part.theirs else "" if "{" in part.section else part
+        stem = part.section, part.modalities, module
         if blocks and stem == blocks[-1][0]:
             blocks[-1][1].append(part)
         else:
@@ -176,26 +196,26 @@ def _structure(system, keys):
         config = replace(config, num_layers=1 + max(i for i, count in layers.items() if count > 1 or i == 0))
     of_modality = {m: [(t.section, t.key) in keys for t in layout(system, config)
                        if t.modality == m and t.section == ENCODER] for m in config.modalities}
-    return replace(config, modalities=tuple(m for m, there in of_modality.items() if 2 * sum(there) > len(there)))
+    return config.with_modalities(tuple(m for m, there in of_modality.items() if 2 * sum(there) > len(there)))
 
 
 def _sizes(system, config, sections):
     """`config` with every size that the tensors of a file tell: the one that most of them agree on."""
-    numbers = [f.name for f in fields(config) if type(getattr(config, f.name)) is int
-               and f.name not in ("num_layers", "num_heads") and not f.metadata]      # settings: no published tensor's
+    settings = {(f.name,) for f in fields(config) if f.metadata}                       # no published tensor's
+    usual = {name: size for name, size in numbers(config).items()
+             if name not in settings | {("num_layers",), ("num_heads",)}}
     # sizes that differ from each other, multiples of the heads: the shape of a tensor then says what each axis is
-    probe = {name: config.num_heads * (1009 + 2 * number) for number, name in enumerate(numbers)}
-    field_of = {size: name for name, size in probe.items()}
-    votes = {name: Counter() for name in numbers}
-    for tensor in layout(system, replace(config, **probe)):
+    probe = {name: config.num_heads * (1009 + 2 * number) for number, name in enumerate(usual)}
+    name_of = {size: name for name, size in probe.items()}
+    votes = {name: Counter() for name in usual}
+    for tensor in layout(system, with_numbers(config, probe)):
         value = sections.get(tensor.section, {}).get(tensor.key)
         if isinstance(value, torch.Tensor) and value.ndim == len(tensor.shape):
             for size, found in zip(tensor.shape, value.shape):
-                if size in field_of:
-                    votes[field_of[size]][found] += 1
-    usual = {name: getattr(config, name) for name in numbers}
-    return replace(config, **{name: max(counts, key=lambda size: (counts[size], size == usual[name]))
-                              for name, counts in votes.items() if counts})
+                if size in name_of:
+                    votes[name_of[size]][found] += 1
+    return with_numbers(config, {name: max(counts, key=lambda size: (counts[size], size == usual[name]))
+                                 for name, counts in votes.items() if counts})
 
 
 # -------------------------------------------------------------------------------------------------------- translation

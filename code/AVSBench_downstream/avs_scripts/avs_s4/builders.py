@@ -7,7 +7,7 @@ from pathlib import Path
 from avs_s4 import demo_scenes
 from dataset import avs_s4 as dataset
 from engine import doubts
-from engine.transfer.code_sets import check_fit, check_modality
+from engine.transfer.code_sets import check_fit, check_modality, check_shape
 from errors import InputError
 
 
@@ -45,9 +45,11 @@ def require_modalities(pretrained, modalities):
 
 
 def require_fit(pretrained, dataset):
-    """InputError unless the encoder takes the sounds of an S4; word vectors have one width everywhere."""
+    """InputError unless the encoder takes the sounds and the sentences of an S4."""
     if "audio" in dataset.modalities:
         check_fit(pretrained.encoder, dataset, "audio", pretrained.path)
+    if "text" in dataset.modalities:
+        check_shape(pretrained.encoder, "text", dataset.words.shape[1:], dataset.name, pretrained.path)
 
 
 def warn_of_features(pretrained, paths, modalities):

@@ -1,5 +1,6 @@
 """How pictures look: colours of the modalities, figures without frames, files written whole."""
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,11 +9,13 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
 
 from atomic_write import output_file  # noqa: E402
+from model.config import in_order  # noqa: E402
 
 # Told apart with any kind of colour vision (tests/test_pictures.py); the first three and WRONG are Okabe and Ito's.
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
 MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", "text"): "#56B4E9",
          ("audio", "video", "text"): "#333333"}
+OTHERS = ("#7B3294", "#8C510A", "#A50026", "#01665E", "#4D4D4D")    # of modalities that are not published, by name
 DPI = 130                       # of the files
 GREY, PALE = "#888888", "#E4E4E4"
 RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
@@ -21,6 +24,23 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize":
          "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
          "legend.fontsize": 8, "text.parse_math": False}     # a class may have a $ in its name
 mpl.rcParams.update(STYLE)
+
+
+def colours_of(modalities):
+    """modality -> its colour, those of a picture in their fixed order."""
+    others = [m for m in in_order(modalities) if m not in COLOUR]
+    return {m: COLOUR[m] for m in modalities if m in COLOUR} | dict(zip(others, cycle(OTHERS)))
+
+
+def mixed_colour(group, modalities):
+    """Colour of what some of the modalities of a picture have in common; where none was chosen, their mean."""
+    colours = colours_of(modalities)
+    if len(group) == 1 or group in MIXED:
+        return MIXED.get(group) or colours[group[0]]
+    if group == tuple(modalities):
+        return MIXED["audio", "video", "text"]
+    parts = [mpl.colors.to_rgb(colours[m]) for m in group]
+    return mpl.colors.to_hex([sum(channel) / len(group) for channel in zip(*parts)])
 
 
 def new_figure(rows, columns, size, **options):

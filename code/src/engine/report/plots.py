@@ -15,9 +15,20 @@ from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from dataset.labels import clip_class
-from engine.report.plot_style import COLOUR, GREY, MISSED, MIXED, PALE, RIGHT, WRONG, ink_on, new_figure, save
+from engine.report.plot_style import (
+    GREY,
+    MISSED,
+    PALE,
+    RIGHT,
+    WRONG,
+    colours_of,
+    ink_on,
+    mixed_colour,
+    new_figure,
+    save,
+)
 from engine.transfer.open_set import Scores
-from model.config import MODALITIES
+from model.config import in_order
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
 TIMELINES = 6
@@ -32,7 +43,7 @@ def title_of(arrays):
 
 
 def feature_picture(axis, features, rows=1):
-    """Draw what the encoder receives: audio (T, F) as a spectrogram, video (T, 7, 7, V) as mean energy of each place,
+    """Draw what the encoder receives: vectors (T, F) as a spectrogram, maps (T, H, W, C) as mean energy of each place,
     one tile per second in so many rows."""
     if features.ndim == 2:
         axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
@@ -149,7 +160,7 @@ def draw_confusion(arrays, path):
     count = len(classes)
     size = max(3.2, (0.32 if count <= MANY else 0.125) * count)
     figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
-    shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", COLOUR[arrays["target"]]])
+    shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", colours_of([arrays["target"]])[arrays["target"]]])
     for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
         said = arrays[role].argmax(-1)
         percent = 100 * confusion_matrix(targets, said, labels=range(count), normalize="true")
@@ -192,7 +203,7 @@ def draw_classes(arrays, path):
     axis.margins(y=0.6 / len(order))
     axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
     axis.scatter(same[order], y, color=GREY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
-    axis.scatter(cross[order], y, color=COLOUR[arrays["source"]], s=34, zorder=3,
+    axis.scatter(cross[order], y, color=colours_of([arrays["source"]])[arrays["source"]], s=34, zorder=3,
                  label=f"trained on {arrays['source']}")
     axis.set_yticks(y, [shorten(names[k], 30) for k in order])
     axis.invert_yaxis()
@@ -267,11 +278,12 @@ def draw_retrieval(arrays, path):
 def draw_heads(kept, path):
     """The figure that chooses the best epoch, over the heads' epochs: cross-modal, and same-modality dashed."""
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
+    colours = colours_of({arrays["target"] for arrays in kept})
     figure, axes = new_figure(1, len(tasks), size=(3.6 * len(tasks) + 0.4, 3.3))
     for axis, task in zip(axes[0], tasks):
         of_task = [arrays for arrays in kept if arrays["task"] == task]
         for arrays in of_task:
-            colour = COLOUR[arrays["target"]]
+            colour = colours[arrays["target"]]
             line = "-" if arrays["source"] != "text" else ":"
             curves = arrays["cross_curves"]
             epochs = np.arange(1, curves.shape[1] + 1)
@@ -304,7 +316,7 @@ def draw_codes(arrays, path):
     Each square is a code, coloured by the modalities that use it, its area by how often; beside it the share of each
     modality's seconds that fall on codes of all, of some, or of this modality alone.
     """
-    modalities = [m for m in MODALITIES if m in arrays]
+    modalities = list(in_order([m for m, codes in arrays.items() if isinstance(codes, np.ndarray)]))
     levels = arrays[modalities[0]].reshape(*arrays[modalities[0]].shape[:2], -1).shape[-1]
     written = []
     for level in range(levels):
@@ -322,12 +334,12 @@ def codebook_figure(counts, modalities, title):
 
     Args:
         counts: (M, K) how often each modality's seconds take each code.
-        modalities: names (M), in the order of MODALITIES.
+        modalities: names (M), in their fixed order.
         title: of the figure.
     """
     users = code_users(counts)                                                          # (M, K)
     groups = [group for size in range(len(modalities), 0, -1) for group in combinations(modalities, size)]
-    colours = {group: COLOUR[group[0]] if len(group) == 1 else MIXED[group] for group in groups}
+    colours = {group: mixed_colour(group, modalities) for group in groups}
     member = {group: (users == np.array([[m in group] for m in modalities])).all(0) & (counts.sum(0) > 0)
               for group in groups}
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)

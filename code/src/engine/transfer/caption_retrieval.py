@@ -109,7 +109,7 @@ def vectors(encoder, dataset, modality, batch_size, workers=0):
     shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
     found = []
     for item in shown:
-        real = item["real"].to(device) if "real" in item else None
+        real = item["real"].to(device) if "real" in item and modality != "text" else None
         found.append(encoder.embed_clips(modality, item[modality].to(device), real))
     return F.normalize(torch.cat(found), dim=-1)
 

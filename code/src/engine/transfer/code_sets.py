@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dataset.labels import clip_class
 from errors import InputError
+from model.config import describe_shape
 from model.padding import mean_of_clips
 
 
@@ -77,14 +78,26 @@ def check_fit(encoder, dataset, modality, checkpoint):
     Args:
         encoder: a frozen encoder (engine/checkpoint.py).
         dataset: items are dicts of arrays.
-        modality: "audio", "video" or "text".
+        modality: name of one.
         checkpoint: name for the message.
     """
     check_modality(encoder, modality, checkpoint)
-    found, expected = dataset[0][modality].shape[-1], encoder.config.feature_dim(modality)
-    if found != expected:
-        raise InputError(f"{checkpoint}: takes {modality} features {expected} wide, {dataset.name} has {found}; use a "
-                         "checkpoint that was pretrained on features of this kind")
+    found = dataset[0][modality].shape
+    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:], dataset.name,
+                checkpoint)
+
+
+def check_shape(encoder, modality, shape, name, checkpoint):
+    """InputError unless the encoder takes features of this shape (model/config.py) of data with this name."""
+    if not encoder.config.fits(modality, shape):
+        raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
+                         f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
+                         "kind")
+
+
+def seconds_of(encoder, modality, real):
+    """The mask of a modality's codes, given that of the clips' seconds; tokens have none."""
+    return None if real is None or encoder.config.kind(modality) == "tokens" else real
 
 
 @torch.no_grad()
@@ -120,7 +133,7 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
             for modality in modalities:
                 x = item[modality].to(device)
                 for name, encoder in encoders.items():
-                    got = encoder.embed(modality, x, None if modality == "text" else real)
+                    got = encoder.embed(modality, x, seconds_of(encoder, modality, real))
                     vectors[name, modality].append(got.vectors)
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
@@ -129,5 +142,6 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
     for key, parts in vectors.items():
         parts = torch.cat(parts)
         parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype), None if key[1] == "text" else real)
+        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
+                               seconds_of(encoders[key[0]], key[1], real))
     return sets

@@ -15,7 +15,7 @@ from engine.transfer.head_resume import Progress
 from engine.transfer.task import check
 from errors import InputError
 from model import toc
-from model.config import MODALITIES
+from model.config import in_order
 
 
 class PartKey(NamedTuple):
@@ -101,7 +101,7 @@ def evaluate(task, pretrained, variants, settings, output):
 
 def modalities_of(directions):
     """Modalities that directions touch, in the fixed order."""
-    return tuple(m for m in MODALITIES if any(m in direction for direction in directions))
+    return in_order({m for direction in directions for m in direction})
 
 
 def with_control(encoder, settings):
@@ -144,7 +144,7 @@ def _encode(task, encoders, measured, settings):
     datasets = {id(dataset): dataset for dataset in needs.values()}
     found = {}
     for key, dataset in datasets.items():
-        modalities = [m for m in MODALITIES if any(m == n and id(d) == key for (_, n), d in needs.items())]
+        modalities = in_order({m for (_, m), d in needs.items() if id(d) == key})
         for (control, m), part in _codes(task, encoders, dataset, modalities, settings).items():
             found |= {(role, control, m): part for (role, n), d in needs.items() if n == m and id(d) == key}
     return found
@@ -163,7 +163,7 @@ def _with_dropout(task, encoders, trials, channels, settings):
         with torch.random.fork_rng():
             torch.manual_seed(settings.seeds[0] * 1000 + epoch)
             fresh = {source: _codes(task, encoders, task.train[source], [source], settings, training=True)
-                     for source in MODALITIES if source in sources}
+                     for source in in_order(sources)}
         for (control, source, choice, _), trial in trials.items():
             trial.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
     return refresh

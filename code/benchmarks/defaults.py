@@ -1,0 +1,194 @@
+"""Which defaults are settled by evidence: pretraining runs on Spoken Digits, one option changed at a time.
+
+    python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
+    python defaults.py --out study.jsonl --table
+
+A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is measured
+and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
+that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import pretrain  # noqa: E402
+from configs.opts import PLACES, parse_pretrain  # noqa: E402
+from engine import provenance  # noqa: E402
+from engine.transfer import code_sets, fit_heads  # noqa: E402
+from engine.transfer.task import Pretrained  # noqa: E402
+from engine.transfer.tasks import TASKS  # noqa: E402
+
+ARMS = {
+    "default": [],
+    "init_released": ["--codebook_init", "released"],
+    "reset_released": ["--code_reset", "released"],
+    "both_released": ["--codebook_init", "released", "--code_reset", "released"],
+    "no_reset": ["--without", "reset"],
+    "no_cmcm": ["--without", "cmcm"],
+    "own_ema": ["--without", "mm_ema"],
+    "mi_forward_released": ["--mi_forward", "released"],
+    "attention_softmax": ["--spatial_attention", "softmax"],
+}
+PAIRS = [(s, t) for s in ("audio", "video") for t in ("audio", "video")]
+HEAD_EPOCHS, HEAD_SEED = 30, 0                  # of the AVE task's heads
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+def measure(path, data_root):
+    """Figures of a checkpoint: "val" and "test" -> transfer in percent for each pair, and `code_figures`."""
+    pretrained = Pretrained.load(path, torch.device("cpu"), "float32")
+    task = TASKS["ave"].open(lambda name: data_root / PLACES[name], ("audio", "video"), "default", in_memory=True)
+    sets = {role: code_sets.codes({None: pretrained.encoder}, clips["audio"], ("audio", "video"))
+            for role, clips in (("train", task.train), ("val", task.val), ("test", task.test))}
+    trials = {}
+    for source in ("audio", "video"):
+        part = sets["train"][None, source]
+        measured = {(role, target): sets[role][None, target] for role in ("val", "test") for target in ("audio", "video")}
+        trials[source] = fit_heads.Trial(part, task.targets(part), HEAD_SEED, measured)
+    fit_heads.fit(list(trials.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
+    found = {}
+    for role in ("val", "test"):
+        found[role] = {f"{s}->{t}": trials[s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
+        found[role] |= code_figures(*(sets[role][None, m] for m in ("audio", "video")))
+    return found | {"test_distances": distances(pretrained.encoder, task.test["audio"])}
+
+
+def code_figures(audio, video):
+    """How modalities share codes in the event seconds of clips, two CodeSets of the same clips.
+
+    `common_codes`: codes used by both of those used by any, percent; `common_seconds`: event seconds, of both
+    modalities, on such codes; `overlap`: sum over codes of the smaller of the modalities' shares of use; `same_code`:
+    seconds at which both choose one code; `codes_used`; `perplexity` of each modality.
+    """
+    event = (audio.labels[..., -1] == 0).numpy()
+    size = int(max(audio.numbers.max(), video.numbers.max())) + 1
+    chosen = {"audio": _first(audio)[event], "video": _first(video)[event]}
+    use = {m: np.bincount(codes, minlength=size) / len(codes) for m, codes in chosen.items()}
+    both = (use["audio"] > 0) & (use["video"] > 0)
+    any_ = (use["audio"] > 0) | (use["video"] > 0)
+    found = {"common_codes": 100 * both.sum() / any_.sum(),
+             "common_seconds": 50 * (use["audio"][both].sum() + use["video"][both].sum()),
+             "overlap": 100 * np.minimum(use["audio"], use["video"]).sum(),
+             "same_code": 100 * (chosen["audio"] == chosen["video"]).mean(), "codes_used": int(any_.sum())}
+    for m, p in use.items():
+        found[f"perplexity_{m}"] = np.exp(-(p[p > 0] * np.log(p[p > 0])).sum())
+    return {name: round(float(value), 2) for name, value in found.items()}
+
+
+def _first(part):
+    """(N, T) codes of the first codebook."""
+    return (part.indices if part.indices.dim() == 2 else part.indices[..., 0]).numpy()
+
+
+@torch.no_grad()
+def distances(encoder, clips):
+    """Medians over event seconds of distances of the semantic vectors: to the other modality's at the same second, to
+    the own code, of the own code to its nearest other code in use; None for encoders without levels."""
+    if not hasattr(encoder.encoder, "levels"):
+        return None
+    level = encoder.encoder.levels[0]
+    batch = torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
+    event = batch["label"][..., -1] == 0
+    z = {m: level.encode_semantic(m, encoder.inputs(m, batch[m]))[event] for m in ("audio", "video")}
+    codes, found = level.codebook.embedding, {}
+    chosen = {m: torch.cdist(x, codes).min(1) for m, x in z.items()}
+    used = codes[torch.cat([c.indices for c in chosen.values()]).unique()]
+    between = torch.cdist(used, used)
+    between.fill_diagonal_(torch.inf)
+    found["aligned"] = (z["audio"] - z["video"]).norm(dim=1).median()
+    found |= {f"{m}_to_code": c.values.median() for m, c in chosen.items()}
+    found["code_to_next"] = between.min(1).values.median()
+    shuffled = z["video"][torch.randperm(len(z["video"]), generator=torch.Generator().manual_seed(0))]
+    found["unaligned"] = (z["audio"] - shuffled).norm(dim=1).median()
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+def train_and_measure(name, flags, seed, options):
+    """One run; returns its line."""
+    folder = options.work / f"{name}-seed{seed}"
+    arguments = ["--preset", "spoken", "--dataset_name", options.dataset_name, "--data_root", str(options.data_root),
+                 "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
+                 "--seed", str(seed), "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
+                 "--n_epoch", "1000", "--save_freq", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
+                 "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
+    clock, wall = time.process_time(), time.time()
+    code = pretrain.main(arguments)
+    if code:
+        sys.exit(code)
+    seconds, wall = time.process_time() - clock, time.time() - wall
+    opts = parse_pretrain(arguments)
+    curve = {}
+    for path in (folder / "checkpoints").glob("*-step*.pt"):
+        curve[int(path.stem.rsplit("step", 1)[1])] = measure(path, options.data_root)
+    shutil.rmtree(folder / "checkpoints")
+    return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
+            "dataset_name": options.dataset_name, "system": opts.system, "cpu_seconds": round(seconds),
+            "wall_seconds": round(wall), "commit": provenance.source_commit(), "curve": dict(sorted(curve.items()))}
+
+
+def key(line):
+    return line["arm"], line["seed"], line["steps"], line["batch_size"], line["dataset_name"]
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", "video->video", "common_codes",
+                                "common_seconds", "overlap", "same_code", "codes_used")):
+    """Markdown: mean (standard deviation) over seeds at the last step."""
+    rows = [f"| arm | steps | seeds | {' | '.join(columns)} | CPU s |", f"|{' --- |' * (len(columns) + 4)}"]
+    for arm, steps in dict.fromkeys((line["arm"], line["steps"]) for line in lines):
+        of_arm = [line for line in lines if (line["arm"], line["steps"]) == (arm, steps)]
+        last = [list(line["curve"].values())[-1][part] for line in of_arm]
+        cells = []
+        for column in columns:
+            values = [point[column] for point in last]
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}")
+        rows.append(f"| {arm} | {steps} | {' '.join(str(line['seed']) for line in of_arm)} | {' | '.join(cells)} | "
+                    f"{np.mean([line['cpu_seconds'] for line in of_arm]):.0f} |")
+    return "\n".join(rows)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m spoken_data.spoken_tree)")
+    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
+    parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
+    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="which arms, in this order")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--every", type=int, default=100, help="steps between two points of the curve")
+    parser.add_argument("--batch_size", type=int, default=80)
+    parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
+                        help="audio and video, or text too")
+    parser.add_argument("--table", choices=("val", "test"), help="no run: print what is there")
+    options = parser.parse_args(argv)
+    if options.table:
+        print(table(read(options.out), options.table))
+        return
+    options.work = options.work or options.out.with_suffix("")
+    for seed in options.seeds:
+        for name in options.only:
+            wanted = {"arm": name, "seed": seed, **vars(options)}
+            if key(wanted) in map(key, read(options.out)):
+                continue
+            line = train_and_measure(name, ARMS[name], seed, options)
+            with options.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(table([line], "test"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Spoken Digits: archives that are not the published ones, parts that share nothing, features as from video files, and
+the whole way to a result. What needs the real recordings is skipped where they are absent."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import wave
+from fractions import Fraction
+from urllib.error import URLError
+
+import av
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+import prepare
+import spoken
+from configs.opts import PLACES, PRESETS
+from dataset.archive import read_zip
+from dataset.vggsound import VGGSound
+from errors import InputError
+from extract.video import patches, random_filters
+from spoken_data import clips, sources, spoken_tree
+
+CLIPS = 80
+
+
+def place(root, name):
+    return root / PLACES[name]
+
+
+# ---------------------------------------------------------------------------------------------------- archives
+def word(samples):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, sources.RATE, 0, "NONE", ""))
+        out.writeframes(np.asarray(samples, np.int16).tobytes())
+    return file.getvalue()
+
+
+def archive(folder, members):
+    """Write the speech archive; `members`: name -> bytes, or ["type of a link"]."""
+    with tarfile.open(folder / sources.SPEECH, "w:gz") as out:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+            else:
+                info.type, info.linkname = content[0], "/etc/passwd"
+                out.addfile(info)
+
+
+def accept(monkeypatch, files):
+    lines = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    monkeypatch.setitem(sources.SHA256, sources.SPEECH, hashlib.sha256(lines.encode()).hexdigest())
+
+
+def test_an_archive_is_read_in_memory_whatever_its_names(tmp_path, monkeypatch):
+    files = {"3_ann_7.wav": word([1, 2, 3]), "0_bob_12.wav": word([4, 5])}
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    folder = tmp_path / "deep" / "er"
+    archive(folder, {"../../evil/recordings/3_ann_7.wav": files["3_ann_7.wav"],
+                     "/tmp/x/recordings/0_bob_12.wav": files["0_bob_12.wav"],
+                     "recordings/1_eve_0.wav": [tarfile.SYMTYPE], "recordings/2_eve_0.wav": [tarfile.LNKTYPE],
+                     "recordings/README.md": b"text", "../../evil.py": b"import os"})
+    accept(monkeypatch, files)
+    before = sorted(tmp_path.rglob("*"))
+    speech = sources.read_speech(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [list(x) for x in speech.waves] == [[4, 5], [1, 2, 3]]
+    assert list(speech.digit) == [0, 3] and list(speech.index) == [12, 7] and list(speech.speaker) == ["bob", "ann"]
+
+
+def test_what_is_not_the_published_archive_is_refused_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"recordings.tar.gz: not found; .*--recordings"):
+        sources.read_speech(tmp_path)
+    archive(tmp_path, {"recordings/0_ann_0.wav": word([0] * 4000)})
+    with pytest.raises(InputError, match="1 recordings; the SHA-256 of the published content is another"):
+        sources.read_speech(tmp_path)
+    path = tmp_path / sources.SPEECH
+    whole = path.read_bytes()
+    for content, reason in ((whole[:len(whole) // 2], "not the published file"), (b"<html>404</html>", "Not a gzipped"),
+                            (gzip.compress(b"no tar at all" * 100), "no tar archive"), (b"", "not the published file")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=reason):
+            sources.read_speech(tmp_path)
+    monkeypatch.setattr(sources, "LARGEST_UNPACKED", 1 << 16)
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    with pytest.raises(InputError, match="MiB unpacked"):
+        sources.read_speech(tmp_path)
+    (tmp_path / sources.IMAGES).write_bytes(gzip.compress(b"\0" * 99))
+    with pytest.raises(InputError, match="t10k-images.*other bytes"):
+        sources.read_images(tmp_path)
+
+
+def test_a_download_is_whole_or_one_line(tmp_path, monkeypatch):
+    def unreachable(address, timeout):
+        raise URLError("no route")
+    monkeypatch.setattr(sources, "urlopen", unreachable)
+    with pytest.raises(InputError, match="cannot be downloaded.*no route.*--recordings"):
+        sources.fetch(tmp_path)
+    monkeypatch.setattr(sources, "urlopen", lambda address, timeout: io.BytesIO(b"x" * 300))
+    monkeypatch.setattr(sources, "LARGEST", 200)
+    with pytest.raises(InputError, match="more than 0 MiB came"):
+        sources.fetch(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sources, "LARGEST", 1000)
+    sources.fetch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(sources.SHA256)
+    monkeypatch.setattr(sources, "urlopen", unreachable)
+    sources.fetch(tmp_path)                     # all there: nothing is asked for
+
+
+# ---------------------------------------------------------------------------------------------------- clips
+def made_pool():
+    rng = np.random.default_rng(0)
+    waves = [rng.integers(-9000, 9000, length).astype(np.int16) for length in (3000, 9000, 2000, 5000)]
+    return clips.Pool(waves, np.array([3, 3, 4, 4]), rng.integers(0, 256, (3, 28, 28)).astype(np.uint8),
+                      np.array([3, 4, 4]))
+
+
+def test_a_clip_says_and_shows_its_digits_and_nothing_else():
+    pool, none = made_pool(), clips.NONE
+    heard = np.array([none, 3, 3, 3, 3, none, 4, 4, 4, none])
+    clip = clips.Casting(pool, np.random.default_rng(1)).clip(heard, heard)
+    for chosen, digit in ((clip.heard, pool.said), (clip.seen, pool.shown)):
+        assert (np.where(chosen == none, none, digit[chosen]) == heard).all()
+        assert len(set(chosen[1:4])) == 1 and len(set(chosen[6:9])) == 1       # what began stays for three seconds
+    assert clip.heard[4] != clip.heard[3]                                       # then another recording
+    wave = clips.waveform(clip, pool).reshape(10, sources.RATE)
+    assert (wave[heard == none] == 0).all()
+    for second in np.flatnonzero(heard != none):
+        said = pool.waves[clip.heard[second]][:sources.RATE]
+        where = np.flatnonzero(wave[second])
+        assert len(where) and where[-1] - where[0] < len(said)
+        assert np.abs(wave[second].astype(int)).sum() == np.abs(said.astype(int)).sum()
+    for second in (0, 1, 6):
+        picture = clips.frame(clip, pool, second)
+        assert picture.shape == (196, 196, 3)
+        cells = picture[..., 0].reshape(7, 28, 7, 28).transpose(0, 2, 1, 3).reshape(49, 28, 28)
+        filled = np.flatnonzero((cells != clips.GREY).any((1, 2)))
+        assert list(filled) == ([] if heard[second] == none else [clip.cell[second]])
+        if len(filled):
+            assert (cells[filled[0]] == pool.pixels[clip.seen[second]]).all()
+
+
+def test_every_recording_comes_once_before_any_comes_again():
+    casting = clips.Casting(made_pool(), np.random.default_rng(2))
+    drawn = [casting.next("heard", 3) for _ in range(6)]
+    assert all(set(drawn[k:k + 2]) == {0, 1} for k in (0, 2, 4))
+
+
+def write_video(path, wave, frames, rate=8):
+    """An mp4 of an (N,) int16 sound at 8 kHz and one picture a second."""
+    with av.open(str(path), "w") as out:
+        pictures = out.add_stream("libx264", rate=rate)
+        pictures.height, pictures.width, pictures.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        pictures.options = {"crf": "10", "preset": "ultrafast"}
+        sound = out.add_stream("aac", rate=sources.RATE, layout="mono")
+        sound.bit_rate = 64000
+        for k in range(rate * len(frames)):
+            frame = av.VideoFrame.from_ndarray(frames[k // rate], format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = k, Fraction(1, rate)
+            out.mux(pictures.encode(frame))
+        out.mux(pictures.encode(None))
+        for k in range(0, len(wave), 1024):
+            frame = av.AudioFrame.from_ndarray((wave[None, k:k + 1024] / 32768).astype(np.float32), "fltp", "mono")
+            frame.sample_rate, frame.time_base, frame.pts = sources.RATE, Fraction(1, sources.RATE), k
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+
+
+def test_features_agree_with_those_of_video_files(recordings, tmp_path):
+    speech, images = sources.read_speech(recordings), sources.read_images(recordings)
+    pool = clips.pool("test", speech, images)
+    casting = clips.Casting(pool, np.random.default_rng(0))
+    heard = np.array([clips.NONE, 7, 7, 7, 7, 7, clips.NONE, 2, 2, 2])
+    made = {f"clip{k}": casting.clip((heard + k) % 10 if k else heard, heard) for k in range(3)}
+    (tmp_path / "videos").mkdir()
+    for name, clip in made.items():
+        write_video(tmp_path / "videos" / f"{name}.mp4", clips.waveform(clip, pool),
+                    [clips.frame(clip, pool, second) for second in range(10)])
+    assert prepare.main(["features", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--audio-encoder",
+                         "logmel", "--video-encoder", "patches", "--patch-channels", "16"]) == 0
+    for name, clip in made.items():
+        sound = clips.audio_features(clip, pool)
+        pictures = clips.video_features(clip, pool, random_filters(16))
+        frames = [clips.frame(clip, pool, second) for second in range(10)]
+        np.testing.assert_array_equal(pictures, patches(frames, random_filters(16)))
+        for ours, modality, tolerance in ((sound, "audio", 0.1), (pictures, "video", 0.05)):
+            coded = read_zip(tmp_path / "out" / modality / "zip" / f"{name}.zip")
+            assert coded.shape == ours.shape
+            error = np.linalg.norm(coded - ours) / np.linalg.norm(ours)
+            print(name, modality, round(float(error), 4))
+            assert error < tolerance
+
+
+# ---------------------------------------------------------------------------------------------------- the tree
+@pytest.fixture(scope="module")
+def tree(recordings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("spoken") / "tree"
+    assert spoken_tree.build(out, PLACES, recordings, clips=CLIPS, progress=False)
+    return out
+
+
+def test_parts_share_no_recording_and_no_image(recordings):
+    speech, images = sources.read_speech(recordings), sources.read_images(recordings)
+    assert len(speech.waves) == 3000 and len(set(speech.speaker)) == 6 and len(images.digit) == 10_000
+    pools = {part: clips.pool(part, speech, images) for part in ("train", "val", "test")}
+    assert {part: (len(pool.waves), len(pool.pixels)) for part, pool in pools.items()} == {
+        "train": (2400, 7000), "val": (300, 1000), "test": (300, 2000)}
+    official = {speech.waves[k].tobytes() for k in np.flatnonzero(speech.index < 5)}
+    said = {part: {wave.tobytes() for wave in pool.waves} for part, pool in pools.items()}
+    shown = {part: {image.tobytes() for image in pool.pixels} for part, pool in pools.items()}
+    assert said["test"] == official
+    for content in (said, shown):
+        assert not content["train"] & content["test"] and not content["val"] & (content["train"] | content["test"])
+    for pool in pools.values():
+        assert (np.bincount(pool.said) == len(pool.said) // 10).all() and np.bincount(pool.shown).min() > 60
+
+
+def test_the_tree_has_the_published_layout(tree):
+    table = pd.read_csv(place(tree, "vggsound.csv"))
+    assert dict(table["split"].value_counts()) == {"train": CLIPS, "val": CLIPS // 8, "test": CLIPS // 8}
+    paths = {name: place(tree, f"vggsound.{name}") for name in ("csv", "audio", "video", "text", "label", "categories")}
+    item = VGGSound(paths, with_labels=True)[0]
+    assert item["audio"].shape == (10, 128) and item["video"].shape == (10, 7, 7, 16) and item["text"].shape == (10, 768)
+    with h5py.File(place(tree, "ave.label")) as file:
+        label = file["avadataset"][:]
+    with h5py.File(place(tree, "ave.audio")) as file:
+        loud = file["avadataset"][:].max(-1)
+    event = label[..., -1] == 0
+    assert event.sum(1).min() >= 4 and (loud[event] > 1).all() and (loud[~event] == 0).all()
+    assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(tree)]) == 0
+    for name in ("ave", "avvp", "ave_avvp", "ucf_vggsound", "retrieval"):
+        assert prepare.main(["check", "--dataset", name, "--data_root", str(tree)]) == 0
+
+
+def test_a_tree_is_kept_and_nothing_else_is_overwritten(tree, tmp_path, recordings):
+    assert not spoken_tree.build(tree, PLACES, tmp_path / "nowhere", clips=CLIPS, progress=False)
+    with pytest.raises(InputError, match="holds something else"):
+        spoken_tree.build(tree, PLACES, recordings, clips=CLIPS + 10)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    with pytest.raises(InputError, match="holds something else"):
+        spoken_tree.build(tmp_path / "mine", PLACES, recordings, clips=CLIPS)
+    with pytest.raises(InputError, match="--clips 10"):
+        spoken_tree.build(tmp_path / "new", PLACES, recordings, clips=10)
+    with pytest.raises(InputError, match="not found"):
+        spoken_tree.build(tmp_path / "new", PLACES, tmp_path / "nowhere", clips=CLIPS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_from_recordings_to_a_report(recordings, tmp_path, small_model, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS["spoken"]["downstream"], "n_epoch", 1)          # of the heads
+    roots = [text for name in ("data", "checkpoint", "runs") for text in (f"--{name}_root", str(tmp_path / name))]
+    spoken.main([*roots, "--recordings", str(recordings), "--clips", str(CLIPS), "--figures", str(tmp_path / "figs"),
+                 "--n_epoch", "1", "--n_embeddings", "24", "--gpu", "cpu"])
+    shown = capsys.readouterr().out
+    assert "DCID-model-0.pt, same modality (last)" in shown and "report" in shown
+    folder = tmp_path / "runs" / "dcid-seed0"
+    assert (folder / "report.html").is_file()
+    tasks = {line.split('"task": "')[1].split('"')[0] for line in (folder / "results.jsonl").read_text().splitlines()}
+    assert {"ave", "avvp", "ave_avvp", "ucf_vggsound", "retrieval"} <= tasks
