@@ -75,14 +75,14 @@ class Encoder:
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
 
-    def features_of(self, path, audio=None, video=None, seconds=10):
+    def features_of(self, path, audio=None, video=None, seconds=None):
         """Features of a video file, of the kind that the encoder was pretrained on.
 
         Args:
             path: anything that PyAV decodes.
             audio: "logmel", or the file of VGGish's weights (the published features); None leaves it out.
             video: "patches", or the file of VGG-19's weights (the published features); None leaves it out.
-            seconds: T.
+            seconds: T; default: that of pretraining.
 
         Returns:
             {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays, as far as asked for: what `embed` takes.
@@ -103,7 +103,8 @@ class Encoder:
             channels = self.frozen.config.feature_dim("video")
             pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
                 encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
-        found = clip.extract(path, Path(path).stem, clip.Timing(seconds=seconds), sound, pictures)
+        timing = clip.Timing(seconds=seconds or self.frozen.config.seconds)
+        found = clip.extract(path, Path(path).stem, timing, sound, pictures)
         if found.row.status == "unreadable" or found.problems:
             reasons = "; ".join(text for _, text in found.problems) or found.row.warning
             raise InputError(f"{path}: {reasons}; a video with what is asked for is expected")
@@ -352,13 +353,14 @@ def build_demo(root, clips=80):
     demo_tree.build(Path(root), PLACES, clips=clips, progress=False)
 
 
-def open_task(name, data_root, modalities=("audio", "video")):
+def open_task(name, data_root, modalities=("audio", "video"), seconds=10):
     """The clips of a downstream task of the papers.
 
     Args:
         name: "ave", "avvp", "ave_avvp", "ucf_vggsound".
         data_root: folder of all data, laid out as in data/README.md.
         modalities: of "audio", "video", "text".
+        seconds: T; longer clips are cut, shorter ones repeat their last second.
 
     Returns:
         the engine's Task: `train`, `val` and `test` map a modality to a dataset; there `load("audio")` gives all
@@ -369,4 +371,4 @@ def open_task(name, data_root, modalities=("audio", "video")):
     if name not in TASKS:
         raise InputError(f"{name}: no such task; one of {', '.join(TASKS)} is expected")
     return TASKS[name].open(lambda place: Path(data_root) / PLACES[place], tuple(modalities), "default",
-                            on_bad_clip="error", in_memory=False)
+                            on_bad_clip="error", in_memory=False, seconds=seconds)

@@ -121,8 +121,8 @@ def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_sets, "codes", spy)
         variants = downstream.toc_choices(options, TABLE["ave"], options.directions, pretrained)
-        downstream.measure(options, TABLE["ave"], downstream.open_task(options, TABLE["ave"], options.directions),
-                           pretrained, variants)
+        task = downstream.open_task(options, TABLE["ave"], options.directions, pretrained.encoder.config)
+        downstream.measure(options, TABLE["ave"], task, pretrained, variants)
     assert seen == [False, True, True]                     # once quietly, then audio and video anew in the one epoch
     assert all(torch.equal(before[name], value) for name, value in pretrained.encoder.state_dict().items())
     assert not pretrained.encoder.training

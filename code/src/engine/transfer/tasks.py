@@ -4,6 +4,7 @@ A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh
 the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +42,7 @@ class Part:
 
     title: str              # in reports
     roles: tuple            # what they serve as: of "train", "val", "test"
-    load: Callable          # (on_bad_clip=..., in_memory=...) -> dataset.clips.Clips
+    load: Callable          # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> dataset.clips.Clips
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class TaskEntry:
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
 
     def open(self, place, modalities, protocol, settings=None, **reading):
-        """The task with its data read; `reading`: on_bad_clip and in_memory of the loaders (dataset/clips.py)."""
+        """The task with its data read; `reading`: keyword arguments of the loaders (dataset/clips.py)."""
         roles = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(place), modalities, protocol):
             clips = part.load(**reading)
