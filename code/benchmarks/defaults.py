@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import pretrain  # noqa: E402
 from configs.opts import PLACES, parse_pretrain  # noqa: E402
-from engine import provenance  # noqa: E402
+from engine import checkpoint, provenance  # noqa: E402
 from engine.transfer import code_sets, fit_heads  # noqa: E402
 from engine.transfer.task import Pretrained  # noqa: E402
 from engine.transfer.tasks import TASKS  # noqa: E402
@@ -35,6 +35,11 @@ ARMS = {
     "no_reset": ["--without", "reset"],
     "no_cmcm": ["--without", "cmcm"],
     "own_ema": ["--without", "mm_ema"],
+    "joint": ["--code_choice", "joint"],
+    "age30": ["--reset_after", "30"],
+    "age30_second": ["--reset_after", "30", "--reset_to", "second"],
+    "age30_joint": ["--reset_after", "30", "--code_choice", "joint"],
+    "age30_joint_second": ["--reset_after", "30", "--code_choice", "joint", "--reset_to", "second"],
     "mi_forward_released": ["--mi_forward", "released"],
     "attention_softmax": ["--spatial_attention", "softmax"],
 }
@@ -119,7 +124,7 @@ def train_and_measure(name, flags, seed, options):
     arguments = ["--preset", "spoken", "--dataset_name", options.dataset_name, "--data_root", str(options.data_root),
                  "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
                  "--seed", str(seed), "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
-                 "--n_epoch", "1000", "--save_freq", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
+                 "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
     code = pretrain.main(arguments)
@@ -128,8 +133,10 @@ def train_and_measure(name, flags, seed, options):
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments)
     curve = {}
-    for path in (folder / "checkpoints").glob("*-step*.pt"):
-        curve[int(path.stem.rsplit("step", 1)[1])] = measure(path, options.data_root)
+    for path in (folder / "checkpoints").glob("*.pt"):
+        step = checkpoint.read(path, mmap=True)["total_step"]
+        if step % options.every == 0 or step == options.steps:
+            curve[step] = measure(path, options.data_root)
     shutil.rmtree(folder / "checkpoints")
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
             "dataset_name": options.dataset_name, "system": opts.system, "cpu_seconds": round(seconds),

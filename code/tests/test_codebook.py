@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codebook import RESET_AFTER, Codebook, cmcm_pair, lowest_equal, nearest, squared_distance
+from model.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
 from model.sampling import Draws
 
 F64 = torch.float64
@@ -69,7 +69,7 @@ def test_a_reset_code_after_the_next_step(mode, survives):
     codebook.ema_weight[buried] = 1e3
     codebook.unactivated_count[buried] = RESET_AFTER
     indices = codebook(z).indices
-    codebook.count_and_reset(indices, draws, mode)
+    codebook.count_and_reset(indices, draws, Reset(mode))
     born = codebook.embedding[buried].clone()
     assert codebook.unactivated_count[buried] == 0 and born.abs().max() < 10
     nobody = {m: torch.where(i == buried, (buried + 1) % 7, i) for m, i in indices.items()}
@@ -81,7 +81,7 @@ def test_off_counts_without_a_reset():
     codebook, z, draws = make()
     codebook.unactivated_count.fill_(10 * RESET_AFTER)
     before = codebook.embedding.clone()
-    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, "off")
+    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, Reset("off"))
     assert torch.equal(before, codebook.embedding)
     assert codebook.unactivated_count[0] == 0 and codebook.unactivated_count[1] == 10 * RESET_AFTER + 1
 

@@ -113,7 +113,7 @@ class Encoder(base.Encoder):
         with precise(x):
             return self.semantic[modality](x.to(self.codebook.embedding.dtype))
 
-    def forward(self, features, with_cmcm=True):
+    def forward(self, features, with_cmcm=True, joint=()):
         """modality -> features of the data: an `Output`."""
         semantic = {m: self.encode_semantic(m, x) for m, x in features.items()}
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
@@ -124,7 +124,7 @@ class Encoder(base.Encoder):
                 clips[m] = encoder.project(semantic[m].mean(1))         # text: over all word positions, padding too
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
                 private[m] = F.relu(encoder.specific(clips[m]))
-            quantized = self.codebook(general, with_cmcm)
+            quantized = self.codebook(general, with_cmcm, joint)
         return Output(features, semantic, specific, clips, general, private, quantized)
 
     def embed_inputs(self, modality, inputs):
@@ -184,7 +184,7 @@ class FCID(base.System):
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"))
+            return self.encoder(features, self.is_on("cmcm"), self.options.together(self.config))
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
@@ -197,7 +197,8 @@ class FCID(base.System):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
         codebook, chosen = self.encoder.codebook, outputs.quantized.indices
         codebook.ema_step(outputs.general, chosen, teacher)
-        codebook.count_and_reset(chosen, draws, self.options.code_reset if self.is_on("reset") else "off")
+        codebook.count_and_reset(chosen, draws, self.options.reset(self.is_on("reset")),
+                                 {m: outputs.general[m] for m in dcid.with_seconds(self.config)})
 
     def training_pass(self, features, epoch, draws, adam):
         self._clubs = self.clubs() if self.is_on("club") else {}
