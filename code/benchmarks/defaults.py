@@ -38,6 +38,8 @@ ARMS = {
     "own_ema": ["--without", "mm_ema"],
     "joint": ["--code_choice", "joint"],
     "joint_second": ["--code_choice", "joint", "--reset_to", "second"],
+    "lr": ["--lr", "1.6e-3"],
+    "lr_joint_second": ["--lr", "1.6e-3", "--code_choice", "joint", "--reset_to", "second"],
     "age30": ["--reset_after", "30"],
     "age30_second": ["--reset_after", "30", "--reset_to", "second"],
     "age30_joint": ["--reset_after", "30", "--code_choice", "joint"],
