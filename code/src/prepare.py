@@ -11,17 +11,17 @@
 """
 
 import argparse
-import math
 import os
 import pickle
+import shlex
 from functools import partial
 from pathlib import Path
 
-import declare
+import torch
+
 from atomic_write import output_file
 from configs import opts as configs
 from dataset import checking, packing, pretraining
-from dataset.annotation_csv import read_header
 from dataset.custom import is_prompts_file
 from dataset.lists import write_lists
 from dataset.manifest import OWN, Manifest
@@ -79,11 +79,15 @@ def _checked(name, opts):
 
 
 def _own_steps(opts, entry, modalities):
-    """Steps of the check of the user's own data: what pretraining reads, and the task's parts where there are labels."""
+    """Steps of the check of the user's own data: what pretraining reads, and the task's parts if there are labels."""
     steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities))]
+    try:
+        has_labels = "label" in Manifest(opts.manifest).columns
+    except InputError:                      # the first step says it
+        return steps
     steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.place, ("train",),
                                                        opts.own_modalities)))
-    if opts.manifest.is_file() and "label" in read_header(opts.manifest):
+    if has_labels:
         steps += [checking.clips(part.title, part.load)
                   for part in entry.parts(entry.paths(opts.place), modalities, "default")]
     if "text" in opts.own and is_prompts_file(opts.own["text"]):
@@ -93,7 +97,7 @@ def _own_steps(opts, entry, modalities):
 
 def _own_text(opts):
     """Encode the sentences of a manifest: its prompts, or its labels where it has none."""
-    manifest = Manifest(opts.manifest, math.inf)
+    manifest = Manifest(opts.manifest)
     sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
     labels = [label for clip in manifest.clips.values() for _, label, *_ in clip.events]
     given = read_prompts(opts.prompts) if opts.prompts else {}
@@ -141,8 +145,16 @@ def _encoder(opts):
         from dataset.export_bert_embedding import bert_sentences
         return bert_sentences
     from dataset.text_backends import Bert, find_vocabulary, hashing_sentences
+    if opts.backend == "transformers" and opts.pieces:
+        return Bert(opts.model, pieces=True).sentences
     if opts.backend == "transformers":
-        return Bert(opts.model, opts.pieces).sentences
+        from extract.hub import HubText
+        from extract.text import encode_sentences
+        model = HubText(opts.model, torch.device("cpu"))
+        if opts.text_vocabulary == "cnt" and not model.is_uncased_bert:
+            raise InputError(f"{opts.model}: --text_vocabulary cnt is a list of words of bert-base-uncased, which this "
+                             "model is not; an uncased BERT is expected; leave --text_vocabulary out")
+        return partial(encode_sentences, model)
     if opts.text_vocabulary == "cnt" and not opts.vocab:
         raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
                          "the word list; pass --vocab")
@@ -195,7 +207,7 @@ def new(opts):
     from demo_data import own_example  # here, because no other command draws clips
     for path in own_example.write(opts.folder, Path(__file__).resolve().parent):
         print(path)
-    print(f"next: bash {opts.folder / 'run.sh'}   ({opts.folder / 'README.md'} explains its commands)")
+    print(f"next: bash {shlex.quote(str(opts.folder / 'run.sh'))}   (README.md beside it explains its commands)")
 
 
 FEATURES = [name for name in configs.PLACES if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
@@ -219,12 +231,13 @@ def parser():
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
-    declare.add_arguments(one, configs.OwnData, "own data, --dataset custom")
+    configs.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
                      help="BERT by transformers, by the original package (Python 3.7), or hashed n-grams (demo only)")
-    one.add_argument("--model", default="bert-base-uncased", help="folder of the model, or its name on the hub")
+    one.add_argument("--model", default="bert-base-uncased",
+                     help="any text model of transformers: its folder, or its name on the hub")
     one.add_argument("--text_vocabulary", choices=VOCABULARIES, default="all",
                      help="all: every word; cnt: only words of the word list, as published")
     one.add_argument("--cnt", type=Path, default=configs.VOCABULARY, help="word list for --text_vocabulary cnt")
@@ -233,8 +246,8 @@ def parser():
                      "own, which --pieces makes the other programs read")
     one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
                      "there, else ours)")
-    one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their labels "
-                     "where there are none, in place of those of --dataset")
+    one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their "
+                     "labels where there are none, in place of those of --dataset")
     one.add_argument("--out", type=Path, help="file to write (default: the dataset's place; prompts.h5 beside the "
                      "manifest)")
     one = command(new, "a dozen drawn clips as a data set of your own, with the commands that lead to a result")

@@ -114,6 +114,7 @@ def pretrain(opts, together):
     system, loaded = open_system(opts, resumed, data.shapes)
     trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
+    names = pretraining.places(opts.dataset_name, opts.own_modalities)
     folder = None
     if opts.evaluate:
         show_log()
@@ -121,15 +122,14 @@ def pretrain(opts, together):
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, {name: opts.place(name) for name in pretraining.places(
-                opts.dataset_name, opts.own_modalities)}, clips=fingerprint(data)))
+            opts.resolved(), opts.device, {name: opts.place(name) for name in names}, clips=fingerprint(data)))
     log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
              "+".join(opts.modalities), system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(pretraining.places(opts.dataset_name), opts.place)
+    places = doubts.places_of(names, opts.place)
     if loaded:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)

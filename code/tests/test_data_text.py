@@ -215,8 +215,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "t.h5"
     hashed_text(path, PROMPTS)
     old = path.read_bytes()
-    for vector, finding in ((np.ones(300), "300 numbers"), (np.full(768, np.nan), "not finite")):
-        assert finding in message(write_text_features, path, {"a": "x"}, [Sentence(["x"], [vector], [1])], "b")
+    good = Sentence(["x"], [np.ones(768)], [1])
+    for other, finding in ((Sentence(["x"], [np.ones(300)], [1]), "300 and 768 numbers"),
+                           (Sentence(["x"], [np.full(768, np.nan)], [1]), "not finite")):
+        assert finding in message(write_text_features, path, {"a": "x", "b": "y"}, [good, other], "b")
+    assert "no numbers" in message(write_text_features, path, {"a": "!"}, [Sentence([], [], [])], "b")
     assert path.read_bytes() == old
 
 

@@ -181,6 +181,7 @@ def test_command_with_models_of_a_folder(models, tmp_path):
         assert record["audio"]["type"] == "wav2vec2" and record["video"]["form"] == "vector"
         assert len(record["text"]["revision"]) == 64 and record["video"]["width"] == 12
     assert read_zip(tmp_path / "small" / "text" / "zip" / "a.zip").shape == (2, 16)
-    assert not (tmp_path / "small" / "text" / "prompts.h5").exists()
-    words = TextFeatures(tmp_path / "published" / "text" / "prompts.h5")["the dog"]
-    np.testing.assert_allclose(words[:2], read_zip(tmp_path / "published" / "text" / "zip" / "a.zip"), atol=1e-5)
+    for out, width in (("small", 16), ("published", 768)):
+        words = TextFeatures(tmp_path / out / "text" / "prompts.h5")["the dog"]
+        assert words.shape == (10, width)
+        np.testing.assert_allclose(words[:2], read_zip(tmp_path / out / "text" / "zip" / "a.zip"), atol=1e-5)

@@ -130,8 +130,8 @@ class Options(argparse.Namespace):
         return {name[len(prefix):]: self.place(name) for name in PLACES if name.startswith(prefix)}
 
     def place(self, name):
-        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES. Those of
-        the user's own data are what --manifest and --features give."""
+        """One path by its dotted name, e.g. "vggsound.csv"; --path wins over the environment, that over PLACES. Those
+        of the user's own data are what --manifest and --features give."""
         if name.startswith(f"{OWN}."):
             return self.own[name.removeprefix(f"{OWN}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
@@ -146,18 +146,19 @@ class Options(argparse.Namespace):
     @property
     def own(self):
         """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
-        if not vars(self).get("manifest"):
+        if not vars(self).get("manifest"):          # some programs know no such argument
             return {}
-        return {"manifest": self.manifest, **{m: self.features[m] for m in MODALITIES if m in self.features}}
+        return {"manifest": self.manifest, **{m: self.features[m] for m in in_order(self.features)}}
 
     @property
     def own_modalities(self):
-        """Modalities of the user's own data, in the fixed order."""
-        return tuple(name for name in self.own if name != "manifest")
+        """modality -> kind of the user's own data, in the fixed order; None for the kinds that audio, video and text
+        may have."""
+        return {name: self.modality.get(name) for name in self.own if name != "manifest"}
 
     def entry(self, task):
         """The task's entry in TASKS; that of the user's own data with its directions."""
-        return TASKS[task].of(self.own)
+        return TASKS[task].of(vars(self).get("manifest"), self.own_modalities)
 
     @property
     def reading(self):
@@ -212,8 +213,8 @@ class Paths:
 def features_argument(text):
     """Argument type of --features: MODALITY=PATH."""
     name, _, value = text.partition("=")
-    if name not in MODALITIES or not value:
-        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH with MODALITY one of {', '.join(MODALITIES)}")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH")
     return name, Path(value)
 
 
@@ -223,8 +224,8 @@ class OwnData:
 
     manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
                              "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
-    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or an "
-                              "HDF5 file with a dataset for each id; once for each modality", type=features_argument,
+    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
+                              "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
                               nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
 
 
@@ -339,7 +340,7 @@ def pretrain_parser():
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).")
     for cls, title in PRETRAIN.items():
         declare.add_arguments(parser, cls, title)
-    declare.add_arguments(parser, OwnData, "own data")
+    own_arguments(parser)
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         declare.add_arguments(parser, system.Options, f"settings of {system.title}")
@@ -372,7 +373,7 @@ def downstream_parser(task):
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {PRETRAINED} below the checkpoint root)")
     if task == OWN:
-        declare.add_arguments(parser, OwnData, "own data")
+        own_arguments(parser)
     group = parser.add_argument_group("direction")
     group.add_argument("--dataset_name", choices=tuple(entry.directions) or (OWN,), default=None,
                        help="va trains on video and tests on audio; default: all directions")
@@ -400,7 +401,7 @@ def evaluate_parser():
     parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.")
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders; rows of the table, in this order")
-    declare.add_arguments(parser, OwnData, "own data")
+    own_arguments(parser)
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
                        help=f"which tasks (default: all; {OWN} where there is a --manifest)")
@@ -429,8 +430,6 @@ def _parse(parser, program, argv):
     opts.path = dict(opts.path)
     if "manifest" in opts:
         check_own(parser, opts)
-    if "modality" in opts:
-        opts.modality = kinds_of(parser, opts.modality)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
@@ -438,13 +437,26 @@ def _parse(parser, program, argv):
     return opts
 
 
+def own_arguments(parser):
+    """Add what names the user's own data."""
+    declare.add_arguments(parser, OwnData, "own data")
+    declare.add_arguments(parser, OwnModalities, "modalities")
+
+
 def check_own(parser, opts):
-    """The options of the user's own data: --manifest and --features together, each modality once."""
-    found = dict(opts.features)
+    """The options of the user's own data: --manifest and --features together, each modality once and known."""
+    opts.modality, found = kinds_of(parser, opts.modality), dict(opts.features)
     if len(found) < len(opts.features):
         parser.error("--features: a modality is given twice; one path for each is expected")
     if bool(opts.manifest) != bool(found):
         parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (docs/your-data.md)")
+    for name in found:
+        if name not in MODALITIES and name not in opts.modality:
+            parser.error(f"--features {name}: {', '.join((*MODALITIES, *opts.modality))} are known; declare another "
+                         f"with --modality {name}=vector (or map, or tokens)")
+    for name in opts.modality if opts.manifest else ():
+        if name not in found:
+            parser.error(f"--modality {name}: there are no features of it; give them with --features {name}=PATH")
     opts.features = found
 
 

@@ -227,7 +227,7 @@ def read_npy(path):
         with open(path, "rb") as file:
             data = file.read(LIMITS.pickle_bytes + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); an array of numbers is expected; {AGAIN}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); one NumPy array is expected; {AGAIN}") from None
     check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
     stream = io.BytesIO(data)
     try:
@@ -242,8 +242,8 @@ def read_npy(path):
                          "save it again as np.save(file, array.astype('float32'))")
     content = data[stream.tell():]
     if len(shape) > LIMITS.dimensions or len(content) != np.prod(shape, dtype=object) * dtype.itemsize:
-        raise InputError(f"{path}: {len(content):,} bytes for an array of shape {str(shape)[:60]} and type {dtype}; a whole "
-                         f"file of at most {LIMITS.dimensions} dimensions is expected; {AGAIN}")
+        raise InputError(f"{path}: {len(content):,} bytes for an array of shape {str(shape)[:60]} and type {dtype}; a "
+                         f"whole file of at most {LIMITS.dimensions} dimensions is expected; {AGAIN}")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 

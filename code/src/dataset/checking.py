@@ -1,7 +1,6 @@
 """Dataset validation, `prepare.py check`: what is present, what is wrong with it, and whether a run would work."""
 
 import logging
-import math
 import textwrap
 from collections import Counter
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from dataset.annotation_csv import class_indices, read_classes, read_header, rea
 from dataset.avs_s4 import S4
 from dataset.avs_s4 import SPLITS as S4_SPLITS
 from dataset.labels import clip_class
-from dataset.manifest import SPLITS, Manifest
+from dataset.manifest import OWN, SPLITS, Manifest
 from dataset.text import TextFeatures
 from errors import InputError
 
@@ -56,9 +55,14 @@ def check(name, places, source, steps):
     report = Report(name)
     absent = {dotted: path for dotted, path in places.items() if not path.exists()}
     for dotted, path in absent.items():
-        make = f"make it with `python prepare.py text --dataset {dotted.split('.')[0]}`"
-        report.problem(f"{dotted} is absent", f"{path}; {make if dotted.endswith('.text') else 'get it'}, or set its "
-                       f"place with --path {dotted}=FILE")
+        family, short = dotted.split(".")
+        make = f"make it with `python prepare.py text --dataset {family}`"
+        flag = f"--path {dotted}=FILE"
+        if family == OWN:
+            make = f"make it with `python prepare.py text --manifest {places[f'{OWN}.manifest']}`"
+            flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
+        report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
+                       f"{flag}")
     for dotted, path in places.items():
         modality = dotted.split(".")[1]
         if modality in ("audio", "video", "text"):
@@ -82,7 +86,7 @@ def clips(title, load):
 
 def manifest(report, path, modalities):
     """Describe a list of the user's own clips, and what its sentences are good for."""
-    found = Manifest(path, math.inf)
+    found = Manifest(path)
     splits = Counter(clip.split for clip in found.clips.values())
     report.lines.append(f"{path}: {len(found.clips):,} clips ("
                         f"{', '.join(f'{split} {splits[split]:,}' for split in SPLITS if splits[split])}), "

@@ -40,16 +40,21 @@ class Clips(Dataset):
         InputError: missing clips, or (when read) bad ones.
     """
 
+    BY_ID = False               # HDF5 files may have a dataset for each id
+
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
                  on_bad_clip="error", in_memory=False, seconds=10, kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
         self.text, self.labels = text, labels
-        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m)) for m, path in places.items()}
+        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
+                       for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
         self._drop_missing(on_bad_clip)
+        for store in self.stores.values():
+            store.fit_tokens(self.keys)
         if on_bad_clip == "skip":
             self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
         for store in self.stores.values():

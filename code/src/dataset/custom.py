@@ -25,6 +25,7 @@ class Custom(Clips):
         splits: of "train", "val", "test".
         is_labelled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
             an event touches where there are onsets.
+        kinds: modality -> "vector", "map" or "tokens", of those besides audio, video and text.
         on_bad_clip, in_memory, seconds: see `Clips`.
     Attributes:
         has_times: the manifest has onsets.
@@ -32,22 +33,25 @@ class Custom(Clips):
         InputError: a defective manifest, missing or bad clips, sentences without word vectors.
     """
 
-    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, on_bad_clip="error",
+    BY_ID = True
+
+    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, kinds=None, on_bad_clip="error",
                  in_memory=False, seconds=10):
         manifest = Manifest(paths["manifest"], seconds)
-        self.has_times, classes, labels = manifest.has_times, [], None
+        self.has_times, labels = manifest.has_times, None
+        classes = manifest.classes() if is_labelled else []
         ids = [name for split in splits for name in manifest.labelled(split)] if is_labelled else manifest.ids(splits)
         if not ids:
-            raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; one clip at least is expected; "
-                             "check the column 'split', or choose others with --splits")
+            raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; one clip at least is "
+                             "expected; check the column 'split', or choose others with --splits")
         if is_labelled:
-            classes = manifest.classes()
             labels = _labels([manifest.clips[name].events for name in ids], classes, seconds, self.has_times)
         places, text = {m: paths[m] for m in modalities}, None
         if "text" in places and is_prompts_file(places["text"]):
             text = _sentences(manifest, ids, TextFeatures(places.pop("text")))
         super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, places, text=text,
-                         labels=labels, classes=classes, on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds)
+                         labels=labels, classes=classes, kinds=kinds, on_bad_clip=on_bad_clip, in_memory=in_memory,
+                         seconds=seconds)
 
 
 def is_prompts_file(path):

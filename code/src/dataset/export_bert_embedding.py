@@ -10,8 +10,6 @@ project, and needs nothing but bert-embedding, NumPy and h5py:
 
 import os
 
-import numpy as np
-
 from dataset.text import VOCABULARIES, Sentence, read_prompts, write_text_features
 from errors import InputError, Parser, run
 
@@ -26,7 +24,7 @@ def bert_sentences(sentences):
                          ) from None
     embedding = BertEmbedding()
     indices = embedding.vocab.token_to_idx          # any string that is no entry gives 0
-    return [Sentence(words, np.stack(vectors) if words else np.zeros((0, 768)), [indices[word] for word in words])
+    return [Sentence(words, vectors, [indices[word] for word in words])
             for words, vectors in embedding(list(sentences))]
 
 

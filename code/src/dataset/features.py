@@ -7,11 +7,13 @@ be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
 from errors import InputError
@@ -83,15 +85,15 @@ def check_clip(x, shapes, seconds, where, like=""):
     return x
 
 
-def open_features(path, kind, seconds=10, form=None):
+def open_features(path, kind, seconds=10, form=None, by_id=False):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, AVE's HDF5 array, or an
-            HDF5 file with one dataset for each id.
+        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
         kind: modality, or "label": what one second looks like (`SHAPES`; another modality is a vector or a map).
         seconds: T; shorter clips repeat their last second, longer ones are cut.
         form: "vector", "map" or "tokens" where only this will do.
+        by_id: any other HDF5 file is one with a dataset for each id.
     Returns:
         a store with `ids`, `read(id)` and `missing(ids)`.
     Raises:
@@ -101,19 +103,20 @@ def open_features(path, kind, seconds=10, form=None):
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         shapes = KINDS[form] if form else SHAPES.get(kind, (VECTOR, MAP))
-        return (ZipFolder if is_folder else _file_store(path))(path, kind, seconds, shapes)
+        return (ZipFolder if is_folder else _file_store(path, by_id))(path, kind, seconds, shapes)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
-                         "it from the data package (data/README.md), or set its place with --path") from None
+                         "it from the data package (data/README.md), or set its place with --path (--features for your "
+                         "own data)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
                          "expected; check its permissions") from None
 
 
-def _file_store(path):
+def _file_store(path, by_id):
     """Pack, Rows or Datasets: what an HDF5 file is."""
     with open_hdf5(path) as file:
-        return Pack if "format" in file.attrs else Rows if "avadataset" in file else Datasets
+        return Pack if "format" in file.attrs else Datasets if by_id and "avadataset" not in file else Rows
 
 
 def open_hdf5(path):
@@ -158,11 +161,15 @@ class Store:
 
     Attributes:
         shapes: that a clip may have; after `probe` one, without None.
+        tokens: how many each clip gets where they are tokens: zeros follow its own, as in a file of prompts; 0: as many
+            as it has.
     """
+
+    is_ragged = False               # clips may have different numbers of tokens
 
     def __init__(self, path, kind, seconds, shapes):
         self.path, self.kind, self.seconds, self.shapes = Path(path), kind, seconds, shapes
-        self.like = ""
+        self.like, self.tokens = "", 0
         self._file, self._pid = None, None
 
     @property
@@ -196,8 +203,22 @@ class Store:
         self.hold(array.shape[1 + leading:], "the others")
         return array
 
+    def fit_tokens(self, clips):
+        """Give all these clips as many tokens as the longest of them has. Bad ones are left to those who read them."""
+        if len(self.tail) == len(TOKENS) and self.is_ragged:
+            found = []
+            for clip in tqdm(clips, f"measuring {self.kind}", unit="clip", disable=None, leave=False):
+                with suppress(InputError):
+                    found.append(len(self.read(clip)))
+            self.tokens = max(found, default=0)
+
     def check(self, x, where):
         """A clip's array as float32, checked; see `check_clip`."""
+        if len(self.tail) == len(TOKENS) and x.ndim == len(TOKENS):
+            if len(x) == 0:
+                raise InputError(f"{where}: 0 words; at least one is expected; encode the sentence again, or leave the "
+                                 "clip out with --on_bad_clip skip")
+            x = np.concatenate([x, np.zeros((max(0, self.tokens - len(x)), x.shape[1]), x.dtype)])
         return check_clip(x, self.shapes, self.seconds, where, self.like)
 
     def open(self):
@@ -213,6 +234,8 @@ class Store:
 class ZipFolder(Store):
     """A folder with one array for each clip: <id>.zip with a pickle in it, as published, or <id>.npy."""
 
+    is_ragged = True
+
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
         with os.scandir(self.path) as entries:
@@ -221,8 +244,8 @@ class ZipFolder(Store):
         self.npy = {name[:-4] for name in names if name.endswith(".npy")}
         twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
         if twice is not None:
-            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; remove "
-                             "one of them")
+            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
+                             "remove one of them")
 
     def read(self, clip):
         """Feature of one clip, float32 (T, ...)."""
@@ -250,6 +273,8 @@ class Rows(Store):
 
 class Datasets(Store):
     """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
+
+    is_ragged = True
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)

@@ -1,4 +1,5 @@
-"""The list of a user's own clips, a csv with the columns id, split and, as far as there are, label, onset, offset, prompt.
+"""The list of a user's own clips: a csv with the columns id, split and, as far as there are, label, onset, offset and
+prompt.
 
 Several rows of one id are several events of a clip, or several sentences about it; so are sentences joined by "|".
 """
@@ -33,12 +34,17 @@ class Clip:
     prompts: list = field(default_factory=list)
 
 
+def sentences_in(cell):
+    """The sentences of a cell of the column `prompt`."""
+    return [sentence.strip() for sentence in cell.split("|")]
+
+
 class Manifest:
     """A manifest, checked.
 
     Args:
         path: csv file, UTF-8, separated by commas.
-        seconds: T: no event may lie beyond it.
+        seconds: T, beyond which no event may lie.
     Attributes:
         clips: id -> `Clip`, in the order of their first rows.
         columns: of the header, those that are known.
@@ -47,7 +53,7 @@ class Manifest:
             name, a clip in two splits or of two classes, times that are no event.
     """
 
-    def __init__(self, path, seconds):
+    def __init__(self, path, seconds=math.inf):
         self.path, self.clips = path, {}
         header = read_header(path)
         self.columns = [name for name in ("id", "split", *OPTIONAL) if name in header]
@@ -82,8 +88,8 @@ class Manifest:
             InputError: no labels in the train part; a label of another part that is not among them.
         """
         if "label" not in self.columns:
-            raise InputError(f"{self.path}: no column 'label'; a class for each clip of train and test is expected; add "
-                             "the column, or use the list for pretraining alone")
+            raise InputError(f"{self.path}: no column 'label'; a class for each clip of train and test is expected; "
+                             "add the column, or use the list for pretraining alone")
         found = {split: {} for split in SPLITS}
         for clip in self.clips.values():
             for line, label, *_ in clip.events:
@@ -94,9 +100,9 @@ class Manifest:
         for split in ("val", "test"):
             for label, line in found[split].items():
                 if label not in found["train"]:
-                    raise InputError(f"{self.path}: line {line}: the label '{label[:60]}' is in {split} and not in train; "
-                                     "a class of the train part is expected; correct the name, or put clips of this "
-                                     "class into train")
+                    raise InputError(f"{self.path}: line {line}: the label '{label[:60]}' is in {split} and not in "
+                                     "train; a class of the train part is expected; correct the name, or put clips of "
+                                     "this class into train")
         return sorted(found["train"])
 
     def labelled(self, split):
@@ -111,8 +117,8 @@ class Manifest:
                              "mark some with it in the column 'split'")
         for name in ids:
             if split != "train" and not self.clips[name].events:
-                raise InputError(f"{self.path}: line {self.clips[name].line}: no label, and the split is {split}; a label "
-                                 "is expected for each clip of val and test; fill it in, or remove the line")
+                raise InputError(f"{self.path}: line {self.clips[name].line}: no label, and the split is {split}; a "
+                                 "label is expected for each clip of val and test; fill it in, or remove the line")
         return [name for name in ids if self.clips[name].events]
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -120,24 +126,24 @@ class Manifest:
         name, split = cells["id"], cells["split"]
         where = f"{self.path}: line {line}"
         if name in (".", "..") or any(letter in "/\\\0" for letter in name):
-            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it; a plain file name without its ending is "
-                             "expected; rename the clip, and give the folder with --features")
+            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it; a plain file name without its ending "
+                             "is expected; rename the clip, and give the folder with --features")
         if split not in SPLITS:
             raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; mend the line")
         clip = self.clips.setdefault(name, Clip(line, split))
         if clip.split != split:
-            raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; all rows of a clip "
-                             "in one split are expected; mend one of the lines")
-        sentences = [sentence.strip() for sentence in cells.get("prompt", "").split("|")]
+            raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; all rows of a "
+                             "clip in one split are expected; mend one of the lines")
+        sentences = sentences_in(cells.get("prompt", ""))
         if cells.get("prompt") and not all(sentences):
-            raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; sentences separated by "
-                             "| are expected; mend the line")
+            raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; sentences separated "
+                             "by | are expected; mend the line")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence and sentence not in clip.prompts]
         event = self._event(where, line, cells, seconds)
         before = [known[1:] for known in clip.events]
         if clip.line != line and not new and (event is None or event[1:] in before):
-            raise InputError(f"{where}: {name} stands in line {clip.line} already, with the same label and prompt; each "
-                             "clip once, or once for each event or sentence, is expected; remove the line")
+            raise InputError(f"{where}: {name} stands in line {clip.line} already, with the same label and prompt; "
+                             "each clip once, or once for each event or sentence, is expected; remove the line")
         clip.prompts += new
         if event is None or event[1:] in before:
             return
@@ -153,8 +159,8 @@ class Manifest:
         times = [cells[name] for name in ("onset", "offset") if name in cells]
         if not label:
             if any(times):
-                raise InputError(f"{where}: no label, but an event from {times[0] or '?'} to {times[1] or '?'}; the class "
-                                 "of the event is expected; fill in the label, or remove its times")
+                raise InputError(f"{where}: no label, but an event from {times[0] or '?'} to {times[1] or '?'}; the "
+                                 "class of the event is expected; fill in the label, or remove its times")
             return None
         if not times:
             return line, label, None, None
@@ -163,12 +169,12 @@ class Manifest:
         except ValueError:
             onset = offset = math.nan
         if not (math.isfinite(onset) and math.isfinite(offset)):
-            raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; two numbers of seconds are "
-                             "expected; mend the line")
+            raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; two numbers of seconds "
+                             "are expected; mend the line")
         if not 0 <= onset < offset:
             raise InputError(f"{where}: an event from {onset:g} to {offset:g}; 0 <= onset < offset is expected, in "
                              "seconds; mend the line")
         if offset > seconds:
-            raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; times within "
-                             "the clip are expected; mend the line, or set the clips' length with --seconds")
+            raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; times "
+                             "within the clip are expected; mend the line, or set the clips' length with --seconds")
         return line, label, onset, offset

@@ -50,12 +50,12 @@ def open_clips(name, place, splits, own=(), **reading):
         name: of SETS, or OWN.
         place: dotted name -> Path.
         splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
-        own: modalities of the user's data.
+        own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
         reading: on_bad_clip and in_memory (dataset/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
     if name == OWN:
-        return Custom(paths, own, splits, **reading)
+        return Custom(paths, tuple(own), splits, kinds=own, **reading)
     source, modalities = SETS[name]
     if source == "ave":
         return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)

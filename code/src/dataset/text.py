@@ -3,10 +3,11 @@
 A run knows a few hundred different sentences, so BERT runs once (`prepare.py text`) and never in a loader. This file is
 valid Python 3.7 and needs only NumPy and h5py, because the bert-embedding exporter runs it in an old environment.
 
-The file: attributes `format`, `backend`, `model`, `text_vocabulary`, `unit` ("words" or "pieces"), `prompts_file`; per
-sentence `labels`, `prompts`, `vectors` (N, 10, 768) as the encoder gets them; per word or piece `words`,
+The file: attributes `format`, `backend`, `model`, `width` (numbers of a vector: 768 of BERT, any of others),
+`text_vocabulary`, `unit` ("words" or "pieces"), `prompts_file`; per sentence `labels`, `prompts`, `vectors`
+(N, 10, width) as the encoder gets them; per word or piece `words`,
 `word_sentence`, `word_index` (of a word: position in the vocabulary of bert-embedding, 0 = no entry of its own; of a
-piece: in BERT's), `word_kept`, `word_reason`, `word_vectors` (W, 768).
+piece: in BERT's), `word_kept`, `word_reason`, `word_vectors` (W, width).
 """
 
 import io
@@ -21,7 +22,7 @@ from dataset.archive import read_counts
 from errors import InputError
 
 FORMAT = "cmg-text-1"
-WORDS, WIDTH = 10, 768                  # the encoder takes the first ten kept words
+WORDS = 10                              # the encoder takes the first ten kept words
 VOCABULARIES = ("all", "cnt")
 KEPT = "kept"
 # GluonNLP moved the special tokens of Google's vocab.txt to the front by swaps; all other entries kept their place.
@@ -30,7 +31,7 @@ GLUON_SPECIALS = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4,
 
 
 class Sentence:
-    """One encoded prompt: its words, their vectors (n, 768) and their vocabulary indices (n), 0 for none.
+    """One encoded prompt: its words, their vectors (n, width) and their vocabulary indices (n), 0 for none.
 
     A word is what bert-embedding calls one: the pieces of a word glued together again, its vector their mean. With
     `is_pieces` the pieces themselves take the place of words, with their indices in BERT's own vocabulary.
@@ -39,7 +40,7 @@ class Sentence:
     def __init__(self, words, vectors, indices, is_pieces=False):
         self.is_pieces = is_pieces
         self.words, self.indices = list(words), [int(i) for i in indices]
-        self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1 if self.words else WIDTH)
+        self.vectors = np.asarray(vectors, np.float32).reshape(len(self.words), -1 if self.words else 0)
 
 
 def word_index(word, vocabulary):
@@ -122,19 +123,22 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
     Returns:
         labels of the sentences that have no kept word; their vectors are zeros.
     Raises:
-        InputError: unknown vocabulary, vectors of another width or not finite, a file that cannot be written.
+        InputError: unknown vocabulary, no words at all, vectors of several widths or not finite, a file that cannot be
+            written.
     """
     if text_vocabulary not in VOCABULARIES:
         raise InputError(f"text vocabulary '{text_vocabulary}'; one of {', '.join(VOCABULARIES)} is expected; see "
                          "--text_vocabulary")
     counts = read_counts(counts_file) if text_vocabulary == "cnt" else None
-    vectors = np.zeros((len(prompts), WORDS, WIDTH), np.float32)
+    widths = sorted({sentence.vectors.shape[1] for sentence in sentences if sentence.words})
+    if len(widths) != 1:
+        raise InputError(f"{model or backend}: word vectors of {' and '.join(map(str, widths)) or 'no'} numbers; one "
+                         "width for all words of all prompts is expected; check the prompts and the model")
+    width = widths[0]
+    vectors = np.zeros((len(prompts), WORDS, width), np.float32)
     rows = {"words": [], "word_sentence": [], "word_index": [], "word_kept": [], "word_reason": []}
     empty = []
     for n, (label, sentence) in enumerate(zip(prompts, sentences)):
-        if sentence.words and sentence.vectors.shape[1] != WIDTH:
-            raise InputError(f"{model or backend}: word vectors of {sentence.vectors.shape[1]} numbers; {WIDTH} are "
-                             "expected; use bert-base-uncased")
         if not np.isfinite(sentence.vectors).all():
             raise InputError(f"{model or backend}: word vectors of '{label}' are not finite; check the model's weights")
         reasons = word_reasons(sentence, text_vocabulary, counts)
@@ -151,7 +155,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
     words = [s.vectors for s in sentences if s.words]
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)),
+        for name, value in (("format", FORMAT), ("backend", backend), ("model", str(model)), ("width", width),
                             ("text_vocabulary", text_vocabulary), ("unit", unit), ("prompts_file", str(prompts_file))):
             file.attrs[name] = value
         file["labels"], file["prompts"] = _texts(prompts.keys()), _texts(prompts.values())
@@ -160,7 +164,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         file["word_sentence"] = np.array(rows["word_sentence"], np.int32)
         file["word_index"] = np.array(rows["word_index"], np.int32)
         file["word_kept"] = np.array(rows["word_kept"], bool)
-        file["word_vectors"] = np.concatenate(words) if words else np.zeros((0, WIDTH), np.float32)
+        file["word_vectors"] = np.concatenate(words)
     with output_file(path, remedy="choose another place with --out or --path") as file:
         file.write(content.getvalue())
     return empty
@@ -215,6 +219,6 @@ class TextFeatures:
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; one for each class is expected; "
-                             "add "
-                             "it to the prompts csv and run `python prepare.py text`")
+                             "add it to the prompts csv and run `python prepare.py text` (with --manifest CSV for a "
+                             "list of your own)")
         return [self._row[key] for key in keys]

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.text import WIDTH, Sentence, read_vocabulary, word_index
+from dataset.text import Sentence, read_vocabulary, word_index
 from errors import InputError
 
 LONGEST_TEXT = 512              # pieces that BERT takes
 MAX_PIECES = 25                 # bert-embedding's max_seq_length, [CLS] and [SEP] included
 LONGEST_WORD = 200              # characters; a longer word becomes [UNK] there (transformers: 100)
 BATCH = 64
+HASHED = 768                    # numbers of a hashed word's vector, as many as BERT's
 HUB_NAME = "bert-base-uncased"
 
 
@@ -30,23 +31,23 @@ def hashing_sentences(sentences, vocabulary=None):
         a `Sentence` each, word vectors (n, 768) of length 1.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
-    hashing = HashingVectorizer(n_features=WIDTH, analyzer="char_wb", ngram_range=(2, 4), norm="l2")
+    hashing = HashingVectorizer(n_features=HASHED, analyzer="char_wb", ngram_range=(2, 4), norm="l2")
     result = []
     for sentence in sentences:
         words = re.findall(r"\w+|[^\w\s]", sentence.lower())
-        vectors = hashing.transform(words).toarray() if words else np.zeros((0, WIDTH))
+        vectors = hashing.transform(words).toarray() if words else []
         result.append(Sentence(words, vectors, [word_index(word, vocabulary or {}) for word in words]))
     return result
 
 
 class Bert:
-    """bert-base-uncased with bert-embedding's word semantics.
+    """bert-base-uncased, or another uncased BERT of any width, with bert-embedding's word semantics.
 
     Args:
         model: folder with the model and its tokenizer, or a name on the hub.
         pieces: keep the pieces as they are, of the whole sentence, as CoDAAR does.
     Raises:
-        InputError: no such model, or another width than 768.
+        InputError: no such model.
     """
 
     def __init__(self, model=HUB_NAME, pieces=False):
@@ -59,9 +60,6 @@ class Bert:
             raise InputError(f"{model}: no BERT there ({str(error).splitlines()[0][:120]}); a folder with config.json, "
                              "weights and vocab.txt, or a name on the Hugging Face hub is expected; download "
                              f"{HUB_NAME} and pass its folder with --model") from None
-        if self.model.config.hidden_size != WIDTH:
-            raise InputError(f"{model}: {self.model.config.hidden_size} numbers per word; {WIDTH} are expected; use "
-                             f"{HUB_NAME}")
         self.vocabulary = self.tokenizer.get_vocab()
         self.tokenizer.backend_tokenizer.model.max_input_chars_per_word = LONGEST_WORD
 
@@ -74,7 +72,7 @@ class Bert:
         longest = LONGEST_TEXT if self.pieces else MAX_PIECES
         batch = self.tokenizer(texts, max_length=longest, truncation=True, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            states = self.model(**batch).last_hidden_state.numpy()              # (B, pieces, 768)
+            states = self.model(**batch).last_hidden_state.numpy()              # (B, pieces, width)
         made = self._keep_pieces if self.pieces else self._glue
         return [made(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
 
@@ -96,7 +94,7 @@ class Bert:
                 words.append(piece)
                 vectors.append([vector])
         means = [np.mean(pieces, axis=0) for pieces in vectors]
-        return Sentence(words, means or np.zeros((0, WIDTH)), [word_index(w, self.vocabulary) for w in words])
+        return Sentence(words, means, [word_index(w, self.vocabulary) for w in words])
 
 
 def find_vocabulary(path):

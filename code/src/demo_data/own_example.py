@@ -1,9 +1,11 @@
 """`prepare.py new`: a dozen drawn clips in the form of a user's own data set, to start from.
 
-Three classes: a ball, a square or a cross that moves, with a low, a middle or a high tone that swells and fades.
+Three classes: a red ball, a green square or a blue cross that moves, with a low, a middle or a high tone
+that swells and fades.
 """
 
 import io
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from dataset.text_backends import hashing_sentences
 from errors import InputError
 
 SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
+EPOCHS = 50
 SENTENCES = {"ball": ("a ball rolls and hums", "a low hum of a ball"),
              "square": ("a square slides and whistles", "a square with a steady whistle"),
              "cross": ("a cross spins and squeaks", "a high squeak of a cross")}
@@ -24,7 +27,7 @@ README = """# {clips} drawn clips, as a data set of your own
 | --- | --- |
 | `clips.csv` | the manifest: one row a clip; its columns are explained below |
 | `audio/<id>.npy` | ({seconds}, {bands}): {bands} numbers a second |
-| `video/<id>.npy` | ({seconds}, {cells}, {cells}, {channels}): a {cells} x {cells} map of {channels} channels a second |
+| `video/<id>.npy` | ({seconds}, {cells}, {cells}, {channels}): a map of {channels} channels a second |
 | `prompts.h5` | word vectors of all sentences of `clips.csv`, by `prepare.py text` |
 | `run.sh` | the commands below |
 
@@ -39,7 +42,7 @@ README = """# {clips} drawn clips, as a data set of your own
 Only `id` and `split` are needed. Put your own rows and files in their place and run
 
 ```bash
-bash {folder}/run.sh
+bash run.sh
 ```
 
 which checks the data, pretrains, trains and tests the heads, and writes a report:
@@ -59,16 +62,19 @@ cd {src}
 {commands}
 """
 COMMANDS = """\
-DATA="--manifest $DIR/clips.csv --features audio=$DIR/audio --features video=$DIR/video --features text=$DIR/prompts.h5"
+DATA=(--manifest "$DIR/clips.csv" --features audio="$DIR/audio" --features video="$DIR/video"
+      --features text="$DIR/prompts.h5")
 # 1. Is everything there, and of one form?
-{python} prepare.py check --dataset custom $DATA
-# 2. Pretrain on the train clips. Few codes and short steps, because the clips are few; leave them out for real data.
-./pretrain.sh --dataset_name custom $DATA --n_embeddings 16 --n_epoch 20 --b 6 --workers 0 \\
-    --model_save_path $DIR/checkpoint --snapshot_pref $DIR/pretraining
+{python} prepare.py check --dataset custom "${{DATA[@]}}"
+# 2. Pretrain on the train clips: {epochs} epochs of one step, few codes, because the clips are few. For real data leave
+#    out the last line.
+./pretrain.sh --dataset_name custom "${{DATA[@]}}" \\
+    --model_save_path "$DIR/checkpoint" --snapshot_pref "$DIR/pretraining" \\
+    --n_embeddings 24 --n_epoch {epochs} --save_freq {epochs} --b 6 --print_freq {often} --workers 0
 # 3. Train a head on each modality, test it on the others.
-./custom.sh $DATA --checkpoint $DIR/checkpoint/DCID-model-19.pt --workers 0 --snapshot_pref $DIR/heads
-# 4. Everything on one page: open $DIR/report.html in a browser.
-{python} -m engine.report $DIR/pretraining $DIR/heads --out $DIR/report.html"""
+./custom.sh "${{DATA[@]}}" --checkpoint "$DIR/checkpoint/DCID-model-{last}.pt" --workers 0 --snapshot_pref "$DIR/heads"
+# 4. Everything on one page: open report.html in a browser.
+{python} -m engine.report "$DIR/pretraining" "$DIR/heads" --out "$DIR/report.html\""""
 
 
 def clips():
@@ -86,14 +92,15 @@ def sound(kind, k):
 
 def picture(kind, k):
     """(T, CELLS, CELLS, CHANNELS) float32: the class's shape on its way from left to right, patch by patch."""
-    side = CELLS * PIXELS
+    side, colour = CELLS * PIXELS, np.eye(3)[kind]
     y, x = np.mgrid[:side, :side]
-    filters = np.abs(np.random.default_rng(0).standard_normal((PIXELS * PIXELS, CHANNELS))) / PIXELS
+    filters = np.abs(np.random.default_rng(0).standard_normal((PIXELS * PIXELS * 3, CHANNELS))) / PIXELS
     seconds = []
     for t in range(SECONDS):
         dx, dy = np.abs(x - (8 + 4 * t)), np.abs(y - (20 + 5 * k))
         shape = (dx ** 2 + dy ** 2 < 100, np.maximum(dx, dy) < 9, (np.minimum(dx, dy) < 3) & (np.maximum(dx, dy) < 12))
-        cells = shape[kind].reshape(CELLS, PIXELS, CELLS, PIXELS).swapaxes(1, 2).reshape(CELLS, CELLS, -1)
+        pixels = (shape[kind][..., None] * colour).reshape(CELLS, PIXELS, CELLS, PIXELS, 3)
+        cells = pixels.swapaxes(1, 2).reshape(CELLS, CELLS, -1)
         seconds.append(cells @ filters)
     return np.stack(seconds).astype(np.float32)
 
@@ -122,11 +129,12 @@ def write(folder, src):
     _write(folder / "clips.csv", "\n".join(rows) + "\n")
     write_text_features(folder / "prompts.h5", {sentence: sentence for sentence in sentences},
                         hashing_sentences(sentences), "hashing", prompts_file=folder / "clips.csv")
-    shown = COMMANDS.format(python="python")
+    place, own = shlex.quote(str(folder)), {"epochs": EPOCHS, "last": EPOCHS - 1, "often": max(1, EPOCHS // 5)}
     _write(folder / "README.md", README.format(
         clips=len(clips()), seconds=SECONDS, bands=BANDS, cells=CELLS, channels=CHANNELS, folder=folder,
-        commands=f"source {src.parents[1] / '.venv' / 'bin' / 'activate'} && cd {src}\nDIR={folder}\n{shown}"))
-    _write(folder / "run.sh", RUN.format(folder=folder, src=src, commands=COMMANDS.format(python='"$PYTHON"')))
+        commands=f"cd {shlex.quote(str(src))}\nDIR={place}\n{COMMANDS.format(python='python', **own)}"))
+    _write(folder / "run.sh", RUN.format(folder=place, src=shlex.quote(str(src)),
+                                         commands=COMMANDS.format(python='"$PYTHON"', **own)))
     return sorted(path for path in folder.iterdir())
 
 

@@ -110,7 +110,8 @@ def draw_sharing(lines, path):
 def draw_cells(rows, path):
     """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
     of_last = tables.collect(rows, "last")
-    cells = [cell for cell in tables.CELLS if any(cell in row.cells for row in of_last)]
+    known = tables.cells_of(rows)
+    cells = [cell for cell in known if any(cell in row.cells for row in of_last)]
     others = [({row.key: row for row in found}, colour, label) for found, colour, label in (
         (tables.collect(rows, "best"), "black", "best epoch on the evaluation set"),
         (tables.collect(rows, "last", field="same_modality"), SAME, "same modality (last)"),
@@ -136,8 +137,8 @@ def draw_cells(rows, path):
             axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GREY, linewidth=1, linestyle=":",
                       label=None if "chance" in labelled else "chance")
             labelled.add("chance")
-    axis.set_xticks(positions, [f"{TASKS[tables.CELLS[cell].task].title}\n{tables.CELLS[cell].source} to "
-                                f"{tables.CELLS[cell].target}" for cell in cells], fontsize=8)
+    axis.set_xticks(positions, [f"{TASKS[known[cell].task].title}\n{known[cell].source} to {known[cell].target}"
+                                for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("percent")
     axis.set_title("Cross-modal transfer: bars after the last epoch of the head")
@@ -161,8 +162,9 @@ def draw_epochs(rows, path):
     figure, axes = new_figure(1, 1, size=(7.5, 4.2))
     axis = axes[0, 0]
     markers = dict(zip(TASKS, itertools.cycle("os^DvP*X")))
-    colours = colours_of({of.target for of in tables.CELLS.values()})
-    for cell, of in tables.CELLS.items():
+    known = tables.cells_of(rows)
+    colours = colours_of({of.target for of in known.values()})
+    for cell, of in known.items():
         points = [(epochs[row.key], *results.mean_std(row.cells[cell])) for row in table if cell in row.cells]
         if points:
             x, mean, deviation = zip(*points)

@@ -6,6 +6,7 @@ grid of patch tokens, averaged to 7 x 7.
 """
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
 
@@ -46,8 +47,8 @@ class HubModel:
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError, ImportError ...
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"{name}: no {kind} model there ({reason[:150]}); a folder with config.json, weights and "
-                             f"its processor, or a name on the Hugging Face hub is expected; see --{_flag(kind)}-"
-                             "encoder") from None
+                             f"its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
+                             ) from None
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.revision = getattr(model.config, "_commit_hash", None) or _hash_of_weights(self.name)
@@ -55,7 +56,7 @@ class HubModel:
         self.tower = getattr(self.model, TOWERS[kind], self.model)
         if self.tower.main_input_name not in INPUTS[kind]:
             raise InputError(f"{name}: a model of {self.tower.main_input_name}; a {kind} model is expected; see "
-                             f"--{_flag(kind)}-encoder")
+                             f"{_flag(kind)}")
         self.width = None                       # numbers of a vector, found by an example
 
     def pooled(self, inputs):
@@ -102,7 +103,8 @@ class HubModel:
 
 
 def _flag(kind):
-    return {"vision": "video"}.get(kind, kind)
+    return {"vision": "--video-encoder", "text": "--text-encoder (--model of prepare.py text)"}.get(
+        kind, f"--{kind}-encoder")
 
 
 def _hash_of_weights(name):
@@ -181,6 +183,13 @@ class HubText(HubModel):
         if self.processor.pad_token is None:
             self.processor.pad_token = self.processor.eos_token
         self.width = self.encode(["a"])[0][1].shape[-1]
+
+    @property
+    def is_uncased_bert(self):
+        """Whether it is one of those that the published program cuts and glues words of."""
+        backend = json.loads(self.processor.backend_tokenizer.to_str())
+        lowers = bool((backend.get("normalizer") or {}).get("lowercase"))
+        return self.model.config.model_type == "bert" and backend["model"]["type"] == "WordPiece" and lowers
 
     def encode(self, sentences):
         """Word vectors of each sentence: list of (words, (n, width) float32)."""

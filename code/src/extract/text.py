@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
-from dataset.text import WIDTH, Sentence, write_text_features
-from dataset.text_backends import Bert, hashing_sentences
+from dataset.manifest import sentences_in
+from dataset.text import Sentence, write_text_features
+from dataset.text_backends import HASHED, Bert, hashing_sentences
 from extract.hub import HubText
 from extract.output import write_whole, zip_bytes
 
 PROMPTS = Path("text") / "prompts.h5"
+
+
+def encode_sentences(model, texts):
+    """A `Sentence` for each text, by a `HubText`: as the published program cuts and glues words where it is an uncased
+    BERT, else as the model's own tokenizer does."""
+    if model.is_uncased_bert:
+        return Bert(model.name).sentences(texts)
+    return [Sentence(words, x, [0] * len(words)) for words, x in model.encode(texts)]
 
 
 class PromptText:
@@ -23,40 +32,33 @@ class PromptText:
 
     def __init__(self, name, labels, device):
         self.name, self.labels = name, labels
-        self.of_clip = dict(zip(reversed(labels.ids), reversed(labels.sentences())))
+        self.of_clip = {}                                   # id -> its sentences
+        for clip, cell in zip(labels.ids, labels.sentences()):
+            self.of_clip[clip] = list(dict.fromkeys(self.of_clip.get(clip, []) + sentences_in(cell)))
         self.model = None if name == "hashing" else HubText(name, device)
 
     def record(self):
         """JSON values for the record of a run."""
-        return self.model.record() if self.model else {"network": "hashing", "width": WIDTH}
+        return self.model.record() if self.model else {"network": "hashing", "width": HASHED}
 
     def write(self, folder, ids):
-        """`text/prompts.h5`, where the width is the published one, and `text/zip/<id>.zip` (words, width) of each id.
-
-        Returns:
-            whether `prompts.h5` was written.
-        """
+        """`text/prompts.h5`, of the classes and of all sentences, and `text/zip/<id>.zip` (words, width) of each id's
+        first sentence."""
         ids = [name for name in ids if name in self.of_clip]
-        texts = list(dict.fromkeys(self.of_clip[name] for name in ids))
+        texts = list(dict.fromkeys(self.of_clip[name][0] for name in ids))
         if self.model is None:
             vectors = {text: sentence.vectors for text, sentence in zip(texts, hashing_sentences(texts))}
         else:
             vectors = {text: x for text, (_, x) in zip(texts, self.model.encode(texts))}
         for name in ids:
-            if len(vectors[self.of_clip[name]]):
+            if len(vectors[self.of_clip[name][0]]):
                 write_whole(Path(folder) / "text" / "zip" / f"{name}.zip",
-                             zip_bytes(name, vectors[self.of_clip[name]]))
-        if self.record()["width"] != WIDTH:
-            return False
-        prompts = self.labels.prompts
+                             zip_bytes(name, vectors[self.of_clip[name][0]]))
+        prompts, known = dict(self.labels.prompts), set(self.labels.prompts.values())
+        prompts |= {sentence: sentence for of_clip in self.of_clip.values() for sentence in of_clip
+                    if sentence not in known}
         write_text_features(Path(folder) / PROMPTS, prompts, self._sentences(list(prompts.values())),
                             "transformers" if self.model else "hashing", self.name if self.model else "")
-        return True
 
     def _sentences(self, texts):
-        """As `prepare.py text` makes them: BERT as the published program cuts and glues it."""
-        if self.model is None:
-            return hashing_sentences(texts)
-        if self.model.record()["type"] == "bert":
-            return Bert(self.name).sentences(texts)
-        return [Sentence(words, x, [0] * len(words)) for words, x in self.model.encode(texts)]
+        return encode_sentences(self.model, texts) if self.model else hashing_sentences(texts)

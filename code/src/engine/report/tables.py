@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.results import SELECTIONS, caption, mean_std, render, show
 from dataset.manifest import OWN
+from engine.results import SELECTIONS, caption, mean_std, render, show
 from engine.transfer.tasks import OWN_SECONDS_BY, TASKS
 
 
@@ -27,7 +27,6 @@ class Cell:
 CELLS = {                        # column -> Cell
     f"{entry.title} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
     for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
-COLUMNS = ("row", *CELLS, "mean", "columns", "seeds")
 PUBLISHED = {}                   # row -> column -> figure
 for _entry in (entry for entry in TASKS.values() if entry.column):
     for _row, _figures in _entry.published.items():
@@ -106,8 +105,23 @@ def _tails(path):
 
 def column_of(row):
     """The column that a result belongs to; None for those of no column."""
+    if row["task"] == OWN and row["metric"] in (TASKS[OWN].best_by, OWN_SECONDS_BY):
+        return f"{TASKS[OWN].title} {row['direction'].replace('->', '>')}"
     found = row["task"], row["metric"], row["direction"]
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
+
+
+def is_own(rows):
+    """Whether all results are of the user's own data: nothing in the papers compares with them."""
+    return all(row["task"] == OWN for row in rows)
+
+
+def cells_of(rows):
+    """Column -> Cell: the papers', then those of the user's own data among the results; the latter alone where there is
+    nothing else."""
+    own = {column_of(row): Cell(OWN, row["metric"], *row["direction"].split("->")) for row in rows
+           if row["task"] == OWN and column_of(row)}
+    return own if own and is_own(rows) else CELLS | own
 
 
 def main_metric(task, rows):
@@ -164,7 +178,7 @@ def all_rows(rows):
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
     table += [Row(name, {column: {None: figure} for column, figure in figures.items()})
-              for name, figures in PUBLISHED.items()]
+              for name, figures in PUBLISHED.items() if not rows or not is_own(rows)]
     return table
 
 
@@ -172,10 +186,12 @@ def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
     def cell(figures):
         return show(figures) if form != "csv" else "" if not figures else f"{mean_std(figures)[0]:.2f}"
+    cells = cells_of(rows)
     entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
-               | {column: cell(row.cells.get(column, [])) for column in CELLS} for row in all_rows(rows)]
-    table = render(entries, COLUMNS, form)
-    return table if form == "csv" else f"{table}\n\n{ABOUT}\n{caption(rows)}"
+               | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
+    table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
+    about = "" if rows and is_own(rows) else f"{ABOUT}\n"
+    return table if form == "csv" else f"{table}\n\n{about}{caption(rows)}"
 
 
 @dataclass

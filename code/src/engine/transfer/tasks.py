@@ -21,6 +21,8 @@ from dataset.ucf_vggsound import UCFVGGSound
 from dataset.vggsound import VGGSound
 from engine.transfer import open_set, retrieval, run_task
 from engine.transfer.task import Task
+from errors import InputError
+from model.config import in_order
 from model.heads import ClipHead, RetrievalHead, SegmentHead
 
 PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
@@ -29,6 +31,7 @@ UNI_CODE_AVT = "published: Uni-Code, AVT 40K (Table 3)"
 SAME_AVT = "published: same modality, AVT 40K (Table 3)"
 UNI_CODE_AV = "published: Uni-Code, AV 40K (Table 1)"
 BASELINE_AV = "published: baseline, AV 40K (Table 1)"
+PAIRED = ("video", "audio", "text")     # the order of the papers' pairs
 OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data has labels by second
 
 
@@ -69,22 +72,25 @@ class TaskEntry:
     task: type = Task
     evaluate: Callable = run_task.evaluate
 
-    def of(self, own):
+    def of(self, manifest, kinds):
         """This entry; that of the user's own data with its places, modalities and directions: each to each other.
 
         Args:
-            own: short name -> Path: "manifest", and each modality of --features.
+            manifest: Path of --manifest, or None.
+            kinds: modality -> kind of --features, None for the kinds that audio, video and text may have.
         """
-        if self.family != OWN or not own:
+        if self.family != OWN or not manifest:
             return self
-        modalities = [m for m in ("video", "audio", "text") if m in own]    # in the order of the papers' pairs
-        if "text" in own and own["manifest"].is_file() and "onset" in read_header(own["manifest"]):
-            modalities.remove("text")                                       # words have no seconds
+        try:
+            has_times = "onset" in read_header(manifest)
+        except InputError:                      # those who read all of it say what is wrong with it
+            has_times = False
+        modalities = in_order([m for m, kind in kinds.items() if not has_times or m != "text" and kind != "tokens"],
+                              PAIRED)           # words have no seconds
         return replace(
-            self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=tuple(modalities),
-            prompts=f"{OWN}.text" if "text" in modalities else None,
-            directions={f"{OWN}_{source[0]}{target[0]}": (source, target)
-                        for source, target in permutations(modalities, 2)})
+            self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=modalities,
+            prompts=f"{OWN}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
+            directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
 
     def needed(self):
         """The places without which the script's own directions do not work."""
@@ -160,11 +166,11 @@ def retrieval_parts(paths, modalities, protocol):
     return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
 
 
-def own_parts(paths, modalities, protocol, seconds=10):
+def own_parts(paths, modalities, protocol, kinds=None):
     """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
     epoch."""
-    has_val = Manifest(paths["manifest"], seconds).ids(("val",))
-    return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True))
+    has_val = Manifest(paths["manifest"]).ids(("val",))
+    return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True, kinds=kinds))
             for split in ("train", *(("val",) if has_val else ()), "test")]
 
 
