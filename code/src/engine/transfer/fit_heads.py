@@ -60,8 +60,8 @@ class _Loss(nn.Module):
 
 
 def _losses(heads, *batch):
-    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T), mask (E, B, T) if there is
-    one -> (E,)."""
+    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T), mask (E, B, T) if there
+    is one -> (E,)."""
     whole = _Loss(heads[0])
 
     def loss(parameters, *batch):
