@@ -28,10 +28,10 @@ def toc_choices(opts, entry, directions, pretrained):
     return found
 
 
-def open_task(opts, entry, directions):
-    """The data of some directions."""
+def open_task(opts, entry, directions, config):
+    """The data of some directions, its clips read as for a system with this config."""
     settings = read(entry.settings, opts) if entry.settings else None
-    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading)
+    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading, **config.reading)
 
 
 def measure(opts, entry, task, pretrained, variants):
@@ -58,6 +58,7 @@ def run_script(name, argv=None):
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):
         code_sets.check_modality(pretrained.encoder, modality, pretrained.path)
-    rows = measure(opts, entry, open_task(opts, entry, opts.directions), pretrained, variants)
+    task = open_task(opts, entry, opts.directions, pretrained.encoder.config)
+    rows = measure(opts, entry, task, pretrained, variants)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

@@ -39,8 +39,13 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
     "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "five": ("dcid", {"audio": (6,), "video": (7,), "text": (10, 9), "depth": (5, 6, 4), "eeg": (8,)}, {}, 0),
     "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
+    **{f"{name} masked": (name, ALL, {}, 3) for name in ("h_dcid", "codaar", "fcid", "micu")},
+    # Codes that lie on features would magnify rounding: CMCM's root, in clips of one second.
+    "dcid masked": ("dcid", ALL, {"codebook_init": "released"}, 3),
 }
+OWN = (1, 4, 10, 7, 3, 2, 10, 5, 9)         # seconds of the clips of masked runs
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 
 
@@ -54,6 +59,8 @@ def train(name, together):
     generator = torch.Generator().manual_seed(5)
     shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
+    if name.endswith("masked"):
+        data["real"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)
     order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
     results = []
     for number, chosen in enumerate(order.split(size)):

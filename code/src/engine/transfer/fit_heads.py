@@ -55,26 +55,28 @@ class _Loss(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, targets, codes, rows):
-        return self.head.loss(targets, codes, rows)
+    def forward(self, targets, codes, rows, real=None):
+        return self.head.loss(targets, codes, rows, real)
 
 
-def _losses(heads, targets, codes, rows):
-    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T) -> (E,)."""
+def _losses(heads, *batch):
+    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T), mask (E, B, T) if there
+    is one -> (E,)."""
     whole = _Loss(heads[0])
 
     def loss(parameters, *batch):
         return functional_call(whole, {f"head.{name}": value for name, value in parameters.items()}, batch)
-    return vmap(loss)(stacked(heads), targets, codes, rows)
+    return vmap(loss)(stacked(heads), *batch)
 
 
 @torch.no_grad()
 def predict(heads, part):
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
-    outputs = vmap(lambda parameters, rows: functional_call(heads[0], parameters, (part.table, rows)),
-                   in_dims=(0, None))
-    parameters = stacked(heads)
-    return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
+    outputs = vmap(lambda parameters, rows, real: functional_call(heads[0], parameters, (part.table, rows, real)),
+                   in_dims=(0, None, None))
+    parameters, rows = stacked(heads), part.rows.split(CHUNK)
+    masks = [None] * len(rows) if part.real is None else part.real.split(CHUNK)
+    return torch.cat([outputs(parameters, *chunk) for chunk in zip(rows, masks)], 1)
 
 
 @dataclass
@@ -112,7 +114,7 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
     state, so that it becomes exactly what it would become alone (tests/test_transfer.py): only the matrix products are
     shared. A head whose epoch has fewer steps waits for the others; at any step the heads are put together by the
-    size of their batch and the width of their codes.
+    size of their batch, the length of their clips (a sentence has its own) and the width of their codes.
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
@@ -163,7 +165,8 @@ def _train_epoch(state, widths, batch_size, clip_gradient, where):
         sizes = defaultdict(list)
         for number, parts in enumerate(batches):
             if step < len(parts):
-                sizes[len(parts[step]), widths[number]].append(number)
+                part = trials[number].train
+                sizes[len(parts[step]), part.rows.shape[1], part.real is None, widths[number]].append(number)
         state.optimizer.zero_grad()
         for members in sizes.values():
             picked = [(trials[n], batches[n][step]) for n in members]
@@ -189,15 +192,18 @@ def _clip(head, largest, where, loss, clips):
 
 
 def _batch(picked):
-    """Targets, codes and rows of one step, from (trial, clips) of each head. Where a set has more different codes than
-    the step has seconds, only the codes of these seconds are taken."""
+    """Targets, codes, rows and mask (if any) of one step, from (trial, clips) of each head. Where a set has more
+    different codes than the step has seconds, only the codes of these seconds are taken."""
     targets = torch.stack([trial.targets[clips] for trial, clips in picked])
     rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
+    is_masked = picked[0][0].train.real is not None                     # of all: `fit` puts them together so
+    masks = [torch.stack([trial.train.real[clips] for trial, clips in picked])] if is_masked else []
     tables = [trial.train.table for trial, _ in picked]
     if max(map(len, tables)) <= rows[0].numel():
-        return targets, pad_sequence(tables, batch_first=True), rows
+        return targets, pad_sequence(tables, batch_first=True), rows, *masks
     numbers = torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape)
-    return targets, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), numbers.expand(rows.shape)
+    return targets, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), numbers.expand(
+        rows.shape), *masks
 
 
 def _measure(trials, heads, measure):
