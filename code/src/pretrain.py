@@ -151,7 +151,7 @@ def pretrain(opts, together):
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
     places = doubts.places_of(opts.modalities, names, opts.place)
-    if loaded:
+    if loaded and together.is_first:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
     dtype = next(system.parameters()).dtype
@@ -164,8 +164,8 @@ def pretrain(opts, together):
     if opts.evaluate:
         evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
         return
-    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
+    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator, opts.model_save_path,
+         folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
 def _tell(opts, data, system):
@@ -175,8 +175,10 @@ def _tell(opts, data, system):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
-        for line in run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps):
-            log.info(line)
+        told, *doubt = run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
+        log.info(told)
+        for line in doubt:                      # into the report as well
+            log.warning("warning: %s", line)
 
 
 def evaluate(trainer, batches, num_clips, epoch, batch_size):
