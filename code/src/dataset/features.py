@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
+from dataset.archive import AGAIN, check_limit, read_npy, read_zip
 from errors import InputError
+from limits import LIMITS
 from model.config import check_shape
 
 VECTOR, MAP, TOKENS = (None,), (None, None, None), (None, None)     # any size: what the first clip has, all must have
@@ -29,7 +30,6 @@ SHAPES = {                      # that one second may have, of "text" one clip
     "label": ((),),             # 1 where the clip's event is heard and seen in that second
 }
 PACK_FORMAT = "cmg-pack-1"
-MAX_CHUNK_BYTES = 256 << 20     # a chunk is one clip, 1 MB in the published features
 
 
 def fit_length(x, seconds, where="clip"):
@@ -142,7 +142,7 @@ def hdf5_array(file, name, kinds, *ranks):
         kinds: admitted NumPy kinds, e.g. "f" or "iu".
         ranks: numbers of dimensions that it may have.
     Raises:
-        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond `MAX_CHUNK_BYTES`.
+        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond limits.py.
     """
     link = file.get(name, getlink=True) if name in file or name in list(file) else None
     array = file.get(name) if isinstance(link, h5py.HardLink) else None
@@ -154,9 +154,9 @@ def hdf5_array(file, name, kinds, *ranks):
         raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
                          f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
-    if array.external or array.is_virtual or chunk > MAX_CHUNK_BYTES:
+    if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
         raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
-                         f"plain array with chunks up to {MAX_CHUNK_BYTES:,} bytes is expected; do not trust this file")
+                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust this file")
     return array
 
 
