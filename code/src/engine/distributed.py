@@ -201,17 +201,17 @@ def ranks(device, seed):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    rank, is_lost = dist.get_rank(), False
+    is_lost, kind = False, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        dist.init_process_group(kind, timeout=timedelta(minutes=30))
         yield Ranks(seed)
     except RuntimeError as error:
         is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
         if not is_lost:
             raise
-        raise InputError(f"process {rank} of {os.environ['WORLD_SIZE']}: another process of this run has ended or "
-                         f"cannot be reached ({' '.join(str(error).split())[-60:]}); its own message says why; start "
-                         "all again, with --resume auto") from error
+        raise InputError(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: another process of this run "
+                         f"has ended or cannot be reached ({str(error).splitlines()[0][-60:]}); its own message says "
+                         "why; start all again, with --resume auto") from error
     finally:
-        if not is_lost:
+        if not is_lost and dist.is_initialized():
             dist.destroy_process_group()
