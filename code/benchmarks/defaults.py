@@ -4,8 +4,8 @@
     python defaults.py --out study.jsonl --table
 
 A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
-measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
-that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
+measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over,
+a run that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
 """
 
 import argparse
