@@ -323,7 +323,7 @@ class Run:
         if len(self.processes) == 1:
             return None
         other, = (one for one in self.processes if one is not victim)
-        if not self.wait(ALONE / 3):                # before it has met the killed one it knows nothing; torchrun ends it
+        if not self.wait(ALONE / 3):        # before it met the killed one it knows nothing; torchrun ends it
             other.terminate()
         if not self.wait(2 * ALONE / 3):
             return f"the other process still waits after {ALONE} seconds"

@@ -11,7 +11,6 @@ from engine import doubts
 from engine.transfer.code_sets import check_fit, check_modality, check_shape
 from errors import InputError
 
-
 STAMP = "%Y%m%d-%H%M%S"
 
 
