@@ -22,8 +22,8 @@ def read_text(path):
         raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; get it from the data "
                          "package, or set its place with --path") from None
     if len(data) > LIMITS.list_bytes:
-        raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check which file "
-                         "this is")
+        raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check "
+                         "which file this is")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

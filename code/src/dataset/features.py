@@ -156,7 +156,8 @@ def hdf5_array(file, name, kinds, *ranks):
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
     if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
         raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
-                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust this file")
+                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust "
+                         "this file")
     return array
 
 

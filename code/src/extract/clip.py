@@ -237,8 +237,8 @@ def _take(waiting, prepared, places, per_row):
 
 def _refuse_above_limit(size, rows):
     if size > LIMITS.array_bytes:
-        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LIMITS.array_bytes >> 20} can be read back; cut the "
-                      "video or give --seconds")
+        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LIMITS.array_bytes >> 20} can be read "
+                      "back; cut the video or give --seconds")
 
 
 def _check(feature, media, modality, timing):
