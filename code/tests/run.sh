@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Set up as demo.sh does and run all tests; further arguments go to pytest.
+# Set up as demo.sh does and run all tests, file by file on up to four cores with one thread each; further arguments go
+# to pytest (-n 0: in one process, as a debugger wants it).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bash code/setup.sh
 . code/src/python.sh
-exec "$PYTHON" -m pytest code/tests -q --durations=10 "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" -m pytest code/tests -q --durations=10 -n auto --maxprocesses 4 --dist loadfile "$@"
