@@ -3,8 +3,8 @@
     python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
     python defaults.py --out study.jsonl --table
 
-A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is measured
-and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
+A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
+measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
 that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
 """
 
@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import pretrain  # noqa: E402
 from configs.opts import PLACES, parse_pretrain  # noqa: E402
-from engine import provenance  # noqa: E402
+from engine import checkpoint, provenance  # noqa: E402
 from engine.transfer import code_sets, fit_heads  # noqa: E402
 from engine.transfer.task import Pretrained  # noqa: E402
 from engine.transfer.tasks import TASKS  # noqa: E402
@@ -35,6 +36,14 @@ ARMS = {
     "no_reset": ["--without", "reset"],
     "no_cmcm": ["--without", "cmcm"],
     "own_ema": ["--without", "mm_ema"],
+    "joint": ["--code_choice", "joint"],
+    "joint_second": ["--code_choice", "joint", "--reset_to", "second"],
+    "lr": ["--lr", "1.6e-3"],
+    "lr_joint_second": ["--lr", "1.6e-3", "--code_choice", "joint", "--reset_to", "second"],
+    "age30": ["--reset_after", "30"],
+    "age30_second": ["--reset_after", "30", "--reset_to", "second"],
+    "age30_joint": ["--reset_after", "30", "--code_choice", "joint"],
+    "age30_joint_second": ["--reset_after", "30", "--code_choice", "joint", "--reset_to", "second"],
     "mi_forward_released": ["--mi_forward", "released"],
     "attention_softmax": ["--spatial_attention", "softmax"],
 }
@@ -52,7 +61,8 @@ def measure(path, data_root):
     trials = {}
     for source in ("audio", "video"):
         part = sets["train"][None, source]
-        measured = {(role, target): sets[role][None, target] for role in ("val", "test") for target in ("audio", "video")}
+        measured = {(role, target): sets[role][None, target]
+                    for role in ("val", "test") for target in ("audio", "video")}
         trials[source] = fit_heads.Trial(part, task.targets(part), HEAD_SEED, measured)
     fit_heads.fit(list(trials.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
     found = {}
@@ -91,8 +101,13 @@ def _first(part):
 
 @torch.no_grad()
 def distances(encoder, clips):
-    """Medians over event seconds of distances of the semantic vectors: to the other modality's at the same second, to
-    the own code, of the own code to its nearest other code in use; None for encoders without levels."""
+    """Medians over event seconds of distances of the semantic vectors; None for encoders without levels.
+
+    `aligned`, `unaligned`: between modalities at one second, at random seconds; `audio_to_code`, `video_to_code`: to
+    the own code; `code_to_next`: of a code in use to its nearest other. Where would the two part? Between the two codes
+    nearest to what lies midway between the modalities is a plane: `margin` is how far from it midway lies, `half_gap`
+    how far from midway either modality lies across it. Above the margin they choose different codes.
+    """
     if not hasattr(encoder.encoder, "levels"):
         return None
     level = encoder.encoder.levels[0]
@@ -107,6 +122,12 @@ def distances(encoder, clips):
     found["aligned"] = (z["audio"] - z["video"]).norm(dim=1).median()
     found |= {f"{m}_to_code": c.values.median() for m, c in chosen.items()}
     found["code_to_next"] = between.min(1).values.median()
+    midway = (z["audio"] + z["video"]) / 2
+    near = torch.cdist(midway, codes).topk(2, largest=False)
+    across = F.normalize(codes[near.indices[:, 0]] - codes[near.indices[:, 1]], dim=1)
+    between_two = (codes[near.indices[:, 0]] + codes[near.indices[:, 1]]) / 2
+    found["margin"] = ((midway - between_two) * across).sum(1).abs().median()
+    found["half_gap"] = (((z["audio"] - z["video"]) / 2) * across).sum(1).abs().median()
     shuffled = z["video"][torch.randperm(len(z["video"]), generator=torch.Generator().manual_seed(0))]
     found["unaligned"] = (z["audio"] - shuffled).norm(dim=1).median()
     return {name: round(float(value), 4) for name, value in found.items()}
@@ -119,7 +140,7 @@ def train_and_measure(name, flags, seed, options):
     arguments = ["--preset", "spoken", "--dataset_name", options.dataset_name, "--data_root", str(options.data_root),
                  "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
                  "--seed", str(seed), "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
-                 "--n_epoch", "1000", "--save_freq", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
+                 "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
     code = pretrain.main(arguments)
@@ -128,8 +149,12 @@ def train_and_measure(name, flags, seed, options):
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments)
     curve = {}
-    for path in (folder / "checkpoints").glob("*-step*.pt"):
-        curve[int(path.stem.rsplit("step", 1)[1])] = measure(path, options.data_root)
+    for path in (folder / "checkpoints").glob("*.pt"):
+        step = checkpoint.read(path, mmap=True)["total_step"]
+        if step % options.every == 0 or step == options.steps:
+            curve[step] = measure(path, options.data_root)
+    newest = max((folder / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    newest.rename(folder / newest.name)
     shutil.rmtree(folder / "checkpoints")
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
             "dataset_name": options.dataset_name, "system": opts.system, "cpu_seconds": round(seconds),

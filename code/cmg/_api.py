@@ -131,9 +131,10 @@ def pretrain(data_root, out, **options):
     """Pretrain a system, as pretrain.py does.
 
     Args:
-        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`.
+        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`; None for data of your own.
         out: folder of the checkpoints, and of the run's folder `run`: metrics.jsonl, log.txt, TensorBoard.
-        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True.
+        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True;
+            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}.
 
     Returns:
         the last checkpoint, a Path for `load`.
@@ -143,9 +144,12 @@ def pretrain(data_root, out, **options):
     """
     from cmg._src import pretrain as script
     from cmg._src.engine.run_folder import restored_log
-    arguments = ["--data_root", str(data_root), "--model_save_path", str(out), "--snapshot_pref",
-                 str(Path(out) / "run")]
+    arguments = ["--model_save_path", str(out), "--snapshot_pref", str(Path(out) / "run")]
+    arguments += [] if data_root is None else ["--data_root", str(data_root)]
     for name, value in options.items():
+        if isinstance(value, dict):
+            arguments += [part for key, of in value.items() for part in (f"--{name}", f"{key}={of}")]
+            continue
         values = value if isinstance(value, (list, tuple)) else [value]
         arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
@@ -353,22 +357,32 @@ def build_demo(root, clips=80):
     demo_tree.build(Path(root), PLACES, clips=clips, progress=False)
 
 
-def open_task(name, data_root, modalities=("audio", "video"), seconds=10):
-    """The clips of a downstream task of the papers.
+def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *, manifest=None, features=None):
+    """The clips of a downstream task of the papers, or of your own data (docs/your-data.md).
 
     Args:
-        name: "ave", "avvp", "ave_avvp", "ucf_vggsound".
+        name: "ave", "avvp", "ave_avvp", "ucf_vggsound"; "custom".
         data_root: folder of all data, laid out as in data/README.md.
         modalities: of "audio", "video", "text".
         seconds: T; longer clips are cut, shorter ones repeat their last second.
+        manifest: csv of the clips of "custom".
+        features: modality -> path, of "custom": all of them are opened.
 
     Returns:
         the engine's Task: `train`, `val` and `test` map a modality to a dataset; there `load("audio")` gives all
         features (N, T, ...), `labels` (N, T, C + 1), `classes` the names; `task.classes` as well.
     """
     from cmg._src.configs.opts import PLACES
+    from cmg._src.dataset.manifest import OWN
     from cmg._src.engine.transfer.tasks import TASKS
     if name not in TASKS:
         raise InputError(f"{name}: no such task; one of {', '.join(TASKS)} is expected")
+    if name == OWN:
+        if manifest is None or not features:
+            raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
+        places = {OWN + ".manifest": Path(manifest), **{f"{OWN}.{m}": Path(path) for m, path in features.items()}}
+        entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
+        return entry.open(places.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
+                          seconds=seconds)
     return TASKS[name].open(lambda place: Path(data_root) / PLACES[place], tuple(modalities), "default",
                             on_bad_clip="error", in_memory=False, seconds=seconds)

@@ -89,10 +89,8 @@ def main(argv=None):
         name = row_name(arguments)
         print(f"{number}/{len(rows)}  {name}", flush=True)
         saved = opts.checkpoint_root / f"ablation-{own.study}" / name
-        code = pretrain.main([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
-                              "--snapshot_pref", str(folder / name)])
-        if code:                        # interrupted: what is measured so far stays in the results
-            return code
+        pretrain.main([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
+                       "--snapshot_pref", str(folder / name)])
         checkpoint = max(saved.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)      # the last one written
         evaluate.main([str(checkpoint), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)])

@@ -62,11 +62,8 @@ def output_file(path, mode="wb", remedy="choose another place"):
 def remove_leftovers(folder, name="*"):
     """Remove temporary files of `whole_file` in a folder whose writers were killed; `name`: pattern of the files."""
     for leftover in Path(folder).glob(f".{name}.*.tmp"):
-        with open(leftover, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue                        # its writer lives
+        with suppress(OSError), open(leftover, "rb") as file:       # it is gone by now, or its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(leftover)
 
 

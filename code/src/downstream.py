@@ -42,8 +42,8 @@ def measure(opts, entry, task, pretrained, variants):
     touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     with kept_warnings(opts.results.parent):
-        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features, [
-            found for found in doubts.places_of(entry.all_places(), opts.place) if found[0] in touched]))
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                              doubts.places_of(touched, entry.all_places(), opts.place)))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 

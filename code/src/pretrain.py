@@ -107,7 +107,7 @@ def main(argv=None):
     if opts.device.type == "cpu":
         keep_freed_memory()
     with distributed.ranks(opts.device, opts.seed) as together:
-        return pretrain(opts, together)
+        pretrain(opts, together)
 
 
 def pretrain(opts, together):
@@ -137,7 +137,7 @@ def pretrain(opts, together):
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(names, opts.place)
+    places = doubts.places_of(opts.modalities, names, opts.place)
     if loaded:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
@@ -149,8 +149,9 @@ def pretrain(opts, together):
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, trainer.draws)
 
     if opts.evaluate:
-        return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
-    return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
+        evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
+        return
+    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
                 opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
@@ -181,4 +182,4 @@ def evaluate(trainer, batches, num_clips, epoch, batch_size):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, several=True)

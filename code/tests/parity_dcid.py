@@ -8,7 +8,7 @@ import torch
 
 from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, relative_error
 from model import toc
-from model.codebook import Codebook
+from model.codebook import Codebook, Reset
 from model.cross_cpc import CrossCPC
 from systems import published
 from systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
@@ -189,7 +189,7 @@ def check_dcid_small(folder):
     surplus = [norm for name, norm in ours.items() if name not in facts["eval_grad_norms"]]
     worst.add("eval gradients where there are none", sum(surplus, torch.zeros(())), 0.0, 0)
     codebook = run.system.encoder.levels[0].codebook
-    codebook.count_and_reset(output.quantized.indices, run.trainer.draws, "released")
+    codebook.count_and_reset(output.quantized.indices, run.trainer.draws, Reset("released"))
     worst.add("eval reset counter", codebook.unactivated_count, facts["eval_unactivated_count"], 0)
 
     run = Run(folder, "dcid", arrays, facts)
@@ -263,7 +263,8 @@ def check_parts(folder):
     z = {m: tensor(f"reset_semantic_{LETTER[m]}") for m in INPUTS}
     positions = facts["reset"].split("positions ")[1].split(" of ")[0]
     picks = [int(p) for p in positions.split(",")]
-    codebook.count_and_reset(codebook(z).indices, Recorded({"cpc_t": [], "club_permutations": []}, picks), "released")
+    draws = Recorded({"cpc_t": [], "club_permutations": []}, picks)
+    codebook.count_and_reset(codebook(z).indices, draws, Reset("released"))
     worst.add("code reset", codebook.embedding, arrays["reset_embedding_after"], FORWARD)
     worst.add("code reset: counter", codebook.unactivated_count, arrays["reset_count_after"], 0)
 

@@ -6,6 +6,7 @@ import torch
 
 from golden_io import ABSOLUTE, FORWARD, STEPPED, load
 from model import toc
+from model.codebook import Reset
 from model.info_nce import info_nce
 from model.jigsaw import Jigsaw
 from model.sampling import RESET_NOISE
@@ -185,7 +186,7 @@ def compare_eval(worst, folder, run, outputs, arrays, facts):
     worst.add("eval outputs", outputs.specific["audio"].full, arrays["eval_audio_specific"], FORWARD)
     start = Run(folder, "fcid", arrays, Draws([], [], facts["eval_reset_picks"]))
     codebook = start.codebook
-    codebook.count_and_reset(outputs.quantized.indices, start.trainer.draws, "released")
+    codebook.count_and_reset(outputs.quantized.indices, start.trainer.draws, Reset("released"))
     worst.add("eval reset", codebook.embedding, arrays["eval_after_embedding"], FORWARD)
     worst.add("eval reset counter", codebook.unactivated_count, arrays["eval_after_unactivated_count"], 0)
     frozen = FrozenEncoder(run.system.encoder, type(run.system))

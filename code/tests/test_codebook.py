@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codebook import RESET_AFTER, Codebook, cmcm_pair, lowest_equal, nearest, squared_distance
+from model.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
 from model.sampling import Draws
 
 F64 = torch.float64
@@ -69,7 +69,7 @@ def test_a_reset_code_after_the_next_step(mode, survives):
     codebook.ema_weight[buried] = 1e3
     codebook.unactivated_count[buried] = RESET_AFTER
     indices = codebook(z).indices
-    codebook.count_and_reset(indices, draws, mode)
+    codebook.count_and_reset(indices, draws, Reset(mode))
     born = codebook.embedding[buried].clone()
     assert codebook.unactivated_count[buried] == 0 and born.abs().max() < 10
     nobody = {m: torch.where(i == buried, (buried + 1) % 7, i) for m, i in indices.items()}
@@ -81,7 +81,7 @@ def test_off_counts_without_a_reset():
     codebook, z, draws = make()
     codebook.unactivated_count.fill_(10 * RESET_AFTER)
     before = codebook.embedding.clone()
-    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, "off")
+    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, Reset("off"))
     assert torch.equal(before, codebook.embedding)
     assert codebook.unactivated_count[0] == 0 and codebook.unactivated_count[1] == 10 * RESET_AFTER + 1
 
@@ -172,3 +172,48 @@ def test_attention_teacher_and_own_vectors():
     alone, _, _ = make()
     alone.ema_step(z, indices, "own")
     assert not torch.allclose(alone.embedding, twin.embedding)
+
+
+def test_modalities_choose_a_code_together():
+    codebook, z, _ = make()
+    own, joint = codebook(z).indices, codebook(z, joint=("audio", "video")).indices
+    assert torch.equal(joint["audio"], joint["video"]) and torch.equal(joint["text"], own["text"])
+    assert not torch.equal(own["audio"], own["video"])
+    sums = sum(squared_distance(z[m].flatten(0, 1), codebook.embedding) for m in ("audio", "video"))
+    assert torch.equal(joint["audio"].flatten(), sums.argmin(1))
+    midway = (z["audio"] + z["video"]) / 2
+    assert torch.equal(joint["audio"], codebook.lookup(midway)[1])                  # the same thing
+    assert torch.equal(codebook(z, joint=("audio",)).indices["audio"], own["audio"])
+
+
+@pytest.mark.parametrize("after", [30, RESET_AFTER])
+def test_a_code_is_due_after_its_age_and_drawn_from_those_of_a_third_of_it(after):
+    codebook, _, draws = make()
+    codebook.unactivated_count.copy_(torch.tensor([after, after - 1, 0, after // 3 - 2, after // 3, after // 3, 0]))
+    before = codebook.embedding.clone()
+    codebook.count_and_reset({"audio": torch.tensor([[2, 6]])}, draws, Reset(after=after, distance=1e-3))
+    assert torch.equal(before[1:], codebook.embedding[1:]) and codebook.unactivated_count[0] == 0
+    distance = (codebook.embedding[0] - before).abs().amax(1)
+    assert distance.argmin() in (2, 3, 6) and distance.min() <= 1e-3
+
+
+def test_the_published_distance_is_that_of_the_draws():
+    books = [make() for _ in range(2)]
+    for (codebook, _, draws), reset in zip(books, (Reset(), Reset(distance=8 / 1024))):
+        codebook.unactivated_count[3] = RESET_AFTER
+        codebook.count_and_reset({"audio": torch.tensor([[0]])}, draws, reset)
+    start = make()[0].embedding
+    moved = [book.embedding[3] - start for book, *_ in books]
+    nearest_code = moved[0].abs().amax(1).argmin()
+    torch.testing.assert_close(8 * moved[0][nearest_code], moved[1][nearest_code])
+    assert 0 < moved[0][nearest_code].abs().max() <= 1 / 1024
+
+
+def test_a_reset_to_a_second_lies_between_its_modalities():
+    codebook, z, draws = make()
+    codebook.unactivated_count[3] = RESET_AFTER
+    pair = {m: z[m] for m in ("audio", "video")}
+    codebook.count_and_reset({"audio": torch.tensor([[0]])}, draws, Reset(to="second"), pair)
+    midway = ((z["audio"] + z["video"]) / 2).flatten(0, 1)
+    assert (codebook.embedding[3] - midway).abs().amax(1).min() <= 1 / 1024
+    assert torch.allclose(codebook.ema_weight[3], codebook.embedding[3]) and codebook.ema_count[3] == 1

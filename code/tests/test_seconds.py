@@ -1,6 +1,5 @@
 """T is a setting: from the flag to loaders, labels, losses, checkpoint, tasks; and how long a run is, in words."""
 
-import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +8,9 @@ import torch
 import clip_retrieval
 import evaluate
 import prepare
-import pretrain
 from configs.opts import PLACES, parse_pretrain
-from data_trees import features, paths, write_zips
-from dataset.avvp import AVVP, read_events
+from data_trees import features, write_zips
+from dataset.avvp import read_events
 from dataset.clips import Clips
 from dataset.features import open_features
 from dataset.labels import single_event
@@ -24,7 +22,7 @@ from model.config import Config
 from systems.base import to_seconds
 from systems.registry import SYSTEMS
 from test_dcid import TINY
-from tiny import command, train, trainer_for
+from tiny import train, trainer_for
 
 ALL = ("audio", "video", "text")
 

@@ -108,8 +108,8 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
-    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test and
-    # validation clips are not pretrained on.
+    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
+    # and validation clips are not pretrained on.
     "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
                "in_memory": True,
                "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},

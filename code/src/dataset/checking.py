@@ -64,9 +64,7 @@ def check(name, places, source, steps):
         report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
                        f"{flag}")
     for dotted, path in places.items():
-        modality = dotted.split(".")[1]
-        if modality in ("audio", "video", "text"):
-            report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, modality)]
+        report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, dotted.split(".")[1])]
     with _kept_warnings(report):
         for title, step in steps:
             try:

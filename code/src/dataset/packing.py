@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dataset.features import PACK_FORMAT, Pack, open_features
 from dataset.origin import ORIGIN, describe
 from errors import InputError
+from stopping import stop_on_signals
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 BATCH = 64                      # clips between two flushes
@@ -49,6 +50,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
     Returns:
         `Packed`.
     Raises:
+        Stopped: a signal came; what is packed stays in the partial file.
         InputError: a bad clip, nothing to pack, a value beyond float16, a full disk, a partial file of something else,
             or a clip that reads back wrongly.
     """
@@ -66,11 +68,11 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
     try:
         if not partial.exists():
             _lay_out(partial, ids, shape, dtype)
-        with h5py.File(partial, "r+") as file:
+        with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
             file.attrs[ORIGIN] = json.dumps(describe(source, kind))
             _check_same(file, partial, ids, shape, dtype)
-            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip)
-            _verify(file, store, ids)
+            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
+            _verify(file, store, ids, stop)
             file.attrs["complete"] = True
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
@@ -125,7 +127,7 @@ def _check_same(file, partial, ids, shape, dtype):
                          f"{len(ids)} clips in {dtype} is expected; remove it, or choose another --out")
 
 
-def _fill(file, store, ids, dtype, on_bad_clip):
+def _fill(file, store, ids, dtype, on_bad_clip, stop):
     """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those skipped)."""
     features, state, checksum, seconds = file["features"], file["state"][:], file["checksum"][:], file["seconds"][:]
     for n in np.flatnonzero(state == WRITTEN):
@@ -148,7 +150,12 @@ def _fill(file, store, ids, dtype, on_bad_clip):
                     raise InputError(reason)
             _save(file, state, checksum, seconds)
             bar.update(len(batch))
+            _go_on_unless(stop, f"with {int((state != PENDING).sum()):,} of {len(ids):,} clips packed")
     return resumed, skipped
+
+
+def _go_on_unless(stop, done):
+    stop.here(lambda: None, done, "run again to continue")        # all of it is in the partial file
 
 
 def _save(file, state, checksum, seconds):
@@ -174,12 +181,13 @@ def _chunk(features, n):
     return features.id.read_direct_chunk((n,) + (0,) * (features.ndim - 1))[1]
 
 
-def _verify(file, store, ids):
+def _verify(file, store, ids, stop):
     """Compare a sample of the pack with its source, and every clip with its checksum."""
     features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
     written = np.flatnonzero(state == WRITTEN)
     sample = set(np.random.default_rng(0).choice(written, min(SAMPLE, len(written)), replace=False).tolist())
     for n in tqdm(written, "verifying", unit="clip", disable=None, leave=False):
+        _go_on_unless(stop, "with all clips packed, but not all verified")
         data = _chunk(features, n)
         same = zlib.crc32(data) == checksum[n] and (
             n not in sample or data == store.read(ids[n]).astype(features.dtype).tobytes())

@@ -1,10 +1,11 @@
 """Batches of a dataset in a reproducible order: from memory (or a GPU) where it fits, else through workers."""
 
-import signal
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
+
+from stopping import left_to_the_run
 
 
 def epoch_order(num_clips, seed, epoch):
@@ -98,7 +99,7 @@ class Streamed:
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
-                            pin_memory=self.device.type == "cuda", worker_init_fn=_leave_signals_to_the_run,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=left_to_the_run,
                             generator=torch.Generator())       # its own: else it draws from dropout's
         has_table = "text" in self.modalities and self.dataset.text is not None
         text = Text(self.dataset.text, self.draws, self.device, self.dtype) if has_table else None
@@ -109,9 +110,3 @@ class Streamed:
             if "real" in item:
                 batch["real"] = item["real"].to(self.device, non_blocking=True)
             yield batch
-
-
-def _leave_signals_to_the_run(worker):
-    """Ctrl-C reaches all processes of a terminal; the run finishes its step and needs its workers until then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

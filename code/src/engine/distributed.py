@@ -192,6 +192,9 @@ def ranks(device, seed):
     Args:
         device: of this process.
         seed: of the run.
+
+    Raises:
+        InputError: another process of the run has ended, so that this one waits in vain.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
@@ -199,7 +202,16 @@ def ranks(device, seed):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    rank, is_lost = dist.get_rank(), False
     try:
         yield Ranks(seed)
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not is_lost:
+            raise
+        raise InputError(f"process {rank} of {os.environ['WORLD_SIZE']}: another process of this run has ended or "
+                         f"cannot be reached ({' '.join(str(error).split())[-60:]}); its own message says why; start "
+                         "all again, with --resume auto") from error
     finally:
-        dist.destroy_process_group()
+        if not is_lost:
+            dist.destroy_process_group()

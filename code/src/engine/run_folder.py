@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from atomic_write import whole_file
+from atomic_write import remove_leftovers, whole_file
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ class Run:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
             with whole_file(self.folder / "options.json", "w") as file:
                 file.write(json.dumps(options, indent=1) + "\n")
             show_log(self.folder / "log.txt")

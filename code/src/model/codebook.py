@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.collectives import ALONE
 from model.padding import first_rows, gathered, mean_of_clips, mean_of_seconds
+from model.sampling import RESET_NOISE
 
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
 RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
@@ -113,10 +114,28 @@ def count_unused(counter, indices, together=ALONE, real=None):
     counter.add_(1).masked_fill_(together.total(used) > 0, 0)
 
 
-def replacements(counter, draws):
+@dataclass(frozen=True)
+class Reset:
+    """How codes that nobody chooses are re-drawn; the defaults but for the mode are the published ones.
+
+    Attributes:
+        mode: "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
+            code alone, which that step mostly undoes; "off" only counts.
+        after: passes without use until a code is due; those that may replace it were chosen in the last third.
+        distance: largest of the noise in each channel.
+        to: "code", an active code; "second", what the modalities of a random second of the batch have between them.
+    """
+
+    mode: str = "full"
+    after: int = RESET_AFTER
+    distance: float = RESET_NOISE
+    to: str = "code"
+
+
+def replacements(counter, draws, after=RESET_AFTER):
     """Codes that are due for a reset (K,) bool, and for every code a random active one (K,) int64."""
-    due = counter > RESET_AFTER
-    active = (counter >= 0) & (counter < ACTIVE_BELOW)
+    due = counter > after
+    active = (counter >= 0) & (counter < after * ACTIVE_BELOW / RESET_AFTER)
     in_order = torch.argsort((~active).to(torch.int8), stable=True)                 # active codes first, ascending
     return due, in_order[draws.reset_positions(due, active.sum())]
 
@@ -144,13 +163,14 @@ class Codebook(nn.Module):
         self.register_buffer("unactivated_count", -torch.ones(num_codes))
         self.together = ALONE
 
-    def forward(self, z, with_cmcm=True, real=None):
+    def forward(self, z, with_cmcm=True, real=None, joint=()):
         """Assign every second to its nearest code (`nearest`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
             with_cmcm: False leaves the matching loss at zero.
             real: mask of the seconds (model/padding.py), here and below.
+            joint: modalities of which a second chooses one code, that of the smallest sum of squared distances.
         """
         for modality, x in z.items():
             if x.shape[-1] != self.embedding.shape[1]:
@@ -158,7 +178,8 @@ class Codebook(nn.Module):
         codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
         x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
         distance = squared_distance(x.flatten(0, 2), codes)
-        indices = nearest(distance, codes).unflatten(0, x.shape[:3])
+        indices = nearest(self._joined(distance.detach().unflatten(0, x.shape[:3]), z, joint).flatten(0, 2),
+                          codes).unflatten(0, x.shape[:3])
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
         if with_cmcm and len(z) > 1:
@@ -174,6 +195,15 @@ class Codebook(nn.Module):
             cmcm=cmcm,
             perplexity=dict(zip(z, perplexity)),
             equal_num=equal_num)
+
+    @staticmethod
+    def _joined(distance, modalities, joint):
+        """Distances (M, B, T, K) by which codes are chosen: those of `joint` modalities are replaced by their mean."""
+        members = [x for m, x in zip(modalities, distance) if m in joint]
+        if len(members) < 2:
+            return distance
+        mean = sum(members) / len(members)
+        return torch.stack([mean if m in joint else x for m, x in zip(modalities, distance)])
 
     @staticmethod
     def _commitment(x, quantized, real):
@@ -232,19 +262,26 @@ class Codebook(nn.Module):
             self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
 
     @torch.no_grad()
-    def count_and_reset(self, indices, draws, mode="full", real=None):
-        """Count passes since each code was chosen; re-draw codes unused for more than 300 near an active one.
+    def count_and_reset(self, indices, draws, reset=Reset(), z=None, real=None):
+        """Count passes since each code was chosen; re-draw those unused for too long.
 
-        mode "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
-        code alone, which that step mostly undoes; "off" only counts.
+        Args:
+            indices: modality -> (B, T) codes that count as chosen.
+            reset: Reset.
+            z: modality -> (B, T, D) features, for resets to seconds.
         """
         count_unused(self.unactivated_count, indices, self.together, real)
-        if mode == "off":
+        if reset.mode == "off":
             return
-        due, source = replacements(self.unactivated_count, draws)
-        fresh = self.embedding[source] + draws.reset_noise(self.embedding)
+        due, source = replacements(self.unactivated_count, draws, reset.after)
+        near = self.embedding[source]
+        if reset.to == "second":
+            seconds = self.together.gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
+            whole = None if real is None else gathered(real, self.together, seconds).flatten()
+            near = seconds[first_rows(draws, len(seconds), len(near), whole).to(seconds.device)].to(near.dtype)
+        fresh = near + reset.distance / RESET_NOISE * draws.reset_noise(self.embedding)
         self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
-        if mode == "full":
+        if reset.mode == "full":
             self.ema_weight.copy_(torch.where(due.unsqueeze(1), fresh, self.ema_weight))
             self.ema_count.masked_fill_(due, 1)
         self.unactivated_count.masked_fill_(due, 0)

@@ -9,7 +9,7 @@ the sum of all processes' parameter gradients is the gradient of one process wit
 class Alone:
     """One process, which holds every clip."""
 
-    is_first = True
+    is_first, size = True, 1
 
     def part(self, order, batch_size):
         """Clips that this process reads, of an epoch's order (N,), and how many of them per step."""

@@ -84,8 +84,9 @@ def to_seconds(features, config, real=None):
     training.
 
     Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
-    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T is
-    the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other tokens.
+    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T
+    is the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other
+    tokens.
 
     Args:
         features: modality -> (B, T, ...), of tokens (B, L, ...).

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from declare import setting
+from declare import positive, setting
 from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
-from model.codebook import Codebook, Quantized
+from model.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from model.collectives import ALONE
 from model.config import in_order, short
 from model.cross_cpc import CrossCPC
 from model.padding import only_real, squared_error
+from model.sampling import RESET_NOISE
 from systems import base, dcid_names
 from systems.base import Codes, Losses, Term, precise
 from systems.published import DECODER, ENCODER, LSTMS
@@ -33,6 +34,26 @@ class CodebookOptions(base.CodebookOptions):
 
     mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
                           "2023, eq. 7)", choices=("mean", "attention"))
+    code_choice: str = setting("own", "in training the code of a second is each modality's own nearest, or one that "
+                               "modalities other than text choose together", choices=("own", "joint"))
+    reset_after: int = setting(RESET_AFTER, "passes without use until a code is re-drawn", type=positive)
+    reset_distance: float = setting(RESET_NOISE, "largest distance, in each channel, of a re-drawn code from where it "
+                                    "is drawn")
+    reset_to: str = setting("code", "a code is re-drawn beside a code in use, or at a random second of the batch, "
+                            "between its modalities", choices=("code", "second"))
+
+    def reset(self, is_on):
+        """How codes are reset (model/codebook.py); `is_on`: not switched off."""
+        return Reset(self.code_reset if is_on else "off", self.reset_after, self.reset_distance, self.reset_to)
+
+    def together(self, config):
+        """Modalities of which a second chooses one code."""
+        return with_seconds(config) if self.code_choice == "joint" else ()
+
+
+def with_seconds(config):
+    """Modalities that have seconds, not tokens of the whole clip: a second of one belongs to that of the others."""
+    return tuple(m for m in config.modalities if config.kind(m) != "tokens")
 
 
 @dataclass(frozen=True)
@@ -64,12 +85,12 @@ class Level(nn.Module):
         self.specific = nn.ModuleDict(specific)
         self.codebook = Codebook(config.num_codes, config.code_dim)
 
-    def forward(self, inputs, with_cmcm=True, real=None):
-        """Encode and quantise `inputs`, modality -> features."""
+    def forward(self, inputs, with_cmcm=True, real=None, joint=()):
+        """Encode and quantise `inputs`, modality -> features; `joint`: see `Codebook.forward`."""
         semantic = {m: self.encode_semantic(m, x, real) for m, x in inputs.items()}
         specific = {m: self.specific[m](x) for m, x in inputs.items()}
         with precise(self.codebook.embedding):
-            return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm, real), real)
+            return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm, real, joint), real)
 
     def encode_semantic(self, modality, x, real=None):
         """Semantic features (B, T, D) in the codebook's precision, under autocast too.
@@ -111,11 +132,11 @@ class Encoder(base.Encoder):
         """`inputs` of all modalities; other entries of the batch are passed over."""
         return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
-    def forward(self, features, depth=None, with_cmcm=True, real=None):
+    def forward(self, features, depth=None, with_cmcm=True, real=None, joint=()):
         """`features(batch)` -> a LevelOutput for each of the first `depth` levels (all by default)."""
         outputs = []
         for level in self.levels[:depth]:
-            outputs.append(level(features, with_cmcm, real))
+            outputs.append(level(features, with_cmcm, real, joint))
             features = {m: s.pooled for m, s in outputs[-1].specific.items()}
         return outputs
 
@@ -285,7 +306,7 @@ class DCID(base.System):
 
     def _levels(self, features, depth, with_cmcm):
         with self.autocast():
-            return self.encoder(features, depth, with_cmcm, features.real)
+            return self.encoder(features, depth, with_cmcm, features.real, self.options.together(self.config))
 
     def start_codebooks(self, features, epoch, draws):
         if self.options.codebook_init == "released":
@@ -299,10 +320,11 @@ class DCID(base.System):
 
     def update_codebooks(self, outputs, draws):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
-        reset = self.options.code_reset if self.is_on("reset") else "off"
+        reset = self.options.reset(self.is_on("reset"))
         for level, output in zip(self.encoder.levels, outputs):
             level.codebook.ema_step(output.semantic, output.quantized.indices, teacher, output.real)
-            level.codebook.count_and_reset(self.counted(output.quantized.indices), draws, reset, output.real)
+            level.codebook.count_and_reset(self.counted(output.quantized.indices), draws, reset,
+                                           {m: output.semantic[m] for m in with_seconds(self.config)}, output.real)
 
     def counted(self, indices):
         """Codes that are in use, modality -> (B, T), of those that a pass chose."""

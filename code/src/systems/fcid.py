@@ -115,7 +115,7 @@ class Encoder(base.Encoder):
         with precise(x):
             return self.semantic[modality](x.to(self.codebook.embedding.dtype), real)
 
-    def forward(self, features, with_cmcm=True, real=None):
+    def forward(self, features, with_cmcm=True, real=None, joint=()):
         """modality -> features of the data: an `Output`."""
         masks = {m: None if self.config.kind(m) == "tokens" else real for m in features}
         semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
@@ -127,7 +127,7 @@ class Encoder(base.Encoder):
                 clips[m] = encoder.project(mean_of_clips(semantic[m], masks[m]))    # text: over all word positions
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
                 private[m] = F.relu(encoder.specific(clips[m]))
-            quantized = self.codebook(general, with_cmcm)
+            quantized = self.codebook(general, with_cmcm, joint=joint)
         return Output(features, semantic, specific, clips, general, private, quantized, real)
 
     def embed_inputs(self, modality, inputs, real=None):
@@ -188,7 +188,7 @@ class FCID(base.System):
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"), features.real)
+            return self.encoder(features, self.is_on("cmcm"), features.real, self.options.together(self.config))
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
@@ -201,7 +201,8 @@ class FCID(base.System):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
         codebook, chosen = self.encoder.codebook, outputs.quantized.indices
         codebook.ema_step(outputs.general, chosen, teacher)
-        codebook.count_and_reset(chosen, draws, self.options.code_reset if self.is_on("reset") else "off")
+        codebook.count_and_reset(chosen, draws, self.options.reset(self.is_on("reset")),
+                                 {m: outputs.general[m] for m in dcid.with_seconds(self.config)})
 
     def training_pass(self, features, epoch, draws, adam):
         self._clubs = self.clubs() if self.is_on("club") else {}

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from atomic_write import remove_leftovers
 from avs_s4 import demo_scenes
 from dataset import avs_s4 as dataset
 from engine import doubts
@@ -33,9 +34,11 @@ class RunFolders:
 
     def newest(self, file):
         """The newest one that holds `file`, None where there is none."""
-        folders = [folder for folder in Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????")
-                   if (folder / file).is_file()]
-        return max(folders, key=lambda folder: folder.name[-15:], default=None)
+        folders = list(Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????"))
+        for folder in folders:
+            remove_leftovers((folder / file).parent)
+        return max((folder for folder in folders if (folder / file).is_file()),
+                   key=lambda folder: folder.name[-15:], default=None)
 
 
 def require_modalities(pretrained, modalities):

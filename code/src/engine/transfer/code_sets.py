@@ -83,8 +83,9 @@ def check_fit(encoder, dataset, modality, checkpoint):
     """
     check_modality(encoder, modality, checkpoint)
     found = dataset[0][modality].shape
-    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:], dataset.name,
-                checkpoint)
+    store = getattr(dataset, "stores", {}).get(modality)
+    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:],
+                f"{dataset.name} ({store.path})" if store else dataset.name, checkpoint)
 
 
 def check_shape(encoder, modality, shape, name, checkpoint):

@@ -4,7 +4,6 @@ A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh
 the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -1,0 +1,49 @@
+"""The study of defaults: what its figures say of codes that are known, and a tiny run that resumes where it was."""
+
+import json
+
+import defaults
+import pytest
+import torch
+
+from engine.transfer.code_sets import CodeSet
+
+
+def part(indices, labels):
+    return CodeSet.of(torch.eye(10)[indices], indices, labels)
+
+
+def test_code_figures_of_known_codes():
+    labels = torch.zeros(2, 4, 3)
+    labels[..., 0] = 1
+    labels[0, 0] = torch.tensor([0, 0, 1.0])                        # background does not count
+    audio = torch.tensor([[9, 1, 1, 1], [1, 1, 2, 3]])
+    video = torch.tensor([[9, 1, 4, 4], [4, 4, 2, 5]])
+    found = defaults.code_figures(part(audio, labels), part(video, labels))
+    assert found["codes_used"] == 5 and found["common_codes"] == 40                 # 1 and 2 of 1 to 5
+    assert found["common_seconds"] == pytest.approx(50 * (6 / 7 + 2 / 7), abs=0.01)
+    assert found["overlap"] == pytest.approx(100 * 2 / 7, abs=0.01)
+    assert found["same_code"] == pytest.approx(100 * 2 / 7, abs=0.01)
+
+
+def test_every_arm_is_a_pretraining_run_of_its_own():
+    from configs.opts import decisive, parse_pretrain
+    options = {name: decisive(parse_pretrain(["--preset", "spoken", *flags])) for name, flags in defaults.ARMS.items()}
+    plain = [json.dumps(value, sort_keys=True) for value in options.values()]
+    assert len(set(plain)) == len(plain)
+
+
+def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch):
+    from configs.opts import PLACES
+    from spoken_data import spoken_tree
+    monkeypatch.setattr(defaults, "HEAD_EPOCHS", 1)
+    spoken_tree.build(tmp_path / "data", PLACES, recordings, clips=80, progress=False)
+    arguments = ["--data_root", str(tmp_path / "data"), "--out", str(tmp_path / "study.jsonl"), "--only", "default",
+                 "--seeds", "0", "--steps", "3", "--every", "2", "--batch_size", "8"]
+    defaults.main(arguments)
+    (line,) = defaults.read(tmp_path / "study.jsonl")
+    assert list(line["curve"]) == ["2", "3"] and line["seed"] == 0 and line["flags"] == []
+    assert {"val", "test", "test_distances"} == set(line["curve"]["3"])
+    monkeypatch.setattr(defaults, "train_and_measure", lambda *_: pytest.fail("a run was repeated"))
+    defaults.main(arguments)
+    assert "| default | 3 | 0 |" in defaults.table(defaults.read(tmp_path / "study.jsonl"), "val")
