@@ -4,8 +4,8 @@
     python defaults.py --out study.jsonl --table
 
 A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
-measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
-that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
+measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over,
+a run that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
 """
 
 import argparse
@@ -38,8 +38,11 @@ ARMS = {
     "own_ema": ["--without", "mm_ema"],
     "joint": ["--code_choice", "joint"],
     "joint_second": ["--code_choice", "joint", "--reset_to", "second"],
-    "lr": ["--lr", "1.6e-3"],
-    "lr_joint_second": ["--lr", "1.6e-3", "--code_choice", "joint", "--reset_to", "second"],
+    "flat": ["--lr_drops", "1000"],
+    "flat_lr": ["--lr_drops", "1000", "--lr", "1e-3"],
+    "flat_lr_age100": ["--lr_drops", "1000", "--lr", "1e-3", "--reset_after", "100"],
+    "flat_joint_second": ["--lr_drops", "1000", "--code_choice", "joint", "--reset_to", "second"],
+    "flat_lr_joint_second": ["--lr_drops", "1000", "--lr", "1e-3", "--code_choice", "joint", "--reset_to", "second"],
     "age30": ["--reset_after", "30"],
     "age30_second": ["--reset_after", "30", "--reset_to", "second"],
     "age30_joint": ["--reset_after", "30", "--code_choice", "joint"],

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmg._src.engine import sharing
-from cmg._src.engine.checkpoint import untrained_like
+from cmg._src.engine.checkpoint import newest, untrained_like
 from cmg._src.engine.transfer import fit_heads, metrics
 from cmg._src.engine.transfer.code_sets import CodeSet
 from cmg._src.errors import InputError
@@ -157,7 +157,7 @@ def pretrain(data_root, out, **options):
             script.main(arguments)
     except SystemExit:                  # argparse has said why on standard error
         raise InputError(f"pretrain: {' '.join(arguments)}: not options of pretrain.py") from None
-    return max(Path(out).glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    return newest(out)
 
 
 def export(checkpoint, out, results=()):

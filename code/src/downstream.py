@@ -1,7 +1,9 @@
 """What the task scripts and evaluate.py share: from options to an open task, and to where its results go."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from atomic_write import alone
 from configs.opts import parse_downstream
 from declare import read
 from engine import doubts, provenance, results
@@ -41,7 +43,8 @@ def measure(opts, entry, task, pretrained, variants):
     places = {name: opts.place(name) for name in entry.all_places()}
     touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
-    with kept_warnings(opts.results.parent):
+    name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
+    with kept_warnings(opts.results.parent), alone(opts.results.parent / name, "choose another --results"):
         pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
                                               doubts.places_of(touched, entry.all_places(), opts.place)))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))

@@ -1,12 +1,13 @@
 """Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 
 import declare
-from atomic_write import remove_leftovers
+from atomic_write import alone, remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
 from dataset import origin, pretraining
 from engine import checkpoint, distributed, doubts, provenance, run_length
@@ -106,8 +107,20 @@ def main(argv=None):
         opts.gpu = distributed.local_number()
     if opts.device.type == "cpu":
         keep_freed_memory()
-    with distributed.ranks(opts.device, opts.seed) as together:
+    with distributed.ranks(opts.device, opts.seed) as together, _alone(opts, together):
         pretrain(opts, together)
+
+
+@contextmanager
+def _alone(opts, together):
+    """No other run may write the same log or checkpoints meanwhile."""
+    if opts.evaluate or not together.is_first:
+        yield
+        return
+    name = SYSTEMS[opts.system].file(opts.modalities, "run")
+    with alone(opts.snapshot_pref / ".lock", "choose another --snapshot_pref"), alone(
+            opts.model_save_path / f".{name}.lock", "choose another --model_save_path"):
+        yield
 
 
 def pretrain(opts, together):
@@ -138,7 +151,7 @@ def pretrain(opts, together):
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
     places = doubts.places_of(opts.modalities, names, opts.place)
-    if loaded:
+    if loaded and together.is_first:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
     dtype = next(system.parameters()).dtype
@@ -151,8 +164,8 @@ def pretrain(opts, together):
     if opts.evaluate:
         evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
         return
-    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
+    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator, opts.model_save_path,
+         folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
 def _tell(opts, data, system):
@@ -162,8 +175,10 @@ def _tell(opts, data, system):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
-        for line in run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps):
-            log.info(line)
+        told, *doubt = run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
+        log.info(told)
+        for line in doubt:                      # into the report as well
+            log.warning("warning: %s", line)
 
 
 def evaluate(trainer, batches, num_clips, epoch, batch_size):

@@ -95,10 +95,11 @@ def prepare(arguments, log, batch=None):
 
 # ---------------------------------------------------------------------------------------------------------- comparing
 def differences(a, b, place=""):
-    """Places at which two checkpoints are not bit-equal; the paths in `run.records` may differ."""
+    """Places at which two checkpoints are not bit-equal; the paths in `run.records` may differ, and so may the names
+    in `run.saved`: a stop leaves a file of its own."""
     import numpy as np
     import torch
-    if place == ".run.records":
+    if place in (".run.records", ".run.saved"):
         return []
     if type(a) is not type(b):
         return [place]
@@ -309,8 +310,8 @@ class Run:
             if not self.wait(ALONE):
                 return f"it has not ended {ALONE} seconds after SIGTERM"
             codes = {one.exitcode for one in self.processes}
-            if codes <= {0, -signal.SIGTERM}:       # it was done, or had not begun: nothing to say
-                return None
+            if codes <= {0, -signal.SIGTERM} or codes == {2, -signal.SIGTERM}:
+                return None                     # it was done, or (one of them) had not begun: nothing to say
             if codes != {128 + signal.SIGTERM}:
                 return f"SIGTERM ends with exit codes {codes}"
             said = self.said("stopped by SIGTERM")
@@ -321,9 +322,13 @@ class Run:
         victim.join()
         if len(self.processes) == 1:
             return None
-        if not self.wait(ALONE):
-            return f"the other process still waits after {ALONE} seconds"
         other, = (one for one in self.processes if one is not victim)
+        if not self.wait(ALONE / 3):        # before it met the killed one it knows nothing; torchrun ends it
+            other.terminate()
+        if not self.wait(2 * ALONE / 3):
+            return f"the other process still waits after {ALONE} seconds"
+        if other.exitcode == -signal.SIGTERM:
+            return None
         if other.exitcode not in (0, 2):
             return f"the other process ends with exit code {other.exitcode}"
         said = self.said("error: ")
@@ -341,6 +346,17 @@ class Run:
             one.join()
 
 
+def started():
+    """The context of a fork server that has imported the programs, so that no import is timed."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
+    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
+    warm = context.Process(target=int)
+    warm.start()
+    warm.join()
+    return context
+
+
 def prove(folder, work, kills, seed=0, report=print):
     """Run once unbroken, then others with kills; returns the list of differences, empty if all are the same.
 
@@ -350,12 +366,7 @@ def prove(folder, work, kills, seed=0, report=print):
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         report: called with a line of text now and then.
     """
-    draw, context = random.Random(f"{folder.name} {seed}"), multiprocessing.get_context("forkserver")
-    os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
-    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
-    warm = context.Process(target=int)                  # the server's imports are not timed
-    warm.start()
-    warm.join()
+    draw, context = random.Random(f"{folder.name} {seed}"), started()
     began, counted = time.monotonic(), Counter()
     run = Run(work, folder / "whole", context)
     run.wait()

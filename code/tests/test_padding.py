@@ -277,7 +277,7 @@ def test_loaders_give_the_seconds_that_all_modalities_have(varied):
     place = {m: varied / PLACES[f"vggsound.{m}"] for m in ("audio", "video")}
     ids = sorted(path.stem for path in place["video"].glob("*.zip"))
     own = [min(6, *(len(read_zip(place[m] / f"{name}.zip")) for m in place)) for name in ids]
-    data, repeated = (Clips("x", tuple(place), ids, place, seconds=6, padding=padding) 
+    data, repeated = (Clips("x", tuple(place), ids, place, seconds=6, padding=padding)
                       for padding in ("mask", "repeat"))
     assert len(set(own)) > 3 and data.real_seconds.tolist() == own and "real" not in repeated[0]
     assert all(data[i]["real"].tolist() == [t < own[i] for t in range(6)] for i in range(len(ids)))

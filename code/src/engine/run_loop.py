@@ -191,7 +191,7 @@ class Loop:
         if others:
             log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
                         "either run", loaded.path, "; ".join(others))
-        if state.processes and state.processes != self.together.size:
+        if self.together.is_first and state.processes and state.processes != self.together.size:
             log.warning("warning: %s: saved by %d processes, now it is %d, with the same batches: dropout draws other "
                         "numbers; as good a run, but not the same to the last bit; start %d for that", loaded.path,
                         state.processes, self.together.size, state.processes)

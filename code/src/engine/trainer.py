@@ -14,7 +14,7 @@ from model.collectives import ALONE
 from model.decoders import LinearDecoder
 from model.encoders import LinearSpecificEncoder, TemporalEncoder
 
-LEARNING_RATE_DROPS = (10, 20, 30)      # epochs at which the learning rate is halved
+LEARNING_RATE_DROPS = (10, 20, 30)      # epochs, as published
 # Many small operations each. The convolutions (model/conv_matmul.py) are few large products, slow to compile.
 COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
 EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
@@ -24,7 +24,8 @@ EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: co
 class Settings:
     """How a step is taken."""
 
-    lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
+    lr: float = setting(4e-4, "Adam's learning rate")
+    lr_drops: tuple = setting(LEARNING_RATE_DROPS, "epochs at which it is halved", type=int)
     mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)")
     clip_gradient: float = setting(0.5, "largest gradient norm of a group of parameters")
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
@@ -90,7 +91,7 @@ class Trainer:
         self.rollback = Rollback(system, auxiliary, getattr(draws, "generator", None))
 
     def learning_rate(self, epoch):
-        return self.settings.lr * 0.5 ** sum(epoch >= drop for drop in LEARNING_RATE_DROPS)
+        return self.settings.lr * 0.5 ** sum(epoch >= drop for drop in self.settings.lr_drops)
 
     def step(self, batch, epoch):
         """One optimiser step on `batch`, modality -> tensor on the system's device."""
