@@ -3,9 +3,9 @@
     python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
     python defaults.py --out study.jsonl --table
 
-A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is measured
-and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over, a run
-that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
+A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
+measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over,
+a run that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
 """
 
 import argparse
@@ -64,7 +64,8 @@ def measure(path, data_root):
     trials = {}
     for source in ("audio", "video"):
         part = sets["train"][None, source]
-        measured = {(role, target): sets[role][None, target] for role in ("val", "test") for target in ("audio", "video")}
+        measured = {(role, target): sets[role][None, target]
+                    for role in ("val", "test") for target in ("audio", "video")}
         trials[source] = fit_heads.Trial(part, task.targets(part), HEAD_SEED, measured)
     fit_heads.fit(list(trials.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
     found = {}

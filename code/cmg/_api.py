@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmg._src.engine import sharing
-from cmg._src.engine.checkpoint import untrained_like
+from cmg._src.engine.checkpoint import newest, untrained_like
 from cmg._src.engine.transfer import fit_heads, metrics
 from cmg._src.engine.transfer.code_sets import CodeSet
 from cmg._src.errors import InputError
@@ -75,14 +75,14 @@ class Encoder:
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
 
-    def features_of(self, path, audio=None, video=None, seconds=10):
+    def features_of(self, path, audio=None, video=None, seconds=None):
         """Features of a video file, of the kind that the encoder was pretrained on.
 
         Args:
             path: anything that PyAV decodes.
             audio: "logmel", or the file of VGGish's weights (the published features); None leaves it out.
             video: "patches", or the file of VGG-19's weights (the published features); None leaves it out.
-            seconds: T.
+            seconds: T; default: that of pretraining.
 
         Returns:
             {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays, as far as asked for: what `embed` takes.
@@ -103,7 +103,8 @@ class Encoder:
             channels = self.frozen.config.feature_dim("video")
             pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
                 encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
-        found = clip.extract(path, Path(path).stem, clip.Timing(seconds=seconds), sound, pictures)
+        timing = clip.Timing(seconds=seconds or self.frozen.config.seconds)
+        found = clip.extract(path, Path(path).stem, timing, sound, pictures)
         if found.row.status == "unreadable" or found.problems:
             reasons = "; ".join(text for _, text in found.problems) or found.row.warning
             raise InputError(f"{path}: {reasons}; a video with what is asked for is expected")
@@ -130,9 +131,10 @@ def pretrain(data_root, out, **options):
     """Pretrain a system, as pretrain.py does.
 
     Args:
-        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`.
+        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`; None for data of your own.
         out: folder of the checkpoints, and of the run's folder `run`: metrics.jsonl, log.txt, TensorBoard.
-        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True.
+        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True;
+            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}.
 
     Returns:
         the last checkpoint, a Path for `load`.
@@ -142,9 +144,12 @@ def pretrain(data_root, out, **options):
     """
     from cmg._src import pretrain as script
     from cmg._src.engine.run_folder import restored_log
-    arguments = ["--data_root", str(data_root), "--model_save_path", str(out), "--snapshot_pref",
-                 str(Path(out) / "run")]
+    arguments = ["--model_save_path", str(out), "--snapshot_pref", str(Path(out) / "run")]
+    arguments += [] if data_root is None else ["--data_root", str(data_root)]
     for name, value in options.items():
+        if isinstance(value, dict):
+            arguments += [part for key, of in value.items() for part in (f"--{name}", f"{key}={of}")]
+            continue
         values = value if isinstance(value, (list, tuple)) else [value]
         arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
@@ -152,7 +157,7 @@ def pretrain(data_root, out, **options):
             script.main(arguments)
     except SystemExit:                  # argparse has said why on standard error
         raise InputError(f"pretrain: {' '.join(arguments)}: not options of pretrain.py") from None
-    return max(Path(out).glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    return newest(out)
 
 
 def export(checkpoint, out, results=()):
@@ -352,21 +357,32 @@ def build_demo(root, clips=80):
     demo_tree.build(Path(root), PLACES, clips=clips, progress=False)
 
 
-def open_task(name, data_root, modalities=("audio", "video")):
-    """The clips of a downstream task of the papers.
+def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *, manifest=None, features=None):
+    """The clips of a downstream task of the papers, or of your own data (docs/your-data.md).
 
     Args:
-        name: "ave", "avvp", "ave_avvp", "ucf_vggsound".
+        name: "ave", "avvp", "ave_avvp", "ucf_vggsound"; "custom".
         data_root: folder of all data, laid out as in data/README.md.
         modalities: of "audio", "video", "text".
+        seconds: T; longer clips are cut, shorter ones repeat their last second.
+        manifest: csv of the clips of "custom".
+        features: modality -> path, of "custom": all of them are opened.
 
     Returns:
         the engine's Task: `train`, `val` and `test` map a modality to a dataset; there `load("audio")` gives all
         features (N, T, ...), `labels` (N, T, C + 1), `classes` the names; `task.classes` as well.
     """
     from cmg._src.configs.opts import PLACES
+    from cmg._src.dataset.manifest import OWN
     from cmg._src.engine.transfer.tasks import TASKS
     if name not in TASKS:
         raise InputError(f"{name}: no such task; one of {', '.join(TASKS)} is expected")
+    if name == OWN:
+        if manifest is None or not features:
+            raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
+        places = {OWN + ".manifest": Path(manifest), **{f"{OWN}.{m}": Path(path) for m, path in features.items()}}
+        entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
+        return entry.open(places.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
+                          seconds=seconds)
     return TASKS[name].open(lambda place: Path(data_root) / PLACES[place], tuple(modalities), "default",
-                            on_bad_clip="error", in_memory=False)
+                            on_bad_clip="error", in_memory=False, seconds=seconds)

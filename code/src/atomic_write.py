@@ -3,6 +3,7 @@
 Valid Python 3.7, standard library alone: the exporter of text features imports it there.
 """
 
+import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
@@ -59,14 +60,43 @@ def output_file(path, mode="wb", remedy="choose another place"):
                          f"make room, or {remedy}; what was there before is untouched") from error
 
 
+@contextmanager
+def alone(path, remedy):
+    """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
+
+    Args:
+        path: the lock file; its folder is made, and it is removed in the end.
+        remedy: what to do if it is taken, the flag named.
+
+    Raises:
+        InputError: another process holds it, or the place cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); a writable folder is expected; "
+                         f"{remedy}") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)        # of this process; it ends with it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):         # else a file system without locks
+                raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a "
+                                 f"time is expected; wait for it, or {remedy}") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):             # the folder may be read-only by now; the lock itself ends here
+                os.remove(path)
+
+
 def remove_leftovers(folder, name="*"):
     """Remove temporary files of `whole_file` in a folder whose writers were killed; `name`: pattern of the files."""
     for leftover in Path(folder).glob(f".{name}.*.tmp"):
-        with open(leftover, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue                        # its writer lives
+        with suppress(OSError), open(leftover, "rb") as file:       # it is gone by now, or its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(leftover)
 
 

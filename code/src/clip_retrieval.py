@@ -22,7 +22,7 @@ def main(argv=None):
         raise InputError(f"{paths['video']}, {paths['audio']}: neither is there; features of the clips are expected; "
                          "set --path captions.video=FOLDER or captions.audio=FOLDER")
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
-    dataset = Captions(paths, modalities, **opts.reading)
+    dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
     record = provenance.write(opts.results.parent, provenance.collect(
         opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
     with kept_warnings(opts.results.parent):

@@ -1,7 +1,9 @@
 """What the task scripts and evaluate.py share: from options to an open task, and to where its results go."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from atomic_write import alone
 from configs.opts import parse_downstream
 from declare import read
 from engine import doubts, provenance, results
@@ -26,10 +28,10 @@ def toc_choices(opts, entry, directions, pretrained):
     return found
 
 
-def open_task(opts, entry, directions):
-    """The data of some directions."""
+def open_task(opts, entry, directions, config):
+    """The data of some directions, its clips read as for a system with this config."""
     settings = read(entry.settings, opts) if entry.settings else None
-    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading)
+    return entry.open(opts.place, modalities_of(directions), opts.protocol, settings, **opts.reading, **config.reading)
 
 
 def measure(opts, entry, task, pretrained, variants):
@@ -41,9 +43,10 @@ def measure(opts, entry, task, pretrained, variants):
     places = {name: opts.place(name) for name in entry.all_places()}
     touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
-    with kept_warnings(opts.results.parent):
-        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features, [
-            found for found in doubts.places_of(entry.all_places(), opts.place) if found[0] in touched]))
+    name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
+    with kept_warnings(opts.results.parent), alone(opts.results.parent / name, "choose another --results"):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                              doubts.places_of(touched, entry.all_places(), opts.place)))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 
@@ -55,6 +58,7 @@ def run_script(name, argv=None):
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):
         code_sets.check_modality(pretrained.encoder, modality, pretrained.path)
-    rows = measure(opts, entry, open_task(opts, entry, opts.directions), pretrained, variants)
+    task = open_task(opts, entry, opts.directions, pretrained.encoder.config)
+    rows = measure(opts, entry, task, pretrained, variants)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

@@ -1,7 +1,11 @@
 """Wrong input ends in one clear line and exit code 2; everything else is our own mistake and keeps its traceback."""
 
 import argparse
+import logging
+import os
 import sys
+
+from stopping import Stopped, at_once, handled
 
 
 class InputError(ValueError):
@@ -19,19 +23,36 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def run(main):
+def run(main, several=False):
     """Run an entry point and turn `InputError` into one line on standard error and exit code 2.
 
-    `--debug` anywhere on the command line shows the traceback as well. Ctrl-C ends with exit code 130.
+    `--debug` anywhere on the command line shows the traceback as well. SIGTERM and Ctrl-C end with one line and exit
+    code 128 + signal (stopping.py).
+
+    Args:
+        main: the entry point; returns an exit code or None.
+        several: may several processes of torchrun do this together?
     """
     try:
-        code = main()
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+        if not alone and not several:
+            raise InputError(f"{os.path.basename(sys.argv[0])}: {os.environ['WORLD_SIZE']} processes of torchrun; this "
+                             "program is one process; start it without torchrun")
+        if alone:
+            with handled(at_once):
+                code = main()
+        else:               # a signal must also end a process that waits for others within a library
+            code = main()
     except InputError as error:
         if "--debug" in sys.argv:
             raise
         message = str(error).rsplit("InputError: ", 1)[-1]      # a DataLoader worker puts its traceback before it
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         code = 2
+    except Stopped as stopped:
+        if str(stopped) and not logging.getLogger().isEnabledFor(logging.INFO):      # else the log has said it
+            print(stopped, file=sys.stderr)
+        code = stopped.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -61,9 +61,12 @@ def main(argv=None):
     for work in plan(opts, encoders):
         if not work.directions:
             continue
-        task = open_task(opts, work.entry, work.directions)
+        task, opened = None, None
         for pretrained, variants in zip(encoders, work.variants):
             if variants:
+                config = pretrained.encoder.config
+                if config.reading != opened:        # encoders of another T see other clips
+                    task, opened = open_task(opts, work.entry, work.directions, config), config.reading
                 rows += measure(opts, work.entry, task, pretrained, variants)
     if not rows:
         raise InputError(f"{', '.join(map(str, opts.checkpoints))}: no direction of the tasks {', '.join(opts.tasks)} "

@@ -64,7 +64,7 @@ def _checked(name, opts):
         if name == OWN:
             return entry.places, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(place), modalities, "default")
-        steps = [checking.clips(part.title, part.load) for part in parts]
+        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
         if "text" in modalities:
             steps.append(checking.text(place(entry.prompts)))
         elif entry.prompts:
@@ -72,7 +72,8 @@ def _checked(name, opts):
         return entry.needed(), entry.source, steps
     needed = pretraining.places(name)
     steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
-             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS))]
+             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
+                                              seconds=opts.seconds))]
     if "vggsound.text" in needed:
         steps.append(checking.text(place("vggsound.text")))
     return needed, pretraining.SOURCE, steps
@@ -86,9 +87,9 @@ def _own_steps(opts, entry, modalities):
     except InputError:                      # the first step says it
         return steps
     steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.place, ("train",),
-                                                       opts.own_modalities)))
+                                                       opts.own_modalities, seconds=opts.seconds)))
     if has_labels:
-        steps += [checking.clips(part.title, part.load)
+        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds))
                   for part in entry.parts(entry.paths(opts.place), modalities, "default")]
     if "text" in opts.own and is_prompts_file(opts.own["text"]):
         steps.append(checking.text(opts.own["text"]))
@@ -231,6 +232,7 @@ def parser():
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
+    one.add_argument("--seconds", type=configs.positive, default=10, help="T of the system that is to read it")
     configs.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")

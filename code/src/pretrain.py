@@ -1,15 +1,16 @@
 """Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 
 import declare
-from atomic_write import remove_leftovers
+from atomic_write import alone, remove_leftovers
 from configs.opts import PLACES, decisive, parse_pretrain
 from dataset import origin, pretraining
-from engine import checkpoint, distributed, doubts, provenance
+from engine import checkpoint, distributed, doubts, provenance, run_length
 from engine.batches import Resident, Streamed, stored_dtype
 from engine.malloc import keep_freed_memory
 from engine.run_folder import Run, beginning, seed_everything, show_log
@@ -30,8 +31,14 @@ def open_data(opts):
     if opts.preset == "demo" and not opts.data_root.exists():
         from demo_data import demo_tree  # here, because no other run needs what draws digits and tones
         demo_tree.build(opts.data_root, PLACES)
+    if opts.seconds == "auto":
+        opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
+    return _open(opts, seconds=opts.seconds, padding=opts.padding)
+
+
+def _open(opts, **reading):
     return pretraining.open_clips(opts.dataset_name, opts.place, opts.splits, opts.own_modalities,
-                                  **opts.reading)
+                                  **opts.reading | reading)
 
 
 def find_resumed(opts, is_first):
@@ -100,17 +107,29 @@ def main(argv=None):
         opts.gpu = distributed.local_number()
     if opts.device.type == "cpu":
         keep_freed_memory()
-    with distributed.ranks(opts.device, opts.seed) as together:
-        return pretrain(opts, together)
+    with distributed.ranks(opts.device, opts.seed) as together, _alone(opts, together):
+        pretrain(opts, together)
+
+
+@contextmanager
+def _alone(opts, together):
+    """No other run may write the same log or checkpoints meanwhile."""
+    if opts.evaluate or not together.is_first:
+        yield
+        return
+    name = SYSTEMS[opts.system].file(opts.modalities, "run")
+    with alone(opts.snapshot_pref / ".lock", "choose another --snapshot_pref"), alone(
+            opts.model_save_path / f".{name}.lock", "choose another --model_save_path"):
+        yield
 
 
 def pretrain(opts, together):
     """One process of a run, the only one or one of several (engine/distributed.py); the first logs and saves."""
     if opts.evaluate and together is not ALONE:
         raise InputError("--evaluate: one process does this; start it without torchrun")
-    resumed = find_resumed(opts, together.is_first)
     generator = seed_everything(opts.seed)
-    data = open_data(opts)
+    data = open_data(opts)                                  # before anything compares --seconds auto
+    resumed = find_resumed(opts, together.is_first)
     system, loaded = open_system(opts, resumed, data.shapes)
     trainer = Trainer(system, Draws(generator), declare.read(Settings, opts, bf16=opts.precision == "bf16"), together)
     state = RunState.of(loaded) if loaded else None
@@ -123,14 +142,16 @@ def pretrain(opts, together):
         folder = Run(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
             opts.resolved(), opts.device, {name: opts.place(name) for name in names}, clips=fingerprint(data)))
-    log.info("%s on %s: %d clips, %s, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
-             "+".join(opts.modalities), system.config.num_codes,
+    log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
+             "+".join(opts.modalities), system.config.seconds, system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
+    if together.is_first:
+        _tell(opts, data, system)
     own = own_names(system) if system.PARTS else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(names, opts.place)
-    if loaded:
+    places = doubts.places_of(opts.modalities, names, opts.place)
+    if loaded and together.is_first:
         for line in doubts.other_features(loaded.path, loaded.features, places):
             log.warning(line)
     dtype = next(system.parameters()).dtype
@@ -141,9 +162,23 @@ def pretrain(opts, together):
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, trainer.draws)
 
     if opts.evaluate:
-        return evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
-    return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
+        evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
+        return
+    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator, opts.model_save_path,
+         folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
+
+
+def _tell(opts, data, system):
+    """What the log says of the clips and the length of a run. The demo is meant to be short."""
+    config, own = system.config, [data.first_lengths[m] for m in data.timed]
+    if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
+        log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
+                    "them as they are)", max(own), config.seconds)
+    if not opts.evaluate and opts.preset != "demo":
+        told, *doubt = run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
+        log.info(told)
+        for line in doubt:                      # into the report as well
+            log.warning("warning: %s", line)
 
 
 def evaluate(trainer, batches, num_clips, epoch, batch_size):
@@ -162,4 +197,4 @@ def evaluate(trainer, batches, num_clips, epoch, batch_size):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, several=True)

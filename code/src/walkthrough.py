@@ -45,9 +45,7 @@ def walk(preset, parser, build, argv):
     print(f"1/4  data in {opts.data_root}", flush=True)
     build(own, opts.data_root)
     print("2/4  pretraining without labels", flush=True)
-    code = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
-    if code:                            # stopped by a signal; the next call resumes with --resume auto
-        return code
+    pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")])
     print("3/4  heads on one modality, tested on another", flush=True)
     checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)])

@@ -1,26 +1,41 @@
-"""Prove that a run is never lost: kill a demo pretraining with SIGKILL at random moments, resume it each time, and
-compare its last checkpoint and its figures with those of a run that was never stopped.
+"""Prove that work is never lost: kill a program at random moments, start it again each time, and compare what it leaves
+with what a run leaves that was never stopped.
 
-    python code/tests/kill_resume.py --kills 20
+    python code/tests/kill_resume.py --kills 20                         pretraining of the demo
+    python code/tests/kill_resume.py --what all --tiny --kills 5        every kind of work, five kills each
+    python code/tests/kill_resume.py --what all --tiny --kills 50 --log soak.jsonl      goes on where the log ends
 
-The runs are real processes; a fork server has imported the program, so that a start costs no import. A run that ends
-before it is killed is compared, and another one is begun, until all kills are spent.
+Kills are SIGKILLs; one in four is a SIGTERM, after which the program must end by itself with exit code 143 and one line
+that says how to go on. The runs are real processes; a fork server has imported the program, so that a start costs no
+import. A run that ends before it is killed is compared, and another one is begun, until all kills are spent. With two
+processes one of them is killed, and the other must end within 30 seconds, with one line.
 """
 
 import argparse
 import dataclasses
 import json
 import multiprocessing
+import os
 import random
+import signal
+import socket
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24}
+AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts"
+PATHS = [str(Path(__file__).parent), str(SOURCE), str(AVS)]
+SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24,
+            "--gpu": "cpu"}
 WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "num_layers": 1}
 MAP_WIDTHS = {"hidden": 32, "specific": 64, "pool_hidden": 32}
+GENTLE = 0.25                   # share of SIGTERMs among the kills
+ALONE = 30                      # seconds in which a process must notice that the other one is gone
+OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
 
 
 def narrow(config):
@@ -29,31 +44,62 @@ def narrow(config):
     return dataclasses.replace(config, map_widths=maps, **WIDTHS)
 
 
-def train(arguments, log, is_tiny):
-    """One pretraining process, its output in the file `log`; tiny: a model a hundredth of the demo's size."""
+# ------------------------------------------------------------------------------------------------- in the new process
+def process(main, log, several=False):
+    """Do the work of one process as a script does, its output in the file `log`; never returns."""
     import torch
 
+    import errors
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)
+    errors.run(main, several)
+
+
+def train(arguments, log, is_tiny, rank=None, port=None):
+    """One process of pretraining; tiny: a model a hundredth of the demo's size. `rank`, `port`: of two processes."""
     import pretrain
     from model.config import Config
-    torch.set_num_threads(1)
+    if rank is not None:
+        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": str(port)}
     if is_tiny:
         full = Config.for_data.__func__
         Config.for_data = classmethod(
             lambda cls, *args, **sizes: narrow(full(cls, *args, **sizes)))
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)
-    sys.exit(pretrain.main(arguments))
+    process(lambda: pretrain.main(arguments), log, several=True)
 
 
-def arguments(folder, data, settings):
-    """Command line of a run that keeps everything in `folder`."""
-    options = {"--data_root": data, "--model_save_path": folder / "checkpoints", "--snapshot_pref": folder / "run"}
-    return ["--in_memory", *(str(x) for pair in {**settings, **options}.items() for x in pair)]
+def measure(arguments, log):
+    """AVE's heads; their state is kept after every epoch."""
+    import ave
+    from engine.transfer import head_resume, run_task
+    run_task.Progress = lambda path: head_resume.Progress(path, 0)
+    process(lambda: ave.main(arguments), log)
 
 
+def segment(arguments, log):
+    """Training of a segmentation network, its state kept after every step."""
+    from avs_s4 import train as script
+    from avs_s4 import training
+    training.SECONDS = 0
+    process(lambda: script.main(arguments), log)
+
+
+def prepare(arguments, log, batch=None):
+    """prepare.py; `batch`: clips of a pack between two flushes."""
+    import prepare as script
+    from dataset import packing
+    packing.BATCH = batch or packing.BATCH
+    process(lambda: script.main(arguments), log)
+
+
+# ---------------------------------------------------------------------------------------------------------- comparing
 def differences(a, b, place=""):
-    """Places at which two checkpoints are not bit-equal; the paths in `run.records` may differ."""
+    """Places at which two checkpoints are not bit-equal; the paths in `run.records` may differ, and so may the names
+    in `run.saved`: a stop leaves a file of its own."""
+    import numpy as np
     import torch
-    if place == ".run.records":
+    if place in (".run.records", ".run.saved"):
         return []
     if type(a) is not type(b):
         return [place]
@@ -63,6 +109,8 @@ def differences(a, b, place=""):
     if isinstance(a, (list, tuple)):
         return [place] if len(a) != len(b) else [
             found for k, pair in enumerate(zip(a, b)) for found in differences(*pair, f"{place}[{k}]")]
+    if isinstance(a, np.ndarray):
+        return [] if a.dtype == b.dtype and a.tobytes() == b.tobytes() and a.shape == b.shape else [place]
     same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     return [] if same else [place]
 
@@ -80,82 +128,325 @@ def compare(whole, broken, last):
     return found + (["metrics.jsonl"] if figures(whole) != figures(broken) else [])
 
 
-def prove(work, data, kills, seed=0, settings=None, is_tiny=False, report=print):
-    """Run once unbroken, then others with SIGKILLs; returns the list of differences, empty if all are the same.
+def heads_left(folder):
+    """Result lines and kept predictions of a task."""
+    import numpy as np
 
-    Args:
-        work: folder for the runs.
-        data: demo tree (demo_data.demo_tree).
-        kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
-        settings: flag -> value of the runs.
-        report: called with a line of text now and then.
+    from engine import results
+    rows = [{key: value for key, value in row.items() if key not in ("seconds", "provenance")}
+            for row in results.read(folder / "run" / "results.jsonl")]
+    kept = {path.name: dict(np.load(path)) for path in sorted(folder.rglob("*.npz"))}
+    return {"rows": rows, "predictions": kept, "states": [path.name for path in folder.rglob("heads-*.pt")]}
+
+
+def networks_left(folder):
+    """Networks and figures of the finished run of segmentation."""
+    import torch
+    done = [path.parents[1] for path in folder.glob("S4_*/checkpoints/last.pth")
+            if not (path.parent / "resume.pt").exists()]
+    log = [json.loads(line) for line in (done[-1] / "log" / "metrics.jsonl").read_text().splitlines()]
+    return {"networks": {path.name: torch.load(path, weights_only=True)
+                         for path in (done[-1] / "checkpoints").glob("*.pth")},
+            "figures": [{key: value for key, value in line.items() if key != "clips_per_second"} for line in log]}
+
+
+def features_left(folder):
+    """Bytes of every file of an extraction; none is hidden any more."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name not in ("output.txt", ".lock")}
+
+
+def pack_left(folder):
+    """Content of a pack; nothing is beside it."""
+    import h5py
+    with h5py.File(folder / "pack.h5") as file:
+        arrays = {name: file[name][()].tobytes() for name in file}
+        return {"arrays": arrays, "attributes": dict(file.attrs),
+                "files": sorted(path.name for path in folder.iterdir() if path.name != "output.txt")}
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of work
+@dataclass
+class Work:
+    """A program that is killed.
+
+    Attributes:
+        target: function of this module that a new process calls.
+        arguments: folder of a run -> its arguments.
+        compare: (folder of the whole run, folder of a broken one) -> places that differ.
+        processes: how many work together.
     """
-    settings, draw = {**SETTINGS, **(settings or {})}, random.Random(seed)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kill_resume", "pretrain"])
-    system = "H-DCID" if settings.get("--system") == "h_dcid" else "DCID"
-    last = f"{system}-model-{int(settings['--n_epoch']) - 1}.pt"
 
-    def start(folder, *more):
+    target: object
+    arguments: object
+    compare: object
+    processes: int = 1
+
+
+def arguments(folder, data, settings):
+    """Command line of a pretraining run that keeps everything in `folder`."""
+    options = {"--data_root": data, "--model_save_path": folder / "checkpoints", "--snapshot_pref": folder / "run"}
+    return ["--in_memory", *(str(x) for pair in {**settings, **options}.items() for x in pair)]
+
+
+def pretraining(data, settings=None, is_tiny=False, processes=1):
+    """Work: pretraining; `settings`: flag -> value."""
+    from model.config import MODALITIES
+    from systems.registry import SYSTEMS
+    settings = SETTINGS | (settings or {})
+    last = SYSTEMS[settings.get("--system", "dcid")].file(MODALITIES, int(settings["--n_epoch"]) - 1)
+    return Work(train, lambda folder: ([*arguments(folder, data, settings), "--resume", "auto"],
+                                       folder / "output.txt", is_tiny),
+                lambda whole, broken: compare(whole, broken, last), processes)
+
+
+def equal(left):
+    """`Work.compare` from what a run leaves: folder -> nested dicts of values."""
+    return lambda whole, broken: differences(left(whole), left(broken))
+
+
+def heads(work, data):
+    """Work: AVE's heads over a checkpoint of random weights."""
+    import torch
+
+    from engine import checkpoint
+    from systems.dcid import DCID
+    torch.manual_seed(0)
+    model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
+    checkpoint.save(work / "model.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
+    return Work(measure, lambda folder: (["--data_root", str(data), "--checkpoint", str(work / "model.pt"), "--gpu",
+                                          "cpu", "--in_memory", "--n_epoch", "40", "--seeds", "0", "1",
+                                          "--snapshot_pref", str(folder / "run")], folder / "output.txt"),
+                equal(heads_left))
+
+
+WIDTHS_OF_HEADS = {"code_dim": 32, "feed_forward": 64, "num_layers": 1}
+
+
+def avs(work, data):
+    """Work: segmentation on scenes of the demo."""
+    import torch
+
+    from avs_s4 import demo_scenes
+    from configs.opts import PLACES
+    from engine import checkpoint
+    from systems.dcid import DCID
+    demo_scenes.build(data, PLACES, clips={"train": 12, "val": 4, "test": 1}, progress=False)
+    torch.manual_seed(0)
+    model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
+                                      num_layers=1, num_heads=2))
+    checkpoint.save(work / "encoder.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
+    return Work(segment, lambda folder: (
+        ["--checkpoint", str(work / "encoder.pt"), "--data_root", str(data), "--log_dir", str(folder), "--direction",
+         "at", "--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
+         "--num_workers", "0", "--gpu", "cpu", "--channels", "8", "--tpavi_norm_start", "1", "--max_epoches", "4",
+         "--lr", "1e-3", "--train_batch_size", "2", "--resume", "auto"], folder / "output.txt"), equal(networks_left))
+
+
+def extraction(work, data):
+    """Work: features of twelve made videos."""
+    from made_videos import make_video
+    (work / "videos").mkdir()
+    for k in range(12):
+        make_video(work / "videos" / f"clip{k}.mp4", seconds=2 + k / 8, audio=None if k == 3 else "tone",
+                   size=(320 + 16 * k, 240))
+    return Work(prepare, lambda folder: (["features", str(work / "videos"), "--out", str(folder), *OFFLINE,
+                                          "--silence-for-missing"],
+                                         folder / "output.txt"), equal(features_left))
+
+
+def packing(work, data):
+    """Work: a pack of the demo's sounds, eight clips between two flushes."""
+    return Work(prepare, lambda folder: (["pack", "vggsound.audio", "--data_root", str(data), "--out",
+                                          str(folder / "pack.h5")], folder / "output.txt", 2), equal(pack_left))
+
+
+EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
+
+
+def kinds():
+    """Name of --what -> function of (folder, demo tree, tiny) that gives the `Work`."""
+    from systems.registry import SYSTEMS
+
+    def of_system(system, processes):
+        settings = {"--system": system, "--n_epoch": EPOCHS.get(system, 3)}
+        return lambda work, data, is_tiny: pretraining(data, settings, is_tiny, processes)
+    found = {"pretrain" + ("" if name == "dcid" else f":{name}") + "x2" * (n == 2): of_system(name, n)
+             for name in SYSTEMS for n in (1, 2)}
+    return found | {name: lambda work, data, is_tiny, make=make: make(work, data) for name, make in (
+        ("heads", heads), ("avs", avs), ("extract", extraction), ("pack", packing))}
+
+
+# ------------------------------------------------------------------------------------------------------------ killing
+class Run:
+    """The processes of one start."""
+
+    def __init__(self, work, folder, context):
         folder.mkdir(parents=True, exist_ok=True)
-        line = [*arguments(folder, data, settings), *more]
-        process = context.Process(target=train, args=(line, folder / "output.txt", is_tiny))
-        process.start()
-        return process
+        given, more = work.arguments(folder), [()]
+        if work.processes == 2:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                more = [(rank, free.getsockname()[1]) for rank in range(2)]
+            (folder / "output.txt").unlink(missing_ok=True)         # of the start before
+        self.output = folder / "output.txt"
+        self.started = len(self.output.read_text()) if self.output.exists() else 0
+        self.processes = [context.Process(target=work.target, args=(*given, *extra)) for extra in more]
+        for one in self.processes:
+            one.start()
 
-    warm = context.Process(target=int)                  # the server's imports are not timed
+    def wait(self, seconds=None):
+        """Until all have ended; True if they did within the time."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for one in self.processes:
+            one.join(deadline and max(0, deadline - time.monotonic()))
+        return all(one.exitcode is not None for one in self.processes)
+
+    def kill(self, gentle, draw):
+        """Kill or stop; returns what is wrong with how the program ended, or None."""
+        if gentle:
+            for one in self.processes:
+                one.terminate()
+            if not self.wait(ALONE):
+                return f"it has not ended {ALONE} seconds after SIGTERM"
+            codes = {one.exitcode for one in self.processes}
+            if codes <= {0, -signal.SIGTERM} or codes == {2, -signal.SIGTERM}:
+                return None                     # it was done, or (one of them) had not begun: nothing to say
+            if codes != {128 + signal.SIGTERM}:
+                return f"SIGTERM ends with exit codes {codes}"
+            said = self.said("stopped by SIGTERM")
+            return None if len(said) == 1 and ("resume" in said[0] or "again" in said[0] or "repeat" in said[0]) else (
+                f"SIGTERM leaves {len(said)} lines")
+        victim = draw.choice(self.processes)
+        victim.kill()
+        victim.join()
+        if len(self.processes) == 1:
+            return None
+        other, = (one for one in self.processes if one is not victim)
+        if not self.wait(ALONE / 3):        # before it met the killed one it knows nothing; torchrun ends it
+            other.terminate()
+        if not self.wait(2 * ALONE / 3):
+            return f"the other process still waits after {ALONE} seconds"
+        if other.exitcode == -signal.SIGTERM:
+            return None
+        if other.exitcode not in (0, 2):
+            return f"the other process ends with exit code {other.exitcode}"
+        said = self.said("error: ")
+        return None if other.exitcode == 0 or len(said) == 1 else f"the other process leaves {len(said)} lines"
+
+    def said(self, words):
+        """Lines with these words since the start."""
+        text = self.output.read_text()[self.started:]
+        return [line for line in text.splitlines() if words in line]
+
+    def end(self):
+        """Kill what is left."""
+        for one in self.processes:
+            one.kill()
+            one.join()
+
+
+def started():
+    """The context of a fork server that has imported the programs, so that no import is timed."""
+    context = multiprocessing.get_context("forkserver")
+    os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
+    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
+    warm = context.Process(target=int)
     warm.start()
     warm.join()
-    began = time.monotonic()
-    process = start(work / "whole")
-    process.join()
+    return context
+
+
+def prove(folder, work, kills, seed=0, report=print):
+    """Run once unbroken, then others with kills; returns the list of differences, empty if all are the same.
+
+    Args:
+        folder: for the runs.
+        work: `Work`.
+        kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
+        report: called with a line of text now and then.
+    """
+    draw, context = random.Random(f"{folder.name} {seed}"), started()
+    began, counted = time.monotonic(), Counter()
+    run = Run(work, folder / "whole", context)
+    run.wait()
     seconds = time.monotonic() - began
-    if process.exitcode:
-        return [f"the unbroken run failed; see {work / 'whole' / 'output.txt'}"]
-    report(f"an unbroken run takes {seconds:.1f} s and writes {len(figures(work / 'whole'))} lines of figures")
-    killed, within_write, runs = 0, 0, 0
-    while killed < kills:
-        folder, runs, own_kills, process = work / f"broken-{runs}", runs + 1, 0, None
-        while process is None or process.exitcode != 0:
-            process = start(folder, "--resume", "auto")
-            process.join(draw.uniform(0, 2 / 3) * seconds if killed < kills else None)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-                killed, own_kills = killed + 1, own_kills + 1
-                within_write += any((folder / "checkpoints").glob(".*.tmp"))
-            elif process.exitcode > 0:
-                return [f"a resumed run failed; see {folder / 'output.txt'}"]
-        found = compare(work / "whole", folder, last)
-        report(f"run {runs}, killed {own_kills} times: "
+    if any(one.exitcode for one in run.processes):
+        return [f"the unbroken run failed; see {run.output}"]
+    report(f"an unbroken run takes {seconds:.1f} s")
+    while counted["kills"] < kills:
+        counted["runs"] += 1
+        place, own_kills = folder / f"broken-{counted['runs']}", 0
+        while True:
+            run = Run(work, place, context)
+            done = run.wait(draw.uniform(0, 2 / 3) * seconds if counted["kills"] < kills else None)
+            if done and all(one.exitcode == 0 for one in run.processes):
+                break
+            if done:
+                return [f"a resumed run failed; see {run.output}"]
+            gentle = draw.random() < GENTLE
+            wrong = run.kill(gentle, draw)
+            counted["kills"], own_kills = counted["kills"] + 1, own_kills + 1
+            counted["SIGTERM" if gentle else "SIGKILL"] += 1
+            counted["within a write"] += any(place.rglob(".*.tmp"))
+            if wrong:
+                run.end()
+                return [f"{wrong}; see {run.output}"]
+        found = work.compare(folder / "whole", place)
+        found += [f"left behind: {path.name}" for path in place.rglob(".*.tmp")]
+        report(f"run {counted['runs']}, killed {own_kills} times: "
                f"{'bit-equal' if not found else 'DIFFERENT: ' + ', '.join(found[:5])}")
         if found:
             return found
-    report(f"{killed} kills, {within_write} of them while a checkpoint was written; all runs end with the same "
-           "weights, optimisers, codebooks, random states and figures")
+    report(f"{counted['kills']} kills ({counted['SIGKILL']} SIGKILL, {counted['SIGTERM']} SIGTERM), "
+           f"{counted['within a write']} of them while a file was written; {counted['runs']} runs end as the unbroken "
+           "one, to the last bit")
     return []
+
+
+def soak(names, kills, seed, is_tiny, clips, log=None):
+    """`prove` for some kinds of work; returns how many failed. `log`: a file of lines {"what", "kills", "seed", ...};
+    what it holds is not done again."""
+    from configs.opts import PLACES
+    from demo_data import demo_tree
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        demo_tree.build(data, PLACES, clips=clips, progress=False)
+        for name in names:
+            if any(line["what"] == name and line["seed"] == seed and line["kills"] >= kills for line in known):
+                continue
+            place, began, said = Path(folder) / name, time.monotonic(), []
+            place.mkdir()
+
+            def report(line, name=name, said=said):
+                said.append(line)
+                print(f"{name}: {line}", flush=True)
+            found = prove(place, kinds()[name](place, data, is_tiny), kills, seed, report)
+            for difference in found:
+                print(f"{name}: {difference}", flush=True)
+            failed += bool(found)
+            if log:
+                with open(log, "a") as file:
+                    file.write(json.dumps({"what": name, "kills": kills, "seed": seed, "differences": found, "seconds":
+                                           round(time.monotonic() - began), "last": said[-1]}) + "\n")
+    return failed
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="how often the run is killed")
+    parser.add_argument("--what", nargs="+", choices=("all", *kinds()), default=["pretrain"], help="what is killed")
+    parser.add_argument("--kills", type=int, default=20, help="how often, each of them")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--system", choices=("dcid", "h_dcid"), default="dcid", help="what is pretrained")
-    parser.add_argument("--tiny", action="store_true", help="a model a hundredth of the demo's size")
+    parser.add_argument("--tiny", action="store_true", help="pretrain a model a hundredth of the demo's size")
     parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
+    parser.add_argument("--log", type=Path, default=None, help="add a line for each kind of work, and skip those there")
     options = parser.parse_args(argv)
-    from configs.opts import PLACES
-    from demo_data import demo_tree
-    with tempfile.TemporaryDirectory() as work:
-        data = Path(work) / "data"
-        demo_tree.build(data, PLACES, clips=options.clips, progress=False)
-        settings = {"--system": options.system, "--n_epoch": 3 if options.system == "dcid" else 5}
-        found = prove(Path(work), data, options.kills, options.seed, settings, options.tiny)
-    for difference in found:
-        print(difference)
-    return 1 if found else 0
+    names = list(kinds()) if "all" in options.what else options.what
+    return 1 if soak(names, options.kills, options.seed, options.tiny, options.clips, options.log) else 0
 
 
-sys.path.insert(0, str(SOURCE))         # also in the processes of the fork server, which import this file again
+sys.path[:0] = PATHS                    # also in the processes of the fork server, which import this file again
 if __name__ == "__main__":
     sys.exit(main())

@@ -199,7 +199,7 @@ def test_a_code_is_due_after_its_age_and_drawn_from_those_of_a_third_of_it(after
 
 def test_the_published_distance_is_that_of_the_draws():
     books = [make() for _ in range(2)]
-    for (codebook, z, draws), reset in zip(books, (Reset(), Reset(distance=8 / 1024))):
+    for (codebook, _, draws), reset in zip(books, (Reset(), Reset(distance=8 / 1024))):
         codebook.unactivated_count[3] = RESET_AFTER
         codebook.count_and_reset({"audio": torch.tensor([[0]])}, draws, reset)
     start = make()[0].embedding

@@ -30,6 +30,7 @@ from engine.transfer.tasks import TASKS
 from errors import InputError
 from extract import lists
 from model.sampling import Draws
+from test_python import cmg  # noqa: F401  (a fixture)
 from tiny import run_once
 
 SRC = Path(pretrain.__file__).parent
@@ -443,6 +444,22 @@ def test_events_second_by_second(example, pretrained, tmp_path):
     assert tables.main_metric("custom", found) == "f1"
 
 
+def test_from_python(cmg, example, pretrained, tmp_path):  # noqa: F811
+    places = {"audio": example / "audio", "video": example / "video"}
+    task = cmg.open_task("custom", manifest=example / "clips.csv", features=places)
+    assert task.test["audio"].load("audio").shape == (3, 10, 128) and task.classes == ["ball", "cross", "square"]
+    head = cmg.fit_head(cmg.load(pretrained), "audio", task.train["audio"].load("audio"),
+                        cmg.clip_class(task.train["audio"].labels), epochs=1)
+    assert 0 <= head.score("video", task.test["video"].load("video"),
+                           cmg.clip_class(task.test["video"].labels))["accuracy"] <= 100
+    file = cmg.pretrain(None, tmp_path / "out", dataset_name="custom", manifest=example / "clips.csv", features=places,
+                        n_epoch=1, batch_size=3, n_embeddings=8, gpu="cpu", in_memory=True)
+    assert cmg.load(file).modalities == ("audio", "video")
+    for wrong in ({}, {"manifest": example / "clips.csv"}, {"features": places}):
+        with pytest.raises(cmg.InputError, match="give both"):
+            cmg.open_task("custom", **wrong)
+
+
 def test_evaluate_takes_it_as_a_task(example, pretrained, tmp_path, capsys):
     evaluate.main([str(pretrained), "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--no_control",
                    "--snapshot_pref", str(tmp_path), "--data_root", str(tmp_path / "nothing"), *data(example)])
@@ -492,8 +509,8 @@ def test_any_width_any_name_any_words(example, tmp_path, capsys):
                    "--snapshot_pref", str(tmp_path / "all"), *own])
     assert "own depth>text" in (tmp_path / "all" / "table.txt").read_text()
     other = data(example)
-    assert "takes video as vectors of 40, clips.csv train has video as maps of 7 x 7 x 8" in message(
-        custom.main, heads(file, tmp_path / "other", *other))
+    text = message(custom.main, heads(file, tmp_path / "other", *other))
+    assert f"takes video as vectors of 40, clips.csv train ({example / 'video'}) has video as maps of 7 x 7 x 8" in text
 
 
 def text_model(folder):

@@ -87,7 +87,7 @@ def test_video_and_rows_are_packed_too(tmp_path):
     rows, packed = open_features(tmp_path / "ave.h5", "audio"), open_features(tmp_path / "p.h5", "audio")
     assert all(np.array_equal(packed.read(str(n)), rows.read(str(n))) for n in range(12))
     assert "rank 2" in message(open_features, tmp_path / "p.h5", "label")
-    assert "clips of 10 seconds; 4 are expected" in message(open_features, tmp_path / "p.h5", "audio", 4)
+    assert np.array_equal(open_features(tmp_path / "p.h5", "audio", 4).read("0"), packed.read("0")[:4])
 
 
 def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):

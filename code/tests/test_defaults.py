@@ -2,10 +2,10 @@
 
 import json
 
+import defaults
 import pytest
 import torch
 
-import defaults
 from engine.transfer.code_sets import CodeSet
 
 

@@ -17,14 +17,16 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import errors  # noqa: E402
 from engine import distributed  # noqa: E402
 from engine.distributed import Ranks, ranks  # noqa: E402
 from errors import InputError  # noqa: E402
-from kill_resume import differences  # noqa: E402
+from kill_resume import differences, figures, pretraining, prove  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
 from model.collectives import ALONE  # noqa: E402
 from systems.registry import SYSTEMS  # noqa: E402
 from tiny import command, trainer_for  # noqa: E402
+from tiny import train as pretrain  # noqa: E402
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -37,8 +39,13 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
     "fcid released": ("fcid", ALL, {"club_coarse": "released", "code_reset": "released"}, 0),
+    "five": ("dcid", {"audio": (6,), "video": (7,), "text": (10, 9), "depth": (5, 6, 4), "eeg": (8,)}, {}, 0),
     "micu": ("micu", ALL, {"encoder_passes": "released", "reset_counter": "released"}, 0),
+    **{f"{name} masked": (name, ALL, {}, 3) for name in ("h_dcid", "codaar", "fcid", "micu")},
+    # Codes that lie on features would magnify rounding: CMCM's root, in clips of one second.
+    "dcid masked": ("dcid", ALL, {"codebook_init": "released"}, 3),
 }
+OWN = (1, 4, 10, 7, 3, 2, 10, 5, 9)         # seconds of the clips of masked runs
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 
 
@@ -52,6 +59,8 @@ def train(name, together):
     generator = torch.Generator().manual_seed(5)
     shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
+    if name.endswith("masked"):
+        data["real"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)
     order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
     results = []
     for number, chosen in enumerate(order.split(size)):
@@ -102,6 +111,27 @@ def test_two_processes_equal_one(together, name):
                                        msg=lambda text, at=(rank, key): f"{at}: {text}")
 
 
+def test_a_killed_process_ends_the_other_and_both_go_on(demo_data, tmp_path):
+    """Kills of one of two, until a run has ended; the other must end within 30 seconds with one line (kill_resume)."""
+    work = pretraining(demo_data, {"--n_epoch": 2}, is_tiny=True, processes=2)
+    assert prove(tmp_path, work, kills=2, seed=1) == []
+
+
+def test_one_process_goes_on_where_two_stopped(demo_data, small_model, tmp_path, caplog):
+    """The same batches in the same order (that their figures are one process's: `test_two_processes_equal_one`)."""
+    run_two(tmp_path / "two.txt", *command(demo_data, tmp_path, "--max_steps", 13))
+    assert pretrain(demo_data, tmp_path, "--resume", "auto") == 0
+    assert caplog.text.count("saved by 2 processes, now it is 1, with the same batches") == 1
+    assert "not the same to the last bit; start 2 for that" in caplog.text
+    assert [line["step"] for line in figures(tmp_path)] == list(range(1, 21))
+
+
+def test_other_programs_refuse_torchrun(tmp_path):
+    line = [sys.executable, str(Path(errors.__file__).parent / "toc.py"), "x.pt"]
+    ended = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2"})
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr
+
+
 def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
     """A pretraining run on two processes that stops within its second epoch ends, resumed, as one that never did."""
     for name, *more in (["whole"], ["broken", "--max_steps", 13], ["broken", "--resume", "auto"]):
@@ -109,7 +139,7 @@ def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
     whole, broken = (torch.load(tmp_path / name / "checkpoints" / "DCID-model-1.pt", weights_only=True)
                      for name in ("whole", "broken"))
     assert whole["total_step"] == 20
-    assert differences(whole, broken) == [".run.saved"]             # the stop left a file of its own
+    assert differences(whole, broken) == []
 
 
 @pytest.mark.parametrize("clips, batch", [(9, 4), (10, 5), (7, 7), (5, 3), (3, 3)])
@@ -148,7 +178,7 @@ def test_messages_of_a_step_are_few_whatever_its_sizes(one_of_one, monkeypatch, 
     for codes, seconds, clips in ((11, 10, 3), (40, 25, 6)):
         config = SYSTEMS[system].Config.for_data(ALL, **SMALL | {"num_codes": codes})
         trainer = trainer_for(SYSTEMS[system](config).double().train(), together=one_of_one)
-        shapes = {"audio": (config.audio_dim,), "video": (7, 7, config.video_dim), "text": (config.text_dim,)}
+        shapes = {m: shape[1:] if config.kind(m) == "tokens" else shape for m, shape in config.shapes}
         for step in range(2):
             sent.clear()
             one_of_one.expect(clips, step)

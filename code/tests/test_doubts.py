@@ -170,6 +170,13 @@ def test_check_reads_the_notes_of_an_extraction(demo_data, tmp_path):
     assert report.warnings == ["vggsound.audio: never use them"] and "warning: vggsound.audio: never" in str(report)
 
 
+def test_a_run_of_too_few_steps_is_said_in_log_and_report(run):
+    found = [line for line in warnings_of(run / "run") if "far below" in line]
+    assert len(found) == 1 and "3 steps are far below the 3,066 of the published run" in found[0]
+    assert found[0] in [line["message"] for _, line in run_files.read_run(run / "run").warnings]
+    assert found[0] in (run / "run" / "log.txt").read_text()
+
+
 # ------------------------------------------------------------------------------------------------- nothing is shared
 def apart(file, data, path):
     """A checkpoint of which code 0 is the mean of all sounds, code 1 that of all pictures, and the rest far away."""

@@ -97,8 +97,8 @@ def test_default_warm_start_leaves_the_second_level_alone_then_starts_it_from_it
         trainer.system.train()
     started, start_from = [], Codebook.start_from
 
-    def recorded(codebook, z, draws):
-        start_from(codebook, z, draws)
+    def recorded(codebook, z, draws, real=None):
+        start_from(codebook, z, draws, real)
         started.append((codebook, z, buffers(codebook)))
     monkeypatch.setattr(Codebook, "start_from", recorded)
     for _ in range(2):

@@ -53,7 +53,8 @@ def signal_after(monkeypatch, steps, number=None, error=None):
 
 
 def test_killed_runs_end_as_the_unbroken_one(demo_data, tmp_path):
-    assert kill_resume.prove(tmp_path, demo_data, kills=2, settings={"--n_epoch": 2}, is_tiny=True) == []
+    work = kill_resume.pretraining(demo_data, {"--n_epoch": 2}, is_tiny=True)
+    assert kill_resume.prove(tmp_path, work, kills=2) == []
 
 
 @pytest.mark.parametrize("options", [(), ("--precision", "float64"), ("--save_dtype", "float64"),

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import other_features
 import pandas as pd
 import pytest
 import torch
@@ -363,6 +364,16 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
         assert torch.equal(here.embed(m, x).indices, there.embed(m, x).indices)
 
 
+@pytest.mark.usefixtures("small_model")
+def test_ave_of_wide_vectors_trains(demo_data, tmp_path):
+    """AVE's arrays with 1024 numbers of audio and 768 of video a second, projections of the demo's."""
+    other_features.build(demo_data, tmp_path / "data")
+    assert run_once(command(tmp_path / "data", tmp_path, "--dataset_name", "ave", "--max_steps", "3")) == 0
+    system = checkpoint.open_file(tmp_path / "checkpoints" / "DCID-model-0.pt").system
+    assert dict(system.config.shapes) == {"audio": (1024,), "video": (768,)}
+    assert not any(isinstance(module, torch.nn.Conv2d) for module in system.modules())
+
+
 def test_check_says_what_every_modality_is(five, capsys):
     prepare.main(["check", "--dataset", "custom", *five])
     out = capsys.readouterr().out
@@ -381,7 +392,7 @@ def test_arguments_for_modalities(capsys):
     files = ["--dataset_name", "custom", "--manifest", "c.csv", "--features", "audio=a", "--features", "depth=d"]
     for wrong, words in ((["depth"], "is not NAME=KIND"), (["depth=cube"], "is not NAME=KIND"),
                          (["audio=map"], "which are known"), (["keys=map"], "choose another"),
-                         (["depth=map", "depth=vector"], "given twice"), ([], "declare another with --modality"),
+                         (["depth=map", "depth=vector"], "given twice"), ([], "declare another with --modality depth="),
                          (["depth=map", "eeg=map"], "--modality eeg: there are no features of it")):
         with pytest.raises(SystemExit) as end:
             parse_pretrain(["--gpu", "cpu", *files, *(x for one in wrong for x in ("--modality", one))])

@@ -142,11 +142,14 @@ class Waiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("system, epoch", [("dcid", 0), ("h_dcid", 3)])
-def test_a_step_never_waits_for_the_device(system, epoch):
-    config = Config.for_data(("audio", "video", "text"), **SMALL)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("system, epoch", [("dcid", 0), ("h_dcid", 3), ("fcid", 0), ("micu", 0), ("codaar", 0)])
+def test_a_step_never_waits_for_the_device(system, epoch, masked):
+    config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
     trainer = trainer_for(SYSTEMS[system](config).train())
     batch = {"audio": torch.randn(4, 10, 6), "video": torch.randn(4, 10, 7, 7, 8), "text": torch.randn(4, 10, 9)}
+    if masked:
+        batch["real"] = torch.arange(10) < torch.tensor([[1], [10], [4], [7]])
     trainer.step(batch, epoch)              # the codebooks start here
     with Waiting() as waiting:
         trainer.step(batch, epoch)

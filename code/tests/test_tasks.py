@@ -121,8 +121,8 @@ def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_sets, "codes", spy)
         variants = downstream.toc_choices(options, TABLE["ave"], options.directions, pretrained)
-        downstream.measure(options, TABLE["ave"], downstream.open_task(options, TABLE["ave"], options.directions),
-                           pretrained, variants)
+        task = downstream.open_task(options, TABLE["ave"], options.directions, pretrained.encoder.config)
+        downstream.measure(options, TABLE["ave"], task, pretrained, variants)
     assert seen == [False, True, True]                     # once quietly, then audio and video anew in the one epoch
     assert all(torch.equal(before[name], value) for name, value in pretrained.encoder.state_dict().items())
     assert not pretrained.encoder.training
@@ -168,7 +168,8 @@ def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
         ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target",
                            "video"))
     write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)
-    with pytest.raises(InputError, match=f"takes video features {CHANNELS // 2} wide, AVE train has {CHANNELS}"):
+    with pytest.raises(InputError, match=f"takes video as maps of 7 x 7 x {CHANNELS // 2}, AVE train .* has "
+                       f"video as maps of 7 x 7 x {CHANNELS};"):
         ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "wide.pt")))
 
 

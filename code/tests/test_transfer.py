@@ -107,7 +107,7 @@ class StandIn(torch.nn.Module):
         self.maps = {"audio": torch.randn(5, WIDTH, generator=g), "video": torch.randn(2, WIDTH, generator=g)}
         self.dropout = torch.nn.Dropout(0.5)
 
-    def embed(self, modality, x):
+    def embed(self, modality, x, real=None):
         self.calls += 1
         x = x.mean((2, 3)) if modality == "video" else x
         indices = torch.cdist(self.dropout(x @ self.maps[modality]), self.codebooks[0]).argmin(-1)

@@ -11,6 +11,7 @@ from engine import checkpoint
 from engine.trainer import Settings, Trainer
 from model.collectives import ALONE
 from model.sampling import Draws
+from stopping import Stopped
 
 STEPS = 10                      # of an epoch: 80 clips by 8
 
@@ -31,6 +32,8 @@ def run_once(arguments):
     """pretrain.py with these arguments; returns the exit code. The log handlers of the run are taken off again."""
     try:
         return pretrain.main(arguments) or 0
+    except Stopped as stopped:
+        return stopped.code
     finally:
         logger = logging.getLogger()
         for handler in [h for h in logger.handlers if getattr(h, "of_run", False)]:

@@ -25,7 +25,7 @@ from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
-from model.config import KINDS, MODALITIES, check_name, in_order
+from model.config import KINDS, MODALITIES, Config, check_name, in_order
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -108,8 +108,8 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
-    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test and
-    # validation clips are not pretrained on.
+    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
+    # and validation clips are not pretrained on.
     "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
                "in_memory": True,
                "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},
@@ -340,6 +340,7 @@ def pretrain_parser():
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).")
     for cls, title in PRETRAIN.items():
         declare.add_arguments(parser, cls, title)
+    declare.add_arguments(parser, Config, "clips")
     own_arguments(parser)
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
@@ -500,6 +501,9 @@ def parse_pretrain(argv=None):
             for name, default in declare.settings(cls).items():
                 if name not in own and getattr(opts, name) not in (default, None):
                     parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+    if opts.seconds != "auto" and opts.seconds < 3 and "cpc" not in opts.without:
+        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least 3 seconds; leave it out with "
+                     "--without cpc")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")

@@ -8,22 +8,22 @@ import io
 import logging
 
 from errors import InputError
+from limits import LIMITS
 
 log = logging.getLogger(__name__)
-MAX_BYTES = 256 << 20           # the largest published list is 3 MB
 
 
 def read_text(path):
     """A text file without byte order mark. Raises InputError where it is missing, not UTF-8 or above 256 MB."""
     try:
         with open(str(path), "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(LIMITS.list_bytes + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; get it from the data "
                          "package, or set its place with --path") from None
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: more than {MAX_BYTES:,} bytes; an annotation file is expected; check which file "
-                         "this is")
+    if len(data) > LIMITS.list_bytes:
+        raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check "
+                         "which file this is")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

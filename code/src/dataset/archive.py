@@ -8,25 +8,13 @@ import io
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from errors import InputError
+from limits import LIMITS
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What an archive may cost. A clip of a minute (60, 7, 7, 512) in float32 is 6 MB; its zip has one member."""
-
-    zip_bytes: int = 64 << 20
-    pickle_bytes: int = 64 << 20
-    members: int = 64
-    dimensions: int = 6
-
-
-LIMITS = Limits()
 AGAIN = "copy or unpack the file again, or skip the clip with --on_bad_clip skip"
 _PLAIN = re.compile(r"b1|[iu][1248]|f(2|4|8|16)")         # dtype codes of numbers; O, V, S, U, M are refused
 
@@ -198,7 +186,7 @@ def read_zip(path):
 def check_limit(value, limit, where, unit):
     """InputError where a size is above what is read."""
     if value > limit:
-        raise InputError(f"{where}: {value:,} {unit} or more; at most {limit:,} are read (archive.py, LIMITS); check "
+        raise InputError(f"{where}: {value:,} {unit} or more; at most {limit:,} are read (limits.py); check "
                          "where the file comes from")
 
 

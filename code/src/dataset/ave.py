@@ -25,12 +25,12 @@ class AVE(Clips):
             of the class names (the published 28 where it is absent).
         modalities: of "audio", "video", "text" (the prompt of the clip's class).
         split: "train", "val", "test", or a tuple of them.
-        on_bad_clip, in_memory: see `Clips`.
+        reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Raises:
         InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
     """
 
-    def __init__(self, paths, modalities=("audio", "video"), split="train", *, on_bad_clip="error", in_memory=False):
+    def __init__(self, paths, modalities=("audio", "video"), split="train", **reading):
         splits = (split,) if isinstance(split, str) else tuple(split)
         labels = read_labels(paths["label"])
         classes = read_categories(paths.get("categories"))
@@ -41,16 +41,17 @@ class AVE(Clips):
         super().__init__("AVE " + "+".join(splits), modalities, [str(row) for row in rows],
                          {m: paths[m] for m in modalities if m != "text"}, classes=classes, labels=labels[rows],
                          text=class_text(paths, classes, labels[rows]) if "text" in modalities else None,
-                         on_bad_clip=on_bad_clip, in_memory=in_memory)
+                         **reading)
 
 
 def read_labels(path):
-    """Labels (samples, 10, C+1) of 0 and 1, last column background, as float32."""
+    """Labels (samples, seconds, C+1) of 0 and 1, last column background, as float32."""
     with open_hdf5(path) as file:
         labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
-    if not np.isin(labels, (0, 1)).all():
-        raise InputError(f"{path}: values other than 0 and 1; labels (samples, seconds, classes + 1) are expected; "
-                         "check that this is the label file")
+    if not labels.shape[1] or not np.isin(labels, (0, 1)).all():
+        found = "values other than 0 and 1" if labels.shape[1] else "no seconds"
+        raise InputError(f"{path}: {found}; labels (samples, seconds, classes + 1) are expected; check that this is "
+                         "the label file")
     return labels
 
 

@@ -19,12 +19,12 @@ class AVEShared(Clips):
     Args:
         paths: places "categories", "label", "order", and "ave_audio" or "ave_video".
         modality: "audio" or "video".
-        on_bad_clip, in_memory: see `Clips`.
+        reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Raises:
         InputError: labels of another class count, row numbers outside them, bad rows.
     """
 
-    def __init__(self, paths, modality, *, on_bad_clip="error", in_memory=False):
+    def __init__(self, paths, modality, **reading):
         classes, labels = read_classes(paths["categories"]), read_labels(paths["label"])
         if labels.shape[2] != len(classes) + 1:
             raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes of "
@@ -32,7 +32,7 @@ class AVEShared(Clips):
         rows = read_order(paths["order"], len(labels))
         super().__init__(f"AVE->AVVP train {modality}", (modality,), [str(row) for row in rows],
                          {modality: paths[f"ave_{modality}"]}, classes=classes, labels=labels[rows],
-                         on_bad_clip=on_bad_clip, in_memory=in_memory)
+                         **reading)
 
 
 class AVVPShared(AVVP):
@@ -40,9 +40,8 @@ class AVVPShared(AVVP):
 
     Args:
         paths: places "categories", "audio_csv" and "avvp_audio", or "visual_csv" and "avvp_video".
-        modality, on_bad_clip, in_memory: see `AVVP`.
+        modality, reading: see `AVVP`.
     """
 
-    def __init__(self, paths, modality, *, on_bad_clip="error", in_memory=False):
-        super().__init__({**paths, modality: paths[f"avvp_{modality}"]}, modality, name="AVE->AVVP test",
-                         on_bad_clip=on_bad_clip, in_memory=in_memory)
+    def __init__(self, paths, modality, **reading):
+        super().__init__({**paths, modality: paths[f"avvp_{modality}"]}, modality, name="AVE->AVVP test", **reading)

@@ -17,17 +17,18 @@ class AVVP(Clips):
     Args:
         paths: places "categories", "audio_csv" and "audio", or "visual_csv" and "video".
         modality: "audio" or "video".
-        on_bad_clip, in_memory: see `Clips`.
+        seconds: T; the events are those of the first T seconds.
+        reading: on_bad_clip, in_memory, padding; see `Clips`.
     Raises:
         InputError: a defective list, an unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modality, *, name="AVVP", on_bad_clip="error", in_memory=False, seconds=10):
+    def __init__(self, paths, modality, *, name="AVVP", seconds=10, **reading):
         classes = read_classes(paths["categories"])
         names, labels = read_events(paths[LISTS[modality]], classes, seconds)
         super().__init__(f"{name} {modality}", (modality,), names, {modality: paths[modality]},
                          keys=[name[:11] for name in names], classes=classes, labels=labels,
-                         on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds)
+                         seconds=seconds, **reading)
 
 
 def read_events(path, classes, seconds=10):

@@ -16,7 +16,7 @@ class Captions(Clips):
     Args:
         paths: places "csv", "text"; "audio", "video" as far as `modalities` names them.
         modalities: of "audio" and "video".
-        on_bad_clip, in_memory: see `Clips`.
+        reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Attributes:
         owner: (C,) int64, the clip of each caption that is left.
         captions: (C, 10, 768) their word vectors, by `caption_vectors`.
@@ -24,7 +24,7 @@ class Captions(Clips):
         InputError: a defective list, a name twice, captions without word vectors, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities, *, on_bad_clip="error", in_memory=False):
+    def __init__(self, paths, modalities, **reading):
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
         if len(set(table["label"])) < len(table["label"]):
             twice = next(name for name in table["label"] if table["label"].count(name) > 1)
@@ -33,7 +33,7 @@ class Captions(Clips):
         features = TextFeatures(paths["text"])
         rows = np.array(features.indices(table["label"]))
         super().__init__("captions", modalities, list(dict.fromkeys(table["clip"])), {m: paths[m] for m in modalities},
-                         on_bad_clip=on_bad_clip, in_memory=in_memory)
+                         **reading)
         place = {clip: number for number, clip in enumerate(self.ids)}
         kept = [number for number, clip in enumerate(table["clip"]) if clip in place]      # of clips that are not bad
         self.owner = np.array([place[table["clip"][number]] for number in kept])

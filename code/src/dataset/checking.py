@@ -64,9 +64,7 @@ def check(name, places, source, steps):
         report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
                        f"{flag}")
     for dotted, path in places.items():
-        modality = dotted.split(".")[1]
-        if modality in ("audio", "video", "text"):
-            report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, modality)]
+        report.warnings += [f"{dotted}: {note}" for note in origin.notes(path, dotted.split(".")[1])]
     with _kept_warnings(report):
         for title, step in steps:
             try:
@@ -127,6 +125,7 @@ def describe(report, title, clips):
     sizes = ", ".join(f"{m} {' x '.join(map(str, shape))}" for m, shape in clips.shapes.items())
     report.lines.append(f"{title}: {len(clips) + len(clips.skipped):,} clips, {len(clips):,} with good "
                         f"{', '.join(clips.modalities)} ({sizes})")
+    _describe_lengths(report, title, clips)
     missing = clips.missing
     bad = [reason for key, reason in clips.skipped.items() if key not in set(missing)]
     if missing:
@@ -146,6 +145,24 @@ def describe(report, title, clips):
             report.warnings.append(f"{title}: all clips have the same class")
     elif getattr(clips, "categories", None):
         report.lines.append(_counts(title, Counter(clips.categories)))
+
+
+def _describe_lengths(report, title, clips):
+    """How long the clips are, and what happens to those that have not T seconds."""
+    for modality, own in clips.lengths.items():
+        if modality not in clips.timed or (own == clips.seconds).all():
+            continue
+        shorter, longer = int((own < clips.seconds).sum()), int((own > clips.seconds).sum())
+        text = f"{title}: {modality} of {own.min()} to {own.max()} seconds, T = {clips.seconds}:"
+        if shorter:
+            text += (f" {shorter:,} of {len(clips):,} clips are padded (their last second is repeated; --padding mask "
+                     "of pretrain.py leaves it out)")
+        if longer:
+            text += f"{',' if shorter else ''} {longer:,} are cut"
+        if shorter == len(clips) or longer == len(clips):
+            report.warnings.append(f"{text}; is T right? pretrain.py --seconds {own.max()} takes the clips whole")
+        else:
+            report.lines.append(text)
 
 
 def _counts(title, counts):

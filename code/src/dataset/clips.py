@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.features import Pack, open_features, to_float32
+from dataset.features import Pack, at_seconds, open_features, to_float32
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ class Clips(Dataset):
     """Clips with features by modality; one item is a dict of float32 arrays.
 
     Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
-    (L, W), "label" (T, C+1) with the background last.
+    (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "real" (T,) bool: the seconds
+    that the clip has in all its modalities but tokens.
 
     Args:
         name: for messages.
@@ -28,13 +29,15 @@ class Clips(Dataset):
         keys: id of each clip in the stores (N); default `ids`.
         text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
             sentences, -1 where there are fewer; an item has the first, engine/batches.py draws one a step.
-        labels: (N, T, C+1) array or None.
+        labels: (N, t, C+1) array or None; fitted to T as the features are.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
-        seconds: T.
+        seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
+        padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
         kinds: modality -> "vector", "map" or "tokens", where only this will do.
     Attributes:
+        lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
     Raises:
         InputError: missing clips, or (when read) bad ones.
@@ -43,10 +46,13 @@ class Clips(Dataset):
     BY_ID = False               # HDF5 files may have a dataset for each id
 
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
-                 on_bad_clip="error", in_memory=False, seconds=10, kinds=None):
+                 on_bad_clip="error", in_memory=False, seconds=10, padding="repeat", kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.keys = list(ids), list(ids if keys is None else keys)
+        self.seconds, self.padding, self.lengths = seconds, padding, {}
         self.text, self.labels = text, labels
+        if labels is not None and seconds not in (None, labels.shape[1]):
+            self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
         self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
                        for m, path in places.items()}
         self.skipped, self.missing, self.memory = {}, [], {}
@@ -57,8 +63,10 @@ class Clips(Dataset):
             store.fit_tokens(self.keys)
         if on_bad_clip == "skip":
             self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
-        for store in self.stores.values():
-            store.probe(self.keys[0])
+        self.first_lengths = {m: store.probe(self.keys[0]) for m, store in self.stores.items()}
+        for m in [m for m in self.timed if self.first_lengths[m] is None] if padding == "mask" else ():
+            raise InputError(f"{self.stores[m].path}: a pack of an earlier version, which does not say how long its "
+                             "clips are; --padding mask needs that: pack the features again")
         if in_memory:
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
@@ -71,7 +79,13 @@ class Clips(Dataset):
         return len(self.ids)
 
     def __getitem__(self, i):
-        item = {m: self._clip(m, i) for m in self.modalities if m in self.stores}
+        item, own = {}, []
+        for m in self.modalities:
+            if m in self.stores:
+                item[m], seconds = self._clip(m, i)
+                own += [seconds] if self.stores[m].leading else []
+        if self.padding == "mask":
+            item["real"] = np.arange(self.seconds) < min(own)
         if self.text is not None:
             vectors, index = self.text
             item["text"] = vectors[np.ravel(index[i])[0]]
@@ -81,8 +95,29 @@ class Clips(Dataset):
 
     def _clip(self, modality, i):
         if modality in self.memory:
-            return to_float32(self.memory[modality][i])
-        return self.stores[modality].read(self.keys[i])
+            return to_float32(self.memory[modality][i]), self.lengths[modality][i] if modality in self.lengths else None
+        return self.stores[modality].measure(self.keys[i])
+
+    @property
+    def real_seconds(self):
+        """(N,) how many seconds the clips have in all their modalities, T at most; what is not known yet is read."""
+        return np.minimum(np.min([self._lengths(m) for m in self.timed], 0), self.seconds)
+
+    @property
+    def timed(self):
+        """The modalities that have seconds: all but tokens."""
+        return [m for m in self.modalities if m in self.stores and self.stores[m].leading]
+
+    def longest(self):
+        """Seconds of the longest clip, in any modality: of a pack what it keeps, else every clip is read."""
+        stores = [(m, self.stores[m]) for m in self.timed]
+        return max(store.shape[0] if isinstance(store, Pack) else int(self._lengths(m).max()) for m, store in stores)
+
+    def _lengths(self, modality):
+        """`lengths` of a modality, read now where they are not known."""
+        if modality not in self.lengths:
+            self._scan(modality)
+        return self.lengths[modality]
 
     def load(self, modality, dtype=None):
         """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
@@ -92,12 +127,17 @@ class Clips(Dataset):
         if modality not in self.stores:
             vectors, index = self.text
             return vectors[index.reshape(len(self), -1)[:, 0]].astype(dtype or np.float32)
-        store = self.stores[modality]
-        read = store.read_stored if isinstance(store, Pack) else store.read
-        first = read(self.keys[0])
+        store, own = self.stores[modality], np.zeros(len(self), np.int64)
+        is_pack = isinstance(store, Pack)
+        first = store.read_stored(self.keys[0]) if is_pack else store.read(self.keys[0])
         result = np.empty((len(self), *first.shape), dtype or first.dtype)
         for i, key in enumerate(tqdm(self.keys, f"reading {modality}", unit="clip", disable=None, leave=False)):
-            result[i] = read(key)
+            if is_pack:
+                result[i] = store.read_stored(key)
+            else:
+                result[i], own[i] = store.measure(key)
+        if not is_pack:
+            self.lengths[modality] = own
         return result
 
     def _drop_missing(self, on_bad_clip):
@@ -111,17 +151,20 @@ class Clips(Dataset):
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 
     def _scan(self, modality):
-        """Bad clips of a store -> reason. A pack was checked when it was written."""
+        """Bad clips of a store -> reason; sets `lengths`. A pack was checked when it was written."""
         store = self.stores[modality]
         if isinstance(store, Pack):
+            if store.own is not None:
+                self.lengths[modality] = store.own[[store.rows[key] for key in self.keys]].astype(np.int64)
             return {}
-        good = next((key for key in self.keys if not _reason(store, key)), None)
+        good = next((key for key in self.keys if not _measured(store, key)[1]), None)
         if good is not None:
             store.probe(good)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            reasons = tqdm(pool.map(lambda key: _reason(store, key), self.keys), f"checking {modality}",
-                           total=len(self), unit="clip", disable=None, leave=False)
-            return {key: reason for key, reason in zip(self.keys, reasons) if reason}
+            found = list(tqdm(pool.map(lambda key: _measured(store, key), self.keys), f"checking {modality}",
+                              total=len(self), unit="clip", disable=None, leave=False))
+        self.lengths[modality] = np.array([own for own, _ in found])
+        return {key: reason for key, (_, reason) in zip(self.keys, found) if reason}
 
     def _drop(self, reasons):
         """Skip the clips with these keys, with a warning."""
@@ -138,15 +181,16 @@ class Clips(Dataset):
 
     def _keep(self, keep):
         self.ids, self.keys = [self.ids[i] for i in keep], [self.keys[i] for i in keep]
+        self.lengths = {m: own[keep] for m, own in self.lengths.items()}
         if self.text is not None:
             self.text = self.text[0], np.asarray(self.text[1])[keep]
         if self.labels is not None:
             self.labels = self.labels[keep]
 
 
-def _reason(store, key):
+def _measured(store, key):
+    """(seconds of a clip, None), or (0, what is wrong with it)."""
     try:
-        store.read(key)
+        return store.measure(key)[1], None
     except InputError as error:
-        return str(error)
-    return None
+        return 0, str(error)

@@ -26,7 +26,7 @@ class Custom(Clips):
         is_labelled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
             an event touches where there are onsets.
         kinds: modality -> "vector", "map" or "tokens", of those besides audio, video and text.
-        on_bad_clip, in_memory, seconds: see `Clips`.
+        seconds, reading (on_bad_clip, in_memory, padding): see `Clips`.
     Attributes:
         has_times: the manifest has onsets.
     Raises:
@@ -35,9 +35,8 @@ class Custom(Clips):
 
     BY_ID = True
 
-    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, kinds=None, on_bad_clip="error",
-                 in_memory=False, seconds=10):
-        manifest = Manifest(paths["manifest"], seconds)
+    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, seconds=10, **reading):
+        manifest = Manifest(paths["manifest"], math.inf if seconds is None else seconds)
         self.has_times, labels = manifest.has_times, None
         classes = manifest.classes() if is_labelled else []
         ids = [name for split in splits for name in manifest.labelled(split)] if is_labelled else manifest.ids(splits)
@@ -50,8 +49,7 @@ class Custom(Clips):
         if "text" in places and is_prompts_file(places["text"]):
             text = _sentences(manifest, ids, TextFeatures(places.pop("text")))
         super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, places, text=text,
-                         labels=labels, classes=classes, kinds=kinds, on_bad_clip=on_bad_clip, in_memory=in_memory,
-                         seconds=seconds)
+                         labels=labels, classes=classes, seconds=seconds, **reading)
 
 
 def is_prompts_file(path):

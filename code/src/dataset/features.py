@@ -1,10 +1,11 @@
 """Feature stores, all read in the same way: a folder of <id>.zip or <id>.npy, an HDF5 pack of it, AVE's HDF5 arrays, or
 an HDF5 file with a dataset for each id.
 
-A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds. Stores are small objects that can
-be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
+A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds, and how many the clip has. Stores
+are small objects that can be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 """
 
+import math
 import os
 import stat
 from contextlib import suppress
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.archive import AGAIN, LIMITS, check_limit, read_npy, read_zip
+from dataset.archive import AGAIN, check_limit, read_npy, read_zip
 from errors import InputError
+from limits import LIMITS
 from model.config import check_shape
 
 VECTOR, MAP, TOKENS = (None,), (None, None, None), (None, None)     # any size: what the first clip has, all must have
@@ -28,7 +30,6 @@ SHAPES = {                      # that one second may have, of "text" one clip
     "label": ((),),             # 1 where the clip's event is heard and seen in that second
 }
 PACK_FORMAT = "cmg-pack-1"
-MAX_CHUNK_BYTES = 256 << 20     # a chunk is one clip, 1 MB in the published features
 
 
 def fit_length(x, seconds, where="clip"):
@@ -40,9 +41,12 @@ def fit_length(x, seconds, where="clip"):
     if len(x) == 0:
         raise InputError(f"{where}: 0 seconds; at least one is expected; extract the feature again, or leave the clip "
                          "out with --on_bad_clip skip")
-    if len(x) >= seconds:
-        return x[:seconds]
-    return np.concatenate([x, np.repeat(x[-1:], seconds - len(x), axis=0)])
+    return x[:seconds] if seconds is None or len(x) >= seconds else x[at_seconds(len(x), seconds)]
+
+
+def at_seconds(own, seconds):
+    """Which of a clip's `own` seconds stands at each of T: (T,), the last one repeated or the first ones alone."""
+    return np.minimum(np.arange(seconds), own - 1)
 
 
 def fitting(shape, shapes):
@@ -91,7 +95,7 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
     Args:
         path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
         kind: modality, or "label": what one second looks like (`SHAPES`; another modality is a vector or a map).
-        seconds: T; shorter clips repeat their last second, longer ones are cut.
+        seconds: T; shorter clips repeat their last second, longer ones are cut. None: clips as they are.
         form: "vector", "map" or "tokens" where only this will do.
         by_id: any other HDF5 file is one with a dataset for each id.
     Returns:
@@ -138,7 +142,7 @@ def hdf5_array(file, name, kinds, *ranks):
         kinds: admitted NumPy kinds, e.g. "f" or "iu".
         ranks: numbers of dimensions that it may have.
     Raises:
-        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond `MAX_CHUNK_BYTES`.
+        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond limits.py.
     """
     link = file.get(name, getlink=True) if name in file or name in list(file) else None
     array = file.get(name) if isinstance(link, h5py.HardLink) else None
@@ -150,9 +154,10 @@ def hdf5_array(file, name, kinds, *ranks):
         raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
                          f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
-    if array.external or array.is_virtual or chunk > MAX_CHUNK_BYTES:
+    if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
         raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
-                         f"plain array with chunks up to {MAX_CHUNK_BYTES:,} bytes is expected; do not trust this file")
+                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust "
+                         "this file")
     return array
 
 
@@ -186,9 +191,19 @@ class Store:
         """Those of `ids` that are not here, in order."""
         return [i for i in ids if i not in self.ids]
 
+    def read(self, clip):
+        """Feature of one clip, float32 (T, ...)."""
+        return self.measure(clip)[0]
+
+    def measure(self, clip):
+        """Feature of one clip, float32 (T, ...), and its own seconds before it was fitted to T."""
+        raise NotImplementedError
+
     def probe(self, clip):
-        """Read one clip and hold all others to its shape."""
-        self.hold(self.read(clip).shape[len(self.leading):], f"clip {clip}")
+        """Read one clip and hold all others to its shape. Returns its own seconds."""
+        x, own = self.measure(clip)
+        self.hold(x.shape[len(self.leading):], f"clip {clip}")
+        return own
 
     def hold(self, tail, like):
         """Hold all clips to this shape; `like`: where it was found, for messages."""
@@ -247,10 +262,11 @@ class ZipFolder(Store):
             raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
                              "remove one of them")
 
-    def read(self, clip):
-        """Feature of one clip, float32 (T, ...)."""
+    def measure(self, clip):
+        """As `Store.measure`."""
         path = self.path / f"{clip}{'.npy' if clip in self.npy else '.zip'}"
-        return self.check(read_npy(path) if clip in self.npy else read_zip(path), path)
+        array = read_npy(path) if clip in self.npy else read_zip(path)
+        return self.check(array, path), array.shape[-1 if self.kind == "label" else 0]
 
 
 class Rows(Store):
@@ -262,13 +278,13 @@ class Rows(Store):
             array = self.array_of(file, "avadataset")
             self.ids = {str(row) for row in range(len(array))}
 
-    def read(self, clip):
-        """Feature of one sample, float32 (T, ...)."""
+    def measure(self, clip):
+        """As `Store.measure`."""
         try:
             row = self.open()["avadataset"][int(clip)]
         except OSError as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return self.check(row, f"{self.path}, row {clip}")
+        return self.check(row, f"{self.path}, row {clip}"), len(row)
 
 
 class Datasets(Store):
@@ -284,8 +300,8 @@ class Datasets(Store):
             raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
                              "make the file again")
 
-    def read(self, clip):
-        """Feature of one clip, float32 (T, ...)."""
+    def measure(self, clip):
+        """As `Store.measure`."""
         where = f"{self.path}, clip {clip}"
         try:
             array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
@@ -293,11 +309,12 @@ class Datasets(Store):
             x = array[:]
         except OSError as error:
             raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return self.check(x, where)
+        return self.check(x, where), len(x)
 
 
 class Pack(Store):
-    """One HDF5 file per modality, written and verified by `prepare.py pack`: `features` (clips, T, ...), `ids`.
+    """One HDF5 file per modality, written and verified by `prepare.py pack`: `features` (clips, t, ...), `ids`, and
+    `seconds`, how many each clip had before it was fitted to t; packs of earlier versions do not say that.
 
     A chunk is one clip, stored as it is: reading a clip is one copy, and the checks of `check_clip` were made when the
     pack was written.
@@ -313,9 +330,6 @@ class Pack(Store):
                                  "`python prepare.py pack` (again)")
             array = self.array_of(file, "features")
             names = hdf5_array(file, "ids", "S", 1)
-            if array.shape[1:len(array.shape) - len(self.tail)] != self.leading:
-                raise InputError(f"{self.path}: clips of {array.shape[1]} seconds; {seconds} are expected; run `python "
-                                 f"prepare.py pack --seconds {seconds}` again")
             filters = array.id.get_create_plist().get_nfilters()
             plain = array.chunks == (1, *array.shape[1:]) and not filters and array.dtype in (np.float16, np.float32)
             if not plain or len(names) != len(array):
@@ -325,6 +339,12 @@ class Pack(Store):
             written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
+            self.own = hdf5_array(file, "seconds", "iu", 1)[:] if "seconds" in file else None
+        longest = int(self.own.max(initial=0)) if self.own is not None else math.inf
+        if self.leading and seconds is not None and self.shape[0] < min(seconds, longest):
+            raise InputError(f"{self.path}: a pack of {self.shape[0]} seconds a clip; T = {seconds} is asked for, and "
+                             "the clips may be longer; pack the features again with `python prepare.py pack --seconds "
+                             f"{seconds}`, or pass --seconds {self.shape[0]}")
         self.ids = set(self.rows)
 
     def open(self):
@@ -333,9 +353,9 @@ class Pack(Store):
             self._file, self._pid = open_hdf5(self.path)["features"], os.getpid()
         return self._file
 
-    def read(self, clip):
-        """Feature of one clip, float32 (T, ...)."""
-        return to_float32(self.read_stored(clip))
+    def measure(self, clip):
+        """As `Store.measure`; None for the seconds where the pack does not say them."""
+        return to_float32(self.read_stored(clip)), None if self.own is None else int(self.own[self.rows[clip]])
 
     def read_stored(self, clip):
         """Feature of one clip in the pack's own dtype, (T, ...)."""
@@ -343,7 +363,7 @@ class Pack(Store):
         try:
             self.open().id.read_direct_chunk((self.rows[clip],) + (0,) * len(self.shape),
                                             out=result.reshape(-1).view(np.uint8))
-            return result
+            return fit_length(result, self.seconds) if self.leading else result
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
                              "run `python prepare.py pack` again") from None

@@ -10,10 +10,10 @@ from pathlib import Path
 import h5py
 
 from errors import InputError
+from limits import LIMITS
 
 SIDECAR = "features.json"
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
-LARGEST = 1 << 20               # bytes of a sidecar
 TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
 CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
 # Weights that give the published features, and the two programs that give the published word vectors.
@@ -29,7 +29,7 @@ def read_sidecar(folder):
     path = Path(folder) / SIDECAR
     try:
         with open(path, "rb") as file:
-            content = json.loads(file.read(LARGEST + 1)[:LARGEST + 1])
+            content = json.loads(file.read(LIMITS.record_bytes))
         settings = content.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
             raise ValueError("its settings are of another kind")

@@ -1,8 +1,8 @@
 """Pack a store of clips (zips, or AVE's array) into one HDF5 file, resumably and verified.
 
 The unfinished pack is <out>.partial: its arrays are laid out once at full size, so that later writes touch clip data,
-checksums and flags only, in this order. A killed run resumes where it was; a clip counts as written when its flag is
-set and its checksum holds.
+checksums, lengths and flags only, in this order. A killed run resumes where it was; a clip counts as written when its
+flag is set and its checksum holds.
 """
 
 import json
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dataset.features import PACK_FORMAT, Pack, open_features
 from dataset.origin import ORIGIN, describe
 from errors import InputError
+from stopping import stop_on_signals
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 BATCH = 64                      # clips between two flushes
@@ -49,6 +50,7 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
     Returns:
         `Packed`.
     Raises:
+        Stopped: a signal came; what is packed stays in the partial file.
         InputError: a bad clip, nothing to pack, a value beyond float16, a full disk, a partial file of something else,
             or a clip that reads back wrongly.
     """
@@ -66,11 +68,11 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
     try:
         if not partial.exists():
             _lay_out(partial, ids, shape, dtype)
-        with h5py.File(partial, "r+") as file:
+        with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
             file.attrs[ORIGIN] = json.dumps(describe(source, kind))
             _check_same(file, partial, ids, shape, dtype)
-            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip)
-            _verify(file, store, ids)
+            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
+            _verify(file, store, ids, stop)
             file.attrs["complete"] = True
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
@@ -111,6 +113,7 @@ def _lay_out(partial, ids, shape, dtype):
             file.attrs["format"], file.attrs["complete"] = PACK_FORMAT, False
             file["ids"] = np.array([name.encode() for name in ids])
             file["state"], file["checksum"] = np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.uint32)
+            file["seconds"] = np.zeros(len(ids), np.uint32)
             file.create_dataset("features", shape, dtype, chunks=(1, *shape[1:]), dcpl=layout)
         os.replace(temporary, partial)
     finally:
@@ -118,15 +121,15 @@ def _lay_out(partial, ids, shape, dtype):
 
 
 def _check_same(file, partial, ids, shape, dtype):
-    found = [name.decode() for name in file["ids"][:]] if "ids" in file else []
+    found = [name.decode() for name in file["ids"][:]] if "ids" in file and "seconds" in file else []
     if found != ids or file["features"].shape != shape or file["features"].dtype != np.dtype(dtype):
-        raise InputError(f"{partial}: an unfinished pack of other clips, width or dtype; one of these {len(ids)} clips "
-                         f"in {dtype} is expected; remove it, or choose another --out")
+        raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; one of these "
+                         f"{len(ids)} clips in {dtype} is expected; remove it, or choose another --out")
 
 
-def _fill(file, store, ids, dtype, on_bad_clip):
+def _fill(file, store, ids, dtype, on_bad_clip, stop):
     """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those skipped)."""
-    features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
+    features, state, checksum, seconds = file["features"], file["state"][:], file["checksum"][:], file["seconds"][:]
     for n in np.flatnonzero(state == WRITTEN):
         if zlib.crc32(_chunk(features, n)) != checksum[n]:
             state[n] = PENDING                          # the run was killed inside this write
@@ -136,49 +139,55 @@ def _fill(file, store, ids, dtype, on_bad_clip):
             total=len(ids), initial=resumed, desc=f"packing {store.kind}", unit="clip", disable=None) as bar:
         for k in range(0, len(pending), BATCH):
             batch = pending[k:k + BATCH]
-            for n, (data, reason) in zip(batch, pool.map(lambda n: _read(store, ids[n], dtype), batch)):
+            for n, (data, own, reason) in zip(batch, pool.map(lambda n: _read(store, ids[n], dtype), batch)):
                 if reason is None:
                     features.id.write_direct_chunk((n,) + (0,) * (features.ndim - 1), data)
-                    state[n], checksum[n] = WRITTEN, zlib.crc32(data)
+                    state[n], checksum[n], seconds[n] = WRITTEN, zlib.crc32(data), own
                 elif on_bad_clip == "skip":
                     state[n], skipped[ids[n]] = SKIPPED, reason
                 else:
-                    _save(file, state, checksum)
+                    _save(file, state, checksum, seconds)
                     raise InputError(reason)
-            _save(file, state, checksum)
+            _save(file, state, checksum, seconds)
             bar.update(len(batch))
+            _go_on_unless(stop, f"with {int((state != PENDING).sum()):,} of {len(ids):,} clips packed")
     return resumed, skipped
 
 
-def _save(file, state, checksum):
+def _go_on_unless(stop, done):
+    stop.here(lambda: None, done, "run again to continue")        # all of it is in the partial file
+
+
+def _save(file, state, checksum, seconds):
     file.flush()
-    file["checksum"][:] = checksum
+    file["checksum"][:], file["seconds"][:] = checksum, seconds
     file["state"][:] = state
     file.flush()
 
 
 def _read(store, name, dtype):
-    """(bytes of the clip in `dtype`, None) or (None, what is wrong with it)."""
+    """(bytes of the clip in `dtype`, its own seconds, None) or (None, 0, what is wrong with it)."""
     try:
-        clip = store.read(name)
+        clip, own = store.measure(name)
         if dtype == np.float16 and np.abs(clip).max() > np.finfo(np.float16).max:
             raise InputError(f"{store.path}, clip {name}: a value of {np.abs(clip).max():.3g}, beyond float16; up to "
                              "65,504 is expected; pack with --dtype float32")
-        return clip.astype(dtype).tobytes(), None
+        return clip.astype(dtype).tobytes(), own, None
     except InputError as error:
-        return None, str(error)
+        return None, 0, str(error)
 
 
 def _chunk(features, n):
     return features.id.read_direct_chunk((n,) + (0,) * (features.ndim - 1))[1]
 
 
-def _verify(file, store, ids):
+def _verify(file, store, ids, stop):
     """Compare a sample of the pack with its source, and every clip with its checksum."""
     features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
     written = np.flatnonzero(state == WRITTEN)
     sample = set(np.random.default_rng(0).choice(written, min(SAMPLE, len(written)), replace=False).tolist())
     for n in tqdm(written, "verifying", unit="clip", disable=None, leave=False):
+        _go_on_unless(stop, "with all clips packed, but not all verified")
         data = _chunk(features, n)
         same = zlib.crc32(data) == checksum[n] and (
             n not in sample or data == store.read(ids[n]).astype(features.dtype).tobytes())

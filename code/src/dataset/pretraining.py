@@ -51,7 +51,7 @@ def open_clips(name, place, splits, own=(), **reading):
         place: dotted name -> Path.
         splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
         own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
-        reading: on_bad_clip and in_memory (dataset/clips.py).
+        reading: on_bad_clip, in_memory, seconds and padding (dataset/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
     if name == OWN:

@@ -23,12 +23,12 @@ class UCF51(Clips):
     Args:
         paths: places "categories" (label = line), "csv" (category, video_id), "audio", "video".
         modalities: of "audio" and "video".
-        on_bad_clip, in_memory: see `Clips`.
+        on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:
         InputError: a defective list, unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities=("audio", "video"), *, on_bad_clip="error", in_memory=False, seconds=10):
+    def __init__(self, paths, modalities=("audio", "video"), *, on_bad_clip="error", **reading):
         classes = read_classes(paths["categories"])
         table = read_table(paths["csv"], ("category", "video_id"))
         rows = first_rows(paths["csv"], table["video_id"], on_bad_clip)
@@ -36,5 +36,5 @@ class UCF51(Clips):
                                        paths["categories"]))
         super().__init__("UCF51", modalities, [table["video_id"][row] for row in rows],
                          {m: paths[m] for m in modalities}, classes=classes,
-                         labels=single_event(index, np.ones((len(index), seconds)), len(classes)),
-                         on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds)
+                         labels=single_event(index, np.ones((len(index), 1)), len(classes)),
+                         on_bad_clip=on_bad_clip, **reading)

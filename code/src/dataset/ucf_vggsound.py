@@ -18,12 +18,12 @@ class UCFVGGSound(Clips):
         paths: places "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and "audio";
             "text" for prompts (labelled by the names of the VGGSound list).
         modalities: ("video",) or ("audio",), either with "text".
-        on_bad_clip, in_memory: see `Clips`.
+        on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:
         InputError: class lists of different lengths, a defective list, unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities, *, on_bad_clip="error", in_memory=False, seconds=10):
+    def __init__(self, paths, modalities, *, on_bad_clip="error", **reading):
         modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
         if ("audio" in modalities) == ("video" in modalities):
             raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the clips of the two sides are different "
@@ -45,5 +45,5 @@ class UCFVGGSound(Clips):
             text = features.vectors, np.array(features.indices(classes))[index]
         super().__init__(f"UCF/VGGSound {side}", modalities, [table["video_id"][row] for row in rows],
                          {m: paths[m] for m in modalities if m != "text"}, text=text, classes=classes,
-                         labels=single_event(index, np.ones((len(index), seconds)), len(classes)),
-                         on_bad_clip=on_bad_clip, in_memory=in_memory, seconds=seconds)
+                         labels=single_event(index, np.ones((len(index), 1)), len(classes)),
+                         on_bad_clip=on_bad_clip, **reading)

@@ -20,7 +20,7 @@ class VGGSound(Clips):
         splits: parts of the list; all three are the paper's 40K, "train" alone its 24K. The 81K and 179K lists (column
             `id`, file names) have no parts, classes or prompts and are taken whole.
         with_labels: adds "label" (T, 142) from the stored segment labels (released AV mode; no loss uses it).
-        on_bad_clip, in_memory: see `Clips`.
+        on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Attributes:
         categories: class name of each clip; empty for the 81K and 179K lists.
     Raises:
@@ -28,7 +28,7 @@ class VGGSound(Clips):
     """
 
     def __init__(self, paths, modalities=("audio", "video", "text"), splits=SPLITS, *, with_labels=False,
-                 on_bad_clip="error", in_memory=False):
+                 on_bad_clip="error", **reading):
         ids, self.categories = read_list(paths["csv"], splits, on_bad_clip)
         if not self.categories and ("text" in modalities or with_labels):
             raise InputError(f"{paths['csv']}: a list without categories; the column 'category' is expected for text "
@@ -42,7 +42,7 @@ class VGGSound(Clips):
             text = features.vectors, np.array(features.indices(self.categories))
         kinds = [m for m in modalities if m != "text"] + ["label"] * with_labels
         super().__init__("VGGSound-AVEL", modalities, ids, {m: paths[m] for m in kinds}, text=text, classes=classes,
-                         on_bad_clip=on_bad_clip, in_memory=in_memory)
+                         on_bad_clip=on_bad_clip, **reading)
 
     def __getitem__(self, i):
         item = super().__getitem__(i)

@@ -33,7 +33,7 @@ from errors import InputError, Parser, run
 
 VERSION = 4                             # of the contents; a change makes trees built earlier unusable
 MARKER = "demo.json"                    # written last: a folder that has it is whole
-SECONDS = 10
+SECONDS, LEAST_SECONDS = 10, 3           # of a clip
 BLOCK = 80                              # clips made at a time
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
@@ -50,6 +50,7 @@ class Tree:
     seed: int
     clips: int              # of pretraining; the other parts are proportionate
     bar: tqdm
+    seconds: int = SECONDS
 
     def place(self, name):
         """Absolute path of a place; its folder is made."""
@@ -78,11 +79,11 @@ class Events:
     inside: np.ndarray
 
     @classmethod
-    def draw(cls, count, whole, shortest, rng):
+    def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
         """A share `whole` of the events fill their clip; the others last from `shortest` seconds, anywhere in it."""
-        length = np.where(rng.random(count) < whole, SECONDS, rng.integers(shortest, SECONDS + 1, count))
-        start = (rng.random(count) * (SECONDS + 1 - length)).astype(int)
-        second = np.arange(SECONDS)
+        length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
+        start = (rng.random(count) * (seconds + 1 - length)).astype(int)
+        second = np.arange(seconds)
         inside = (second >= start[:, None]) & (second < (start + length)[:, None])
         return cls(start, start + length, inside)
 
@@ -103,13 +104,13 @@ def pretraining(tree):
     write_text(tree, "vggsound")
     write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), digits.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
-    event = Events.draw(tree.clips, 1 / 3, 2, rng)
+    event = Events.draw(tree.clips, 1 / 3, 2, rng, tree.seconds)
     folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
     for block in blocks(np.arange(tree.clips)):
         second_keys = np.where(event.inside[block], keys[block, None], digits.EMPTY)
         audio, video = digits.audio_clips(second_keys, rng), digits.video_clips(second_keys, "train", rng)
         for i, k in enumerate(block):
-            write_zip(folders["audio"], ids[k], audio[i, :SECONDS - missing[k]])
+            write_zip(folders["audio"], ids[k], audio[i, :tree.seconds - missing[k]])
             write_zip(folders["video"], ids[k], video[i])
             write_zip(folders["label"], ids[k], event.inside[k].astype(np.float32))
         tree.bar.update(len(block))
@@ -124,13 +125,13 @@ def ave(tree):
     rng = tree.rng("ave")
     split, keys = ave_rows(tree.clips)
     count = len(split)
-    event = Events.draw(count, 1 / 3, 2, rng)
+    event = Events.draw(count, 1 / 3, 2, rng, tree.seconds)
     second_keys = np.where(event.inside, keys[:, None], digits.EMPTY)
     write_annotations(tree, keys, event, rng)
     write_text(tree, "ave")
 
-    audio = np.empty((count, SECONDS, digits.BANDS))                    # float64, as published
-    video = np.empty((count, SECONDS, digits.PLACES_A_SIDE, digits.PLACES_A_SIDE, digits.CHANNELS))
+    audio = np.empty((count, tree.seconds, digits.BANDS))               # float64, as published
+    video = np.empty((count, tree.seconds, digits.PLACES_A_SIDE, digits.PLACES_A_SIDE, digits.CHANNELS))
     for pool in ("train", "val", "test"):
         rows = np.flatnonzero(split == pool)
         write_h5(tree.place(f"ave.{pool}"), "order", rows)
@@ -176,7 +177,7 @@ def avvp(tree):
         audio = digits.audio_clips(keys["audio"][block], rng)
         video = digits.video_clips(keys["visual"][block], "test", rng)
         for i, k in enumerate(block):
-            write_zip(folders["audio"], ids[k], audio[i, :SECONDS + (k % 20 == 7)])
+            write_zip(folders["audio"], ids[k], audio[i, :tree.seconds + (k % 20 == 7)])
             write_zip(folders["video"], ids[k], video[i])
         tree.bar.update(len(block))
 
@@ -189,13 +190,13 @@ def avvp_lists(tree, count, rng):
     """
     names = np.array([f"digit_{word}" for word in digits.WORDS])       # AVVP spells with underscores
     shared = names[list(SHARED)]
-    keys = {modality: np.full((count, SECONDS), digits.EMPTY) for modality in ("audio", "visual")}
-    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng)]
+    keys = {modality: np.full((count, tree.seconds), digits.EMPTY) for modality in ("audio", "visual")}
+    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng, tree.seconds)]
     table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
     ids = table["id"].unique()
     table["row"] = np.searchsorted(ids, table["id"])
-    cut = rng.integers(0, 30, count) * SECONDS
-    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + SECONDS}" for name, row in zip(table["id"], table["row"])]
+    cut = rng.integers(0, 30, count) * tree.seconds
+    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + tree.seconds}" for name, row in zip(table["id"], table["row"])]
     table["event_labels"] = names[table["key"]]
     for modality in ("audio", "visual"):
         chosen = table[table[modality]]
@@ -208,15 +209,16 @@ def avvp_lists(tree, count, rng):
     return ids, keys
 
 
-def draw_events(rng):
+def draw_events(rng, seconds):
     """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
 
     One event of 7 to 10 seconds, or in a tenth of the clips two of 4 or 5 seconds each: codes of a second know their
     neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
     """
     count = 2 if rng.random() < 1 / 10 else 1
-    lengths = rng.integers(7, SECONDS + 1, 1) if count == 1 else rng.integers(4, 6, 2)
-    free = SECONDS - lengths.sum()
+    lengths = (rng.integers(7 * seconds // 10, seconds + 1, 1) if count == 1 else
+               rng.integers(2 * seconds // 5, seconds // 2 + 1, 2))
+    free = seconds - lengths.sum()
     onsets = np.sort(rng.integers(0, free + 1, count)) + np.cumsum(lengths) - lengths
     only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
     return list(zip(rng.permutation(len(digits.WORDS))[:count], onsets, onsets + lengths, only < 0.9, only >= 0.1))
@@ -260,9 +262,9 @@ def ucf_vggsound(tree):
     ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
     table = pd.DataFrame({"category": names[keys], "video_id": ids})
     table.to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
-    folder, longest = tree.folder("ucf_vggsound.video"), 12
+    folder, shortest, longest = tree.folder("ucf_vggsound.video"), 6 * tree.seconds // 10, 12 * tree.seconds // 10
     for block in blocks(np.arange(len(keys))):
-        length = rng.integers(6, longest + 1, len(block))
+        length = rng.integers(shortest, longest + 1, len(block))
         video = digits.video_clips(np.repeat(keys[block, None], longest, 1), "test", rng, digits.BOLD)
         for i, k in enumerate(block):
             write_zip(folder, ids[k], video[i, :length[i]])
@@ -277,9 +279,10 @@ def ucf51(tree):
     clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
     names = [f"Digit{word.capitalize()}" for word in digits.WORDS]
     write_lines(tree.place("ucf51.categories"), names)
-    keys, folder, longest = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio"), 12
+    keys, folder = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio")
+    shortest, longest = 6 * tree.seconds // 10, 12 * tree.seconds // 10
     for block in blocks(np.arange(len(keys))):
-        length = rng.integers(6, longest + 1, len(block))
+        length = rng.integers(shortest, longest + 1, len(block))
         audio = digits.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
         for i, k in enumerate(block):
             write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
@@ -366,13 +369,13 @@ def write_lines(path, lines):
 
 
 # ---------------------------------------------------------------------------------------------------- the command
-def settings(seed, clips):
+def settings(seed, clips, seconds):
     """What a marker says of a whole tree."""
-    return {"name": "Dialled Digits", "version": VERSION, "seed": seed, "clips": clips, "parts": list(PARTS),
-            "video_channels": digits.CHANNELS}
+    return {"name": "Dialled Digits", "version": VERSION, "seed": seed, "clips": clips, "seconds": seconds,
+            "parts": list(PARTS), "video_channels": digits.CHANNELS}
 
 
-def parts_there(out, seed, clips):
+def parts_there(out, seed, clips, seconds):
     """Names of the parts of this tree that `out` holds, () if there is nothing; InputError for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return ()
@@ -380,7 +383,8 @@ def parts_there(out, seed, clips):
     if not marker.is_file():
         raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
     try:
-        found, wanted = dict(json.loads(marker.read_text(encoding="utf-8"))), settings(seed, clips)
+        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # earlier trees do not say it
+        wanted = settings(seed, clips, seconds)
     except (ValueError, TypeError):
         raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
                          "again") from None
@@ -394,7 +398,7 @@ def parts_there(out, seed, clips):
     return tuple(there)
 
 
-def build(out, places, seed=0, clips=2400, progress=True):
+def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
     """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone, and
     one that was built before parts were added gets these.
 
@@ -403,6 +407,7 @@ def build(out, places, seed=0, clips=2400, progress=True):
         places: dotted name -> path relative to the root (configs.opts.PLACES).
         clips: pretraining clips; the other parts are proportionate.
         progress: show a bar.
+        seconds: of a clip, 3 at least.
 
     Returns:
         True if the tree or a part of it was built, False if it was there already.
@@ -415,17 +420,19 @@ def build(out, places, seed=0, clips=2400, progress=True):
         raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
-    there = parts_there(out, seed, clips)
+    if seconds < LEAST_SECONDS:
+        raise InputError(f"--seconds {seconds}: expected {LEAST_SECONDS} or more; 10 is the default")
+    there = parts_there(out, seed, clips, seconds)
     if there:
-        return add_parts(out, places, seed, clips, [name for name in PARTS if name not in there], progress)
-    with whole_folder(out, lambda: parts_there(out, seed, clips)) as partial:
+        return add_parts(out, places, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
+    with whole_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
         total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(digits.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
-            tree = Tree(partial, places, seed, clips, bar)
+            tree = Tree(partial, places, seed, clips, bar, seconds)
             for part in PARTS.values():
                 part(tree)
-        write_marker(partial, seed, clips)
+        write_marker(partial, seed, clips, seconds)
     return True
 
 
@@ -457,21 +464,21 @@ def whole_folder(out, is_there):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def add_parts(out, places, seed, clips, names, progress):
+def add_parts(out, places, seed, clips, seconds, names, progress):
     """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
                 threadpool_limits(1):
-            tree = Tree(out, places, seed, clips, bar)
+            tree = Tree(out, places, seed, clips, bar, seconds)
             for name in names:
                 PARTS[name](tree)
-        write_marker(out, seed, clips)
+        write_marker(out, seed, clips, seconds)
     return bool(names)
 
 
-def write_marker(root, seed, clips):
+def write_marker(root, seed, clips, seconds):
     with output_file(root / MARKER, "w", "choose another --out") as file:
-        file.write(json.dumps(settings(seed, clips), indent=1) + "\n")
+        file.write(json.dumps(settings(seed, clips, seconds), indent=1) + "\n")
 
 
 def main(argv=None):
@@ -482,9 +489,10 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400,
                         help="pretraining clips; the other parts are proportionate (default 2400, 130 MB)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    built = build(options.out, PLACES, options.seed, options.clips)
+    built = build(options.out, PLACES, options.seed, options.clips, seconds=options.seconds)
     print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
 
 

@@ -1,10 +1,11 @@
 """Batches of a dataset in a reproducible order: from memory (or a GPU) where it fits, else through workers."""
 
-import signal
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader
+
+from stopping import left_to_the_run
 
 
 def epoch_order(num_clips, seed, epoch):
@@ -50,6 +51,8 @@ class Resident:
     features: dict
     text: Text              # None: text is among the features, or not asked for
     dtype: torch.dtype      # of the batches
+    seconds: torch.Tensor = None    # (N,) that each clip has, under --padding mask
+    length: int = 0                 # T
 
     @classmethod
     def of(cls, dataset, modalities, device, dtype, stored, draws=None):
@@ -62,16 +65,23 @@ class Resident:
                 loaded = dataset.load(modality) if loaded is None else loaded
                 features[modality] = torch.from_numpy(loaded).to(stored).to(device)
         has_table = "text" in modalities and dataset.text is not None
-        return cls(features, Text(dataset.text, draws, device, dtype) if has_table else None, dtype)
+        own = torch.from_numpy(dataset.real_seconds).to(device) if dataset.padding == "mask" else None
+        return cls(features, Text(dataset.text, draws, device, dtype) if has_table else None, dtype, own,
+                   dataset.seconds)
 
     def __call__(self, order, batch_size):
-        """Batches (modality -> tensor) of the clips of `order`; the last one may be smaller."""
+        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "real" -> (B, T) bool.
+
+        The last one may be smaller.
+        """
         device = next(iter(self.features.values()), self.text and self.text.table).device
         for clips, chosen in zip(order.split(batch_size), order.to(device).split(batch_size)):
             batch = {m: x[chosen].to(self.dtype) for m, x in self.features.items()}
             if self.text is not None:
                 drawn = self.text.is_drawn
                 batch["text"] = self.text.drawn(clips) if drawn else self.text.table[self.text.first[chosen]]
+            if self.seconds is not None:
+                batch["real"] = torch.arange(self.length, device=device) < self.seconds[chosen].unsqueeze(1)
             yield batch
 
 
@@ -89,7 +99,7 @@ class Streamed:
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
-                            pin_memory=self.device.type == "cuda", worker_init_fn=_leave_signals_to_the_run,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=left_to_the_run,
                             generator=torch.Generator())       # its own: else it draws from dropout's
         has_table = "text" in self.modalities and self.dataset.text is not None
         text = Text(self.dataset.text, self.draws, self.device, self.dtype) if has_table else None
@@ -97,10 +107,6 @@ class Streamed:
             batch = {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
             if text is not None and text.is_drawn:
                 batch["text"] = text.drawn(chosen)
+            if "real" in item:
+                batch["real"] = item["real"].to(self.device, non_blocking=True)
             yield batch
-
-
-def _leave_signals_to_the_run(worker):
-    """Ctrl-C reaches all processes of a terminal; the run finishes its step and needs its workers until then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -21,6 +21,7 @@ from atomic_write import whole_file
 from dataset import origin
 from engine.monitors import code_usage
 from errors import InputError, Parser, run
+from limits import LIMITS
 from model.config import numbers
 from systems import published
 from systems.base import FrozenEncoder
@@ -90,6 +91,7 @@ def read(path, mmap=False):
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a checkpoint, make one with pretrain.sh or name another "
                          "(--checkpoint)")
+    _require_stored(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -106,6 +108,23 @@ def read(path, mmap=False):
     return contents
 
 
+def _require_stored(path):
+    """InputError for a zip that would unpack to more than the file: torch.save never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return                                  # torch.load will say what it is
+    if size > path.stat().st_size:
+        raise InputError(f"{path}: {size:,} bytes packed into {path.stat().st_size:,}; torch.save does not compress: "
+                         "use a file from a source that you trust")
+
+
+def newest(folder):
+    """The checkpoint in a folder that has taken the most steps, whatever the clock says."""
+    return max(Path(folder).glob("*.pt"), key=lambda path: (read(path, mmap=True).get("total_step", 0), path.name))
+
+
 def open_file(path, dtype=torch.float32):
     """Read a pretraining file, published or ours, into a system; what only training needs may be missing."""
     contents = read(path)
@@ -113,6 +132,7 @@ def open_file(path, dtype=torch.float32):
         _require_sections(contents)
         kind, config = config_of(contents)
         require_sizes(config)
+        _require_memory(kind, config)
         tensors = published.layout(kind, config)
         required = {tensor.section for tensor in tensors if any(name.startswith("encoder.") for name in tensor.ours)}
         state, unused = published.from_published(contents, tensors, sorted(required))
@@ -184,6 +204,10 @@ def _require_sections(contents):
             for key, value in section.items():
                 if isinstance(value, torch.Tensor) and not _is_plain(value):
                     raise InputError(f"{name}.{key} is a sparse or special tensor; expected a plain one")
+                if isinstance(value, torch.Tensor) and (
+                        value.numel() * value.element_size() > value.untyped_storage().nbytes()):
+                    raise InputError(f"{name}.{key} is {tuple(value.shape)} of fewer numbers than that; expected a "
+                                     "tensor with numbers of its own")
 
 
 def require_sizes(config):
@@ -193,6 +217,18 @@ def require_sizes(config):
     if sizes[least] < 1 or config.code_dim % config.num_heads:
         raise InputError(f"{' '.join(map(str, least))} is {sizes[least]}, code_dim {config.code_dim}; expected at "
                          f"least 1, and a code_dim divisible by {config.num_heads}")
+    most = max(sizes, key=sizes.get)
+    if sizes[most] > LIMITS.width or config.num_layers > LIMITS.layers:
+        raise InputError(f"{' '.join(map(str, most))} is {sizes[most]:,}, num_layers {config.num_layers:,}; at most "
+                         f"{LIMITS.width:,} and {LIMITS.layers} are built (limits.py)")
+
+
+def _require_memory(kind, config):
+    """InputError where a config claims more parameters than any system has."""
+    with torch.device("meta"):
+        count = sum(value.numel() for value in kind(config).state_dict().values())
+    if count > LIMITS.parameters:
+        raise InputError(f"its sizes make {count:,} parameters; at most {LIMITS.parameters:,} are built (limits.py)")
 
 
 def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):

@@ -39,24 +39,24 @@ class _Gather(Function):
 
 class _Average(Function):
     @staticmethod
-    def forward(ctx, x, ranks):
-        ctx.share = ranks.share
-        return ranks.total(x * ranks.share)
+    def forward(ctx, x, ranks, share):
+        ctx.share = share
+        return ranks.total(x * share)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * ctx.share, None
+        return grad * ctx.share, None, None
 
 
 class _Pool(Function):
     @staticmethod
-    def forward(ctx, x, ranks):
-        ctx.ranks = ranks
-        return ranks.total(x * ranks.share)
+    def forward(ctx, x, ranks, share):
+        ctx.ranks, ctx.share = ranks, share
+        return ranks.total(x * share)
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.ranks.total(grad) * ctx.ranks.share, None
+        return ctx.ranks.total(grad) * ctx.share, None, None
 
 
 class Ranks:
@@ -111,9 +111,12 @@ class Ranks:
         start = sum(self.counts[:self.rank])
         return start, start + self.counts[self.rank]
 
-    @property
-    def share(self):
-        return self.counts[self.rank] / sum(self.counts)
+    def share(self, x, real):
+        """Share of this process in a mean over the batch's clips, or over their real seconds: a scalar like `x`."""
+        if real is None:
+            return self.counts[self.rank] / sum(self.counts)
+        own = self.own(real).sum().to(x.dtype)
+        return own / self.total(own)
 
     def own(self, x):
         return x[:self.counts[self.rank]]
@@ -124,11 +127,11 @@ class Ranks:
     def gather(self, x):
         return _Gather.apply(x, self)
 
-    def average(self, x):
-        return _Average.apply(x, self)
+    def average(self, x, real=None):
+        return _Average.apply(x, self, self.share(x, real))
 
-    def pool(self, x):
-        return _Pool.apply(x, self)
+    def pool(self, x, real=None):
+        return _Pool.apply(x, self, self.share(x, real))
 
     @torch.no_grad()
     def collect(self, x):
@@ -189,14 +192,26 @@ def ranks(device, seed):
     Args:
         device: of this process.
         seed: of the run.
+
+    Raises:
+        InputError: another process of the run has ended, so that this one waits in vain.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    is_lost, kind = False, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
+        dist.init_process_group(kind, timeout=timedelta(minutes=30))
         yield Ranks(seed)
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not is_lost:
+            raise
+        raise InputError(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: another process of this run "
+                         f"has ended or cannot be reached ({str(error).splitlines()[0][-60:]}); its own message says "
+                         "why; start all again, with --resume auto") from error
     finally:
-        dist.destroy_process_group()
+        if not is_lost and dist.is_initialized():
+            dist.destroy_process_group()

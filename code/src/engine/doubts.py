@@ -1,7 +1,6 @@
 """Numbers that lie: what makes figures worthless although nothing fails. Each is one line with what to do."""
 
 from dataset import origin
-from model.config import MODALITIES
 
 
 def other_features(checkpoint, recorded, places):
@@ -45,11 +44,6 @@ def nothing_shared(task, direction, labelled, tested):
             "(docs/systems.md), and see whether the features of a clip belong together")
 
 
-def places_of(names, place):
-    """(modality, path) of the dotted names that are features; `place`: dotted name -> Path."""
-    return [(modality, place(name)) for name in names if (modality := _modality(name))]
-
-
-def _modality(name):
-    last = name.split(".")[1]
-    return last if last in MODALITIES else None
+def places_of(modalities, names, place):
+    """(modality, path) of those dotted names that are features of some modalities; `place`: dotted name -> Path."""
+    return [(name.split(".")[1], place(name)) for name in names if name.split(".")[1] in modalities]

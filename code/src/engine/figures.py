@@ -20,13 +20,12 @@ from engine.report import plots, tables
 from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, plt, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
+from limits import LIMITS
 from model.config import MODALITIES, in_order
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
 MOST_PANELS = 60
-LARGEST_TEXT = 64 << 20             # bytes of a log or of results
-LARGEST_PREDICTIONS = 2 << 30       # bytes of one file's arrays
 
 
 def modalities_of(losses):
@@ -222,7 +221,7 @@ def read_log(path):
     return lines[starts[-1]:] if starts else lines
 
 
-def read_text(path, largest=LARGEST_TEXT):
+def read_text(path, largest=LIMITS.text_bytes):
     """A text file of a run; InputError where it is no text or larger than any run writes."""
     try:
         if path.stat().st_size > largest:
@@ -238,8 +237,8 @@ def read_predictions(path):
     try:
         with zipfile.ZipFile(path) as file:
             size = sum(entry.file_size for entry in file.infolist())
-        if size > LARGEST_PREDICTIONS:
-            raise ValueError(f"{size >> 20} MiB when unpacked; at most {LARGEST_PREDICTIONS >> 20} are expected")
+        if size > LIMITS.predictions_bytes:
+            raise ValueError(f"{size >> 20} MiB when unpacked; at most {LIMITS.predictions_bytes >> 20} are expected")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, MemoryError, SyntaxError, RuntimeError, zipfile.BadZipFile,

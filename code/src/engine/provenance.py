@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from atomic_write import output_file
+from atomic_write import output_file, remove_leftovers
 from engine import checkpoint
 from errors import InputError
 
@@ -81,6 +81,7 @@ def write(folder, record):
     name = Path("provenance") / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     path = Path(folder) / name
     if not path.exists():
+        remove_leftovers(path.parent)
         with output_file(path, "w", "choose another --snapshot_pref or --results") as file:
             file.write(text)
     return str(name)

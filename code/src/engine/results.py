@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import json
+import logging
 import os
 import statistics
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,
          "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
 OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int}      # kinds, where these keys are there
+log = logging.getLogger(__name__)
 LARGEST = 1e9                   # no figure of a task comes near; a damaged line may hold anything
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
@@ -91,8 +93,13 @@ def append(path, row):
 def _append_line(descriptor, text):
     """A whole line at the end of an open, locked file, or none."""
     size = os.fstat(descriptor).st_size
-    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"       # a writer was killed within its line
-    line = (("\n" if torn else "") + text + "\n").encode()
+    end = size
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        end -= 1
+    is_whole = end < size and _is_json(os.pread(descriptor, size - end, end))
+    if end < size and not is_whole:         # its writer was killed within it, and its call will be repeated
+        os.ftruncate(descriptor, size := end)
+    line = ("\n" * is_whole + text + "\n").encode()
     try:
         written = os.write(descriptor, line)
         if written < len(line):
@@ -101,6 +108,14 @@ def _append_line(descriptor, text):
     except OSError:
         os.ftruncate(descriptor, size)
         raise
+
+
+def _is_json(data):
+    try:
+        json.loads(data)
+        return True
+    except (ValueError, RecursionError):
+        return False
 
 
 def find_problem(row):
@@ -141,17 +156,20 @@ def read(path):
     """
     path = Path(path)
     try:
-        lines = path.read_text().splitlines()
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "
                          "wrote") from error
-    rows = {}
+    rows, lines = {}, text.splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if rows and number == len(lines) and not text.endswith("\n"):
+                log.warning("%s: its last line was cut off within a write and is left out; repeat that call", path)
+                break
             raise InputError(f"{path}: line {number} is not JSON ({getattr(error, 'msg', error)}); remove this "
                              "line") from error
         problem = find_problem(row)

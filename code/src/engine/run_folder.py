@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from atomic_write import whole_file
+from atomic_write import remove_leftovers, whole_file
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,14 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
-class _Warnings(logging.FileHandler):
+class _File(logging.FileHandler):
+    """A file of a log. What cannot be written is lost; it costs no more than that: the console has it."""
+
+    def handleError(self, record):
+        pass
+
+
+class _Warnings(_File):
     """Adds warnings and errors to a file, one JSON object a line: {"time", "level", "message"}. The file is made with
     the first of them."""
 
@@ -105,7 +113,7 @@ def show_log(file=None):
     logger = logging.getLogger()
     handlers = [(_Console(), "%(message)s")]
     if file:
-        handlers.append((logging.FileHandler(file), "%(asctime)s %(message)s"))
+        handlers.append((_File(file), "%(asctime)s %(message)s"))
         handlers.append((_Warnings(Path(file).with_name(WARNINGS)), ""))
     for handler, form in handlers:
         handler.of_run = True
@@ -153,6 +161,7 @@ class Run:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
             with whole_file(self.folder / "options.json", "w") as file:
                 file.write(json.dumps(options, indent=1) + "\n")
             show_log(self.folder / "log.txt")
@@ -163,6 +172,7 @@ class Run:
             raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
                              "with --snapshot_pref") from error
         self.is_full = False
+        self._hook, threading.excepthook = threading.excepthook, self._of_thread
 
     @property
     def metrics_file(self):
@@ -220,6 +230,13 @@ class Run:
         except OSError as error:
             self._disk_is_full(error)
 
+    def _of_thread(self, failed):
+        """TensorBoard writes in a thread of its own, whose failure would be a traceback."""
+        if issubclass(failed.exc_type, OSError):
+            self._disk_is_full(failed.exc_value)
+        else:
+            self._hook(failed)
+
     def _disk_is_full(self, error):
         if not self.is_full:
             log.error("%s: figures cannot be written (%s); training continues without them, free space", self.folder,
@@ -227,4 +244,8 @@ class Run:
         self.is_full = True
 
     def close(self):
-        self.writer.close()
+        try:
+            self.writer.close()
+        except OSError as error:
+            self._disk_is_full(error)
+        threading.excepthook = self._hook

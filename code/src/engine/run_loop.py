@@ -6,10 +6,7 @@ Everything that a step depends on is in the checkpoint: weights, codebooks, opti
 
 import hashlib
 import logging
-import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from engine.monitors import Finite, Health, NotFinite
 from engine.report import plots
 from engine.run_folder import random_state, set_random_state
 from errors import InputError
+from stopping import Stopped, stop_on_signals
 
 log = logging.getLogger(__name__)
 STEP_FILES = 2                  # checkpoints from within epochs that are kept, unless --keep says otherwise
@@ -72,6 +70,7 @@ class RunState:
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
     records: dict = field(default_factory=dict)     # Run.position
     health: dict = field(default_factory=dict)      # Health.state
+    processes: int = None       # that shared a batch; None in files of before this was kept
 
     def to_dict(self):
         return asdict(self)
@@ -88,7 +87,7 @@ class RunState:
             return None
         try:
             state = cls(**{**stored, "position": Position(**stored["position"])})
-            numbers = list(asdict(state.position).values()) + [state.clips["number"]]
+            numbers = [*asdict(state.position).values(), state.clips["number"], state.processes or 0]
             kinds = (state.started, list), (state.saved, list), (state.options, dict), (state.records, dict), (
                 state.health, dict), (state.random, dict)
             if not all(type(n) is int and n >= 0 for n in numbers) or (
@@ -139,33 +138,6 @@ def find_newest(folder, pattern, own):
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("--resume auto skips: %s", str(error) or path)
     return max(found, default=(0, None))[1]
-
-
-class Stop:
-    """Set by SIGTERM or SIGINT: the running step is finished, then the run saves and ends. A second one kills."""
-
-    def __init__(self):
-        self.signal = None
-
-    def __call__(self, number, frame):
-        self.signal = signal.Signals(number)
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, signal.SIG_DFL)
-
-
-@contextmanager
-def stop_on_signals():
-    """Give a `Stop` that listens while the block runs; in a thread that cannot listen it stays silent."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
 
 
 class Loop:
@@ -219,6 +191,10 @@ class Loop:
         if others:
             log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
                         "either run", loaded.path, "; ".join(others))
+        if self.together.is_first and state.processes and state.processes != self.together.size:
+            log.warning("warning: %s: saved by %d processes, now it is %d, with the same batches: dropout draws other "
+                        "numbers; as good a run, but not the same to the last bit; start %d for that", loaded.path,
+                        state.processes, self.together.size, state.processes)
         is_own_folder = loaded.path.parent.resolve() == Path(self.save_folder).resolve()
         self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
         self.trainer.system.started, self.health = list(state.started), Health(**state.health)
@@ -227,15 +203,19 @@ class Loop:
                  self.position.clips, self.num_clips, self.position.step)
 
     def run(self):
-        """Train to the end or until a signal; returns the exit code."""
+        """Train to the end.
+
+        Raises:
+            Stopped: a signal came, and everything is saved.
+        """
         with stop_on_signals() as stop:
             try:
                 while not self._is_done() and not self.stopped:
                     self._epoch(stop)
-                if not self.stopped:
-                    self.health.conclude()
                 if self.saved_at != self.position.step:
                     self._save_here()
+                if not self.stopped:
+                    self.health.conclude()          # after the save: a run that goes on later is judged anew
             except NotFinite as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
@@ -245,11 +225,10 @@ class Loop:
         if self.folder:
             self.folder.close()
         if self.stopped:
-            log.info("stopped by %s after step %d; resume with --resume auto", self.stopped.name, self.position.step)
-            return 128 + self.stopped
+            told = (f"after step {self.position.step}", "resume with --resume auto") if self.folder else ()
+            raise Stopped(self.stopped, *told)
         if self.failed_save:
             raise self.failed_save
-        return 0
 
     def _is_done(self):
         return self.position.epoch >= self.settings.n_epoch or self.position.step == self.settings.max_steps
@@ -277,7 +256,7 @@ class Loop:
                     self._log(report, epoch, speed, bar)
                 is_whole = here.clips == self.num_clips
                 number = self.together.agree(int(stop.signal or 0))
-                self.stopped = signal.Signals(number) if number else None
+                self.stopped = number or None
                 if is_last or is_whole or self.stopped:
                     break
                 if settings.save_every_steps and here.step % settings.save_every_steps == 0:
@@ -359,7 +338,8 @@ class Loop:
         own = next(trainer.system.parameters()).dtype
         dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in
         state = RunState(self.position, list(trainer.system.started), random_state(self.generator), self.clips,
-                         self.options, saved, self.folder.position(self.position.step), self.health.state())
+                         self.options, saved, self.folder.position(self.position.step), self.health.state(),
+                         self.together.size)
         return checkpoint.pack(trainer.system, trainer.optimizers, self.unused, self.position.epoch - 1,
                                self.position.step, state.to_dict(), dtype, self.features)
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from dataset import origin
 from engine import checkpoint
 from errors import InputError
+from limits import LIMITS
 from systems import published
 from systems.base import FrozenEncoder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1                      # of config.json
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-LARGEST_CONFIG = 1 << 20        # bytes
 
 
 def locate(source, revision=None):
@@ -99,7 +99,7 @@ def _read(path, dtype, zero_code0):
 def _config(path):
     """What config.json says, checked."""
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
+        if path.stat().st_size > LIMITS.record_bytes:
             raise ValueError("larger than any that this program writes")
         about = json.loads(path.read_text())
         if about["format"] != FORMAT:

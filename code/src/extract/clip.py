@@ -10,12 +10,12 @@ from errors import InputError
 from extract import audio, video
 from extract.encoders import BATCH
 from extract.media import Media, Unreadable, rgb
+from limits import LIMITS
 
 CLOCKS = ("tenths", "time")
 NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
 SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
 DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
-LARGEST = 60 << 20                  # bytes of an array; readers admit pickles of 64 MiB (dataset/archive.py)
 LONGEST_SOUND = 600                 # seconds that are held at once by `continuous` framing
 
 
@@ -236,9 +236,9 @@ def _take(waiting, prepared, places, per_row):
 
 
 def _refuse_above_limit(size, rows):
-    if size > LARGEST:
-        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LARGEST >> 20} can be read back; cut the "
-                      "video or give --seconds")
+    if size > LIMITS.array_bytes:
+        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LIMITS.array_bytes >> 20} can be read "
+                      "back; cut the video or give --seconds")
 
 
 def _check(feature, media, modality, timing):

@@ -1,7 +1,7 @@
 """The work of `prepare.py features`: from a folder of videos to features, report, lists and sidecar."""
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from extract.clip import Timing, extract
 from extract.encoders import BATCH, CPU_BATCH
 from extract.output import write_whole
 from extract.places import AVSBench, Zips
+from stopping import stop_on_signals
 
 SUFFIXES = {f".{name}" for name in (
     "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx "      # videos
@@ -182,15 +183,28 @@ def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, d
         places.save(made, clips[name], start)
         return made.row
 
+    def show(row):
+        report.add(row)
+        if row.status != "ok":
+            bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
+        bar.update()
+
     workers = opts.workers or (GPU_WORKERS if device.type == "cuda" else 1)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(mine), initial=len(mine) - len(todo), desc="features",
-                                                   unit="clip", disable=None) as bar:
+    with stop_on_signals() as stop, ThreadPoolExecutor(workers) as pool, tqdm(
+            total=len(mine), initial=len(mine) - len(todo), desc="features", unit="clip", disable=None) as bar:
+        futures = deque(pool.submit(one, name) for name in todo)
+
+        def finish():
+            """Keep the clips that are under way; the others are left to the next call."""
+            pool.shutdown(cancel_futures=True)
+            for future in futures:
+                if not future.cancelled():
+                    show(future.result())
+
         try:
-            for row in pool.map(one, todo):
-                report.add(row)
-                if row.status != "ok":
-                    bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
-                bar.update()
+            while futures:
+                show(futures.popleft().result())
+                stop.here(finish, "after the clips that were under way", "repeat the call to go on")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

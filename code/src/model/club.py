@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.collectives import ALONE
+from model.padding import gathered, mean_of_clips
 
 
 def _mlp(widths, last=None):
@@ -34,16 +35,19 @@ class Evidence:
     share: Tensor       # (M, R, 1) of all seconds, 0..1
     mean: Tensor        # (M, R, S) of the group's features
     spread: Tensor      # (M, R, S) mean squared deviation from it
+    real: Tensor = None     # (B, T) mask of the seconds (model/padding.py)
 
     @classmethod
-    def each(cls, codes, specific):
-        """Every second a group of its own: codes (M, N, D), specific (M, N, S)."""
+    def each(cls, codes, specific, real=None):
+        """Every second a group of its own: codes (M, N, D), specific (M, N, S), real (B, T), N = B * T."""
         share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
-        return cls(codes, share, specific, torch.zeros_like(specific))
+        if real is not None:
+            share = (real.flatten().to(specific.dtype) / real.sum()).view(1, -1, 1).expand_as(share)
+        return cls(codes, share, specific, torch.zeros_like(specific), real)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, codes, indices, specific):
+    def of(cls, codes, indices, specific, real=None):
         """Seconds grouped by code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
 
         A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
@@ -51,12 +55,15 @@ class Evidence:
         """
         rows, chosen = specific.flatten(1, 2), indices.flatten(1)
         if len(codes) >= rows.shape[1]:
-            return cls.each(codes[chosen], rows)
+            return cls.each(codes[chosen], rows, real)
         hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (M, N, K)
+        if real is not None:
+            hits = hits * real.flatten().unsqueeze(1)
         number = hits.sum(1).unsqueeze(2)
         mean = hits.mT @ rows / number.clamp_min(1)
         deviation = rows - mean.gather(1, chosen.unsqueeze(2).expand_as(rows))
-        return cls(codes.unsqueeze(0), number / rows.shape[1], mean, hits.mT @ deviation ** 2 / number.clamp_min(1))
+        return cls(codes.unsqueeze(0), number / (rows.shape[1] if real is None else real.sum()), mean,
+                   hits.mT @ deviation ** 2 / number.clamp_min(1), real)
 
 
 class Clubs:
@@ -117,24 +124,27 @@ class Clubs:
         mean, log_variance = self.gaussians(evidence.codes)
         error = (mean - evidence.mean) ** 2 + evidence.spread
         values = (evidence.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
-        return self.together.average(values)
+        return self.together.average(values, evidence.real)
 
-    def upper_bounds(self, codes, specific, permutations):
-        """The bounds on I(code; specific), (M,), in nats: clips against clips in another order.
+    def upper_bounds(self, codes, specific, permutations, real=None):
+        """The bounds on I(code; specific), (M,), in nats: clips against clips in another order, over the seconds that
+        both have.
 
         Args:
             codes: (M, B, T, D).
             specific: (M, B, T, S).
             permutations: (M, B), of the whole batch's clips.
+            real: mask of the seconds (model/padding.py).
         """
         mean, log_variance = (x.unflatten(1, codes.shape[1:3]) for x in self.gaussians(codes.flatten(1, 2)))
-        everything = torch.cat([mean, specific, log_variance.mean(2, keepdim=True)], 2).transpose(0, 1)
+        everything = torch.cat([mean, specific, mean_of_clips(log_variance, real).unsqueeze(2)], 2).transpose(0, 1)
         everything = self.together.gather(everything).transpose(0, 1)
         mean, specific, variance = everything.split([codes.shape[2], specific.shape[2], 1], 2)
         variance = variance.squeeze(2).exp()                                                # (M, B, S)
-        matched = ((mean - specific) ** 2).mean(2) / variance
+        real = gathered(real, self.together, mean)
+        matched = mean_of_clips((mean - specific) ** 2, real) / variance
         other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
-        shuffled = ((mean - other) ** 2).mean(2) / variance
+        shuffled = mean_of_clips((mean - other) ** 2, None if real is None else real & real[permutations]) / variance
         return (shuffled - matched).sum(2).mean(1) / 2
 
     def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.collectives import ALONE
+from model.padding import first_rows, gathered, mean_of_clips, mean_of_seconds
 from model.sampling import RESET_NOISE
 
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
@@ -73,29 +74,30 @@ def cmcm_pair(p_x, p_y):
     return (torch.logaddexp(scores.logsumexp(-1), floor) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
-def code_matching(distance, together=ALONE):
+def code_matching(distance, together=ALONE, real=None):
     """Half the sum of `cmcm_pair` over the pairs of modalities, of squared distances (M, B, T, K) to the codes.
 
     A feature that lies on its code has no gradient here: the root's is infinite.
     """
     root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
-    chances = torch.softmax(-root, -1).mean(2)                                                      # (M, B, K)
+    chances = mean_of_clips(torch.softmax(-root, -1), real)                                         # (M, B, K)
     chances = together.gather(chances.transpose(0, 1)).unbind(1)
     return 0.5 * cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
 
 
-def code_figures(indices, codes, together=ALONE):
+def code_figures(indices, codes, together=ALONE, real=None):
     """(perplexity (M,), clips whose most frequent code is the same in all modalities) of choices (M, B, T) of `codes`
     (K, ...); of equally frequent codes the lowest counts."""
     chosen = codes.new_zeros(*indices.shape[:-1], len(codes))                                       # (M, B, K)
-    chosen.scatter_add_(-1, indices, torch.ones_like(indices, dtype=codes.dtype))
+    each = torch.ones_like(indices, dtype=codes.dtype) if real is None else real.to(codes.dtype).expand(indices.shape)
+    chosen.scatter_add_(-1, indices, each)
     favourite = together.own(chosen.argmax(2).T)                                                    # (B, M)
-    usage = together.average(chosen.sum(1) / indices[0].numel())
+    usage = together.average(chosen.sum(1) / (indices[0].numel() if real is None else real.sum()), real)
     perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
     return perplexity, together.total((favourite == favourite[:, :1]).all(1).sum())
 
 
-def count_unused(counter, indices, together=ALONE):
+def count_unused(counter, indices, together=ALONE, real=None):
     """One pass more since each code was chosen; none for those that any modality has chosen now.
 
     Args:
@@ -103,7 +105,12 @@ def count_unused(counter, indices, together=ALONE):
         indices: modality -> (B, T).
     """
     chosen = together.own(torch.stack(list(indices.values()), 1)).flatten()
-    used = torch.zeros_like(counter).index_fill_(0, chosen, 1)
+    used = torch.zeros_like(counter)
+    if real is None:
+        used.index_fill_(0, chosen, 1)
+    else:
+        counts = together.own(real).to(used.dtype).unsqueeze(1).expand(-1, len(indices), -1)
+        used.index_add_(0, chosen, counts.flatten())
     counter.add_(1).masked_fill_(together.total(used) > 0, 0)
 
 
@@ -133,9 +140,10 @@ def replacements(counter, draws, after=RESET_AFTER):
     return due, in_order[draws.reset_positions(due, active.sum())]
 
 
-def attention_teacher(z, other):
+def attention_teacher(z, other, real=None):
     """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of NeurIPS 2023, eq. 7."""
-    return torch.softmax(z @ other.transpose(1, 2) / z.shape[-1] ** 0.5, -1) @ other
+    scores = z @ other.transpose(1, 2) / z.shape[-1] ** 0.5
+    return torch.softmax(scores if real is None else scores.masked_fill(~real.unsqueeze(1), -torch.inf), -1) @ other
 
 
 class Codebook(nn.Module):
@@ -155,12 +163,13 @@ class Codebook(nn.Module):
         self.register_buffer("unactivated_count", -torch.ones(num_codes))
         self.together = ALONE
 
-    def forward(self, z, with_cmcm=True, joint=()):
+    def forward(self, z, with_cmcm=True, real=None, joint=()):
         """Assign every second to its nearest code (`nearest`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
             with_cmcm: False leaves the matching loss at zero.
+            real: mask of the seconds (model/padding.py), here and below.
             joint: modalities of which a second chooses one code, that of the smallest sum of squared distances.
         """
         for modality, x in z.items():
@@ -174,9 +183,9 @@ class Codebook(nn.Module):
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
         if with_cmcm and len(z) > 1:
-            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), self.together)
-        perplexity, equal_num = code_figures(indices, codes, self.together)
-        commitment = self.together.average(self._commitment(x, quantized))
+            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), self.together, real)
+        perplexity, equal_num = code_figures(indices, codes, self.together, real)
+        commitment = self.together.average(self._commitment(x, quantized, real), real)
         vectors = x + (quantized - x).detach()
         return Quantized(
             codes=codes,
@@ -190,16 +199,17 @@ class Codebook(nn.Module):
     @staticmethod
     def _joined(distance, modalities, joint):
         """Distances (M, B, T, K) by which codes are chosen: those of `joint` modalities are replaced by their mean."""
-        members = [number for number, m in enumerate(modalities) if m in joint]
+        members = [x for m, x in zip(modalities, distance) if m in joint]
         if len(members) < 2:
             return distance
-        return distance.index_copy(0, torch.tensor(members, device=distance.device),
-                                   distance[members].mean(0, keepdim=True).expand(len(members), -1, -1, -1))
+        mean = sum(members) / len(members)
+        return torch.stack([mean if m in joint else x for m, x in zip(modalities, distance)])
 
     @staticmethod
-    def _commitment(x, quantized):
+    def _commitment(x, quantized, real):
         """Twice the mean squared error to the own codes and the mean of those to the others': (M,) of (M, B, T, D)."""
-        errors = ((x.unsqueeze(1) - quantized) ** 2).mean((2, 3, 4))        # (M, M): whose features, whose codes
+        errors = (x.unsqueeze(1) - quantized) ** 2                          # (M, M, ...): whose features, whose codes
+        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
         others = max(len(x) - 1, 1)
         return COMMITMENT * (errors.sum(1) / others + (2 - 1 / others) * errors.diagonal())
 
@@ -211,17 +221,18 @@ class Codebook(nn.Module):
         return (z + (codes - z).detach() if z.requires_grad else codes), indices
 
     @torch.no_grad()
-    def start_from(self, z, draws):
+    def start_from(self, z, draws, real=None):
         """Start the codes from features of a first batch, all modalities together, each with a count of 1."""
         rows = torch.cat([self.together.gather(x.detach()).flatten(0, 1) for x in z.values()])
-        chosen = draws.rows(len(rows), len(self.embedding)).to(rows.device)
+        real = None if real is None else gathered(real, self.together, rows).flatten().repeat(len(z))
+        chosen = first_rows(draws, len(rows), len(self.embedding), real).to(rows.device)
         self.embedding.copy_(rows[chosen])
         self.ema_weight.copy_(self.embedding)
         self.ema_count.fill_(1)
         self.unactivated_count.fill_(-1)
 
     @torch.no_grad()
-    def ema_step(self, z, indices, teacher="mean"):
+    def ema_step(self, z, indices, teacher="mean", real=None):
         """One MM-EMA update in the order of the dict: each modality sees the state left by the one before (eq. 7).
 
         Args:
@@ -235,11 +246,13 @@ class Codebook(nn.Module):
         for modality, x in features.items():
             others = [other for name, other in features.items() if name != modality]
             if teacher == "attention":
-                others = [attention_teacher(x, other) for other in others]
+                others = [attention_teacher(x, other, real) for other in others]
             targets.append(0.5 * x + 0.5 * sum(others) / len(others) if others and teacher != "own" else x)
         rows = self.together.own(torch.stack(targets, 1)).transpose(0, 1).flatten(1, 2)             # (M, N, D)
         chosen = self.together.own(torch.stack(list(indices.values()), 1)).transpose(0, 1).flatten(1)
         hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                                # (M, N, K)
+        if real is not None:
+            hits = hits * self.together.own(real).flatten().unsqueeze(1)
         moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ rows], 2))
         for count, weight in zip(moved[..., 0], moved[..., 1:]):
             self.ema_count.mul_(DECAY).add_(count, alpha=1 - DECAY)
@@ -249,7 +262,7 @@ class Codebook(nn.Module):
             self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
 
     @torch.no_grad()
-    def count_and_reset(self, indices, draws, reset=Reset(), z=None):
+    def count_and_reset(self, indices, draws, reset=Reset(), z=None, real=None):
         """Count passes since each code was chosen; re-draw those unused for too long.
 
         Args:
@@ -257,14 +270,15 @@ class Codebook(nn.Module):
             reset: Reset.
             z: modality -> (B, T, D) features, for resets to seconds.
         """
-        count_unused(self.unactivated_count, indices, self.together)
+        count_unused(self.unactivated_count, indices, self.together, real)
         if reset.mode == "off":
             return
         due, source = replacements(self.unactivated_count, draws, reset.after)
         near = self.embedding[source]
         if reset.to == "second":
             seconds = self.together.gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
-            near = seconds[draws.rows(len(seconds), len(near)).to(seconds.device)].to(near.dtype)
+            whole = None if real is None else gathered(real, self.together, seconds).flatten()
+            near = seconds[first_rows(draws, len(seconds), len(near), whole).to(seconds.device)].to(near.dtype)
         fresh = near + reset.distance / RESET_NOISE * draws.reset_noise(self.embedding)
         self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
         if reset.mode == "full":

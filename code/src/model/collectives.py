@@ -9,7 +9,7 @@ the sum of all processes' parameter gradients is the gradient of one process wit
 class Alone:
     """One process, which holds every clip."""
 
-    is_first = True
+    is_first, size = True, 1
 
     def part(self, order, batch_size):
         """Clips that this process reads, of an epoch's order (N,), and how many of them per step."""
@@ -30,11 +30,12 @@ class Alone:
         """The whole batch (B, ...) of what each process has for its clips; backward keeps the own clips' part."""
         return x
 
-    def average(self, x):
-        """Mean over the batch from each process's mean over its clips; backward gives each its share."""
+    def average(self, x, real=None):
+        """Mean over the batch from each process's mean over its clips; backward gives each its share. With the mask
+        `real` (B, T) it is a mean over the real seconds."""
         return x
 
-    def pool(self, x):
+    def pool(self, x, real=None):
         """As `average`, for what each clip is changed by, such as batch statistics: backward adds up the gradients of
         all processes."""
         return x

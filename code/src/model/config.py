@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from declare import positive, setting
 from errors import InputError
 
 MODALITIES = ("audio", "video", "text")     # the published ones; they come first and in this order
@@ -75,6 +76,11 @@ class MapWidths(NamedTuple):
 PUBLISHED = {"audio": (128,), "video": (7, 7, 512), "text": (10, 768)}
 
 
+def seconds_or_auto(text):
+    """Argument type of --seconds; `auto` is left for who opens the clips."""
+    return text if text == "auto" else positive(text)
+
+
 @dataclass(frozen=True)
 class Config:
     """Sizes that the systems share; the defaults are the published ones. A system may add fields in a subclass.
@@ -96,9 +102,13 @@ class Config:
     club_hidden: int = 128
     dropout: float = 0.1
     spatial_attention: str = "sum"      # or "softmax"
+    seconds: int = setting(10, "seconds of a clip (T): longer ones are cut, shorter ones padded; auto: the longest of "
+                           "the list", type=seconds_or_auto, metavar="N|auto")
+    padding: str = setting("repeat", "seconds that a clip does not have: its last one again, as published, or a mask: "
+                           "no loss, code, attention or head sees them", choices=("repeat", "mask"))
 
     def __post_init__(self):
-        assert self.spatial_attention in ("sum", "softmax")
+        assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
         assert self.modalities == in_order(self.modalities), self.modalities
         for modality, shape in self.shapes:
             check_name(modality)
@@ -129,6 +139,11 @@ class Config:
     def pooled_dim(self, modality):
         """Width of the specific feature that the MI term sees."""
         return self.feature_dim(modality) if self.kind(modality) == "map" else self.code_dim
+
+    @property
+    def reading(self):
+        """How clips are read for this system: keyword arguments of dataset.clips.Clips."""
+        return {"seconds": self.seconds, "padding": self.padding}
 
     def widths(self, modality):
         """MapWidths of a modality."""

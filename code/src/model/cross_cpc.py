@@ -18,6 +18,11 @@ class Prediction:
     accuracy: dict
 
 
+def _mean(x, counts):
+    """Mean over the last dimension, the clips, of those that count."""
+    return x.mean(-1) if counts is None else torch.where(counts > 0, x, 0).sum(-1) / counts.sum().clamp_min(1)
+
+
 class CrossCPC(nn.Module):
     """One LSTM and one linear predictor per modality, on semantic features before quantisation.
 
@@ -32,20 +37,39 @@ class CrossCPC(nn.Module):
         self.together = ALONE
         self.predictor = nn.ModuleDict({m: nn.Linear(code_dim, code_dim) for m in modalities})
 
-    def forward(self, z, second):
-        """Predict second + 1 from seconds 0..second of `z`, modality -> (B, T, D)."""
-        predicted = [self.predictor[m](self.lstm[m](x[:, :second + 1])[0][:, -1]) for m, x in z.items()]
-        both = torch.stack([torch.stack([x[:, second + 1] for x in z.values()]), torch.stack(predicted)])
+    def forward(self, z, second, real=None):
+        """Predict second + 1 from seconds 0..second of `z`, modality -> (B, T, D).
+
+        With a mask `real` (model/padding.py) the second is one of each clip's own, as far along in it as `second` is in
+        T; clips of less than three seconds are neither predicted nor compared with.
+        """
+        if real is None:
+            counts = None
+            seen = [self.lstm[m](x[:, :second + 1])[0][:, -1] for m, x in z.items()]
+            coming = [x[:, second + 1] for x in z.values()]
+        else:
+            own, clips = real.sum(1), torch.arange(len(real), device=real.device)
+            counts = self.together.gather((own >= 3).to(next(iter(z.values())).dtype))      # (B,) 0 or 1, of all clips
+            last = (1 + (second - 1) * (own - 2) // (real.shape[1] - 2)).clamp_min(0)
+            seen = [self.lstm[m](x)[0][clips, last] for m, x in z.items()]
+            coming = [x[clips, last + 1] for x in z.values()]
+        predicted = [self.predictor[m](x) for m, x in zip(z, seen)]
+        both = torch.stack([torch.stack(coming), torch.stack(predicted)])
         futures, predicted = self.together.gather(both.movedim(2, 0)).movedim(0, 2)         # (M, B, D)
         scores = (futures.flatten(0, 1) @ predicted.flatten(0, 1).T).unflatten(1, predicted.shape[:2])
+        if counts is not None:
+            scores = scores.masked_fill(counts == 0, torch.finfo(scores.dtype).min)         # finite: all may be masked
         logs = scores.unflatten(0, futures.shape[:2]).log_softmax(3)        # (M, B, M, B): target, its clip, source
-        pairs = -logs.diagonal(dim1=1, dim2=3).mean(2)                      # (M, M)
+        pairs = -_mean(logs.diagonal(dim1=1, dim2=3), counts)               # (M, M)
         loss = pairs.sum() - (1 - SAME_MODALITY) * pairs.diagonal().sum()
         with torch.no_grad():
             own = torch.arange(futures.shape[1], device=futures.device)
+            chances = logs.exp()
             if self.accuracy_over == "targets":
-                hits = (logs.exp().argmax(1) == own).to(logs.dtype).mean(2)
+                if counts is not None:
+                    chances = chances.masked_fill((counts == 0)[:, None, None], -1)
+                hits = _mean((chances.argmax(1) == own).to(logs.dtype), counts)
             else:
-                hits = (logs.exp().argmax(3) == own[:, None]).to(logs.dtype).mean(1)
+                hits = _mean((chances.argmax(3) == own[:, None]).to(logs.dtype).transpose(1, 2), counts)
         accuracy = {(source, target): hit for target, row in zip(z, hits) for source, hit in zip(z, row)}
         return Prediction(loss, accuracy)

@@ -1,31 +1,39 @@
 """InfoNCE within a batch, in one direction: queries find their keys (FCID, MICU)."""
 
+import torch
 from torch.nn import functional as F
+
+from model.padding import mean_of_clips
 
 TEMPERATURE = 0.1
 
 
-def info_nce(queries, keys):
+def info_nce(queries, keys, real=None):
     """Mean over the rows of -log softmax(cosine / 0.1) at the row's own key: (..., n, D) twice -> (...).
 
     Leading dimensions are broadcast. A zero query costs log n and has a gradient of the order of 10^12, which a mask
-    behind it must cancel: float32 or wider.
+    behind it must cancel: float32 or wider. Rows that are not `real` (n,) are neither queries nor keys.
     """
     scores = F.normalize(queries, dim=-1, eps=1e-12) @ F.normalize(keys, dim=-1, eps=1e-12).mT / TEMPERATURE
-    return (scores.logsumexp(-1) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
+    own = scores.diagonal(dim1=-2, dim2=-1)
+    if real is None:
+        return (scores.logsumexp(-1) - own).mean(-1)
+    costs = scores.masked_fill(~real.unsqueeze(-2), -torch.inf).logsumexp(-1) - own
+    return (costs * real).sum(-1) / real.sum(-1)
 
 
-def masked_pairs(z, kept):
+def masked_pairs(z, kept, real=None):
     """Fine-coarse masked contrast of all ordered pairs of modalities, themselves included (MICU).
 
     Args:
         z: (B, M, T, D) semantic features.
         kept: (B, T) of 0 and 1, seconds of the queries; one mask for all modalities.
+        real: mask of the seconds (model/padding.py).
     Returns:
         (fine, coarse): scalars; contrasted over the seconds of a clip, and means over seconds over the clips.
     """
     z = z.transpose(0, 1)                                               # (M, B, T, D)
     masked = z * kept.to(z).unsqueeze(-1)
-    fine = info_nce(masked.unsqueeze(1), z.unsqueeze(0))                # (M, M, B)
-    coarse = info_nce(masked.mean(2).unsqueeze(1), z.mean(2).unsqueeze(0))
+    fine = info_nce(masked.unsqueeze(1), z.unsqueeze(0), real)          # (M, M, B)
+    coarse = info_nce(mean_of_clips(masked, real).unsqueeze(1), mean_of_clips(z, real).unsqueeze(0))
     return fine.mean(2).sum(), coarse.sum()

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from errors import InputError
 from model.collectives import ALONE
+from model.padding import mean_of_seconds
 
 
 def sample_permutations(blocks, number):
@@ -45,12 +46,13 @@ class Jigsaw(nn.Module):
         self.classify = nn.Linear(hidden, permutations)
         self.together = ALONE
 
-    def forward(self, vectors, modalities):
+    def forward(self, vectors, modalities, real=None):
         """Mean cross-entropy over permutations, clips and seconds.
 
         Args:
             vectors: (M, B, T, D) quantised, straight-through.
             modalities: (S,) from which modality each block position is taken.
+            real: mask of the seconds (model/padding.py).
         """
         number, blocks = self.permutations.shape
         parts = vectors.flatten(1, 2).unflatten(-1, (blocks, -1))                   # (M, N, S, D / S)
@@ -58,4 +60,7 @@ class Jigsaw(nn.Module):
         shuffled = mixed[self.permutations].transpose(1, 2).flatten(2)              # (P, N, D)
         scores = self.classify(F.relu(self.hidden(shuffled)))
         classes = torch.arange(number, device=scores.device).repeat_interleave(scores.shape[1])
-        return self.together.average(F.cross_entropy(scores.flatten(0, 1), classes))
+        if real is None:
+            return self.together.average(F.cross_entropy(scores.flatten(0, 1), classes))
+        costs = F.cross_entropy(scores.flatten(0, 1), classes, reduction="none").view(number, *real.shape)
+        return self.together.average(mean_of_seconds(costs, real).mean(), real)

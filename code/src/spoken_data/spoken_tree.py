@@ -18,8 +18,21 @@ from tqdm import tqdm
 
 from atomic_write import output_file
 from demo_data.demo_tree import (
-    SECONDS, Events, Tree, ave_rows, avvp_lists, one_hot, video_ids, whole_folder, write_annotations, write_h5,
-    write_lines, write_shared, write_text, write_zip)
+    SECONDS,
+    Events,
+    Tree,
+    ave_rows,
+    avvp_lists,
+    one_hot,
+    video_ids,
+    whole_folder,
+    write_annotations,
+    write_h5,
+    write_lines,
+    write_shared,
+    write_text,
+    write_zip,
+)
 from demo_data.dialled_digits import CLASSES, EMPTY, WORDS
 from errors import InputError, Parser, run
 from extract.video import GRID
@@ -188,7 +201,7 @@ def is_there(out, settings):
 
 
 def main(argv=None):
-    from configs.opts import PLACES     # here, because only scripts may know paths and this is also a module
+    from configs.opts import PLACES  # here, because only scripts may know paths and this is also a module
     parser = Parser(prog="python -m spoken_data.spoken_tree", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")

@@ -15,6 +15,7 @@ from declare import setting
 from model.blocks import Blocks
 from model.collectives import ALONE
 from model.config import MODALITIES, Config, in_order, short
+from model.padding import Features, mean_of_clips
 from systems import published
 from systems.published import OWN
 
@@ -78,6 +79,33 @@ class Codes:
     indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
 
 
+def to_seconds(features, config, real=None):
+    """`Features`: what the encoders read of all modalities, side by side in time, as losses and codebooks compare it in
+    training.
+
+    Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
+    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T
+    is the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other
+    tokens.
+
+    Args:
+        features: modality -> (B, T, ...), of tokens (B, L, ...).
+        config: of the system.
+        real: mask of the seconds (model/padding.py).
+    """
+    seconds = next((x.shape[1] for m, x in features.items() if config.kind(m) != "tokens"), None)
+    found = Features(features, real)
+    for modality in (m for m in features if config.kind(m) == "tokens" and seconds is not None):
+        x = features[modality]
+        places = torch.arange(seconds, device=x.device) * x.shape[1]
+        if real is not None:
+            tokens = (places // real.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
+            found[modality] = x.gather(1, tokens.unsqueeze(2).expand(-1, -1, x.shape[2]))
+        elif seconds != x.shape[1]:
+            found[modality] = x[:, places // seconds]
+    return found
+
+
 def precise(x):
     """A context in which what becomes codes keeps the precision of its weights, under autocast too."""
     return torch.autocast(x.device.type, enabled=False)
@@ -117,13 +145,16 @@ class Encoder(nn.Module):
         with precise(x):
             return lstm(x)[0] if lstm else x
 
-    def embed_inputs(self, modality, inputs):
-        """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`."""
+    def embed_inputs(self, modality, inputs, real=None):
+        """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`.
+
+        `real`: mask of the seconds (model/padding.py), here and below; codes of padded ones mean nothing.
+        """
         raise NotImplementedError
 
-    def embed_clips(self, modality, inputs):
+    def embed_clips(self, modality, inputs, real=None):
         """One vector per clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
-        return self.embed_inputs(modality, inputs).vectors.mean(1)
+        return mean_of_clips(self.embed_inputs(modality, inputs, real).vectors, real)
 
 
 class FrozenEncoder(nn.Module):
@@ -162,20 +193,20 @@ class FrozenEncoder(nn.Module):
         self._require(modality)
         return self.encoder.inputs(modality, x.to(self.codebooks[0]))
 
-    def embed_inputs(self, modality, inputs):
-        """`Codes` of what `inputs` gives, with a straight-through gradient to it."""
+    def embed_inputs(self, modality, inputs, real=None):
+        """`Codes` of what `inputs` gives, with a straight-through gradient to it; see `Encoder.embed_inputs`."""
         self._require(modality)
-        return self.encoder.embed_inputs(modality, inputs)
+        return self.encoder.embed_inputs(modality, inputs, real)
 
-    def embed(self, modality, x):
+    def embed(self, modality, x, real=None):
         """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
         with torch.no_grad():
-            return self.embed_inputs(modality, self.inputs(modality, x))
+            return self.embed_inputs(modality, self.inputs(modality, x), real)
 
-    def embed_clips(self, modality, x):
+    def embed_clips(self, modality, x, real=None):
         """One vector per clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
         with torch.no_grad():
-            return self.encoder.embed_clips(modality, self.inputs(modality, x))
+            return self.encoder.embed_clips(modality, self.inputs(modality, x), real)
 
     def _require(self, modality):
         if modality not in self.config.modalities:
@@ -242,8 +273,11 @@ class System(nn.Module):
 
     # ---------------------------------------------------------------------------------------- what a system computes
     def features(self, batch):
-        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step."""
-        return {m: batch[m] for m in self.config.modalities}
+        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step.
+
+        Under --padding mask the batch has "real" as well, the mask of the seconds.
+        """
+        return Features({m: batch[m] for m in self.config.modalities}, batch.get("real"))
 
     def encode(self, features, epoch):
         """One pass of the encoder: outputs in whatever form the other methods of the system take. No state changes."""
@@ -292,7 +326,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def chosen(self, outputs):
-        """Suffix of names in the log -> modality -> (B, T) codes that a pass chose."""
+        """Suffix of names in the log -> modality -> (B, T) codes that a pass chose, (n,) in its real seconds."""
         raise NotImplementedError
 
     def mark_started(self, epoch):

@@ -34,6 +34,7 @@ from model.config import in_order, short
 from model.conv_matmul import MapConv
 from model.cross_cpc import CrossCPC
 from model.encoders import Specific
+from model.padding import first_rows, gathered, mean_of_seconds, only_real, squared_error
 from systems import base, codaar_names
 from systems.base import Codes, Losses, Term, precise
 from systems.published import DECODER, ENCODER, LSTMS
@@ -119,12 +120,13 @@ class RowTable(nn.Module):
         """`ema_count_<short name>` of the segments, (K,) each."""
         return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
 
-    def forward(self, z, with_cmcm=True):
+    def forward(self, z, with_cmcm=True, real=None):
         """Pick a row for every second of every modality (`nearest`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
             with_cmcm: False leaves the matching loss at zero.
+            real: mask of the seconds (model/padding.py), here and below.
         """
         table = self.embedding.clone()          # the update rewrites the buffer before backward reads it
         segments, x = self.split(table), torch.stack([z[m] for m in self.segments])         # (n, K, D), (n, B, T, D)
@@ -134,17 +136,19 @@ class RowTable(nn.Module):
         codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
         features = torch.cat(x.unbind(), -1)
         rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
-        cmcm = code_matching(distance, self.together) if with_cmcm and len(x) > 1 else table.new_zeros(())
-        perplexity, equal_num = code_figures(indices, table, self.together)
+        cmcm = code_matching(distance, self.together, real) if with_cmcm and len(x) > 1 else table.new_zeros(())
+        perplexity, equal_num = code_figures(indices, table, self.together, real)
+        commitment = self.together.average(self._commitment(x, codes, real), real)
         return QuantizedRows(
             rows=dict(zip(self.segments, rows)), indices=dict(zip(self.segments, indices)),
-            commitment=dict(zip(self.segments, self.together.average(self._commitment(x, codes)))), cmcm=cmcm,
+            commitment=dict(zip(self.segments, commitment)), cmcm=cmcm,
             perplexity=dict(zip(self.segments, perplexity)), equal_num=equal_num)
 
     @staticmethod
-    def _commitment(x, codes):
+    def _commitment(x, codes, real):
         """Mean squared errors to the own code, twice, and to the others' at the same second, half of each: (n,)."""
-        errors = ((x.unsqueeze(1) - codes) ** 2).mean((2, 3, 4))           # (n, n): whose features, whose codes
+        errors = (x.unsqueeze(1) - codes) ** 2                              # (n, n, ...): whose features, whose codes
+        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
         return COMMITMENT * (OTHERS_COMMITMENT * errors.sum(1) + (2 - OTHERS_COMMITMENT) * errors.diagonal())
 
     def lookup(self, modality, z):
@@ -162,14 +166,17 @@ class RowTable(nn.Module):
         return rows, indices
 
     @torch.no_grad()
-    def start_from(self, z, order, draws, with_cascade=True):
+    def start_from(self, z, order, draws, with_cascade=True, real=None):
         """Start every row from one second of a first batch, the same for all segments, each with a count of 1.
 
         Where there are fewer seconds than rows they are repeated with a little noise.
         """
         seconds = torch.cat([self.together.gather(z[m].detach()).flatten(0, 1) for m in self.segments], 1)
-        picked = seconds[draws.rows(len(seconds), len(self.embedding)).to(seconds.device)]
-        if len(seconds) < len(picked):
+        real = None if real is None else gathered(real, self.together, seconds).flatten()
+        picked = seconds[first_rows(draws, len(seconds), len(self.embedding), real).to(seconds.device)]
+        if real is not None:
+            picked = picked + NOISE * draws.normal(picked) * (real.sum() < len(picked))
+        elif len(seconds) < len(picked):
             picked = picked + NOISE * draws.normal(picked)
         self.ema_weight.copy_(picked)
         for count in self.counts:
@@ -191,7 +198,7 @@ class RowTable(nn.Module):
         return self.ema_weight / torch.stack(self.counts, 1).repeat_interleave(self.width, 1)
 
     @torch.no_grad()
-    def ema_step(self, z, indices, order, with_others=True, with_cascade=True):
+    def ema_step(self, z, indices, order, with_others=True, with_cascade=True, real=None):
         """Move every segment's average on by the seconds at which its modality picked the row, then cascade.
 
         The features that enter are those of all modalities at the same second (DTA): 0.6, 0.2, 0.2 of three, the own
@@ -210,6 +217,8 @@ class RowTable(nn.Module):
         mixed = self.together.own(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
         picked = self.together.own(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
         hits = F.one_hot(picked, len(self.embedding)).to(mixed.dtype)                       # (n, N, K)
+        if real is not None:
+            hits = hits * self.together.own(real).flatten().unsqueeze(1)
         moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
         counts = DECAY * torch.stack(self.counts) + (1 - DECAY) * moved[..., 0]             # (n, K)
         total = counts.sum(1, keepdim=True)
@@ -221,13 +230,13 @@ class RowTable(nn.Module):
         self.embedding.copy_(self._cascaded(self._means(), order, with_cascade))
 
     @torch.no_grad()
-    def count_and_reset(self, indices, order, draws, mode="full", with_cascade=True):
+    def count_and_reset(self, indices, order, draws, mode="full", with_cascade=True, real=None):
         """Count passes since each row was picked by any modality; redraw rows unused for more than 300.
 
         mode "full": the means of an active row and noise become the new averages, with a count of 1, so that the next
         update keeps the row; "released" writes the row alone, which that update undoes completely; "off" only counts.
         """
-        count_unused(self.unactivated_count, indices, self.together)
+        count_unused(self.unactivated_count, indices, self.together, real)
         if mode == "off":
             return
         due, source = replacements(self.unactivated_count, draws)
@@ -264,16 +273,24 @@ class BatchNorm(nn.BatchNorm1d):
         super().__init__(channels)
         self.together = ALONE
 
-    def forward(self, x, clips):
-        """`clips`: as a tensor whose first dimension they are."""
+    def forward(self, x, clips, real=None):
+        """`clips`: as a tensor whose first dimension they are; `real`: mask of the seconds, a map each."""
         rows = x.flatten(0, -2)
-        if self.together is ALONE or not self.training:
+        if not self.training or self.together is ALONE and real is None:
             return super().forward(rows).view_as(x)
         wide = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
-        mean = self.together.pool(wide.mean(0))
-        variance = self.together.pool(((wide - mean) ** 2).mean(0))
+        places = rows.unflatten(0, (*clips.shape[:2], -1)).shape[2]
+        counts = None if real is None else real.flatten().repeat_interleave(places).unsqueeze(1)
+
+        def mean_of(values):
+            mean = values.mean(0) if counts is None else (values * counts).sum(0) / counts.sum()
+            return self.together.pool(mean, real)
+        mean = mean_of(wide)
+        variance = mean_of((wide - mean) ** 2)
         with torch.no_grad():
             number = self.together.clips(clips) * (len(rows) // len(clips))
+            if real is not None:
+                number = self.together.total(self.together.own(real).sum()) * places
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * number / (number - 1), self.momentum)
             self.num_batches_tracked.add_(1)
@@ -290,9 +307,9 @@ class MapConvStack(nn.Module):
         self.conv2 = MapConv(widths.hidden, widths.specific, 3)
         self.norm2 = BatchNorm(widths.specific)
 
-    def forward(self, x):
-        maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x))
-        return Specific(F.relu(self.norm2(self.conv2(maps), x)).unflatten(0, x.shape[:2]), None)
+    def forward(self, x, real=None):
+        maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x, real))
+        return Specific(F.relu(self.norm2(self.conv2(maps), x, real)).unflatten(0, x.shape[:2]), None)
 
 
 @dataclass
@@ -303,6 +320,7 @@ class PassOutput:
     semantic: dict              # (B, T, D) before quantisation
     specific: dict              # of vectors and tokens (B, T, D), of maps (B, T, H-4, W-4, O)
     quantized: QuantizedRows
+    real: Tensor = None         # (B, T) mask of the seconds (model/padding.py)
     alignment: Tensor = None    # of the table after this pass's update; None without one
 
 
@@ -324,7 +342,7 @@ class Encoder(base.Encoder):
         """The segments: one codebook (K, D) for each modality."""
         return list(self.table.split(self.table.embedding))
 
-    def forward(self, features, with_cmcm=True):
+    def forward(self, features, with_cmcm=True, real=None):
         """modality -> `inputs` of it -> PassOutput."""
         semantic, specific = {}, {}
         for m, x in features.items():
@@ -332,18 +350,18 @@ class Encoder(base.Encoder):
                 exact = x.to(self.table.embedding.dtype)
                 if self.config.kind(m) == "map":    # squeeze-excitation serves both of its paths
                     factor, average = self.semantic[m].gate(exact)
-                    semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average))
+                    semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), real)
                     x = x * factor.to(x.dtype)[:, :, None, None]
                 else:
-                    semantic[m] = self.semantic[m](exact)
-            specific[m] = self.specific[m](x).full
+                    semantic[m] = self.semantic[m](exact, real)
+            specific[m] = (self.specific[m](x, real) if self.config.kind(m) == "map" else self.specific[m](x)).full
         with precise(self.table.embedding):
-            return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm))
+            return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, real), real)
 
-    def embed_inputs(self, modality, inputs):
+    def embed_inputs(self, modality, inputs, real=None):
         """The convolutions, and with them batch normalisation, do not run."""
         with precise(inputs):
-            z = self.semantic[modality](inputs.to(self.table.embedding.dtype))
+            z = self.semantic[modality](inputs.to(self.table.embedding.dtype), real)
             return Codes(*self.table.lookup(modality, z))
 
 
@@ -383,26 +401,28 @@ class CoDAAR(base.System):
         return in_order(self.config.modalities, self.options.cascade_order)
 
     def features(self, batch):
-        return {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
+        features = {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
+        return base.to_seconds(features, self.config, batch.get("real"))
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"))
+            return self.encoder(features, self.is_on("cmcm"), features.real)
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
             with self.evaluating():
                 outputs = self.encode(features, epoch)
-            self.encoder.table.start_from(outputs.semantic, self.cascade_order, draws, self.is_on("csa"))
+            self.encoder.table.start_from(outputs.semantic, self.cascade_order, draws, self.is_on("csa"),
+                                          features.real)
         self.started = [True]
 
     def update_codebooks(self, outputs, draws):
         table, order, with_cascade = self.encoder.table, self.cascade_order, self.is_on("csa")
         indices = outputs.quantized.indices
-        table.ema_step(outputs.semantic, indices, order, self.is_on("dta"), with_cascade)
+        table.ema_step(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.real)
         outputs.alignment = table.alignment()
         table.count_and_reset(indices, order, draws, self.options.code_reset if self.is_on("reset") else "off",
-                              with_cascade)
+                              with_cascade, outputs.real)
 
     def losses(self, outputs, draws):
         quantized, recon = outputs.quantized, {}
@@ -410,14 +430,16 @@ class CoDAAR(base.System):
             with self.autocast():
                 rebuilt = self.decoders[m](quantized.rows[m], outputs.specific[m])
             target = target.to(quantized.rows[m].dtype)
-            recon[m] = self.cpc.together.average(F.mse_loss(rebuilt.to(target.dtype), target))
+            error = squared_error(rebuilt.to(target.dtype), target, outputs.real)
+            recon[m] = self.cpc.together.average(error, outputs.real)
         terms = {"recon": recon, "commit": quantized.commitment}
         metrics = {f"{m}_perplexity": value for m, value in quantized.perplexity.items()}
         metrics["equal_num"] = quantized.equal_num
         if outputs.alignment is not None:
             metrics["segment_alignment"] = outputs.alignment
         if self.is_on("cpc"):
-            prediction = self.cpc(outputs.semantic, draws.second(min(z.shape[1] for z in outputs.semantic.values())))
+            second = draws.second(min(z.shape[1] for z in outputs.semantic.values()))
+            prediction = self.cpc(outputs.semantic, second, outputs.real)
             terms["cpc"] = prediction.loss
             metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         return Losses(terms | {"cmcm": quantized.cmcm}, metrics)
@@ -427,4 +449,4 @@ class CoDAAR(base.System):
         return {"": self.encoder.table}
 
     def chosen(self, outputs):
-        return {"": outputs.quantized.indices}
+        return {"": only_real(outputs.quantized.indices, outputs.real)}

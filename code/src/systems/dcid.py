@@ -7,7 +7,7 @@ and specific features and quantises the semantic ones; its objective holds the n
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from declare import positive, setting
@@ -17,6 +17,7 @@ from model.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from model.collectives import ALONE
 from model.config import in_order, short
 from model.cross_cpc import CrossCPC
+from model.padding import only_real, squared_error
 from model.sampling import RESET_NOISE
 from systems import base, dcid_names
 from systems.base import Codes, Losses, Term, precise
@@ -72,6 +73,7 @@ class LevelOutput:
     semantic: dict          # (B, T, D) before quantisation
     specific: dict          # Specific
     quantized: Quantized
+    real: Tensor = None     # (B, T) mask of the seconds (model/padding.py)
 
 
 class Level(nn.Module):
@@ -83,26 +85,26 @@ class Level(nn.Module):
         self.specific = nn.ModuleDict(specific)
         self.codebook = Codebook(config.num_codes, config.code_dim)
 
-    def forward(self, inputs, with_cmcm=True, joint=()):
+    def forward(self, inputs, with_cmcm=True, real=None, joint=()):
         """Encode and quantise `inputs`, modality -> features; `joint`: see `Codebook.forward`."""
-        semantic = {m: self.encode_semantic(m, x) for m, x in inputs.items()}
+        semantic = {m: self.encode_semantic(m, x, real) for m, x in inputs.items()}
         specific = {m: self.specific[m](x) for m, x in inputs.items()}
         with precise(self.codebook.embedding):
-            return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm, joint))
+            return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm, real, joint), real)
 
-    def encode_semantic(self, modality, x):
+    def encode_semantic(self, modality, x, real=None):
         """Semantic features (B, T, D) in the codebook's precision, under autocast too.
 
         Sentences that differ in one word are closer to each other than bf16 resolves, and two classes would share a
         code. It is half a percent of the work.
         """
         with precise(x):
-            return self.semantic[modality](x.to(self.codebook.embedding.dtype))
+            return self.semantic[modality](x.to(self.codebook.embedding.dtype), real)
 
-    def lookup(self, modality, x):
+    def lookup(self, modality, x, real=None):
         """(vectors, indices) of the codes nearest to the semantic features of one modality's inputs."""
         with precise(x):
-            return self.codebook.lookup(self.encode_semantic(modality, x))
+            return self.codebook.lookup(self.encode_semantic(modality, x, real))
 
 
 def first_level(config):
@@ -130,18 +132,18 @@ class Encoder(base.Encoder):
         """`inputs` of all modalities; other entries of the batch are passed over."""
         return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
-    def forward(self, features, depth=None, with_cmcm=True, joint=()):
+    def forward(self, features, depth=None, with_cmcm=True, real=None, joint=()):
         """`features(batch)` -> a LevelOutput for each of the first `depth` levels (all by default)."""
         outputs = []
         for level in self.levels[:depth]:
-            outputs.append(level(features, with_cmcm, joint))
+            outputs.append(level(features, with_cmcm, real, joint))
             features = {m: s.pooled for m, s in outputs[-1].specific.items()}
         return outputs
 
-    def embed_inputs(self, modality, inputs):
+    def embed_inputs(self, modality, inputs, real=None):
         vectors, indices = [], []
         for number, level in enumerate(self.levels):
-            chosen, index = level.lookup(modality, inputs)
+            chosen, index = level.lookup(modality, inputs, real)
             vectors.append(chosen)
             indices.append(index)
             if number + 1 < len(self.levels):
@@ -172,7 +174,8 @@ class Objective(nn.Module):
     def evidence(self, output):
         """What the CLUB networks are fitted to: Evidence, without gradient."""
         quantized = output.quantized
-        return Evidence.of(quantized.codes, self._stacked(quantized.indices), self._pooled(output).detach())
+        return Evidence.of(quantized.codes, self._stacked(quantized.indices), self._pooled(output).detach(),
+                           output.real)
 
     def reconstruct(self, output):
         """modality -> reconstruction of the level's inputs."""
@@ -183,20 +186,20 @@ class Objective(nn.Module):
         vectors, recon, terms = output.quantized.vectors, {}, {}
         for m, y in reconstructed.items():
             target = output.inputs[m].to(vectors[m].dtype)
-            error = F.mse_loss(y.to(target.dtype), target.detach() if detach_targets else target)
-            recon[m] = self.together.average(error)
+            error = squared_error(y.to(target.dtype), target.detach() if detach_targets else target, output.real)
+            recon[m] = self.together.average(error, output.real)
         terms = {"recon": recon, "commit": output.quantized.commitment}
         if with_club:
             codes = self._stacked(vectors)
             whole = self.together.clips(codes[0])
             orders = torch.stack([draws.permutation(whole) for _ in codes]).to(codes.device, non_blocking=True)
-            bounds = (clubs or self.clubs()).upper_bounds(codes, self._pooled(output), orders)
+            bounds = (clubs or self.clubs()).upper_bounds(codes, self._pooled(output), orders, output.real)
             terms["mi"] = dict(zip(self.club_order, bounds))
         metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
         metrics["equal_num"] = output.quantized.equal_num
         if with_cpc:
             seconds = min(z.shape[1] for z in output.semantic.values())
-            prediction = self.cpc(output.semantic, draws.second(seconds))
+            prediction = self.cpc(output.semantic, draws.second(seconds), output.real)
             terms["cpc"] = prediction.loss
             metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         terms["cmcm"] = output.quantized.cmcm
@@ -292,7 +295,7 @@ class DCID(base.System):
         return [Objective(self.config, first_decoder)]
 
     def features(self, batch):
-        return self.encoder.features(batch)
+        return base.to_seconds(self.encoder.features(batch), self.config, batch.get("real"))
 
     def depth(self, epoch):
         """How many levels are computed at an epoch."""
@@ -303,7 +306,7 @@ class DCID(base.System):
 
     def _levels(self, features, depth, with_cmcm):
         with self.autocast():
-            return self.encoder(features, depth, with_cmcm, self.options.together(self.config))
+            return self.encoder(features, depth, with_cmcm, features.real, self.options.together(self.config))
 
     def start_codebooks(self, features, epoch, draws):
         if self.options.codebook_init == "released":
@@ -312,16 +315,16 @@ class DCID(base.System):
             if not self.started[number]:
                 with self.evaluating():
                     outputs = self._levels(features, number + 1, False)
-                self.encoder.levels[number].codebook.start_from(outputs[number].semantic, draws)
+                self.encoder.levels[number].codebook.start_from(outputs[number].semantic, draws, features.real)
                 self.started[number] = True
 
     def update_codebooks(self, outputs, draws):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
         reset = self.options.reset(self.is_on("reset"))
         for level, output in zip(self.encoder.levels, outputs):
-            level.codebook.ema_step(output.semantic, output.quantized.indices, teacher)
+            level.codebook.ema_step(output.semantic, output.quantized.indices, teacher, output.real)
             level.codebook.count_and_reset(self.counted(output.quantized.indices), draws, reset,
-                                           {m: output.semantic[m] for m in with_seconds(self.config)})
+                                           {m: output.semantic[m] for m in with_seconds(self.config)}, output.real)
 
     def counted(self, indices):
         """Codes that are in use, modality -> (B, T), of those that a pass chose."""
@@ -378,7 +381,8 @@ class DCID(base.System):
         return {_suffix(number): level.codebook for number, level in enumerate(self.encoder.levels)}
 
     def chosen(self, outputs):
-        return {_suffix(number): output.quantized.indices for number, output in enumerate(outputs)}
+        return {_suffix(number): only_real(output.quantized.indices, output.real)
+                for number, output in enumerate(outputs)}
 
 
 def _suffix(level):

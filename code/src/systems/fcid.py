@@ -4,7 +4,7 @@ Findings)."""
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from declare import setting
@@ -17,6 +17,7 @@ from model.config import in_order, short
 from model.cross_cpc import CrossCPC
 from model.decoders import LinearDecoder
 from model.info_nce import info_nce
+from model.padding import mean_of_clips, squared_error
 from systems import base, dcid, fcid_names
 from systems.base import Codes, Losses, Term, precise
 from systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO, collect, fit_clubs
@@ -77,6 +78,7 @@ class Output:
     general: dict           # (B, 1, D), not negative; what is quantised, in the order of the EMA
     private: dict           # (B, D), not negative
     quantized: Quantized
+    real: Tensor = None     # (B, T) mask of the seconds (model/padding.py); tokens have none
 
 
 class ClipEncoder(nn.Module):
@@ -108,32 +110,34 @@ class Encoder(base.Encoder):
     def codebooks(self):
         return [self.codebook.embedding]
 
-    def encode_semantic(self, modality, x):
+    def encode_semantic(self, modality, x, real=None):
         """Semantic features (B, T, D) in the codebook's precision, under autocast too (as systems/dcid.py)."""
         with precise(x):
-            return self.semantic[modality](x.to(self.codebook.embedding.dtype))
+            return self.semantic[modality](x.to(self.codebook.embedding.dtype), real)
 
-    def forward(self, features, with_cmcm=True, joint=()):
+    def forward(self, features, with_cmcm=True, real=None, joint=()):
         """modality -> features of the data: an `Output`."""
-        semantic = {m: self.encode_semantic(m, x) for m, x in features.items()}
+        masks = {m: None if self.config.kind(m) == "tokens" else real for m in features}
+        semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
         with precise(self.codebook.embedding):
             clips, general, private = {}, {}, {}
             for m in in_order(semantic, ORDER):
                 encoder = self.clip[self.config.clip_encoder(m)]
-                clips[m] = encoder.project(semantic[m].mean(1))         # text: over all word positions, padding too
+                clips[m] = encoder.project(mean_of_clips(semantic[m], masks[m]))    # text: over all word positions
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
                 private[m] = F.relu(encoder.specific(clips[m]))
-            quantized = self.codebook(general, with_cmcm, joint)
-        return Output(features, semantic, specific, clips, general, private, quantized)
+            quantized = self.codebook(general, with_cmcm, joint=joint)
+        return Output(features, semantic, specific, clips, general, private, quantized, real)
 
-    def embed_inputs(self, modality, inputs):
+    def embed_inputs(self, modality, inputs, real=None):
         """Every second as a clip of its own, after the semantic encoder has seen the whole."""
-        return self._codes(modality, self.encode_semantic(modality, inputs))
+        return self._codes(modality, self.encode_semantic(modality, inputs, real))
 
-    def embed_clips(self, modality, inputs):
+    def embed_clips(self, modality, inputs, real=None):
         """One code per clip: that of the mean over its seconds, which the codebook was trained on."""
-        return self._codes(modality, self.encode_semantic(modality, inputs).mean(1, keepdim=True)).vectors.squeeze(1)
+        means = mean_of_clips(self.encode_semantic(modality, inputs, real), real)
+        return self._codes(modality, means.unsqueeze(1)).vectors.squeeze(1)
 
     def _codes(self, modality, semantic):
         with precise(semantic):
@@ -184,12 +188,12 @@ class FCID(base.System):
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"), self.options.together(self.config))
+            return self.encoder(features, self.is_on("cmcm"), features.real, self.options.together(self.config))
 
     def start_codebooks(self, features, epoch, draws):
         if not self.started[0] and self.options.codebook_init == "data":
             with self.evaluating(), self.autocast():
-                output = self.encoder(features, with_cmcm=False)
+                output = self.encoder(features, with_cmcm=False, real=features.real)
             self.encoder.codebook.start_from(output.general, draws)
         self.started = [True]
 
@@ -211,8 +215,8 @@ class FCID(base.System):
         """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
         groups = {key: ["AudioVisual_mi_net_parameters" if name == PAIR else f"{name.capitalize()}_mi_net_parameters"
                         for name in names] for key, names in self._members().items() if key in self._clubs}
-        evidence = {key: Evidence.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)))
-                    for key in self._clubs}
+        evidence = {key: Evidence.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
+                                       outputs.real if key == "fine" else None) for key in self._clubs}
         return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
 
     def _members(self):
@@ -242,7 +246,7 @@ class FCID(base.System):
         metrics["equal_num"] = outputs.quantized.equal_num
         if self.cpc and self.is_on("cpc"):
             fine = {m: outputs.semantic[m] for m in self.fine_decoders}
-            prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())))
+            prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())), outputs.real)
             terms["cpc"] = prediction.loss
             metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
         terms["cmcm"] = outputs.quantized.cmcm
@@ -260,7 +264,7 @@ class FCID(base.System):
             target = outputs.inputs[m].to(outputs.semantic[m].dtype)
             with self.autocast():
                 y = decoder(outputs.semantic[m], outputs.specific[m].full)
-            fine[m] = self.together.average(F.mse_loss(y.to(target.dtype), target))
+            fine[m] = self.together.average(squared_error(y.to(target.dtype), target, outputs.real), outputs.real)
         for m, decoder in self.coarse_decoders.items():
             y = decoder(outputs.quantized.vectors[m].squeeze(1), outputs.private[m])
             coarse[m] = self.together.average(F.mse_loss(y, outputs.clips[m]))
@@ -280,7 +284,7 @@ class FCID(base.System):
             given, predicted = self._pairs(outputs, key)
             if key == "fine":
                 order = torch.stack([orders[m] for m in self.fine_decoders])
-                found |= dict(zip(self.fine_decoders, side_by_side.upper_bounds(given, predicted, order)))
+                found |= dict(zip(self.fine_decoders, side_by_side.upper_bounds(given, predicted, order, outputs.real)))
             else:
                 found[key] = side_by_side.upper_bounds_of_clips(given[0], predicted[0], orders[key],
                                                                 self.options.club_coarse)

@@ -8,6 +8,7 @@ from declare import positive, setting
 from model import config as sizes
 from model.info_nce import masked_pairs
 from model.jigsaw import Jigsaw
+from model.padding import gathered
 from systems import dcid, micu_names
 from systems.base import Term, precise
 from systems.dcid import DCID, Objective, first_decoder
@@ -86,10 +87,11 @@ class MICU(DCID):
         with precise(semantic):
             whole = self.together.gather(semantic)
             kept = draws.kept(len(whole), whole.shape[2], MASKED).to(whole.device, non_blocking=True)
-            found.terms["fcmi_fine"], found.terms["fcmi_coarse"] = masked_pairs(whole, kept)
+            found.terms["fcmi_fine"], found.terms["fcmi_coarse"] = masked_pairs(
+                whole, kept, gathered(output.real, self.together, whole))
             blocks = draws.modalities(self.config.jigsaw_blocks, semantic.shape[1])
             found.terms["cujp"] = self.jigsaw(torch.stack(list(output.quantized.vectors.values())),
-                                              blocks.to(whole.device, non_blocking=True))
+                                              blocks.to(whole.device, non_blocking=True), output.real)
         return found
 
     def chosen(self, outputs):

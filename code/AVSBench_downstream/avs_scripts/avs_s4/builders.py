@@ -4,11 +4,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from atomic_write import remove_leftovers
 from avs_s4 import demo_scenes
 from dataset import avs_s4 as dataset
 from engine import doubts
 from engine.transfer.code_sets import check_fit, check_modality, check_shape
 from errors import InputError
+
+STAMP = "%Y%m%d-%H%M%S"
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class RunFolders:
     direction: str              # "at", or "??" for any
 
     def create(self):
-        """A new one."""
+        """A new one, later by its name than all others, even if the clock went back."""
+        names = [folder.name[-15:] for folder in self._all()]
         while True:
-            folder = Path(self.log_dir) / f"{self.session}_{self.direction}_{time.strftime('%Y%m%d-%H%M%S')}"
+            stamp = max([time.strftime(STAMP), *map(_after, names)])
+            folder = Path(self.log_dir) / f"{self.session}_{self.direction}_{stamp}"
             try:
                 folder.mkdir(parents=True)
                 return folder
@@ -33,9 +38,23 @@ class RunFolders:
 
     def newest(self, file):
         """The newest one that holds `file`, None where there is none."""
-        folders = [folder for folder in Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????")
-                   if (folder / file).is_file()]
-        return max(folders, key=lambda folder: folder.name[-15:], default=None)
+        folders = self._all()
+        for folder in folders:
+            remove_leftovers((folder / file).parent)
+        return max((folder for folder in folders if (folder / file).is_file()),
+                   key=lambda folder: folder.name[-15:], default=None)
+
+
+    def _all(self):
+        return list(Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????"))
+
+
+def _after(name):
+    """The second after a time, as names spell it; "" where it is none."""
+    try:
+        return time.strftime(STAMP, time.localtime(time.mktime(time.strptime(name, STAMP)) + 1))
+    except ValueError:
+        return ""
 
 
 def require_modalities(pretrained, modalities):

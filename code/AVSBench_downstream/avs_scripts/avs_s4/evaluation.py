@@ -6,14 +6,15 @@ from tqdm import tqdm
 
 from avs_s4.network.metrics import SetMetrics
 from dataset.avs_s4 import warn_of_greys
+from stopping import left_to_the_run
 
 CHUNK = 256                     # clips whose codes are computed at once
 
 
-def loader(dataset, batch_size, workers, generator=None):
-    """Batches of a split; shuffled if a generator is given."""
-    return DataLoader(dataset, batch_size, shuffle=generator is not None, generator=generator, num_workers=workers,
-                      persistent_workers=workers > 0)
+def loader(dataset, batch_size, workers, sampler=None):
+    """Batches of a split, in the order of a sampler where one is given."""
+    return DataLoader(dataset, batch_size, sampler=sampler, generator=torch.Generator(), num_workers=workers,
+                      persistent_workers=workers > 0, worker_init_fn=left_to_the_run)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
 
 import declare
+from atomic_write import alone
 from avs_s4 import builders, network_files, train_resume, training
 from avs_s4.evaluation import clip_codes
 from avs_s4.network import published
@@ -69,7 +70,8 @@ def main(argv=None):
                  f"with {modalities[1]}")
     trained = network_files.Trained(network, adapter, opts.direction, opts.image_size, opts.protocol,
                                     pretrained.sha256, opts.seed, selection, channels)
-    chosen = training.fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder)
+    with alone(folder / ".lock", "leave --resume out"):
+        chosen = training.fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder)
     log_folder.close()
     for kind, choice in chosen.items():
         logging.info("%s: epoch %d, validation mIoU %.1f", network_files.FILES[kind], choice["epoch"],

@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -13,13 +13,15 @@ from tqdm import tqdm
 from avs_s4 import network_files
 from avs_s4.evaluation import clip_codes, evaluate, loader
 from avs_s4.network.losses import mask_loss, matching_loss
-from avs_s4.train_resume import FILE, TrainState
+from avs_s4.train_resume import FILE, Means, Order, TrainState, Within
 from dataset.avs_s4 import warn_of_greys
 from engine.transfer.head_resume import Progress
 from errors import InputError
+from stopping import stop_on_signals
 
 log = logging.getLogger(__name__)
 PRINT_STEPS = 100
+SECONDS = 600                           # between two saves within an epoch
 IOU, SA = "iou_loss", "sa_loss"         # published names in the log: mask loss, matching loss
 
 
@@ -43,22 +45,10 @@ def losses(network, query, modality, batch, learning):
     return found
 
 
-class Means:
-    """Running means of the losses."""
-
-    def __init__(self):
-        self.steps, self.values = 0, defaultdict(float)
-
-    def add(self, values):
-        self.steps += 1
-        for name, value in values.items():
-            self.values[name] += (value - self.values[name]) / self.steps
-
-
 def fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder):
     """Train the network; write last.pth, best.pth and best_source.pth into the run folder.
 
-    Resumes after the last whole epoch where the folder holds one (train_resume.py).
+    Resumes where the folder says that a run stopped or was killed (train_resume.py).
 
     Args:
         trained: network_files.Trained, whose network and adapter learn.
@@ -73,62 +63,88 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.
 
     Raises:
+        Stopped: a signal came; the state after the running step is kept.
         InputError: a loss or gradient that is not finite; the weights are those of the step before.
     """
     network, adapter, (source, target) = trained.network, trained.adapter, modalities
     groups = [{"params": list(network.parameters())}]
     if not learning.released:
         groups.append({"params": list(adapter.parameters()), "lr": learning.adapter_lr})
-    learned = [parameter for group in groups for parameter in group["params"]]
     adapter.requires_grad_(not learning.released)           # the published program never trains it
     optimizer = torch.optim.Adam(groups, lr=learning.lr, weight_decay=learning.wt_dec)
-    order = torch.Generator().manual_seed(learning.seed)
+    order = Order(len(train_set), learning.seed)
     train_batches = loader(train_set, learning.train_batch_size, learning.num_workers, order)
     val_batches, val_inputs = loader(val_set, learning.val_batch_size, learning.num_workers), val_set.queries()
-    state, grey = TrainState(settings, network, adapter, optimizer, order, log_folder), False
+    state = TrainState(settings, network, adapter, optimizer, order, log_folder)
     progress = Progress(folder / FILE, seconds=0)
-    for epoch in range(progress.restore(state) + 1, learning.max_epoches + 1):
-        began = time.time()
-        network.train()
-        query.train()
-        means, whole = Means(), Means()
-        bar = tqdm(train_batches, desc=f"epoch {epoch}/{learning.max_epoches}", unit="step", leave=False, disable=None)
-        for step, batch in enumerate(bar, 1):
-            grey = grey or warn_of_greys(train_set, batch)
-            batch = {name: x.to(network.device, non_blocking=True) for name, x in batch.items()}
-            found = losses(network, query, source, batch, learning)
-            total = found[IOU] + learning.lambda_1 * found[SA] if learning.sa_loss_flag else found[IOU]
-            optimizer.zero_grad()
-            total.backward()
-            norm = get_total_norm([p.grad for p in learned if p.grad is not None])
-            *values, loss, norm = torch.stack([*(x.detach() for x in found.values()), total.detach(), norm]).tolist()
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise InputError(f"epoch {epoch}, step {step}: loss {loss}, gradient norm {norm}; finite numbers are "
-                                 f"expected; lower --lr ({learning.lr})")
-            optimizer.step()
-            for mean in (means, whole):
-                mean.add(dict(zip(found, values)))
-            bar.set_postfix(loss=f"{whole.values[IOU]:.4f}")
-            if step % PRINT_STEPS == 0:
-                log.info("epoch %d step %d/%d: %s lambda_1 %g", epoch, step, len(train_batches),
-                         " ".join(f"{name} {value:.4f}" for name, value in means.values.items()), learning.lambda_1)
-                means = Means()
-        seconds = time.time() - began
-        query.eval()
-        codes = {m: clip_codes(query, m, val_inputs) for m in dict.fromkeys((target, source))}
-        counted = evaluate(network, val_batches, codes, desc=f"validation {epoch}")
-        scores = {m: counted[m].result(learning.protocol) for m in codes}
-        _save_networks(replace(trained, epoch=epoch), folder, state.chosen, scores[target]["mIoU"],
-                       scores[source]["mIoU"])
-        log.info("epoch %d: iou_loss %.4f | validation with %s", epoch, whole.values[IOU],
-                 " ".join(f"{m} mIoU {100 * s['mIoU']:.1f} F {100 * s['F']:.1f}" for m, s in scores.items()))
-        state.step = epoch * len(train_batches)
-        log_folder.scalars(state.step, epoch, {**whole.values, "lambda_1": learning.lambda_1},
-                           {f"{m}_{name}": value for m, s in scores.items() for name, value in s.items()},
-                           len(train_set) / seconds)
-        progress.keep(state, epoch)
+    with stop_on_signals() as stop:
+        for epoch in range(progress.restore(state) + 1, learning.max_epoches + 1):
+            def pause(*_, kept=None, epoch=epoch):
+                stop.here(lambda: progress.save(kept or state.contents(), epoch - 1),
+                          f"after step {state.within.steps} of {len(train_batches)} in epoch {epoch}",
+                          "resume with --resume auto")
+                if time.monotonic() - progress.saved >= SECONDS:
+                    progress.save(kept or state.contents(), epoch - 1)
+
+            began = time.time()
+            _train_epoch(state, query, source, train_batches, learning, f"epoch {epoch}", pause)
+            seconds, whole = time.time() - began, state.within.whole
+            before = state.contents()                       # validation may draw: dropout under protocol "released"
+            query.eval()
+            codes = {m: clip_codes(query, m, val_inputs) for m in dict.fromkeys((target, source))}
+            counted = evaluate(network, val_batches, codes, partial(pause, kept=before), f"validation {epoch}")
+            scores = {m: counted[m].result(learning.protocol) for m in codes}
+            _save_networks(replace(trained, epoch=epoch), folder, state.chosen, scores[target]["mIoU"],
+                           scores[source]["mIoU"])
+            log.info("epoch %d: iou_loss %.4f | validation with %s", epoch, whole.values[IOU],
+                     " ".join(f"{m} mIoU {100 * s['mIoU']:.1f} F {100 * s['F']:.1f}" for m, s in scores.items()))
+            state.step, state.within = epoch * len(train_batches), Within(grey=state.within.grey)
+            log_folder.scalars(state.step, epoch, {**whole.values, "lambda_1": learning.lambda_1},
+                               {f"{m}_{name}": value for m, s in scores.items() for name, value in s.items()},
+                               len(train_set) / seconds)
+            progress.keep(state, epoch)
     progress.finish()
     return state.chosen
+
+
+def _train_epoch(state, query, modality, batches, learning, title, pause):
+    """What is left of a pass over the training clips.
+
+    Args:
+        modality: of the queries.
+        batches: loader over `state.order`.
+        title: "epoch 3".
+        pause: called after every step; may raise Stopped.
+    """
+    network, within, optimizer = state.network, state.within, state.optimizer
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    network.train()
+    query.train()
+    state.order.skip = within.steps * learning.train_batch_size
+    bar = tqdm(batches, desc=f"{title}/{learning.max_epoches}", initial=within.steps, unit="step", leave=False,
+               disable=None)
+    for batch in bar:
+        within.grey = within.grey or warn_of_greys(batches.dataset, batch)
+        batch = {name: x.to(network.device, non_blocking=True) for name, x in batch.items()}
+        found = losses(network, query, modality, batch, learning)
+        total = found[IOU] + learning.lambda_1 * found[SA] if learning.sa_loss_flag else found[IOU]
+        optimizer.zero_grad()
+        total.backward()
+        norm = get_total_norm([p.grad for p in learned if p.grad is not None])
+        *values, loss, norm = torch.stack([*(x.detach() for x in found.values()), total.detach(), norm]).tolist()
+        within.steps += 1
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise InputError(f"{title}, step {within.steps}: loss {loss}, gradient norm {norm}; finite numbers are "
+                             f"expected; lower --lr ({learning.lr})")
+        optimizer.step()
+        for mean in (within.means, within.whole):
+            mean.add(dict(zip(found, values)))
+        bar.set_postfix(loss=f"{within.whole.values[IOU]:.4f}")
+        if within.steps % PRINT_STEPS == 0:
+            log.info("%s step %d/%d: %s lambda_1 %g", title, within.steps, len(batches),
+                     " ".join(f"{name} {value:.4f}" for name, value in within.means.values.items()), learning.lambda_1)
+            within.means = Means()
+        pause()
 
 
 def _save_networks(trained, folder, chosen, by_target, by_source):

@@ -103,11 +103,15 @@ def vectors(encoder, dataset, modality, batch_size, workers=0):
     device = encoder.codebooks[0].device
     if modality == "text":
         starts = range(0, len(dataset.owner), batch_size)
-        batches = (torch.from_numpy(dataset.caption_vectors(start, start + batch_size)) for start in starts)
+        batches = ({"text": torch.from_numpy(dataset.caption_vectors(start, start + batch_size))} for start in starts)
     else:
-        batches = (item[modality] for item in DataLoader(dataset, batch_size=batch_size, num_workers=workers))
+        batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
     shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
-    return F.normalize(torch.cat([encoder.embed_clips(modality, x.to(device)) for x in shown]), dim=-1)
+    found = []
+    for item in shown:
+        real = item["real"].to(device) if "real" in item and modality != "text" else None
+        found.append(encoder.embed_clips(modality, item[modality].to(device), real))
+    return F.normalize(torch.cat(found), dim=-1)
 
 
 def evaluate(dataset, pretrained, settings, output, workers=0):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from dataset.labels import clip_class
 from errors import InputError
 from model.config import describe_shape
+from model.padding import mean_of_clips
 
 
 @dataclass
@@ -22,19 +23,27 @@ class CodeSet:
     numbers: Tensor              # (U,) int64, their numbers in the codebook; (U, L) where there are L codebooks
     rows: Tensor                 # (N, T) int64, which row of the table each second has
     labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
+    real: Tensor = None          # (N, T) bool, under --padding mask (model/padding.py); text has none
 
     def __len__(self):
         return len(self.rows)
 
     @classmethod
-    def of(cls, vectors, indices, labels):
-        """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, L)."""
+    def of(cls, vectors, indices, labels, real=None):
+        """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, L).
+
+        Seconds that are not `real` get the code of the clip's first one: none occurs on their account.
+        """
+        if real is not None:
+            where = torch.where(real, torch.arange(real.shape[1], device=real.device), 0)
+            clips = torch.arange(len(real), device=real.device).unsqueeze(1)
+            vectors, indices = vectors[clips, where], indices[clips, where]
         numbers, rows = indices.flatten(0, 1).unique(dim=0, return_inverse=True)
         flat = vectors.flatten(0, 1)
         table = flat.new_empty(len(numbers), flat.shape[-1])
         table[rows] = flat                      # all seconds of one code have one vector, but for rounding
         assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
-        return cls(table, numbers, rows.view(vectors.shape[:2]), labels)
+        return cls(table, numbers, rows.view(vectors.shape[:2]), labels, real)
 
     def select(self, channels):
         """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
@@ -42,7 +51,8 @@ class CodeSet:
 
     def of_clips(self, keep):
         """Some of the clips: their numbers (n,) or a mask (N,)."""
-        return replace(self, rows=self.rows[keep], labels=self.labels[keep])
+        return replace(self, rows=self.rows[keep], labels=self.labels[keep],
+                       real=None if self.real is None else self.real[keep])
 
     @property
     def indices(self):
@@ -73,8 +83,9 @@ def check_fit(encoder, dataset, modality, checkpoint):
     """
     check_modality(encoder, modality, checkpoint)
     found = dataset[0][modality].shape
-    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:], dataset.name,
-                checkpoint)
+    store = getattr(dataset, "stores", {}).get(modality)
+    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:],
+                f"{dataset.name} ({store.path})" if store else dataset.name, checkpoint)
 
 
 def check_shape(encoder, modality, shape, name, checkpoint):
@@ -83,6 +94,11 @@ def check_shape(encoder, modality, shape, name, checkpoint):
         raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
                          f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
                          "kind")
+
+
+def seconds_of(encoder, modality, real):
+    """The mask of a modality's codes, given that of the clips' seconds; tokens have none."""
+    return None if real is None or encoder.config.kind(modality) == "tokens" else real
 
 
 @torch.no_grad()
@@ -104,23 +120,29 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
     """
     device = next(iter(encoders.values())).codebooks[0].device
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-    vectors, indices, kept = defaultdict(list), defaultdict(list), []
+    vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
     for encoder in encoders.values():
         encoder.train(training)                        # of all its parts only dropout knows the difference
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
+            real = item["real"].to(device) if "real" in item else None
             kept.append(item[labels].to(device))
+            if real is not None:
+                masks.append(real)
+                if labels != "label":               # sounds, whose mean over time is then that of their own seconds
+                    kept[-1] = torch.where(real.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], real).unsqueeze(1))
             for modality in modalities:
                 x = item[modality].to(device)
                 for name, encoder in encoders.items():
-                    got = encoder.embed(modality, x)
+                    got = encoder.embed(modality, x, seconds_of(encoder, modality, real))
                     vectors[name, modality].append(got.vectors)
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
         encoder.eval()
-    kept, sets = torch.cat(kept), {}
+    kept, real, sets = torch.cat(kept), torch.cat(masks) if masks else None, {}
     for key, parts in vectors.items():
         parts = torch.cat(parts)
         parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype))
+        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
+                               seconds_of(encoders[key[0]], key[1], real))
     return sets

@@ -1,6 +1,7 @@
 """Train heads on the codes of one modality, measure them on the codes of others: all heads of a task in one pass."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from engine.transfer.code_sets import CodeSet
 from errors import InputError
+from stopping import stop_on_signals
 
 MILESTONES = (10, 20, 30)        # epochs at which the learning rate is halved
 CHUNK = 512                      # clips that all heads predict at once; bounds memory, changes no figure
@@ -53,26 +55,28 @@ class _Loss(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, targets, codes, rows):
-        return self.head.loss(targets, codes, rows)
+    def forward(self, targets, codes, rows, real=None):
+        return self.head.loss(targets, codes, rows, real)
 
 
-def _losses(heads, targets, codes, rows):
-    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T) -> (E,)."""
+def _losses(heads, *batch):
+    """Loss of each head on its own batch: targets (E, B, ...), codes (E, U, D), rows (E, B, T), mask (E, B, T) if there
+    is one -> (E,)."""
     whole = _Loss(heads[0])
 
     def loss(parameters, *batch):
         return functional_call(whole, {f"head.{name}": value for name, value in parameters.items()}, batch)
-    return vmap(loss)(stacked(heads), targets, codes, rows)
+    return vmap(loss)(stacked(heads), *batch)
 
 
 @torch.no_grad()
 def predict(heads, part):
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
-    outputs = vmap(lambda parameters, rows: functional_call(heads[0], parameters, (part.table, rows)),
-                   in_dims=(0, None))
-    parameters = stacked(heads)
-    return torch.cat([outputs(parameters, rows) for rows in part.rows.split(CHUNK)], 1)
+    outputs = vmap(lambda parameters, rows, real: functional_call(heads[0], parameters, (part.table, rows, real)),
+                   in_dims=(0, None, None))
+    parameters, rows = stacked(heads), part.rows.split(CHUNK)
+    masks = [None] * len(rows) if part.real is None else part.real.split(CHUNK)
+    return torch.cat([outputs(parameters, *chunk) for chunk in zip(rows, masks)], 1)
 
 
 @dataclass
@@ -110,7 +114,7 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
     Every head has its own weights, order of clips (a generator seeded by the trial's seed), gradient clipping and Adam
     state, so that it becomes exactly what it would become alone (tests/test_transfer.py): only the matrix products are
     shared. A head whose epoch has fewer steps waits for the others; at any step the heads are put together by the
-    size of their batch and the width of their codes.
+    size of their batch, the length of their clips (a sentence has its own) and the width of their codes.
 
     Args:
         trials: list of Trial; their `head`, `curves` and `losses` are filled.
@@ -121,9 +125,11 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
             gradient norm of a head, Adam's weight decay.
         refresh: called with the epoch before it starts; may replace the trials' `train` (protocol="released").
         title: of the progress bar.
-        progress: head_resume.Progress that keeps the state between epochs, and may have one to resume from.
+        progress: head_resume.Progress that keeps the state between epochs, and may have one to resume from. With it, a
+            signal ends the training after the running epoch.
 
     Raises:
+        Stopped: so it was; the state is kept.
         InputError: a gradient that is not finite, with the head's seed and the numbers of the clips.
     """
     widths = [t.train.table.shape[1] for t in trials]
@@ -134,36 +140,45 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
     state = FitState(trials, heads, shuffles, optimizer, schedule)
     first = progress.restore(state) if progress else 0
     bar = tqdm(range(first, epochs), initial=first, total=epochs, desc=title, unit="epoch", leave=False, disable=None)
-    for epoch in bar:
-        if refresh:
-            refresh(epoch)
-        batches = [torch.randperm(len(t.train), generator=g).to(t.train.rows.device).split(batch_size)
-                   for t, g in zip(trials, shuffles)]
-        totals = [0.0] * len(trials)
-        for step in range(max(map(len, batches))):
-            sizes = defaultdict(list)
-            for number, parts in enumerate(batches):
-                if step < len(parts):
-                    sizes[len(parts[step]), widths[number]].append(number)
-            optimizer.zero_grad()
-            for members in sizes.values():
-                picked = [(trials[n], batches[n][step]) for n in members]
-                losses = _losses([heads[n] for n in members], *_batch(picked))
-                losses.sum().backward()
-                for n, loss in zip(members, losses.tolist()):
-                    totals[n] += loss * len(batches[n][step])
-                    where = f"{title}, epoch {epoch}, seed {trials[n].seed}"
-                    _clip(heads[n], clip_gradient, where, loss, batches[n][step])
-            optimizer.step()                            # a head without a batch has no gradient and is left as it is
-        schedule.step()
-        for trial, total in zip(trials, totals):
-            trial.losses.append(total / len(trial.train))
-        _measure(trials, heads, measure)
-        if progress:
-            progress.keep(state, epoch + 1)
-        bar.set_postfix(loss=f"{sum(t.losses[-1] for t in trials) / len(trials):.3f}")
+    with stop_on_signals() if progress else nullcontext() as stop:
+        for epoch in bar:
+            if refresh:
+                refresh(epoch)
+            _train_epoch(state, widths, batch_size, clip_gradient, f"{title}, epoch {epoch}")
+            _measure(trials, heads, measure)
+            if progress:
+                progress.keep(state, epoch + 1)
+                stop.here(lambda done=epoch + 1: progress.save(state.contents(), done),
+                          f"after epoch {epoch + 1} of {epochs} of the heads", "repeat the call to go on")
+            bar.set_postfix(loss=f"{sum(t.losses[-1] for t in trials) / len(trials):.3f}")
     for trial, head in zip(trials, heads):
         trial.head = head.eval()
+
+
+def _train_epoch(state, widths, batch_size, clip_gradient, where):
+    """One pass of every head over its own clips; `where`: for messages."""
+    trials, heads = state.trials, state.heads
+    batches = [torch.randperm(len(t.train), generator=g).to(t.train.rows.device).split(batch_size)
+               for t, g in zip(trials, state.shuffles)]
+    totals = [0.0] * len(trials)
+    for step in range(max(map(len, batches))):
+        sizes = defaultdict(list)
+        for number, parts in enumerate(batches):
+            if step < len(parts):
+                part = trials[number].train
+                sizes[len(parts[step]), part.rows.shape[1], part.real is None, widths[number]].append(number)
+        state.optimizer.zero_grad()
+        for members in sizes.values():
+            picked = [(trials[n], batches[n][step]) for n in members]
+            losses = _losses([heads[n] for n in members], *_batch(picked))
+            losses.sum().backward()
+            for n, loss in zip(members, losses.tolist()):
+                totals[n] += loss * len(batches[n][step])
+                _clip(heads[n], clip_gradient, f"{where}, seed {trials[n].seed}", loss, batches[n][step])
+        state.optimizer.step()                          # a head without a batch has no gradient and is left as it is
+    state.schedule.step()
+    for trial, total in zip(trials, totals):
+        trial.losses.append(total / len(trial.train))
 
 
 def _clip(head, largest, where, loss, clips):
@@ -177,15 +192,18 @@ def _clip(head, largest, where, loss, clips):
 
 
 def _batch(picked):
-    """Targets, codes and rows of one step, from (trial, clips) of each head. Where a set has more different codes than
-    the step has seconds, only the codes of these seconds are taken."""
+    """Targets, codes, rows and mask (if any) of one step, from (trial, clips) of each head. Where a set has more
+    different codes than the step has seconds, only the codes of these seconds are taken."""
     targets = torch.stack([trial.targets[clips] for trial, clips in picked])
     rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
+    is_masked = picked[0][0].train.real is not None                     # of all: `fit` puts them together so
+    masks = [torch.stack([trial.train.real[clips] for trial, clips in picked])] if is_masked else []
     tables = [trial.train.table for trial, _ in picked]
     if max(map(len, tables)) <= rows[0].numel():
-        return targets, pad_sequence(tables, batch_first=True), rows
+        return targets, pad_sequence(tables, batch_first=True), rows, *masks
     numbers = torch.arange(rows[0].numel(), device=rows.device).view(rows[0].shape)
-    return targets, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), numbers.expand(rows.shape)
+    return targets, torch.stack([table[r.flatten()] for table, r in zip(tables, rows)]), numbers.expand(
+        rows.shape), *masks
 
 
 def _measure(trials, heads, measure):

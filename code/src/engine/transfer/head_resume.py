@@ -4,6 +4,7 @@ import logging
 import time
 from pathlib import Path
 
+from atomic_write import remove_leftovers
 from engine import checkpoint
 from errors import InputError
 
@@ -28,6 +29,7 @@ class Progress:
         Args:
             state: has `contents()` and `load(contents)`, as fit_heads.FitState.
         """
+        remove_leftovers(self.path.parent, self.path.name)
         if not self.path.is_file():
             return 0
         try:
@@ -43,8 +45,12 @@ class Progress:
     def keep(self, state, epoch):
         """Save, unless that was done a moment ago; `epoch`: how many are done."""
         if time.monotonic() - self.saved >= self.seconds:
-            checkpoint.save(self.path, state.contents() | {"epoch": epoch})
-            self.saved = time.monotonic()
+            self.save(state.contents(), epoch)
+
+    def save(self, contents, epoch):
+        """Save now what a state gave as `contents()`."""
+        checkpoint.save(self.path, contents | {"epoch": epoch})
+        self.saved = time.monotonic()
 
     def finish(self):
         """The training is done and its results are written: the file is not needed any more."""

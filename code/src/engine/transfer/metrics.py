@@ -68,14 +68,17 @@ class Cells:
         return harmonic_mean(self.precision, self.recall)
 
 
-def count_cells(logits, labels):
+def count_cells(logits, labels, real=None):
     """Counts over a whole set.
 
     Args:
         logits: (..., N, T, C + 1).
         labels: (N, T, C + 1) of 0 and 1.
+        real: (N, T) mask of the seconds that count (model/padding.py); None: all.
     """
     predicted, labelled = torch.sigmoid(logits) > THRESHOLD, labels > 0.5
+    if real is not None:
+        predicted, labelled = predicted & real.unsqueeze(-1), labelled & real.unsqueeze(-1)
     cells = (-3, -2, -1)
     return Cells((predicted & labelled).sum(cells).double(), predicted.sum(cells).double(),
                  labelled.sum(cells).double().expand(logits.shape[:-3]))
@@ -87,7 +90,7 @@ def harmonic_mean(a, b):
     return torch.where(total > 0, 2 * a * b / total.where(total > 0, torch.ones_like(total)), torch.zeros_like(total))
 
 
-def segment_scores(logits, labels, batch=None):
+def segment_scores(logits, labels, batch=None, real=None):
     """Precision, recall and F1 (percent) of second-wise predictions.
 
     The exact figures pool the counts over the set. The published program instead averages the figures of batches,
@@ -97,24 +100,28 @@ def segment_scores(logits, labels, batch=None):
         logits: (..., N, T, C + 1).
         labels: (N, T, C + 1).
         batch: None for pooled counts, or clips a batch for the published averages (80 there).
+        real: see `count_cells`.
 
     Returns:
         {"precision", "recall", "f1"} -> (...) percent.
     """
     if batch is None:
-        cells = count_cells(logits, labels)
+        cells = count_cells(logits, labels, real)
         return {"precision": cells.precision, "recall": cells.recall, "f1": cells.f1}
-    parts = [(len(y), count_cells(x, y)) for x, y in zip(logits.split(batch, -3), labels.split(batch))]
+    counted = labels.new_ones(labels.shape[:2], dtype=torch.bool) if real is None else real
+    parts = [(len(y), count_cells(x, y, r)) for x, y, r in zip(
+        logits.split(batch, -3), labels.split(batch), counted.split(batch))]
     precision = sum(n * cells.precision for n, cells in parts) / len(labels)
     recall = sum(n * cells.recall for n, cells in parts) / len(labels)
     return {"precision": precision, "recall": recall, "f1": harmonic_mean(precision, recall)}
 
 
-def segment_chance(labels, batch=None):
+def segment_chance(labels, batch=None, real=None):
     """The figures of predicting, in every second, the one column that is labelled most often: what needs no input."""
     logits = torch.full_like(labels, -1.0)
-    logits[..., labels.flatten(0, -2).sum(0).argmax()] = 1
-    return {name: float(value) for name, value in segment_scores(logits, labels, batch).items()}
+    counted = labels if real is None else labels * real.unsqueeze(-1)
+    logits[..., counted.flatten(0, -2).sum(0).argmax()] = 1
+    return {name: float(value) for name, value in segment_scores(logits, labels, batch, real).items()}
 
 
 def recall_at(similarity, k):

@@ -13,6 +13,7 @@ from engine import results
 from engine.transfer import code_sets, fit_heads, metrics, run_task
 from engine.transfer.task import SHOWN, Task
 from model import toc
+from model.padding import mean_of_clips
 
 RANKS = (1, 5, 10)               # of R@k
 TOP = 5                          # candidates kept for the pictures
@@ -88,7 +89,7 @@ def training_free(dataset, pretrained, variants, settings, output):
     for variant in variants:
         choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
         channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
-        means = {key: F.normalize(part.select(channels[key[0]]).table[part.rows].mean(1), dim=-1)
+        means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.real), dim=-1)
                  for key, part in parts.items()}
         for (source, target), control in product(permutations(modalities, 2), encoders):
             found = metrics.recall_at(means[control, source] @ means[control, target].T, RANKS)

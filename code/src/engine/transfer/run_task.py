@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from atomic_write import output_file
+from atomic_write import output_file, remove_leftovers
 from engine import checkpoint, doubts, monitors, provenance, results
 from engine.transfer import code_sets, fit_heads, toc_variants
 from engine.transfer.head_resume import Progress
@@ -232,5 +232,6 @@ def _keep_predictions(task, variant, trials, parts, pretrained, settings, output
 
 
 def _save(path, **arrays):
+    remove_leftovers(path.parent, path.name)
     with output_file(path, remedy="choose another place with --results") as file:
         np.savez_compressed(file, **arrays)

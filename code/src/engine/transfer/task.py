@@ -86,13 +86,13 @@ class Task:
         if self.head.clipwise:
             return {"accuracy": metrics.accuracy(outputs, part.clip_classes),
                     "macro_precision": metrics.macro_precision(outputs, part.clip_classes, batch_size)}
-        return metrics.segment_scores(outputs, part.labels, batch_size)
+        return metrics.segment_scores(outputs, part.labels, batch_size, part.real)
 
     def chance(self, part, batch_size=None):
         """metric -> percent of a guess that ignores its input."""
         if self.head.clipwise:
             return dict.fromkeys(self.metrics, 100 / len(self.classes))
-        return metrics.segment_chance(part.labels, batch_size)
+        return metrics.segment_chance(part.labels, batch_size, part.real)
 
     def at_end(self, head, part, held):
         """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
@@ -112,8 +112,11 @@ class Task:
         shown = np.unique(part.clip_classes.cpu().numpy(), return_index=True)[1]
         if len(shown) < SHOWN:
             shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
-        shown = shown[:SHOWN]
-        return {"classes": np.array(self.classes), "labels": part.labels.cpu().numpy().astype(np.uint8),
+        shown, labels = shown[:SHOWN], part.labels.cpu().numpy().astype(np.uint8)
+        if part.real is not None and not self.head.clipwise:        # nothing is labelled or predicted in padded seconds
+            padded = ~part.real.cpu().numpy()
+            labels[padded], outputs[:, padded] = 0, -np.inf
+        return {"classes": np.array(self.classes), "labels": labels,
                 "clipwise": self.head.clipwise, "cross": outputs[0], "same": outputs[-1],
                 "shown": shown}
 

@@ -41,7 +41,7 @@ class Part:
 
     title: str              # in reports
     roles: tuple            # what they serve as: of "train", "val", "test"
-    load: Callable          # (on_bad_clip=..., in_memory=...) -> dataset.clips.Clips
+    load: Callable          # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> dataset.clips.Clips
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class TaskEntry:
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
 
     def open(self, place, modalities, protocol, settings=None, **reading):
-        """The task with its data read; `reading`: on_bad_clip and in_memory of the loaders (dataset/clips.py)."""
+        """The task with its data read; `reading`: keyword arguments of the loaders (dataset/clips.py)."""
         roles = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(place), modalities, protocol):
             clips = part.load(**reading)

@@ -1,0 +1,132 @@
+"""Whether the features' form matters: the demo with 1024-wide audio and 768-wide video vectors, beside the demo itself.
+
+    python code/benchmarks/other_features.py [--seeds 0 1 2] [--json FILE]
+
+A copy of the demo's data is made in which every second of audio (128 numbers) and of video (a 7 x 7 x 32 map) is a
+random projection of itself; everything else is the demo's. `pretrain.py --preset demo` and `evaluate.py --preset demo`
+are run on both as a user would, in folders of their own; finished runs are not repeated. For every cross-modal cell, a
+task and a direction, the figures after the heads' last epoch (percent, mean over the seeds) and their difference are
+printed. Exit code 1 if the mean over the cells of the papers' table (marked *) is more than five points below the
+demo's. A seed takes a few minutes.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "code" / folder) for folder in ("src", "benchmarks")]
+
+from precision_equal import call  # noqa: E402
+
+from configs.opts import DATA, PLACES  # noqa: E402
+from dataset.archive import read_zip  # noqa: E402
+from demo_data import demo_tree  # noqa: E402
+from engine import results  # noqa: E402
+from engine.report import tables  # noqa: E402
+from errors import Parser, run  # noqa: E402
+
+WIDTHS = {"audio": 1024, "video": 768}
+TOLERANCE = 5.0         # points of the mean over the cells
+
+
+def projector(modality):
+    """The projection of a modality: (t, ...) features -> (t, width) vectors of as large numbers, always the same."""
+    matrices = {}
+
+    def project(x):
+        x = np.asarray(x, np.float32).reshape(len(x), -1)
+        if x.shape[1] not in matrices:
+            rng = np.random.default_rng(len(modality))
+            matrices[x.shape[1]] = (rng.standard_normal((x.shape[1], WIDTHS[modality]), np.float32)
+                                    / np.float32(x.shape[1]) ** 0.5)
+        return x @ matrices[x.shape[1]]
+    return project
+
+
+def build(demo, out):
+    """The projected copy of the demo tree in `out`; one that is there is left alone. Other files are links."""
+    if out.exists():
+        return
+    places = {PLACES[name]: name.split(".")[1] for name in PLACES
+              if name.split(".")[1] in WIDTHS and not name.startswith("avs.") and (demo / PLACES[name]).exists()}
+
+    def skip(folder, names):
+        inside = Path(folder).relative_to(demo)
+        return [name for name in names if str(inside / name) in places]
+    with demo_tree.whole_folder(out, lambda: False) as partial:
+        shutil.copytree(demo, partial, ignore=skip, dirs_exist_ok=True,
+                        copy_function=lambda source, copy: os.symlink(Path(source).resolve(), copy))
+        for place, modality in places.items():
+            project = projector(modality)
+            if (demo / place).is_dir():
+                (partial / place).mkdir(parents=True)
+                for path in tqdm(sorted((demo / place).glob("*.zip")), place, unit="clip", disable=None, leave=False):
+                    demo_tree.write_zip(partial / place, path.stem, project(read_zip(path)))
+            else:
+                with h5py.File(demo / place) as file:
+                    rows = np.stack([project(row) for row in file["avadataset"]])
+                demo_tree.write_h5(partial / place, "avadataset", rows)
+
+
+def measure(data, folder, seed, opts):
+    """Cell -> percent of one pretraining run on the data, trained and tested in `folder` unless it was before."""
+    found = folder / "results.jsonl"
+    if not found.is_file():
+        limits = ["--max_steps", opts.max_steps] if opts.max_steps else []
+        call("pretrain.py", "--data_root", data, "--seed", seed, *limits, "--model_save_path", folder,
+             "--snapshot_pref", folder / "pretrain", "--resume", "auto")
+        newest = max(folder.glob("DCID-model-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
+        call("evaluate.py", newest, "--data_root", data, "--no_control", *heads, "--snapshot_pref", folder / "heads",
+             "--results", folder / "unfinished.jsonl")
+        os.replace(folder / "unfinished.jsonl", found)
+    rows = [row for row in results.read(found) if row["selection"] == "last" and row["control"] is None]
+    return {f"{row['task']} {row['direction']} {row['metric']}{' *' if tables.column_of(row) else ''}": row["value"]
+            for row in rows if row["metric"] == tables.main_metric(row["task"], rows)}
+
+
+def main(argv=None):
+    """Build, train, test, print the rows; returns the exit code."""
+    parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the pretraining")
+    parser.add_argument("--max_steps", type=int, default=None, help="pretraining steps (default: the preset's)")
+    parser.add_argument("--head_epochs", type=int, default=None, help="epochs of the heads (default: as published)")
+    parser.add_argument("--data_root", type=Path, default=DATA / "demo", help="the demo's data; made where absent")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips of data that is made")
+    parser.add_argument("--folder", type=Path, default=ROOT / "code" / "src" / "Exps" / "demo" / "other_features",
+                        help="where the projected data and the runs lie; finished ones are read, not repeated")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    opts = parser.parse_args(argv)
+    demo, folder = opts.data_root.resolve(), opts.folder.resolve()
+    demo_tree.build(demo, PLACES, clips=opts.clips)
+    build(demo, folder / "data")
+    figures = {name: [measure(data, folder / f"{name}-{seed}", seed, opts) for seed in opts.seeds]
+               for name, data in (("demo", demo), ("projected", folder / "data"))}
+    means = {name: {cell: statistics.fmean(of[cell] for of in seeds) for cell in seeds[0]}
+             for name, seeds in figures.items()}
+    print(f"{'':44}{'demo':>9}{'projected':>11}{'difference':>12}")
+    for cell, value in means["demo"].items():
+        other = means["projected"][cell]
+        print(f"{cell:44}{value:9.1f}{other:11.1f}{other - value:+12.1f}")
+    overall = {name: statistics.fmean(value for cell, value in cells.items() if cell.endswith("*"))
+               for name, cells in means.items()}
+    difference = overall["projected"] - overall["demo"]
+    print(f"{'mean of the cells with *':44}{overall['demo']:9.1f}{overall['projected']:11.1f}{difference:+12.1f}")
+    if opts.json:
+        opts.json.write_text(json.dumps({"seeds": opts.seeds, "max_steps": opts.max_steps, "cells": means,
+                                         "means": overall, "difference": difference}, indent=1) + "\n",
+                             encoding="utf-8")
+    return 0 if difference >= -TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    run(main)

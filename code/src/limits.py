@@ -1,0 +1,32 @@
+"""What files of others may cost, in one place. Beyond it a reader refuses in one line; each stands far above what any
+published or own file needs.
+
+Valid Python 3.7, standard library alone.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes, unless it says otherwise."""
+
+    # a feature: a clip of a minute (60, 7, 7, 512) in float32 is 6 MB; its zip has one member
+    zip_bytes: int = 64 << 20
+    pickle_bytes: int = 64 << 20
+    members: int = 64               # of a zip
+    dimensions: int = 6             # of an array
+    array_bytes: int = 60 << 20     # that an extraction writes: less than a reader admits
+    chunk_bytes: int = 256 << 20    # of HDF5: one clip, 1 MB in the published features
+    # lists and texts
+    list_bytes: int = 256 << 20     # an annotation file; the largest published one is 3 MB
+    record_bytes: int = 1 << 20     # a sidecar, an exported config.json
+    text_bytes: int = 64 << 20      # a log or results
+    predictions_bytes: int = 2 << 30        # of one file's arrays when unpacked
+    # a checkpoint: what its config may claim
+    width: int = 1 << 20            # codes, channels
+    layers: int = 256
+    parameters: int = 1 << 31
+
+
+LIMITS = Limits()

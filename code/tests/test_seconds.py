@@ -1,0 +1,207 @@
+"""T is a setting: from the flag to loaders, labels, losses, checkpoint, tasks; and how long a run is, in words."""
+
+
+import numpy as np
+import pytest
+import torch
+
+import clip_retrieval
+import evaluate
+import prepare
+from configs.opts import PLACES, parse_pretrain
+from data_trees import features, write_zips
+from dataset.avvp import read_events
+from dataset.clips import Clips
+from dataset.features import open_features
+from dataset.labels import single_event
+from dataset.packing import pack
+from demo_data import demo_tree
+from engine import checkpoint, run_length
+from errors import InputError
+from model.config import Config
+from systems.base import to_seconds
+from systems.registry import SYSTEMS
+from test_dcid import TINY
+from tiny import train, trainer_for
+
+ALL = ("audio", "video", "text")
+
+
+@pytest.fixture(scope="module")
+def short_data(tmp_path_factory):
+    """Root of a demo tree of clips of five seconds."""
+    root = tmp_path_factory.mktemp("short") / "data"
+    demo_tree.build(root, PLACES, clips=80, progress=False, seconds=5)
+    return root
+
+
+def batch_of(seconds, clips=3, words=10, seed=0):
+    """Random features of TINY's widths."""
+    draw = torch.Generator().manual_seed(seed)
+    return {"audio": torch.rand(clips, seconds, 128, generator=draw),
+            "video": torch.rand(clips, seconds, 7, 7, TINY["video_dim"], generator=draw),
+            "text": torch.rand(clips, words, 768, generator=draw)}
+
+
+# ------------------------------------------------------------------------------------------------------ the data
+def zips(folder, lengths, width=(128,)):
+    """<k>.zip of as many seconds as `lengths` says; returns the features."""
+    rng = np.random.default_rng(0)
+    made = {str(k): features(rng, own, width) for k, own in enumerate(lengths)}
+    write_zips(folder, made)
+    return made
+
+
+@pytest.mark.parametrize("seconds", [1, 4, 10, 30])
+def test_clips_and_labels_are_fitted_to_t(tmp_path, seconds):
+    made = zips(tmp_path / "zip", [4, 10, 1])
+    labels = single_event(np.array([0, 1, 0]), np.eye(3, 10), 2)
+    data = Clips("x", ("audio",), list("012"), {"audio": tmp_path / "zip"}, labels=labels, seconds=seconds)
+    for i, own in enumerate((4, 10, 1)):
+        item, at = data[i], np.minimum(np.arange(seconds), own - 1)
+        assert np.array_equal(item["audio"], made[str(i)][at])
+        assert np.array_equal(item["label"], labels[i][np.minimum(np.arange(seconds), 9)])
+
+
+def test_the_longest_clip_of_the_list_counts_in_any_modality(tmp_path):
+    zips(tmp_path / "audio", [4, 12, 40])
+    zips(tmp_path / "video", [4, 13, 2], (7, 7, 2))
+    data = Clips("x", ("audio", "video"), ["0", "1"], {m: tmp_path / m for m in ("audio", "video")}, seconds=None)
+    assert data.longest() == 13                                     # clip 2 is not on the list
+    pack(tmp_path / "audio", tmp_path / "a.h5", "audio", seconds=20)
+    data = Clips("x", ("audio",), ["0", "1"], {"audio": tmp_path / "a.h5"}, seconds=None)
+    assert data.longest() == 20                                     # what a pack keeps
+
+
+def test_a_pack_is_cut_and_padded_and_never_pads_what_it_has_cut(tmp_path):
+    zips(tmp_path / "zip", [4, 12, 1])
+    pack(tmp_path / "zip", tmp_path / "long.h5", "audio", "float32", seconds=12)
+    for seconds in (3, 12, 20):
+        source, packed = (open_features(tmp_path / name, "audio", seconds) for name in ("zip", "long.h5"))
+        for clip in "012":
+            (x, own), (y, same) = source.measure(clip), packed.measure(clip)
+            assert np.array_equal(x, y) and own == same
+    pack(tmp_path / "zip", tmp_path / "cut.h5", "audio", seconds=10)
+    with pytest.raises(InputError, match="pack of 10 seconds a clip; T = 20 is asked for.*--seconds 20"):
+        open_features(tmp_path / "cut.h5", "audio", 20)
+
+
+def test_events_end_with_the_timeline(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_text("filename\tonset\toffset\tevent_labels\nabcdefghijk_0_10\t0,3,8\t2,10,9\tdog,cat,dog\n")
+    for seconds in (4, 10, 12):
+        _, labels = read_events(path, ["dog", "cat"], seconds)
+        cat = (np.arange(seconds) >= 3) & (np.arange(seconds) < 10)
+        dog = (np.arange(seconds) < 2) | (np.arange(seconds) == 8)
+        assert labels.shape == (1, seconds, 3)
+        assert np.array_equal(labels[0], np.stack([dog, cat, ~(dog | cat)], 1))
+
+
+# --------------------------------------------------------------------------------------------------------- training
+def test_a_second_takes_the_token_at_its_place():
+    text = torch.arange(10.0).view(1, 10, 1)
+    for seconds, tokens in ((4, [0, 2, 5, 7]), (10, list(range(10))), (30, [k // 3 for k in range(30)])):
+        found = to_seconds({"audio": torch.zeros(1, seconds, 2), "text": text}, Config())
+        assert found["text"].flatten().tolist() == tokens and found["audio"].shape == (1, seconds, 2)
+    alone = to_seconds({"text": text}, Config())
+    assert alone["text"] is text
+
+
+@pytest.mark.parametrize("seconds", [4, 10, 30])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_trains_at_every_length(name, seconds, tmp_path):
+    torch.manual_seed(0)
+    kind = SYSTEMS[name]
+    trainer = trainer_for(kind(kind.Config.for_data(ALL, seconds=seconds, **TINY)).train())
+    for clips in (3, 1):
+        report = trainer.step(batch_of(seconds, clips, words=7), 3)
+        assert report.losses["total"].isfinite()
+    checkpoint.save(tmp_path / "c.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 2, {}))
+    encoder = checkpoint.load_encoder(tmp_path / "c.pt")
+    assert encoder.config.seconds == seconds
+    assert encoder.embed("text", torch.rand(2, 7, 768)).indices.shape[:2] == (2, 7)     # its own L tokens
+
+
+def test_a_file_without_the_setting_has_ten_seconds(tmp_path):
+    contents = checkpoint.pack(SYSTEMS["dcid"](Config.for_data(ALL, **TINY)), {}, {}, 0, 1, {})
+    del contents["config"]["seconds"]
+    checkpoint.save(tmp_path / "old.pt", contents)
+    assert checkpoint.open_file(tmp_path / "old.pt").system.config.seconds == 10
+
+
+def test_too_short_for_cpc_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        parse_pretrain(["--gpu", "cpu", "--seconds", "2"])
+    assert "--seconds 2: Cross-CPC needs clips of at least 3 seconds" in capsys.readouterr().err
+    assert parse_pretrain(["--gpu", "cpu", "--seconds", "2", "--without", "cpc"]).seconds == 2
+
+
+# ----------------------------------------------------------------------------------------- from the flag to results
+@pytest.fixture(scope="module")
+def trained(short_data, small_model, tmp_path_factory):
+    """Folder of a run on the short clips with --seconds auto, stopped in its second epoch and resumed."""
+    folder = tmp_path_factory.mktemp("auto")
+    assert train(short_data, folder, "--seconds", "auto", "--max_steps", 13) == 0
+    assert train(short_data, folder, "--seconds", "auto", "--resume", "auto") == 0
+    return folder
+
+
+def test_auto_is_the_longest_clip_and_stays_in_the_file(trained):
+    loaded = checkpoint.open_file(trained / "checkpoints" / "DCID-model-1.pt")
+    assert loaded.system.config.seconds == 5 and loaded.total_step == 20
+    assert loaded.contents["run"]["options"]["seconds"] == 5
+    assert "epoch 1 after 24 of its 80 clips" in (trained / "run" / "log.txt").read_text()
+
+
+def test_a_run_resumes_with_its_own_t_only(trained, short_data, tmp_path):
+    with pytest.raises(InputError, match="pretrained with --seconds 5, not 10; pass the same"):
+        train(short_data, tmp_path, "--resume", trained / "checkpoints" / "DCID-model-1.pt")
+
+
+def test_padding_five_seconds_to_ten_is_said(short_data, small_model, tmp_path):
+    train(short_data, tmp_path, "--max_steps", 1)
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "clips of 5 seconds, T = 10: the last second is repeated as published" in text
+    assert "1 steps in all" in text and "1 steps are far below the 3,066" in text and "--max_steps ends it" in text
+
+
+@pytest.mark.parametrize("seconds", [5, 10])
+def test_every_task_takes_t_from_the_checkpoint(trained, short_data, small_model, tmp_path, seconds):
+    """Clips of five seconds under an encoder of five seconds, and padded under one of ten."""
+    path = trained / "checkpoints" / "DCID-model-1.pt"
+    if seconds == 10:
+        assert train(short_data, tmp_path, "--max_steps", 1) == 0
+        path = next((tmp_path / "checkpoints").glob("*.pt"))
+    common = ["--data_root", str(short_data), "--gpu", "cpu", "--workers", "0", "--no_control",
+              "--snapshot_pref", str(tmp_path / "results")]
+    evaluate.main([*common, "--n_epoch", "1", str(path)])
+    found = np.load(tmp_path / "results" / "predictions" / "avvp-video-audio.npz")
+    assert found["labels"].shape[1] == found["features"].shape[1] == seconds
+    clip_retrieval.main([*common, "--checkpoint", str(path)])
+
+
+def test_check_says_that_it_pads(short_data, capsys):
+    arguments = ["check", "--data_root", str(short_data), "--dataset"]
+    assert prepare.main([*arguments, "vggsound_AVT"]) == 0
+    told = capsys.readouterr().out
+    assert "audio of 3 to 5 seconds, T = 10: 80 of 80 clips are padded" in told and "--seconds 5" in told
+    assert prepare.main([*arguments, "avvp"]) == 0
+    assert "T = 10: 18 of 18 clips are padded" in capsys.readouterr().out
+    assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "5"]) == 0
+    told = capsys.readouterr().out
+    assert "is T right" not in told and "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in told
+
+
+# ---------------------------------------------------------------------------------------------------- the steps hint
+def test_the_published_run_is_long_enough():
+    assert run_length.lines(40_801, 80, 6, 400) == [
+        "3,066 steps in all (511 an epoch, 6 epochs, 80 clips a step), 102.0 clips a code"]
+
+
+@pytest.mark.parametrize("clips, batch, epochs, limit, words", [
+    (1000, 80, 6, None, "78 steps are far below the 3,066 .* --n_epoch 236 or a smaller --batch_size"),
+    (40_801, 80, 6, 100, "100 steps .* --max_steps ends it there"), (1, 80, 1, None, "--n_epoch 3066")])
+def test_a_short_run_names_the_flag(clips, batch, epochs, limit, words):
+    import re
+    lines = run_length.lines(clips, batch, epochs, 400, limit)
+    assert len(lines) == 2 and re.search(words, lines[1])
