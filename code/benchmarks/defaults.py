@@ -139,7 +139,7 @@ def distances(encoder, clips):
 # ---------------------------------------------------------------------------------------------------------- running
 def train_and_measure(name, flags, seed, options):
     """One run; returns its line."""
-    folder = options.work / f"{name}-seed{seed}"
+    folder = options.work / f"{options.dataset_name}-{name}-batch{options.batch_size}-seed{seed}"
     arguments = ["--preset", "spoken", "--dataset_name", options.dataset_name, "--data_root", str(options.data_root),
                  "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
                  "--seed", str(seed), "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
@@ -175,16 +175,17 @@ def read(path):
 def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", "video->video", "common_codes",
                                 "common_seconds", "overlap", "same_code", "codes_used")):
     """Markdown: mean (standard deviation) over seeds at the last step."""
-    rows = [f"| arm | steps | seeds | {' | '.join(columns)} | CPU s |", f"|{' --- |' * (len(columns) + 4)}"]
-    for arm, steps in dict.fromkeys((line["arm"], line["steps"]) for line in lines):
-        of_arm = [line for line in lines if (line["arm"], line["steps"]) == (arm, steps)]
+    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |", f"|{' --- |' * (len(columns) + 6)}"]
+    kinds = ("arm", "dataset_name", "batch_size", "steps")
+    for kind in dict.fromkeys(tuple(line[name] for name in kinds) for line in lines):
+        of_arm = [line for line in lines if tuple(line[name] for name in kinds) == kind]
         last = [list(line["curve"].values())[-1][part] for line in of_arm]
         cells = []
         for column in columns:
             values = [point[column] for point in last]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
-        rows.append(f"| {arm} | {steps} | {' '.join(str(line['seed']) for line in of_arm)} | {' | '.join(cells)} | "
+        rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(str(line['seed']) for line in of_arm)} | {' | '.join(cells)} | "
                     f"{np.mean([line['cpu_seconds'] for line in of_arm]):.0f} |")
     return "\n".join(rows)
 

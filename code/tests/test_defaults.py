@@ -46,4 +46,4 @@ def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model
     assert {"val", "test", "test_distances"} == set(line["curve"]["3"])
     monkeypatch.setattr(defaults, "train_and_measure", lambda *_: pytest.fail("a run was repeated"))
     defaults.main(arguments)
-    assert "| default | 3 | 0 |" in defaults.table(defaults.read(tmp_path / "study.jsonl"), "val")
+    assert "| default | vggsound | 8 | 3 | 0 |" in defaults.table(defaults.read(tmp_path / "study.jsonl"), "val")
