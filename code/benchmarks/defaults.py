@@ -1,7 +1,8 @@
 """Which defaults are settled by evidence: pretraining runs on Spoken Digits, one option changed at a time.
 
     python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
-    python defaults.py --out study.jsonl --table
+    python defaults.py --out study.jsonl --table test
+    python defaults.py --data_root ../../data/spoken --out study.jsonl --measure CHECKPOINT...
 
 A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
 measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over,
@@ -203,7 +204,13 @@ def main(argv=None):
     parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
                         help="audio and video, or text too")
     parser.add_argument("--table", choices=("val", "test"), help="no run: print what is there")
+    parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
+                        help="no run: print the figures of these files")
     options = parser.parse_args(argv)
+    for path in options.measure:
+        print(json.dumps({"checkpoint": str(path)} | measure(path, options.data_root)), flush=True)
+    if options.measure:
+        return
     if options.table:
         print(table(read(options.out), options.table))
         return

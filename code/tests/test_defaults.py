@@ -33,7 +33,7 @@ def test_every_arm_is_a_pretraining_run_of_its_own():
     assert len(set(plain)) == len(plain)
 
 
-def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch):
+def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch, capsys):
     from configs.opts import PLACES
     from spoken_data import spoken_tree
     monkeypatch.setattr(defaults, "HEAD_EPOCHS", 1)
@@ -47,3 +47,8 @@ def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model
     monkeypatch.setattr(defaults, "train_and_measure", lambda *_: pytest.fail("a run was repeated"))
     defaults.main(arguments)
     assert "| default | vggsound | 8 | 3 | 0 |" in defaults.table(defaults.read(tmp_path / "study.jsonl"), "val")
+    capsys.readouterr()
+    checkpoint, = (tmp_path / "study").rglob("*.pt")
+    defaults.main(["--data_root", str(tmp_path / "data"), "--out", str(tmp_path / "study.jsonl"), "--measure",
+                   str(checkpoint)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["test"] == line["curve"]["3"]["test"]
