@@ -18,6 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -137,6 +140,23 @@ def distances(encoder, clips):
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
+def probe(data_root):
+    """Accuracy in percent of logistic regression on the raw features of single event seconds, AVE training to test."""
+    place = lambda name: data_root / PLACES[name]                                   # noqa: E731
+    task = TASKS["ave"].open(place, ("audio", "video"), "default", in_memory=True)
+    parts = [torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
+             for clips in (task.train["audio"], task.test["audio"])]
+    found = {}
+    for name, of in (("audio", lambda part: part["audio"]),
+                     ("video, summed over places", lambda part: part["video"].sum((2, 3))),
+                     ("video, all places", lambda part: part["video"].flatten(2))):
+        x, y = zip(*((of(part)[event].numpy(), part["label"].argmax(-1)[event].numpy()) for part in parts
+                     for event in (part["label"][..., -1] == 0,)))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x[0], y[0])
+        found[name] = round(100 * model.score(x[1], y[1]), 1)
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------- running
 def train_and_measure(name, flags, seed, options):
     """One run; returns its line."""
@@ -176,7 +196,8 @@ def read(path):
 def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", "video->video", "common_codes",
                                 "common_seconds", "overlap", "same_code", "codes_used")):
     """Markdown: mean (standard deviation) over seeds at the last step."""
-    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |", f"|{' --- |' * (len(columns) + 6)}"]
+    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |",
+            f"|{' --- |' * (len(columns) + 6)}"]
     kinds = ("arm", "dataset_name", "batch_size", "steps")
     for kind in dict.fromkeys(tuple(line[name] for name in kinds) for line in lines):
         of_arm = [line for line in lines if tuple(line[name] for name in kinds) == kind]
@@ -186,7 +207,8 @@ def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", 
             values = [point[column] for point in last]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
-        rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(str(line['seed']) for line in of_arm)} | {' | '.join(cells)} | "
+        seeds = " ".join(str(line["seed"]) for line in of_arm)
+        rows.append(f"| {' | '.join(map(str, kind))} | {seeds} | {' | '.join(cells)} | "
                     f"{np.mean([line['cpu_seconds'] for line in of_arm]):.0f} |")
     return "\n".join(rows)
 
@@ -204,9 +226,13 @@ def main(argv=None):
     parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
                         help="audio and video, or text too")
     parser.add_argument("--table", choices=("val", "test"), help="no run: print what is there")
+    parser.add_argument("--probe", action="store_true", help="no run: a linear classifier of the raw features")
     parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
                         help="no run: print the figures of these files")
     options = parser.parse_args(argv)
+    if options.probe:
+        print(json.dumps(probe(options.data_root)))
+        return
     for path in options.measure:
         print(json.dumps({"checkpoint": str(path)} | measure(path, options.data_root)), flush=True)
     if options.measure:
