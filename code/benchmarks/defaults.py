@@ -175,7 +175,8 @@ def read(path):
 def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", "video->video", "common_codes",
                                 "common_seconds", "overlap", "same_code", "codes_used")):
     """Markdown: mean (standard deviation) over seeds at the last step."""
-    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |", f"|{' --- |' * (len(columns) + 6)}"]
+    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |",
+            f"|{' --- |' * (len(columns) + 6)}"]
     kinds = ("arm", "dataset_name", "batch_size", "steps")
     for kind in dict.fromkeys(tuple(line[name] for name in kinds) for line in lines):
         of_arm = [line for line in lines if tuple(line[name] for name in kinds) == kind]
@@ -185,7 +186,8 @@ def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", 
             values = [point[column] for point in last]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
-        rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(str(line['seed']) for line in of_arm)} | {' | '.join(cells)} | "
+        rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(str(line['seed']) for line in of_arm)} | "
+                    f"{' | '.join(cells)} | "
                     f"{np.mean([line['cpu_seconds'] for line in of_arm]):.0f} |")
     return "\n".join(rows)
 
