@@ -303,7 +303,7 @@ def test_pieces_have_a_file_of_their_own(tmp_path, bert):
 
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
 EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/annotation_csv.py", "dataset/archive.py",
-            "errors.py", "atomic_write.py"]
+            "errors.py", "atomic_write.py", "limits.py", "stopping.py"]
 
 
 @pytest.mark.parametrize("name", EXPORTER)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -262,7 +263,7 @@ def test_a_crash_in_one_clip_is_its_own(videos, tmp_path, monkeypatch):
 
 def test_what_readers_would_refuse_is_not_written(videos, tmp_path, monkeypatch):
     make_video(videos / "a.mp4", seconds=3)
-    monkeypatch.setattr(clip, "LARGEST", 10_000)
+    monkeypatch.setattr(clip, "LIMITS", replace(clip.LIMITS, array_bytes=10_000))
     code, row, _, pictures = one(videos, tmp_path, "--seconds", "auto")
     assert (code, row["status"]) == (1, "too_long") and pictures is None
 

@@ -149,8 +149,9 @@ def test_a_second_run_is_refused_while_the_first_works(work, demo_data, tmp_path
     os.kill(first.processes[0].pid, signal.SIGSTOP)
     try:
         if first.processes[0].is_alive() and name != "avs":         # segmentation names a new run apart
+            is_done = (tmp_path / name / "report.csv").exists()             # an extraction may be, before it is stopped
             code, lines = under(made, ("read", ".none"), tmp_path / name, context)
-            assert_one_line(code, lines, {(2, 1)})
+            assert_one_line(code, lines, {(2, 1), (0, 0)} if is_done else {(2, 1)})
     finally:
         os.kill(first.processes[0].pid, signal.SIGCONT)
     first.wait()
