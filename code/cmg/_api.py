@@ -358,7 +358,7 @@ def build_demo(root, clips=80):
 
 
 def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *, manifest=None, features=None):
-    """The clips of a downstream task of the papers, or of your own data (docs/your-data.md).
+    """The clips of a downstream task of the papers, or of your own data (code/docs/your-data.md).
 
     Args:
         name: "ave", "avvp", "ave_avvp", "ucf_vggsound"; "custom".

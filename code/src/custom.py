@@ -1,4 +1,4 @@
-"""Your own clips (docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
+"""Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
 
 from downstream import run_script
 from errors import run

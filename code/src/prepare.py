@@ -5,8 +5,8 @@
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
     python prepare.py text --pieces                          the same as word pieces, for CoDAAR
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
-    python prepare.py features VIDEOS --out DIR ...          videos -> features in the published form (docs/features.md)
-    python prepare.py new DIR                                an example of a data set of your own (docs/your-data.md)
+    python prepare.py features VIDEOS --out DIR ...          videos -> features (code/docs/features.md)
+    python prepare.py new DIR                                an example of your own data (code/docs/your-data.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
 """
 
@@ -21,12 +21,14 @@ import torch
 
 from atomic_write import output_file
 from configs import opts as configs
+from configs import own_data
 from dataset import checking, packing, pretraining
 from dataset.custom import is_prompts_file
 from dataset.lists import write_lists
 from dataset.manifest import OWN, Manifest
 from dataset.text import VOCABULARIES, read_prompts, write_text_features
 from dataset.vggsound import SPLITS as VGGSOUND_SPLITS
+from declare import positive
 from engine.transfer.run_task import modalities_of
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
@@ -232,8 +234,8 @@ def parser():
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
-    one.add_argument("--seconds", type=configs.positive, default=10, help="T of the system that is to read it")
-    configs.own_arguments(one)
+    one.add_argument("--seconds", type=positive, default=10, help="T of the system that is to read it")
+    own_data.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
@@ -264,7 +266,7 @@ def parser():
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
     one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
-    one.add_argument("--seconds", type=configs.positive, default=10, help="length of all clips")
+    one.add_argument("--seconds", type=positive, default=10, help="length of all clips")
     one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
     one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
     one.add_argument("--overwrite", action="store_true", help="make it again")
@@ -277,9 +279,10 @@ def main(argv=None):
     opts = made.parse_args(argv, configs.Options())
     opts.path = dict(opts.path)
     if opts.command == "check":
-        configs.check_own(made, opts)
+        own_data.check_own(made, opts)
         if opts.dataset == OWN and not opts.manifest:
-            made.error(f"check --dataset {OWN} needs --manifest CSV and --features MODALITY=PATH (docs/your-data.md)")
+            made.error(f"check --dataset {OWN} needs --manifest CSV and --features MODALITY=PATH "
+                       "(code/docs/your-data.md)")
     return opts.function(opts)
 
 

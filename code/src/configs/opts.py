@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import declare
+from configs.own_data import OwnModalities, check_own, own_arguments, require_own
 from dataset import pretraining
 from dataset.manifest import OWN
 from dataset.pretraining import SETS as PRETRAINING_SETS
@@ -25,7 +26,7 @@ from engine.transfer.task import HeadSettings
 from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
-from model.config import KINDS, MODALITIES, Config, check_name, in_order
+from model.config import Config, in_order
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -210,25 +211,6 @@ class Paths:
                                   "RUNS/<program>)", type=Path, decisive=False)
 
 
-def features_argument(text):
-    """Argument type of --features: MODALITY=PATH."""
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH")
-    return name, Path(value)
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """The user's own data set (docs/your-data.md)."""
-
-    manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
-                             "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
-    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
-                              "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
-                              nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
-
-
 @dataclass(frozen=True)
 class Machine:
     """What computes, and how features are read."""
@@ -269,28 +251,6 @@ class PretrainData:
                                 choices=(*PRETRAINING_SETS, OWN))
     splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
-
-
-def modality_argument(text):
-    """Argument type of --modality: NAME=KIND."""
-    name, _, kind = text.partition("=")
-    if kind not in KINDS.values() or name in MODALITIES:
-        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
-                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
-    try:
-        check_name(name)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return name, kind
-
-
-@dataclass(frozen=True)
-class OwnModalities:
-    """Modalities besides the published ones."""
-
-    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
-                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
-                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
 
 
 @dataclass(frozen=True)
@@ -438,42 +398,6 @@ def _parse(parser, program, argv):
     return opts
 
 
-def own_arguments(parser):
-    """Add what names the user's own data."""
-    declare.add_arguments(parser, OwnData, "own data")
-    declare.add_arguments(parser, OwnModalities, "modalities")
-
-
-def check_own(parser, opts):
-    """The options of the user's own data: --manifest and --features together, each modality once and known."""
-    opts.modality, found = kinds_of(parser, opts.modality), dict(opts.features)
-    if len(found) < len(opts.features):
-        parser.error("--features: a modality is given twice; one path for each is expected")
-    if bool(opts.manifest) != bool(found):
-        parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (docs/your-data.md)")
-    for name in found:
-        if name not in MODALITIES and name not in opts.modality:
-            parser.error(f"--features {name}: {', '.join((*MODALITIES, *opts.modality))} are known; declare another "
-                         f"with --modality {name}=vector (or map, or tokens)")
-    for name in opts.modality if opts.manifest else ():
-        if name not in found:
-            parser.error(f"--modality {name}: there are no features of it; give them with --features {name}=PATH")
-    opts.features = found
-
-
-def _needs_own(parser, opts, what):
-    """Refuse a run on the user's own data without any, or with one modality."""
-    if len(opts.own_modalities) < 2:
-        parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
-                     "(docs/your-data.md)")
-def kinds_of(parser, declared):
-    """modality -> kind, of what --modality declares, in the fixed order."""
-    kinds = dict(declared)
-    if len(kinds) < len(declared):
-        parser.error("--modality: a name is given twice; one kind for each is expected")
-    return {m: kinds[m] for m in in_order(kinds)}
-
-
 def _is_given(parser, argv, name):
     """Does the command line give this argument?"""
     unset = object()
@@ -490,7 +414,7 @@ def parse_pretrain(argv=None):
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     if opts.dataset_name == OWN:
-        _needs_own(parser, opts, f"--dataset_name {OWN}")
+        require_own(parser, opts, f"--dataset_name {OWN}")
     elif opts.manifest:
         parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {OWN} for your own data")
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
@@ -520,7 +444,7 @@ def parse_downstream(task, argv=None):
     parser = downstream_parser(task)
     opts = _parse(parser, task, argv)
     if task == OWN:
-        _needs_own(parser, opts, f"{task}.py")
+        require_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
         parser.error("give --dataset_name, or --source and --target together")
     if opts.source:
@@ -550,6 +474,6 @@ def parse_evaluate(argv=None):
     opts = _parse(parser, "evaluate", argv)
     opts.tasks = opts.tasks or [name for name in TASKS if name != OWN or opts.manifest]
     if OWN in opts.tasks:
-        _needs_own(parser, opts, f"--tasks {OWN}")
+        require_own(parser, opts, f"--tasks {OWN}")
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
