@@ -167,9 +167,7 @@ def train_and_measure(name, flags, seed, options):
                  "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
-    code = pretrain.main(arguments)
-    if code:
-        sys.exit(code)
+    pretrain.main(arguments)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments)
     curve = {}

@@ -25,12 +25,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in ("src", "benchmarks")]
 
-from precision_equal import call  # noqa: E402
+from precision_equal import last_rows  # noqa: E402
 
 from configs.opts import DATA, PLACES  # noqa: E402
 from dataset.archive import read_zip  # noqa: E402
 from demo_data import demo_tree  # noqa: E402
-from engine import results  # noqa: E402
 from engine.report import tables  # noqa: E402
 from errors import Parser, run  # noqa: E402
 
@@ -79,17 +78,9 @@ def build(demo, out):
 
 def measure(data, folder, seed, opts):
     """Cell -> percent of one pretraining run on the data, trained and tested in `folder` unless it was before."""
-    found = folder / "results.jsonl"
-    if not found.is_file():
-        limits = ["--max_steps", opts.max_steps] if opts.max_steps else []
-        call("pretrain.py", "--data_root", data, "--seed", seed, *limits, "--model_save_path", folder,
-             "--snapshot_pref", folder / "pretrain", "--resume", "auto")
-        newest = max(folder.glob("DCID-model-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-        heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
-        call("evaluate.py", newest, "--data_root", data, "--no_control", *heads, "--snapshot_pref", folder / "heads",
-             "--results", folder / "unfinished.jsonl")
-        os.replace(folder / "unfinished.jsonl", found)
-    rows = [row for row in results.read(found) if row["selection"] == "last" and row["control"] is None]
+    limits = ["--max_steps", opts.max_steps] if opts.max_steps else []
+    heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
+    rows = last_rows(folder, ["--data_root", data, "--seed", seed, *limits], ["--data_root", data, *heads])
     return {f"{row['task']} {row['direction']} {row['metric']}{' *' if tables.column_of(row) else ''}": row["value"]
             for row in rows if row["metric"] == tables.main_metric(row["task"], rows)}
 

@@ -10,6 +10,7 @@ points from seed to seed. Exit code 1 if the mean over seeds of a precision lies
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "code" / "src"))
 
+from engine import results  # noqa: E402
 from errors import InputError, Parser, run  # noqa: E402
 
 TOLERANCE = 1.0         # points of accuracy
@@ -34,22 +36,32 @@ def call(script, *arguments):
         raise InputError(f"{script}: ended with {done.returncode} ({last}); run it by itself to see why")
 
 
+def last_rows(folder, pretraining, evaluation):
+    """Result lines at the last epoch, without control, of the run in `folder`; it is made unless it was before.
+
+    Args:
+        pretraining, evaluation: further arguments of pretrain.py and evaluate.py.
+    """
+    found = folder / "results.jsonl"
+    if not found.is_file():
+        call("pretrain.py", *pretraining, "--model_save_path", folder, "--snapshot_pref", folder / "pretrain",
+             "--resume", "auto")
+        newest = max(folder.glob("DCID-model-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        call("evaluate.py", newest, "--no_control", *evaluation, "--snapshot_pref", folder / "heads",
+             "--results", folder / "unfinished.jsonl")
+        os.replace(folder / "unfinished.jsonl", found)      # an evaluation that was killed is repeated
+    return [row for row in results.read(found) if row["selection"] == "last" and row["control"] is None]
+
+
 def accuracy(folder, precision, seed, opts):
     """Mean cross-modal accuracy (percent) of one run, trained and tested in `folder` unless it was before."""
-    results = folder / "results.jsonl"
-    if not results.is_file():
-        epochs = ["--n_epoch", opts.n_epoch] if opts.n_epoch else []
-        call("pretrain.py", "--precision", precision, "--seed", seed, *epochs, "--model_save_path", folder,
-             "--snapshot_pref", folder / "pretrain", "--resume", "auto")
-        newest = max(folder.glob("DCID-model-*.pt"), key=lambda path: path.stat().st_mtime_ns)
-        heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
-        call("evaluate.py", newest, "--tasks", *TASKS, "--no_control", *heads, "--snapshot_pref", folder / "heads",
-             "--results", results)
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    values = [row["value"] for row in rows
-              if row["task"] in TASKS and row["selection"] == "last" and row["control"] is None]
+    epochs = ["--n_epoch", opts.n_epoch] if opts.n_epoch else []
+    heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
+    rows = last_rows(folder, ["--precision", precision, "--seed", seed, *epochs], ["--tasks", *TASKS, *heads])
+    values = [row["value"] for row in rows if row["task"] in TASKS]
     if not values:
-        raise InputError(f"{results}: has no result at the last epoch; remove {folder} and start again")
+        raise InputError(f"{folder / 'results.jsonl'}: has no result at the last epoch; remove {folder} and start "
+                         "again")
     return statistics.mean(values)
 
 

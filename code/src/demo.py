@@ -10,7 +10,7 @@ from walkthrough import arguments, walk
 
 
 def main(argv=None):
-    return walk("demo", arguments("demo", __doc__), lambda own, root: demo_tree.build(root, PLACES), argv)
+    walk("demo", arguments("demo", __doc__), lambda own, root: demo_tree.build(root, PLACES), argv)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(argv=None):
     parser.add_argument("--recordings", type=Path, default=Path(named) if named else None,
                         help=f"folder with {', '.join(sources.SHA256)} (environment: CMG_SPOKEN)")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
-    return walk("spoken", parser, build, argv)
+    walk("spoken", parser, build, argv)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,6 @@ def walk(preset, parser, build, argv):
     Args:
         parser: of `arguments`; options that it does not know go to pretrain.py. Wrong ones end here, before any work.
         build: makes the data, called with the parsed options and the data root.
-    Returns:
-        Exit code of pretraining if it was stopped.
     """
     own, pretraining = parser.parse_known_args(argv)
     shared = ["--preset", preset, "--seed", str(own.seed)]
