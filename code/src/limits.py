@@ -23,6 +23,14 @@ class Limits:
     record_bytes: int = 1 << 20     # a sidecar, an exported config.json
     text_bytes: int = 64 << 20      # a log or results
     predictions_bytes: int = 2 << 30        # of one file's arrays when unpacked
+    hashed_bytes: int = 64 << 20    # a list in a provenance record; larger files are features, of which the size is kept
+    figure: float = 1e9             # in a line of results: no metric comes near
+    # recordings of Spoken Digits
+    download_bytes: int = 64 << 20
+    unpacked_bytes: int = 256 << 20
+    recording_bytes: int = 1 << 20
+    # a video
+    sound_seconds: int = 600        # held at once by `continuous` framing
     # a checkpoint: what its config may claim
     width: int = 1 << 20            # codes, channels
     layers: int = 256

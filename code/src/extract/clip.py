@@ -16,7 +16,6 @@ CLOCKS = ("tenths", "time")
 NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
 SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
 DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
-LONGEST_SOUND = 600                 # seconds that are held at once by `continuous` framing
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,8 @@ def _sound(media, encoder, timing, silence_for_missing, row):
         count = count or max(1, int(media.facts.duration or 1))
         media.warnings.append("no sound: the features of silence are written")
         return encoder.encode([np.zeros((rate, 2), np.int16)] * count, rate)
-    if encoder.whole and not count and (media.facts.duration or 0) > LONGEST_SOUND:
-        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LONGEST_SOUND} s can be taken with --framing "
+    if encoder.whole and not count and (media.facts.duration or 0) > LIMITS.sound_seconds:
+        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LIMITS.sound_seconds} s can be taken with --framing "
                       "continuous; cut the video or give --seconds")
     silent = []
 
