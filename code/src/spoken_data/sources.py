@@ -102,8 +102,8 @@ def fetch(folder):
                 raise InputError(f"{address}: cannot be downloaded ({error}); put the file at {path} yourself, or name "
                                  "a folder that has it with --recordings") from None
             if len(content) > LIMITS.download_bytes:
-                raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get it elsewhere "
-                                 "and name its folder with --recordings")
+                raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get "
+                                 "it elsewhere and name its folder with --recordings")
             with output_file(path) as file:
                 file.write(content)
 
