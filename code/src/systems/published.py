@@ -275,8 +275,8 @@ def require_plain(name, value):
     if not is_plain(value):
         raise InputError(f"{name} is a sparse or special tensor; expected a plain one")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise InputError(f"{name} is {tuple(value.shape)} of fewer numbers than that; expected a tensor with numbers of "
-                         "its own")
+        raise InputError(f"{name} is {tuple(value.shape)} of fewer numbers than that; expected a tensor with numbers "
+                         "of its own")
 
 
 def require_numbers(name, value, is_whole=False):
