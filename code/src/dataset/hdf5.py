@@ -18,6 +18,8 @@ from limits import LIMITS
 ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 AGAIN = "get or make the file again, or set its place with --path"
 SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # of a file; of a collection of texts in it
+FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+CHECKSUM = 4                            # bytes of Fletcher's, at the end of a chunk
 HEADER, ALIGNED = 16, 8                 # bytes of such a collection, and of each text, that stand before its content
 
 
@@ -118,6 +120,22 @@ def require_plain(array, where, by_row=False):
     if not by_row and whole > LIMITS.list_bytes and whole > array.id.get_storage_size():
         raise InputError(f"{where}: '{array.name}' unpacks to {whole:,.0f} bytes; up to {LIMITS.list_bytes:,} are read "
                          "of what is packed (limits.py); do not trust this file")
+    if array.chunks is not None:
+        _require_chunks(array, chunk, where)
+
+
+def _require_chunks(array, size, where):
+    """InputError unless every chunk can be what it says: HDF5 2.0 reads beyond one that is shorter than its checksum, and
+    its rarer filters have had holes."""
+    layout = array.id.get_create_plist()
+    filters = [layout.get_filter(k)[0] for k in range(layout.get_nfilters())]
+    least, most = (CHECKSUM + 1, size * 1.125 + 1024) if filters else (size, size)
+    wrong = []
+    array.id.chunk_iter(lambda chunk: wrong.append(chunk.size) if not least <= chunk.size <= most else None)
+    if wrong or any(name not in FILTERS for name in filters):
+        found = f"a chunk of {wrong[0]:,} bytes" if wrong else f"filters {filters}"
+        raise InputError(f"{where}: '{array.name}' has {found}; whole chunks of {size:,.0f} bytes, plain or by gzip, are "
+                         "expected; make the file again")
 
 
 def texts(array):
