@@ -1,10 +1,12 @@
-"""Bombs and crafted files, one a line: refused in one line that names the file, in a process with one GiB of room, or read
-for what they hold. Each was met by fuzzing (test_fuzz_foreign.py, fuzz_guided.py) or made for a limit of limits.py."""
+"""Bombs and crafted files, one a line: refused in one line that names the file, in a process with one GiB of room, or
+read for what they hold. Each was met by fuzzing (test_fuzz_foreign.py, fuzz_guided.py) or is made for a limit of
+limits.py."""
 
 import json
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from PIL import Image
 
 from engine import checkpoint, export, sharing
-from foreign_files import header_of, hdf5_files, safetensors, saved, write_shared, zip_of
+from extract import audio, clip, encoders, media
+from foreign_files import hdf5_files, header_of, safetensors, saved, write_shared, zip_of
 from foreign_reader import READ, REFUSED, ReaderProcess
 from limits import LIMITS
 from made_videos import make_video
@@ -394,9 +397,6 @@ def test_others(tmp_path, reader, what, name):
 
 
 def test_sound_that_is_missing_for_long(tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from extract import audio, clip, encoders, media
     monkeypatch.setattr(media, "LIMITS", replace(LIMITS, silence_seconds=2))
     make_video(tmp_path / "late.mkv", **SMALL, delay=1e9)
     sound = encoders.LogMelSound(audio.FrontEnd())

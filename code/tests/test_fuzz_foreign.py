@@ -1,6 +1,6 @@
-"""Videos, HDF5 files, weights of other programs, exported folders and pictures with any bytes wrong: read, or refused in
-one line that names the file. They are read in a process of its own (foreign_reader.py), with one GiB of room: a crash,
-a hang or a bomb is a failed example."""
+"""Videos, HDF5 files, weights of other programs, exported folders and pictures with any bytes wrong: read, or refused
+in one line that names the file. They are read in a process of its own (foreign_reader.py), with one GiB of room: a
+crash, a hang or a bomb is a failed example."""
 
 import pytest
 import torch

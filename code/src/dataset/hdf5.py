@@ -125,8 +125,8 @@ def require_plain(array, where, by_row=False):
 
 
 def _require_chunks(array, size, where):
-    """InputError unless every chunk can be what it says: HDF5 2.0 reads beyond one that is shorter than its checksum, and
-    its rarer filters have had holes."""
+    """InputError unless every chunk can be what it says: HDF5 2.0 reads beyond one that is shorter than its checksum
+    (a segmentation fault), and its rarer filters have had holes."""
     layout = array.id.get_create_plist()
     filters = [layout.get_filter(k)[0] for k in range(layout.get_nfilters())]
     least, most = (CHECKSUM + 1, size * 1.125 + 1024) if filters else (size, size)
@@ -134,8 +134,8 @@ def _require_chunks(array, size, where):
     array.id.chunk_iter(lambda chunk: wrong.append(chunk.size) if not least <= chunk.size <= most else None)
     if wrong or any(name not in FILTERS for name in filters):
         found = f"a chunk of {wrong[0]:,} bytes" if wrong else f"filters {filters}"
-        raise InputError(f"{where}: '{array.name}' has {found}; whole chunks of {size:,.0f} bytes, plain or by gzip, are "
-                         "expected; make the file again")
+        raise InputError(f"{where}: '{array.name}' has {found}; whole chunks of {size:,.0f} bytes, plain or by gzip, "
+                         "are expected; make the file again")
 
 
 def texts(array):
