@@ -299,7 +299,7 @@ class Pack(Store):
             if not plain or {len(names), len(state), len(own)} != {len(array)} or (
                     array.id.get_storage_size() != array.nbytes):       # a chunk cut short would leave memory as it was
                 raise InputError(f"{self.path}: {array.dtype} in chunks {array.chunks}, {len(names)} ids; float16 or "
-                                 "float32, one whole, uncompressed chunk and one id per clip are expected; run `python "
+                                 "float32, one uncompressed chunk and one id per clip are expected; run `python "
                                  "prepare.py pack` again")
             written = state[:] == 1                                     # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
