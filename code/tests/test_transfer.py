@@ -88,7 +88,7 @@ def test_an_epoch_reads_its_figures_once():
         trial = trial_of(code_set(240, 3), ClipHead, 0, code_set(30, 4))
         with Waiting() as waiting:
             fit([trial], ClipHead, epochs=2, batch_size=batch_size)
-        numbers.append(len([line for line in waiting.lines if "optimizer.step()" not in line]))    # Adam counts on the CPU
+        numbers.append(len([line for line in waiting.lines if "optimizer.step()" not in line]))     # counted on a CPU
     assert numbers[0] == numbers[1] > 0
 
 

@@ -188,8 +188,8 @@ def _mean_loss(figures, clips, where):
     for (loss, norm), numbers in zip(figures, clips):
         if not math.isfinite(norm):
             raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
-                             f"{', '.join(map(str, numbers[:5].tolist()))}...; finite numbers are expected; lower --lr, "
-                             "or look at the checkpoint (engine.checkpoint FILE)")
+                             f"{', '.join(map(str, numbers[:5].tolist()))}...; finite numbers are expected; lower "
+                             "--lr, or look at the checkpoint (engine.checkpoint FILE)")
     return sum(loss * len(numbers) for (loss, _), numbers in zip(figures, clips)) / sum(map(len, clips))
 
 
