@@ -109,7 +109,7 @@ PRESETS = {
              "in_memory": True,
              "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
-    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
+    # Spoken Digits, real recordings: 16 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
     # and validation clips are not pretrained on.
     "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
                "in_memory": True,
@@ -119,6 +119,14 @@ PRESETS = {
     "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
                "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
                          "ave_avvp": {"n_epoch": 30}}},
+}
+
+# A recipe changes defaults of learning and goes with any preset; flags win over it, too. What each was chosen by:
+# docs/defaults.md.
+RECIPES = {
+    # One code for a second of audio and video, unused codes re-drawn early and between them: modalities share their
+    # codes, in fewer steps.
+    "shared": {"code_choice": "joint", "reset_to": "second", "reset_after": 60},
 }
 
 
@@ -268,6 +276,8 @@ class SystemChoice:
 class Pretraining:
     """What only pretrain.py takes."""
 
+    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it",
+                          choices=tuple(RECIPES), decisive=False)
     model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
                                     "own)", type=Path, decisive=False)
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
@@ -379,8 +389,11 @@ def evaluate_parser():
 def _parse(parser, program, argv):
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
-    preset = PRESETS.get(early.parse_known_args(argv)[0].preset, {})
+    early.add_argument("--recipe", choices=tuple(RECIPES))
+    named, _ = early.parse_known_args(argv)
+    preset = PRESETS.get(named.preset, {})
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
+    preset = preset | RECIPES.get(named.recipe, {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
     for root in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
@@ -410,6 +423,7 @@ def parse_pretrain(argv=None):
     opts = _parse(parser, "pretrain", argv)
     system = SYSTEMS[opts.system]
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
+    folder += f"-{opts.recipe}" if folder and opts.recipe else ""
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
