@@ -31,6 +31,7 @@ from engine import checkpoint, provenance  # noqa: E402
 from engine.transfer import code_sets, fit_heads  # noqa: E402
 from engine.transfer.task import Pretrained  # noqa: E402
 from engine.transfer.tasks import TASKS  # noqa: E402
+from errors import InputError, Parser, run  # noqa: E402
 
 ARMS = {
     "default": [],
@@ -185,7 +186,7 @@ def train_and_measure(name, flags, seed, options):
         step = checkpoint.read(path, mmap=True)["total_step"]
         if step % options.every == 0 or step == options.steps:
             curve[step] = measure(path, options.data_root)
-    newest = max((folder / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    newest = checkpoint.newest(folder / "checkpoints")
     newest.rename(folder / newest.name)
     shutil.rmtree(folder / "checkpoints")
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
@@ -198,7 +199,12 @@ def key(line):
 
 
 def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Lines of a study; none where there is no file."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; a line of JSON for each run is expected; delete the line, and the run is "
+                         "repeated") from None
 
 
 def table(lines, part, step=None, columns=("audio->video", "video->audio", "audio->audio", "video->video",
@@ -227,7 +233,7 @@ def table(lines, part, step=None, columns=("audio->video", "video->audio", "audi
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m spoken_data.spoken_tree)")
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
     parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
@@ -267,4 +273,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
