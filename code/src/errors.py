@@ -4,12 +4,27 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import contextmanager
 
 from stopping import Stopped, at_once, handled
 
 
 class InputError(ValueError):
     """A file or setting that the user can mend. One line: what was found where, what was expected, what to do."""
+
+
+@contextmanager
+def readable(path, remedy="get or make the file again"):
+    """Turn an OSError of the block, in which `path` is read, into one line.
+
+    Raises:
+        InputError: the file is absent, or the disk does not give it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); a readable file is expected; check the "
+                         f"disk and its permissions, or {remedy}") from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -29,6 +29,7 @@ SHAPES = {                      # that one second may have, of "text" one clip
     "text": (TOKENS,),
     "label": ((),),             # 1 where the clip's event is heard and seen in that second
 }
+HDF5_ERRORS = OSError, RuntimeError, KeyError       # h5py raises any of them where a disk fails
 PACK_FORMAT = "cmg-pack-1"
 
 
@@ -112,9 +113,9 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
                          "it from the data package (data/README.md), or set its place with --path (--features for your "
                          "own data)") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
-                         "expected; check its permissions") from None
+    except HDF5_ERRORS as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or str(error)[:60]}); a "
+                         "readable folder of zips or HDF5 file is expected; check its permissions") from None
 
 
 def _file_store(path, by_id):
@@ -131,6 +132,17 @@ def open_hdf5(path):
         found = "not found" if not Path(path).exists() else f"not a whole HDF5 file ({str(error)[:60]})"
         raise InputError(f"{path}: {found}; an HDF5 file is expected; get or make the file again, or set its place "
                          "with --path") from None
+
+
+def read_array(path, name, kinds, *ranks):
+    """All of a dataset of an HDF5 file; arguments and errors as of `hdf5_array`, and InputError where the disk does not
+    give it."""
+    with open_hdf5(path) as file:
+        try:
+            return hdf5_array(file, name, kinds, *ranks)[:]
+        except HDF5_ERRORS as error:
+            raise InputError(f"{path}: '{name}' cannot be read ({str(error)[:80]}); a whole HDF5 file is expected; "
+                             "check the disk, or get or make the file again") from None
 
 
 def hdf5_array(file, name, kinds, *ranks):
@@ -282,7 +294,7 @@ class Rows(Store):
         """As `Store.measure`."""
         try:
             row = self.open()["avadataset"][int(clip)]
-        except OSError as error:
+        except HDF5_ERRORS as error:
             raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
         return self.check(row, f"{self.path}, row {clip}"), len(row)
 
@@ -307,7 +319,7 @@ class Datasets(Store):
             array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
             check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
             x = array[:]
-        except OSError as error:
+        except HDF5_ERRORS as error:
             raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
         return self.check(x, where), len(x)
 
@@ -364,7 +376,7 @@ class Pack(Store):
             self.open().id.read_direct_chunk((self.rows[clip],) + (0,) * len(self.shape),
                                             out=result.reshape(-1).view(np.uint8))
             return fit_length(result, self.seconds) if self.leading else result
-        except (OSError, ValueError) as error:
+        except (*HDF5_ERRORS, ValueError) as error:
             raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
                              "run `python prepare.py pack` again") from None
 

@@ -4,6 +4,7 @@ Nothing is held but what is being decoded: an hour-long file costs no more than 
 and counted. FFmpeg's fps filter and its sample conversion are the model; both streams count from the container's start.
 """
 
+import errno
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from errors import InputError
+from errors import InputError, readable
 
 NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
 MICROSECONDS = 1_000_000            # of the container's clock
@@ -98,6 +99,9 @@ class Media:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:           # nothing more can be read
+                if error.errno == errno.EIO:                # of the file's form, or of the disk?
+                    with readable(self.path, "extract it again"):
+                        _read_through(self.path)
                 self.damaged[stream.type] += 1
                 self._warn(f"{stream.type} ends with an error ({_reason(error)})")
                 return
@@ -224,6 +228,12 @@ def _streams(container):
                   if not stream.disposition & Disposition.attached_pic and stream.codec_context), None)
     audio = next((stream for stream in container.streams.audio if stream.codec_context), None)
     return video, audio
+
+
+def _read_through(path):
+    with open(path, "rb") as file:
+        while file.read(1 << 22):
+            pass
 
 
 def _reason(error):
