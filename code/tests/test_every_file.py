@@ -29,25 +29,26 @@ WRITERS = {
     "avs_s4/demo_scenes.py:_write": "scenes", "avs_s4/demo_scenes.py:build": "scenes",
     "avs_s4/report.py:write": "avs_test", "avs_s4/train.py:main": WORKS,
     "atomic_write.py:_sync_folder": PRIMITIVE, "atomic_write.py:alone": PRIMITIVE,
-    "atomic_write.py:output_file": PRIMITIVE, "atomic_write.py:whole_file": PRIMITIVE,
+    "atomic_write.py:append_lines": PRIMITIVE, "atomic_write.py:output_file": PRIMITIVE, "atomic_write.py:whole_file": PRIMITIVE,
     "dataset/lists.py:_write": "lists", "dataset/lists.py:_write_array": MEMORY,
     "dataset/packing.py:_lay_out": WORKS, "dataset/packing.py:pack": WORKS,
     "dataset/text.py:write_text_features": "text",
     **{f"demo_data/demo_tree.py:{name}": "demo" for name in (
-        "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound", "whole_folder", "write_annotations",
-        "write_events", "write_h5", "write_lines", "write_marker", "write_prompts", "write_zip")},
+        "ave", "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound", "whole_folder",
+        "write_annotations", "write_events", "write_h5", "write_lines", "write_marker", "write_prompts", "write_zip")},
     "demo_data/own_example.py:_save": MEMORY, "demo_data/own_example.py:_write": "own_example",
     "downstream.py:measure": "evaluated", "engine/checkpoint.py:save": WORKS, "engine/export.py:export": "exported",
     "engine/provenance.py:write": "evaluated", "engine/report/page.py:_image": MEMORY,
     "engine/report/page.py:write": "report", "engine/report/plot_style.py:save": "table_pictures",
     "engine/results.py:_append_line": "evaluated", "engine/results.py:append": "evaluated",
     "engine/run_folder.py:__init__": WORKS, "engine/run_folder.py:_cut": "discarded",
-    "engine/run_folder.py:scalars": WORKS, "engine/transfer/run_task.py:_save": "evaluated",
+    "engine/transfer/run_task.py:_save": "evaluated",
     "evaluate.py:main": "evaluated", "extract/build.py:pca_filters": MEMORY, "extract/lists.py:link_places": WORKS,
     "extract/output.py:__init__": WORKS, "extract/output.py:_locked": WORKS,
     "extract/output.py:write_ave": "ave_arrays", "extract/output.py:write_pictures": MEMORY,
     "extract/output.py:write_whole": WORKS, "extract/output.py:zip_bytes": MEMORY, "extract/run.py:run": "ave_arrays",
     "prepare.py:vocabulary": "vocabulary", "pretrain.py:_alone": WORKS, "spoken_data/sources.py:fetch": "recordings",
+    "spoken_data/spoken_tree.py:ave": TREE,
     "spoken_data/spoken_tree.py:build": TREE, "spoken_data/spoken_tree.py:pretraining": TREE,
     "spoken_data/spoken_tree.py:ucf_vggsound": TREE, "toc.py:draw": "channels",
 }
@@ -122,11 +123,12 @@ def prepared(case, tools, folder):
 
 
 def left(folder):
-    """Relative path -> content of what a case has left, without times and the folder's own name."""
+    """Relative path -> content of what a case has left, without times, the folder's own name and repeated lines."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not path.is_symlink() and "provenance" not in name and path.suffix != ".pdf":
+        if path.is_file() and not path.is_symlink() and "provenance" not in name and "events.out" not in name and (
+                path.suffix != ".pdf"):
             data = path.read_bytes().replace(str(folder).encode(), b"@" * 8)
             data = re.sub(rb'"(seconds|time|provenance|message)": ("[^"]*"|[\d.]+)', b"", data)
             found[re.sub(r"\d{8}-\d{6}", "#", name)] = b"".join(dict.fromkeys(data.splitlines()))
