@@ -24,6 +24,7 @@ import broken_disk
 import kill_resume
 from broken_disk import Disk, Place
 
+FILES = "files"                 # the calls of file_cases.py
 WORKS = ("pretrain", "heads", "avs", "extract", "pack")
 DEADLINE = 300                  # seconds for one run on a busy machine
 
@@ -159,11 +160,26 @@ def sweep(work, folder, context, each, report=print):
     return count, found
 
 
+def sweep_files(data, folder):
+    """Every function that writes or reads in each call of file_cases.py; returns how many faults ended wrongly."""
+    from file_cases import CASES, Tools
+    from test_every_file import problems
+    (folder / "tools").mkdir()
+    count, wrong = 0, []
+    for case in CASES:
+        number, found = problems(case, Tools(folder / "tools", data), folder / case)
+        count += number
+        wrong += [f"{case}: {problem}" for problem in found]
+    print("\n".join([*wrong, f"{FILES}: {count} faults in {len(CASES)} calls, {len(wrong)} ended otherwise"]))
+    return len(wrong)
+
+
 def main(argv=None):
     from configs.opts import PLACES
     from demo_data import demo_tree
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=WORKS, default=WORKS, help="which work")
+    parser.add_argument("--what", nargs="+", choices=(*WORKS, FILES), default=(*WORKS, FILES),
+                        help="which work; files: every function that writes or reads, in the calls of file_cases.py")
     parser.add_argument("--each", type=int, default=3, help="operations of a place, 0 for all of them")
     options = parser.parse_args(argv)
     context, failed = kill_resume.started(), 0
@@ -173,6 +189,9 @@ def main(argv=None):
         for name in options.what:
             place, began = Path(folder) / name, time.monotonic()
             place.mkdir()
+            if name == FILES:
+                failed += sweep_files(data, place)
+                continue
             work = short(name, place, data)
             failed += bool(sweep(work, place, context, options.each,
                                  lambda line, name=name: print(f"{name}: {line}", flush=True))[1])
