@@ -60,7 +60,7 @@ class _Visitor(ast.NodeVisitor):
 
 
 def _is_ours(name, of):
-    if name in ("read_text", "read_bytes", "read_table") and of is None:
+    if name in ("read_text", "read_bytes", "read_table", "write_text") and of is None:
         return False                    # functions of ours with these names
     return name not in OURS or OURS[name] is None or of in OURS[name]
 

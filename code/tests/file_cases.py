@@ -150,8 +150,8 @@ def own_example(tools, folder):
 
 
 def ave_arrays(tools, folder):
-    return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), *OFFLINE, "--format", "ave", "--order",
-                         str(folder / "Annotations.txt")])
+    return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), *OFFLINE, "--format", "ave",
+                         "--order", str(folder / "Annotations.txt")])
 
 
 def avsbench(tools, folder):

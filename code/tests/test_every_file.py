@@ -11,6 +11,7 @@ import re
 import shutil
 import traceback
 
+import h5py
 import pytest
 
 import errors
@@ -35,7 +36,7 @@ WRITERS = {
     "dataset/packing.py:_lay_out": WORKS, "dataset/packing.py:pack": WORKS,
     "dataset/text.py:write_text_features": "text",
     **{f"demo_data/demo_tree.py:{name}": "demo" for name in (
-        "ave", "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound", "whole_folder",
+        "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound", "whole_folder",
         "write_annotations", "write_events", "write_h5", "write_lines", "write_marker", "write_prompts", "write_zip")},
     "demo_data/own_example.py:_save": MEMORY, "demo_data/own_example.py:_write": "own_example",
     "downstream.py:measure": "evaluated", "engine/checkpoint.py:save": WORKS, "engine/export.py:export": "exported",
@@ -49,7 +50,6 @@ WRITERS = {
     "extract/output.py:write_ave": "ave_arrays", "extract/output.py:write_pictures": MEMORY,
     "extract/output.py:write_whole": WORKS, "extract/output.py:zip_bytes": MEMORY, "extract/run.py:run": "ave_arrays",
     "prepare.py:vocabulary": "vocabulary", "pretrain.py:_alone": WORKS, "spoken_data/sources.py:fetch": "recordings",
-    "spoken_data/spoken_tree.py:ave": TREE,
     "spoken_data/spoken_tree.py:build": TREE, "spoken_data/spoken_tree.py:pretraining": TREE,
     "spoken_data/spoken_tree.py:ucf_vggsound": TREE, "toc.py:draw": "channels",
 }
@@ -130,10 +130,17 @@ def left(folder):
         name = str(path.relative_to(folder))
         if path.is_file() and not path.is_symlink() and "provenance" not in name and not (
                 path.name.startswith("events.out") or path.name == "log.txt" or path.suffix == ".pdf"):
-            data = path.read_bytes().replace(str(folder).encode(), b"@" * 8)
+            data = arrays(path) if path.suffix == ".h5" else path.read_bytes()
+            data = data.replace(str(folder).encode(), b"@" * 8)
             data = re.sub(rb'"(seconds|time|provenance|message)": ("[^"]*"|[\d.]+)', b"", data)
             found[re.sub(r"\d{8}-\d{6}", "#", name)] = b"".join(dict.fromkeys(data.splitlines()))
     return found
+
+
+def arrays(path):
+    """Content of an HDF5 file; what lies between its arrays is not the same in two files."""
+    with h5py.File(path) as file:
+        return b"".join(name.encode() + file[name][()].tobytes() for name in file)
 
 
 def faults(seen):
@@ -145,8 +152,8 @@ def faults(seen):
             for k, place in enumerate(chosen.values())]
 
 
-def wrong(case, tools, folder, fault, unbroken):
-    """What is wrong with how a case meets a fault, as text; None: nothing."""
+def wrong(case, tools, folder, fault, unbroken, is_repeated=True):
+    """What is wrong with how a case meets a fault, as text; None: nothing. `is_repeated`: repeat the call?"""
     prepared(case, tools, folder)
     code, said, disk = call(case, tools, folder, fault)
     if not disk.broken:
@@ -155,6 +162,8 @@ def wrong(case, tools, folder, fault, unbroken):
         return f"exit code {code}: {said[-1500:]}"
     if code == 0 and left(folder) != unbroken:
         return "it ends well, but leaves something else"
+    if not is_repeated:
+        return None if case != "demo" or not any(folder.iterdir()) else "something is left behind"
     code, said, _ = call(case, tools, folder)
     if code:
         return f"the repeated call: exit code {code}: {said[-1500:]}"
@@ -174,7 +183,7 @@ def problems(case, tools, folder, only=None):
     missed = set().union(*only or ()) - {fault[0].site for fault in chosen}
     found, unbroken = [f"{site} was not reached" for site in sorted(missed)], left(folder / "whole" / "run")
     for k, fault in enumerate(chosen):
-        problem = wrong(case, tools, folder / f"{k:05}" / "run", fault, unbroken)
+        problem = wrong(case, tools, folder / f"{k:05}" / "run", fault, unbroken, case != "demo" or k % 8 == 0)
         found += [f"{fault[0]}, operation {fault[1]}: {problem}"] if problem else []
         shutil.rmtree(folder / f"{k:05}")
     return len(chosen), found
