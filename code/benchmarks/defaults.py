@@ -31,6 +31,7 @@ from engine import checkpoint, provenance  # noqa: E402
 from engine.transfer import code_sets, fit_heads  # noqa: E402
 from engine.transfer.task import Pretrained  # noqa: E402
 from engine.transfer.tasks import TASKS  # noqa: E402
+from errors import InputError, Parser, run  # noqa: E402
 
 ARMS = {
     "default": [],
@@ -42,17 +43,27 @@ ARMS = {
     "own_ema": ["--without", "mm_ema"],
     "joint": ["--code_choice", "joint"],
     "joint_second": ["--code_choice", "joint", "--reset_to", "second"],
+    "age60": ["--reset_after", "60"],
+    "age60_joint": ["--reset_after", "60", "--code_choice", "joint"],
+    "age60_second": ["--reset_after", "60", "--reset_to", "second"],
+    "shared": ["--recipe", "shared"],
+    "shared_lr": ["--recipe", "shared", "--lr", "1e-3"],
+    "shared_age30": ["--recipe", "shared", "--reset_after", "30"],
+    "shared_age30_lr": ["--recipe", "shared", "--reset_after", "30", "--lr", "1e-3"],
     "flat": ["--lr_drops", "1000"],
     "flat_lr": ["--lr_drops", "1000", "--lr", "1e-3"],
-    "flat_lr_age100": ["--lr_drops", "1000", "--lr", "1e-3", "--reset_after", "100"],
-    "flat_joint_second": ["--lr_drops", "1000", "--code_choice", "joint", "--reset_to", "second"],
-    "flat_lr_joint_second": ["--lr_drops", "1000", "--lr", "1e-3", "--code_choice", "joint", "--reset_to", "second"],
     "age30": ["--reset_after", "30"],
     "age30_second": ["--reset_after", "30", "--reset_to", "second"],
     "age30_joint": ["--reset_after", "30", "--code_choice", "joint"],
-    "age30_joint_second": ["--reset_after", "30", "--code_choice", "joint", "--reset_to", "second"],
     "mi_forward_released": ["--mi_forward", "released"],
     "attention_softmax": ["--spatial_attention", "softmax"],
+    "h_dcid": ["--system", "h_dcid"],
+    "h_dcid_layer2_released": ["--system", "h_dcid", "--layer2_start", "released"],
+    "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
+    "h_dcid_shared": ["--system", "h_dcid", "--recipe", "shared"],
+    "fcid": ["--system", "fcid"],
+    "micu": ["--system", "micu"],
+    "codaar": ["--system", "codaar"],
 }
 PAIRS = [(s, t) for s in ("audio", "video") for t in ("audio", "video")]
 HEAD_EPOCHS, HEAD_SEED = 30, 0                  # of the AVE task's heads
@@ -175,7 +186,7 @@ def train_and_measure(name, flags, seed, options):
         step = checkpoint.read(path, mmap=True)["total_step"]
         if step % options.every == 0 or step == options.steps:
             curve[step] = measure(path, options.data_root)
-    newest = max((folder / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    newest = checkpoint.newest(folder / "checkpoints")
     newest.rename(folder / newest.name)
     shutil.rmtree(folder / "checkpoints")
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
@@ -188,31 +199,41 @@ def key(line):
 
 
 def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Lines of a study; none where there is no file."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; a line of JSON for each run is expected; delete the line, and the run is "
+                         "repeated") from None
 
 
-def table(lines, part, columns=("audio->video", "video->audio", "audio->audio", "video->video", "common_codes",
-                                "common_seconds", "overlap", "same_code", "codes_used")):
-    """Markdown: mean (standard deviation) over seeds at the last step."""
-    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s |",
+def table(lines, part, step=None, columns=("audio->video", "video->audio", "audio->audio", "video->video",
+                                           "common_codes", "common_seconds", "overlap", "same_code", "codes_used")):
+    """Markdown: mean and standard deviation over seeds at a step, of the runs whose curve has it; None: at the last of
+    each run."""
+    points = []
+    for line in lines:
+        at = str(step or line["steps"])
+        if at in map(str, line["curve"]):
+            kind = (line["arm"], line["dataset_name"], line["batch_size"], at)
+            points.append((kind, line["seed"], {str(s): p for s, p in line["curve"].items()}[at][part],
+                           100 * line["cpu_seconds"] / line["steps"]))
+    rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s / 100 steps |",
             f"|{' --- |' * (len(columns) + 6)}"]
-    kinds = ("arm", "dataset_name", "batch_size", "steps")
-    for kind in dict.fromkeys(tuple(line[name] for name in kinds) for line in lines):
-        of_arm = [line for line in lines if tuple(line[name] for name in kinds) == kind]
-        last = [list(line["curve"].values())[-1][part] for line in of_arm]
+    for kind in dict.fromkeys(kind for kind, *_ in points):
+        _, seeds, figures, seconds = zip(*(point for point in points if point[0] == kind))
         cells = []
         for column in columns:
-            values = [point[column] for point in last]
+            values = [found[column] for found in figures]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
-        seeds = " ".join(str(line["seed"]) for line in of_arm)
-        rows.append(f"| {' | '.join(map(str, kind))} | {seeds} | {' | '.join(cells)} | "
-                    f"{np.mean([line['cpu_seconds'] for line in of_arm]):.0f} |")
+        rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(map(str, seeds))} | {' | '.join(cells)} | "
+                    f"{np.mean(seconds):.0f} |")
     return "\n".join(rows)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m spoken_data.spoken_tree)")
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
     parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
@@ -224,6 +245,7 @@ def main(argv=None):
     parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
                         help="audio and video, or text too")
     parser.add_argument("--table", choices=("val", "test"), help="no run: print what is there")
+    parser.add_argument("--at", type=int, default=None, help="step of --table (default: the last of each run)")
     parser.add_argument("--probe", action="store_true", help="no run: a linear classifier of the raw features")
     parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
                         help="no run: print the figures of these files")
@@ -236,7 +258,7 @@ def main(argv=None):
     if options.measure:
         return
     if options.table:
-        print(table(read(options.out), options.table))
+        print(table(read(options.out), options.table, options.at))
         return
     options.work = options.work or options.out.with_suffix("")
     for seed in options.seeds:
@@ -251,4 +273,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

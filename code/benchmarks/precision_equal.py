@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "code" / "src"))
 
-from engine import results  # noqa: E402
+from engine import checkpoint, results  # noqa: E402
 from errors import InputError, Parser, run  # noqa: E402
 
 TOLERANCE = 1.0         # points of accuracy
@@ -46,7 +46,7 @@ def last_rows(folder, pretraining, evaluation):
     if not found.is_file():
         call("pretrain.py", *pretraining, "--model_save_path", folder, "--snapshot_pref", folder / "pretrain",
              "--resume", "auto")
-        newest = max(folder.glob("DCID-model-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        newest = checkpoint.newest(folder)
         call("evaluate.py", newest, "--no_control", *evaluation, "--snapshot_pref", folder / "heads",
              "--results", folder / "unfinished.jsonl")
         os.replace(folder / "unfinished.jsonl", found)      # an evaluation that was killed is repeated

@@ -6,6 +6,8 @@ import defaults
 import pytest
 import torch
 
+from configs.opts import PLACES, decisive, parse_pretrain
+from configs.presets import RECIPES
 from engine.transfer.code_sets import CodeSet
 
 
@@ -27,14 +29,26 @@ def test_code_figures_of_known_codes():
 
 
 def test_every_arm_is_a_pretraining_run_of_its_own():
-    from configs.opts import decisive, parse_pretrain
     options = {name: decisive(parse_pretrain(["--preset", "spoken", *flags])) for name, flags in defaults.ARMS.items()}
     plain = [json.dumps(value, sort_keys=True) for value in options.values()]
     assert len(set(plain)) == len(plain)
 
 
+@pytest.mark.parametrize("recipe", tuple(RECIPES))
+def test_a_recipe_changes_defaults_and_flags_win(recipe):
+    plain = parse_pretrain(["--preset", "spoken"])
+    chosen = parse_pretrain(["--preset", "spoken", "--recipe", recipe])
+    assert decisive(chosen) != decisive(plain)
+    assert decisive(chosen) == decisive(plain) | RECIPES[recipe]
+    assert chosen.model_save_path.name == f"dcid-seed0-{recipe}"
+    assert parse_pretrain(["--recipe", recipe, "--reset_after", "7"]).reset_after == 7
+    for system in ("h_dcid", "fcid", "micu"):
+        assert parse_pretrain(["--recipe", recipe, "--system", system]).code_choice == chosen.code_choice
+    with pytest.raises(SystemExit):         # CoDAAR has a codebook of its own for each modality
+        parse_pretrain(["--recipe", recipe, "--system", "codaar"])
+
+
 def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch, capsys):
-    from configs.opts import PLACES
     from spoken_data import spoken_tree
     monkeypatch.setattr(defaults, "HEAD_EPOCHS", 1)
     spoken_tree.build(tmp_path / "data", PLACES, recordings, clips=80, progress=False)

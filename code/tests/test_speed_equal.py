@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import traceback
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,7 @@ from model.config import Config
 from model.sampling import Draws
 from systems.dcid import DCID
 from systems.registry import SYSTEMS
-from tiny import trainer_for
+from tiny import Waiting, trainer_for
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -123,23 +122,6 @@ def test_compiled_layers_change_nothing(bf16, own_kernels):
         results.append([{name: x.detach().float() for name, x in trainer.step(batch, 0).losses.items()}
                         for batch in ({m: x.float() for m, x in b.items()} for b in batches(config, 4, 2))])
     torch.testing.assert_close(*results, rtol=1e-2 if bf16 else 1e-4, atol=1e-2 if bf16 else 1e-4)
-
-
-class Waiting(TorchDispatchMode):
-    """Notes the source line of everything that would make the host wait for a GPU: a value read back (also to find a
-    shape by it), a tensor made of Python numbers."""
-
-    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "aten.equal")
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(name in str(function) for name in self.OPS):
-            ours = [frame.line for frame in traceback.extract_stack() if "/code/src/" in frame.filename]
-            self.lines += ours[-1:] or ["not ours"]
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("masked", [False, True])

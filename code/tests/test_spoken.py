@@ -17,7 +17,8 @@ import pytest
 
 import prepare
 import spoken
-from configs.opts import PLACES, PRESETS
+from configs.opts import PLACES
+from configs.presets import PRESETS
 from dataset.archive import read_zip
 from dataset.vggsound import VGGSound
 from errors import InputError

@@ -12,6 +12,7 @@ from engine.transfer.task import Task
 from errors import InputError
 from model.config import Config
 from model.heads import ClipHead, SegmentHead
+from tiny import Waiting
 
 F64 = torch.float64
 WIDTH, CLASSES, SECONDS = 6, 3, 4
@@ -78,6 +79,17 @@ def test_together_is_alone(make, many):
             {name: float(value) for name, value in final.items()})
         assert all(len(values) == 12 for values in trial.curves["test"].values())
     assert not torch.equal(trials[0].head.linear.weight, trials[1].head.linear.weight)
+
+
+def test_an_epoch_reads_its_figures_once():
+    """A GPU is not waited for at every step: as many reads with twelve steps an epoch as with two."""
+    numbers = []
+    for batch_size in (20, 120):
+        trial = trial_of(code_set(240, 3), ClipHead, 0, code_set(30, 4))
+        with Waiting() as waiting:
+            fit([trial], ClipHead, epochs=2, batch_size=batch_size)
+        numbers.append(len([line for line in waiting.lines if "optimizer.step()" not in line]))     # counted on a CPU
+    assert numbers[0] == numbers[1] > 0
 
 
 def test_training_learns_and_repeats():

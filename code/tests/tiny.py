@@ -1,10 +1,12 @@
 """Pretraining runs small enough for tests: the 80 clips of `demo_data`, the model of `small_model` (conftest.py)."""
 
 import logging
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
 from engine import checkpoint
@@ -70,3 +72,20 @@ def assert_goes_on_bit_exactly(trainer, loaded, batch):
         one.step(batch, 0)
     ours, theirs = trainer.system.state_dict(), again.system.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Waiting(TorchDispatchMode):
+    """Notes the source line of everything that would make the host wait for a GPU: a value read back (also to find a
+    shape by it), a tensor made of Python numbers."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "aten.equal")
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.OPS):
+            ours = [frame.line for frame in traceback.extract_stack() if "/code/src/" in frame.filename]
+            self.lines += ours[-1:] or ["not ours"]
+        return function(*args, **(kwargs or {}))

@@ -14,6 +14,7 @@ import torch
 
 import declare
 from configs.own_data import OwnModalities, check_own, own_arguments, require_own
+from configs.presets import PRESETS, RECIPES
 from dataset import pretraining
 from dataset.manifest import OWN
 from dataset.pretraining import SETS as PRETRAINING_SETS
@@ -97,28 +98,6 @@ PLACES = {
     "avs.audio": "AVSBench/feature/audio",
     "avs.prompts": "AVSBench/data/AVSBenchCategories2Prompts.csv",
     "avs.text": "AVSBench/feature/text/prompts.h5",
-}
-
-# A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
-# below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
-PRESETS = {
-    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps per epoch; minutes on two CPU cores. Ends
-    # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
-    # modalities share fewer codes on the pairs; a run of minutes ends before they recover.
-    "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
-             "in_memory": True,
-             "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
-             "downstream": {"seeds": [0]}},
-    # Spoken Digits, real recordings: 32 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
-    # and validation clips are not pretrained on.
-    "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
-               "in_memory": True,
-               "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},
-               "downstream": {"seeds": [0]}},
-    # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
-    "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
-               "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},
-                         "ave_avvp": {"n_epoch": 30}}},
 }
 
 
@@ -268,6 +247,8 @@ class SystemChoice:
 class Pretraining:
     """What only pretrain.py takes."""
 
+    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it",
+                          choices=tuple(RECIPES), decisive=False)
     model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
                                     "own)", type=Path, decisive=False)
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
@@ -379,8 +360,11 @@ def evaluate_parser():
 def _parse(parser, program, argv):
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
-    preset = PRESETS.get(early.parse_known_args(argv)[0].preset, {})
+    early.add_argument("--recipe", choices=tuple(RECIPES))
+    named, _ = early.parse_known_args(argv)
+    preset = PRESETS.get(named.preset, {})
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
+    preset = preset | RECIPES.get(named.recipe, {})
     actions = {action.dest for action in parser._actions}
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
     for root in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
@@ -410,6 +394,7 @@ def parse_pretrain(argv=None):
     opts = _parse(parser, "pretrain", argv)
     system = SYSTEMS[opts.system]
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
+    folder += f"-{opts.recipe}" if folder and opts.recipe else ""
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes

@@ -12,6 +12,7 @@ from pathlib import Path
 import declare
 from avs_s4.network.backbones import NAMES
 from configs import opts as places
+from configs.presets import PRESETS as SHARED_PRESETS
 from declare import positive, setting
 from engine.precision import default_workers
 from engine.transfer.toc_variants import Shares
@@ -192,7 +193,7 @@ def _parse(parser, argv, unset=()):
     parser.set_defaults(**{key: value for key, value in PRESETS.get(name, {}).items() if key in known})
     parser.set_defaults(**dict.fromkeys(unset))
     if name:
-        shared = places.PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
+        shared = SHARED_PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
         roots = Path(os.environ.get("CMG_CHECKPOINTS", places.CHECKPOINTS))
         parser.set_defaults(data_root=parser.get_default("data_root") / shared["folder"],
                             checkpoint=roots / shared["folder"] / shared["pretrained"])

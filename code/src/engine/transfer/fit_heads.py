@@ -1,5 +1,6 @@
 """Train heads on the codes of one modality, measure them on the codes of others: all heads of a task in one pass."""
 
+import math
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ def _train_epoch(state, widths, batch_size, clip_gradient, where):
     trials, heads = state.trials, state.heads
     batches = [torch.randperm(len(t.train), generator=g).to(t.train.rows.device).split(batch_size)
                for t, g in zip(trials, state.shuffles)]
-    totals = [0.0] * len(trials)
+    figures = [[] for _ in trials]                      # of each step: loss, gradient norm; read when the epoch ends
     for step in range(max(map(len, batches))):
         sizes = defaultdict(list)
         for number, parts in enumerate(batches):
@@ -172,23 +173,24 @@ def _train_epoch(state, widths, batch_size, clip_gradient, where):
             picked = [(trials[n], batches[n][step]) for n in members]
             losses = _losses([heads[n] for n in members], *_batch(picked))
             losses.sum().backward()
-            for n, loss in zip(members, losses.tolist()):
-                totals[n] += loss * len(batches[n][step])
-                _clip(heads[n], clip_gradient, f"{where}, seed {trials[n].seed}", loss, batches[n][step])
+            for n, loss in zip(members, losses.detach()):
+                norm = clip_grad_norm_(heads[n].parameters(), clip_gradient)
+                figures[n].append(torch.stack([loss, norm.to(loss.dtype)]))
         state.optimizer.step()                          # a head without a batch has no gradient and is left as it is
     state.schedule.step()
-    for trial, total in zip(trials, totals):
-        trial.losses.append(total / len(trial.train))
+    for trial, steps, clips in zip(trials, figures, batches):
+        trial.losses.append(_mean_loss(torch.stack(steps).tolist(), clips, f"{where}, seed {trial.seed}"))
 
 
-def _clip(head, largest, where, loss, clips):
-    """Clip a head's gradient; one that is not finite ends the training."""
-    try:
-        clip_grad_norm_(head.parameters(), largest, error_if_nonfinite=True)
-    except RuntimeError:
-        raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
-                         f"{', '.join(map(str, clips[:5].tolist()))}...; finite numbers are expected; lower --lr, or "
-                         "look at the checkpoint (engine.checkpoint FILE)") from None
+def _mean_loss(figures, clips, where):
+    """Mean training loss over an epoch's clips, from (loss, gradient norm) and the clips of every step; InputError at
+    the first gradient that is not finite."""
+    for (loss, norm), numbers in zip(figures, clips):
+        if not math.isfinite(norm):
+            raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
+                             f"{', '.join(map(str, numbers[:5].tolist()))}...; finite numbers are expected; lower "
+                             "--lr, or look at the checkpoint (engine.checkpoint FILE)")
+    return sum(loss * len(numbers) for (loss, _), numbers in zip(figures, clips)) / sum(map(len, clips))
 
 
 def _batch(picked):
