@@ -106,7 +106,7 @@ def alone(path, remedy):
 
 
 def append_lines(path, data):
-    """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off before is removed.
+    """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off is removed.
 
     Raises:
         OSError: no permission, no space.

@@ -139,8 +139,12 @@ def left(folder):
 
 def arrays(path):
     """Content of an HDF5 file; what lies between its arrays is not the same in two files."""
+    found = []
     with h5py.File(path) as file:
-        return b"".join(name.encode() + file[name][()].tobytes() for name in file)
+        file.visititems(lambda name, item: found.append(name.encode() + (
+            repr(item[()].tolist()).encode() if isinstance(item, h5py.Dataset) and item.dtype == object else
+            item[()].tobytes() if isinstance(item, h5py.Dataset) else b"")))
+    return b"".join(found)
 
 
 def faults(seen):
