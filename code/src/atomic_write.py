@@ -11,6 +11,8 @@ from pathlib import Path
 
 from errors import InputError
 
+LONGEST_LINE = 1 << 20          # bytes at the end of a file in which a cut line is looked for
+
 
 @contextmanager
 def whole_file(path, mode="wb"):
@@ -38,6 +40,20 @@ def whole_file(path, mode="wb"):
 
 
 @contextmanager
+def one_line(path, remedy="choose another place"):
+    """Turn an OSError of the block, in which something is written at `path`, into one line.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with free space is expected; "
+                         f"make room, or {remedy}; what was there before is untouched") from error
+
+
+@contextmanager
 def output_file(path, mode="wb", remedy="choose another place"):
     """As `whole_file`, for a file that the user asked for: its folder is made, and what goes wrong is one line.
 
@@ -51,13 +67,10 @@ def output_file(path, mode="wb", remedy="choose another place"):
     Raises:
         InputError: the place cannot be written; what was there stays.
     """
-    try:
+    with one_line(path, remedy):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, mode) as file:
             yield file
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with free space is expected; "
-                         f"make room, or {remedy}; what was there before is untouched") from error
 
 
 @contextmanager
@@ -90,6 +103,27 @@ def alone(path, remedy):
         finally:
             with suppress(OSError):             # the folder may be read-only by now; the lock itself ends here
                 os.remove(path)
+
+
+def append_lines(path, data):
+    """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off is removed.
+
+    Raises:
+        OSError: no permission, no space.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - LONGEST_LINE))
+        tail = file.read()
+        if tail and not tail.endswith(b"\n") and (b"\n" in tail or len(tail) == end):
+            end -= len(tail) - tail.rfind(b"\n") - 1
+            file.truncate(end)
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def remove_leftovers(folder, name="*"):

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import contextmanager
 
 from stopping import Stopped, at_once, handled
 
@@ -20,6 +21,20 @@ class InputError(ValueError):
 
     def __init__(self, message):
         super().__init__(CONTROL.sub(" ", str(message)))
+
+
+@contextmanager
+def readable(path, remedy="get or make the file again"):
+    """Turn an OSError of the block, in which `path` is read, into one line.
+
+    Raises:
+        InputError: the file is absent, or the disk does not give it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); a readable file is expected; check the "
+                         f"disk and its permissions, or {remedy}") from error
 
 
 class Parser(argparse.ArgumentParser):

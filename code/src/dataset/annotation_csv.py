@@ -13,8 +13,8 @@ from limits import LIMITS
 log = logging.getLogger(__name__)
 
 
-def read_text(path):
-    """A text file without byte order mark. Raises InputError where it is missing, not UTF-8 or above 256 MB."""
+def read_bytes(path):
+    """A text file as it is. Raises InputError where it is missing, unreadable or above 256 MB."""
     try:
         with open(str(path), "rb") as file:
             data = file.read(LIMITS.list_bytes + 1)
@@ -24,6 +24,12 @@ def read_text(path):
     if len(data) > LIMITS.list_bytes:
         raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check "
                          "which file this is")
+    return data
+
+
+def read_text(path):
+    """A text file without byte order mark. Raises InputError where it is missing, not UTF-8 or above 256 MB."""
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -67,13 +67,12 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
     shape = (len(ids), seconds, *store.tail)
     try:
         if not partial.exists():
-            _lay_out(partial, ids, shape, dtype)
+            _lay_out(partial, ids, shape, dtype, json.dumps(describe(source, kind)))
         with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
-            file.attrs[ORIGIN] = json.dumps(describe(source, kind))
             _check_same(file, partial, ids, shape, dtype)
             resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
             _verify(file, store, ids, stop)
-            file.attrs["complete"] = True
+            file.attrs.modify("complete", True)         # in place: nothing else of a whole file moves
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, out)
@@ -99,7 +98,7 @@ def _first_good(store, ids, on_bad_clip):
     raise InputError(f"{store.path}: none of {len(ids)} clips can be read; features are expected; get them again")
 
 
-def _lay_out(partial, ids, shape, dtype):
+def _lay_out(partial, ids, shape, dtype, origin):
     partial.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(partial.parent).free / 1e9
     if free < _gigabytes(shape, dtype):
@@ -110,7 +109,7 @@ def _lay_out(partial, ids, shape, dtype):
     temporary = Path(f"{partial}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w") as file:
-            file.attrs["format"], file.attrs["complete"] = PACK_FORMAT, False
+            file.attrs["format"], file.attrs["complete"], file.attrs[ORIGIN] = PACK_FORMAT, False, origin
             file["ids"] = np.array([name.encode() for name in ids])
             file["state"], file["checksum"] = np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.uint32)
             file["seconds"] = np.zeros(len(ids), np.uint32)

@@ -9,6 +9,7 @@ tested sees others. One seed gives the same bytes every time.
 """
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from atomic_write import output_file
+from atomic_write import one_line, output_file
 from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from demo_data import dialled_digits as digits
@@ -340,9 +341,11 @@ def write_zip(folder, name, array):
 
 def write_h5(path, name, array):
     """One dataset of an h5 file, one chunk per row; light compression (lzf comes with h5py)."""
-    with h5py.File(path, "w") as file:
+    content = io.BytesIO()                  # on a full disk h5py complains without end
+    with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
+    path.write_bytes(content.getbuffer())
 
 
 def write_events(path, events):
@@ -385,7 +388,7 @@ def parts_there(out, seed, clips, seconds):
     try:
         found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # earlier trees do not say it
         wanted = settings(seed, clips, seconds)
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
                          "again") from None
     there = found.get("parts")
@@ -444,14 +447,13 @@ def whole_folder(out, is_there):
         out: absolute path; absent or empty.
         is_there: tells whether `out` holds the same by now, because another build was first.
     Raises:
-        InputError: no place to write.
+        InputError: no place to write, or none any more.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise InputError(f"{out.parent}: cannot be written to ({error.strerror}); 150 MB of free space are needed; "
-                         "name another with --out") from None
+        raise _no_place(out.parent, error) from None
     try:
         partial.chmod(0o755)            # mkdtemp makes private folders
         yield partial
@@ -460,15 +462,22 @@ def whole_folder(out, is_there):
         except OSError:
             if not is_there():
                 raise
+    except OSError as error:
+        raise _no_place(out, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _no_place(path, error):
+    return InputError(f"{path}: cannot be written to ({error.strerror or error}); 150 MB of free space are needed; "
+                      "make room, or name another with --out; nothing was left behind")
 
 
 def add_parts(out, places, seed, clips, seconds, names, progress):
     """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
-                threadpool_limits(1):
+                threadpool_limits(1), one_line(out, "choose another --out"):
             tree = Tree(out, places, seed, clips, bar, seconds)
             for name in names:
                 PARTS[name](tree)

@@ -13,6 +13,7 @@ import numpy as np
 from atomic_write import output_file
 from dataset.text import write_text_features
 from dataset.text_backends import hashing_sentences
+from demo_data.demo_tree import whole_folder
 from errors import InputError
 
 SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
@@ -119,23 +120,29 @@ def write(folder, src):
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: there is something already; a new or empty folder is expected; choose another")
+    with whole_folder(folder, lambda: False) as partial:
+        _fill(partial, folder, src)
+    return sorted(path for path in folder.iterdir())
+
+
+def _fill(partial, folder, src):
+    """Write the files of `folder` into a folder that will be renamed to it."""
     rows = ["id,split,label,prompt"]
     for name, of, k in clips():
         kind = list(SENTENCES).index(of)
         rows.append(f"{name},{SPLITS[k]},{of},{'|'.join(SENTENCES[of])}")
-        _save(folder / "audio" / f"{name}.npy", sound(kind, k))
-        _save(folder / "video" / f"{name}.npy", picture(kind, k))
+        _save(partial / "audio" / f"{name}.npy", sound(kind, k))
+        _save(partial / "video" / f"{name}.npy", picture(kind, k))
     sentences = [sentence for of_class in SENTENCES.values() for sentence in of_class]
-    _write(folder / "clips.csv", "\n".join(rows) + "\n")
-    write_text_features(folder / "prompts.h5", {sentence: sentence for sentence in sentences},
+    _write(partial / "clips.csv", "\n".join(rows) + "\n")
+    write_text_features(partial / "prompts.h5", {sentence: sentence for sentence in sentences},
                         hashing_sentences(sentences), "hashing", prompts_file=folder / "clips.csv")
     place, own = shlex.quote(str(folder)), {"epochs": EPOCHS, "last": EPOCHS - 1, "often": max(1, EPOCHS // 5)}
-    _write(folder / "README.md", README.format(
+    _write(partial / "README.md", README.format(
         clips=len(clips()), seconds=SECONDS, bands=BANDS, cells=CELLS, channels=CHANNELS, folder=folder,
         commands=f"cd {shlex.quote(str(src))}\nDIR={place}\n{COMMANDS.format(python='python', **own)}"))
-    _write(folder / "run.sh", RUN.format(folder=place, src=shlex.quote(str(src)),
+    _write(partial / "run.sh", RUN.format(folder=place, src=shlex.quote(str(src)),
                                          commands=COMMANDS.format(python='"$PYTHON"', **own)))
-    return sorted(path for path in folder.iterdir())
 
 
 def _save(path, array):

@@ -21,7 +21,7 @@ from atomic_write import whole_file
 from dataset import origin
 from dataset.archive import require_stored
 from engine.monitors import code_usage
-from errors import InputError, Parser, run
+from errors import InputError, Parser, readable, run
 from limits import LIMITS
 from model.config import numbers
 from systems import published
@@ -60,8 +60,8 @@ class Loaded:
 
 
 def sha256(path):
-    """SHA-256 of a file, as hexadecimal text."""
-    with open(path, "rb") as file:
+    """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
+    with readable(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

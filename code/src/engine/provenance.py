@@ -15,7 +15,7 @@ import torch
 
 from atomic_write import output_file, remove_leftovers
 from engine import checkpoint
-from errors import InputError
+from errors import InputError, readable
 from limits import LIMITS
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
@@ -33,17 +33,20 @@ def source_commit():
 
 
 def fingerprint(path):
-    """What identifies a data file: SHA-256, size and non-empty lines of a list; entries of a folder; None if absent."""
+    """What identifies a data file: SHA-256, size and non-empty lines of a list; entries of a folder; None if absent.
+    InputError where it cannot be read."""
     path = Path(path)
     if path.is_dir():
-        return {"path": str(path), "entries": sum(1 for _ in path.iterdir())}
+        with readable(path):
+            return {"path": str(path), "entries": sum(1 for _ in path.iterdir())}
     if not path.is_file():
         return None
     found = {"path": str(path), "bytes": path.stat().st_size}
     if found["bytes"] > LIMITS.hashed_bytes:
         return found
     if path.suffix in (".csv", ".txt"):
-        found["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+        with readable(path):
+            found["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
     return found | {"sha256": checkpoint.sha256(path)}
 
 

@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
 import random
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from atomic_write import remove_leftovers, whole_file
+from atomic_write import append_lines, remove_leftovers, whole_file
 from errors import InputError
 
 log = logging.getLogger(__name__)
@@ -67,24 +66,26 @@ class _File(logging.FileHandler):
     def handleError(self, record):
         pass
 
+    def close(self):
+        with suppress(OSError):         # a last line that the disk had no room for
+            super().close()
 
-class _Warnings(_File):
+
+class _Warnings(logging.Handler):
     """Adds warnings and errors to a file, one JSON object a line: {"time", "level", "message"}. The file is made with
     the first of them."""
 
     def __init__(self, file):
-        super().__init__(file, delay=True)
-        self.setLevel(logging.WARNING)
+        super().__init__(logging.WARNING)
+        self.file = Path(file).absolute()
 
     def format(self, record):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
 
     def emit(self, record):
-        try:
-            super().emit(record)
-        except OSError:                 # the file is opened outside the handler's own net
-            self.handleError(record)
+        with suppress(OSError):         # as for the log
+            append_lines(self.file, self.format(record).encode() + b"\n")
 
 
 @contextmanager
@@ -158,7 +159,8 @@ class Run:
     """
 
     def __init__(self, folder, options, position=None):
-        self.folder = Path(folder)
+        self.folder, self.is_full = Path(folder), False
+        self._hook, threading.excepthook = threading.excepthook, self._of_thread
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
@@ -169,10 +171,9 @@ class Run:
                 self._cut(position["bytes"])
             self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
         except OSError as error:
+            threading.excepthook = self._hook
             raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
                              "with --snapshot_pref") from error
-        self.is_full = False
-        self._hook, threading.excepthook = threading.excepthook, self._of_thread
 
     @property
     def metrics_file(self):
@@ -186,11 +187,9 @@ class Run:
     def _cut(self, size):
         """Move what metrics.jsonl has beyond `size` bytes to discarded.jsonl."""
         if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
-            with open(self.metrics_file, "r+b") as file, open(self.folder / "discarded.jsonl", "ab") as discarded:
+            with open(self.metrics_file, "r+b") as file:
                 file.seek(size)
-                discarded.write(file.read())
-                discarded.flush()
-                os.fsync(discarded.fileno())
+                append_lines(self.folder / "discarded.jsonl", file.read())
                 file.truncate(size)
 
     def code_use(self, step, chosen, figures=None):
@@ -221,8 +220,7 @@ class Run:
         line = {"epoch": epoch, "step": step, "losses": losses, "metrics": metrics,
                 "clips_per_second": round(clips_per_second, 2)}
         try:
-            with open(self.metrics_file, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_lines(self.metrics_file, json.dumps(line).encode() + b"\n")
             for group, values in (("loss", losses), ("metric", metrics)):
                 for name, value in values.items():
                     self.writer.add_scalar(f"{group}/{name}", value, step)
@@ -231,10 +229,9 @@ class Run:
             self._disk_is_full(error)
 
     def _of_thread(self, failed):
-        """TensorBoard writes in a thread of its own, whose failure would be a traceback."""
-        if issubclass(failed.exc_type, OSError):
-            self._disk_is_full(failed.exc_value)
-        else:
+        """TensorBoard writes in a thread of its own, whose failure would be a traceback; its next call raises the
+        same."""
+        if not issubclass(failed.exc_type, OSError):
             self._hook(failed)
 
     def _disk_is_full(self, error):

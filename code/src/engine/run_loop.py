@@ -321,7 +321,11 @@ class Loop:
             return
         self.failed_save, self.saved, self.saved_at = None, keep, here.step
         for other in old:
-            (path.parent / other).unlink(missing_ok=True)
+            try:
+                (path.parent / other).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("warning: %s: an older checkpoint cannot be removed (%s); remove it when this run is done",
+                            path.parent / other, error.strerror)
         log.info("saved %s after step %d", path, here.step)
 
     def _kept(self, saved):

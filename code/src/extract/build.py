@@ -89,7 +89,11 @@ def pca_filters(folder, clips, channels):
     """
     path = Path(folder) / f"patch_filters_{channels}.npy"
     if path.exists():
-        return np.load(path, allow_pickle=False)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: not the filters of an earlier run ({str(error)[:80]}); an array of them is "
+                             "expected; choose another --out, or remove it where no feature was made yet") from error
     names = list(clips)
     frames = []
     for name in names[::-(-len(names) // PCA_VIDEOS)]:

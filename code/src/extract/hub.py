@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from errors import InputError
+from errors import InputError, readable
 from extract import audio
 from extract.encoders import BATCH
 from extract.video import GRID, SIDE
@@ -111,7 +111,7 @@ def _hash_of_weights(name):
     """SHA-256 over a folder's weights, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]):
-        with open(path, "rb") as file:
+        with readable(path), open(path, "rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
 """From labels of videos to the lists that the other scripts read, at the places where they look below a data root."""
 
 import csv
+import errno
 import io
 import os
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from errors import InputError
 from extract.output import CHECKED, write_whole
 
 IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
+FULL = errno.ENOSPC, errno.EDQUOT
 SPLITS = ("train", "val", "test")
 CYCLE = ("train", "train", "test", "train", "val")          # of the clips of a class, where no split is given
 MANIFEST = "clips.csv"
@@ -150,14 +152,19 @@ def link_places(folder, links):
 
     Returns:
         the places that could not be linked, on file systems without links.
+    Raises:
+        InputError: the disk is full.
     """
     failed = []
     for place, target in links.items():
         path = Path(folder) / place
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_symlink() and not path.exists():
                 os.symlink(target, path)
-        except OSError:
+        except OSError as error:
+            if error.errno in FULL:
+                raise InputError(f"{path}: cannot be made ({error.strerror}); free space is expected; make room and "
+                                 "repeat the call to go on") from error
             failed.append(place)
     return failed

@@ -7,6 +7,7 @@ Files are not trusted: only demuxers of plain files are used (a playlist could n
 a header may claim is limited.
 """
 
+import errno
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -16,7 +17,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from errors import InputError
+from errors import InputError, readable
 from limits import LIMITS
 
 # Demuxers of one file of sound or pictures. Others (concat, hls, dash, sdp, vobsub, image2 ...) open what a file names.
@@ -119,6 +120,9 @@ class Media:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:           # nothing more can be read
+                if error.errno == errno.EIO:                # of the file's form, or of the disk?
+                    with readable(self.path, "extract it again"):
+                        _read_through(self.path)
                 self.damaged[stream.type] += 1
                 self._warn(f"{stream.type} ends with an error ({_reason(error)})")
                 return
@@ -259,6 +263,12 @@ def _streams(container):
                   if not stream.disposition & Disposition.attached_pic and stream.codec_context), None)
     audio = next((stream for stream in container.streams.audio if stream.codec_context), None)
     return video, audio
+
+
+def _read_through(path):
+    with open(path, "rb") as file:
+        while file.read(1 << 22):
+            pass
 
 
 def _reason(error):

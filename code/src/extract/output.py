@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from atomic_write import output_file, whole_file
+from atomic_write import one_line, output_file
 from dataset.archive import read_zip
 from dataset.features import fit_length
 from dataset.origin import SIDECAR, read_sidecar
@@ -34,12 +34,13 @@ REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
 RETRIED = ("unreadable", "error")           # statuses that may be another one at the next try
 EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that such a clip need not have
+OTHER = "choose another --out"
 PACKAGES = ("torch", "numpy", "scipy", "transformers", "av")
 
 
 def write_whole(path, data):
     """Put bytes at a path below the output folder, whole or not at all; InputError where that cannot be done."""
-    with output_file(path, remedy="choose another --out") as file:
+    with output_file(path, remedy=OTHER) as file:
         file.write(data)
 
 
@@ -80,6 +81,9 @@ def read_rows(path):
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({str(error)[:80]}); the report of an extraction is expected; check "
+                         "the disk, or remove the file to have its clips made again") from error
     lines = csv.reader(io.StringIO(text[:text.rfind("\n") + 1], newline=""))
     return {line[0]: Row(*line) for line in lines if len(line) == len(COLUMNS) and line != COLUMNS}
 
@@ -99,21 +103,27 @@ class Report:
     Attributes:
         rows: id -> `Row`, of earlier and unfinished runs; those of this run are added by `add`.
     Raises:
-        InputError: the same shard is being made by another run.
+        InputError: the same shard is being made by another run, or the folder cannot be written.
     """
 
     def __init__(self, folder, shard):
         self.folder = Path(folder)
-        path = self.folder / f".report-{shard[0]}-of-{shard[1]}.journal"
-        self.own = open(path, "a", encoding="utf-8")
+        path = self.path = self.folder / f".report-{shard[0]}-of-{shard[1]}.journal"
+        with one_line(path, OTHER):
+            self.own = open(path, "a", encoding="utf-8")
         try:
             fcntl.flock(self.own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.own.close()
             raise InputError(f"{path}: another run is making this shard; one at a time is expected; wait for it, or "
                              "take another shard") from None
-        self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may have been cut off
-        self.rows = self._known()
+        try:
+            with one_line(path, OTHER):
+                self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may have been cut off
+            self.rows = self._known()
+        except BaseException:
+            self.close()
+            raise
 
     def _journals(self):
         return sorted(self.folder.glob(".report-*.journal"))
@@ -127,8 +137,9 @@ class Report:
     def add(self, row):
         """Keep a clip's line, before anything else happens."""
         self.rows[row.id] = row
-        self.own.write(_line(asdict(row).values()))
-        self.own.flush()
+        with one_line(self.path, OTHER):
+            self.own.write(_line(asdict(row).values()))
+            self.own.flush()
 
     def finish(self, write_lists):
         """Write the report of all runs so far and, while it is locked, the lists that follow from it.
@@ -143,19 +154,22 @@ class Report:
             write_lists(rows)
             self.own.close()
             for journal in self._journals():                # of this run, and of runs that are no more
-                with open(journal, "rb") as file, suppress(OSError):
+                with suppress(OSError), open(journal, "rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     journal.unlink()
         self.rows = rows
 
     def close(self):
         """Let go of the journal; the next run goes on from it."""
-        self.own.close()
+        with suppress(OSError):             # a line that the disk had no room for: `add` has said it
+            self.own.close()
 
 
 @contextmanager
 def _locked(path):
-    with open(path, "w") as file:
+    with one_line(path, OTHER):
+        file = open(path, "w")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -204,6 +218,28 @@ def write_sidecar(folder, settings, notes):
 
 
 # ---------------------------------------------------------------------------------------------------- AVE's form
+class _Patient:
+    """A file for h5py that keeps its first OSError until `settle` and does nothing from then on: one that is raised
+    into HDF5 ends the process with a segmentation fault."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def __getattr__(self, name):
+        def act(*args):
+            try:
+                if self.error is None:
+                    return getattr(self.file, name)(*args)
+            except OSError as error:
+                self.error = error
+            return 0
+        return act
+
+    def settle(self):
+        if self.error:
+            raise self.error
+
+
 def write_ave(path, rows, zips, seconds, dtype):
     """AVE's array `avadataset` (rows, T, ...) from feature zips, row by row.
 
@@ -220,13 +256,18 @@ def write_ave(path, rows, zips, seconds, dtype):
     shape = next((read_zip(zips / f"{name}.zip").shape[1:] for name in rows if (zips / f"{name}.zip").exists()), None)
     if shape is None:
         raise InputError(f"{zips}: no feature of the {len(rows)} rows asked for; one at least is expected; see --order")
-    with whole_file(path, "w+b") as file, h5py.File(file, "w") as out:
-        array = out.create_dataset("avadataset", (len(rows), seconds, *shape), dtype, chunks=(1, seconds, *shape))
-        for k, name in enumerate(rows):
-            source = zips / f"{name}.zip"
-            if source.exists():
-                array[k] = fit_length(read_zip(source), seconds, source)
-            else:
-                array[k] = np.nan
-                missing.append(name)
+    with output_file(path, "w+b", OTHER) as file:
+        patient = _Patient(file)
+        with h5py.File(patient, "w") as out:
+            array = out.create_dataset("avadataset", (len(rows), seconds, *shape), dtype, chunks=(1, seconds, *shape))
+            for k, name in enumerate(rows):
+                source = zips / f"{name}.zip"
+                if patient.error:
+                    break
+                if source.exists():
+                    array[k] = fit_length(read_zip(source), seconds, source)
+                else:
+                    array[k] = np.nan
+                    missing.append(name)
+        patient.settle()
     return missing

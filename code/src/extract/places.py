@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from atomic_write import one_line
 from dataset.features import fit_length
 from extract import audio, output
 from extract.media import Media
@@ -32,7 +33,8 @@ class Zips:
         for modality in self.modalities:
             feature, place = getattr(made, modality), self.place(modality, made.row.id)
             if feature is None:
-                place.unlink(missing_ok=True)
+                with one_line(place, output.OTHER):
+                    place.unlink(missing_ok=True)
             else:
                 write_whole(place, output.zip_bytes(made.row.id, feature))
 

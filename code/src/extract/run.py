@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from atomic_write import remove_leftovers
+from atomic_write import one_line, remove_leftovers
+from dataset.annotation_csv import read_bytes
 from dataset.lists import read_annotations
 from errors import InputError
 from extract import lists, output, video
@@ -93,7 +94,8 @@ def run(opts):
     starts = {name: float(value) for name, value in labels.first(column).items()} if column else {}
     clips = _labelled_only(clips, labels, opts, column)
     device = find_device(opts.device_name)
-    opts.out.mkdir(parents=True, exist_ok=True)
+    with one_line(opts.out, output.OTHER):
+        opts.out.mkdir(parents=True, exist_ok=True)
     sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
     timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, last=opts.preset == "avsbench")
     modalities = [name for name, encoder in (("audio", sound), ("video", pictures)) if encoder]
@@ -217,7 +219,7 @@ def _finish(opts, rows, places, labels):
     whole = [name for name, row in rows.items()
              if row.status == "ok" and all(places.exists(modality, name) for modality in modalities)]
     if opts.preset == "avsbench":
-        table = opts.labels.read_bytes()
+        table = read_bytes(opts.labels)
         write_whole(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
         return
     lists.write_checked(opts.out, whole)
@@ -249,7 +251,7 @@ def _write_ave(opts, rows, modalities):
             if missing:
                 print(f"{opts.out / name}: {len(missing)} rows of {len(set(missing))} videos have no features and are "
                       f"NaN: {', '.join(list(dict.fromkeys(missing))[:SHOWN])}")
-    write_whole(opts.out / "AVE" / "data" / "Annotations.txt", opts.order.read_bytes())
+    write_whole(opts.out / "AVE" / "data" / "Annotations.txt", read_bytes(opts.order))
     lists.link_places(opts.out, links)
 
 

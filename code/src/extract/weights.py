@@ -20,7 +20,7 @@ import torch
 
 from dataset.archive import require_stored
 from dataset.hdf5 import open_hdf5, reading, require_plain
-from errors import InputError
+from errors import InputError, readable
 from extract import audio, networks, tf_checkpoint
 from limits import LIMITS
 from systems import published
@@ -81,7 +81,7 @@ class Weights:
 def _digests(path):
     """Hex SHA-256 and MD5 of a file, read once."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with readable(path), open(path, "rb") as file:
         while block := file.read(1 << 22):
             sha256.update(block)
             md5.update(block)
@@ -144,7 +144,7 @@ def _from_torch(path, network):
 
 
 def _state(path, network):
-    with open(path, "rb") as file:
+    with readable(path), open(path, "rb") as file:
         head = file.read(8)
         file.seek(max(0, file.seek(0, 2) - 8))
         tail = file.read(8)

@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[3] / "src")]
 
+from atomic_write import one_line
 from dataset.avs_s4 import SECONDS
 from demo_data import demo_tree
 from demo_data import dialled_digits as digits
-from errors import InputError, Parser, run
+from errors import InputError, Parser, readable, run
 
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
@@ -95,14 +97,15 @@ def build(root, places, seed=0, clips=None, progress=True):
     if not words.is_file():
         raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; "
                          "run code/src/demo.sh first")
-    partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
-    try:
+    with readable(words):
+        vectors = words.read_bytes()
+    with one_line(root, "choose another data root"), _beside(root) as partial:
         partial.chmod(0o755)            # mkdtemp makes private folders
         with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
                   disable=None if progress else True) as bar:
             tree = demo_tree.Tree(partial, places, seed, clips, bar)
             _write(tree)
-        tree.place("avs.text").write_bytes(words.read_bytes())
+        tree.place("avs.text").write_bytes(vectors)
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         try:
             (partial / top).rename(root / top)
@@ -110,9 +113,17 @@ def build(root, places, seed=0, clips=None, progress=True):
             if not _is_whole(root, top, settings):          # another build may have been first
                 raise
             return False
+    return True
+
+
+@contextmanager
+def _beside(root):
+    """A folder in the data root that is removed in the end."""
+    partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
+    try:
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return True
 
 
 def _is_whole(root, top, settings):

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from atomic_write import one_line
 from dataset.avs_s4 import DEVIATION, MEAN, SECONDS
 from engine.report import plot_style
 
@@ -79,9 +80,10 @@ class Pictures:
         """Predicted masks (5, S, S) of clip i as PNG."""
         name = self.dataset.ids[i]
         folder = self.mask_folder / self.dataset.categories[i] / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for k, mask in enumerate(masks, self.first):
-            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")
+        with one_line(folder, "choose another --log_dir"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for k, mask in enumerate(masks, self.first):
+                Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")
 
     def draw(self, path, title):
         """Write the figure: middle frame, truth and predictions side by side, one row a clip."""

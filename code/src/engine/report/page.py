@@ -173,9 +173,13 @@ class Embedded:
 def _image(path):
     """`Embedded` of a file."""
     data = io.BytesIO()
-    with Image.open(path) as image:
-        size = [round(side * CSS_DPI / DPI) for side in image.size]
-        image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
+    try:
+        with Image.open(path) as image:
+            size = [round(side * CSS_DPI / DPI) for side in image.size]
+            image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a whole picture ({str(error)[:80]}); draw it again with python -m "
+                         "engine.figures") from error
     return Embedded(f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
                     f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">',
                     " broad" if size[0] > BROAD else "")

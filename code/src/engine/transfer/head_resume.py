@@ -4,7 +4,7 @@ import logging
 import time
 from pathlib import Path
 
-from atomic_write import remove_leftovers
+from atomic_write import one_line, remove_leftovers
 from engine import checkpoint
 from errors import InputError
 
@@ -54,4 +54,5 @@ class Progress:
 
     def finish(self):
         """The training is done and its results are written: the file is not needed any more."""
-        self.path.unlink(missing_ok=True)
+        with one_line(self.path, "choose another place with --results"):
+            self.path.unlink(missing_ok=True)

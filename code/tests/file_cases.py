@@ -1,0 +1,316 @@
+"""Small calls of the program that write or read every kind of file it knows, for the tables of test_every_file.py.
+
+A case is a function of (tools, folder): it works in `folder`, which may be made beforehand by a function of the same
+name in `BEFORE`. `tools` holds what cases share: see `Tools`.
+"""
+
+import gzip
+import io
+import json
+import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import h5py
+import numpy as np
+import torch
+
+import evaluate
+import parity_features
+import prepare
+import toc
+from avs_s4 import demo_scenes
+from avs_s4 import test as avs_test_script
+from avs_s4 import train as avs_train_script
+from configs.opts import PLACES
+from dataset import archive, origin
+from dataset.ave import CATEGORIES
+from dataset.text_backends import find_vocabulary
+from demo_data import demo_tree
+from engine import checkpoint, export, figures
+from engine.report import page
+from engine.run_folder import Run, restored_log
+from extract import hub, weights
+from extract.build import pca_filters
+from made_videos import make_video
+from spoken_data import sources
+from systems.dcid import DCID
+
+OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
+NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
+           "--num_workers", "0", "--gpu", "cpu"]
+
+
+@dataclass
+class Tools:
+    """What cases share.
+
+    Attributes:
+        folder: of the files below.
+        data: a demo tree, not to be written in.
+    """
+
+    folder: Path
+    data: Path
+
+    @property
+    def model(self):
+        """A checkpoint of random weights, of audio and video."""
+        return self._made("model.pt", lambda path: _save(path, DCID.Config.for_data(
+            ("audio", "video"), video_dim=32, num_codes=12, code_dim=16, feed_forward=32, num_layers=1)))
+
+    @property
+    def words(self):
+        """A checkpoint of random weights, of audio and text."""
+        return self._made("words.pt", lambda path: _save(path, DCID.Config.for_data(
+            ("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16, num_layers=1, num_heads=2)))
+
+    @property
+    def videos(self):
+        """A folder of two clips."""
+        return self._made("videos", lambda path: [path.mkdir(), *(
+            make_video(path / f"clip{k}.mp4", seconds=2, audio="tone", size=(64, 48)) for k in range(2))])
+
+    @property
+    def measured(self):
+        """The folder of an evaluation."""
+        return self._made("measured", lambda path: evaluated(self, path))
+
+    @property
+    def scenes(self):
+        """A data root of scenes."""
+        return self._made("scenes", lambda path: [_words(self, path), scenes(self, path)])
+
+    @property
+    def trained(self):
+        """A folder of training runs of segmentation."""
+        return self._made("trained", lambda path: avs_train_script.main([
+            "--checkpoint", str(self.words), "--data_root", str(self.scenes), "--log_dir", str(path), "--direction",
+            "at", *NETWORK, "--channels", "8", "--max_epoches", "1"]))
+
+    def _made(self, name, make):
+        path = self.folder / name
+        if not path.exists():
+            make(path)
+        return path
+
+
+def _save(path, config):
+    torch.manual_seed(0)
+    checkpoint.save(path, checkpoint.pack(DCID(config), {}, {}, 0, 0, {}))
+
+
+def _words(tools, folder):
+    (folder / PLACES["vggsound.text"]).parent.mkdir(parents=True)
+    shutil.copy(tools.data / PLACES["vggsound.text"], folder / PLACES["vggsound.text"])
+
+
+# ------------------------------------------------------------------------------------------------------------- cases
+def evaluated(tools, folder):
+    evaluate.main([str(tools.model), "--data_root", str(tools.data), "--snapshot_pref", str(folder), "--n_epoch", "1",
+                   "--seeds", "0", "--gpu", "cpu", "--tasks", "ave", "--no_control", "--no_text", "--in_memory"])
+
+
+def report(tools, folder):
+    page.write([folder], folder / "report.html", drawn=[folder / "ave.png"])
+
+
+def table_pictures(tools, folder):
+    from engine import results
+    figures.draw_tables(results.read(folder / "results.jsonl"), folder / "figs")
+
+
+def exported(tools, folder):
+    export.export(tools.model, folder / "out", [tools.measured / "results.jsonl"])
+
+
+def channels(tools, folder):
+    toc.main([str(tools.model), "--choose_channel", "8", "--toc_max_num", "2", "--toc_min_num", "2",
+              "--snapshot_pref", str(folder / "toc")])
+
+
+def text(tools, folder):
+    prepare.main(["text", "--dataset", "ave", "--backend", "hashing", "--data_root", str(tools.data), "--out",
+                  str(folder / "text" / "prompts.h5")])
+
+
+def vocabulary(tools, folder):
+    prepare.main(["vocabulary", "--vocab", str(folder / "vocab.txt"), "--prompts", str(folder / "prompts.csv"), "--out",
+                  str(folder / "out" / "cnt.pkl")])
+
+
+def lists(tools, folder):
+    prepare.main(["lists", "--data_root", str(folder)])
+
+
+def own_example(tools, folder):
+    prepare.main(["new", str(folder / "own")])
+
+
+def ave_arrays(tools, folder):
+    return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), *OFFLINE, "--format", "ave",
+                         "--order", str(folder / "Annotations.txt")])
+
+
+def avsbench(tools, folder):
+    return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), "--preset", "avsbench",
+                         "--audio-encoder", "logmel", "--labels", str(folder / "s4.csv")])
+
+
+def labelled(tools, folder):
+    return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), *OFFLINE, "--labels",
+                         str(folder / "labels.csv"), "--text-encoder", "hashing"])
+
+
+def scenes(tools, folder):
+    demo_scenes.build(folder, PLACES, clips={"train": 2, "val": 1, "test": 1}, progress=False)
+
+
+def demo(tools, folder):
+    # the parts without a clip of their own but one: they write every kind of file
+    with mock.patch.object(demo_tree, "PARTS", {name: demo_tree.PARTS[name] for name in DEMO_PARTS}):
+        demo_tree.build(folder / "data", PLACES, clips=80, progress=False)
+
+
+DEMO_PARTS = ("vggsound", "ave", "avvp", "ave_avvp", "ucf_vggsound", "ucf51", "captions")
+
+
+def avs_test(tools, folder):
+    avs_test_script.main(["--checkpoint", str(tools.words), "--data_root", str(tools.scenes), "--log_dir",
+                          str(folder / "tests"), "--train_log_dir", str(tools.trained), "--figure_dir",
+                          str(folder / "figs"), "--num_workers", "0", "--gpu", "cpu", "--direction", "at",
+                          "--save_pred_mask", "--results", str(folder / "results.jsonl")])
+
+
+def ablation(tools, folder):
+    import ablation as script
+    with mock.patch.object(script, "pretrain"), mock.patch.object(script, "evaluate"), mock.patch.object(
+            script.checkpoint, "newest"), mock.patch.object(script, "show", lambda *_: "a table"):
+        script.main(["--study", "2", "--snapshot_pref", str(folder), "--data_root", str(tools.data)])
+
+
+def recordings(tools, folder):
+    from spoken_data import sources
+    with mock.patch.object(sources, "urlopen", lambda address, timeout: io.BytesIO(address.encode())):
+        sources.fetch(folder / "recordings")
+
+
+def check(tools, folder):
+    return max(prepare.main(["check", "--dataset", name, "--data_root", str(folder)])
+               for name in ("vggsound_AVT", "ave", "avvp"))
+
+
+def check_own(tools, folder):
+    return prepare.main(["check", "--dataset", "custom", "--manifest", str(folder / "clips.csv"), "--features",
+                         f"audio={folder / 'audio'}", "--features", f"video={folder / 'video.h5'}"])
+
+
+def scenes_again(tools, folder):
+    scenes(tools, folder)
+
+
+def demo_again(tools, folder):
+    demo_tree.build(tools.data, PLACES, clips=80, progress=False)
+
+
+def discarded(tools, folder):
+    # a run that goes on from before the second line of its figures
+    with restored_log():
+        Run(folder, {}, {"folder": str(folder), "bytes": 7, "step": 0}).close()
+
+
+def readers(tools, folder):
+    archive.read_counts(folder / "cnt.pkl")
+    archive.read_npy(folder / "clip.npy")
+    find_vocabulary(folder)
+    origin.describe(tools.data / PLACES["ave.text"], "text")
+    figures.read_predictions(folder / "kept.npz")
+    hub._hash_of_weights(folder)
+    pca_filters(folder, {}, 4)
+    sources._unpacked(folder / sources.IMAGES)
+    weights._digests(folder / "vgg19.pth")
+    weights._state(folder / "vgg19.pth", "vgg19")
+    weights._state(folder / "vgg19.h5", "vgg19")
+    weights.read_pca(folder / "pca.npz")
+
+
+# ---------------------------------------------------------------------------------------------------- what they need
+def _readers(tools, folder):
+    (folder / "cnt.pkl").write_bytes(pickle.dumps({0: 0, 1: 1}))
+    np.save(folder / "clip.npy", np.zeros((3, 4), np.float32))
+    np.save(folder / "patch_filters_4.npy", np.zeros((3, 4), np.float32))
+    np.savez(folder / "kept.npz", x=np.zeros(9))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"[UNK]": 0}}}))
+    (folder / "model.bin").write_bytes(bytes(99))
+    (folder / sources.IMAGES).write_bytes(gzip.compress(np.random.default_rng(0).bytes(999), mtime=0))
+    torch.save(parity_features.vgg19("vgg19_8").state_dict(), folder / "vgg19.pth")
+    with h5py.File(folder / "vgg19.h5", "w") as file:
+        for layer in weights.VGG19_KERAS.values():
+            file[f"{layer}/kernel"], file[f"{layer}/bias"] = np.zeros((3, 3, 1, 8), np.float32), np.zeros(8, np.float32)
+    np.savez(folder / "pca.npz", pca_eigen_vectors=np.eye(3), pca_means=np.zeros(3))
+
+
+def _discarded(tools, folder):
+    (folder / "metrics.jsonl").write_text("{\"a\":1}\n{\"b\":2}\n"[1:])
+
+
+def _scenes(tools, folder):
+    _words(tools, folder)
+    scenes(tools, folder)
+
+
+def _measured(tools, folder):
+    shutil.copytree(tools.measured, folder, dirs_exist_ok=True)
+    from PIL import Image
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "ave.png")
+
+
+def _sentences(tools, folder):
+    (folder / "prompts.csv").write_text("label,prompt\ndog,a dog barks\n")
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in ("[PAD]", "[UNK]", "a", "dog", "barks")))
+
+
+def _annotations(tools, folder):
+    (folder / PLACES["ave.annotations"]).parent.mkdir(parents=True)
+    (folder / PLACES["ave.annotations"]).write_text("".join(
+        f"{CATEGORIES[k]}&video{k}&good&0&{k + 1}\n" for k in range(4)))
+
+
+def _order(tools, folder):
+    (folder / "Annotations.txt").write_text("".join(f"Bark&clip{k}&good&0&2\n" for k in (1, 0, 1)))
+
+
+def _s4(tools, folder):
+    (folder / "s4.csv").write_text("name,start,category,split\nclip0,0,dog,train\nclip1,0,cat,test\n")
+
+
+def _labels(tools, folder):
+    (folder / "labels.csv").write_text("file,label,split\nclip0.mp4,dog,train\nclip1.mp4,cat,test\n")
+
+
+def _own(tools, folder):
+    rng = np.random.default_rng(0)
+    rows = ["id,split,label"]
+    (folder / "audio").mkdir()
+    with h5py.File(folder / "video.h5", "w") as file:
+        for k in range(6):
+            rows.append(f"clip{k},{('train', 'test')[k // 3]},{('dog', 'cat')[k % 2]}")
+            np.save(folder / "audio" / f"clip{k}.npy", np.abs(rng.standard_normal((10, 20))).astype(np.float32))
+            file[f"clip{k}"] = np.abs(rng.standard_normal((10, 5, 5, 200))).astype(np.float32)
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+
+
+def _demo_copy(tools, folder):
+    for part in tools.data.iterdir():
+        (folder / part.name).symlink_to(part)
+
+
+BEFORE = {"report": _measured, "table_pictures": _measured, "ablation": _measured, "vocabulary": _sentences,
+          "lists": _annotations, "ave_arrays": _order, "avsbench": _s4, "labelled": _labels, "check_own": _own,
+          "scenes": _words, "scenes_again": _scenes, "discarded": _discarded, "readers": _readers, "check": _demo_copy}
+CASES = {name: globals()[name] for name in (
+    "evaluated", "report", "table_pictures", "exported", "channels", "text", "vocabulary", "lists", "own_example",
+    "ave_arrays", "avsbench", "labelled", "scenes", "scenes_again", "demo", "demo_again", "avs_test", "ablation",
+    "recordings", "check", "check_own", "discarded", "readers")}
