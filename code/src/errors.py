@@ -3,14 +3,24 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from contextlib import contextmanager
 
 from stopping import Stopped, at_once, handled
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
 
 class InputError(ValueError):
-    """A file or setting that the user can mend. One line: what was found where, what was expected, what to do."""
+    """A file or setting that the user can mend. One line: what was found where, what was expected, what to do.
+
+    Control characters, which names and cells of files may hold, become blanks: they could end the line or move the
+    cursor of a terminal.
+    """
+
+    def __init__(self, message):
+        super().__init__(CONTROL.sub(" ", str(message)))
 
 
 @contextmanager

@@ -18,11 +18,26 @@ class Limits:
     dimensions: int = 6             # of an array
     array_bytes: int = 60 << 20     # that an extraction writes: less than a reader admits
     chunk_bytes: int = 256 << 20    # of HDF5: one clip, 1 MB in the published features
+    clips: int = 1 << 22            # rows of an HDF5 array
     # lists and texts
     list_bytes: int = 256 << 20     # an annotation file; the largest published one is 3 MB
     record_bytes: int = 1 << 20     # a sidecar, an exported config.json
     text_bytes: int = 64 << 20      # a log or results
     predictions_bytes: int = 2 << 30        # of one file's arrays when unpacked
+    hashed_bytes: int = 64 << 20    # a list in a provenance record; of larger files the size is recorded
+    figure: float = 1e9             # in a line of results: no metric comes near
+    # recordings of Spoken Digits
+    download_bytes: int = 64 << 20
+    unpacked_bytes: int = 256 << 20
+    recording_bytes: int = 1 << 20
+    # a video
+    pixels: int = 1 << 26           # of a frame; 8K has 33 million
+    frame_rate: int = 1 << 20       # nominal; variable rates are told as up to 90,000
+    sound_rate: int = 192_000       # a second's filter to 16 kHz takes 300 MB at this one
+    least_sound_rate: int = 1000
+    video_seconds: int = 1 << 15    # nine hours, where all seconds are taken
+    silence_seconds: int = 600      # that stand for missing sound
+    sound_seconds: int = 600        # held at once by `continuous` framing
     # a checkpoint: what its config may claim
     width: int = 1 << 20            # codes, channels
     layers: int = 256

@@ -171,6 +171,9 @@ class _Raw(io.FileIO):
     def error(self):
         return OSError(errno.EIO, os.strerror(errno.EIO), self.path)
 
+    def __repr__(self):
+        return str(self.path)           # by which h5py names a file that Python opened
+
 
 def _opener(disk, plain):
     def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
@@ -216,7 +219,7 @@ def _ffmpeg(disk, plain, failure):
             return failure(errno.EIO, os.strerror(errno.EIO), self.path)
 
     def opened(file, mode="r", **kwargs):
-        path = disk.path(file)
+        path = disk.path(str(file).removeprefix("file:"))
         if path is None or mode != "r" or not os.path.isfile(path):
             return plain(file, mode, **kwargs)
         return plain(File(path, "r", disk, path), mode, **kwargs)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from urllib.error import URLError
 
@@ -23,6 +24,7 @@ from dataset.archive import read_zip
 from dataset.vggsound import VGGSound
 from errors import InputError
 from extract.video import patches, random_filters
+from limits import LIMITS
 from spoken_data import clips, sources, spoken_tree
 
 CLIPS = 80
@@ -88,7 +90,7 @@ def test_what_is_not_the_published_archive_is_refused_in_one_line(tmp_path, monk
         path.write_bytes(content)
         with pytest.raises(InputError, match=reason):
             sources.read_speech(tmp_path)
-    monkeypatch.setattr(sources, "LARGEST_UNPACKED", 1 << 16)
+    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, unpacked_bytes=1 << 16))
     path.write_bytes(gzip.compress(bytes(1 << 20)))
     with pytest.raises(InputError, match="MiB unpacked"):
         sources.read_speech(tmp_path)
@@ -104,11 +106,11 @@ def test_a_download_is_whole_or_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be downloaded.*no route.*--recordings"):
         sources.fetch(tmp_path)
     monkeypatch.setattr(sources, "urlopen", lambda address, timeout: io.BytesIO(b"x" * 300))
-    monkeypatch.setattr(sources, "LARGEST", 200)
+    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, download_bytes=200))
     with pytest.raises(InputError, match="more than 0 MiB came"):
         sources.fetch(tmp_path)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(sources, "LARGEST", 1000)
+    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, download_bytes=1000))
     sources.fetch(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(sources.SHA256)
     monkeypatch.setattr(sources, "urlopen", unreachable)

@@ -5,6 +5,7 @@ opcodes that can build numeric arrays and nothing else.
 """
 
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -181,6 +182,19 @@ def read_zip(path):
                          f"one pickled array is expected; {AGAIN}") from None
     check_limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
     return unpickle_array(content, path)
+
+
+def require_stored(path):
+    """InputError for a zip that would unpack to more than the file: torch.save never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        stored = os.path.getsize(str(path))
+    except Exception:  # noqa: BLE001   of a damaged zip; torch.load will say what it is
+        return
+    if size > stored:
+        raise InputError(f"{path}: {size:,} bytes packed into {stored:,}; torch.save does not compress: use a file "
+                         "from a source that you trust")
 
 
 def check_limit(value, limit, where, unit):

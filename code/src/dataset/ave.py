@@ -4,7 +4,7 @@ import numpy as np
 
 from dataset.annotation_csv import read_classes
 from dataset.clips import Clips
-from dataset.features import read_array
+from dataset.hdf5 import hdf5_array, open_hdf5, reading
 from dataset.labels import clip_class
 from dataset.text import TextFeatures
 from errors import InputError
@@ -46,7 +46,8 @@ class AVE(Clips):
 
 def read_labels(path):
     """Labels (samples, seconds, C+1) of 0 and 1, last column background, as float32."""
-    labels = read_array(path, "avadataset", "fiu", 3).astype(np.float32)
+    with open_hdf5(path) as file, reading(path):
+        labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
     if not labels.shape[1] or not np.isin(labels, (0, 1)).all():
         found = "values other than 0 and 1" if labels.shape[1] else "no seconds"
         raise InputError(f"{path}: {found}; labels (samples, seconds, classes + 1) are expected; check that this is "
@@ -56,7 +57,8 @@ def read_labels(path):
 
 def read_order(path, samples):
     """Row numbers of a split, int64; InputError where one is repeated or outside the `samples` rows."""
-    order = read_array(path, "order", "iu", 1).astype(np.int64)
+    with open_hdf5(path) as file, reading(path):
+        order = hdf5_array(file, "order", "iu", 1)[:].astype(np.int64)
     if not len(order) or order.min() < 0 or order.max() >= samples or len(np.unique(order)) != len(order):
         found = f"{len(order)} row numbers" + (f" from {order.min()} to {order.max()}" if len(order) else "")
         raise InputError(f"{path}: {found}; different numbers below {samples} are expected; use the order file that "

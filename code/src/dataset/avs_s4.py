@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.annotation_csv import read_header, read_table
@@ -15,12 +15,14 @@ from dataset.archive import read_zip
 from dataset.features import SHAPES, check_clip
 from dataset.text import TextFeatures, read_prompts
 from errors import InputError
+from limits import LIMITS
 
 log = logging.getLogger(__name__)
 NAME = "AVSBench-S4"
 SPLITS = ("train", "val", "test")
 SECONDS = 5                     # of a clip, one frame each
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, which the backbones were trained on
+FORMATS = ("PNG", "JPEG")        # of pictures; others may start programs (EPS)
 FOREGROUND = 128                # grey levels of a mask from here on are foreground
 COLUMNS = {"name": 0, "category": 2, "split": None}     # -> position of the column where its header is another
 
@@ -66,14 +68,16 @@ def read_list(path):
 def read_image(path, mode, size):
     """A picture as an array: mode "RGB" (H, W, 3), resized bilinearly, or "L" (H, W), nearest; uint8."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LIMITS.pixels:
+                raise ValueError(f"{image.width} x {image.height}, up to {LIMITS.pixels:,} pixels are read")
             image = image.convert(mode)
             if image.size != (size, size):
                 image = image.resize((size, size), Image.BILINEAR if mode == "RGB" else Image.NEAREST)
             return np.asarray(image)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such picture; unpack the data again or correct the clip list") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:      # noqa: BLE001   Pillow's decoders fail in many ways
         raise InputError(f"{path}: not a whole picture ({error}); unpack it again") from error
 
 

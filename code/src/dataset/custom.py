@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.clips import Clips
-from dataset.features import open_hdf5
+from dataset.hdf5 import open_hdf5, reading
 from dataset.labels import multi_event, single_event
 from dataset.manifest import Manifest
 from dataset.text import FORMAT, TextFeatures
@@ -57,7 +57,7 @@ def is_prompts_file(path):
     path = Path(path)
     if not path.is_file():
         return False
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         return file.attrs.get("format") == FORMAT
 
 

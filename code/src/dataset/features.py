@@ -11,12 +11,12 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from dataset.archive import AGAIN, check_limit, read_npy, read_zip
+from dataset.hdf5 import hdf5_array, open_hdf5, reading
 from errors import InputError
 from limits import LIMITS
 from model.config import check_shape
@@ -29,7 +29,6 @@ SHAPES = {                      # that one second may have, of "text" one clip
     "text": (TOKENS,),
     "label": ((),),             # 1 where the clip's event is heard and seen in that second
 }
-HDF5_ERRORS = OSError, RuntimeError, KeyError       # h5py raises any of them where a disk fails
 PACK_FORMAT = "cmg-pack-1"
 
 
@@ -108,69 +107,23 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         shapes = KINDS[form] if form else SHAPES.get(kind, (VECTOR, MAP))
-        return (ZipFolder if is_folder else _file_store(path, by_id))(path, kind, seconds, shapes)
+        if is_folder:
+            return ZipFolder(path, kind, seconds, shapes)
+        with reading(path):
+            return _file_store(path, by_id)(path, kind, seconds, shapes)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
                          "it from the data package (data/README.md), or set its place with --path (--features for your "
                          "own data)") from None
-    except HDF5_ERRORS as error:
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or str(error)[:60]}); a "
-                         "readable folder of zips or HDF5 file is expected; check its permissions") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
+                         "expected; check its permissions") from None
 
 
 def _file_store(path, by_id):
     """Pack, Rows or Datasets: what an HDF5 file is."""
     with open_hdf5(path) as file:
         return Pack if "format" in file.attrs else Datasets if by_id and "avadataset" not in file else Rows
-
-
-def open_hdf5(path):
-    """An HDF5 file opened for reading; InputError where it is missing, truncated or something else."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        found = "not found" if not Path(path).exists() else f"not a whole HDF5 file ({str(error)[:60]})"
-        raise InputError(f"{path}: {found}; an HDF5 file is expected; get or make the file again, or set its place "
-                         "with --path") from None
-
-
-def read_array(path, name, kinds, *ranks):
-    """All of a dataset of an HDF5 file; arguments and errors as of `hdf5_array`, and InputError where the disk does not
-    give it."""
-    with open_hdf5(path) as file:
-        try:
-            return hdf5_array(file, name, kinds, *ranks)[:]
-        except HDF5_ERRORS as error:
-            raise InputError(f"{path}: '{name}' cannot be read ({str(error)[:80]}); a whole HDF5 file is expected; "
-                             "check the disk, or get or make the file again") from None
-
-
-def hdf5_array(file, name, kinds, *ranks):
-    """A dataset of an open HDF5 file, checked before anything of it is read.
-
-    Args:
-        file: open h5py file.
-        name: dataset.
-        kinds: admitted NumPy kinds, e.g. "f" or "iu".
-        ranks: numbers of dimensions that it may have.
-    Raises:
-        InputError: absent, of another type or rank, stored outside this file, or in chunks beyond limits.py.
-    """
-    link = file.get(name, getlink=True) if name in file or name in list(file) else None
-    array = file.get(name) if isinstance(link, h5py.HardLink) else None
-    if not isinstance(array, h5py.Dataset):
-        found = "a link" if link is not None else f"it has {', '.join(list(file)[:5]) or 'nothing'}"
-        raise InputError(f"{file.filename}: no dataset '{name}' of its own ({found}); an array under that name is "
-                         "expected; check that this is the right file")
-    if array.dtype.kind not in kinds or array.ndim not in ranks:
-        raise InputError(f"{file.filename}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
-                         f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
-    chunk = np.prod(array.chunks or (1,), dtype=np.float64) * array.dtype.itemsize
-    if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
-        raise InputError(f"{file.filename}: '{name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
-                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust "
-                         "this file")
-    return array
 
 
 class Store:
@@ -226,7 +179,7 @@ class Store:
     def array_of(self, file, name):
         """The dataset of all clips in an HDF5 file; its shape holds for them."""
         leading = len(self.leading)
-        array = hdf5_array(file, name, "f", *(1 + leading + len(tail) for tail in self.shapes))
+        array = hdf5_array(file, name, "f", *(1 + leading + len(tail) for tail in self.shapes), by_row=True)
         self.hold(array.shape[1 + leading:], "the others")
         return array
 
@@ -292,11 +245,10 @@ class Rows(Store):
 
     def measure(self, clip):
         """As `Store.measure`."""
-        try:
+        where = f"{self.path}, row {clip}"
+        with reading(where, "a whole file", AGAIN):
             row = self.open()["avadataset"][int(clip)]
-        except HDF5_ERRORS as error:
-            raise InputError(f"{self.path}: row {clip} cannot be read ({str(error)[:60]}); {AGAIN}") from None
-        return self.check(row, f"{self.path}, row {clip}"), len(row)
+        return self.check(row, where), len(row)
 
 
 class Datasets(Store):
@@ -307,7 +259,7 @@ class Datasets(Store):
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
-            self.ids = set(file)
+            self.ids = {name for name in file if isinstance(name, str)}         # others are no UTF-8
         if not self.ids:
             raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
                              "make the file again")
@@ -315,12 +267,10 @@ class Datasets(Store):
     def measure(self, clip):
         """As `Store.measure`."""
         where = f"{self.path}, clip {clip}"
-        try:
+        with reading(where, "a whole file", AGAIN):
             array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
             check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
             x = array[:]
-        except HDF5_ERRORS as error:
-            raise InputError(f"{where}: cannot be read ({str(error)[:60]}); {AGAIN}") from None
         return self.check(x, where), len(x)
 
 
@@ -344,14 +294,17 @@ class Pack(Store):
             names = hdf5_array(file, "ids", "S", 1)
             filters = array.id.get_create_plist().get_nfilters()
             plain = array.chunks == (1, *array.shape[1:]) and not filters and array.dtype in (np.float16, np.float32)
-            if not plain or len(names) != len(array):
+            state = hdf5_array(file, "state", "u", 1)
+            own = hdf5_array(file, "seconds", "iu", 1) if "seconds" in file else state
+            if not plain or {len(names), len(state), len(own)} != {len(array)} or (
+                    array.id.get_storage_size() != array.nbytes):       # a chunk cut short would leave memory as it was
                 raise InputError(f"{self.path}: {array.dtype} in chunks {array.chunks}, {len(names)} ids; float16 or "
                                  "float32, one uncompressed chunk and one id per clip are expected; run `python "
                                  "prepare.py pack` again")
-            written = hdf5_array(file, "state", "u", 1)[:] == 1         # 2: a bad clip that was skipped
+            written = state[:] == 1                                     # 2: a bad clip that was skipped
             self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
-            self.own = hdf5_array(file, "seconds", "iu", 1)[:] if "seconds" in file else None
+            self.own = None if own is state else own[:]
         longest = int(self.own.max(initial=0)) if self.own is not None else math.inf
         if self.leading and seconds is not None and self.shape[0] < min(seconds, longest):
             raise InputError(f"{self.path}: a pack of {self.shape[0]} seconds a clip; T = {seconds} is asked for, and "
@@ -372,13 +325,10 @@ class Pack(Store):
     def read_stored(self, clip):
         """Feature of one clip in the pack's own dtype, (T, ...)."""
         result = np.empty(self.shape, self.dtype)
-        try:
+        with reading(f"{self.path}: clip {clip}", "a whole pack", "run `python prepare.py pack` again"):
             self.open().id.read_direct_chunk((self.rows[clip],) + (0,) * len(self.shape),
                                             out=result.reshape(-1).view(np.uint8))
-            return fit_length(result, self.seconds) if self.leading else result
-        except (*HDF5_ERRORS, ValueError) as error:
-            raise InputError(f"{self.path}: clip {clip} cannot be read ({str(error)[:60]}); a whole pack is expected; "
-                             "run `python prepare.py pack` again") from None
+        return fit_length(result, self.seconds) if self.leading else result
 
 
 def to_float32(x):

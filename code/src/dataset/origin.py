@@ -7,8 +7,7 @@ for the published features. Pretraining keeps it in its checkpoints; engine/doub
 import json
 from pathlib import Path
 
-import h5py
-
+from dataset.hdf5 import ERRORS, open_hdf5
 from errors import InputError
 from limits import LIMITS
 
@@ -69,14 +68,14 @@ def describe(path, modality):
     path = Path(path)
     if path.is_file():
         try:
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 if modality == "text" and "backend" in file.attrs:
                     found = {name: str(file.attrs.get(name, "")) for name in TEXT}
                     return found | {"model": Path(found["model"]).name, "unit": found["unit"] or "words"}
                 if ORIGIN in file.attrs:
                     found = json.loads(str(file.attrs[ORIGIN]))
                     return found if isinstance(found, dict) else None
-        except (OSError, ValueError, RecursionError):
+        except (*ERRORS, RecursionError):
             return None
     return _sidecar(path, modality).get("settings", {}).get(modality)
 

@@ -19,6 +19,7 @@ import numpy as np
 from atomic_write import output_file
 from dataset.annotation_csv import read_table
 from dataset.archive import read_counts
+from dataset.hdf5 import hdf5_array, open_hdf5, reading, texts
 from errors import InputError
 
 FORMAT = "cmg-text-1"
@@ -186,28 +187,33 @@ class TextFeatures:
     def __init__(self, path):
         self.path = path
         remedy = "make it with `python prepare.py text`"
+        if not os.path.exists(str(path)):
+            raise InputError(f"{path}: not found; word vectors of the prompts are expected; {remedy}")
         try:
-            with h5py.File(str(path), "r") as file:
-                if file.attrs.get("format") != FORMAT:
-                    raise InputError(f"{path}: format '{str(file.attrs.get('format'))[:40]}'; a text feature file "
-                                     f"({FORMAT}) is expected; {remedy}")
-                self.backend = str(file.attrs["backend"])
-                self.text_vocabulary = str(file.attrs["text_vocabulary"])
-                self.unit = str(file.attrs.get("unit", "words"))
-                shape, kind = file["vectors"].shape, file["vectors"].dtype.kind
-                if len(shape) != 3 or shape[0] != len(file["labels"]) or 0 in shape or kind != "f":
-                    raise InputError(f"{path}: vectors {shape} of type {file['vectors'].dtype}; (labels, words, width) "
-                                     f"of floats are expected; {remedy}")
-                self.labels = [label.decode("utf-8") for label in file["labels"][:]]
-                self.prompts = [prompt.decode("utf-8") for prompt in file["prompts"][:]]
-                self.vectors = file["vectors"][:].astype(np.float32)
-        except (OSError, KeyError, UnicodeDecodeError, AttributeError) as error:
-            found = "not found" if not os.path.exists(str(path)) else f"damaged ({str(error)[:60]})"
-            raise InputError(f"{path}: {found}; word vectors of the prompts are expected; {remedy}") from None
+            self._read(path)
+        except InputError as error:
+            raise InputError(f"{error}; {remedy}") from None
         if not np.isfinite(self.vectors).all():
             raise InputError(f"{path}: vectors that are NaN or infinite; finite numbers are expected; {remedy}")
         self._row = {prompt: k for k, prompt in enumerate(self.prompts)}
         self._row.update((label, k) for k, label in enumerate(self.labels))
+
+    def _read(self, path):
+        """Everything of the file, checked; InputError says what is wrong."""
+        with open_hdf5(path) as file, reading(path, "word vectors of the prompts"):
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: format '{str(file.attrs.get('format'))[:40]}'; a text feature file "
+                                 f"({FORMAT}) is expected")
+            self.backend = str(file.attrs["backend"])
+            self.text_vocabulary = str(file.attrs["text_vocabulary"])
+            self.unit = str(file.attrs.get("unit", "words"))
+            vectors = hdf5_array(file, "vectors", "f", 3)
+            labels, prompts = (hdf5_array(file, name, "OS", 1) for name in ("labels", "prompts"))
+            if not len(vectors) == len(labels) == len(prompts) or 0 in vectors.shape:
+                raise InputError(f"{path}: vectors {vectors.shape} of {len(labels)} labels; (labels, words, width) are "
+                                 "expected")
+            self.labels, self.prompts = texts(labels), texts(prompts)
+            self.vectors = vectors[:].astype(np.float32)
 
     def __getitem__(self, key):
         """Word vectors (L, W) float32 of a class label or of a sentence; zero rows after its kept words."""

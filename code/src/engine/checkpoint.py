@@ -19,6 +19,7 @@ import torch
 
 from atomic_write import whole_file
 from dataset import origin
+from dataset.archive import require_stored
 from engine.monitors import code_usage
 from errors import InputError, Parser, readable, run
 from limits import LIMITS
@@ -91,7 +92,7 @@ def read(path, mmap=False):
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a checkpoint, make one with pretrain.sh or name another "
                          "(--checkpoint)")
-    _require_stored(path)
+    require_stored(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -106,18 +107,6 @@ def read(path, mmap=False):
         raise InputError(f"{path}: holds a {type(contents).__name__}; expected a dict of sections such as "
                          f"{published.ENCODER}")
     return contents
-
-
-def _require_stored(path):
-    """InputError for a zip that would unpack to more than the file: torch.save never compresses."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return                                  # torch.load will say what it is
-    if size > path.stat().st_size:
-        raise InputError(f"{path}: {size:,} bytes packed into {path.stat().st_size:,}; torch.save does not compress: "
-                         "use a file from a source that you trust")
 
 
 def newest(folder):
@@ -190,11 +179,6 @@ def _own_tensors(contents, kind, config, state):
     return own
 
 
-def _is_plain(x):
-    """Is this a tensor with numbers of its own, neither sparse nor without data?"""
-    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta
-
-
 def _require_sections(contents):
     """InputError unless every section of parameters is a dict from names to values, tensors being plain ones."""
     for name, section in contents.items():
@@ -202,12 +186,8 @@ def _require_sections(contents):
             if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
                 raise InputError(f"section {name} is no dict from names to tensors")
             for key, value in section.items():
-                if isinstance(value, torch.Tensor) and not _is_plain(value):
-                    raise InputError(f"{name}.{key} is a sparse or special tensor; expected a plain one")
-                if isinstance(value, torch.Tensor) and (
-                        value.numel() * value.element_size() > value.untyped_storage().nbytes()):
-                    raise InputError(f"{name}.{key} is {tuple(value.shape)} of fewer numbers than that; expected a "
-                                     "tensor with numbers of its own")
+                if isinstance(value, torch.Tensor):
+                    published.require_plain(f"{name}.{key}", value)
 
 
 def require_sizes(config):
@@ -314,7 +294,7 @@ def load_optimizers(loaded, optimizers):
 def _load_adam(optimizer, parameter, own, damaged):
     """Give a parameter its stored state; InputError with the text `damaged` where that does not fit."""
     moments, step = (own["exp_avg"], own["exp_avg_sq"]), torch.as_tensor(own["step"], dtype=torch.float32)
-    if step.shape or not all(_is_plain(x) and x.shape == parameter.shape for x in moments):
+    if step.shape or not all(published.is_plain(x) and x.shape == parameter.shape for x in moments):
         raise InputError(damaged)
     on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     optimizer.state[parameter] = {

@@ -16,9 +16,9 @@ import torch
 from atomic_write import output_file, remove_leftovers
 from engine import checkpoint
 from errors import InputError, readable
+from limits import LIMITS
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
-LARGEST_LIST = 64 << 20         # bytes; larger files are features, of which the size is recorded
 
 
 def source_commit():
@@ -42,7 +42,7 @@ def fingerprint(path):
     if not path.is_file():
         return None
     found = {"path": str(path), "bytes": path.stat().st_size}
-    if found["bytes"] > LARGEST_LIST:
+    if found["bytes"] > LIMITS.hashed_bytes:
         return found
     if path.suffix in (".csv", ".txt"):
         with readable(path):
@@ -97,6 +97,8 @@ def read(path):
         InputError: no such file, or no record.
     """
     try:
+        if Path(path).stat().st_size > LIMITS.text_bytes:
+            raise ValueError("larger than any that this program writes")
         record = json.loads(Path(path).read_text())
         if not all(isinstance(record[name], dict) for name in ("options", "versions", "data")) or not all(
                 isinstance(found["path"], str) for found in record["data"].values()):

@@ -15,6 +15,7 @@ import pandas as pd
 
 import errors
 from errors import InputError
+from limits import LIMITS
 
 # What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
 # median_rank a rank. More keys are allowed.
@@ -25,7 +26,6 @@ KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
 OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int}      # kinds, where these keys are there
 log = logging.getLogger(__name__)
-LARGEST = 1e9                   # no figure of a task comes near; a damaged line may hold anything
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
 IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
@@ -129,7 +129,7 @@ def find_problem(row):
         number = row[key]
         if number is None and key != "value":
             continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < LARGEST:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < LIMITS.figure:
             return f"{key} is {number!r}, not a finite number"
     for key, kinds in KINDS.items():
         if not isinstance(row[key], kinds) or isinstance(row[key], bool):
@@ -156,6 +156,8 @@ def read(path):
     """
     path = Path(path)
     try:
+        if path.stat().st_size > LIMITS.text_bytes:
+            raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from av.error import FFmpegError
 
 from errors import InputError
 from extract import audio, video
@@ -16,7 +17,6 @@ CLOCKS = ("tenths", "time")
 NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
 SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
 DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
-LONGEST_SOUND = 600                 # seconds that are held at once by `continuous` framing
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_fo
         except Unreadable as error:
             result.problems.append(("unreadable", str(error)))
         except Exception as error:  # noqa: BLE001   one clip must not end the run over all the others
-            if isinstance(error, (InputError, MemoryError)):
-                raise
+            if isinstance(error, (InputError, MemoryError)) and not isinstance(error, FFmpegError):
+                raise                   # FFmpeg has no memory for what the file claims, not for the program
             result.problems.append(("error", f"{modality}: {type(error).__name__}: {error}"))
     _conclude(result, media, timing)
     return result
@@ -147,11 +147,14 @@ def _sound(media, encoder, timing, silence_for_missing, row):
             raise Problem("no_audio", "no sound; --silence-for-missing writes the features of silence")
         rate = audio.NEAREST_RATE if encoder.nearest_route else audio.RATE
         count = count or max(1, int(media.facts.duration or 1))
+        if count > LIMITS.video_seconds:
+            raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read (limits.py); cut the video "
+                          "or give --seconds")
         media.warnings.append("no sound: the features of silence are written")
         return encoder.encode([np.zeros((rate, 2), np.int16)] * count, rate)
-    if encoder.whole and not count and (media.facts.duration or 0) > LONGEST_SOUND:
-        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LONGEST_SOUND} s can be taken with --framing "
-                      "continuous; cut the video or give --seconds")
+    if encoder.whole and not count and (media.facts.duration or 0) > LIMITS.sound_seconds:
+        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LIMITS.sound_seconds} s can be taken with "
+                      "--framing continuous; cut the video or give --seconds")
     silent = []
 
     def watched():
@@ -173,7 +176,7 @@ def _pictures(media, encoder, timing, batch, row):
         raise Problem("no_video", "no pictures, or a single cover picture")
     guess = media.facts.frames or int(rate * (timing.seconds or 10))
     for _ in range(4):                      # by the header's number of frames, then by the number that was read
-        planned = timing.frames(guess, rate)
+        planned = _plan(timing, guess, rate)
         feature, count = _encode_frames(media, encoder, timing, planned[1], batch)
         row.frames = str(count)
         if count == 1 and media.facts.audio_rate:
@@ -182,11 +185,19 @@ def _pictures(media, encoder, timing, batch, row):
             raise Problem("unreadable", "no frame can be decoded")
         if count / rate < SHORTEST:
             raise Problem("too_short", f"{count} frames, {float(count / rate):.2f} s; a second is needed")
-        found = timing.frames(count, rate)
+        found = _plan(timing, count, rate)
         if np.array_equal(np.minimum(planned[1], count - 1), found[1]):
             return feature
         guess = count
     raise Problem("error", "the number of frames changes from one reading to the next")
+
+
+def _plan(timing, count, rate):
+    """As `Timing.frames`, refused where all seconds are taken and these are too many to list."""
+    if not timing.seconds and count / rate > LIMITS.video_seconds:
+        raise Problem("too_long", f"{float(count / rate):.0f} s; up to {LIMITS.video_seconds} s are read (limits.py); "
+                      "cut the video or give --seconds")
+    return timing.frames(count, rate)
 
 
 def _encode_frames(media, encoder, timing, table, batch):

@@ -2,11 +2,15 @@
 
 Nothing is held but what is being decoded: an hour-long file costs no more than a short one. Damaged packets are skipped
 and counted. FFmpeg's fps filter and its sample conversion are the model; both streams count from the container's start.
+
+Files are not trusted: only demuxers of plain files are used (a playlist could name any other file or address), and what
+a header may claim is limited.
 """
 
 import errno
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -14,7 +18,12 @@ import numpy as np
 from av.stream import Disposition
 
 from errors import InputError, readable
+from limits import LIMITS
 
+# Demuxers of one file of sound or pictures. Others (concat, hls, dash, sdp, vobsub, image2 ...) open what a file names.
+DEMUXERS = ("mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,live_flv,asf,ogg,mxf,wav,w64,mp3,aac,loas,flac,"
+            "aiff")
+DECODER = {"max_pixels": str(LIMITS.pixels)}            # before a frame of that size is allocated
 NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
 MICROSECONDS = 1_000_000            # of the container's clock
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
@@ -62,20 +71,31 @@ class Media:
                 if not facts.frame_rate:
                     raise Unreadable(f"{self.path}: no frame rate; a video with one is expected; convert it, say with "
                                      "ffmpeg -r 25")
+                if not 0 < facts.frame_rate <= LIMITS.frame_rate or video.width * video.height > LIMITS.pixels:
+                    raise Unreadable(f"{self.path}: frames of {video.width} x {video.height}, "
+                                     f"{float(facts.frame_rate):.6g} a second; up to {LIMITS.pixels:,} pixels and "
+                                     f"{LIMITS.frame_rate:,} a second are read (limits.py); check where it comes from")
                 if video.frames and not start:
                     facts.frames = video.frames
                 elif facts.duration is not None:
                     facts.frames = max(0, round((facts.duration - start) * facts.frame_rate))
             if audio is not None and audio.rate and audio.channels:
                 facts.audio_rate, facts.channels = audio.rate, audio.channels
+                self._require_rate(audio.rate)
 
     def _warn(self, line):
         if line not in self.warnings:               # a second pass finds the same
             self.warnings.append(line)
 
+    def _require_rate(self, rate):
+        if not LIMITS.least_sound_rate <= rate <= LIMITS.sound_rate:
+            raise Unreadable(f"{self.path}: sound of {rate:,} samples a second; {LIMITS.least_sound_rate:,} to "
+                             f"{LIMITS.sound_rate:,} are read (limits.py); check where it comes from")
+
     def _open(self):
-        try:
-            container = av.open(str(self.path), metadata_errors="ignore")
+        try:                                        # "file:", because a name may begin like an address
+            container = av.open(f"file:{self.path}", metadata_errors="ignore", options=DECODER,
+                                container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise Unreadable(f"{self.path}: cannot be opened ({_reason(error)}); a whole video is expected; get it "
                              "again") from None
@@ -87,6 +107,7 @@ class Media:
     def _decoded(self, container, stream):
         """(seconds after the start or None, frame) in order; skips and counts what cannot be decoded."""
         stream.thread_type = "AUTO"
+        stream.codec_context.options = DECODER
         self.packets[stream.type] = self.damaged[stream.type] = 0
         clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
         if self.start:
@@ -181,10 +202,11 @@ class Media:
             if stream.duration is not None:
                 end = ((stream.start_time or 0) + stream.duration) * stream.time_base - clock
                 left = max(0, int(end * rate))
-            convert, form, expected = None, None, None
+            convert, form, expected, filled = None, None, None, 0
             for time, frame in self._decoded(container, stream):
                 if form != (frame.format.name, frame.layout.name, frame.sample_rate):
                     form = (frame.format.name, frame.layout.name, frame.sample_rate)
+                    self._require_rate(frame.sample_rate)
                     convert = av.AudioResampler(format="s16", layout=layout, rate=rate)
                 first = expected is None
                 gap = (time or Fraction(0)) - (expected or Fraction(0)) if time is not None else Fraction(0)
@@ -195,20 +217,33 @@ class Media:
                 expected = until
                 frame.pts = None                    # the resampler must not act on time stamps of its own
                 piece = _integers(convert.resample(frame), channels)
+                silence = 0
                 if gap > 0 and (first or gap > NOTABLE):
-                    piece = np.concatenate([np.zeros((round(gap * rate), channels), np.int16), piece])
+                    silence = round(gap * rate)
                     if gap > NOTABLE:
                         found = "starts late by" if first else "is missing for"
                         self._warn(f"sound {found} {float(gap):.2f} s: filled with silence")
                 elif first and gap < 0:
                     piece = piece[round(-gap * rate):]
-                if left is not None:
-                    piece = piece[:left]
-                    left -= len(piece)
-                if len(piece):
-                    yield piece
+                for part in chain(_silence(silence, rate, channels), [piece]):
+                    if left is not None:
+                        part = part[:left]
+                        left -= len(part)
+                    filled += 0 if part is piece else len(part)
+                    if filled > LIMITS.silence_seconds * rate:
+                        raise Unreadable(f"{self.path}: more than {LIMITS.silence_seconds} s of sound are missing; up "
+                                         "to that are filled with silence (limits.py); its time stamps may be damaged: "
+                                         "convert it, or give --seconds")
+                    if len(part):
+                        yield part
             if convert is not None:
                 yield _integers(convert.resample(None), channels)[:left]
+
+
+def _silence(count, rate, channels):
+    """`count` samples of silence, second by second: the gap may be a damaged time stamp."""
+    for k in range(0, count, rate):
+        yield np.zeros((min(rate, count - k), channels), np.int16)
 
 
 def _integers(frames, channels):

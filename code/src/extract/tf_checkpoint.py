@@ -9,8 +9,10 @@ saved in one slice are read; nothing of the file is run.
 import numpy as np
 
 from errors import InputError
+from limits import LIMITS
 
 FOOTER, MAGIC = 48, (0xDB4775248B80FB57).to_bytes(8, "little")
+LONGEST_NAME = 4096                 # of a tensor, in bytes
 FLOAT = 1                           # DT_FLOAT of tensorflow/core/framework/types.proto
 
 
@@ -46,6 +48,8 @@ def _block(data, handle):
         shared, at = _varint(block, at)
         own, at = _varint(block, at)
         size, at = _varint(block, at)
+        if shared + own > LONGEST_NAME:
+            raise ValueError(f"a name of {shared + own} bytes")
         key = key[:shared] + bytes(block[at:at + own])
         yield key, block[at + own:at + own + size]
         at += own + size
@@ -108,7 +112,7 @@ def read(path):
     """
     try:
         return _tensors(memoryview(np.memmap(path, np.uint8, "r")))
-    except (OSError, ValueError, IndexError) as error:      # UnicodeDecodeError is a ValueError
+    except (OSError, ValueError, IndexError, OverflowError) as error:       # UnicodeDecodeError is a ValueError
         raise InputError(f"{path}: not a whole one-file TensorFlow checkpoint ({error}); vggish_model.ckpt is "
                          "expected; download it again") from None
 
@@ -118,9 +122,13 @@ def _tensors(data):
         raise ValueError("no table at its end")
     _, at = _handle(data, len(data) - FOOTER)
     index, _ = _handle(data, at)
-    shapes, tensors = {}, {}
-    for _, handle in _block(data, index):
-        for key, value in _block(data, _handle(handle, 0)[0]):
+    shapes, tensors, size = {}, {}, 0
+    for _, value in _block(data, index):
+        handle, _ = _handle(value, 0)
+        size += handle[1]
+        if size > len(data):
+            raise ValueError("blocks that overlap")
+        for key, value in _block(data, handle):
             if not key:
                 shapes = _shapes(_one(value, 1))
                 continue
@@ -132,7 +140,7 @@ def _tensors(data):
             if slices != 1:
                 raise ValueError(f"tensor {name} in {slices} slices")
             numbers = _numbers(_one(saved, 3))
-            if numbers.size != np.prod(shape, dtype=np.int64):
+            if len(shape) > LIMITS.dimensions or numbers.size != np.prod(shape, dtype=object):
                 raise ValueError(f"tensor {name} has {numbers.size} numbers, {shape} is expected")
             tensors[name] = numbers.reshape(shape)
     return tensors

@@ -10,6 +10,7 @@ The published features are those of `audioset` and `caffe`; `torchvision` gives 
 """
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,12 @@ import h5py
 import numpy as np
 import torch
 
+from dataset.archive import require_stored
+from dataset.hdf5 import open_hdf5, reading, require_plain
 from errors import InputError, readable
 from extract import audio, networks, tf_checkpoint
+from limits import LIMITS
+from systems import published
 
 KINDS = {"vggish": ("audioset",), "vgg19": ("caffe", "torchvision")}
 HASHES = {                          # start of the hash -> kind; MD5 for Keras' files, else SHA-256, as published
@@ -93,29 +98,33 @@ def _from_tf(path):
 
 def _from_keras(path):
     """Arrays by the layer's group and their rank: the names of datasets differ between versions of Keras."""
-    try:
-        with h5py.File(path, "r") as file:
-            groups = file["model_weights"] if "model_weights" in file else file
-            for key, layer in VGG19_KERAS.items():
-                arrays = []
-                if isinstance(groups.get(layer), h5py.Group):
-                    groups[layer].visititems(lambda _, node, arrays=arrays: arrays.append(node)
-                                             if isinstance(node, h5py.Dataset) else None)
-                for array in arrays:
-                    if array.ndim in (1, 4):
-                        yield f"{key}.{'weight' if array.ndim == 4 else 'bias'}", _permuted(array[:])
-    except OSError as error:
-        raise InputError(f"{path}: not a whole HDF5 file ({str(error)[:80]}); Keras' weights of VGG-19 are expected; "
-                         "download it again") from None
+    with open_hdf5(path) as file, reading(path, "a file of Keras' weights of VGG-19", "download it again"):
+        groups = _group(file, "model_weights") or file
+        for key, layer in VGG19_KERAS.items():
+            arrays, group = [], _group(groups, layer)
+            if group is not None:
+                group.visititems(lambda _, node, arrays=arrays: arrays.append(node)
+                                 if isinstance(node, h5py.Dataset) else None)
+            for array in arrays:
+                if array.ndim in (1, 4) and array.dtype.kind == "f":
+                    require_plain(array, path)
+                    yield f"{key}.{'weight' if array.ndim == 4 else 'bias'}", _permuted(array[:])
+
+
+def _group(groups, name):
+    """A group of this name within the file, no link to another; None where there is none."""
+    is_own = name in groups and isinstance(groups.get(name, getlink=True), h5py.HardLink)
+    return groups[name] if is_own and isinstance(groups[name], h5py.Group) else None
 
 
 def _permuted(array):
     """From TensorFlow's layout: kernels (3, 3, in, out), matrices (in, out)."""
     order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}.get(array.ndim)
-    return torch.tensor(np.ascontiguousarray(array.transpose(order), np.float32)) if order else array
+    return torch.tensor(np.ascontiguousarray(array.transpose(order), np.float32)) if order else None
 
 
 def _from_torch(path, network):
+    require_stored(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:      # noqa: BLE001   a broken or foreign file may fail anywhere in torch's reader
@@ -125,6 +134,12 @@ def _from_torch(path, network):
     for layer in LAYERS[network]:
         for key in (f"{layer}.weight", f"{layer}.bias"):
             if isinstance(state, dict) and isinstance(state.get(key), torch.Tensor):
+                try:
+                    published.require_plain(key, state[key])
+                    if state[key].dtype not in published.FLOATS:
+                        raise InputError(f"{key} holds {state[key].dtype}")
+                except InputError as error:
+                    raise InputError(f"{path}: {error}; {FILES[network]} is expected; download it again") from None
                 yield key, state[key].float()
 
 
@@ -150,7 +165,8 @@ def _check_layout(path, network, form, state):
         if layer == "embeddings.0":
             inputs *= 6 * 4
         form_wanted = (inputs,) if layer.startswith("embeddings") else (inputs, 3, 3)
-        if weight is None or bias is None or weight.shape[1:] != form_wanted or weight.shape[:1] != bias.shape:
+        if weight is None or bias is None or weight.shape[1:] != form_wanted or weight.shape[:1] != bias.shape or (
+                not len(weight)):
             found = "is missing" if weight is None or bias is None else f"has the shape {tuple(weight.shape)}"
             raise InputError(f"{path}: {form} in which layer {layer} of {network} {found}; {FILES[network]} is "
                              "expected; check which file this is")
@@ -201,15 +217,31 @@ def _answers_as_published(weights):
     return len(answer) == len(SILENCE_ANSWER) and bool(np.abs(answer - SILENCE_ANSWER).max() < SAME_ANSWER)
 
 
+def _require_small(path):
+    """ValueError for a file that unpacks to more than the limit on an array."""
+    size = Path(path).stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(member.file_size for member in archive.infolist()))
+    if size > LIMITS.pickle_bytes:
+        raise ValueError(f"{size:,} bytes; up to {LIMITS.pickle_bytes:,} are read")
+
+
 def read_pca(path):
     """AudioSet's PCA parameters (`vggish_pca_params.npz` or `...-970ea276.pth`): vectors (D, D), means (D,)."""
     try:
+        _require_small(path)
         loaded = (np.load(path, allow_pickle=False) if str(path).endswith(".npz")
                   else torch.load(path, map_location="cpu", weights_only=True))
-        vectors = np.asarray(loaded["pca_eigen_vectors"], np.float64)
-        means = np.asarray(loaded["pca_means"], np.float64).reshape(-1)
+        vectors, means = loaded["pca_eigen_vectors"], loaded["pca_means"]
+        for name, found in (("vectors", vectors), ("means", means)):
+            if isinstance(found, torch.Tensor):
+                published.require_plain(name, found)
+        vectors, means = np.asarray(vectors, np.float64), np.asarray(means, np.float64).reshape(-1)
         if vectors.ndim != 2 or vectors.shape != (len(means), len(means)):
             raise ValueError(f"vectors {vectors.shape}, means {means.shape}")
+        if not (np.isfinite(vectors).all() and np.isfinite(means).all()):
+            raise ValueError("values that are NaN or infinite")
         return vectors, means
     except Exception as error:      # noqa: BLE001   torch's and NumPy's readers fail in many ways
         raise InputError(f"{path}: not VGGish's PCA ({str(error)[:100]}); vggish_pca_params.npz with pca_eigen_vectors "

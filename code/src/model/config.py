@@ -109,6 +109,7 @@ class Config:
 
     def __post_init__(self):
         assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
+        assert 0 <= self.dropout < 1, f"dropout = {self.dropout}"
         assert self.modalities == in_order(self.modalities), self.modalities
         for modality, shape in self.shapes:
             check_name(modality)

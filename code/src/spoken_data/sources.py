@@ -21,6 +21,7 @@ import numpy as np
 
 from atomic_write import output_file
 from errors import InputError
+from limits import LIMITS
 
 RATE = 8000                             # samples a second
 SIDE = 28                               # pixels of an image
@@ -34,7 +35,6 @@ HOMES = {SPEECH: "https://github.com/Jakobovski/free-spoken-digit-dataset/archiv
 SHA256 = {SPEECH: "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
           IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
           LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
-LARGEST, LARGEST_UNPACKED, LARGEST_WORD = 64 << 20, 256 << 20, 1 << 20      # bytes: archive, unpacked, one recording
 RECORDING = re.compile(r"(?:.*/)?recordings/((\d)_([a-z]+)_(\d{1,2})\.wav)")
 TIMEOUT = 60                            # seconds without an answer
 
@@ -71,7 +71,7 @@ def read_speech(folder):
         with tarfile.open(fileobj=io.BytesIO(_unpacked(path)), mode="r:") as archive:
             for member in archive:
                 name = RECORDING.fullmatch(member.name)
-                if name and member.isfile() and member.size <= LARGEST_WORD:
+                if name and member.isfile() and member.size <= LIMITS.recording_bytes:
                     files[name[1]] = archive.extractfile(member).read()
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise _damaged(path, f"no tar archive: {error}") from None
@@ -97,13 +97,13 @@ def fetch(folder):
             print(f"{address} -> {path}", flush=True)
             try:
                 with urlopen(address, timeout=TIMEOUT) as answer:
-                    content = answer.read(LARGEST + 1)
+                    content = answer.read(LIMITS.download_bytes + 1)
             except (URLError, OSError, ValueError) as error:
                 raise InputError(f"{address}: cannot be downloaded ({error}); put the file at {path} yourself, or name "
                                  "a folder that has it with --recordings") from None
-            if len(content) > LARGEST:
-                raise InputError(f"{address}: more than {LARGEST >> 20} MiB came, {name} is smaller; get it elsewhere "
-                                 "and name its folder with --recordings")
+            if len(content) > LIMITS.download_bytes:
+                raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get "
+                                 "it elsewhere and name its folder with --recordings")
             with output_file(path) as file:
                 file.write(content)
 
@@ -115,11 +115,11 @@ def _unpacked(path):
                          "--recordings")
     try:
         with gzip.open(path) as file:
-            content = file.read(LARGEST_UNPACKED + 1)
+            content = file.read(LIMITS.unpacked_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from None
-    if len(content) > LARGEST_UNPACKED:
-        raise _damaged(path, f"more than {LARGEST_UNPACKED >> 20} MiB unpacked")
+    if len(content) > LIMITS.unpacked_bytes:
+        raise _damaged(path, f"more than {LIMITS.unpacked_bytes >> 20} MiB unpacked")
     return content
 
 

@@ -16,6 +16,7 @@ import torch
 from errors import InputError
 from model.config import MODALITIES, numbers, short, with_numbers
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)      # others can be stored, not computed with
 OWN = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
@@ -264,9 +265,24 @@ def require_shape(name, value, shape):
         raise InputError(f"{name} has shape {found}; expected {list(shape)}")
 
 
+def is_plain(x):
+    """Is this a tensor with data of its own, neither sparse nor quantised?"""
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not (x.is_meta or x.is_quantized)
+
+
+def require_plain(name, value):
+    """InputError unless a tensor is a plain one with numbers of its own, no view of fewer."""
+    if not is_plain(value):
+        raise InputError(f"{name} is a sparse or special tensor; expected a plain one")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(f"{name} is {tuple(value.shape)} of fewer numbers than that; expected a tensor with numbers "
+                         "of its own")
+
+
 def require_numbers(name, value, is_whole=False):
     """InputError unless a tensor holds finite numbers, floating-point or whole ones."""
-    if not (value.is_floating_point() or is_whole) or not torch.isfinite(value).all():
+    is_known = value.dtype in FLOATS or is_whole and not (value.is_floating_point() or value.is_complex())
+    if not is_known or not torch.isfinite(value).all():
         raise InputError(f"{name} holds values that are not finite floating-point numbers")
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from dataset.archive import require_stored
 from errors import InputError
 
 LINEAR = ("weight", "bias")
@@ -133,12 +134,13 @@ def require_keys(state, wanted, what):
 
 def read_state(path):
     """A state dict from a file, without running code from it."""
+    require_stored(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except Exception as error:         # torch raises half a dozen types on foreign, cut or pickled-code files
-        raise InputError(f"{path}: not a readable PyTorch file ({str(error).splitlines()[0][:120]}); "
+        raise InputError(f"{path}: not a readable PyTorch file ({str(error).strip().partition(chr(10))[0][:120]}); "
                          "expected weights saved by torch.save") from error
     if not isinstance(state, dict):
         raise InputError(f"{path}: holds a {type(state).__name__}; expected a state dict")

@@ -1,0 +1,148 @@
+"""Drive the readers of files of others with inputs that reach new lines of them (atheris, libFuzzer). No test: it needs
+atheris and runs as long as it is told.
+
+    pip install atheris                                             # in an environment of its own
+    python code/tests/fuzz_guided.py --minutes 10 --what all        # a line for each reader; findings lie in --out
+    python code/tests/fuzz_guided.py --what zip --one FILE          # read a finding again
+
+An input is a whole file. Whatever a reader raises other than `InputError` is a finding, as are more than 2 GiB or a
+minute for one file. Lines of our own modules, zipfile and pickle count as coverage; those of libraries of C do not.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+MODULES = ["dataset", "engine", "extract", "systems", "model", "zipfile", "pickle", "json"]
+WHAT = ("list", "results", "zip", "npy", "counts", "config", "shared", "checkpoint", "vgg19", "vggish", "pca", "rows",
+        "ids", "pack", "text", "image", "video")
+SECONDS, MEGABYTES = 60, 2048           # for one input
+
+
+def shared_folder(folder):
+    """A small exported encoder."""
+    from engine import checkpoint, export
+    from systems.dcid import DCID
+    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, num_codes=8, code_dim=8, feed_forward=8,
+                                       num_layers=1, num_heads=2))
+    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
+    export.export(folder / "x.pt", folder / "shared")
+    return folder / "shared"
+
+
+def seeds(what, folder):
+    """Good files of a kind: list of bytes."""
+    import foreign_files as good
+    from engine import sharing
+    if what in ("config", "shared", "checkpoint"):
+        shared = shared_folder(folder)
+        return [{"config": shared / sharing.CONFIG, "shared": shared / sharing.WEIGHTS,
+                 "checkpoint": folder / "x.pt"}[what].read_bytes()]
+    if what in ("rows", "ids", "pack", "text"):
+        return [good.hdf5_files(folder / "hdf5")[what].read_bytes()]
+    if what in ("vgg19", "vggish", "pca"):
+        return [path.read_bytes() for name, path in good.weight_files(folder / "weights").items()
+                if name.startswith(what) and not name.endswith(".npz")]
+    if what in ("image", "video"):
+        make = good.images if what == "image" else good.videos
+        (folder / "media").mkdir() if what == "video" else None
+        return [path.read_bytes() for path in make(folder / "media").values()]
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    if what == "zip":
+        return [good.zip_of(folder / "a.zip", ("a.pkl", pickle.dumps(array, k))).read_bytes() for k in (2, 4)]
+    if what == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return [buffer.getvalue()]
+    from test_results import row
+    return [{"list": b'a,b\r\n1,"x ""y"""\r\n2,\xc3\xa9\r\n', "counts": pickle.dumps({1: 2, 300: 4}, 2),
+             "results": (json.dumps(row()) + "\n").encode()}[what]]
+
+
+def target(what, folder, known):
+    """Function of an input that reads it; InputError is an answer, anything else a finding."""
+    from engine import sharing
+    from errors import InputError
+    from foreign_files import write_shared
+    path = folder / "input"
+    if what in ("config", "shared"):
+        shared = shared_folder(folder)
+        about = json.loads((shared / sharing.CONFIG).read_text())
+        path = shared
+
+    def read(data):
+        if what == "shared":
+            write_shared(path, data, about)
+        else:
+            (path / sharing.CONFIG if what == "config" else path).write_bytes(data)
+        try:
+            known["shared" if what == "config" else what](path)
+        except InputError as error:
+            assert "\n" not in str(error) and path.name in str(error), error
+
+    return read
+
+
+def fuzz(what, seconds, out, corpus, one):
+    """The process for one kind of file; libFuzzer ends it."""
+    import atheris
+
+    from foreign_reader import readers
+    with atheris.instrument_imports(include=MODULES):
+        known = readers()
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    read = target(what, folder, known)
+    if one:
+        read(Path(one).read_bytes())
+        return
+    for k, data in enumerate(seeds(what, folder)):
+        (corpus / f"seed{k}").write_bytes(data)
+    largest = 2 * max(path.stat().st_size for path in corpus.iterdir())
+    atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}",
+                   f"-max_len={largest}", "-print_final_stats=1", f"-artifact_prefix={out}/{what}-", "-seed=1",
+                   str(corpus)], read)
+    atheris.Fuzz()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, help="for all kinds together")
+    parser.add_argument("--what", nargs="+", choices=("all", *WHAT), default=["all"])
+    parser.add_argument("--out", type=Path, default=Path("findings"), help="folder of inputs that were findings")
+    parser.add_argument("--one", help="read this file and stop")
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)      # given to the process of one kind
+    opts = parser.parse_args()
+    if importlib.util.find_spec("atheris") is None:
+        parser.exit(2, "atheris is not installed here; pip install atheris in an environment of its own and repeat\n")
+    if opts.corpus or opts.one:
+        fuzz(opts.what[0], int(60 * opts.minutes), opts.out, opts.corpus, opts.one)
+        return
+    opts.out.mkdir(exist_ok=True)
+    kinds = WHAT if "all" in opts.what else opts.what
+    print("| files | executions | lines reached, at first and at the end | findings |\n|---|---|---|---|")
+    for what in kinds:
+        before = set(opts.out.iterdir())
+        with tempfile.TemporaryDirectory() as corpus:
+            ended = subprocess.run([sys.executable, __file__, "--what", what, "--minutes",
+                                    str(opts.minutes / len(kinds)), "--out", str(opts.out), "--corpus", corpus],
+                                   capture_output=True, text=True, errors="replace")
+        (opts.out / f"{what}.log").write_text(ended.stderr)
+        runs = re.findall(r"stat::number_of_executed_units:\s+(\d+)", ended.stderr) or ["?"]
+        covered = re.findall(r"cov: (\d+)", ended.stderr) or ["?"]
+        found = [path.name for path in sorted(set(opts.out.iterdir()) - before) if not path.name.endswith(".log")]
+        print(f"| {what} | {runs[-1]} | {covered[0]}, {covered[-1]} | {', '.join(found) or 'none'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
