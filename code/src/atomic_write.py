@@ -49,7 +49,7 @@ def one_line(path, remedy="choose another place"):
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); a writable place with free space is expected; "
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable place with free space is expected; "
                          f"make room, or {remedy}; what was there before is untouched") from error
 
 

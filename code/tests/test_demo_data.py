@@ -367,7 +367,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     def fail(tree):
         raise OSError("no space left")
     monkeypatch.setitem(demo_tree.PARTS, "ave", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space"):
         demo_tree.build(tmp_path / "tree", PLACES, clips=80, progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -402,6 +402,6 @@ def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypat
     def fail(tree):
         raise OSError("no space left")
     monkeypatch.setitem(demo_tree.PARTS, "later", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="no space"):
         demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
     assert digest(old) == digest(tree)
