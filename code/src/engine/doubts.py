@@ -40,8 +40,8 @@ def nothing_shared(task, direction, labelled, tested):
         return None
     where = "" if labelled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
     return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}, so "
-            "that nothing can be transferred: the figures are chance; pretrain longer or keep cmcm, cpc and mm_ema "
-            "(docs/systems.md), and see whether the features of a clip belong together")
+            "that nothing can be transferred: the figures are chance; pretrain longer or with --recipe shared "
+            "(docs/defaults.md), and see whether the features of a clip belong together")
 
 
 def places_of(modalities, names, place):
