@@ -29,7 +29,7 @@ RECIPES = {
     # codes, in fewer steps.
     "shared": {"codebook_init": "data", "code_reset": "full", "code_choice": "joint", "reset_to": "second",
                "reset_after": 60},
-    # The same in still fewer steps, for short runs: the moving averages follow features that move more slowly.
+    # The same in still fewer steps, for short runs.
     "fast": {"codebook_init": "data", "code_reset": "full", "code_choice": "joint", "reset_to": "second",
              "reset_after": 30, "lr": 2e-4},
 }
