@@ -49,8 +49,8 @@ def one_line(path, remedy="choose another place"):
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable place with free space is expected; "
-                         f"make room, or {remedy}; what was there before is untouched") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable place with free space is "
+                         f"expected; make room, or {remedy}; what was there before is untouched") from error
 
 
 @contextmanager
