@@ -105,8 +105,9 @@ def alone(path, remedy):
                 os.remove(path)
 
 
-def append_lines(path, data):
+def append_lines(path, data, flushed=False):
     """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off is removed.
+    `flushed`: they are on the disk when this returns.
 
     Raises:
         OSError: no permission, no space.
@@ -121,6 +122,8 @@ def append_lines(path, data):
         try:
             if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if flushed:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(end)
             raise

@@ -189,7 +189,7 @@ class Run:
         if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
             with open(self.metrics_file, "r+b") as file:
                 file.seek(size)
-                append_lines(self.folder / "discarded.jsonl", file.read())
+                append_lines(self.folder / "discarded.jsonl", file.read(), flushed=True)     # before they go
                 file.truncate(size)
 
     def code_use(self, step, chosen, figures=None):
