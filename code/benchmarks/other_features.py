@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT / "code" / folder) for folder in ("src", "benchmarks")]
 
 from precision_equal import last_rows  # noqa: E402
 
+from atomic_write import whole_folder  # noqa: E402
 from configs.opts import DATA, PLACES  # noqa: E402
 from dataset.archive import read_zip  # noqa: E402
 from demo_data import demo_tree  # noqa: E402
@@ -61,7 +62,7 @@ def build(demo, out):
     def skip(folder, names):
         inside = Path(folder).relative_to(demo)
         return [name for name in names if str(inside / name) in places]
-    with demo_tree.whole_folder(out, lambda: False) as partial:
+    with whole_folder(out) as partial:
         shutil.copytree(demo, partial, ignore=skip, dirs_exist_ok=True,
                         copy_function=lambda source, copy: os.symlink(Path(source).resolve(), copy))
         for place, modality in places.items():

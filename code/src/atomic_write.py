@@ -6,6 +6,8 @@ Valid Python 3.7, standard library alone: the exporter of text features imports 
 import errno
 import fcntl
 import os
+import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -74,6 +76,32 @@ def output_file(path, mode="wb", remedy="choose another place"):
 
 
 @contextmanager
+def whole_folder(out, is_there=lambda: False, remedy="choose another --out"):
+    """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
+
+    Args:
+        out: absolute path; absent or empty.
+        is_there: tells whether `out` holds the same by now, because another build was first.
+        remedy: what to do if the place is no good, the flag named.
+    Raises:
+        InputError: no place to write, or none any more.
+    """
+    with one_line(out, remedy):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+        try:
+            partial.chmod(0o755)            # mkdtemp makes private folders
+            yield partial
+            try:
+                os.rename(partial, out)     # replaces an empty folder, never a filled one
+            except OSError:
+                if not is_there():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def alone(path, remedy):
     """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
 
@@ -114,11 +142,13 @@ def append_lines(path, data, flushed=False):
     """
     with open(path, "a+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - LONGEST_LINE))
-        tail = file.read()
-        if tail and not tail.endswith(b"\n") and (b"\n" in tail or len(tail) == end):
-            end -= len(tail) - tail.rfind(b"\n") - 1
-            file.truncate(end)
+        file.seek(max(0, end - 1))
+        if file.read() not in (b"", b"\n"):
+            file.seek(max(0, end - LONGEST_LINE))
+            tail = file.read()
+            if b"\n" in tail or len(tail) == end:
+                end -= len(tail) - tail.rfind(b"\n") - 1
+                file.truncate(end)
         try:
             if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -51,6 +51,13 @@ def demo_data(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """"weights" and "about" of a small encoder that was exported."""
+    import foreign_files
+    return foreign_files.exported(tmp_path_factory.mktemp("exported"))
+
+
 @pytest.fixture(scope="module")
 def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""

@@ -14,13 +14,31 @@ from safetensors.torch import save
 
 from dataset.packing import pack
 from dataset.text import Sentence, write_text_features
-from engine import sharing
+from engine import checkpoint, export, sharing
 from made_videos import make_video
+from systems.dcid import DCID
 from test_extract_weights import TINY, keras_file, small
+from test_limits import SIZES
 
 # Sizes, counts and signs that parsers stumble over.
 NUMBERS = (0, 1, 2, 3, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 100_000, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0,
            0xFFFFFFFF, 1 << 32, 1 << 40, 1 << 62, (1 << 64) - 1)
+
+
+class Files(dict):
+    """Good files by name; a failed example does not print them."""
+
+    def __repr__(self):
+        return "files"
+
+
+def exported(folder):
+    """`Files`: bytes of the "weights" and the config, "about", of a small encoder exported into `folder`."""
+    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
+    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
+    export.export(folder / "x.pt", folder)
+    return Files(weights=(folder / sharing.WEIGHTS).read_bytes(),
+                 about=json.loads((folder / sharing.CONFIG).read_text()))
 
 
 @st.composite

@@ -2,7 +2,6 @@
 read for what they hold. Each was met by fuzzing (test_fuzz_foreign.py, fuzz_guided.py) or is made for a limit of
 limits.py."""
 
-import json
 import struct
 import zipfile
 import zlib
@@ -14,15 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import checkpoint, export, sharing
+from engine import sharing
 from extract import audio, clip, encoders, media
 from foreign_files import hdf5_files, header_of, safetensors, saved, write_shared, zip_of
 from foreign_reader import READ, REFUSED, ReaderProcess
 from limits import LIMITS
 from made_videos import make_video
-from systems.dcid import DCID
 from test_extract_weights import TINY, keras_file, small
-from test_limits import SIZES
 
 SMALL = dict(seconds=1, size=(32, 24), rate=8)
 
@@ -284,15 +281,6 @@ def test_weights(tmp_path, reader, what, name):
 
 
 # ---------------------------------------------------------------------------------------------------- exported folders
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
-    export.export(folder / "x.pt", folder)
-    return (folder / sharing.WEIGHTS).read_bytes(), json.loads((folder / sharing.CONFIG).read_text())
-
-
 def entry(weights, **more):
     """The file with other facts about its first tensor."""
     header, data = header_of(weights)
@@ -332,16 +320,16 @@ SHARED = {
 
 
 @pytest.mark.parametrize("name", list(SHARED))
-def test_exported_weights(tmp_path, reader, shared, name):
-    weights, about = shared
+def test_exported_weights(tmp_path, reader, exported, name):
+    weights, about = exported["weights"], exported["about"]
     found, line = reader.read("shared", write_shared(tmp_path / "folder", SHARED[name](weights), about))
     assert found == REFUSED and sharing.WEIGHTS in line, line
 
 
 @pytest.mark.parametrize("name, value", [("dropout", 2e257), ("dropout", float("nan")), ("dropout", -1.0),
                                          ("num_heads", 1 << 62), ("seconds", 10 ** 400)])
-def test_exported_sizes(tmp_path, reader, shared, name, value):
-    weights, about = shared
+def test_exported_sizes(tmp_path, reader, exported, name, value):
+    weights, about = exported["weights"], exported["about"]
     folder = write_shared(tmp_path / "folder", weights, about | {"config": about["config"] | {name: value}})
     found, line = reader.read("shared", folder)
     assert found == REFUSED and "config" in line, line

@@ -22,7 +22,7 @@ from file_cases import CASES, Tools
 
 WORKS = "test_full_disk.py"             # the five works of kill_resume.py, write by write
 MEMORY = "in memory; what is made there is written by another row"
-TREE = "below demo_tree.whole_folder, as the case demo; needs the recordings"
+TREE = "below whole_folder, as the case demo; needs the recordings"
 PRIMITIVE = "is what the others call"
 
 WRITERS = {
@@ -31,12 +31,12 @@ WRITERS = {
     "avs_s4/report.py:write": "avs_test", "avs_s4/train.py:main": WORKS,
     "atomic_write.py:_sync_folder": PRIMITIVE, "atomic_write.py:alone": PRIMITIVE,
     "atomic_write.py:append_lines": PRIMITIVE, "atomic_write.py:output_file": PRIMITIVE,
-    "atomic_write.py:whole_file": PRIMITIVE,
+    "atomic_write.py:whole_file": PRIMITIVE, "atomic_write.py:whole_folder": PRIMITIVE,
     "dataset/lists.py:_write": "lists", "dataset/lists.py:_write_array": MEMORY,
     "dataset/packing.py:_lay_out": WORKS, "dataset/packing.py:pack": WORKS,
     "dataset/text.py:write_text_features": "text",
     **{f"demo_data/demo_tree.py:{name}": "demo" for name in (
-        "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound", "whole_folder",
+        "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound",
         "write_annotations", "write_events", "write_h5", "write_lines", "write_marker", "write_prompts", "write_zip")},
     "demo_data/own_example.py:_save": MEMORY, "demo_data/own_example.py:_write": "own_example",
     "downstream.py:measure": "evaluated", "engine/checkpoint.py:save": WORKS, "engine/export.py:export": "exported",

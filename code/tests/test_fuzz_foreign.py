@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from engine import checkpoint, export, sharing
 from foreign_files import (
+    Files,
     damaged,
     ends,
     hdf5_files,
@@ -24,10 +24,8 @@ from foreign_files import (
     write_shared,
 )
 from foreign_reader import FAILED, READ, ReaderProcess
-from systems.dcid import DCID
 from test_extract_weights import small
 from test_fuzz import FUZZ, ODD
-from test_limits import SIZES
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,6 @@ def reader():
     process = ReaderProcess()
     yield process
     process.close()
-
-
-class Files(dict):
-    """kind -> {name: (bytes, places)} of good files; a failed example does not print them."""
-
-    def __repr__(self):
-        return "files"
 
 
 @pytest.fixture(scope="module")
@@ -131,24 +122,14 @@ def test_tensors_of_weights(files, reader, data, network):
     check(reader, network, path)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """Bytes of the weights and dict of the config of a small exported encoder."""
-    folder = tmp_path_factory.mktemp("shared")
-    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
-    export.export(folder / "x.pt", folder)
-    return Files(weights=(folder / sharing.WEIGHTS).read_bytes(), about=sharing._config(folder / sharing.CONFIG))
-
-
 HUGE = st.sampled_from([0, 1, 2, 7, 8, 1 << 20, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1, 1 << 64, -1])
 KINDS = st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "F4", "X", ""])
 
 
 @settings(max_examples=300, **FUZZ)
 @given(data=st.data())
-def test_headers_of_exported_weights(files, reader, shared, data):
-    weights, about = shared["weights"], shared["about"]
+def test_headers_of_exported_weights(files, reader, exported, data):
+    weights, about = exported["weights"], exported["about"]
     header, content = header_of(weights)
     for _ in range(data.draw(st.integers(1, 2))):
         name = data.draw(st.sampled_from(sorted(set(header) - {"__metadata__"})))
@@ -175,9 +156,9 @@ def test_headers_of_exported_weights(files, reader, shared, data):
 
 @settings(max_examples=150, **FUZZ)
 @given(data=st.data())
-def test_exported_tensors_and_configs(files, reader, shared, data):
-    about = {**shared["about"], "config": dict(shared["about"]["config"])}
-    state = load(shared["weights"])
+def test_exported_tensors_and_configs(files, reader, exported, data):
+    about = {**exported["about"], "config": dict(exported["about"]["config"])}
+    state = load(exported["weights"])
     if data.draw(st.booleans()):
         key = data.draw(st.sampled_from(sorted(state)))
         state[key] = data.draw(TENSORS.filter(lambda x: isinstance(x, torch.Tensor) and x.numel() < 1 << 16

@@ -226,11 +226,24 @@ def test_wrong_input_is_a_line(cmg, encoder, ave_clips, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------- the notebook
+# Before the first cell: no windows, and networks a hundredth of the demo's size.
+PREAMBLE = """
+import matplotlib
+matplotlib.use("Agg")
+import sys
+sys.path.append({tests!r})
+from cmg._src.model.config import Config
+from kill_resume import narrow
+full = Config.for_data.__func__
+Config.for_data = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
+"""
+
+
 def test_the_notebook_runs(tmp_path):
-    """Every code cell, one after the other, as a user's kernel would run them."""
+    """Every code cell, one after the other, as a user's kernel would run them, with small networks."""
     notebook = json.loads((CODE / "docs" / "tour.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 5 and not any(line.startswith(("!", "%")) for cell in cells for line in cell.split("\n"))
     (tmp_path / "cmg").symlink_to(CODE / "cmg")
-    (tmp_path / "tour.py").write_text("import matplotlib\nmatplotlib.use('Agg')\n" + "\n\n".join(cells))
+    (tmp_path / "tour.py").write_text("\n\n".join([PREAMBLE.format(tests=str(CODE / "tests")), *cells]))
     run(["tour.py"], tmp_path)

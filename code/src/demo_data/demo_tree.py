@@ -11,12 +11,9 @@ tested sees others. One seed gives the same bytes every time.
 import argparse
 import io
 import json
-import os
 import pickle
 import shutil
-import tempfile
 import zipfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +23,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from atomic_write import one_line, output_file
+from atomic_write import one_line, output_file, whole_folder
 from dataset.text import read_prompts, write_text_features
 from dataset.text_backends import hashing_sentences
 from demo_data import dialled_digits as digits
@@ -437,40 +434,6 @@ def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
                 part(tree)
         write_marker(partial, seed, clips, seconds)
     return True
-
-
-@contextmanager
-def whole_folder(out, is_there):
-    """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
-
-    Args:
-        out: absolute path; absent or empty.
-        is_there: tells whether `out` holds the same by now, because another build was first.
-    Raises:
-        InputError: no place to write, or none any more.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise _no_place(out.parent, error) from None
-    try:
-        partial.chmod(0o755)            # mkdtemp makes private folders
-        yield partial
-        try:
-            os.rename(partial, out)     # replaces an empty folder, never a filled one
-        except OSError:
-            if not is_there():
-                raise
-    except OSError as error:
-        raise _no_place(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _no_place(path, error):
-    return InputError(f"{path}: cannot be written to ({error.strerror or error}); 150 MB of free space are needed; "
-                      "make room, or name another with --out; nothing was left behind")
 
 
 def add_parts(out, places, seed, clips, seconds, names, progress):

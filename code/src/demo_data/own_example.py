@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_write import output_file
+from atomic_write import output_file, whole_folder
 from dataset.text import write_text_features
 from dataset.text_backends import hashing_sentences
-from demo_data.demo_tree import whole_folder
 from errors import InputError
 
 SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
@@ -120,7 +119,7 @@ def write(folder, src):
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: there is something already; a new or empty folder is expected; choose another")
-    with whole_folder(folder, lambda: False) as partial:
+    with whole_folder(folder, remedy="choose another DIR") as partial:
         _fill(partial, folder, src)
     return sorted(path for path in folder.iterdir())
 

@@ -16,7 +16,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from atomic_write import output_file
+from atomic_write import output_file, whole_folder
 from demo_data.demo_tree import (
     SECONDS,
     Events,
@@ -25,7 +25,6 @@ from demo_data.demo_tree import (
     avvp_lists,
     one_hot,
     video_ids,
-    whole_folder,
     write_annotations,
     write_h5,
     write_lines,
