@@ -10,6 +10,7 @@ and `decisive` tells which values two runs must share for their numbers to be co
 
 import argparse
 import json
+import math
 from dataclasses import field, fields
 
 
@@ -31,6 +32,14 @@ def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
     return int(text)
+
+
+def not_negative(text):
+    """Type of an argument that is a finite number, 0 or more."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number of at least 0")
+    return number
 
 
 def _argument(declared, default):

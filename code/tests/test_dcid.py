@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from model.club import Club, Clubs, Evidence
 from model.config import Config
@@ -35,6 +36,21 @@ def test_every_modality_set_trains(modalities):
     assert {f"{m}_recon" for m in modalities} <= set(named)
     single = {m: x[:1] for m, x in batch.items()}           # the published list ends in a batch of one clip
     assert torch.isfinite(trainer.step(single, 0).losses["total"])
+
+
+def test_the_contrast_is_of_clips_between_modalities_and_off_by_default():
+    """Means of clips, every ordered pair, cosine over 0.1; a term of its own with the weight that was set."""
+    batch = batch_of(("audio", "video"))
+    assert "contrast" not in trainer_of(("audio", "video")).step(batch, 0).losses
+    trainer = trainer_of(("audio", "video"), contrast=0.5)
+    trainer.system.eval()
+    losses = trainer.evaluate(batch, 0).losses
+    clips = {m: F.normalize(z.mean(1), dim=1) for m, z in trainer.system.encoder(
+        trainer.system.encoder.features(batch))[0].semantic.items()}
+    expected = sum(F.cross_entropy(clips[x] @ clips[y].T / 0.1, torch.arange(5)) for x in clips for y in clips)
+    torch.testing.assert_close(losses["contrast"], expected)
+    others = sum(value for name, value in losses.items() if name not in ("total", "contrast"))
+    torch.testing.assert_close(losses["total"], others + 0.5 * losses["contrast"])
 
 
 def test_training_changes_the_codebook_and_evaluation_does_not():

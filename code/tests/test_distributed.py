@@ -35,6 +35,8 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "dcid": ("dcid", ALL, {}, 0),
     "released": ("dcid", ("audio", "text"),
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
+    "contrast": ("dcid", ALL, {"contrast": 0.5, "code_choice": "joint", "reset_to": "second"}, 0),
+    "contrast masked": ("h_dcid", ALL, {"contrast": 0.5, "code_choice": "joint", "reset_to": "second"}, 3),
     "h_dcid": ("h_dcid", ALL, {}, 3),
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),

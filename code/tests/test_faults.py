@@ -6,10 +6,12 @@ import builtins
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +121,10 @@ def test_permission_that_is_lost_during_the_run(work, tmp_path):
         if place.is_dir():
             place.chmod(0o755)
     assert_one_line(code, lines, {(2, 1), (0, 0)})              # it may have been done before
-    assert goes_on(made, whole, folder, context) == []
+    different = goes_on(made, whole, folder, context)
+    if name == "avs":               # the repeated call has a folder of its own; what could not be removed here stays
+        different = [line for line in different if not line.startswith("left behind")]
+    assert different == []
 
 
 READ = {"pretrain": ".zip", "extract": None, "heads": None, "avs": ".png", "pack": ".zip"}
@@ -136,14 +141,24 @@ def test_a_read_that_fails_in_the_middle(work, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ two runs in one place
+def is_held(folder):
+    """Does a process hold the lock of a run in `folder`? A lock file that is there may not be locked yet."""
+    files = [file for pattern in (".*lock", "*.partial", ".report*") for file in folder.rglob(pattern)]
+    locked = Path("/proc/locks").read_text()
+    return any(re.search(rf":{file.stat().st_ino} ", locked) for file in files if file.exists())
+
+
 def test_a_second_run_is_refused_while_the_first_works(work, demo_data, tmp_path):
     name, made, whole, context = work
     first = Run(made, tmp_path / name, context)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / name).rglob(".*lock")) + list((tmp_path / name).glob("*.partial")) + list(
-            (tmp_path / name).glob(".report*")) and time.monotonic() < deadline:
+    while first.processes[0].is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(first.processes[0].pid, signal.SIGSTOP)
+        if is_held(tmp_path / name):
+            os.kill(first.processes[0].pid, signal.SIGSTOP)
+            if is_held(tmp_path / name):        # not given up in the last moment
+                break
+            os.kill(first.processes[0].pid, signal.SIGCONT)
     try:
         if first.processes[0].is_alive() and name != "avs":         # segmentation names a new run apart
             is_done = (tmp_path / name / "report.csv").exists()             # an extraction may be, before it is stopped

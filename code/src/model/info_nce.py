@@ -22,6 +22,12 @@ def info_nce(queries, keys, real=None):
     return (costs * real).sum(-1) / real.sum(-1)
 
 
+def clip_pairs(queries, keys):
+    """Contrast of the clips of a batch for all ordered pairs of modalities, themselves included: (M, B, D) twice, means
+    of a clip's seconds -> scalar, the sum over the pairs."""
+    return info_nce(queries.unsqueeze(1), keys.unsqueeze(0)).sum()
+
+
 def masked_pairs(z, kept, real=None):
     """Fine-coarse masked contrast of all ordered pairs of modalities, themselves included (MICU).
 
@@ -35,5 +41,4 @@ def masked_pairs(z, kept, real=None):
     z = z.transpose(0, 1)                                               # (M, B, T, D)
     masked = z * kept.to(z).unsqueeze(-1)
     fine = info_nce(masked.unsqueeze(1), z.unsqueeze(0), real)          # (M, M, B)
-    coarse = info_nce(mean_of_clips(masked, real).unsqueeze(1), mean_of_clips(z, real).unsqueeze(0))
-    return fine.mean(2).sum(), coarse.sum()
+    return fine.mean(2).sum(), clip_pairs(mean_of_clips(masked, real), mean_of_clips(z, real))

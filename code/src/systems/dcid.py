@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from declare import positive, setting
+from declare import not_negative, positive, setting
 from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
 from model.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from model.collectives import ALONE
 from model.config import in_order, short
 from model.cross_cpc import CrossCPC
-from model.padding import only_real, squared_error
+from model.info_nce import clip_pairs
+from model.padding import mean_of_clips, only_real, squared_error
 from model.sampling import RESET_NOISE
 from systems import base, dcid_names
 from systems.base import Codes, Losses, Term, precise
@@ -62,6 +63,8 @@ class Options(CodebookOptions):
 
     mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
                               choices=("once", "released"))
+    contrast: float = setting(0.0, "weight of a contrast of clips between the modalities, in the codebook's space (not "
+                              "published; 1 in the recipes)", type=not_negative)
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
@@ -370,7 +373,24 @@ class DCID(base.System):
                               self.detaches_targets(number), self._clubs.pop(number, None))
             terms |= {kind + suffix: value for kind, value in level.terms.items()}
             metrics |= {name + suffix: value for name, value in level.metrics.items()}
+        if self.contrast:
+            terms["contrast"] = self._contrast_of_clips(outputs[0])
         return Losses(terms, metrics)
+
+    @property
+    def contrast(self):
+        """Weight of the contrast of clips."""
+        return self.options.contrast
+
+    def weights(self, epoch):
+        return super().weights(epoch) | {"contrast": self.contrast}
+
+    def _contrast_of_clips(self, output):
+        """`clip_pairs` of the mean semantic features of the batch's clips."""
+        semantic = torch.stack(list(output.semantic.values()))                          # (M, B, T, D)
+        with precise(semantic):
+            means = self.together.gather(mean_of_clips(semantic, output.real).transpose(0, 1)).transpose(0, 1)
+            return clip_pairs(means, means)
 
     def detaches_targets(self, level):
         """Do the targets of a level's reconstruction get no gradient?"""

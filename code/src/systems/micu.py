@@ -54,6 +54,7 @@ class MICU(DCID):
         "fcmi_fine": Term(title="FCMI, seconds"), "fcmi_coarse": Term(title="FCMI, clips"), "cujp": Term(title="CUJP")}
     GROUPS = {**DCID.GROUPS, "jigsaw.": JIGSAW}
     UNCLIPPED, AUXILIARY, TOC_RELEASED = (JIGSAW,), {}, {}
+    contrast = 0.0                      # it has one of its own
 
     def __init__(self, config):
         super().__init__(config)
