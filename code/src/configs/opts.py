@@ -409,7 +409,8 @@ def parse_pretrain(argv=None):
         for cls in (other.Options, other.Config):
             for name, default in declare.settings(cls).items():
                 if name not in own and getattr(opts, name) not in (default, None):
-                    parser.error(f"--{name} is a setting of {other.title}; --system is {opts.system}")
+                    by = f"--recipe {opts.recipe}: " if name in RECIPES.get(opts.recipe, {}) else ""
+                    parser.error(f"{by}--{name} is a setting of {other.title}; --system is {opts.system}")
     if opts.seconds != "auto" and opts.seconds < 3 and "cpc" not in opts.without:
         parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least 3 seconds; leave it out with "
                      "--without cpc")

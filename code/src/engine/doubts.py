@@ -39,9 +39,10 @@ def nothing_shared(task, direction, labelled, tested):
     if not apart:
         return None
     where = "" if labelled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
-    return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}, so "
-            "that nothing can be transferred: the figures are chance; pretrain longer or with --recipe shared "
-            "(docs/defaults.md), and see whether the features of a clip belong together")
+    return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}: the "
+            "head is tested on codes that it never saw, and transfers no more than these lie near to those that it "
+            "knows; pretrain longer or with --recipe shared (docs/defaults.md), and see whether the features of a clip "
+            "belong together")
 
 
 def places_of(modalities, names, place):
