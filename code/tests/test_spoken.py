@@ -13,6 +13,7 @@ from urllib.error import URLError
 import av
 import h5py
 import numpy as np
+import other_cut
 import pandas as pd
 import pytest
 
@@ -241,6 +242,19 @@ def test_the_tree_has_the_published_layout(tree):
     assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(tree)]) == 0
     for name in ("ave", "avvp", "ave_avvp", "ucf_vggsound", "retrieval"):
         assert prepare.main(["check", "--dataset", name, "--data_root", str(tree)]) == 0
+
+
+def test_another_cut_has_other_features_and_other_parts(tree, tmp_path, recordings):
+    other_cut.main(["--recordings", str(recordings), "--out", str(tmp_path / "other"), "--clips", str(CLIPS)])
+    item = VGGSound({name: place(tmp_path / "other", f"vggsound.{name}") for name in (
+        "csv", "audio", "video", "text", "label", "categories")}, with_labels=True)[0]
+    loud, lit = item["audio"].max(-1), item["video"].max((1, 2, 3))
+    assert item["audio"].shape == (10, 128) and item["video"].shape == (10, 7, 7, 16)
+    assert ((loud > 0) == (lit > 0)).all() and 4 <= (loud > 0).sum() <= 10
+    cuts = other_cut.OtherCut.cut, clips.OFFICIAL
+    assert all(not set(range(50)[cut.takes["train"]]) & set(range(50)[cut.takes["test"]]) for cut in cuts)
+    with pytest.raises(InputError, match="holds something else"):
+        spoken_tree.build(tmp_path / "other", PLACES, recordings, clips=CLIPS)
 
 
 def test_a_tree_is_kept_and_nothing_else_is_overwritten(tree, tmp_path, recordings):

@@ -3,18 +3,17 @@
 # A preset changes defaults; flags still win over it. `folder` is where it lives below each of the three roots, `run`
 # below that where pretraining saves, `pretrained` what downstream scripts load, `tasks` what differs from task to task.
 PRESETS = {
-    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps per epoch; minutes on two CPU cores. Ends
-    # at step 300: codes unused until then are reset at 301, next to those in use, and for hundreds of steps
-    # modalities share fewer codes on the pairs; a run of minutes ends before they recover.
-    "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
+    # Dialled Digits: 32 video channels instead of 512, ten classes, 30 steps per epoch; minutes on two CPU cores. Codes
+    # that stay unused are reset from step 301 on, so the run goes on beyond it.
+    "demo": {"folder": "demo", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-11.pt",
              "in_memory": True,
-             "pretrain": {"n_embeddings": 100, "n_epoch": 10, "seed": 0, "print_freq": 15, "keep": 2},
+             "pretrain": {"n_embeddings": 100, "n_epoch": 12, "seed": 0, "print_freq": 15, "keep": 2},
              "downstream": {"seeds": [0]}},
-    # Spoken Digits, real recordings: 16 video channels, ten classes, 30 steps per epoch, 1,020 steps. The list's test
-    # and validation clips are not pretrained on.
-    "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-33.pt",
+    # Spoken Digits, real recordings: 16 video channels, ten classes, 30 steps per epoch, 510 steps. The list's test and
+    # validation clips are not pretrained on.
+    "spoken": {"folder": "spoken", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-16.pt",
                "in_memory": True,
-               "pretrain": {"splits": ["train"], "n_epoch": 34, "seed": 0, "print_freq": 30, "keep": 2},
+               "pretrain": {"splits": ["train"], "n_epoch": 17, "seed": 0, "print_freq": 30, "keep": 2},
                "downstream": {"seeds": [0]}},
     # The published scripts of CoDAAR; add --protocol released for their way of evaluating.
     "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",

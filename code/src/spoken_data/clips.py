@@ -16,13 +16,28 @@ from spoken_data.sources import RATE, SIDE
 NONE = -1                               # no recording, no image: silence, an empty canvas
 CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
 GREY = 128                              # of an empty canvas
-HOLD = 3                                # seconds until another recording and another image take over
 CHANNELS = 16                           # V
-# Takes of every speaker and digit. 0 to 4 are the data set's own test split.
-TAKES = {"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)}
-# MNIST's test images are of two groups of writers, 5,000 images each; every part has the same share of both.
-IMAGES = {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}
-GROUP = 5000
+GROUP = 5000                            # MNIST's test images are of two groups of writers, 5,000 images each
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How recordings become clips.
+
+    Attributes:
+        takes: part -> takes of every speaker and digit.
+        images: part -> images of each of the two groups of writers, so that every part has the same share of both.
+        hold: seconds until another recording and another image take over.
+    """
+
+    takes: dict
+    images: dict
+    hold: int
+
+
+# Takes 0 to 4 are the data set's own test split.
+OFFICIAL = Cut({"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)},
+               {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}, hold=3)
 
 
 @dataclass
@@ -42,9 +57,9 @@ class Pool:
     shown: np.ndarray
 
 
-def pool(part, speech, images):
+def pool(part, speech, images, cut=OFFICIAL):
     """`Pool` of "train", "val" or "test"."""
-    takes, group = TAKES[part], IMAGES[part]
+    takes, group = cut.takes[part], cut.images[part]
     chosen = np.flatnonzero((speech.index >= takes.start) & (speech.index < takes.stop))
     number = np.arange(len(images.digit)) % GROUP
     written = (number >= group.start) & (number < group.stop)
@@ -71,8 +86,8 @@ class Clip:
 class Casting:
     """Chooses recordings and images of given digits: each of a pool once, in random order, before any comes again."""
 
-    def __init__(self, pool, rng):
-        self.rng, self.queues = rng, {}
+    def __init__(self, pool, rng, hold=OFFICIAL.hold):
+        self.rng, self.queues, self.hold = rng, {}, hold
         self.of_digit = {"heard": pool.said, "seen": pool.shown}
 
     def next(self, kind, digit):
@@ -85,17 +100,17 @@ class Casting:
     def clip(self, heard, seen):
         """`Clip` of the digits heard and seen each second, (T,), NONE for nothing.
 
-        A recording and an image, in a place of its own, stay for HOLD seconds; the word begins at another moment of
+        A recording and an image, in a place of its own, stay for `hold` seconds; the word begins at another moment of
         each second.
         """
         places = self.rng.integers(GRID * GRID, size=len(seen))
-        cell = np.where(seen == NONE, 0, places[np.arange(len(seen)) - _since(seen) % HOLD])
+        cell = np.where(seen == NONE, 0, places[np.arange(len(seen)) - _since(seen) % self.hold])
         return Clip(self._cast("heard", heard), self.rng.random(len(heard)), self._cast("seen", seen), cell)
 
     def _cast(self, kind, digits):
         chosen, since = np.full(len(digits), NONE), _since(digits)
         for second in np.flatnonzero(digits != NONE):
-            chosen[second] = chosen[second - 1] if since[second] % HOLD else self.next(kind, digits[second])
+            chosen[second] = chosen[second - 1] if since[second] % self.hold else self.next(kind, digits[second])
         return chosen
 
 

@@ -36,7 +36,7 @@ from demo_data.dialled_digits import CLASSES, EMPTY, WORDS
 from errors import InputError, Parser, run
 from extract.video import GRID
 from spoken_data import sources
-from spoken_data.clips import CHANNELS, Casting, audio_features, filters, pool, video_features
+from spoken_data.clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
 
 VERSION = 1                             # of the contents
 MARKER = "spoken.json"                  # written last: a folder that has it is whole
@@ -48,17 +48,19 @@ LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten cla
 
 
 class Writer(Tree):
-    """A tree being built of three pools of recordings."""
+    """A tree being built of three pools of recordings. A subclass with another name, cut or features makes others."""
+
+    name, cut, channels = "Spoken Digits", OFFICIAL, CHANNELS
 
     def start(self, speech, images):
         """Take the recordings; each part's are handed out in one random order."""
-        self.pools = {part: pool(part, speech, images) for part in ("train", "val", "test")}
+        self.pools = {part: pool(part, speech, images, self.cut) for part in ("train", "val", "test")}
         self.filters = filters(self.pools["train"])
         return self
 
     def cast(self, heard, seen, part, rng):
         """One `Clip` after another: digits of the seconds (N, T), NONE for nothing, by the pool `part`."""
-        casting = Casting(self.pools[part], rng)
+        casting = Casting(self.pools[part], rng, self.cut.hold)
         for one in zip(heard, seen):
             yield casting.clip(*one)
             self.bar.update()
@@ -102,7 +104,7 @@ def ave(tree):
     write_annotations(tree, keys, event, rng)
     write_text(tree, "ave", PROMPTS)
     audio = np.empty((len(keys), SECONDS, 128))                                 # float64, as published
-    video = np.empty((len(keys), SECONDS, GRID, GRID, CHANNELS))
+    video = np.empty((len(keys), SECONDS, GRID, GRID, tree.channels))
     for part in tree.pools:
         rows = np.flatnonzero(split == part)
         write_h5(tree.place(f"ave.{part}"), "order", rows)
@@ -150,7 +152,7 @@ def ucf_vggsound(tree):
 PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part reads no more than the parts before it
 
 
-def build(out, places, recordings, seed=0, clips=2400, progress=True):
+def build(out, places, recordings, seed=0, clips=2400, progress=True, writer=Writer):
     """Build the tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
 
     Args:
@@ -158,6 +160,7 @@ def build(out, places, recordings, seed=0, clips=2400, progress=True):
         places: dotted name -> path relative to the root (configs.opts.PLACES).
         recordings: folder of the archives (`sources`).
         clips: pretraining clips; the other parts are proportionate.
+        writer: `Writer` or a subclass.
     Returns:
         True if it was built, False if it was there already.
     Raises:
@@ -169,7 +172,7 @@ def build(out, places, recordings, seed=0, clips=2400, progress=True):
         raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
-    settings = {"name": "Spoken Digits", "version": VERSION, "seed": seed, "clips": clips}
+    settings = {"name": writer.name, "version": VERSION, "seed": seed, "clips": clips}
     if is_there(out, settings):
         return False
     speech, images = sources.read_speech(recordings), sources.read_images(recordings)
@@ -177,7 +180,7 @@ def build(out, places, recordings, seed=0, clips=2400, progress=True):
         total = sum(clips // share for share in (1, HELD_SHARE, HELD_SHARE, *AVE_SHARES, AVVP_SHARE, UCF_SHARE))
         with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar, \
                 threadpool_limits(1):                                           # sums depend on the threads
-            tree = Writer(partial, places, seed, clips, bar).start(speech, images)
+            tree = writer(partial, places, seed, clips, bar).start(speech, images)
             for part in PARTS:
                 part(tree)
         with output_file(partial / MARKER, "w") as file:

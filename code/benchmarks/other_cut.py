@@ -1,0 +1,91 @@
+"""Another cut of the recordings of Spoken Digits, with other features: whether a choice made on one holds on another.
+
+    python code/benchmarks/other_cut.py --recordings DIR --out data/other_cut
+    python code/benchmarks/defaults.py --data_root data/other_cut --out other.jsonl --only default shared --seeds 0
+
+Other takes and images train and test, every second has a recording and an image of its own, and no feature is made by
+the code of `prepare.py features`: 32 mel bands in the four quarters of a word, and the 7 x 7 patches of 4 x 4 pixels of
+an image under 16 random filters. Audio and video alone: `defaults.py` reads no text, unless told to.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from configs.opts import PLACES  # noqa: E402
+from errors import Parser, run  # noqa: E402
+from spoken_data import spoken_tree  # noqa: E402
+from spoken_data.clips import NONE, Cut  # noqa: E402
+from spoken_data.sources import RATE  # noqa: E402
+
+WINDOW, HOP, BANDS, QUARTERS, FLOOR = 256, 80, 32, 4, 1e-4      # samples at 8 kHz; FLOOR: added to the power
+LOWEST_HZ, HIGHEST_HZ = 80, 3900
+SIDE, GRID = 4, 7                                               # pixels of a patch, patches of a side
+
+
+def mel_bank():
+    """Triangles of equal width in mel, (32, 129)."""
+    low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (LOWEST_HZ, HIGHEST_HZ))
+    edges = 700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)[:, None]
+    hertz = np.fft.rfftfreq(WINDOW, 1 / RATE)
+    rising = (hertz - edges[:-2]) / np.diff(edges[:-1], axis=0)
+    falling = (edges[2:] - hertz) / np.diff(edges[1:], axis=0)
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def word_features(wave, bank):
+    """Log-mel power over silence, mean of each quarter of a word: (128,) float32."""
+    x = wave.astype(np.float64) / 32768
+    x = np.pad(x, (0, max(0, QUARTERS * WINDOW - len(x))))
+    frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP] * np.hanning(WINDOW)
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    mel = np.log(power @ bank.T + FLOOR) - np.log(FLOOR)
+    return np.concatenate([quarter.mean(0) for quarter in np.array_split(mel, QUARTERS)]).astype(np.float32) / QUARTERS
+
+
+class OtherCut(spoken_tree.Writer):
+    """The tree with these features."""
+
+    name = "Spoken Digits, another cut"
+    cut = Cut({"test": slice(35, 50), "val": slice(30, 35), "train": slice(0, 30)},
+              {"train": slice(1500, 5000), "val": slice(1000, 1500), "test": slice(0, 1000)}, hold=1)
+
+    def start(self, speech, images):
+        filters = np.random.RandomState(7).standard_normal((SIDE * SIDE, self.channels)).astype(np.float32)
+        super().start(speech, images)
+        self.filters, self.bank = filters / np.linalg.norm(filters, axis=0), mel_bank()
+        return self
+
+    def audio(self, clip, part):
+        """(T, 128) float32."""
+        found = np.zeros((len(clip.heard), BANDS * QUARTERS), np.float32)
+        for second in np.flatnonzero(clip.heard != NONE):
+            found[second] = word_features(self.pools[part].waves[clip.heard[second]][:RATE], self.bank)
+        return found
+
+    def video(self, clip, part):
+        """(T, 7, 7, 16) float32."""
+        found = np.zeros((len(clip.seen), GRID, GRID, self.channels), np.float32)
+        for second in np.flatnonzero(clip.seen != NONE):
+            image = self.pools[part].pixels[clip.seen[second]].astype(np.float32) / 255
+            patches = image.reshape(GRID, SIDE, GRID, SIDE).transpose(0, 2, 1, 3).reshape(GRID, GRID, SIDE * SIDE)
+            found[second] = np.maximum(0, patches @ self.filters)
+        return found
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives, as for spoken.sh")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--seed", type=int, default=5, help="of every random choice")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
+    options = parser.parse_args(argv)
+    spoken_tree.build(options.out, PLACES, options.recordings, options.seed, options.clips, writer=OtherCut)
+
+
+if __name__ == "__main__":
+    run(main)
