@@ -26,6 +26,6 @@ PRESETS = {
 RECIPES = {
     # Clips contrasted in the codebook's space, one code for a second of audio and video, unused codes re-drawn early
     # and between them: modalities share their codes, in half the steps.
-    "shared": {"contrast": 1.0, "codebook_init": "data", "code_reset": "full", "code_choice": "joint",
+    "shared": {"contrast": 3.0, "codebook_init": "data", "code_reset": "full", "code_choice": "joint",
                "reset_to": "second", "reset_after": 60},
 }

@@ -64,7 +64,7 @@ class Options(CodebookOptions):
     mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
                               choices=("once", "released"))
     contrast: float = setting(0.0, "weight of a contrast of clips between the modalities, in the codebook's space (not "
-                              "published; 1 in --recipe shared)", type=not_negative)
+                              "published; 3 in --recipe shared)", type=not_negative)
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
