@@ -35,8 +35,11 @@ def positive(text):
 
 
 def not_negative(text):
-    """Type of an argument that is a finite number, 0 or more."""
-    number = float(text)
+    """Argument type: a finite number, 0 or more."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a finite number of at least 0")
     return number

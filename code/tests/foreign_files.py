@@ -32,13 +32,19 @@ class Files(dict):
         return "files"
 
 
-def exported(folder):
-    """`Files`: bytes of the "weights" and the config, "about", of a small encoder exported into `folder`."""
+def exported_folder(folder):
+    """A small encoder: its checkpoint x.pt in `folder`, exported to the folder "shared" there; the latter."""
     system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
     checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
-    export.export(folder / "x.pt", folder)
-    return Files(weights=(folder / sharing.WEIGHTS).read_bytes(),
-                 about=json.loads((folder / sharing.CONFIG).read_text()))
+    export.export(folder / "x.pt", folder / "shared")
+    return folder / "shared"
+
+
+def exported(folder):
+    """`Files`: bytes of the "weights" and the config, "about", of `exported_folder`."""
+    shared = exported_folder(folder)
+    return Files(weights=(shared / sharing.WEIGHTS).read_bytes(),
+                 about=json.loads((shared / sharing.CONFIG).read_text()))
 
 
 @st.composite

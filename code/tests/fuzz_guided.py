@@ -30,23 +30,12 @@ WHAT = ("list", "results", "zip", "npy", "counts", "config", "shared", "checkpoi
 SECONDS, MEGABYTES = 60, 2048           # for one input
 
 
-def shared_folder(folder):
-    """A small exported encoder."""
-    from engine import checkpoint, export
-    from systems.dcid import DCID
-    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, num_codes=8, code_dim=8, feed_forward=8,
-                                       num_layers=1, num_heads=2))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
-    export.export(folder / "x.pt", folder / "shared")
-    return folder / "shared"
-
-
 def seeds(what, folder):
     """Good files of a kind: list of bytes."""
     import foreign_files as good
     from engine import sharing
     if what in ("config", "shared", "checkpoint"):
-        shared = shared_folder(folder)
+        shared = good.exported_folder(folder)
         return [{"config": shared / sharing.CONFIG, "shared": shared / sharing.WEIGHTS,
                  "checkpoint": folder / "x.pt"}[what].read_bytes()]
     if what in ("rows", "ids", "pack", "text"):
@@ -74,10 +63,10 @@ def target(what, folder, known):
     """Function of an input that reads it; InputError is an answer, anything else a finding."""
     from engine import sharing
     from errors import InputError
-    from foreign_files import write_shared
+    from foreign_files import exported_folder, write_shared
     path = folder / "input"
     if what in ("config", "shared"):
-        shared = shared_folder(folder)
+        shared = exported_folder(folder)
         about = json.loads((shared / sharing.CONFIG).read_text())
         path = shared
 

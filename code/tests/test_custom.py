@@ -390,7 +390,7 @@ def test_arguments(example, capsys):
 
 @pytest.mark.usefixtures("small_model")
 def test_pretraining_is_the_same_streamed_in_memory_and_resumed(example, tmp_path):
-    """Two epochs of three steps, a sentence drawn in each: weights equal to the bit."""
+    """Two epochs of three steps, a sentence drawn in each: the same weights, bit for bit."""
     made = {}
     for name, more in (("streamed", ()), ("workers", ("--workers", "2")), ("in_memory", ("--in_memory",))):
         assert run_once(pretraining(example, tmp_path / name, *more)) == 0

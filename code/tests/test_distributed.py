@@ -21,7 +21,7 @@ import errors  # noqa: E402
 from engine import distributed  # noqa: E402
 from engine.distributed import Ranks, ranks  # noqa: E402
 from errors import InputError  # noqa: E402
-from kill_resume import figures, pretraining, prove  # noqa: E402
+from kill_resume import differences, figures, pretraining, prove  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
 from model.collectives import ALONE  # noqa: E402
 from systems.registry import SYSTEMS  # noqa: E402
@@ -132,6 +132,16 @@ def test_other_programs_refuse_torchrun(tmp_path):
     line = [sys.executable, str(Path(errors.__file__).parent / "toc.py"), "x.pt"]
     ended = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2"})
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr
+
+
+def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
+    """A pretraining run on two processes that stops within its second epoch ends, resumed, as one that never did."""
+    for name, *more in (["whole"], ["broken", "--max_steps", 13], ["broken", "--resume", "auto"]):
+        run_two(tmp_path / f"{name}.txt", *command(demo_data, tmp_path / name, *more))
+    whole, broken = (torch.load(tmp_path / name / "checkpoints" / "DCID-model-1.pt", weights_only=True)
+                     for name in ("whole", "broken"))
+    assert whole["total_step"] == 20
+    assert differences(whole, broken) == []
 
 
 @pytest.mark.parametrize("clips, batch", [(9, 4), (10, 5), (7, 7), (5, 3), (3, 3)])

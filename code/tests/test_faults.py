@@ -11,6 +11,7 @@ import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_permission_that_is_lost_during_the_run(work, tmp_path):
             place.chmod(0o755)
     assert_one_line(code, lines, {(2, 1), (0, 0)})              # it may have been done before
     different = goes_on(made, whole, folder, context)
-    if name == "avs":               # the repeated call has a folder of its own; what could not be removed here stays
+    if name == "avs" and code:      # the repeated call has a folder of its own; what could not be removed here stays
         different = [line for line in different if not line.startswith("left behind")]
     assert different == []
 
@@ -165,7 +166,8 @@ def test_a_second_run_is_refused_while_the_first_works(work, demo_data, tmp_path
             code, lines = under(made, ("read", ".none"), tmp_path / name, context)
             assert_one_line(code, lines, {(2, 1), (0, 0)} if is_done else {(2, 1)})
     finally:
-        os.kill(first.processes[0].pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):                                      # it had ended before it was seen
+            os.kill(first.processes[0].pid, signal.SIGCONT)
     first.wait()
     assert first.processes[0].exitcode == 0, first.output.read_text()[-1000:]
     assert made.compare(whole, tmp_path / name) == []

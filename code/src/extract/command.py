@@ -3,8 +3,10 @@
 import argparse
 from pathlib import Path
 
+from declare import positive
 from extract.audio import FRAMINGS, RESAMPLERS, ROUTES
 from extract.video import CHANNELS, PER_SECOND
+from model.config import seconds_or_auto
 
 PRESETS = {                         # defaults of a data set's own programs; flags win over them
     "avsbench": {"seconds": 5, "audio_route": "nearest", "framing": "continuous", "clock": "time"},
@@ -23,18 +25,8 @@ def features(opts):
     return run(opts)
 
 
-def _positive(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
-    return int(text)
-
-
-def _seconds(text):
-    return text if text == "auto" else _positive(text)
-
-
 def _per_second(text):
-    if _positive(text) > PER_SECOND:
+    if positive(text) > PER_SECOND:
         raise argparse.ArgumentTypeError(f"'{text}' is more than {PER_SECOND}")
     return int(text)
 
@@ -80,12 +72,12 @@ def add_arguments(parser):
                        help="a 7 x 7 map a second, or one vector (models of transformers)")
     group.add_argument("--patch-filters", choices=("random", "pca"), default="random",
                        help="filters of patches: fixed, or the principal directions of these videos")
-    group.add_argument("--patch-channels", type=_positive, default=CHANNELS, help="channels of patches")
+    group.add_argument("--patch-channels", type=positive, default=CHANNELS, help="channels of patches")
     group.add_argument("--preset", choices=tuple(PRESETS), default=None,
                        help="avsbench: 5 seconds, nearest, continuous, clock time; frames and wavs of AVSBench-S4 "
                        "instead of video features")
     group = parser.add_argument_group("seconds")
-    group.add_argument("--seconds", type=_seconds, default=None,
+    group.add_argument("--seconds", type=seconds_or_auto, default=None,
                        help="rows of a feature (10); auto: the whole seconds of each clip")
     group.add_argument("--start", type=_start, default=0.0, metavar="SECONDS|COLUMN",
                        help="where a clip begins in its video, or the column of --labels that says so")
@@ -121,10 +113,10 @@ def add_arguments(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--device", dest="device_name", default=None,
                        help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    group.add_argument("--batch", type=_positive, default=None,
+    group.add_argument("--batch", type=positive, default=None,
                        help="frames that go through a network at a time (default: 16 on a GPU; 2 on a CPU, where more "
                        "take memory and gain no time)")
-    group.add_argument("--workers", type=_positive, default=None,
+    group.add_argument("--workers", type=positive, default=None,
                        help="clips decoded at a time (default: 1 on a CPU, 8 with a GPU)")
     group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="make the I-th of N parts")
     group.add_argument("--overwrite", action="store_true", help="make features again that are there")
