@@ -337,11 +337,12 @@ def write_zip(folder, name, array):
 
 
 def write_h5(path, name, array):
-    """One dataset of an h5 file, one chunk per row; light compression (lzf comes with h5py)."""
+    """One dataset of an h5 file, one chunk per row; light compression, by gzip: lzf starts from what happens to be in
+    memory, and the same array gives other bytes."""
     content = io.BytesIO()                  # on a full disk h5py complains without end
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
-                            compression="lzf" if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
+                            compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
     path.write_bytes(content.getbuffer())
 
 
