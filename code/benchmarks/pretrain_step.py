@@ -49,13 +49,17 @@ PLACES = {                                                          # how often 
     "decoders.video.residual.spread": 25, "decoders.video.residual.mix": 25, "decoders.video.deconv2": 25,
     "decoders.video.deconv3": 49}
 UNUSED = ("average_attention", "place_attention", "semantic.video.attention")
+UNDER_AUTOCAST, OUTSIDE = ("specific.", "decoders."), "coarse_decoders."
 FROM_DATA = ("specific.video.conv1", "semantic.audio.affine", "specific.audio.linear", "text_lstm.weight_ih_l0")
 
 
 def flops_per_second(model):
-    """FLOP of a training step for each second of a clip: 2 a weight and place forward, as many again for the gradient
-    of the weight and for that of the input, the latter not where the input is data."""
-    total = 0
+    """FLOP of a training step for each second of a clip, {"autocast": what --precision bf16 computes in bf16, "rest"}.
+
+    2 a weight and place forward, as many again for the gradient of the weight and for that of the input, the latter not
+    where the input is data.
+    """
+    total = {"autocast": 0, "rest": 0}
     for name, weight in model.named_parameters():
         if weight.ndim < 2 or any(part in name for part in UNUSED):
             continue
@@ -63,7 +67,8 @@ def flops_per_second(model):
         passes = 2 if any(part in name for part in FROM_DATA) else 3
         if ".club." in name:
             passes += MI_ITERATIONS * (2 if ".0.weight" in name else 3)
-        total += 2 * weight.numel() * places * passes
+        under_autocast = any(part in name for part in UNDER_AUTOCAST) and OUTSIDE not in name
+        total["autocast" if under_autocast else "rest"] += 2 * weight.numel() * places * passes
     return total
 
 
@@ -171,7 +176,6 @@ def main(argv=None):
     device = device_of(opts.device)
     if "precision" not in opts:
         opts.precision = "bf16" if has_bf16_units(device) else "float32"
-    dtype = DTYPES[opts.precision]
     stored = torch.float64 if opts.precision == "float64" else torch.float32
     torch.manual_seed(0)
     kind = SYSTEMS[opts.system]
@@ -187,8 +191,10 @@ def main(argv=None):
     model.train()
     for _ in range(2):
         trainer.step(data(), LATE_EPOCH)
-    ceiling = Ceiling(device, dtype)
-    ceiling.measure()
+    ceilings = {precision: Ceiling(device, DTYPES[precision])
+                for precision in (opts.precision, *(["float32"] if opts.precision == "bf16" else []))}
+    for ceiling in ceilings.values():
+        ceiling.measure()
     plain, plain_batch = None, None
     if opts.compare_baseline:
         for ours, theirs in zip(plain_model.encoder.levels, model.encoder.levels):
@@ -200,7 +206,8 @@ def main(argv=None):
     times, waits, plain_times = [], [], []
     plain_at = {(i + 1) * opts.steps // opts.baseline_steps - 1 for i in range(opts.baseline_steps)} if plain else ()
     for number in range(opts.steps):
-        ceiling.measure()
+        for ceiling in ceilings.values():
+            ceiling.measure()
         start = now(device)
         batch = data()
         drawn = now(device)
@@ -217,7 +224,11 @@ def main(argv=None):
     parts = breakdown(trainer, data, device, max(2, opts.steps // 2))
 
     step = statistics.median(times)
-    work = flops_per_second(model) * opts.seconds * opts.batch_size
+    parts_of_work = {part: flops * opts.seconds * opts.batch_size for part, flops in flops_per_second(model).items()}
+    work = sum(parts_of_work.values())
+    ceiling = ceilings[opts.precision]
+    shortest = (parts_of_work["autocast"] / ceiling.best
+                + parts_of_work["rest"] / ceilings.get("float32", ceiling).best)
     figures = {
         "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size, "seconds": opts.seconds,
         "num_codes": config.num_codes, "modalities": config.modalities,
@@ -227,7 +238,8 @@ def main(argv=None):
         "torch": torch.__version__, "load_average": os.getloadavg()[0],
         "seconds_per_step": step, "fastest_step": min(times), "clips_per_second": opts.batch_size / step,
         "tflop_per_step": work / 1e12, "tflops": work / step / 1e12, "ceiling_tflops": ceiling.best / 1e12,
-        "share_of_ceiling": work / step / ceiling.best, "peak_memory_gb": memory,
+        "share_of_ceiling": work / step / ceiling.best, "float32_tflop_per_step": parts_of_work["rest"] / 1e12,
+        "shortest_step": shortest, "peak_memory_gb": memory,
         "data_share": statistics.median(waits) / step,
         "baseline_seconds_per_step": statistics.median(plain_times) if plain_times else None,
         "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
@@ -246,6 +258,10 @@ def report(figures):
           .format(**figures))
     print("work        {tflop_per_step:.3f} TFLOP, {tflops:.3f} TFLOP/s = {share_of_ceiling:.1%} of the measured "
           "{ceiling_tflops:.3f} TFLOP/s of matrix products".format(**figures))
+    if figures["precision"] == "bf16":
+        print("            {float32_tflop_per_step:.3f} TFLOP of it in float32: at the ceilings of both precisions "
+              "{shortest_step:.4f} s = {share:.1%} of the step".format(
+                  share=figures["shortest_step"] / figures["seconds_per_step"], **figures))
     if figures["baseline_seconds_per_step"]:
         ratio = figures["baseline_seconds_per_step"] / figures["seconds_per_step"]
         print(f"baseline    {figures['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
