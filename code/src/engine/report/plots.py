@@ -12,7 +12,6 @@ import torch
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Patch
 from scipy.special import softmax
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from dataset.labels import clip_class
 from engine.report.plot_style import (
@@ -156,6 +155,7 @@ def draw_timelines(arrays, path):
 
 def draw_confusion(arrays, path):
     """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix        # a second at every start of a script
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
     size = max(3.2, (0.32 if count <= MANY else 0.125) * count)
