@@ -14,9 +14,6 @@ from avs_s4.network.tpavi import TPAVI
 from errors import InputError
 from parity_avs import CHECKS
 
-COUNTS = {"avs_tpavi": 18, "avs_blocks": 5, "avs_decoder_pvt": 8, "avs_decoder_pvt_switches": 13,
-          "avs_decoder_resnet": 1, "avs_full_pvt": 5, "avs_full_resnet": 5, "avs_losses": 28, "avs_manifest_pvt": 2,
-          "avs_manifest_resnet": 2, "avs_metrics": 10}
 TINY = ((1, 2, 1, 1), (8, 16, 24, 32), (1, 2, 2, 4), (8, 4, 2, 1))             # a PVT-v2 of no size
 SMALL = NetworkConfig("small", (0, 1, 2, 3), tpavi_va=True, code_dim=6, channels=16, norm_start=1.0)
 
@@ -25,13 +22,6 @@ SMALL = NetworkConfig("small", (0, 1, 2, 3), tpavi_va=True, code_dim=6, channels
 def tiny_backbone(monkeypatch):
     """"tiny" is a PVT-v2 with the published structure: split key-and-value layers, three spatial reductions."""
     monkeypatch.setitem(backbones.PVT_SHAPES, "tiny", TINY)
-
-
-@pytest.mark.parametrize("stem", CHECKS)
-def test_golden_numbers(golden, stem):
-    checks = CHECKS[stem](golden)
-    assert len(checks) == COUNTS[stem]                 # every array of the file was looked at
-    assert not [str(check) for check in checks if not check.passed]
 
 
 def test_parity_sees_a_wrong_number(golden, tmp_path):
