@@ -47,6 +47,7 @@ ARMS = {
     "age60_joint": ["--reset_after", "60", "--code_choice", "joint"],
     "age60_second": ["--reset_after", "60", "--reset_to", "second"],
     "age30": ["--reset_after", "30"],
+    "distance": ["--reset_distance", "0.1"],
     "contrast": ["--contrast", "1"],
     "contrast_slow": ["--contrast", "1", "--lr", "2e-4"],
     "shared": ["--recipe", "shared"],

@@ -3,13 +3,15 @@
     python code/benchmarks/other_cut.py --recordings DIR --out data/other_cut
     python code/benchmarks/defaults.py --data_root data/other_cut --out other.jsonl --only default shared --seeds 0
 
-Other takes and images train and test, every second has a recording and an image of its own, and no feature is made by
-the code of `prepare.py features`: 32 mel bands in the four quarters of a word, and the 7 x 7 patches of 4 x 4 pixels of
-an image under 16 random filters. Audio and video alone: `defaults.py` reads no text, unless told to.
+Other takes and images train and test, every second has a recording and an image of its own (`--hold 10`: one of each a
+clip), and no feature is made by the code of `prepare.py features`: 32 mel bands in the four quarters of a word, and the
+7 x 7 patches of 4 x 4 pixels of an image under 16 random filters (`--channels`). Audio and video alone: `defaults.py`
+reads no text, unless told to.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from configs.opts import PLACES  # noqa: E402
+from declare import positive  # noqa: E402
 from errors import Parser, run  # noqa: E402
 from spoken_data import spoken_tree  # noqa: E402
 from spoken_data.clips import NONE, Cut  # noqa: E402
@@ -83,8 +86,15 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
     parser.add_argument("--seed", type=int, default=5, help="of every random choice")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
+    parser.add_argument("--channels", type=positive, default=OtherCut.channels, help="filters of the video features")
+    parser.add_argument("--hold", type=positive, default=OtherCut.cut.hold,
+                        help="seconds until another recording and another image take over")
     options = parser.parse_args(argv)
-    spoken_tree.build(options.out, PLACES, options.recordings, options.seed, options.clips, writer=OtherCut)
+
+    class Chosen(OtherCut):
+        name = f"{OtherCut.name}, {options.channels} filters, hold {options.hold}"
+        channels, cut = options.channels, replace(OtherCut.cut, hold=options.hold)
+    spoken_tree.build(options.out, PLACES, options.recordings, options.seed, options.clips, writer=Chosen)
 
 
 if __name__ == "__main__":
