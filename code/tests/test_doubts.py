@@ -206,9 +206,8 @@ def test_levels_are_judged_one_by_one():
 
 def test_a_short_run_that_shares_nothing_says_so_at_its_end(demo_data, tmp_path, monkeypatch):
     from engine import monitors
-    usage = monitors.code_usage
-    monkeypatch.setattr(monitors, "code_usage", lambda *args: monitors.CodeUsage(20, 10.0, 0) if len(args) > 1
-                        else usage(*args))
+    monkeypatch.setattr(monitors, "code_usage", lambda *args: monitors.CodeUsage(
+        codes_used=20, codes_shared=0, seconds=80, perplexity=10.0))
     train(demo_data, tmp_path, "--max_steps", 3)
     found = [line for line in warnings_of(tmp_path / "run") if "is used by all modalities" in line]
     assert len(found) == 1 and "keep cmcm" in found[0]

@@ -11,6 +11,7 @@ import pretrain
 from configs.opts import PLACES, parse_pretrain
 from dataset.clips import Clips
 from engine import checkpoint, monitors, provenance, results
+from engine.run_loop import Position
 from engine.trainer import Trainer
 from errors import InputError
 from model.codebook import Codebook
@@ -84,7 +85,7 @@ def test_finite_steps_pass_and_late_ones_are_awaited():
 
     def figures(value, step):
         return monitors.Figures(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
-                              {"audio": torch.ones(2, 3)}, step, 0, Event())
+                                {"audio": torch.ones(2, 3)}, Position(step=step - 1), Event())
     finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
     finite._judge(wait=False)
     assert len(finite.pending) == 3
@@ -97,18 +98,17 @@ def book(codes=50, used=50):
     """A codebook of which `used` codes are in use, and one batch's indices."""
     codebook = Codebook(codes, 4)
     codebook.ema_count[:used] = 1
-    codebook.unactivated_count.fill_(500)
-    codebook.unactivated_count[:used] = 3
-    indices = torch.arange(40).remainder(used).view(4, 10)
+    indices = torch.arange(60).remainder(used).view(6, 10)
     return codebook, {"audio": indices, "video": indices.clone()}
 
 
-@pytest.mark.parametrize("used, apart, expected", [(50, False, None), (3, False, "has collapsed: 3 of 50 codes"),
+@pytest.mark.parametrize("used, apart, expected", [(50, False, None), (3, False, "has collapsed: the batch uses 3 of 50 codes"),
                                                    (50, True, "no code of this batch is used by all modalities")])
 def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     codebook, indices = book(used=used)
     if apart:
-        indices["video"] = torch.full((4, 10), 45)
+        indices["audio"].clamp_(max=48)
+        indices["video"] = torch.full((6, 10), 49)
     health, found = monitors.Health(), monitors.code_usage(codebook, indices)
     assert found.codes_used == used and found.perplexity == pytest.approx(used, rel=1e-4)
     for _ in range(3):

@@ -10,6 +10,7 @@ from torch import nn
 import pretrain
 from configs.opts import parse_pretrain
 from engine import checkpoint
+from engine.monitors import Figures
 from errors import InputError
 from model.config import Config
 from systems import published, registry
@@ -145,16 +146,21 @@ def test_a_step_that_is_not_finite_changes_nothing(system, epoch, settings, step
         assert not torch.equal(before[name], trainer.system.state_dict()[name])
 
 
-def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(demo_data, small_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(is_late, demo_data, small_model, tmp_path, monkeypatch):
+    """Late: the figures arrive, as on a GPU, when the log waits for them."""
     from test_guards import poison
     from tiny import train
     poison(monkeypatch, 17, float("inf"))
+    if is_late:
+        monkeypatch.setattr(Figures, "arrived", lambda self, wait=False: wait)
     with pytest.raises(InputError, match="everything about this step is in"):
-        train(demo_data, tmp_path, "--save_every_steps", 1, "--keep", 100)
+        train(demo_data, tmp_path, "--save_every_steps", 1, "--keep", 100, "--print_freq", 1)
     bundle = torch.load(next((tmp_path / "run" / "debug").glob("*.pt")), weights_only=True)
     last = max((name for name in checkpoints(tmp_path)), key=lambda name: int(re.findall(r"step(\d+)", name)[0]))
     kept, contents = checkpoint.read(tmp_path / "checkpoints" / last), bundle["contents"]
     assert kept["run"]["position"]["step"] == bundle["step"] - 1
+    assert kept["run"]["position"] == contents["run"]["position"]
     for section in (name for name in kept if name.endswith("_parameters")):
         assert all(torch.equal(value, contents[section][key]) for key, value in kept[section].items())
     for section in (name for name in kept if name.startswith("optimizer")):

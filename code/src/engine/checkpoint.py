@@ -20,7 +20,7 @@ import torch
 from atomic_write import whole_file
 from dataset import origin
 from dataset.archive import require_stored
-from engine.monitors import code_usage
+from engine.monitors import code_perplexity
 from errors import InputError, Parser, readable, run
 from limits import LIMITS
 from model.config import numbers
@@ -347,9 +347,9 @@ def describe(path):
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")
     for suffix, codebook in system.codebooks.items():
-        usage = code_usage(codebook)
-        lines.append(f"codebook{suffix.replace('_', ' '):<8}{usage.codes_used} of {len(codebook.embedding)} codes used "
-                     f"in the last 100 passes, perplexity of the moving counts {usage.perplexity:.1f}, "
+        recent = int((codebook.unactivated_count < 100).sum())
+        lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or re-drawn "
+                     f"in the last 100 passes, perplexity of the moving counts {code_perplexity(codebook):.1f}, "
                      f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
     return lines
 

@@ -92,7 +92,7 @@ def draw_sharing(lines, path):
     steps = np.array([line["step"] for line in lines])
     for number, suffix in enumerate(suffixes):
         ending = f", codebook {number + 1}" if len(suffixes) > 1 else ""
-        for axis, name, label, colour in ((axes[0, 0], "codes_used", "used in the last 100 passes", GREY),
+        for axis, name, label, colour in ((axes[0, 0], "codes_used", "used in the batch", GREY),
                                           (axes[0, 0], "codes_shared", "shared by all modalities in a batch", "black"),
                                           (axes[0, 1], "code_perplexity", "perplexity", "black")):
             curve = np.array([line["metrics"].get(name + suffix) for line in lines], float)

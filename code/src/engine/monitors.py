@@ -9,7 +9,7 @@ import torch
 from errors import InputError
 
 log = logging.getLogger(__name__)
-COLLAPSED_SHARE = 0.1           # fewer codes than this share of K in use is a collapse
+COLLAPSED_SHARE = 0.1           # a batch that uses fewer codes than this share of K, or of its seconds, is a collapse
 COLLAPSED_PERPLEXITY = 0.02     # or a perplexity below this share of K, and below 4
 SETTLED = 200                   # passes before a codebook is judged
 JUDGED = 500                    # steps before Cross-CPC is judged, and steps over which its accuracy is averaged
@@ -34,14 +34,17 @@ class Figures:
     num_metrics: int
     clips: object               # the clips' numbers in the dataset
     batch: dict
-    step: int
-    epoch: int
+    before: object              # run_loop.Position before the step
     event: object = None        # None: there already
 
     def arrived(self, wait=False):
         if self.event is not None and wait:
             self.event.synchronize()
         return self.event is None or wait or self.event.query()
+
+    @property
+    def step(self):
+        return self.before.step + 1
 
     @property
     def losses(self):
@@ -79,11 +82,15 @@ class Finite:
     def __init__(self, ids):
         self.ids = ids                                  # names of the clips
         self.pending = []
-        self.coming = None                              # (clips, batch, step, epoch) of the step that is being taken
+        self.coming = None                              # (clips, batch, before) of the newest step, see `Figures`
 
-    def expect(self, clips, batch, step, epoch):
-        """Announce the step whose report comes next."""
-        self.coming = clips, batch, step, epoch
+    def expect(self, clips, batch, before):
+        """Announce the step whose report comes next, taken at the position `before`."""
+        self.coming = clips, batch, before
+
+    def begun_since(self, figures):
+        """How many steps were begun after the one of these figures."""
+        return self.coming[-1].step - figures.before.step
 
     def look(self, report):
         """Called by the trainer between the gradients and the change of the weights; `report`: trainer.Report."""
@@ -123,7 +130,7 @@ class Finite:
         shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
         more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""
         whose = "not finite in the features of" if bad.any() else "in a batch with"
-        return (f"epoch {figures.epoch}, step {figures.step}: {shown}; finite numbers are expected; {whose} "
+        return (f"epoch {figures.before.epoch}, step {figures.step}: {shown}; finite numbers are expected; {whose} "
                 f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or mend these clips")
 
 
@@ -171,9 +178,9 @@ class Health:
 
     def _judge_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
-        if usage.codes_used < COLLAPSED_SHARE * num_codes:
-            self._warn("used" + suffix, f"{name} has collapsed: {usage.codes_used} of {num_codes} codes were used "
-                       "in the last 100 passes", ADVICE["used"])
+        if usage.codes_used < COLLAPSED_SHARE * min(num_codes, usage.seconds):
+            self._warn("used" + suffix, f"{name} has collapsed: the batch uses {usage.codes_used} of {num_codes} codes",
+                       ADVICE["used"])
         elif usage.perplexity < max(4, COLLAPSED_PERPLEXITY * num_codes):
             self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
                        f"{usage.perplexity:.1f} of {num_codes}", ADVICE["perplexity"])
@@ -204,28 +211,33 @@ class Health:
 class CodeUsage:
     """How much of a codebook is in use."""
 
-    codes_used: int             # in the last 100 passes
+    codes_used: int             # in one batch
+    codes_shared: int           # of these, by all modalities
+    seconds: int                # of the batch, of one modality
     perplexity: float           # of the moving counts, 1..K
-    codes_shared: int = None    # used by all modalities in one batch; None where no batch was given
 
 
 @torch.no_grad()
-def code_usage(codebook, chosen=None):
-    """`CodeUsage` of a codebook.
+def code_usage(codebook, chosen):
+    """`CodeUsage` of a codebook. Its own counter of passes without use does not tell: a reset sets it back, too.
 
     Args:
-        codebook: has `ema_count` (..., K), for each modality or for all, and `unactivated_count` (K,).
+        codebook: has `ema_count`, see `code_perplexity`.
         chosen: modality -> (B, T) codes of one batch.
     """
+    used = torch.stack([torch.zeros(len(codebook.embedding), dtype=torch.bool, device=indices.device)
+                        .index_fill_(0, indices.flatten(), True) for indices in chosen.values()])
+    return CodeUsage(int(used.any(0).sum()), int(used.all(0).sum()), max(x.numel() for x in chosen.values()),
+                     code_perplexity(codebook))
+
+
+@torch.no_grad()
+def code_perplexity(codebook):
+    """Perplexity, 1..K, of `codebook.ema_count` (..., K), for each modality or for all."""
     count = codebook.ema_count.double().clamp_min(0)
     count = count.reshape(-1, count.shape[-1]).sum(0)
     share = count / count.sum().clamp_min(1e-12)
-    recent = (codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)
-    shared = torch.ones_like(recent)
-    for indices in (chosen or {}).values():
-        shared &= torch.zeros_like(recent).index_fill_(0, indices.flatten(), True)
-    return CodeUsage(int(recent.sum()), float(torch.exp(-(share * torch.log(share + 1e-10)).sum())),
-                     int(shared.sum()) if chosen else None)
+    return float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
 
 
 def warn_of_chance(rows, metric, clips):

@@ -48,8 +48,9 @@ class Rollback:
             self.found_inf.zero_()
         self._rows = {dtype: torch.cat([tensor.reshape(-1) for tensor in tensors])
                       for dtype, tensors in self._changing().items()}
+        device = self.found_inf.device
         self._on_host.append((list(self.system.started), self.generator and self.generator.get_state(),
-                              torch.get_rng_state()))
+                              torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None))
 
     @torch.no_grad()
     def judge(self, figures):
@@ -78,8 +79,10 @@ class Rollback:
         Args:
             later: steps begun since the one that was not finite.
         """
-        started, draws, dropout = self._on_host[-1 - later]
+        started, draws, dropout, dropout_of_gpu = self._on_host[-1 - later]
         self.system.started = list(started)
         if draws is not None:
             self.generator.set_state(draws)
         torch.set_rng_state(dropout)
+        if dropout_of_gpu is not None:
+            torch.cuda.set_rng_state(dropout_of_gpu, self.found_inf.device)

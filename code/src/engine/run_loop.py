@@ -7,7 +7,7 @@ Everything that a step depends on is in the checkpoint: weights, codebooks, opti
 import hashlib
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +219,8 @@ class Loop:
             except NotFinite as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
-                self.trainer.rollback.forget(self.position.step + 1 - error.figures.step)
+                self.trainer.rollback.forget(self.finite.begun_since(error.figures))
+                self.position = error.figures.before
                 bundle = self._save_bundle(error.figures)
                 raise InputError(f"{error}; everything about this step is in {bundle}") from None
         if self.folder:
@@ -245,7 +246,7 @@ class Loop:
             for batch in self.batches(*self.together.part(order[here.clips:], settings.batch_size)):
                 size = min(settings.batch_size, self.num_clips - here.clips)        # of all processes
                 self.together.expect(size, here.step)
-                self.finite.expect(order[here.clips:here.clips + size], batch, here.step + 1, epoch)
+                self.finite.expect(order[here.clips:here.clips + size], batch, replace(here))
                 report = trainer.step(batch, epoch)
                 here.step, here.clips = here.step + 1, here.clips + size
                 bar.update(size)
@@ -352,7 +353,7 @@ class Loop:
         path = self.folder.folder / "debug" / f"step-{figures.step}.pt"
         clips = [self.finite.ids[i] for i in figures.clips.tolist()]
         checkpoint.save(path, {
-            "step": figures.step, "epoch": figures.epoch, "clips": clips, "options": self.options,
+            "step": figures.step, "epoch": figures.before.epoch, "clips": clips, "options": self.options,
             "figures": dict(zip(figures.names, figures.values.tolist())), "saved": list(self.saved),
             "batch": {modality: x.cpu() for modality, x in figures.batch.items()},
             "contents": self._contents(self.saved)})
