@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmg._src.engine import sharing
-from cmg._src.engine.checkpoint import newest, untrained_like
+from cmg._src.engine.checkpoint import untrained_like
 from cmg._src.engine.transfer import fit_heads, metrics
 from cmg._src.engine.transfer.code_sets import CodeSet
 from cmg._src.errors import InputError
@@ -62,6 +62,12 @@ class Encoder:
         parts = [self.frozen.embed(modality, part) for part in x.split(BATCH)]
         return Codes(torch.cat([part.vectors for part in parts]), torch.cat([part.indices for part in parts]))
 
+    def embed_clips(self, modality, x):
+        """One vector per clip, (B, D), of the features that `embed` takes: the mean of its codes (FCID: the clip's
+        code)."""
+        x = self._checked(modality, x)
+        return torch.cat([self.frozen.embed_clips(modality, part) for part in x.split(BATCH)])
+
     def _checked(self, modality, x):
         if modality not in self.modalities:
             raise InputError(f"{modality}: this encoder was pretrained on {', '.join(self.modalities)}")
@@ -95,6 +101,10 @@ class Encoder:
         from cmg._src.extract.video import random_filters
         if audio is None and video is None:
             raise InputError("features_of: audio, video or both are to be named, for example audio=\"logmel\"")
+        for name, given in (("audio", audio), ("video", video)):
+            if given is not None and name not in self.modalities:
+                raise InputError(f"features_of: {name}={given!r}; this encoder was pretrained on "
+                                 f"{', '.join(self.modalities)}")
         device, sound, pictures = self.codebooks[0].device, None, None
         if audio is not None:
             sound = encoders.LogMelSound(FrontEnd()) if audio == "logmel" else encoders.VGGishSound(
@@ -154,10 +164,9 @@ def pretrain(data_root, out, **options):
         arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
         with restored_log():
-            script.main(arguments)
+            return script.train(arguments)
     except SystemExit:                  # argparse has said why on standard error
         raise InputError(f"pretrain: {' '.join(arguments)}: not options of pretrain.py") from None
-    return newest(out)
 
 
 def export(checkpoint, out, results=()):
@@ -324,12 +333,12 @@ class Found:
     """Candidates of every query, the most similar first."""
 
     indices: Tensor             # (Q, k) int64
-    similarity: Tensor          # (Q, k) cosine of the clips' mean codes
+    similarity: Tensor          # (Q, k) cosine of the clips' vectors
 
 
 @torch.no_grad()
 def retrieve(encoder, query, candidates, k=5):
-    """Find clips of one modality by clips of another, without training: cosine similarity of their mean codes.
+    """Find clips of one modality by clips of another, without training: cosine similarity of `Encoder.embed_clips`.
 
     Args:
         encoder: `Encoder`.
@@ -339,8 +348,8 @@ def retrieve(encoder, query, candidates, k=5):
     Returns:
         `Found`.
     """
-    mean = [F.normalize(encoder.embed(modality, x).vectors.mean(1), dim=-1) for modality, x in (query, candidates)]
-    similarity, indices = (mean[0] @ mean[1].T).topk(min(k, len(mean[1])), dim=-1)
+    found = [F.normalize(encoder.embed_clips(modality, x), dim=-1) for modality, x in (query, candidates)]
+    similarity, indices = (found[0] @ found[1].T).topk(min(k, len(found[1])), dim=-1)
     return Found(indices, similarity)
 
 
@@ -384,5 +393,7 @@ def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *
         entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
         return entry.open(places.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
                           seconds=seconds)
+    if data_root is None:
+        raise InputError(f'open_task("{name}"): data_root=FOLDER is expected, laid out as in data/README.md; give it')
     return TASKS[name].open(lambda place: Path(data_root) / PLACES[place], tuple(modalities), "default",
                             on_bad_clip="error", in_memory=False, seconds=seconds)

@@ -10,7 +10,7 @@ import evaluate
 import pretrain
 from atomic_write import output_file
 from configs.opts import parse_pretrain
-from engine import checkpoint, results
+from engine import results
 from engine.report import tables
 from engine.transfer.tasks import TASKS
 from errors import Parser, run
@@ -89,10 +89,9 @@ def main(argv=None):
         name = row_name(arguments)
         print(f"{number}/{len(rows)}  {name}", flush=True)
         saved = opts.checkpoint_root / f"ablation-{own.study}" / name
-        pretrain.main([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
-                       "--snapshot_pref", str(folder / name)])
-        newest = checkpoint.newest(saved)
-        evaluate.main([str(newest), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
+        last = pretrain.train([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
+                               "--snapshot_pref", str(folder / name)])
+        evaluate.main([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)])
     table = show(results.read(folder / "results.jsonl"), own.study, system)
     with output_file(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:

@@ -19,7 +19,7 @@ from engine.trainer import Settings, Trainer
 from errors import InputError, run
 from model.collectives import ALONE
 from model.config import describe_shape
-from model.sampling import Draws
+from model.sampling import LEAST_SECONDS, Draws
 from systems.published import own_names
 from systems.registry import SYSTEMS
 
@@ -33,6 +33,9 @@ def open_data(opts):
         demo_tree.build(opts.data_root, PLACES)
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
+        if opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
+            raise InputError(f"--seconds auto: the longest clip has {opts.seconds} seconds; Cross-CPC needs at least "
+                             f"{LEAST_SECONDS}; leave it out with --without cpc")
     return _open(opts, seconds=opts.seconds, padding=opts.padding)
 
 
@@ -90,6 +93,9 @@ def require_fit(opts, loaded, shapes):
     if config.spatial_attention != opts.spatial_attention:
         raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
                          f"{opts.spatial_attention}; pass the same")
+    if config.num_codes != opts.n_embeddings:
+        raise InputError(f"{loaded.path}: pretrained with --n_embeddings {config.num_codes}, not {opts.n_embeddings}; "
+                         "pass the same")
     for name in declare.settings(type(config)):
         if getattr(config, name) != getattr(opts, name):
             raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
@@ -100,6 +106,12 @@ def require_fit(opts, loaded, shapes):
 
 
 def main(argv=None):
+    train(argv)
+
+
+def train(argv=None):
+    """What the program does; returns the last checkpoint of the run, a Path. None: of --evaluate, and in a process
+    that does not save."""
     opts = parse_pretrain(argv)
     if opts.evaluate and not opts.resume:
         raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
@@ -108,7 +120,7 @@ def main(argv=None):
     if opts.device.type == "cpu":
         keep_freed_memory()
     with distributed.ranks(opts.device, opts.seed) as together, _alone(opts, together):
-        pretrain(opts, together)
+        return pretrain(opts, together)
 
 
 @contextmanager
@@ -124,7 +136,8 @@ def _alone(opts, together):
 
 
 def pretrain(opts, together):
-    """One process of a run, the only one or one of several (engine/distributed.py); the first logs and saves."""
+    """One process of a run, the only one or one of several (engine/distributed.py); the first logs and saves, and
+    returns the last checkpoint."""
     if opts.evaluate and together is not ALONE:
         raise InputError("--evaluate: one process does this; start it without torchrun")
     generator = seed_everything(opts.seed)
@@ -163,9 +176,9 @@ def pretrain(opts, together):
 
     if opts.evaluate:
         evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
-        return
-    Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator, opts.model_save_path,
-         folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
+        return None
+    return Loop(declare.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
+                opts.model_save_path, folder, loaded, {m: origin.describe(path, m) for m, path in places}).run()
 
 
 def _tell(opts, data, system):

@@ -102,7 +102,7 @@ def book(codes=50, used=50):
     return codebook, {"audio": indices, "video": indices.clone()}
 
 
-@pytest.mark.parametrize("used, apart, expected", [(50, False, None), (3, False, "has collapsed: the batch uses 3 of 50 codes"),
+@pytest.mark.parametrize("used, apart, expected", [(50, False, None), (3, False, "the batch uses 3 of 50 codes"),
                                                    (50, True, "no code of this batch is used by all modalities")])
 def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     codebook, indices = book(used=used)

@@ -61,6 +61,14 @@ def log():
                          for name in ("codes_used", "codes_shared", "code_perplexity")}} for step in range(1, 60)]
 
 
+def test_a_loss_belongs_to_the_modality_of_the_longest_name(tmp_path, monkeypatch):
+    losses = {f"{m}_{kind}": 1.0 for m in ("audio", "audio_left") for kind in ("recon", "commit")} | {"total": 3.0}
+    lines = [{"epoch": 0, "step": step, "losses": losses} for step in (1, 2)]
+    monkeypatch.setattr(figures, "save", lambda figure, path: figure)
+    drawn = figures.draw_losses(lines, tmp_path / "x.png")
+    assert [axis.get_title() for axis in drawn.axes] == ["reconstruction", "commitment", "total"]
+
+
 DRAWN = {
     "classes": lambda n, path: plots.draw_classes(predictions(n, True), path),
     "classes of seconds": lambda n, path: plots.draw_classes(predictions(n, False), path),

@@ -199,6 +199,11 @@ def test_pretraining_and_export(cmg, demo_data, tmp_path):
     names = [path.name for path in cmg.export(file, tmp_path / "out")]
     assert names == ["model.safetensors", "README.md", "config.json"]
     assert repr(cmg.load(tmp_path / "out")) == repr(cmg.load(file))
+    with pytest.MonkeyPatch.context() as patch:         # of a shorter run in the same folder its own file, not this one
+        patch.setattr(config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
+        other = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=1, in_memory=True,
+                             gpu="cpu")
+    assert other.name == "DCID-model-0-step1.pt" != file.name
     with pytest.raises(cmg.InputError, match="not options of pretrain.py"):
         cmg.pretrain(demo_data, tmp_path / "run", unknown=3)
 
@@ -207,7 +212,8 @@ def test_pretraining_and_export(cmg, demo_data, tmp_path):
 def test_wrong_input_is_a_line(cmg, encoder, ave_clips, tmp_path):
     x, classes, labels = ave_clips["test", "audio"]
     bad = np.full_like(x, np.nan)
-    for call in (lambda: encoder.embed("smell", x), lambda: encoder.embed("audio", x[0]),
+    for call in (lambda: cmg.open_task("ave"), lambda: encoder.embed_clips("smell", x),
+                 lambda: encoder.embed("smell", x), lambda: encoder.embed("audio", x[0]),
                  lambda: encoder.embed("audio", x[..., :5]), lambda: encoder.embed("audio", bad),
                  lambda: encoder.embed("audio", x.astype(int)), lambda: encoder.embed("audio", x[:0]),
                  lambda: cmg.fit_head(encoder, "audio", x, classes[:-1]),

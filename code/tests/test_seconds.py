@@ -103,8 +103,6 @@ def test_a_second_takes_the_token_at_its_place():
     for seconds, tokens in ((4, [0, 2, 5, 7]), (10, list(range(10))), (30, [k // 3 for k in range(30)])):
         found = to_seconds({"audio": torch.zeros(1, seconds, 2), "text": text}, Config())
         assert found["text"].flatten().tolist() == tokens and found["audio"].shape == (1, seconds, 2)
-    alone = to_seconds({"text": text}, Config())
-    assert alone["text"] is text
 
 
 @pytest.mark.parametrize("seconds", [4, 10, 30])
@@ -134,6 +132,13 @@ def test_too_short_for_cpc_is_one_line(capsys):
         parse_pretrain(["--gpu", "cpu", "--seconds", "2"])
     assert "--seconds 2: Cross-CPC needs clips of at least 3 seconds" in capsys.readouterr().err
     assert parse_pretrain(["--gpu", "cpu", "--seconds", "2", "--without", "cpc"]).seconds == 2
+
+
+def test_too_short_for_cpc_by_its_longest_clip_is_one_line(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clips, "longest", lambda self: 2)
+    with pytest.raises(InputError, match="the longest clip has 2 seconds; Cross-CPC needs at least 3"):
+        train(demo_data, tmp_path, "--seconds", "auto")
+    assert not any((tmp_path / "run").iterdir())
 
 
 # ----------------------------------------------------------------------------------------- from the flag to results

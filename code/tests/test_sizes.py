@@ -226,6 +226,11 @@ def test_clips_of_two_shapes_are_named(tmp_path):
     assert Clips("set", ("audio",), ["one", "three"], {"audio": tmp_path}, on_bad_clip="skip").ids == ["one"]
 
 
+def test_tokens_alone_are_refused():
+    with pytest.raises(InputError, match="text, touch: tokens alone; at least one modality with features"):
+        Config.for_data({"text": (10, 9), "touch": (12, 9)})
+
+
 def test_maps_that_are_too_small_are_refused(tmp_path):
     zips_of(tmp_path, (7, 4, 3))
     text = message(Clips, "set", ("video",), ["one"], {"video": tmp_path})

@@ -1,6 +1,7 @@
 """What was made faster computes the same: the fast step against the plain one, in float64 at small widths."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
@@ -11,9 +12,11 @@ from baseline_step import PlainStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import checkpoint
+from model import conv_matmul
 from model.club import Club, Clubs, Evidence
 from model.config import Config
 from model.sampling import Draws
+from systems import base, dcid, fcid, micu
 from systems.dcid import DCID
 from systems.registry import SYSTEMS
 from tiny import Waiting, trainer_for
@@ -136,6 +139,32 @@ def test_a_step_never_waits_for_the_device(system, epoch, masked):
     with Waiting() as waiting:
         assert (torch.ones(2) > 0).all() and torch.tensor(1.0) > 0
     assert waiting.lines == ["not ours"] * 3                # the watch sees values that are read and tensors made
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("system, epoch", [("dcid", 0), ("h_dcid", 3), ("fcid", 0), ("micu", 0)])
+def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
+    """Recipe and all, on the device "meta", where a copy from the host is seen and nothing is computed."""
+    for module in (base, dcid, fcid, micu):
+        monkeypatch.setattr(module, "precise", lambda x: nullcontext())        # autocast knows no such device
+    monkeypatch.setattr(conv_matmul, "compute_dtype", lambda weight: weight.dtype)
+    config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
+    trainer = trainer_for(SYSTEMS[system](config).train(), code_choice="joint", reset_to="second", reset_after=60,
+                          **({"contrast": 3.0} if "dcid" in system else {}))
+    model = trainer.system.to("meta")
+    model.started = [True] * len(model.started)
+    batch = {"audio": torch.empty(4, 10, 6, device="meta"), "video": torch.empty(4, 10, 7, 7, 8, device="meta"),
+             "text": torch.empty(4, 10, 9, device="meta")}
+    if masked:
+        batch["real"] = torch.ones(4, 10, dtype=torch.bool, device="meta")
+    with Waiting() as waiting:
+        outputs, _ = model.training_pass(model.features(batch), epoch, trainer.draws, lambda names: None)
+        trainer._losses(outputs, epoch)
+    assert not [line for line in waiting.lines if "generator=self.generator" not in line]
+    with Waiting() as waiting:
+        torch.ones(2).to("meta")
+        torch.ones(2).to("meta", non_blocking=True)
+    assert waiting.lines == ["not ours"]                    # the watch sees a copy that waits
 
 
 class Operations(TorchDispatchMode):

@@ -71,7 +71,8 @@ def test_a_file_without_the_added_layer_is_evaluated_and_not_resumed(monkeypatch
     loaded = checkpoint.open_file(tmp_path / "old.pt")
     assert loaded.missing == ["own_parameters.judge.weight", "own_parameters.judge.bias"]
     with pytest.raises(InputError, match="has no own_parameters.judge.weight"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "old.pt", SHAPES)
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--n_embeddings", str(TINY["num_codes"])]),
+                             tmp_path / "old.pt", SHAPES)
 
 
 def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(student):
@@ -204,6 +205,13 @@ def test_a_config_of_a_file_is_believed_only_where_it_fits(tmp_path):
         checkpoint.save(tmp_path / "c.pt", contents | {"config": contents["config"] | damage})
         with pytest.raises(InputError, match=words):
             checkpoint.open_file(tmp_path / "c.pt")
+
+
+def test_another_number_of_codes_is_refused_on_resume(demo_data, small_model, tmp_path):
+    from tiny import train
+    assert train(demo_data, tmp_path, "--max_steps", 2) == 0
+    with pytest.raises(InputError, match="pretrained with --n_embeddings 24, not 50; pass the same"):
+        train(demo_data, tmp_path, "--resume", tmp_path / "checkpoints" / "DCID-model-0-step2.pt", "--n_embeddings", 50)
 
 
 def test_spatial_attention_comes_back_from_the_file(tmp_path):

@@ -76,7 +76,7 @@ def assert_goes_on_bit_exactly(trainer, loaded, batch):
 
 class Waiting(TorchDispatchMode):
     """Notes the source line of everything that would make the host wait for a GPU: a value read back (also to find a
-    shape by it), a tensor made of Python numbers."""
+    shape by it), a tensor made of Python numbers, a copy to another device that is waited for."""
 
     OPS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "aten.equal")
 
@@ -85,7 +85,10 @@ class Waiting(TorchDispatchMode):
         self.lines = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(name in str(function) for name in self.OPS):
+        kwargs = kwargs or {}
+        is_copy = "_to_copy" in str(function) and not kwargs.get("non_blocking") and torch.device(
+            kwargs.get("device") or args[0].device).type != args[0].device.type
+        if is_copy or any(name in str(function) for name in self.OPS):
             ours = [frame.line for frame in traceback.extract_stack() if "/code/src/" in frame.filename]
             self.lines += ours[-1:] or ["not ours"]
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)

@@ -28,6 +28,7 @@ from engine.transfer.tasks import TASKS
 from engine.transfer.toc_variants import TocSettings
 from errors import InputError, Parser
 from model.config import Config, in_order
+from model.sampling import LEAST_SECONDS
 from systems.registry import SYSTEMS
 
 # ---------------------------------------------------------------------------------------------------- paths
@@ -411,9 +412,9 @@ def parse_pretrain(argv=None):
                 if name not in own and getattr(opts, name) not in (default, None):
                     by = f"--recipe {opts.recipe}: " if name in RECIPES.get(opts.recipe, {}) else ""
                     parser.error(f"{by}--{name} is a setting of {other.title}; --system is {opts.system}")
-    if opts.seconds != "auto" and opts.seconds < 3 and "cpc" not in opts.without:
-        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least 3 seconds; leave it out with "
-                     "--without cpc")
+    if opts.seconds != "auto" and opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
+        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least {LEAST_SECONDS} seconds; leave it "
+                     "out with --without cpc")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")

@@ -348,8 +348,9 @@ def describe(path):
         lines.append(f"own tensors     {', '.join(own)} (no published name)")
     for suffix, codebook in system.codebooks.items():
         recent = int((codebook.unactivated_count < 100).sum())
-        lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or re-drawn "
-                     f"in the last 100 passes, perplexity of the moving counts {code_perplexity(codebook):.1f}, "
+        lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or "
+                     "re-drawn in the last 100 passes, perplexity of the moving counts "
+                     f"{code_perplexity(codebook):.1f}, "
                      f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
     return lines
 

@@ -44,7 +44,7 @@ def draw_losses(lines, path):
     panels, modalities = {}, modalities_of(lines[0]["losses"])
     colours = colours_of(modalities)
     for name in lines[0]["losses"]:
-        modality = next((m for m in modalities if name.startswith(f"{m}_")), None)
+        modality = max((m for m in modalities if name.startswith(f"{m}_")), key=len, default=None)
         kind = name.removeprefix(f"{modality}_") if modality else name
         panels.setdefault(kind, []).append((modality, name))
     if len(panels) > MOST_PANELS:

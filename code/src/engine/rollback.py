@@ -49,8 +49,9 @@ class Rollback:
         self._rows = {dtype: torch.cat([tensor.reshape(-1) for tensor in tensors])
                       for dtype, tensors in self._changing().items()}
         device = self.found_inf.device
+        dropout_of_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self._on_host.append((list(self.system.started), self.generator and self.generator.get_state(),
-                              torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None))
+                              torch.get_rng_state(), dropout_of_gpu))
 
     @torch.no_grad()
     def judge(self, figures):

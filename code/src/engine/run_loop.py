@@ -6,6 +6,7 @@ Everything that a step depends on is in the checkpoint: weights, codebooks, opti
 
 import hashlib
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -160,12 +161,12 @@ class Loop:
                  features=None):
         self.settings, self.options, self.trainer, self.batches = settings, options, trainer, batches
         self.generator, self.save_folder, self.folder, self.features = generator, save_folder, folder, features
-        self.num_clips, self.clips = len(data), fingerprint(data)
+        self.num_clips, self.clips, self.resumed = len(data), fingerprint(data), loaded.path if loaded else None
         self.unused = loaded.unused if loaded else {}
         self.position, self.saved, self.health = Position(settings.start_epoch), [], Health()
         self.together, self.stopped = trainer.together, None
         self.finite = Finite(data.ids)
-        self.failed_save = None
+        self.failed_save, self._last_step = None, settings.max_steps or math.inf
         trainer.before_update = self.finite.look
         if loaded:
             self._go_on(loaded)
@@ -188,7 +189,7 @@ class Loop:
                              "whole epoch")
         others = differences(state.options, self.options)
         others += ["other clips"] if state.clips != self.clips else []
-        if others:
+        if others and self.together.is_first:
             log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
                         "either run", loaded.path, "; ".join(others))
         if self.together.is_first and state.processes and state.processes != self.together.size:
@@ -203,7 +204,7 @@ class Loop:
                  self.position.clips, self.num_clips, self.position.step)
 
     def run(self):
-        """Train to the end.
+        """Train to the end; returns the last checkpoint, None in a process that does not save.
 
         Raises:
             Stopped: a signal came, and everything is saved.
@@ -230,9 +231,10 @@ class Loop:
             raise Stopped(self.stopped, *told)
         if self.failed_save:
             raise self.failed_save
+        return self.save_folder / self.saved[-1] if self.saved else self.resumed if self.folder else None
 
     def _is_done(self):
-        return self.position.epoch >= self.settings.n_epoch or self.position.step == self.settings.max_steps
+        return self.position.epoch >= self.settings.n_epoch or self.position.step >= self._last_step
 
     def _epoch(self, stop):
         """Train what is left of the running epoch, saving on the way."""
@@ -250,7 +252,7 @@ class Loop:
                 report = trainer.step(batch, epoch)
                 here.step, here.clips = here.step + 1, here.clips + size
                 bar.update(size)
-                is_last = here.step == settings.max_steps
+                is_last = here.step >= self._last_step
                 if here.step % settings.print_freq == 0 or is_last:
                     speed = (here.step - shown) * settings.batch_size / (time.monotonic() - since)
                     shown, since = here.step, time.monotonic()

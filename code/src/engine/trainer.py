@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from declare import setting
+from declare import not_negative, setting
 from engine.adam import adam_step, start_state, total_norm
 from engine.rollback import Rollback
 from model.collectives import ALONE
@@ -26,7 +26,7 @@ class Settings:
 
     lr: float = setting(4e-4, "Adam's learning rate")
     lr_drops: tuple = setting(LEARNING_RATE_DROPS, "epochs at which it is halved", type=int)
-    mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)")
+    mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)", type=not_negative)
     clip_gradient: float = setting(0.5, "largest gradient norm of a group of parameters")
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
     recompute: bool = setting(False, "less memory: compute the video convolutions again in the backward pass",

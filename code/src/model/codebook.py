@@ -278,7 +278,8 @@ class Codebook(nn.Module):
         if reset.to == "second":
             seconds = self.together.gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
             whole = None if real is None else gathered(real, self.together, seconds).flatten()
-            near = seconds[first_rows(draws, len(seconds), len(near), whole).to(seconds.device)].to(near.dtype)
+            rows = first_rows(draws, len(seconds), len(near), whole).to(seconds.device, non_blocking=True)
+            near = seconds[rows].to(near.dtype)
         fresh = near + reset.distance / RESET_NOISE * draws.reset_noise(self.embedding)
         self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
         if reset.mode == "full":

@@ -16,7 +16,7 @@ KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), 
 SMALLEST_MAP = 5                            # places in each direction: two 3x3 convolutions without padding
 NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones are letters of the published names
 # Other keys of batches, losses and files of predictions, and FCID's shared networks.
-TAKEN = ("label", "total", "audiovisual", "checkpoint", "num_codes", "file")
+TAKEN = ("label", "real", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
 
 def in_order(modalities, first=MODALITIES):
@@ -182,6 +182,9 @@ class Config:
             published = {"audio": (audio_dim,), "video": (7, 7, video_dim), "text": (10, text_dim)}
             modalities = {m: published[m] for m in modalities}
         shapes = {m: tuple(modalities[m]) for m in in_order(modalities)}
+        if all(KINDS[len(shape)] == "tokens" for shape in shapes.values()):
+            raise InputError(f"{', '.join(shapes)}: tokens alone; at least one modality with features of each second "
+                             "is expected")
         return cls(tuple(shapes.items()), tuple((m, MapWidths.of(shape[-1])) for m, shape in shapes.items()
                                                 if len(shape) == 3), **sizes)
 

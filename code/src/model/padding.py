@@ -43,7 +43,7 @@ def first_rows(draws, number, wanted, real):
     """Which rows of a batch start codes, (wanted,): of `number`, or of those that `real` (number,) bool marks."""
     if real is None:
         return draws.rows(number, wanted)
-    order = draws.rows(number, number).to(real.device)
+    order = draws.rows(number, number).to(real.device, non_blocking=True)
     order = order[torch.argsort((~real[order]).to(torch.int8), stable=True)]        # in random order, real ones first
     return order[torch.arange(wanted, device=real.device) % real.sum()]
 

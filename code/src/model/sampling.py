@@ -3,6 +3,7 @@
 import torch
 
 RESET_NOISE = 1 / 1024
+LEAST_SECONDS = 3               # of a clip: Cross-CPC predicts the last from those before
 
 
 class Draws:
@@ -16,8 +17,8 @@ class Draws:
 
     def second(self, num_seconds):
         """Last second that the CPC context sees: uniform over 1..T-2, as published."""
-        if num_seconds < 3:
-            raise ValueError(f"Cross-CPC needs clips of at least 3 seconds, these have {num_seconds}")
+        if num_seconds < LEAST_SECONDS:
+            raise ValueError(f"Cross-CPC needs clips of at least {LEAST_SECONDS} seconds, these have {num_seconds}")
         return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))
 
     def permutation(self, num_clips):

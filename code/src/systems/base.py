@@ -93,9 +93,9 @@ def to_seconds(features, config, real=None):
         config: of the system.
         real: mask of the seconds (model/padding.py).
     """
-    seconds = next((x.shape[1] for m, x in features.items() if config.kind(m) != "tokens"), None)
+    seconds = next(x.shape[1] for m, x in features.items() if config.kind(m) != "tokens")
     found = Features(features, real)
-    for modality in (m for m in features if config.kind(m) == "tokens" and seconds is not None):
+    for modality in (m for m in features if config.kind(m) == "tokens"):
         x = features[modality]
         places = torch.arange(seconds, device=x.device) * x.shape[1]
         if real is not None:

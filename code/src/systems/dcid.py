@@ -39,7 +39,7 @@ class CodebookOptions(base.CodebookOptions):
                                "modalities other than text choose together", choices=("own", "joint"))
     reset_after: int = setting(RESET_AFTER, "passes without use until a code is re-drawn", type=positive)
     reset_distance: float = setting(RESET_NOISE, "largest distance, in each channel, of a re-drawn code from where it "
-                                    "is drawn")
+                                    "is drawn", type=not_negative)
     reset_to: str = setting("code", "a code is re-drawn beside a code in use, or at a random second of the batch, "
                             "between its modalities", choices=("code", "second"))
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from declare import setting
-from errors import InputError
 from model import config as sizes
 from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
@@ -32,14 +31,6 @@ class Config(sizes.Config):
     """Sizes of FCID: one Transformer layer, and word vectors that no LSTM reads."""
 
     num_layers: int = 1
-
-    @classmethod
-    def for_data(cls, *args, **sizes):
-        config = super().for_data(*args, **sizes)
-        if not config.fine:
-            raise InputError(f"FCID: {', '.join(config.modalities)}; at least one modality with features of each "
-                             "second is expected; choose another --system")
-        return config
 
     @property
     def fine(self):

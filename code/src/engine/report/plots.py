@@ -155,7 +155,8 @@ def draw_timelines(arrays, path):
 
 def draw_confusion(arrays, path):
     """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix        # a second at every start of a script
+    # Here, because it takes a second at the start of every script.
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
     size = max(3.2, (0.32 if count <= MANY else 0.125) * count)

@@ -55,7 +55,8 @@ class Scores:
 
     def auroc(self):
         """Chance (...,) that a known clip is more confident than an unknown one, ties counting one half."""
-        from scipy.stats import rankdata                    # a third of a second at every start of a script
+        # Here, because it takes a third of a second at the start of every script.
+        from scipy.stats import rankdata
         known = (~self.unknown).cpu().numpy()
         ranks = rankdata(self.confidence.cpu().numpy(), axis=-1)
         pairs = known.sum() * (~known).sum()
