@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# AVE, both directions; further arguments win over these.
+# AVE, both directions, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./python.sh
-exec "$PYTHON" ave.py --lr 0.0004 --clip_gradient 0.5 --n_epoch 30 --b 80 "$@"
+exec "$PYTHON" ave.py "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# AVE to AVVP, both directions; further arguments win over these.
+# AVE to AVVP, both directions, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./python.sh
-exec "$PYTHON" ave_avvp.py --lr 0.0004 --clip_gradient 0.5 --n_epoch 50 --b 80 "$@"
+exec "$PYTHON" ave_avvp.py "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Your own clips, every direction: custom.sh --manifest CSV --features audio=PATH --features video=PATH; see
-# docs/your-data.md. Further arguments win over these.
+# docs/your-data.md.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./python.sh
-exec "$PYTHON" custom.py --lr 0.0004 --clip_gradient 0.5 --b 80 "$@"
+exec "$PYTHON" custom.py "$@"

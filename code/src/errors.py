@@ -37,11 +37,19 @@ def readable(path, remedy="get or make the file again"):
                          f"disk and its permissions, or {remedy}") from error
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds an argument's default where there is one and its text does not tell it."""
+
+    def _get_help_string(self, action):
+        is_told = action.default is False or action.default in (None, "", [], ()) or "default" in (action.help or "")
+        return action.help if is_told else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations and reports wrong use in one line."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message):

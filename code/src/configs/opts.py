@@ -226,8 +226,9 @@ class Published:
 class PretrainData:
     """What is pretrained on."""
 
-    dataset_name: str = setting("vggsound_AVT", "which clips and modalities: AVT all three; vggsound, 81k, 179k and "
-                                "ave audio and video; custom those of --manifest",
+    dataset_name: str = setting("vggsound_AVT", "which clips and modalities. Letters: A audio, V video, T text; none: "
+                                "audio and video. _90k, 81k, 179k: other lists of VGGSound (_40k: the same as "
+                                "none); custom: the clips of --manifest",
                                 choices=(*PRETRAINING_SETS, OWN))
     splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
@@ -248,7 +249,8 @@ class SystemChoice:
 class Pretraining:
     """What only pretrain.py takes."""
 
-    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it",
+    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
+                          "modalities share their codes, in half the steps (DCID, H-DCID; docs/defaults.md)",
                           choices=tuple(RECIPES), decisive=False)
     model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
                                     "own)", type=Path, decisive=False)

@@ -67,7 +67,7 @@ DATA=(--manifest "$DIR/clips.csv" --features audio="$DIR/audio" --features video
 # 1. Is everything there, and of one form?
 {python} prepare.py check --dataset custom "${{DATA[@]}}"
 # 2. Pretrain on the train clips: {epochs} epochs of one step, few codes, because the clips are few. For real data leave
-#    out the last line.
+#    out the last line, and name DCID-model-5.pt in step 3.
 ./pretrain.sh --dataset_name custom "${{DATA[@]}}" \\
     --model_save_path "$DIR/checkpoint" --snapshot_pref "$DIR/pretraining" \\
     --n_embeddings 24 --n_epoch {epochs} --save_freq {epochs} --b 6 --print_freq {often} --workers 0

@@ -18,8 +18,8 @@ ADVICE = {
     "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
             "(--n_embeddings) or larger batches",
     "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
-    "shared": "the modalities share no codes: try --recipe shared (docs/defaults.md), keep cmcm, cpc and mm_ema "
-              "(--without), and check that the features of a clip belong together",
+    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/defaults.md), keep cmcm, cpc and "
+              "mm_ema (--without), and check that the features of a clip belong together",
     "chance": "check that audio, video and text of a clip belong together, and --lr",
 }
 

@@ -83,7 +83,7 @@ def add_arguments(parser):
                        help="where a clip begins in its video, or the column of --labels that says so")
     group.add_argument("--clock", choices=("tenths", "time"), default=None,
                        help="tenths: the frames in equal parts, as AVE; time: by the frame rate, as AVSBench (default: "
-                       "tenths for clips that last --seconds to half a second, else time)")
+                       "tenths for clips whose length is within half a second of --seconds, else time)")
     group.add_argument("--frames-per-second", type=_per_second, default=PER_SECOND, metavar="1..16",
                        help="frames that are averaged into a second; fewer are an approximation")
     group = parser.add_argument_group("sound")
@@ -118,5 +118,5 @@ def add_arguments(parser):
                        "take memory and gain no time)")
     group.add_argument("--workers", type=positive, default=None,
                        help="clips decoded at a time (default: 1 on a CPU, 8 with a GPU)")
-    group.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="make the I-th of N parts")
+    group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="make the I-th of N parts")
     group.add_argument("--overwrite", action="store_true", help="make features again that are there")

@@ -21,7 +21,7 @@ SHOWN = 8                        # test clips whose features are kept for the pi
 class HeadSettings:
     """How heads are trained and measured; the same for all tasks of a call."""
 
-    n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive)
+    n_epoch: int = setting(None, "epochs of a head (default: as published)", type=positive)
     batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
     test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, decisive=False)
     lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
@@ -29,7 +29,7 @@ class HeadSettings:
     segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
                                   choices=(2, 4))
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
-    seeds: tuple = setting((43,), "seeds; their heads train together", type=int)
+    seeds: tuple = setting((43,), "seeds of the heads, which train together", type=int)
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))

@@ -14,8 +14,8 @@ FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every 
 class Shares:
     """TOC's numbers but for the first."""
 
-    toc_max_num: int = setting(1, "TOC: share of the best channels")
-    toc_min_num: int = setting(0, "TOC: share of the worst channels")
+    toc_max_num: int = setting(1, "TOC: parts of the kept channels that are best; the ratio to --toc_min_num counts")
+    toc_min_num: int = setting(0, "TOC: parts that are worst; with 3 and 1, of 128 channels the best 96, the worst 32")
     toc_terms: str = setting("both", "TOC: terms of the criterion; one alone is an ablation", choices=TERMS)
 
 
@@ -26,8 +26,9 @@ class TocSettings(Shares):
     choose_channel: tuple = setting(None, "TOC: code channels kept of each codebook (off if absent); several counts "
                                     "are a sweep", type=int, nargs="+", metavar="S")
     toc_preset: tuple = setting(None, "TOC: off; fixed 196 of 256 channels; released, the published numbers of each "
-                                "task and direction (there with --n_epoch 50 for ave, 100 elsewhere; directions "
-                                "without any are skipped); several give a row each", nargs="+",
+                                "task and direction (the published scripts also set --n_epoch 50 for ave, 100 "
+                                "elsewhere, this flag does not; directions without any are skipped); several give a "
+                                "row each (default: off)", nargs="+",
                                 choices=("off", "fixed", "released"))
 
 
