@@ -20,8 +20,17 @@ INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat
             torch.float16: torch.int16}
 
 
+class Pass:
+    """One pass over codes that has `perplexity` and `equal_num`."""
+
+    @property
+    def metrics(self):
+        """What the log shows of it."""
+        return {f"{m}_perplexity": value for m, value in self.perplexity.items()} | {"equal_num": self.equal_num}
+
+
 @dataclass
-class Quantized:
+class Quantized(Pass):
     """What one pass over the codebook gives; every dict is keyed by modality."""
 
     codes: Tensor       # (K, D) that the seconds were compared with

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.collectives import ALONE
+from model.config import short
 
 SAME_MODALITY = 0.1         # weight of predicting one's own future
 
@@ -16,6 +17,11 @@ class Prediction:
 
     loss: Tensor
     accuracy: dict
+
+    @property
+    def metrics(self):
+        """The accuracies under their names in the log."""
+        return {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in self.accuracy.items()}
 
 
 def _mean(x, counts):

@@ -22,6 +22,7 @@ from model.codebook import (
     COMMITMENT,
     DECAY,
     EPSILON,
+    Pass,
     code_figures,
     code_matching,
     count_unused,
@@ -79,7 +80,7 @@ class Options(base.CodebookOptions):
 
 # ----------------------------------------------------------------------------------------------------------- the table
 @dataclass
-class QuantizedRows:
+class QuantizedRows(Pass):
     """What one pass over the table gives; dicts over modalities in the order of the segments."""
 
     rows: dict          # (B, T, nD) rows picked; backward passes straight through to the features of ALL modalities
@@ -433,15 +434,14 @@ class CoDAAR(base.System):
             error = squared_error(rebuilt.to(target.dtype), target, outputs.real)
             recon[m] = self.cpc.together.average(error, outputs.real)
         terms = {"recon": recon, "commit": quantized.commitment}
-        metrics = {f"{m}_perplexity": value for m, value in quantized.perplexity.items()}
-        metrics["equal_num"] = quantized.equal_num
+        metrics = quantized.metrics
         if outputs.alignment is not None:
             metrics["segment_alignment"] = outputs.alignment
         if self.is_on("cpc"):
             second = draws.second(min(z.shape[1] for z in outputs.semantic.values()))
             prediction = self.cpc(outputs.semantic, second, outputs.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= prediction.metrics
         return Losses(terms | {"cmcm": quantized.cmcm}, metrics)
 
     @property

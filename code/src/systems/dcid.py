@@ -15,7 +15,7 @@ from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
 from model.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from model.collectives import ALONE
-from model.config import in_order, short
+from model.config import in_order
 from model.cross_cpc import CrossCPC
 from model.info_nce import clip_pairs
 from model.padding import mean_of_clips, only_real, squared_error
@@ -198,13 +198,12 @@ class Objective(nn.Module):
             orders = torch.stack([draws.permutation(whole) for _ in codes]).to(codes.device, non_blocking=True)
             bounds = (clubs or self.clubs()).upper_bounds(codes, self._pooled(output), orders, output.real)
             terms["mi"] = dict(zip(self.club_order, bounds))
-        metrics = {f"{m}_perplexity": p for m, p in output.quantized.perplexity.items()}
-        metrics["equal_num"] = output.quantized.equal_num
+        metrics = output.quantized.metrics
         if with_cpc:
             seconds = min(z.shape[1] for z in output.semantic.values())
             prediction = self.cpc(output.semantic, draws.second(seconds), output.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= prediction.metrics
         terms["cmcm"] = output.quantized.cmcm
         return Losses(terms, metrics)
 

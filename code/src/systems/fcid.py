@@ -12,7 +12,7 @@ from model import config as sizes
 from model.blocks import Blocks
 from model.club import Club, Clubs, Evidence
 from model.codebook import Codebook, Quantized
-from model.config import in_order, short
+from model.config import in_order
 from model.cross_cpc import CrossCPC
 from model.decoders import LinearDecoder
 from model.info_nce import info_nce
@@ -233,13 +233,12 @@ class FCID(base.System):
         terms["commit"] = outputs.quantized.commitment
         if self.is_on("club"):
             terms["mi"] = self._bounds(outputs, draws)
-        metrics = {f"{m}_perplexity": p for m, p in outputs.quantized.perplexity.items()}
-        metrics["equal_num"] = outputs.quantized.equal_num
+        metrics = outputs.quantized.metrics
         if self.cpc and self.is_on("cpc"):
             fine = {m: outputs.semantic[m] for m in self.fine_decoders}
             prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())), outputs.real)
             terms["cpc"] = prediction.loss
-            metrics |= {f"cpc_accuracy_{short(y)}_to_{short(x)}": a for (y, x), a in prediction.accuracy.items()}
+            metrics |= prediction.metrics
         terms["cmcm"] = outputs.quantized.cmcm
         tokens = [m for m in outputs.general if m not in self.fine_decoders]
         if tokens:                          # all others find the clip's text
