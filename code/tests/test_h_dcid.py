@@ -187,7 +187,8 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
     loaded = checkpoint.open_file(path)
     assert not loaded.complete and "CPC_2_parameters" in loaded.missing and published.DECODER in loaded.missing
     with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
-        opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path)])
+        opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
+                                        str(loaded.system.config.num_codes)])
         pretrain.open_system(opts, path, SHAPES)
     with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
         opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)])
