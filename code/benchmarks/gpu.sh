@@ -13,6 +13,7 @@ step() {    # name of the figures, arguments of pretrain_step.py
 step run-bf16 -b 80 --precision bf16 --clips 40801 --epochs 6 --steps 20 --trace "$out/bf16.json.gz"
 step float32 -b 80 --precision float32 --steps 10 --trace "$out/float32.json.gz"
 step recompute -b 80 --precision bf16 --steps 10 --recompute
+step compile -b 80 --precision bf16 --steps 10 --compile
 for system in h_dcid fcid micu codaar; do
     step "$system" --system "$system" -b 80 --precision bf16 --steps 10
 done

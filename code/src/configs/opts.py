@@ -7,7 +7,7 @@ read."""
 import argparse
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import torch
@@ -288,11 +288,13 @@ def pretrain_parser():
     own_arguments(parser)
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
-        declare.add_arguments(parser, system.Options, f"settings of {system.title}")
+        for cls in filter(is_dataclass, reversed(system.Options.__mro__)):
+            users = ", ".join(other.title for other in SYSTEMS.values() if issubclass(other.Options, cls))
+            declare.add_arguments(parser, cls, f"settings of {users}")
         declare.add_arguments(parser, system.Config, f"sizes of {system.title}")
     without = next(action for action in parser._actions if action.dest == "without")
     without.choices = tuple(switches)
-    declare.add_arguments(parser, Pretraining, "checkpoints")
+    declare.add_arguments(parser, Pretraining, "recipe, checkpoints")
     declare.add_arguments(parser, Published, "published")
     return parser
 

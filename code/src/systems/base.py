@@ -217,7 +217,8 @@ class FrozenEncoder(nn.Module):
 class Options:
     """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3)")
+    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3); each system has "
+                             "parts of its own, a wrong name lists them")
 
 
 @dataclass(frozen=True)
