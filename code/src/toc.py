@@ -54,18 +54,15 @@ def draw(codes, channels, path):
     pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
     lowest = min(float(p.min()) for p in pairs)
     ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
-    figure, axes = plot_style.plt.subplots(1, 2, figsize=(20, 8), layout="constrained")
-    for axis, similarity, title in zip(axes, pairs, ("Before TOC Select", "After TOC Select")):
+    figure, axes = plot_style.new_figure(1, 2, size=(20, 8))
+    for axis, similarity, title in zip(axes[0], pairs, ("Before TOC Select", "After TOC Select")):
         image = axis.imshow(similarity, cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=18)
         axis.set(xticks=ticks, yticks=ticks)
     figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)
-    try:
-        for suffix in (".pdf", ".png"):
-            with output_file(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
-                figure.savefig(file, format=suffix[1:], dpi=80)
-    finally:
-        plot_style.plt.close(figure)
+    for suffix in (".pdf", ".png"):
+        with output_file(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
+            figure.savefig(file, format=suffix[1:], dpi=80)
 
 
 def main(argv=None):

@@ -235,7 +235,7 @@ def test_wrong_input_is_a_line(cmg, encoder, ave_clips, tmp_path):
 # Before the first cell: no windows, and networks a hundredth of the demo's size.
 PREAMBLE = """
 import matplotlib
-matplotlib.use("Agg")
+matplotlib.use("svg")
 import sys
 sys.path.append({tests!r})
 from cmg._src.model.config import Config
@@ -251,5 +251,6 @@ def test_the_notebook_runs(tmp_path):
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 5 and not any(line.startswith(("!", "%")) for cell in cells for line in cell.split("\n"))
     (tmp_path / "cmg").symlink_to(CODE / "cmg")
-    (tmp_path / "tour.py").write_text("\n\n".join([PREAMBLE.format(tests=str(CODE / "tests")), *cells]))
+    (tmp_path / "tour.py").write_text("\n\n".join([PREAMBLE.format(tests=str(CODE / "tests")), *cells,
+                                                   'assert matplotlib.get_backend() == "svg"']))
     run(["tour.py"], tmp_path)

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, plt, save
+from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from limits import LIMITS
@@ -255,7 +255,6 @@ def drawing(path):
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, MemoryError,
             np.linalg.LinAlgError) as error:
-        plt.close("all")
         raise InputError(f"{path}: holds something else than expected, no picture can be made of it "
                          f"({type(error).__name__}: {str(error)[:80]}); run the program again") from error
 

@@ -4,12 +4,10 @@ from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend that needs no screen
-
-from atomic_write import output_file  # noqa: E402
-from model.config import in_order  # noqa: E402
+from atomic_write import output_file
+from model.config import in_order
 
 # Told apart with any kind of colour vision (tests/test_pictures.py); the first three and WRONG are Okabe and Ito's.
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
@@ -44,8 +42,9 @@ def mixed_colour(group, modalities):
 
 
 def new_figure(rows, columns, size, **options):
-    """A figure and its axes, always as a 2-d array."""
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    """A figure and its axes, always as a 2-d array. Without pyplot, so that a notebook keeps its way of showing figures."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def ink_on(colour):
@@ -55,10 +54,7 @@ def ink_on(colour):
 
 
 def save(figure, path, dpi=DPI):
-    """Write a PNG whole or not at all, and forget the figure; returns the path."""
-    try:
-        with output_file(path, remedy="choose another folder") as file:
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-    finally:
-        plt.close(figure)
+    """Write a PNG whole or not at all; returns the path."""
+    with output_file(path, remedy="choose another folder") as file:
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return Path(path)
