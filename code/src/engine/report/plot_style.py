@@ -42,7 +42,7 @@ def mixed_colour(group, modalities):
 
 
 def new_figure(rows, columns, size, **options):
-    """A figure and its axes, always as a 2-d array. Without pyplot, so that a notebook keeps its way of showing figures."""
+    """A figure and its axes, always as a 2-d array. Without pyplot: a notebook goes on showing its own."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
