@@ -347,7 +347,7 @@ def describe(path):
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")
     for suffix, codebook in system.codebooks.items():
-        recent = int((codebook.unactivated_count < 100).sum())
+        recent = int(((codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)).sum())
         lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or "
                      "re-drawn in the last 100 passes, perplexity of the moving counts "
                      f"{code_perplexity(codebook):.1f}, "
