@@ -49,6 +49,7 @@ def report(number, codes, choice):
     return channels
 
 
+@plot_style.styled
 def draw(codes, channels, path):
     """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG."""
     pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]

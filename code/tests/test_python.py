@@ -252,5 +252,6 @@ def test_the_notebook_runs(tmp_path):
     assert len(cells) > 5 and not any(line.startswith(("!", "%")) for cell in cells for line in cell.split("\n"))
     (tmp_path / "cmg").symlink_to(CODE / "cmg")
     (tmp_path / "tour.py").write_text("\n\n".join([PREAMBLE.format(tests=str(CODE / "tests")), *cells,
-                                                   'assert matplotlib.get_backend() == "svg"']))
+                                                   'assert matplotlib.get_backend() == "svg"',
+                                                   'assert matplotlib.rcParams["axes.spines.top"]']))
     run(["tour.py"], tmp_path)

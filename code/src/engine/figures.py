@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from engine import results
 from engine.report import plots, tables
-from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save
+from engine.report.plot_style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save, styled
 from engine.transfer.tasks import TASKS
 from errors import InputError, Parser, run
 from limits import LIMITS
@@ -34,6 +34,7 @@ def modalities_of(losses):
     return in_order(found | {m for m in MODALITIES if any(name.startswith(f"{m}_") for name in losses)})
 
 
+@styled
 def draw_losses(lines, path):
     """Loss curves of pretraining: one panel per kind of loss, one colour per modality.
 
@@ -79,6 +80,7 @@ def draw_losses(lines, path):
     return save(figure, path)
 
 
+@styled
 def draw_sharing(lines, path):
     """How much of each codebook is in use while it is trained, and how many codes all modalities share.
 
@@ -106,6 +108,7 @@ def draw_sharing(lines, path):
     return save(figure, path)
 
 
+@styled
 def draw_cells(rows, path):
     """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
     of_last = tables.collect(rows, "last")
@@ -154,6 +157,7 @@ def _ticks(axis, x, width, row, cells, colour, label):
             label = None
 
 
+@styled
 def draw_epochs(rows, path):
     """Figures over the checkpoints of one pretraining run; a bar marks the choice of AVE's validation split."""
     epochs = {tables.row_key(row): row["checkpoint_epoch"] for row in rows}
@@ -185,6 +189,7 @@ def draw_epochs(rows, path):
     return save(figure, path)
 
 
+@styled
 def draw_tables(rows, folder):
     """Pictures of result lines; returns the paths that were written."""
     folder, written = Path(folder), []
@@ -259,6 +264,7 @@ def drawing(path):
                          f"({type(error).__name__}: {str(error)[:80]}); run the program again") from error
 
 
+@styled
 def draw_run(folder, out):
     """Every picture that the files below `folder` allow; returns the paths that were written, in `out`."""
     folder, out, written = Path(folder), Path(out), []
@@ -286,6 +292,7 @@ def draw_run(folder, out):
     return written
 
 
+@styled
 def draw_predictions(folder, out, ending):
     """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
     written, kept = [], []

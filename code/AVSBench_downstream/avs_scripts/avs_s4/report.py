@@ -85,6 +85,7 @@ class Pictures:
             for k, mask in enumerate(masks, self.first):
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")
 
+    @plot_style.styled
     def draw(self, path, title):
         """Write the figure: middle frame, truth and predictions side by side, one row a clip."""
         columns = ["frame", "truth", *self.columns.values()]

@@ -21,7 +21,7 @@ SAME, UNTRAINED = "#F0A0D0", "#D55E00"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
          "legend.fontsize": 8, "text.parse_math": False}     # a class may have a $ in its name
-mpl.rcParams.update(STYLE)
+styled = mpl.rc_context(STYLE)          # of every function that draws; what else is drawn in the process stays as it is
 
 
 def colours_of(modalities):

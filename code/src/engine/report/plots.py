@@ -25,6 +25,7 @@ from engine.report.plot_style import (
     mixed_colour,
     new_figure,
     save,
+    styled,
 )
 from engine.transfer.open_set import Scores
 from model.config import in_order
@@ -58,6 +59,7 @@ def feature_picture(axis, features, rows=1):
         spine.set_visible(False)
 
 
+@styled
 def draw_clips(arrays, path):
     """A row of test clips: what the encoder received, and what a head that never saw this modality says about it."""
     shown, classes, features = arrays["shown"], [str(name) for name in arrays["classes"]], arrays["features"]
@@ -126,6 +128,7 @@ def _second_strips(axis, labels, predicted, classes):
     axis.tick_params(which="both", length=0)
 
 
+@styled
 def draw_timelines(arrays, path):
     """Clips with several events, from best to worst by hits: label, prediction, hit in every second and class.
 
@@ -153,6 +156,7 @@ def draw_timelines(arrays, path):
     return save(figure, path)
 
 
+@styled
 def draw_confusion(arrays, path):
     """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
     # Here, because it takes a second at the start of every script.
@@ -192,6 +196,7 @@ def class_figures(arrays, role):
     return np.where(labels.any((0, 1)), f1, np.nan)
 
 
+@styled
 def draw_classes(arrays, path):
     """Transfer by class: the same-modality head against the cross-modal one, classes in order of what is lost."""
     same, cross = class_figures(arrays, "same"), class_figures(arrays, "cross")
@@ -215,6 +220,7 @@ def draw_classes(arrays, path):
     return save(figure, path)
 
 
+@styled
 def draw_open_set(arrays, path):
     """Confidence of known and unknown clips, and what each threshold gives (ICCV 2025, OS*, UNK, HOS)."""
     scores = Scores.of(torch.from_numpy(arrays["cross"]), clip_class(arrays["labels"]))
@@ -245,6 +251,7 @@ def draw_open_set(arrays, path):
     return save(figure, path)
 
 
+@styled
 def draw_retrieval(arrays, path):
     """Queries and the sounds found first: green frame where the class is right, a star at the clip's own sound."""
     shown, top, classes = arrays["shown"], arrays["top"], arrays["classes"]
@@ -276,6 +283,7 @@ def draw_retrieval(arrays, path):
     return save(figure, path)
 
 
+@styled
 def draw_heads(kept, path):
     """The figure that chooses the best epoch, over the heads' epochs: cross-modal, and same-modality dashed."""
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
@@ -311,6 +319,7 @@ def code_users(counts):
     return share >= LEAST_SHARE * np.maximum(share.sum(0, keepdims=True), 1e-12)
 
 
+@styled
 def draw_codes(arrays, path):
     """Use of the codes by modality (NeurIPS 2023, Figure 4), one picture per codebook; returns the paths.
 
@@ -330,6 +339,7 @@ def draw_codes(arrays, path):
     return written
 
 
+@styled
 def codebook_figure(counts, modalities, title):
     """Figure of one codebook's use.
 
