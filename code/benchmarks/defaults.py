@@ -61,7 +61,7 @@ ARMS = {
     "mi_forward_released": ["--mi_forward", "released"],
     "attention_softmax": ["--spatial_attention", "softmax"],
     "h_dcid": ["--system", "h_dcid"],
-    "h_dcid_layer2_released": ["--system", "h_dcid", "--layer2_start", "released"],
+    "h_dcid_layer2_data": ["--system", "h_dcid", "--layer2_start", "data"],
     "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
     "h_dcid_shared": ["--system", "h_dcid", "--recipe", "shared"],
     "fcid": ["--system", "fcid"],

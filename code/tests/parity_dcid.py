@@ -111,7 +111,7 @@ class Run:
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
         settings = {"codebook_init": "released", "code_reset": "released"}
         if kind is HDCID:
-            settings |= {"mi_forward": "released", "layer2_start": "released"}
+            settings |= {"mi_forward": "released"}
             weights = self.system.weights
             self.system.weights = lambda epoch: {kind: RELEASED_LEVEL_2 if weight == SECOND_LEVEL_WEIGHT else weight
                                                  for kind, weight in weights(epoch).items()}

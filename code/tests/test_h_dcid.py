@@ -19,7 +19,7 @@ MODALITIES = ("audio", "video", "text")
 TINY = {"video_dim": 4, "num_codes": 24, "code_dim": 16, "feed_forward": 24,
         "club_hidden": 8, "text_hidden": 4, "text_dim": 12, "audio_dim": 10}
 SHAPES = dict(Config.for_data(MODALITIES, **TINY).shapes)
-RELEASED = {"codebook_init": "released", "code_reset": "released", "mi_forward": "released", "layer2_start": "released"}
+RELEASED = {"codebook_init": "released", "code_reset": "released", "mi_forward": "released"}
 
 
 def batch_of(clips=4, seed=0):
@@ -82,8 +82,8 @@ def test_released_warm_start_moves_the_second_codebook_and_no_parameter():
     assert moved == set(before)
 
 
-def test_default_warm_start_leaves_the_second_level_alone_then_starts_it_from_its_features(monkeypatch):
-    trainer = trainer_of()
+def test_a_resting_second_level_is_left_alone_then_starts_from_its_features(monkeypatch):
+    trainer = trainer_of(layer2_start="data")
     level = trainer.system.encoder.levels[1]
     before, codes = second_level(trainer.system), buffers(level.codebook)
     report = trainer.step(batch_of(), 2)
@@ -199,21 +199,22 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
         checkpoint.load_encoder(path)
 
 
-def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(tmp_path):
+@pytest.mark.parametrize("layer2_start", ["released", "data"])
+def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(layer2_start, tmp_path):
     def go(trainer, epoch):
         return float(trainer.step(batch_of(seed=epoch), epoch).losses["total"].detach())
 
     def end(trainer):
         return go(trainer, 3), go(trainer, 4), trainer.system.state_dict()
-    trainer = trainer_of(dropout=0.0)
+    trainer = trainer_of(dropout=0.0, layer2_start=layer2_start)
     for epoch in (1, 2):
         go(trainer, epoch)
     loaded = checkpoint.open_file(save(trainer, tmp_path / "h.pt", 2))
     assert loaded.complete and loaded.epoch == 2
     draws = Draws(torch.Generator())
     draws.generator.set_state(trainer.draws.generator.get_state())
-    again = trainer_for(loaded.system.train(), draws)
-    again.system.started = [True, False]
+    again = trainer_for(loaded.system.train(), draws, layer2_start=layer2_start)
+    again.system.mark_started(2)
     checkpoint.load_optimizers(loaded, again.optimizers)
     first, second = end(trainer), end(again)
     assert first[:2] == second[:2]

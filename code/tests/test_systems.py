@@ -94,7 +94,7 @@ def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(stu
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_settings_of_another_system_are_refused_and_their_defaults_are_not(name, capsys):
     assert parse_pretrain(["--gpu", "cpu", "--system", name]).system == name
-    for wrong, named in ((["--system", "dcid", "--layer2_start", "released"], "--layer2_start is a setting of H-DCID"),
+    for wrong, named in ((["--system", "dcid", "--layer2_start", "data"], "--layer2_start is a setting of H-DCID"),
                          (["--system", "dcid", "--cascade_order", "video", "audio", "text"],
                           "--cascade_order is a setting of CoDAAR"),
                          (["--system", "h_dcid", "--without", "nothing"], "--without")):

@@ -18,8 +18,8 @@ SECOND_LEVEL_WEIGHT = 0.3
 class Options(dcid.Options):
     """How H-DCID is trained."""
 
-    layer2_start: str = setting("data", "H-DCID: start the second codebook when its losses start, or adapt it from "
-                                "epoch 0", choices=("data", "released"))
+    layer2_start: str = setting("released", "H-DCID: the second codebook adapts from epoch 0, as published, or "
+                                "starts from data when its losses start", choices=("released", "data"))
     detach_targets: bool = setting(False, "H-DCID: no gradient into the targets of the second level's reconstruction")
 
 
@@ -69,7 +69,7 @@ class HDCID(DCID):
         return [Objective(self.config, first_decoder), Objective(self.config, second_decoder)]
 
     def depth(self, epoch):
-        """The second level rests until its losses start, except in the released form."""
+        """The second level is there from the beginning, as published, or rests until its losses start."""
         return 1 if epoch < SECOND_LEVEL_FROM and self.options.layer2_start == "data" else 2
 
     def is_trained(self, level, epoch):
@@ -88,4 +88,4 @@ class HDCID(DCID):
         return level > 0 and self.options.detach_targets
 
     def mark_started(self, epoch):
-        self.started = [True, epoch >= SECOND_LEVEL_FROM]
+        self.started = [True, self.depth(epoch) > 1]
