@@ -64,7 +64,7 @@ def assert_goes_on_bit_exactly(trainer, loaded, batch):
     """The next step of a trainer and of one made from its file, checkpoint.Loaded, end in equal systems."""
     again = trainer_for(loaded.system.train(), draws=trainer.draws)
     checkpoint.load_optimizers(loaded, again.optimizers)
-    again.system.started = [True]
+    again.system.started = [True] * len(again.system.codebooks)
     state = trainer.draws.generator.get_state()
     for one in (trainer, again):
         trainer.draws.generator.set_state(state)
