@@ -161,7 +161,7 @@ class Ranks:
             tensor.register_post_accumulate_grad_hook(self._add)
 
     def _add(self, tensor):
-        self.complete.append(flat(tensor.grad))
+        self.complete.append(flat(tensor.grad).view(-1))
         if sum(gradient.nbytes for gradient in self.complete) >= BUCKET_BYTES:
             self._send()
 

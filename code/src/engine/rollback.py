@@ -27,12 +27,13 @@ class Rollback:
 
     def __init__(self, system, auxiliary, generator=None):
         self.system, self.auxiliary, self.generator = system, auxiliary, generator
+        self._buffers = list(system.buffers())
         self.found_inf = torch.zeros((), device=next(system.parameters()).device)
-        self._rows, self._on_host = {}, deque(maxlen=LATE)
+        self._changing, self._rows, self._on_host = {}, {}, deque(maxlen=LATE)
 
-    def _changing(self):
+    def _by_dtype(self):
         """dtype -> tensors that a step changes before it is judged."""
-        tensors = list(self.system.buffers())
+        tensors = list(self._buffers)
         for optimizer, parameters in self.auxiliary:
             for parameter in parameters:
                 tensors += [parameter.detach(), *optimizer.state[parameter].values()]
@@ -46,8 +47,9 @@ class Rollback:
         """Before a step: remember the state."""
         if self.found_inf.device.type == "cpu":
             self.found_inf.zero_()
+        self._changing = self._by_dtype()
         self._rows = {dtype: torch.cat([tensor.reshape(-1) for tensor in tensors])
-                      for dtype, tensors in self._changing().items()}
+                      for dtype, tensors in self._changing.items()}
         device = self.found_inf.device
         dropout_of_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self._on_host.append((list(self.system.started), self.generator and self.generator.get_state(),
@@ -65,7 +67,7 @@ class Rollback:
         self.found_inf = torch.maximum(self.found_inf, (~values.isfinite().all()).to(self.found_inf))
         is_known = self.found_inf.device.type == "cpu" and bool(self.found_inf)
         if is_known or self.found_inf.device.type != "cpu":
-            for dtype, tensors in self._changing().items():
+            for dtype, tensors in self._changing.items():
                 now = torch.cat([tensor.reshape(-1) for tensor in tensors])
                 chosen = torch.where(self.found_inf > 0, self._rows[dtype], now)
                 parts = chosen.split([tensor.numel() for tensor in tensors])
