@@ -16,6 +16,7 @@ import math
 import os
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -203,7 +204,7 @@ def main(argv=None):
         plain_batch = {m: x.double() for m, x in data().items()}
         plain.step(plain_batch)
 
-    times, waits, plain_times = [], [], []
+    times, waits, host_times, plain_times = [], [], [], []
     plain_at = {(i + 1) * opts.steps // opts.baseline_steps - 1 for i in range(opts.baseline_steps)} if plain else ()
     for number in range(opts.steps):
         for ceiling in ceilings.values():
@@ -212,6 +213,7 @@ def main(argv=None):
         batch = data()
         drawn = now(device)
         trainer.step(batch, LATE_EPOCH)
+        host_times.append(time.perf_counter() - drawn)
         end = now(device)
         waits.append(drawn - start)
         times.append(end - start)
@@ -239,7 +241,7 @@ def main(argv=None):
         "seconds_per_step": step, "fastest_step": min(times), "clips_per_second": opts.batch_size / step,
         "tflop_per_step": work / 1e12, "tflops": work / step / 1e12, "ceiling_tflops": ceiling.best / 1e12,
         "share_of_ceiling": work / step / ceiling.best, "float32_tflop_per_step": parts_of_work["rest"] / 1e12,
-        "shortest_step": shortest, "peak_memory_gb": memory,
+        "shortest_step": shortest, "host_seconds_per_step": statistics.median(host_times), "peak_memory_gb": memory,
         "data_share": statistics.median(waits) / step,
         "baseline_seconds_per_step": statistics.median(plain_times) if plain_times else None,
         "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
@@ -262,6 +264,9 @@ def report(figures):
         print("            {float32_tflop_per_step:.3f} TFLOP of it in float32: at the ceilings of both precisions "
               "{shortest_step:.4f} s = {share:.1%} of the step".format(
                   share=figures["shortest_step"] / figures["seconds_per_step"], **figures))
+    if "cuda" in figures["device"]:
+        print("host        {host_seconds_per_step:.4f} s until all of a step's work is handed to the device"
+              .format(**figures))
     if figures["baseline_seconds_per_step"]:
         ratio = figures["baseline_seconds_per_step"] / figures["seconds_per_step"]
         print(f"baseline    {figures['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
@@ -269,8 +274,8 @@ def report(figures):
         print("run         {epochs} epochs of {clips:,} clips in {seconds_of_run:.1f} s".format(**figures))
     print("memory      {peak_memory_gb:.2f} GB at the peak; data {data_share:.1%} of a step".format(**figures))
     whole = sum(figures["breakdown"].values())
-    for name, time in figures["breakdown"].items():
-        print(f"  {name:20} {1e3 * time:9.2f} ms {time / whole:6.1%}")
+    for name, part in figures["breakdown"].items():
+        print(f"  {name:20} {1e3 * part:9.2f} ms {part / whole:6.1%}")
 
 
 if __name__ == "__main__":
