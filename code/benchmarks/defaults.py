@@ -184,13 +184,11 @@ def train_and_measure(name, flags, seed, options):
     pretrain.main(arguments)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments)
-    curve = {}
-    for path in (folder / "checkpoints").glob("*.pt"):
-        step = checkpoint.read(path, mmap=True)["total_step"]
-        if step % options.every == 0 or step == options.steps:
-            curve[step] = measure(path, options.data_root)
-    newest = checkpoint.newest(folder / "checkpoints")
-    newest.rename(folder / newest.name)
+    files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
+    curve = {step: measure(path, options.data_root) for step, path in files.items()
+             if step % options.every == 0 or step == options.steps}
+    last = files[max(files)]
+    last.rename(folder / last.name)
     shutil.rmtree(folder / "checkpoints")
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
             "dataset_name": options.dataset_name, "system": opts.system, "cpu_seconds": round(seconds),

@@ -19,7 +19,8 @@ import pytest
 import faults
 import kill_resume
 from avs_s4.builders import RunFolders
-from engine import checkpoint, results
+from engine import results
+from engine.run_loop import find_newest
 from kill_resume import Run
 from test_atomic import ROW
 from tiny import train
@@ -187,7 +188,7 @@ def test_a_clock_that_goes_back(demo_data, small_model, tmp_path, monkeypatch):
     train(demo_data, tmp_path, "--save_every_steps", 3, "--max_steps", 6)
     for path in (tmp_path / "checkpoints").glob("*step6.pt"):
         os.utime(path, (0, 0))
-    assert checkpoint.newest(tmp_path / "checkpoints").name == "DCID-model-0-step6.pt"
+    assert find_newest(tmp_path / "checkpoints", "*.pt", {}).name == "DCID-model-0-step6.pt"
 
 
 # ------------------------------------------------------------------------------------------------- a line that was cut

@@ -109,11 +109,6 @@ def read(path, mmap=False):
     return contents
 
 
-def newest(folder):
-    """The checkpoint in a folder that has taken the most steps, whatever the clock says."""
-    return max(Path(folder).glob("*.pt"), key=lambda path: (read(path, mmap=True).get("total_step", 0), path.name))
-
-
 def open_file(path, dtype=torch.float32):
     """Read a pretraining file, published or ours, into a system; what only training needs may be missing."""
     contents = read(path)

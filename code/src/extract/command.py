@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from declare import positive
+from declare import not_negative, positive
 from extract.audio import FRAMINGS, RESAMPLERS, ROUTES
 from extract.video import CHANNELS, PER_SECOND
 from model.config import seconds_or_auto
@@ -34,12 +34,10 @@ def _per_second(text):
 def _start(text):
     """Seconds, or the name of a column of --labels."""
     try:
-        value = float(text)
+        float(text)
     except ValueError:
         return text
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from 0 on")
-    return value
+    return not_negative(text)
 
 
 def _shard(text):
