@@ -92,6 +92,15 @@ def test_sound_that_starts_late_is_placed_on_the_clock(videos, tmp_path, ending)
     assert abs(loud.argmax() / 44100 - 1.5) < 0.03
 
 
+def test_tags_that_are_not_utf_8_are_no_defect(videos, tmp_path):
+    path = make_video(videos / "a.mkv", seconds=3)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"Lavf", b"L\xe4vf"))
+    assert path.read_bytes() != content
+    code, row, *_ = one(videos, tmp_path, "--seconds", "3")
+    assert code == 0 and row["status"] == "ok"
+
+
 def test_short_clip_has_its_whole_seconds(videos, tmp_path):
     make_video(videos / "a.mp4", seconds=6.4)
     code, row, sound, pictures = one(videos, tmp_path)

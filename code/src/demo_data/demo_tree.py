@@ -343,7 +343,7 @@ def write_h5(path, name, array):
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
-    path.write_bytes(content.getbuffer())
+    path.write_bytes(content.getvalue())
 
 
 def write_events(path, events):

@@ -100,7 +100,8 @@ def read(path, mmap=False):
             raise InputError(f"{path}: holds more than tensors and plain values, which could run code; it was not "
                              "loaded, use a file from a source that you trust") from error
         raise InputError(f"{path}: not a checkpoint of torch.save; download or write it again") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError,
+            SystemError) as error:              # the last: a read error under Python 3.13
         raise InputError(f"{path}: truncated or not a checkpoint of torch.save ({type(error).__name__}); download or "
                          "write it again") from error
     if not isinstance(contents, dict):

@@ -24,6 +24,8 @@ from limits import LIMITS
 DEMUXERS = ("mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,live_flv,asf,ogg,mxf,wav,w64,mp3,aac,loas,flac,"
             "aiff")
 DECODER = {"max_pixels": str(LIMITS.pixels)}            # before a frame of that size is allocated
+# PyAV below 19 refuses a file with a tag that is not UTF-8, unless told otherwise; from 19 on it never does.
+TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
 MICROSECONDS = 1_000_000            # of the container's clock
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
@@ -67,10 +69,11 @@ class Media:
             if container.duration:
                 facts.duration = container.duration / MICROSECONDS
             if video is not None:
-                facts.frame_rate = video.guessed_rate or video.average_rate or video.base_rate
-                if not facts.frame_rate:
+                rate = video.guessed_rate or video.average_rate or video.base_rate
+                if not rate:
                     raise Unreadable(f"{self.path}: no frame rate; a video with one is expected; convert it, say with "
                                      "ffmpeg -r 25")
+                facts.frame_rate = Fraction(rate)       # PyAV 19 has a type of its own, which round() does not take
                 if not 0 < facts.frame_rate <= LIMITS.frame_rate or video.width * video.height > LIMITS.pixels:
                     raise Unreadable(f"{self.path}: frames of {video.width} x {video.height}, "
                                      f"{float(facts.frame_rate):.6g} a second; up to {LIMITS.pixels:,} pixels and "
@@ -94,7 +97,7 @@ class Media:
 
     def _open(self):
         try:                                        # "file:", because a name may begin like an address
-            container = av.open(f"file:{self.path}", metadata_errors="ignore", options=DECODER,
+            container = av.open(f"file:{self.path}", options=DECODER, **TAGS,
                                 container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise Unreadable(f"{self.path}: cannot be opened ({_reason(error)}); a whole video is expected; get it "
