@@ -13,6 +13,7 @@ from engine import checkpoint
 from engine.monitors import Figures
 from errors import InputError
 from model.config import Config
+from other_device import DEVICES
 from systems import published, registry
 from systems.base import Term
 from systems.dcid import DCID
@@ -114,8 +115,7 @@ def everything(trainer):
                     "started": torch.tensor(trainer.system.started)}
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("device", ["cpu", *DEVICES], ids=str)
 @pytest.mark.parametrize("system, epoch, settings", [
     (DCID, 0, {}), (DCID, 0, {"mi_forward": "released", "code_reset": "released"}), (HDCID, 3, {}),
     (FCID, 0, {}), (MICU, 0, {"encoder_passes": "released"})])

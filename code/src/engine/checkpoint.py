@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from atomic_write import whole_file
 from dataset import origin
@@ -66,8 +67,8 @@ def sha256(path):
 
 
 def save(path, contents):
-    """Write a file whole or not at all."""
-    path = Path(path)
+    """Write a file whole or not at all. Its tensors are on the CPU, so that a machine without a GPU can read them."""
+    path, contents = Path(path), tree_map_only(torch.Tensor, torch.Tensor.cpu, contents)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:

@@ -1,18 +1,21 @@
-"""On a GPU: a step computes what it computes on a CPU, waits for nothing, and the commands run through."""
+"""On another device than the CPU: a step computes what it computes there, and the commands run through."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-import ave
+import evaluate
+from configs import opts
+from engine import checkpoint
 from model.sampling import Draws
+from other_device import DEVICE, DEVICES, GPU, needs_gpu
 from systems.registry import SYSTEMS
 from test_speed_equal import SMALL, batches
 from tiny import checkpoints, train, trainer_for
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-GPU = "cuda:0"
+on_devices = pytest.mark.parametrize("device", DEVICES, ids=str)
 
 
 class SameNoise(Draws):
@@ -38,15 +41,17 @@ def trained(name, device, steps, dtype=torch.float64, draws=SameNoise, **setting
     return trainer, report
 
 
+@on_devices
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_steps_are_those_of_a_cpu(name):
+def test_steps_are_those_of_a_cpu(name, device):
     steps = batches(config_of(name), 4, 3)
-    on_cpu, on_gpu = (trained(name, device, steps)[0].system.state_dict() for device in ("cpu", GPU))
-    for key, ours in on_gpu.items():
+    on_cpu, there = (trained(name, where, steps)[0].system.state_dict() for where in ("cpu", device))
+    for key, ours in there.items():
         torch.testing.assert_close(ours.cpu(), on_cpu[key], rtol=1e-6, atol=1e-8,
                                    msg=lambda text, key=key: f"{key}: {text}")
 
 
+@needs_gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_step_waits_for_nothing(name, precision):
@@ -64,13 +69,31 @@ def test_a_step_waits_for_nothing(name, precision):
         float(expected.losses["total"].detach()), rel=5e-2 if bf16 else 1e-2)
 
 
-def test_pretraining_resumes_and_a_head_is_trained(demo_data, small_model, tmp_path):
-    """The commands, in bf16 with the data on the GPU; the second run continues the first."""
-    run = ["--gpu", "0", "--precision", "bf16"]
-    assert train(demo_data, tmp_path, *run, "--max_steps", 12) == 0
-    assert train(demo_data, tmp_path, *run, "--resume", "auto") == 0
+@on_devices
+def test_pretraining_resumes_and_heads_are_trained(device, demo_data, small_model, tmp_path, monkeypatch):
+    """The commands, with the data on the device; the second run continues the first."""
+    monkeypatch.setattr(opts, "device", lambda gpu: device)
+    assert train(demo_data, tmp_path, "--max_steps", 12) == 0
+    assert train(demo_data, tmp_path, "--resume", "auto") == 0
     last = tmp_path / "checkpoints" / checkpoints(tmp_path)[-1]
-    ave.main(["--data_root", str(demo_data), "--checkpoint", str(last), "--snapshot_pref", str(tmp_path), *run,
-              "--n_epoch", "2", "--workers", "0"])
+    evaluate.main([str(last), "--data_root", str(demo_data), "--snapshot_pref", str(tmp_path), "--n_epoch", "2",
+                   "--workers", "0"])
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert {row["direction"] for row in rows} == {"video->audio", "audio->video"}
+    assert {row["task"] for row in rows} >= {"ave", "avvp", "ave_avvp", "ucf_vggsound"}
+    assert all(np.isfinite(row["value"]) for row in rows)
+
+
+def test_files_are_read_without_the_device(tmp_path):
+    there = torch.ones(3, device=DEVICE)
+    checkpoint.save(tmp_path / "a.pt", {"network": {"w": there}, "shapes": [3, (4,)]})
+    read = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert read["network"]["w"].tolist() == [1, 1, 1] and read["shapes"] == [3, (4,)]
+
+
+def test_mixed_devices_are_seen():
+    there = torch.ones(3, device=DEVICE)
+    with pytest.raises(RuntimeError, match="different devices: other \\(3,\\), cpu \\(3,\\)"):
+        there + torch.ones(3)
+    with pytest.raises((RuntimeError, TypeError)):
+        there.numpy()
+    assert (there + 1).cpu().numpy().sum() == 6
