@@ -12,7 +12,7 @@ WRITES = {"output_file", "whole_file", "alone", "to_csv", "to_json", "to_excel",
           "NamedTemporaryFile", "TemporaryDirectory", "replace", "rename", "mkdir", "makedirs", "touch",
           "SummaryWriter", "FileHandler", "fdopen", "imsave", "imwrite", "save", "dump", "truncate", "ftruncate"}
 READS = {"read_text", "read_bytes", "read_csv", "read_table", "read_json", "fromfile", "memmap", "load", "load_file",
-         "safe_open", "loadtxt", "genfromtxt", "loadmat", "file_digest", "from_file"}
+         "safe_open", "loadtxt", "genfromtxt", "loadmat", "from_file"}
 MODES = {"open": 1, "File": 1, "ZipFile": 1, "GzipFile": 1, "FileIO": 1}        # place of the mode, "r" where it is not
 OURS = {"save": {"torch", "np", "image", "figure"}, "load": {"torch", "np", "json", "pickle"},
         "dump": {"json", "pickle", "torch"}, "copy": {"shutil"}, "replace": {"os"}, "rename": None, "link": {"os"},

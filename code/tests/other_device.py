@@ -35,6 +35,12 @@ class Backend:
     def manual_seed_all(self, seed):
         """Random numbers are the CPU's."""
 
+    def get_rng_state(self, device=None):
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state, device=None):
+        torch.set_rng_state(state)
+
 
 class Other(torch.Tensor):
     """A tensor there; `numbers` holds it."""

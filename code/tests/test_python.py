@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_what_is_declared_stands_in_the_requirements():
     needed = {part.strip().strip('"').split(">")[0] for part in text.split(",")}
     lines = (CODE.parent / "requirements.txt").read_text().split("\n")
     assert needed <= {line.split(";")[0].split("=")[0].split(">")[0].strip() for line in lines}
+
+
+def test_no_newer_python_is_needed_than_is_declared():
+    """Tests run on one Python; vermin knows with which one each part of the language and the library came."""
+    least = (CODE / "pyproject.toml").read_text().split('requires-python = ">=')[1].split('"')[0]
+    found = subprocess.run([Path(sysconfig.get_path("scripts")) / "vermin", f"-t={least}-", "--no-tips", "--violations",
+                            *(str(CODE / name) for name in ("src", "cmg", "AVSBench_downstream"))],
+                           capture_output=True, text=True)
+    assert found.returncode == 0 and f"Minimum required versions: {least}" in found.stdout, found.stdout
 
 
 # -------------------------------------------------------------------------------------------- the same as the scripts

@@ -62,8 +62,11 @@ class Loaded:
 
 def sha256(path):
     """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
+    digest = hashlib.sha256()
     with readable(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 20):           # hashlib.file_digest is of Python 3.11
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def save(path, contents):
