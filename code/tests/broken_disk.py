@@ -246,11 +246,11 @@ def broken(disk):
     swaps = [(os, name, _system(disk, name)) for name in
              ("fsync", "mkdir", "replace", "rename", "symlink", "link", "sendfile")]
     swaps += [(module, "open", _opener(disk, builtins.open)) for module in (builtins, io)]
-    swaps += [(h5py, "File", _hdf5(disk, h5py.File)), *_descriptors(disk)]
     accessor = getattr(pathlib, "_NormalAccessor", None)            # Python 3.10 keeps functions of its own
     if accessor:
         swaps += [(accessor, name, staticmethod(swap)) for module, name, swap in swaps
                   if module in (os, io) and hasattr(accessor, name)]
+    swaps += [(h5py, "File", _hdf5(disk, h5py.File)), *_descriptors(disk)]
     if "av" in sys.modules:
         import av
         swaps.append((av, "open", _ffmpeg(disk, av.open, av.error.OSError)))

@@ -218,8 +218,8 @@ def tabulate(rows):
     same = [name for name in IDENTITY if name not in ("selection", "seed")]
     keys = pd.DataFrame([{name: json.dumps(row.get(name)) for name in same} for row in rows])
     table = []
-    for _, numbers in keys.groupby(same, sort=False).groups.items():
-        group = [rows[number] for number in numbers]
+    for _, alike in keys.groupby(same, sort=False):         # pandas 2 sorts what `.groups` gives
+        group = [rows[number] for number in alike.index]
         first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
         reference = picked["last"] or picked["best"]
         name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
