@@ -357,6 +357,5 @@ class Loop:
         checkpoint.save(path, {
             "step": figures.step, "epoch": figures.before.epoch, "clips": clips, "options": self.options,
             "figures": dict(zip(figures.names, figures.values.tolist())), "saved": list(self.saved),
-            "batch": {modality: x.cpu() for modality, x in figures.batch.items()},
-            "contents": self._contents(self.saved)})
+            "batch": dict(figures.batch), "contents": self._contents(self.saved)})
         return path
