@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Make the virtual environment .venv at the root with everything in requirements.txt; a second call finds it ready.
-# PYTHON3 chooses the interpreter (default: python3).
+# Make the virtual environment .venv at the root with everything in requirements.txt and the package cmg, editable; a
+# second call finds it ready. PYTHON3 chooses the interpreter (default: python3).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 stamp=$root/.venv/.requirements
-if cmp -s "$root/requirements.txt" "$stamp"; then exit 0; fi
+wanted=$(cat "$root/requirements.txt" "$root/code/pyproject.toml")
+if [ -e "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then exit 0; fi
 echo "setting up $root/.venv (once; PyTorch is a large download)"
 [ -x "$root/.venv/bin/python" ] || "${PYTHON3:-python3}" -m venv "$root/.venv"
-"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt"
-cp "$root/requirements.txt" "$stamp"        # last, so that a broken installation is tried again
+pip() { "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip -r "$root/requirements.txt"
+pip --no-deps -e "$root/code"
+printf '%s\n' "$wanted" >"$stamp"           # last, so that a broken installation is tried again

@@ -2,7 +2,7 @@
 
 Every step of DCID in its published order, in the most literal form: channels-first convolutions, one modality and
 one code at a time, the attention whose weights are always 1, Adam tensor by tensor. In float64 it takes the time that
-the benchmarks compare with, and the same numbers as those of `engine.trainer` come out (tests/test_speed_equal.py). It
+the benchmarks compare with, and the same numbers as those of `cmg.training.step` come out (tests/test_speed_equal.py). It
 works on the parameters of a model of ours, one level, default settings, and is not meant to be improved.
 """
 
@@ -74,8 +74,8 @@ class PlainStep:
     """Trains `model` (one level) step by step.
 
     Args:
-        model: systems.dcid.DCID in the dtype to be timed; its codebook has been started.
-        draws: as in model/sampling.py.
+        model: cmg.systems.dcid.DCID in the dtype to be timed; its codebook has been started.
+        draws: as in cmg/models/random.py.
     """
 
     def __init__(self, model, draws, lr=4e-4, mi_lr=1e-3):

@@ -26,12 +26,15 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import pretrain  # noqa: E402
-from configs.opts import PLACES, parse_pretrain  # noqa: E402
-from engine import checkpoint, provenance  # noqa: E402
-from engine.transfer import code_sets, fit_heads  # noqa: E402
-from engine.transfer.task import Pretrained  # noqa: E402
-from engine.transfer.tasks import TASKS  # noqa: E402
-from errors import InputError, Parser, run  # noqa: E402
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain  # noqa: E402
+from cmg.data.layout import DATA_PATHS
+from cmg.results import provenance  # noqa: E402
+from cmg.transfer import encode, fit_heads  # noqa: E402
+from cmg.transfer.task import Pretrained  # noqa: E402
+from cmg.transfer.tasks import TASKS  # noqa: E402
+from cmg.utils.errors import InputError, Parser, run  # noqa: E402
+from configs.opts import LOCAL
 
 ARMS = {
     "default": [],
@@ -76,8 +79,8 @@ HEAD_EPOCHS, HEAD_SEED = 30, 0                  # of the AVE task's heads
 def measure(path, data_root):
     """Figures of a checkpoint: "val" and "test" -> transfer in percent for each pair, and `code_figures`."""
     pretrained = Pretrained.load(path, torch.device("cpu"), "float32")
-    task = TASKS["ave"].open(lambda name: data_root / PLACES[name], ("audio", "video"), "default", in_memory=True)
-    sets = {role: code_sets.codes({None: pretrained.encoder}, clips["audio"], ("audio", "video"))
+    task = TASKS["ave"].open(lambda name: data_root / DATA_PATHS[name], ("audio", "video"), "default", in_memory=True)
+    sets = {role: encode.codes({None: pretrained.encoder}, clips["audio"], ("audio", "video"))
             for role, clips in (("train", task.train), ("val", task.val), ("test", task.test))}
     trials = {}
     for source in ("audio", "video"):
@@ -156,7 +159,7 @@ def distances(encoder, clips):
 
 def probe(data_root):
     """Accuracy in percent of logistic regression on the raw features of single event seconds, AVE training to test."""
-    place = lambda name: data_root / PLACES[name]                                   # noqa: E731
+    place = lambda name: data_root / DATA_PATHS[name]                                   # noqa: E731
     task = TASKS["ave"].open(place, ("audio", "video"), "default", in_memory=True)
     parts = [torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
              for clips in (task.train["audio"], task.test["audio"])]
@@ -183,7 +186,7 @@ def train_and_measure(name, flags, seed, options):
     clock, wall = time.process_time(), time.time()
     pretrain.main(arguments)
     seconds, wall = time.process_time() - clock, time.time() - wall
-    opts = parse_pretrain(arguments)
+    opts = parse_pretrain(arguments, LOCAL)
     files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
     curve = {step: measure(path, options.data_root) for step, path in files.items()
              if step % options.every == 0 or step == options.steps}
@@ -235,7 +238,7 @@ def table(lines, part, step=None, columns=("audio->video", "video->audio", "audi
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m spoken_data.spoken_tree)")
+    parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m cmg.demos.spoken)")
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
     parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
     parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="which arms, in this order")

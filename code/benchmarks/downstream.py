@@ -3,7 +3,7 @@
     python code/benchmarks/downstream.py [--clips 3000] [--epochs 3] [--json FILE]
 
 Codes as a frozen encoder of the published widths gives them (K = 400, D = 256, 10 seconds) are drawn at random: only
-their shapes matter. Eight clip heads with eight seeds are trained by engine/transfer/fit_heads.py in one pass, as the
+their shapes matter. Eight clip heads with eight seeds are trained by cmg/transfer/fit_heads.py in one pass, as the
 scripts do, then each alone; both ways end with the same weights (tests/test_transfer.py).
 """
 
@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from timing import seconds  # noqa: E402
 
-from configs.opts import device as device_of  # noqa: E402
-from engine.transfer.code_sets import CodeSet  # noqa: E402
-from engine.transfer.fit_heads import Trial, fit  # noqa: E402
-from errors import Parser, run  # noqa: E402
-from model.heads import ClipHead  # noqa: E402
+from cmg.cli import device as device_of  # noqa: E402
+from cmg.models.heads import ClipHead  # noqa: E402
+from cmg.transfer.encode import CodeSet  # noqa: E402
+from cmg.transfer.fit_heads import Trial, fit  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
 
 HEADS, CLASSES, CODES, WIDTH, SECONDS = 8, 28, 400, 256, 10
 

@@ -19,15 +19,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from configs.opts import device as device_of  # noqa: E402
-from engine.precision import has_bf16_units  # noqa: E402
-from engine.results import Output  # noqa: E402
-from engine.transfer import toc_variants  # noqa: E402
-from engine.transfer.task import HeadSettings, Pretrained  # noqa: E402
-from engine.transfer.tasks import TASKS  # noqa: E402
-from errors import Parser, run  # noqa: E402
-from systems.base import FrozenEncoder  # noqa: E402
-from systems.registry import SYSTEMS  # noqa: E402
+from cmg.cli import device as device_of  # noqa: E402
+from cmg.results.rows import Output  # noqa: E402
+from cmg.systems.base import FrozenEncoder  # noqa: E402
+from cmg.systems.registry import SYSTEMS  # noqa: E402
+from cmg.training.precision import has_bf16_units  # noqa: E402
+from cmg.transfer import toc  # noqa: E402
+from cmg.transfer.task import HeadSettings, Pretrained  # noqa: E402
+from cmg.transfer.tasks import TASKS  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
 
 DIFFERENT, SECONDS = 64, 10
 CLIPS = {           # task -> (classes, {role: {modality: clips}}); counts of the official lists
@@ -84,7 +84,7 @@ def main(argv=None):
         for name in CLIPS:
             start = perf_counter()
             entry, task = open_task(name, config, opts.share)
-            chosen = toc_variants.variants(toc_variants.TocSettings(), name, list(entry.directions.values()),
+            chosen = toc.variants(toc.TocSettings(), name, list(entry.directions.values()),
                                            pretrained.code_dim, kind.TOC_RELEASED)
             settings = HeadSettings(n_epoch=entry.epochs, precision=precision, in_memory=True)
             entry.evaluate(task, pretrained, chosen, settings, Output(Path(folder) / "results.jsonl", "none.json"))

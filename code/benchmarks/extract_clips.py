@@ -26,12 +26,12 @@ sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 
 from timing import Ceiling, Stopwatch, now  # noqa: E402
 
-from errors import Parser, run  # noqa: E402
-from extract import audio, networks, output  # noqa: E402
-from extract.clip import Timing, extract  # noqa: E402
-from extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound  # noqa: E402
-from extract.media import Media  # noqa: E402
-from extract.weights import Weights  # noqa: E402
+from cmg.extract import audio, networks, output  # noqa: E402
+from cmg.extract.clip import Timing, extract  # noqa: E402
+from cmg.extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound  # noqa: E402
+from cmg.extract.media import Media  # noqa: E402
+from cmg.extract.weights import Weights  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
 
 RATE, SIZE, SOUND = 25, (640, 360), 44100
 VGG19_FLOP = 39e9               # a frame, to the fifth pooling: 2 x 19.5 G multiplications

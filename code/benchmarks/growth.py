@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from pretrain_step import DTYPES, WIDTHS  # noqa: E402
 
-from errors import InputError, Parser, run  # noqa: E402
-from model.config import MODALITIES  # noqa: E402
-from systems.registry import SYSTEMS  # noqa: E402
+from cmg.models.config import MODALITIES  # noqa: E402
+from cmg.systems.registry import SYSTEMS  # noqa: E402
+from cmg.utils.errors import InputError, Parser, run  # noqa: E402
 
 BASE = {"n_embeddings": 400, "batch_size": 80, "seconds": 10, "modalities": MODALITIES}
 SIZES = {

@@ -18,12 +18,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from configs.opts import PLACES  # noqa: E402
-from declare import positive  # noqa: E402
-from errors import Parser, run  # noqa: E402
-from spoken_data import spoken_tree  # noqa: E402
-from spoken_data.clips import NONE, Cut  # noqa: E402
-from spoken_data.sources import RATE  # noqa: E402
+from cmg.data.layout import DATA_PATHS  # noqa: E402
+from cmg.demos import spoken  # noqa: E402
+from cmg.demos.spoken_clips import NONE, Cut  # noqa: E402
+from cmg.demos.spoken_sources import RATE  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.utils.settings import positive  # noqa: E402
 
 WINDOW, HOP, BANDS, QUARTERS, FLOOR = 256, 80, 32, 4, 1e-4      # samples at 8 kHz; FLOOR: added to the power
 LOWEST_HZ, HIGHEST_HZ = 80, 3900
@@ -50,7 +50,7 @@ def word_features(wave, bank):
     return np.concatenate([quarter.mean(0) for quarter in np.array_split(mel, QUARTERS)]).astype(np.float32) / QUARTERS
 
 
-class OtherCut(spoken_tree.Writer):
+class OtherCut(spoken.Writer):
     """The tree with these features."""
 
     name = "Spoken Digits, another cut"
@@ -94,7 +94,7 @@ def main(argv=None):
     class Chosen(OtherCut):
         name = f"{OtherCut.name}, {options.channels} filters, hold {options.hold}"
         channels, cut = options.channels, replace(OtherCut.cut, hold=options.hold)
-    spoken_tree.build(options.out, PLACES, options.recordings, options.seed, options.clips, writer=Chosen)
+    spoken.build(options.out, DATA_PATHS, options.recordings, options.seed, options.clips, writer=Chosen)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ sys.path[:0] = [str(ROOT / "code" / folder) for folder in ("src", "benchmarks")]
 
 from precision_equal import last_rows  # noqa: E402
 
-from atomic_write import whole_folder  # noqa: E402
-from configs.opts import DATA, PLACES  # noqa: E402
-from dataset.archive import read_zip  # noqa: E402
-from demo_data import demo_tree  # noqa: E402
-from engine.report import tables  # noqa: E402
-from errors import Parser, run  # noqa: E402
+from cmg.data.archive import read_zip  # noqa: E402
+from cmg.data.layout import DATA_PATHS  # noqa: E402
+from cmg.demos import dialled  # noqa: E402
+from cmg.report import tables  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.utils.files import whole_folder  # noqa: E402
+from configs.opts import DATA
 
 WIDTHS = {"audio": 1024, "video": 768}
 TOLERANCE = 5.0         # points of the mean over the cells
@@ -56,8 +57,8 @@ def build(demo, out):
     """The projected copy of the demo tree in `out`; one that is there is left alone. Other files are links."""
     if out.exists():
         return
-    places = {PLACES[name]: name.split(".")[1] for name in PLACES
-              if name.split(".")[1] in WIDTHS and not name.startswith("avs.") and (demo / PLACES[name]).exists()}
+    places = {DATA_PATHS[name]: name.split(".")[1] for name in DATA_PATHS
+              if name.split(".")[1] in WIDTHS and not name.startswith("avs.") and (demo / DATA_PATHS[name]).exists()}
 
     def skip(folder, names):
         inside = Path(folder).relative_to(demo)
@@ -70,11 +71,11 @@ def build(demo, out):
             if (demo / place).is_dir():
                 (partial / place).mkdir(parents=True)
                 for path in tqdm(sorted((demo / place).glob("*.zip")), place, unit="clip", disable=None, leave=False):
-                    demo_tree.write_zip(partial / place, path.stem, project(read_zip(path)))
+                    dialled.write_zip(partial / place, path.stem, project(read_zip(path)))
             else:
                 with h5py.File(demo / place) as file:
                     rows = np.stack([project(row) for row in file["avadataset"]])
-                demo_tree.write_h5(partial / place, "avadataset", rows)
+                dialled.write_h5(partial / place, "avadataset", rows)
 
 
 def measure(data, folder, seed, opts):
@@ -99,7 +100,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
     opts = parser.parse_args(argv)
     demo, folder = opts.data_root.resolve(), opts.folder.resolve()
-    demo_tree.build(demo, PLACES, clips=opts.clips)
+    dialled.build(demo, DATA_PATHS, clips=opts.clips)
     build(demo, folder / "data")
     figures = {name: [measure(data, folder / f"{name}-{seed}", seed, opts) for seed in opts.seeds]
                for name, data in (("demo", demo), ("projected", folder / "data"))}

@@ -19,8 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "code" / "src"))
 
-from engine import checkpoint, results  # noqa: E402
-from errors import InputError, Parser, run  # noqa: E402
+from cmg.checkpoints import checkpoint
+from cmg.results import rows as results  # noqa: E402
+from cmg.utils.errors import InputError, Parser, run  # noqa: E402
 
 TOLERANCE = 1.0         # points of accuracy
 TASKS = ("ave", "ucf_vggsound")     # those that measure accuracy

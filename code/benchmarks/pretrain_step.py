@@ -3,7 +3,7 @@
     python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
 Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
-by engine/trainer.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
+by cmg/training/step.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
 Adam, distances and losses not), so the rate of a faster formulation can be compared with that of a plain one. The
 ceiling is the fastest plain matrix product of the same device and precision, measured between the steps; with
 --compare_baseline the plain float64 step (baseline_step.py) alternates with the fast one, too.
@@ -28,23 +28,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from baseline_step import PlainStep  # noqa: E402
 from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
-from configs.opts import device as device_of  # noqa: E402
-from declare import positive  # noqa: E402
-from engine.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
-from engine.malloc import keep_freed_memory  # noqa: E402
-from engine.precision import has_bf16_units  # noqa: E402
-from engine.trainer import Settings, Trainer  # noqa: E402
-from errors import Parser, run  # noqa: E402
-from model.config import MODALITIES  # noqa: E402
-from model.sampling import Draws  # noqa: E402
-from systems.dcid import MI_ITERATIONS  # noqa: E402
-from systems.registry import SYSTEMS  # noqa: E402
+from cmg.cli import device as device_of  # noqa: E402
+from cmg.models.config import MODALITIES  # noqa: E402
+from cmg.models.random import Draws  # noqa: E402
+from cmg.systems.dcid import MI_ITERATIONS  # noqa: E402
+from cmg.systems.registry import SYSTEMS  # noqa: E402
+from cmg.training.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
+from cmg.training.malloc import keep_freed_memory  # noqa: E402
+from cmg.training.precision import has_bf16_units  # noqa: E402
+from cmg.training.step import Settings, Trainer  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.utils.settings import positive  # noqa: E402
 
 LATE_EPOCH = 3                                                      # from here on every loss of every system counts
 CHUNK = 256                                                         # clips drawn at once
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
-PLACES = {                                                          # how often a kernel is applied to a second
+DATA_PATHS = {                                                          # how often a kernel is applied to a second
     "specific.video.conv1": 25, "specific.video.conv2": 9, "specific.video.conv3": 9,
     "specific.video.residual.spread": 9, "specific.video.residual.mix": 9, "decoders.video.deconv1": 9,
     "decoders.video.residual.spread": 25, "decoders.video.residual.mix": 25, "decoders.video.deconv2": 25,
@@ -64,7 +64,7 @@ def flops_per_second(model):
     for name, weight in model.named_parameters():
         if weight.ndim < 2 or any(part in name for part in UNUSED):
             continue
-        places = next((n for layer, n in PLACES.items() if f"{layer}." in name), 1)
+        places = next((n for layer, n in DATA_PATHS.items() if f"{layer}." in name), 1)
         passes = 2 if any(part in name for part in FROM_DATA) else 3
         if ".club." in name:
             passes += MI_ITERATIONS * (2 if ".0.weight" in name else 3)

@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from dataset.features import open_features  # noqa: E402
-from dataset.packing import pack  # noqa: E402
-from errors import Parser, run  # noqa: E402
+from cmg.data.features import open_features  # noqa: E402
+from cmg.prepare.pack import pack  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
 
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
 DIFFERENT = 50                  # clips with contents of their own; the others are copies, with files of their own

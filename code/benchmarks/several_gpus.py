@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from pretrain_step import LATE_EPOCH, WIDTHS, random_data  # noqa: E402
 
-from declare import positive  # noqa: E402
-from engine.distributed import BUCKET_BYTES, Ranks  # noqa: E402
-from engine.trainer import Settings, Trainer  # noqa: E402
-from errors import Parser, run  # noqa: E402
-from model.config import MODALITIES  # noqa: E402
-from model.sampling import Draws  # noqa: E402
-from systems.registry import SYSTEMS  # noqa: E402
+from cmg.models.config import MODALITIES  # noqa: E402
+from cmg.models.random import Draws  # noqa: E402
+from cmg.systems.registry import SYSTEMS  # noqa: E402
+from cmg.training.step import Settings, Trainer  # noqa: E402
+from cmg.utils.dist import BUCKET_BYTES, Ranks  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.utils.settings import positive  # noqa: E402
 
 BACKWARD = 2 / 3            # of a step's time
 SMALL, LARGE = 2, 4         # clips of the counted steps

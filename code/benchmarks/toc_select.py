@@ -15,8 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from errors import Parser, run  # noqa: E402
-from model import toc  # noqa: E402
+from cmg.models import toc  # noqa: E402
+from cmg.utils.errors import Parser, run  # noqa: E402
 
 CODES, WIDTH = 400, 256
 

@@ -1,103 +1,12 @@
-"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): a pretraining run and an evaluation for each row.
+"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): a pretraining run and an evaluation for each row."""
 
---study 2: audio and video without one or two components, in the order of the paper's Table 2; 3: audio, video and text,
-Table 3; sizes: the number of codes (Figure 3); modalities: what pretraining sees. All rows share one seed.
-"""
-
-from pathlib import Path
-
-import evaluate
-import pretrain
-from atomic_write import output_file
-from configs.opts import parse_pretrain
-from engine import results
-from engine.report import tables
-from engine.transfer.tasks import TASKS
-from errors import Parser, run
-from systems.registry import SYSTEMS
-
-BASIC = ("recon", "commit")      # without these there is nothing to compare
-PAPER = {                        # study -> what is left out in each row, in the papers' order
-    "2": [("club",), ("cpc",), ("club", "cpc"), ("mm_ema",), ("reset",), ("cmcm",), ("mm_ema", "reset"), ()],
-    "3": [("club",), ("cpc",), ("mm_ema",), ("mm_ema", "reset"), ("reset",), ("cmcm",), ()],
-}
-STUDIES = {                      # study -> arguments of all rows
-    "2": ["--dataset_name", "vggsound"], "3": ["--dataset_name", "vggsound_AVT"],
-    "sizes": ["--dataset_name", "vggsound_AVT"], "modalities": [],
-}
-EVALUATED = tuple(name for name, entry in TASKS.items() if entry.column)
-SHARED = ("preset", "gpu", "precision", "data_root", "checkpoint_root", "runs_root", "workers")
-
-
-def parse(argv):
-    """(own options, arguments of pretraining, arguments of both stages)."""
-    parser = Parser(prog="ablation.py", description=__doc__, epilog="Every other option goes to pretrain.py.")
-    parser.add_argument("--study", choices=tuple(STUDIES), default="3", help="which rows")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the heads")
-    parser.add_argument("--snapshot_pref", type=Path, default=None,
-                        help="folder of results and table (default: RUNS/ablation-<study>)")
-    for name in SHARED:
-        parser.add_argument(f"--{name}", default=None, help="passed on to both stages")
-    own, pretraining = parser.parse_known_args(argv)
-    shared = [part for name in SHARED if getattr(own, name) for part in (f"--{name}", getattr(own, name))]
-    return own, pretraining, shared
-
-
-def rows_of(study, system):
-    """Arguments of each row. Parts that the paper does not know, such as a new loss term, get a row of their own."""
-    if study == "sizes":
-        return [["--n_embeddings", str(k)] for k in (25, 50, 100, 200, 400)]
-    if study == "modalities":
-        return [["--dataset_name", name] for name in ("vggsound", "vggsound_AT", "vggsound_VT", "vggsound_AVT")]
-    known = {part for row in PAPER[study] for part in row}
-    new = [(part,) for part in system.switches() if part not in known and part not in BASIC]
-    rows = [row for row in [*PAPER[study][:-1], *new, ()] if set(row) <= set(system.switches())]
-    return [["--without", *row] if row else [] for row in rows]
-
-
-def row_name(arguments):
-    """Folder and name of a row: "full", "without-club-cpc", "n_embeddings-100"."""
-    return "-".join(argument.lstrip("-") for argument in arguments) or "full"
-
-
-def show(rows, study, system):
-    """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
-    switches, papers = system.switches(), [part for row in PAPER["3"] for part in row]
-    titles = {name: switches[name] for name in dict.fromkeys([*papers, *switches])
-              if name in switches and name not in BASIC}
-    newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
-    measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
-    entries = []
-    for arguments in rows_of(study, system):
-        for row in tables.collect(measured.get(row_name(arguments), []), "last"):
-            parts = {title: "-" if name in arguments else "x" for name, title in titles.items()}
-            entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean),
-                            "columns": str(len(row.figures))}
-                           | {cell: results.show(row.cells.get(cell, [])) for cell in tables.CELLS})
-    columns = [*(titles.values() if study in "23" else ["row"]), *tables.CELLS, "mean", "columns"]
-    return "\n\n".join([results.render(entries, columns), results.render(entries, columns, "markdown")])
+from cmg.programs import ablation
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    own, pretraining, shared = parse(argv)
-    common = STUDIES[own.study]
-    opts = parse_pretrain([*shared, *common, *pretraining])
-    system = SYSTEMS[opts.system]
-    rows = rows_of(own.study, system)
-    folder = own.snapshot_pref or opts.runs_root / f"ablation-{own.study}"
-    for number, arguments in enumerate(rows, 1):
-        name = row_name(arguments)
-        print(f"{number}/{len(rows)}  {name}", flush=True)
-        saved = opts.checkpoint_root / f"ablation-{own.study}" / name
-        last = pretrain.train([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
-                               "--snapshot_pref", str(folder / name)])
-        evaluate.main([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
-                       *map(str, own.seeds), "--snapshot_pref", str(folder)])
-    table = show(results.read(folder / "results.jsonl"), own.study, system)
-    with output_file(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
-        file.write(table + "\n")
-    print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
-          f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")
+    ablation.main(argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """AVE event classification, zero-shot across modalities (NeurIPS 2023, Table 1): one class per clip."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("ave", argv)
+    run_script("ave", argv, LOCAL)
 
 
 if __name__ == "__main__":

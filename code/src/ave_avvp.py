@@ -1,11 +1,12 @@
 """AVE to AVVP (NeurIPS 2023, Table 3): a head learns on AVE in one modality and is tested on AVVP in the other."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("ave_avvp", argv)
+    run_script("ave_avvp", argv, LOCAL)
 
 
 if __name__ == "__main__":

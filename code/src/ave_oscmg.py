@@ -1,11 +1,12 @@
 """Open-set AVE: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("ave_oscmg", argv)
+    run_script("ave_oscmg", argv, LOCAL)
 
 
 if __name__ == "__main__":

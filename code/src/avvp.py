@@ -3,12 +3,13 @@
 As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same videos.
 """
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("avvp", argv)
+    run_script("avvp", argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,12 @@
-"""Clips by captions and captions by clips, without a head: cosine similarity of one code a clip (ACL 2025 Findings).
+"""Retrieve clips by captions and captions by clips, without a head (ACL 2025 Findings)."""
 
-The list (place captions.csv) has a row a caption: label, prompt, clip. Clips may have several captions; the best-ranked
-one counts for clip->text, every one is a query for text->clip.
-"""
-
-from configs.opts import parse_clip_retrieval
-from dataset.captions import Captions
-from declare import read
-from engine import doubts, provenance, results
-from engine.run_folder import kept_warnings
-from engine.transfer import caption_retrieval
-from engine.transfer.task import Pretrained
-from errors import InputError, run
+from cmg.programs import clip_retrieval
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    opts = parse_clip_retrieval(argv)
-    paths = opts.paths("captions")
-    modalities = opts.modalities or [m for m in ("video", "audio") if paths[m].exists()]
-    if not modalities:
-        raise InputError(f"{paths['video']}, {paths['audio']}: neither is there; features of the clips are expected; "
-                         "set --path captions.video=FOLDER or captions.audio=FOLDER")
-    pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
-    dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
-    record = provenance.write(opts.results.parent, provenance.collect(
-        opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
-    with kept_warnings(opts.results.parent):
-        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
-                                              [(m, paths[m]) for m in ("text", *modalities)]))
-    rows = caption_retrieval.evaluate(dataset, pretrained, read(caption_retrieval.RetrievalSettings, opts),
-                                      results.Output(opts.results, record), 0 if opts.in_memory else opts.workers)
-    print(results.summary(rows))
-    print(f"\nresults: {opts.results}")
+    clip_retrieval.main(argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("custom", argv)
+    run_script("custom", argv, LOCAL)
 
 
 if __name__ == "__main__":

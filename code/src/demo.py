@@ -3,14 +3,14 @@
 A classifier that was trained on telephone tones recognises handwritten digits for which it never saw a label.
 """
 
-from configs.opts import PLACES
-from demo_data import demo_tree
-from errors import run
-from walkthrough import arguments, walk
+from cmg.demos import dialled
+from cmg.programs.walkthrough import arguments, walk
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    walk("demo", arguments("demo", __doc__), lambda own, root: demo_tree.build(root, PLACES), argv)
+    walk("demo", arguments("demo", __doc__, LOCAL), lambda own, root: dialled.build(root, LOCAL.data_paths), argv, LOCAL)
 
 
 if __name__ == "__main__":

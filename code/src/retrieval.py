@@ -4,12 +4,13 @@ The result's direction names the two kinds of queries: "video->text" is V2T. Bel
 cosine similarity of mean codes for every ordered pair of the encoder's modalities (task retrieval_free).
 """
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("retrieval", argv)
+    run_script("retrieval", argv, LOCAL)
 
 
 if __name__ == "__main__":

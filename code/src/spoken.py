@@ -7,26 +7,26 @@ The recordings are downloaded once (17 MB), unless --recordings or the environme
 import os
 from pathlib import Path
 
-from configs.opts import PLACES
-from errors import run
-from spoken_data import sources, spoken_tree
-from walkthrough import arguments, walk
+from cmg.demos import spoken, spoken_sources
+from cmg.programs.walkthrough import arguments, walk
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def build(own, root):
     """The data, where it is not there yet."""
     if own.recordings is None and not root.exists():
-        sources.fetch(root.parent / "recordings")
-    spoken_tree.build(root, PLACES, own.recordings or root.parent / "recordings", clips=own.clips)
+        spoken_sources.fetch(root.parent / "recordings")
+    spoken.build(root, LOCAL.data_paths, own.recordings or root.parent / "recordings", clips=own.clips)
 
 
 def main(argv=None):
-    parser = arguments("spoken", __doc__)
+    parser = arguments("spoken", __doc__, LOCAL)
     named = os.environ.get("CMG_SPOKEN")
     parser.add_argument("--recordings", type=Path, default=Path(named) if named else None,
-                        help=f"folder with {', '.join(sources.SHA256)} (environment: CMG_SPOKEN)")
+                        help=f"folder with {', '.join(spoken_sources.SHA256)} (environment: CMG_SPOKEN)")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
-    walk("spoken", parser, build, argv)
+    walk("spoken", parser, build, argv, LOCAL)
 
 
 if __name__ == "__main__":

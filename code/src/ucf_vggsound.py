@@ -1,11 +1,12 @@
 """UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class per clip."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("ucf_vggsound", argv)
+    run_script("ucf_vggsound", argv, LOCAL)
 
 
 if __name__ == "__main__":

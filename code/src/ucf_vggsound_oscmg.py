@@ -1,11 +1,12 @@
 """Open-set UCF-101 video and VGGSound audio: the head knows some of the classes, zero-shot (ICCV 2025)."""
 
-from downstream import run_script
-from errors import run
+from cmg.programs.downstream import run_script
+from cmg.utils.errors import run
+from configs.opts import LOCAL
 
 
 def main(argv=None):
-    run_script("ucf_vggsound_oscmg", argv)
+    run_script("ucf_vggsound_oscmg", argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parents[1]
 SOURCES = [str(CODE / folder) + os.sep for folder in ("src", "cmg", "AVSBench_downstream")]
 WRITING = ("create", "write", "sync", "rename", "folder", "link")
-MODULES = {"atomic_write.py"}       # of these the caller is the place
+MODULES = {"cmg/utils/files.py"}       # of these the caller is the place
 
 
 @dataclass(frozen=True)

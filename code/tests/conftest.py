@@ -11,7 +11,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
-    "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts")]
+    "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts/avs_s4")]
 torch.set_num_threads(1)
 RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
@@ -44,10 +44,10 @@ def recordings():
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
     """Root of a demo tree with 80 pretraining clips."""
-    from configs.opts import PLACES
-    from demo_data import demo_tree
+    from cmg.data.layout import DATA_PATHS
+    from cmg.demos import dialled as demo_tree
     root = tmp_path_factory.mktemp("demo") / "data"
-    demo_tree.build(root, PLACES, clips=80, progress=False)
+    demo_tree.build(root, DATA_PATHS, clips=80, progress=False)
     return root
 
 
@@ -61,8 +61,8 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
+    from cmg.models.config import Config
     from kill_resume import narrow
-    from model.config import Config
     full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "for_data", classmethod(
@@ -73,8 +73,8 @@ def small_model():
 @pytest.fixture
 def other_rounding(monkeypatch):
     """Distances to codes as another processor may give them: in each call another last bit in every column."""
-    from model import codebook
-    from systems import codaar
+    from cmg.models import codebook
+    from cmg.systems import codaar
     plain, generator = codebook.squared_distance, torch.Generator().manual_seed(0)
 
     def rounded(rows, codes):

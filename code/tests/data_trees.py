@@ -9,9 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from dataset.annotation_csv import read_table
-from dataset.text import write_text_features
-from dataset.text_backends import hashing_sentences
+from cmg.data.csv import read_table
+from cmg.data.text import write_text_features
+from cmg.data.text_backends import hashing_sentences
 
 V = 3                                   # video channels; 512 in the published features
 CLASSES = ("dog barking", "playing violin", "male speech", "race car")

@@ -13,30 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import demo_scenes
 import h5py
 import numpy as np
 import torch
+import train as avs_train_script
 
 import evaluate
 import parity_features
 import prepare
 import toc
-from avs_s4 import demo_scenes
-from avs_s4 import test as avs_test_script
-from avs_s4 import train as avs_train_script
-from configs.opts import PLACES
-from dataset import archive, origin
-from dataset.ave import CATEGORIES
-from dataset.text_backends import find_vocabulary
-from demo_data import demo_tree
-from engine import checkpoint, export, figures
-from engine.report import page
-from engine.run_folder import Run, restored_log
-from extract import hub, weights
-from extract.build import pca_filters
+from avs_test import test as avs_test_script
+from cmg.checkpoints import checkpoint
+from cmg.data import archive, origins
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.ave import CATEGORIES
+from cmg.data.text_backends import find_vocabulary
+from cmg.demos import dialled, spoken_sources
+from cmg.extract import hub, weights
+from cmg.extract.build import pca_filters
+from cmg.report import export, page, pictures
+from cmg.systems.dcid import DCID
+from cmg.training.run_logger import Run, restored_log
 from made_videos import make_video
-from spoken_data import sources
-from systems.dcid import DCID
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
@@ -103,8 +102,8 @@ def _save(path, config):
 
 
 def _words(tools, folder):
-    (folder / PLACES["vggsound.text"]).parent.mkdir(parents=True)
-    shutil.copy(tools.data / PLACES["vggsound.text"], folder / PLACES["vggsound.text"])
+    (folder / DATA_PATHS["vggsound.text"]).parent.mkdir(parents=True)
+    shutil.copy(tools.data / DATA_PATHS["vggsound.text"], folder / DATA_PATHS["vggsound.text"])
 
 
 # ------------------------------------------------------------------------------------------------------------- cases
@@ -118,8 +117,8 @@ def report(tools, folder):
 
 
 def table_pictures(tools, folder):
-    from engine import results
-    figures.draw_tables(results.read(folder / "results.jsonl"), folder / "figs")
+    from cmg.results import rows as results
+    pictures.draw_tables(results.read(folder / "results.jsonl"), folder / "figs")
 
 
 def exported(tools, folder):
@@ -165,13 +164,13 @@ def labelled(tools, folder):
 
 
 def scenes(tools, folder):
-    demo_scenes.build(folder, PLACES, clips={"train": 2, "val": 1, "test": 1}, progress=False)
+    demo_scenes.build(folder, DATA_PATHS, clips={"train": 2, "val": 1, "test": 1}, progress=False)
 
 
 def demo(tools, folder):
     # the parts without a clip of their own but one: they write every kind of file
-    with mock.patch.object(demo_tree, "PARTS", {name: demo_tree.PARTS[name] for name in DEMO_PARTS}):
-        demo_tree.build(folder / "data", PLACES, clips=80, progress=False)
+    with mock.patch.object(dialled, "PARTS", {name: dialled.PARTS[name] for name in DEMO_PARTS}):
+        dialled.build(folder / "data", DATA_PATHS, clips=80, progress=False)
 
 
 DEMO_PARTS = ("vggsound", "ave", "avvp", "ave_avvp", "ucf_vggsound", "ucf51", "captions")
@@ -192,7 +191,7 @@ def ablation(tools, folder):
 
 
 def recordings(tools, folder):
-    from spoken_data import sources
+    from cmg.demos import spoken_sources as sources
     with mock.patch.object(sources, "urlopen", lambda address, timeout: io.BytesIO(address.encode())):
         sources.fetch(folder / "recordings")
 
@@ -212,7 +211,7 @@ def scenes_again(tools, folder):
 
 
 def demo_again(tools, folder):
-    demo_tree.build(tools.data, PLACES, clips=80, progress=False)
+    dialled.build(tools.data, DATA_PATHS, clips=80, progress=False)
 
 
 def discarded(tools, folder):
@@ -225,11 +224,11 @@ def readers(tools, folder):
     archive.read_counts(folder / "cnt.pkl")
     archive.read_npy(folder / "clip.npy")
     find_vocabulary(folder)
-    origin.describe(tools.data / PLACES["ave.text"], "text")
-    figures.read_predictions(folder / "kept.npz")
+    origins.describe(tools.data / DATA_PATHS["ave.text"], "text")
+    pictures.read_predictions(folder / "kept.npz")
     hub._hash_of_weights(folder)
     pca_filters(folder, {}, 4)
-    sources._unpacked(folder / sources.IMAGES)
+    spoken_sources._unpacked(folder / spoken_sources.IMAGES)
     weights._digests(folder / "vgg19.pth")
     weights._state(folder / "vgg19.pth", "vgg19")
     weights._state(folder / "vgg19.h5", "vgg19")
@@ -244,7 +243,7 @@ def _readers(tools, folder):
     np.savez(folder / "kept.npz", x=np.zeros(9))
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"[UNK]": 0}}}))
     (folder / "model.bin").write_bytes(bytes(99))
-    (folder / sources.IMAGES).write_bytes(gzip.compress(np.random.default_rng(0).bytes(999), mtime=0))
+    (folder / spoken_sources.IMAGES).write_bytes(gzip.compress(np.random.default_rng(0).bytes(999), mtime=0))
     torch.save(parity_features.vgg19("vgg19_8").state_dict(), folder / "vgg19.pth")
     with h5py.File(folder / "vgg19.h5", "w") as file:
         for layer in weights.VGG19_KERAS.values():
@@ -273,8 +272,8 @@ def _sentences(tools, folder):
 
 
 def _annotations(tools, folder):
-    (folder / PLACES["ave.annotations"]).parent.mkdir(parents=True)
-    (folder / PLACES["ave.annotations"]).write_text("".join(
+    (folder / DATA_PATHS["ave.annotations"]).parent.mkdir(parents=True)
+    (folder / DATA_PATHS["ave.annotations"]).write_text("".join(
         f"{CATEGORIES[k]}&video{k}&good&0&{k + 1}\n" for k in range(4)))
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from dataset.packing import pack
-from dataset.text import Sentence, write_text_features
-from engine import checkpoint, export, sharing
+from cmg.checkpoints import checkpoint, hub
+from cmg.data.text import Sentence, write_text_features
+from cmg.prepare.pack import pack
+from cmg.report import export
+from cmg.systems.dcid import DCID
 from made_videos import make_video
-from systems.dcid import DCID
 from test_extract_weights import TINY, keras_file, small
 from test_limits import SIZES
 
@@ -43,8 +44,8 @@ def exported_folder(folder):
 def exported(folder):
     """`Files`: bytes of the "weights" and the config, "about", of `exported_folder`."""
     shared = exported_folder(folder)
-    return Files(weights=(shared / sharing.WEIGHTS).read_bytes(),
-                 about=json.loads((shared / sharing.CONFIG).read_text()))
+    return Files(weights=(shared / hub.WEIGHTS).read_bytes(),
+                 about=json.loads((shared / hub.CONFIG).read_text()))
 
 
 @st.composite
@@ -149,8 +150,8 @@ def images(folder):
 def write_shared(folder, weights, about):
     """An exported folder of these bytes; config.json names their hash, so that they are looked at."""
     folder.mkdir(exist_ok=True)
-    (folder / sharing.WEIGHTS).write_bytes(weights)
-    (folder / sharing.CONFIG).write_text(json.dumps(about | {"weights_sha256": hashlib.sha256(weights).hexdigest()}))
+    (folder / hub.WEIGHTS).write_bytes(weights)
+    (folder / hub.CONFIG).write_text(json.dumps(about | {"weights_sha256": hashlib.sha256(weights).hexdigest()}))
     return folder
 
 

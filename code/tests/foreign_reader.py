@@ -24,13 +24,18 @@ def readers():
     import av
     import torch
 
-    from dataset import annotation_csv, ave, avs_s4, custom, origin
-    from dataset.archive import read_counts, read_npy, read_zip
-    from dataset.features import open_features
-    from dataset.text import TextFeatures
-    from engine import checkpoint, provenance, results, sharing
-    from errors import InputError
-    from extract import audio, clip, encoders, video, weights
+    from cmg.checkpoints import checkpoint
+    from cmg.checkpoints import hub as sharing
+    from cmg.data import csv as annotation_csv
+    from cmg.data import origins as origin
+    from cmg.data.archive import read_counts, read_npy, read_zip
+    from cmg.data.features import open_features
+    from cmg.data.sets import ave, avs_s4, custom
+    from cmg.data.text import TextFeatures
+    from cmg.extract import audio, clip, encoders, video, weights
+    from cmg.results import provenance
+    from cmg.results import rows as results
+    from cmg.utils.errors import InputError
     av.logging.set_level(av.logging.PANIC)
     torch.set_num_threads(1)
     pictures, sounds = encoders.PatchPictures(video.random_filters()), {
@@ -67,7 +72,7 @@ def readers():
 
 def attempt(read, path):
     """[outcome, line] of reading a file; a line that is no line, or does not name the file, is a failure."""
-    from errors import InputError
+    from cmg.utils.errors import InputError
     try:
         read(Path(path))
         return [READ, ""]

@@ -175,8 +175,8 @@ def sweep_files(data, folder):
 
 
 def main(argv=None):
-    from configs.opts import PLACES
-    from demo_data import demo_tree
+    from cmg.data.layout import DATA_PATHS
+    from cmg.demos import dialled as demo_tree
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=(*WORKS, FILES), default=(*WORKS, FILES),
                         help="which work; files: every function that writes or reads, in the calls of file_cases.py")
@@ -185,7 +185,7 @@ def main(argv=None):
     context, failed = kill_resume.started(), 0
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        demo_tree.build(data, PLACES, clips=80, progress=False)
+        demo_tree.build(data, DATA_PATHS, clips=80, progress=False)
         for name in options.what:
             place, began = Path(folder) / name, time.monotonic()
             place.mkdir()

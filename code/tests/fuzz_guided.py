@@ -33,7 +33,7 @@ SECONDS, MEGABYTES = 60, 2048           # for one input
 def seeds(what, folder):
     """Good files of a kind: list of bytes."""
     import foreign_files as good
-    from engine import sharing
+    from cmg.checkpoints import hub as sharing
     if what in ("config", "shared", "checkpoint"):
         shared = good.exported_folder(folder)
         return [{"config": shared / sharing.CONFIG, "shared": shared / sharing.WEIGHTS,
@@ -61,8 +61,8 @@ def seeds(what, folder):
 
 def target(what, folder, known):
     """Function of an input that reads it; InputError is an answer, anything else a finding."""
-    from engine import sharing
-    from errors import InputError
+    from cmg.checkpoints import hub as sharing
+    from cmg.utils.errors import InputError
     from foreign_files import exported_folder, write_shared
     path = folder / "input"
     if what in ("config", "shared"):

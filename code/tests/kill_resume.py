@@ -49,7 +49,7 @@ def process(main, log, several=False):
     """Do the work of one process as a script does, its output in the file `log`; never returns."""
     import torch
 
-    import errors
+    from cmg.utils import errors
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(log, "a", buffering=1)
     errors.run(main, several)
@@ -58,7 +58,7 @@ def process(main, log, several=False):
 def train(arguments, log, is_tiny, rank=None, port=None):
     """One process of pretraining; tiny: a model a hundredth of the demo's size. `rank`, `port`: of two processes."""
     import pretrain
-    from model.config import Config
+    from cmg.models.config import Config
     if rank is not None:
         os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                        "MASTER_PORT": str(port)}
@@ -72,15 +72,16 @@ def train(arguments, log, is_tiny, rank=None, port=None):
 def measure(arguments, log):
     """AVE's heads; their state is kept after every epoch."""
     import ave
-    from engine.transfer import head_resume, run_task
+    from cmg.transfer import resume as head_resume
+    from cmg.transfer import run as run_task
     run_task.Progress = lambda path: head_resume.Progress(path, 0)
     process(lambda: ave.main(arguments), log)
 
 
 def segment(arguments, log):
     """Training of a segmentation network, its state kept after every step."""
-    from avs_s4 import train as script
-    from avs_s4 import training
+    import train as script
+    import training
     training.SECONDS = 0
     process(lambda: script.main(arguments), log)
 
@@ -88,7 +89,7 @@ def segment(arguments, log):
 def prepare(arguments, log, batch=None):
     """prepare.py; `batch`: clips of a pack between two flushes."""
     import prepare as script
-    from dataset import packing
+    from cmg.prepare import pack as packing
     packing.BATCH = batch or packing.BATCH
     process(lambda: script.main(arguments), log)
 
@@ -132,7 +133,7 @@ def heads_left(folder):
     """Result lines and kept predictions of a task."""
     import numpy as np
 
-    from engine import results
+    from cmg.results import rows as results
     rows = [{key: value for key, value in row.items() if key not in ("seconds", "provenance")}
             for row in results.read(folder / "run" / "results.jsonl")]
     kept = {path.name: dict(np.load(path)) for path in sorted(folder.rglob("*.npz"))}
@@ -191,8 +192,8 @@ def arguments(folder, data, settings):
 
 def pretraining(data, settings=None, is_tiny=False, processes=1):
     """Work: pretraining; `settings`: flag -> value."""
-    from model.config import MODALITIES
-    from systems.registry import SYSTEMS
+    from cmg.models.config import MODALITIES
+    from cmg.systems.registry import SYSTEMS
     settings = SETTINGS | (settings or {})
     last = SYSTEMS[settings.get("--system", "dcid")].file(MODALITIES, int(settings["--n_epoch"]) - 1)
     return Work(train, lambda folder: ([*arguments(folder, data, settings), "--resume", "auto"],
@@ -209,8 +210,8 @@ def heads(work, data):
     """Work: AVE's heads over a checkpoint of random weights."""
     import torch
 
-    from engine import checkpoint
-    from systems.dcid import DCID
+    from cmg.checkpoints import checkpoint
+    from cmg.systems.dcid import DCID
     torch.manual_seed(0)
     model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
     checkpoint.save(work / "model.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
@@ -225,13 +226,13 @@ WIDTHS_OF_HEADS = {"code_dim": 32, "feed_forward": 64, "num_layers": 1}
 
 def avs(work, data):
     """Work: segmentation on scenes of the demo."""
+    import demo_scenes
     import torch
 
-    from avs_s4 import demo_scenes
-    from configs.opts import PLACES
-    from engine import checkpoint
-    from systems.dcid import DCID
-    demo_scenes.build(data, PLACES, clips={"train": 12, "val": 4, "test": 1}, progress=False)
+    from cmg.checkpoints import checkpoint
+    from cmg.data.layout import DATA_PATHS
+    from cmg.systems.dcid import DCID
+    demo_scenes.build(data, DATA_PATHS, clips={"train": 12, "val": 4, "test": 1}, progress=False)
     torch.manual_seed(0)
     model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
                                       num_layers=1, num_heads=2))
@@ -266,7 +267,7 @@ EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
 
 def kinds():
     """Name of --what -> function of (folder, demo tree, tiny) that gives the `Work`."""
-    from systems.registry import SYSTEMS
+    from cmg.systems.registry import SYSTEMS
 
     def of_system(system, processes):
         settings = {"--system": system, "--n_epoch": EPOCHS.get(system, 3)}
@@ -350,7 +351,7 @@ def started():
     """The context of a fork server that has imported the programs, so that no import is timed."""
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
-    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "extract.run"])
+    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "cmg.extract.run"])
     warm = context.Process(target=int)
     warm.start()
     warm.join()
@@ -407,13 +408,13 @@ def prove(folder, work, kills, seed=0, report=print):
 def soak(names, kills, seed, is_tiny, clips, log=None):
     """`prove` for some kinds of work; returns how many failed. `log`: a file of lines {"what", "kills", "seed", ...};
     what it holds is not done again."""
-    from configs.opts import PLACES
-    from demo_data import demo_tree
+    from cmg.data.layout import DATA_PATHS
+    from cmg.demos import dialled as demo_tree
     known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        demo_tree.build(data, PLACES, clips=clips, progress=False)
+        demo_tree.build(data, DATA_PATHS, clips=clips, progress=False)
         for name in names:
             if any(line["what"] == name and line["seed"] == seed and line["kills"] >= kills for line in known):
                 continue

@@ -21,7 +21,7 @@ import parity_features  # noqa: E402
 import parity_manifests  # noqa: E402
 import parity_oscmg  # noqa: E402
 import parity_parts  # noqa: E402
-from errors import InputError, Parser, run  # noqa: E402
+from cmg.utils.errors import InputError, Parser, run  # noqa: E402
 from golden_io import Check  # noqa: E402
 
 CHECKS = {}

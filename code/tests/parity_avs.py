@@ -16,10 +16,10 @@ from golden_io import Check, relative_error
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
 
-from avs_s4.network import losses, metrics, published
-from avs_s4.network.avs import AVSNetwork, NetworkConfig
-from avs_s4.network.decoder import Decoder, Fusion, ResidualUnit, StageHead
-from avs_s4.network.tpavi import TPAVI
+from network import losses, metrics, published
+from network.avs import AVSNetwork, NetworkConfig
+from network.decoder import Decoder, Fusion, ResidualUnit, StageHead
+from network.tpavi import TPAVI
 
 DOUBLE, STORED_FLOAT32, RAW_MATCH, SINGLE, METRIC = 1e-9, 1e-6, 1e-7, 1e-4, 1e-5
 FRAMES = 5                                   # a clip, where no array tells

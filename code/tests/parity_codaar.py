@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from engine.transfer import metrics
+from cmg.models.heads import DeepSegmentHead
+from cmg.systems.codaar import CoDAAR
+from cmg.systems.state_dicts import rules
+from cmg.transfer import metrics
 from golden_io import ABSOLUTE, FORWARD, STEPPED, det, load
-from model.heads import DeepSegmentHead
 from parity_dcid import ACCURACY, INPUTS, LETTER, Worst, filled, manifest
-from systems import published
-from systems.codaar import CoDAAR
 from tiny import trainer_for
 
 BIASES = 1e-10      # gradients of the biases before batch normalisation are zero but for rounding
@@ -45,11 +45,11 @@ class Run:
         sections = filled(manifest(folder, f"{name}_manifest"))
         for array, value in arrays.items():
             if array.startswith("start_"):
-                sections[published.ENCODER][f"Cross_quantizer.{array.removeprefix('start_')}"] = torch.from_numpy(value)
-        _, config = published.recognise(sections, [CoDAAR])
+                sections[rules.ENCODER][f"Cross_quantizer.{array.removeprefix('start_')}"] = torch.from_numpy(value)
+        _, config = rules.recognise(sections, [CoDAAR])
         self.system = CoDAAR(replace(config, dropout=0.0)).double()
-        self.tensors = published.layout(CoDAAR, self.system.config)
-        state, self.unused = published.from_published(sections, self.tensors, sections)
+        self.tensors = rules.layout(CoDAAR, self.system.config)
+        state, self.unused = rules.from_published(sections, self.tensors, sections)
         self.system.load_state_dict(state)
         self.modalities = self.system.config.modalities
         self.batch = {m: torch.from_numpy(arrays[INPUTS[m]]).double() for m in self.modalities}
@@ -57,7 +57,7 @@ class Run:
                                    code_reset="released")
 
     def published(self):
-        return published.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
+        return rules.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
 
     def compare_gradients(self, worst, group, golden):
         """Gradient norms by published name; what the golden run has no gradient for must have none here."""
@@ -118,7 +118,7 @@ def compare_training(worst, run, arrays, facts):
         for m in run.modalities:
             worst.add("train row indices", quantized.indices[m], arrays[f"step{number}_indices_{LETTER[m]}"], 0)
             worst.add("distinct rows", len(quantized.indices[m].unique()), golden["distinct_codes"][LETTER[m]], 0)
-        stored = run.published()[published.ENCODER]
+        stored = run.published()[rules.ENCODER]
         for array, theirs in arrays.items():
             if array.startswith(f"step{number}_") and not array.startswith((f"step{number}_indices",
                                                                             f"step{number}_reset")):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from cmg.losses.cross_cpc import CrossCPC
+from cmg.models import toc
+from cmg.models.codebook import Codebook, Reset
+from cmg.systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
 from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, relative_error
-from model import toc
-from model.codebook import Codebook, Reset
-from model.cross_cpc import CrossCPC
-from systems import published
-from systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
-from systems.registry import SYSTEMS
 from tiny import trainer_for
 
 INPUTS = {"audio": "audio", "video": "video", "text": "query"}
@@ -82,7 +82,7 @@ def filled(shapes):
             x, weight = det(f"{section}.{key}", keys[key]) / 0.05, key.replace("running_var", "weight")
             sections[section][key] = 1 + 0.1 * x ** 2
             sections[section][weight] = 1 + 0.1 * (det(f"{section}.{weight}", keys[weight]) / 0.05)
-    encoder, quantizer = sections[published.ENCODER], codebook_name(sections)
+    encoder, quantizer = sections[rules.ENCODER], codebook_name(sections)
     encoder[quantizer + "ema_weight"] = encoder[quantizer + "embedding"].clone()
     encoder[quantizer + "ema_count"].fill_(1)
     encoder[quantizer + "unactivated_count"].fill_(-1)
@@ -91,7 +91,7 @@ def filled(shapes):
 
 def codebook_name(sections):
     """Prefix of the codebook's published names."""
-    return next(key for key in sections[published.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
+    return next(key for key in sections[rules.ENCODER] if key.endswith(".embedding")).removesuffix("embedding")
 
 
 class Run:
@@ -101,12 +101,12 @@ class Run:
         sections = filled(manifest(folder, f"{system}_small_manifest"))
         if start:
             for name, value in start.items():
-                sections[published.ENCODER][f"Cross_quantizer.{name}"] = value
-        kind, config = published.recognise(sections, [SYSTEMS[system]])
+                sections[rules.ENCODER][f"Cross_quantizer.{name}"] = value
+        kind, config = rules.recognise(sections, [SYSTEMS[system]])
         config = replace(config, dropout=0.0)
         self.system = kind(config).double()
-        self.tensors = published.layout(kind, config)
-        state, self.unused = published.from_published(sections, self.tensors, sections)
+        self.tensors = rules.layout(kind, config)
+        state, self.unused = rules.from_published(sections, self.tensors, sections)
         self.system.load_state_dict(state)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
         settings = {"codebook_init": "released", "code_reset": "released"}
@@ -118,7 +118,7 @@ class Run:
         self.trainer = trainer_for(self.system, Recorded(facts, picks), **settings)
 
     def published(self):
-        return published.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
+        return rules.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
 
     def gradients(self):
         """Published name -> gradient norm; tensors that nothing reaches are missing."""
@@ -127,7 +127,7 @@ class Run:
                 if t.ours and not t.is_buffer and ours[t.ours[0]].grad is not None}
 
     def compare_codebook(self, worst, arrays, prefix, group):
-        buffers = self.published()[published.ENCODER]
+        buffers = self.published()[rules.ENCODER]
         for name in BUFFERS:
             if f"{prefix}_{name}" in arrays:
                 worst.add(group, buffers[f"Cross_quantizer.{name}"], arrays[f"{prefix}_{name}"], STEPPED)

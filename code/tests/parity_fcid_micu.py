@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import torch
 
+from cmg.losses.info_nce import info_nce
+from cmg.losses.jigsaw import Jigsaw
+from cmg.models import toc
+from cmg.models.codebook import Reset
+from cmg.models.random import RESET_NOISE
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.dcid import collect
+from cmg.systems.micu import JIGSAW
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
 from golden_io import ABSOLUTE, FORWARD, STEPPED, load
-from model import toc
-from model.codebook import Reset
-from model.info_nce import info_nce
-from model.jigsaw import Jigsaw
-from model.sampling import RESET_NOISE
 from parity_dcid import ACCURACY, BUFFERS, INPUTS, LETTER, ROUNDING, Recorded, Worst, codebook_name, filled, manifest
-from systems import published
-from systems.base import FrozenEncoder
-from systems.dcid import collect
-from systems.micu import JIGSAW
-from systems.registry import SYSTEMS
 from tiny import trainer_for
 
 
@@ -43,17 +43,17 @@ class Run:
         sections = filled(manifest(folder, f"{name}_small_manifest"))
         self.jigsaws = {section: sections.pop(section) for section in list(sections) if section.startswith("Jigsaw")}
         self.quantizer = codebook_name(sections)
-        encoder = sections[published.ENCODER]
+        encoder = sections[rules.ENCODER]
         for buffer in ("embedding", "ema_count", "unactivated_count"):
             encoder[self.quantizer + buffer] = torch.from_numpy(arrays[f"start_{buffer}"]).clone()
         if not started:                 # no code is near its reset
             encoder[self.quantizer + "unactivated_count"].fill_(-1)
         encoder[self.quantizer + "ema_weight"] = (encoder[self.quantizer + "embedding"]
                                                   * encoder[self.quantizer + "ema_count"].unsqueeze(-1))
-        kind, config = published.recognise(sections, [SYSTEMS[name]])
+        kind, config = rules.recognise(sections, [SYSTEMS[name]])
         self.system = kind(replace(config, dropout=0.0)).double()
-        self.tensors = published.layout(kind, config)
-        state, self.unused = published.from_published(sections, self.tensors, sections)
+        self.tensors = rules.layout(kind, config)
+        state, self.unused = rules.from_published(sections, self.tensors, sections)
         self.system.load_state_dict(state, strict=False)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
         self.trainer = trainer_for(self.system, draws, codebook_init="released", code_reset="released", **settings)
@@ -63,7 +63,7 @@ class Run:
         return self.system.codebooks[""]
 
     def published(self):
-        return published.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
+        return rules.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
 
     def evaluate(self):
         """(outputs, Report) of one pass in evaluation mode, with gradients; likelihoods where CLUB is trained."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extract import audio, networks, video
-from extract.clip import Timing, extract
-from extract.encoders import VGG19Pictures, VGGishSound
-from extract.media import Media, rgb
-from extract.weights import Weights
+from cmg.extract import audio, networks, video
+from cmg.extract.clip import Timing, extract
+from cmg.extract.encoders import VGG19Pictures, VGGishSound
+from cmg.extract.media import Media, rgb
+from cmg.extract.weights import Weights
 from golden_io import Check, det, load, relative_error
 
 RESAMPLED, LOG_MEL, VGGISH, VGG19 = 1e-9, 5e-6, 1e-5, 2e-5

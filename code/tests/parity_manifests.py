@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint
+from cmg.checkpoints import checkpoint
+from cmg.systems.state_dicts import rules
 from golden_io import Check
 from parity_dcid import filled, manifest
-from systems import published
 
 
 def check_manifest(folder, name):
@@ -18,8 +18,8 @@ def check_manifest(folder, name):
         path = Path(scratch) / "published.pt"
         checkpoint.save(path, sections | {"epoch": 4, "total_step": 2555})
         loaded = checkpoint.open_file(path, torch.float64)
-    tensors = published.layout(type(loaded.system), loaded.system.config)
-    again = published.to_published(loaded.system.state_dict(), tensors, loaded.unused, torch.float64)
+    tensors = rules.layout(type(loaded.system), loaded.system.config)
+    again = rules.to_published(loaded.system.state_dict(), tensors, loaded.unused, torch.float64)
     ordered = all(list(again[section]) == list(sections[section]) for section in sections)
     equal = all(torch.equal(again[section][key], value)
                 for section in sections for key, value in sections[section].items())

@@ -2,10 +2,10 @@
 
 import torch
 
-from dataset.labels import clip_class
-from engine.transfer import metrics
+from cmg.data.labels import clip_class
+from cmg.models.heads import ClipHead, ExpLog, SegmentHead
+from cmg.transfer import metrics
 from golden_io import FORWARD, Check, det, load, relative_error
-from model.heads import ClipHead, ExpLog, SegmentHead
 
 
 def _filled(head, section):

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from atomic_write import remove_leftovers, whole_file
-from engine import results
-from engine.run_folder import Run
-from errors import InputError
+from cmg.results import rows
+from cmg.training.run_logger import Run
+from cmg.utils.errors import InputError
+from cmg.utils.files import remove_leftovers, whole_file
 
 ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
        "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
@@ -57,14 +57,14 @@ def test_only_the_leftovers_of_the_dead_are_removed(tmp_path):
 
 def test_half_a_result_is_taken_back(tmp_path, monkeypatch):
     path, write = tmp_path / "results.jsonl", os.write
-    results.append(path, ROW)
+    rows.append(path, ROW)
     before = path.read_bytes()
     with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be added .No space left on device"):
         patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
-        results.append(path, ROW | {"seed": 2})
+        rows.append(path, ROW | {"seed": 2})
     assert path.read_bytes() == before
-    results.append(path, ROW | {"seed": 2})
-    assert [row["seed"] for row in results.read(path)] == [1, 2]
+    rows.append(path, ROW | {"seed": 2})
+    assert [row["seed"] for row in rows.read(path)] == [1, 2]
 
 
 def test_figures_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog):

@@ -3,15 +3,17 @@
 import shutil
 from collections import Counter
 
+import demo_scenes
 import numpy as np
 import pytest
+import settings
+import train
 from PIL import Image
 
-from avs_s4 import demo_scenes, settings, train
-from configs.opts import PLACES
-from dataset.avs_s4 import S4, Row, read_list
-from dataset.text import read_prompts
-from errors import InputError
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.avs_s4 import S4, Row, read_list
+from cmg.data.text import read_prompts
+from cmg.utils.errors import InputError
 from test_avs_run import NETWORK, train_arguments, tree  # noqa: F401
 
 
@@ -27,7 +29,7 @@ def paths(root):
 
 
 def test_missing_frame_is_named(own_tree):
-    victim = sorted((own_tree / PLACES["avs.frames"] / "val").glob("*/*/*_3.png"))[0]
+    victim = sorted((own_tree / DATA_PATHS["avs.frames"] / "val").glob("*/*/*_3.png"))[0]
     victim.unlink()
     with pytest.raises(InputError, match=f"{victim.name}: no such file .1 files of split 'val'"):
         S4(paths(own_tree), "val", 32)
@@ -69,13 +71,13 @@ def test_masks_of_any_form_are_read_alike(own_tree):
 
 
 def test_unknown_class_is_named(own_tree, tree, tmp_path):  # noqa: F811
-    path = own_tree / PLACES["avs.csv"]
+    path = own_tree / DATA_PATHS["avs.csv"]
     path.write_text(path.read_text().replace("digit_three", "digit_eleven"))
     for kind in ("avs.frames", "avs.masks"):
         for split in ("train", "val"):
-            (own_tree / PLACES[kind] / split / "digit_three").rename(own_tree / PLACES[kind] / split / "digit_eleven")
+            (own_tree / DATA_PATHS[kind] / split / "digit_three").rename(own_tree / DATA_PATHS[kind] / split / "digit_eleven")
     for split in ("train", "val"):
-        folder = own_tree / PLACES["avs.audio"] / split / "zip"
+        folder = own_tree / DATA_PATHS["avs.audio"] / split / "zip"
         (folder / "digit_three").rename(folder / "digit_eleven")
     with pytest.raises(InputError, match="no sentence for class 'digit_eleven'"):
         train.main([*train_arguments(tree, tmp_path / "runs"), "--data_root", str(own_tree)])
@@ -129,12 +131,12 @@ def test_scenes_are_repeatable_and_their_masks_follow_the_digit():
 
 
 def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):  # noqa: F811
-    assert demo_scenes.build(tree, PLACES, clips={"train": 12, "val": 4, "test": 7}) is False
+    assert demo_scenes.build(tree, DATA_PATHS, clips={"train": 12, "val": 4, "test": 7}) is False
     with pytest.raises(InputError, match="other scenes"):
-        demo_scenes.build(tree, PLACES, seed=5)
+        demo_scenes.build(tree, DATA_PATHS, seed=5)
     (tmp_path / "AVSBench").mkdir()
     with pytest.raises(InputError, match="no demo"):
-        demo_scenes.build(tmp_path, PLACES)
+        demo_scenes.build(tmp_path, DATA_PATHS)
     (tmp_path / "AVSBench").rmdir()
     with pytest.raises(InputError, match="demo.sh"):
-        demo_scenes.build(tmp_path, PLACES)
+        demo_scenes.build(tmp_path, DATA_PATHS)

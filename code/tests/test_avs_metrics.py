@@ -4,8 +4,7 @@
 import numpy as np
 import pytest
 import torch
-
-from avs_s4.network import metrics
+from network import metrics
 
 
 def plain_f(logits, masks):

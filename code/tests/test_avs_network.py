@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from network import backbones, published
+from network.avs import AVSNetwork, NetworkConfig
+from network.backbones import Backbone, load_weights
+from network.tpavi import TPAVI
 from torch import nn
 
-from avs_s4.network import backbones, published
-from avs_s4.network.avs import AVSNetwork, NetworkConfig
-from avs_s4.network.backbones import Backbone, load_weights
-from avs_s4.network.tpavi import TPAVI
-from errors import InputError
+from cmg.utils.errors import InputError
 from parity_avs import CHECKS
 
 TINY = ((1, 2, 1, 1), (8, 16, 24, 32), (1, 2, 2, 4), (8, 4, 2, 1))             # a PVT-v2 of no size

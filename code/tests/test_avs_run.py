@@ -6,26 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo_scenes
+import evaluation
+import network_files
 import numpy as np
 import pytest
+import settings
 import torch
+import train
+from network import published
+from network.avs import AVSNetwork, NetworkConfig
 from PIL import Image
+from query import Adapter, Query
+from training import IOU, losses
 
-from avs_s4 import demo_scenes, evaluation, network_files, settings, test, train
-from avs_s4.network import published
-from avs_s4.network.avs import AVSNetwork, NetworkConfig
-from avs_s4.query import Adapter, Query
-from avs_s4.training import IOU, losses
-from configs.opts import PLACES
-from dataset.text import Sentence, write_text_features
-from demo_data import dialled_digits as digits
-from engine import checkpoint
-from errors import InputError
+from avs_test import test
+from cmg.checkpoints import checkpoint
+from cmg.data.layout import DATA_PATHS
+from cmg.data.text import Sentence, write_text_features
+from cmg.demos import dialled_clips
+from cmg.models.config import Config
+from cmg.models.toc import Selection, head_channels, select
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.dcid import DCID
+from cmg.utils.errors import InputError
 from kill_resume import differences
-from model.config import Config
-from model.toc import Selection, head_channels, select
-from systems.base import FrozenEncoder
-from systems.dcid import DCID
 
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32"]
 RUN = ["--num_workers", "0", "--gpu", "cpu"]
@@ -50,9 +55,9 @@ def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("avs")
     rng = np.random.default_rng(0)
     sentences = [Sentence(p.split(), rng.standard_normal((len(p.split()), 768)), [1] * len(p.split()))
-                 for p in digits.PROMPTS.values()]
-    write_text_features(root / PLACES["vggsound.text"], digits.PROMPTS, sentences, "hashing")
-    assert demo_scenes.build(root, PLACES, clips={"train": 12, "val": 4, "test": 7}, progress=False)
+                 for p in dialled_clips.PROMPTS.values()]
+    write_text_features(root / DATA_PATHS["vggsound.text"], dialled_clips.PROMPTS, sentences, "hashing")
+    assert demo_scenes.build(root, DATA_PATHS, clips={"train": 12, "val": 4, "test": 7}, progress=False)
     for seed in (0, 1):
         torch.manual_seed(seed)
         checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(DCID(config()), {}, {}, 0, 0, {}))

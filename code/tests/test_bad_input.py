@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import errors
 import faults
 import parity_avs  # noqa: F401  puts avs_scripts on the path
-from configs.opts import PLACES
+from cmg.data.layout import DATA_PATHS
+from cmg.utils import errors
 from faults import permission_bits_count
 from tiny import train
 
@@ -64,8 +64,8 @@ TABLES = [
     ("prepare pack", "output", OUTPUT),
     ("prepare text", "vggsound.prompts", "empty without_column garbage no_permission"),
     ("prepare text", "output", OUTPUT),
-    ("engine.checkpoint", "checkpoint", ENCODER),
-    ("engine.results", "results", f"{FILE} not_json other_keys"),
+    ("cmg.checkpoints.checkpoint", "checkpoint", ENCODER),
+    ("cmg.results.rows", "results", f"{FILE} not_json other_keys"),
     ("avs_s4.train", "checkpoint", "missing truncated ckpt_hostile ckpt_no_section"),
     ("avs_s4.test", "checkpoint", "missing truncated"),
 ]
@@ -100,7 +100,7 @@ def encoder_file(demo_data, small_model, tmp_path_factory):
 
 def command(script, what, bad, data, encoder, out):
     """Arguments of a script of which one input, `what`, is `bad` and everything else is good."""
-    flags = ["--path", f"{what}={bad}"] if what in PLACES else []
+    flags = ["--path", f"{what}={bad}"] if what in DATA_PATHS else []
     encoder = bad if what == "checkpoint" else encoder
     shared = ["--data_root", data, "--gpu", "cpu", "--in_memory", "--snapshot_pref", out / "run", *flags]
     if script == "pretrain":
@@ -118,9 +118,9 @@ def command(script, what, bad, data, encoder, out):
     elif script == "prepare text":
         line = ["text", "--backend", "hashing", "--dataset", "vggsound", "--data_root", data, "--out",
                 out / "run" / "prompts.h5", *flags]
-    elif script == "engine.checkpoint":
+    elif script == "cmg.checkpoints.checkpoint":
         line = [encoder]
-    elif script == "engine.results":
+    elif script == "cmg.results.rows":
         line = [bad]
     else:
         line = ["--checkpoint", encoder, "--data_root", data, "--gpu", "cpu", "--log_dir", out / "run"]
@@ -151,7 +151,7 @@ def snapshot(folder):
 
 @pytest.mark.parametrize("script, what, kind", CASES, ids=[f"{s.replace(' ', '_')}-{w}-{k}" for s, w, k in CASES])
 def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path, capsys, monkeypatch):
-    out, bad = tmp_path / "out", tmp_path / f"bad{Path(PLACES.get(what, 'x.pt')).suffix}"
+    out, bad = tmp_path / "out", tmp_path / f"bad{Path(DATA_PATHS.get(what, 'x.pt')).suffix}"
     monkeypatch.setenv(faults.MARKER, str(tmp_path / "hostile"))
     old = {"run/results.jsonl": b"earlier results\n", "checkpoints/DCID-model-0.pt": b"an earlier checkpoint",
            "run/pack.h5": b"an earlier pack", "run/prompts.h5": b"earlier prompts", "run/metrics.jsonl": b"earlier\n"}
@@ -167,7 +167,7 @@ def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path
         for name, content in old.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
-        good = demo_data / PLACES[what] if what in PLACES else encoder_file
+        good = demo_data / DATA_PATHS[what] if what in DATA_PATHS else encoder_file
         (OWN.get(kind) or getattr(faults, kind))(good, bad)
     before = snapshot(out)
     line = command(script, what, bad, demo_data, encoder_file, out)
@@ -192,8 +192,8 @@ WRONG_USE = [
     ("pretrain", "--evaluate"), ("pretrain", "--dataset_name", "imagenet"), ("pretrain", "--lr", "nan"),
     ("pretrain", "--n_epoch", "many"), ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
     ("avvp", "--seeds", "x"), ("retrieval", "--dataset_name", "ave_av"), ("prepare",), ("prepare", "pack"),
-    ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("engine.results",), ("engine.checkpoint",),
-    ("demo", "--seed", "x"), ("demo_data.demo_tree", "--out", "/tmp/never", "--clips", "3"),
+    ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("cmg.results.rows",), ("cmg.checkpoints.checkpoint",),
+    ("demo", "--seed", "x"), ("cmg.demos.dialled", "--out", "/tmp/never", "--clips", "3"),
     ("avs_s4.train", "--direction", "xy"), ("avs_s4.test", "--overlays", "many")]
 
 
@@ -211,7 +211,7 @@ def process(*line, folder=SOURCE):
 
 
 def test_a_process_ends_with_one_line_and_debug_shows_more(tmp_path):
-    line = "-m", "engine.checkpoint", tmp_path / "nothing.pt"
+    line = "-m", "cmg.checkpoints.checkpoint", tmp_path / "nothing.pt"
     plain, debug = process(*line), process(*line, "--debug")
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and plain.stderr.startswith("error: ")
     assert debug.returncode != 0 and "Traceback" in debug.stderr and "InputError" in debug.stderr
@@ -223,7 +223,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, capsys):
 
 
 def test_a_clip_that_breaks_while_workers_read_is_one_line(demo_data, small_model, tmp_path, capsys, monkeypatch):
-    faults.clip_not_finite(demo_data / PLACES["vggsound.audio"], tmp_path / "bad")
+    faults.clip_not_finite(demo_data / DATA_PATHS["vggsound.audio"], tmp_path / "bad")
     line = ["--data_root", str(demo_data), "--path", f"vggsound.audio={tmp_path / 'bad'}", "--gpu", "cpu", "--workers",
             "1", "--batch_size", "8", "--snapshot_pref", str(tmp_path / "run"), "--model_save_path", str(tmp_path)]
     code, text = end_of("pretrain", line, capsys, monkeypatch)

@@ -1,6 +1,6 @@
 """Bombs and crafted files, one a line: refused in one line that names the file, in a process with one GiB of room, or
 read for what they hold. Each was met by fuzzing (test_fuzz_foreign.py, fuzz_guided.py) or is made for a limit of
-limits.py."""
+cmg/utils/limits.py."""
 
 import struct
 import zipfile
@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import sharing
-from extract import audio, clip, encoders, media
+from cmg.checkpoints import hub
+from cmg.extract import audio, clip, encoders, media
+from cmg.utils.limits import LIMITS
 from foreign_files import hdf5_files, header_of, safetensors, saved, write_shared, zip_of
 from foreign_reader import READ, REFUSED, ReaderProcess
-from limits import LIMITS
 from made_videos import make_video
 from test_extract_weights import TINY, keras_file, small
 
@@ -323,7 +323,7 @@ SHARED = {
 def test_exported_weights(tmp_path, reader, exported, name):
     weights, about = exported["weights"], exported["about"]
     found, line = reader.read("shared", write_shared(tmp_path / "folder", SHARED[name](weights), about))
-    assert found == REFUSED and sharing.WEIGHTS in line, line
+    assert found == REFUSED and hub.WEIGHTS in line, line
 
 
 @pytest.mark.parametrize("name, value", [("dropout", 2e257), ("dropout", float("nan")), ("dropout", -1.0),

@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 import clip_retrieval
-from configs.opts import PLACES
-from dataset.captions import Captions
-from engine import results
-from engine.transfer.caption_retrieval import Placed, both_ways, chance
-from errors import InputError
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.captions import Captions
+from cmg.results import rows as results
+from cmg.transfer.captions import Placed, both_ways, chance
+from cmg.utils.errors import InputError
 from test_tasks import tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 
 
@@ -41,7 +41,7 @@ def test_equal_vectors_give_chance():
 
 
 def place(root, name):
-    return root / PLACES[f"captions.{name}"]
+    return root / DATA_PATHS[f"captions.{name}"]
 
 
 def test_the_script_measures_both_ways_with_a_control(tree, tmp_path):      # noqa: F811

@@ -7,15 +7,15 @@ import zipfile
 import pytest
 import torch
 
+from cmg.checkpoints import checkpoint
+from cmg.models.config import Config
+from cmg.models.random import Draws
+from cmg.systems.dcid import DCID
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
+from cmg.utils.errors import InputError
 from conftest import ROOT
-from engine import checkpoint
-from errors import InputError
-from model.config import Config
-from model.sampling import Draws
 from parity_dcid import filled, manifest
-from systems import published
-from systems.dcid import DCID
-from systems.registry import SYSTEMS
 from test_dcid import TINY, batch_of, trainer_of
 from tiny import trainer_for
 
@@ -46,7 +46,7 @@ def test_any_float_dtype_loads_and_widths_are_read_from_the_tensors(small, tmp_p
 
 
 def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
-    part = {name: small[name] for name in (published.ENCODER, published.LSTM)} | {"epoch": 4}
+    part = {name: small[name] for name in (rules.ENCODER, rules.LSTM)} | {"epoch": 4}
     loaded = checkpoint.open_file(write(tmp_path / "part.pt", part))
     assert not loaded.complete and "CPC_parameters" in loaded.missing and loaded.epoch == 4
 
@@ -66,8 +66,8 @@ def test_every_modality_set_comes_back(modalities, tmp_path):
 @pytest.mark.parametrize("save_dtype", [torch.float32, torch.float64])
 def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
     """A strict reader of the published manifest: nothing missing, nothing extra, one dtype."""
-    state = {name: torch.zeros(value.shape) for name, value in published.meta(DCID, Config()).state_dict().items()}
-    ours = published.to_published(state, published.layout(DCID, Config()), {}, save_dtype)
+    state = {name: torch.zeros(value.shape) for name, value in rules.meta(DCID, Config()).state_dict().items()}
+    ours = rules.to_published(state, rules.layout(DCID, Config()), {}, save_dtype)
     assert {s: {k: list(v.shape) for k, v in keys.items()} for s, keys in ours.items()} == manifest(
         GOLDEN, "dcid_published_manifest")
     assert {v.dtype for keys in ours.values() for v in keys.values()} == {save_dtype}
@@ -79,7 +79,7 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
     for _ in range(2):
         trainer.step(batch_of(("audio", "video", "text")), 0)
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 2, {}, torch.float64)
-    main = (published.LSTM, published.ENCODER, "CPC_parameters", published.DECODER)
+    main = (rules.LSTM, rules.ENCODER, "CPC_parameters", rules.DECODER)
     order = [(s, k) for s in main for k in contents[s] if not k.startswith("Cross_quantizer.")]
     theirs = torch.optim.Adam([torch.nn.Parameter(contents[s][k]) for s, k in order], lr=1)
     theirs.load_state_dict(contents["optimizer"])
@@ -112,12 +112,12 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
 
 def wrong_files(folder, small):
     """name -> (file, what its message must name)."""
-    encoder = dict(small[published.ENCODER])
+    encoder = dict(small[rules.ENCODER])
     lost = {k: v for k, v in encoder.items() if k != "Audio_encoder.audio_linear.bias"}
     bent = encoder | {"Audio_encoder.audio_linear.bias": torch.zeros(7)}
     nan = encoder | {"Audio_encoder.audio_linear.bias": torch.full((256,), float("nan"))}
     alien = encoder | {"Audio_encoder.surprise": torch.zeros(1)}
-    lstm = {published.LSTM: small[published.LSTM]}
+    lstm = {rules.LSTM: small[rules.LSTM]}
     whole = write(folder / "whole.pt", small)
     (folder / "truncated.pt").write_bytes(whole.read_bytes()[:-20_000])
     (folder / "empty.pt").write_bytes(b"")
@@ -129,13 +129,13 @@ def wrong_files(folder, small):
         "empty": (folder / "empty.pt", "empty.pt"),
         "text": (folder / "text.pt", "text.pt"),
         "list": (write(folder / "list.pt", [1, 2]), "holds a list"),
-        "no encoder": (write(folder / "a.pt", lstm), published.ENCODER),
-        "no lstm": (write(folder / "b.pt", {published.ENCODER: encoder}), published.LSTM),
-        "lost key": (write(folder / "c.pt", {published.ENCODER: lost, **lstm}), "Audio_encoder.audio_linear.bias"),
-        "bent key": (write(folder / "d.pt", {published.ENCODER: bent, **lstm}), "[7]"),
-        "not finite": (write(folder / "e.pt", {published.ENCODER: nan, **lstm}), "finite"),
-        "alien key": (write(folder / "f.pt", {published.ENCODER: alien, **lstm}), "Audio_encoder.surprise"),
-        "epoch": (write(folder / "g.pt", {published.ENCODER: encoder, **lstm, "epoch": "three"}), "epoch"),
+        "no encoder": (write(folder / "a.pt", lstm), rules.ENCODER),
+        "no lstm": (write(folder / "b.pt", {rules.ENCODER: encoder}), rules.LSTM),
+        "lost key": (write(folder / "c.pt", {rules.ENCODER: lost, **lstm}), "Audio_encoder.audio_linear.bias"),
+        "bent key": (write(folder / "d.pt", {rules.ENCODER: bent, **lstm}), "[7]"),
+        "not finite": (write(folder / "e.pt", {rules.ENCODER: nan, **lstm}), "finite"),
+        "alien key": (write(folder / "f.pt", {rules.ENCODER: alien, **lstm}), "Audio_encoder.surprise"),
+        "epoch": (write(folder / "g.pt", {rules.ENCODER: encoder, **lstm, "epoch": "three"}), "epoch"),
     }
 
 
@@ -154,7 +154,7 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
         def __reduce__(self):
             return open, (str(flag), "w")
 
-    torch.save({published.ENCODER: Hostile()}, tmp_path / "hostile.pt")
+    torch.save({rules.ENCODER: Hostile()}, tmp_path / "hostile.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Hostile()))
     assert zipfile.is_zipfile(tmp_path / "hostile.pt")
     for name in ("hostile.pt", "bare.pt"):
@@ -188,10 +188,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_map_names_every_tensor_once():
     for system in SYSTEMS.values():
         config = system.Config.for_data(("audio", "video", "text"), **TINY)
-        tensors = published.layout(system, config)
+        tensors = rules.layout(system, config)
         ours = [name for tensor in tensors for name in tensor.ours]
-        made = published.meta(system, config)
-        assert sorted([*ours, *published.own_names(made)]) == sorted(made.state_dict())
-        assert not set(ours) & set(published.own_names(made))
+        made = rules.meta(system, config)
+        assert sorted([*ours, *rules.own_names(made)]) == sorted(made.state_dict())
+        assert not set(ours) & set(rules.own_names(made))
         assert len({(t.section, t.key) for t in tensors}) == len(tensors)
         assert json.dumps([t.key for t in tensors])

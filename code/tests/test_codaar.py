@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from configs.opts import parse_evaluate, parse_pretrain
-from dataset.vggsound import read_list
-from downstream import head_settings
-from engine import checkpoint
-from engine.transfer import code_sets, metrics, toc_variants
-from engine.transfer.tasks import TASKS
-from errors import InputError
-from model import toc
-from model.heads import DeepSegmentHead
-from model.sampling import Draws
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_evaluate, parse_pretrain
+from cmg.data.sets.vggsound import read_list
+from cmg.models import toc
+from cmg.models.heads import DeepSegmentHead
+from cmg.models.random import Draws
+from cmg.programs.downstream import head_settings
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.codaar import SEGMENTS, CoDAAR, Config, Options
+from cmg.systems.state_dicts import rules
+from cmg.transfer import encode, metrics
+from cmg.transfer import toc as toc_variants
+from cmg.transfer.tasks import TASKS
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from parity_dcid import manifest
-from systems import published
-from systems.base import FrozenEncoder
-from systems.codaar import SEGMENTS, CoDAAR, Config, Options
 from tiny import checkpoints, train, trainer_for
 
 F64 = torch.float64
@@ -162,7 +164,7 @@ def test_downstream_leaves_the_encoder_as_it_is_to_the_bit():
     assert [tuple(codes.shape) for codes in encoder.codebooks] == [(48, 16)] * 3
     after = encoder.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    part = code_sets.CodeSet.of(vectors["audio"].vectors, vectors["audio"].indices, torch.ones(5, 10, 3))
+    part = encode.CodeSet.of(vectors["audio"].vectors, vectors["audio"].indices, torch.ones(5, 10, 3))
     assert torch.equal(part.table[part.rows], vectors["audio"].vectors)
 
 
@@ -286,12 +288,12 @@ def test_sizes_are_the_published_ones(golden, name):
     shapes = manifest(golden, f"{name}_published_manifest")
     sections = {section: {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
                 for section, keys in shapes.items()}
-    kind, config = published.recognise(sections, [CoDAAR])
+    kind, config = rules.recognise(sections, [CoDAAR])
     assert kind is CoDAAR and config == Config.for_data(ALL if name == "codaar" else ALL[:2])
-    tensors = published.layout(kind, config)
+    tensors = rules.layout(kind, config)
     assert [(t.section, t.key, list(t.shape)) for t in tensors] == [
         (section, key, shape) for section, keys in shapes.items() for key, shape in keys.items()]
-    encoder = [t for t in tensors if t.section == published.ENCODER]
+    encoder = [t for t in tensors if t.section == rules.ENCODER]
     numbers = [sum(math.prod(t.shape) for t in encoder if t.is_buffer is is_buffer) for is_buffer in (False, True)]
     assert numbers == ([31_367_425, 1_238_946] if name == "codaar" else [28_866_561, 828_546])
 
@@ -302,7 +304,7 @@ def test_a_file_comes_back_with_its_buffers(modalities, dtype, tmp_path):
     trainer.step(batch_of(modalities), 0)
     path = tmp_path / "CoDAAR-model-0.pt"
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}, dtype)
-    assert checkpoint.OWN_OPTIMIZER not in contents and published.OWN not in contents      # every name is published
+    assert checkpoint.OWN_OPTIMIZER not in contents and rules.OWN not in contents      # every name is published
     checkpoint.save(path, contents)
     loaded = checkpoint.open_file(path, torch.float64)
     assert loaded.complete and loaded.system.config == trainer.system.config
@@ -323,17 +325,17 @@ def test_macro_precision_leaves_out_what_is_never_predicted():
 
 
 def test_the_preset_gives_each_task_its_published_numbers():
-    opts = parse_evaluate(["x.pt", "--preset", "codaar"])
+    opts = parse_evaluate(["x.pt", "--preset", "codaar"], LOCAL)
     found = {name: head_settings(opts, TASKS[name]) for name in ("ave", "avvp", "ave_avvp", "ucf_vggsound")}
     assert [(s.n_epoch, s.batch_size, s.lr, s.segment_layers) for s in found.values()] == [
         (30, 256, 2.5e-4, 2), (50, 64, 4e-4, 4), (30, 80, 4e-4, 2), (30, 80, 4e-4, 2)]
-    flags = parse_evaluate(["x.pt", "--preset", "codaar", "--lr", "4e-4", "--segment_layers", "2"])
+    flags = parse_evaluate(["x.pt", "--preset", "codaar", "--lr", "4e-4", "--segment_layers", "2"], LOCAL)
     assert head_settings(flags, TASKS["ave"]).lr == 4e-4 and head_settings(flags, TASKS["ave"]).batch_size == 256
     assert head_settings(flags, TASKS["avvp"]).segment_layers == 2
-    pretraining = parse_pretrain(["--preset", "codaar"])
+    pretraining = parse_pretrain(["--preset", "codaar"], LOCAL)
     assert (pretraining.system, pretraining.n_embeddings, pretraining.n_epoch) == ("codaar", 800, 6)
-    assert pretraining.place("vggsound.text").name == "prompts_pieces.h5"
-    assert parse_pretrain([]).n_embeddings == 400 and parse_pretrain([]).place("vggsound.text").name == "prompts.h5"
+    assert pretraining.data_path("vggsound.text").name == "prompts_pieces.h5"
+    assert parse_pretrain([], LOCAL).n_embeddings == 400 and parse_pretrain([], LOCAL).data_path("vggsound.text").name == "prompts.h5"
 
 
 def test_toc_selects_from_every_segment():
@@ -382,7 +384,7 @@ def test_the_published_lists(annotations, file, number):
 
 @pytest.mark.parametrize("name", ["AVT_40k", "AV_90k", "AT_40k", "VT_90k"])
 def test_a_set_of_pretraining_has_a_list_and_modalities(name):
-    opts = parse_pretrain(["--system", "codaar", "--dataset_name", f"vggsound_{name}"])
+    opts = parse_pretrain(["--system", "codaar", "--dataset_name", f"vggsound_{name}"], LOCAL)
     assert "".join(m[0].upper() for m in opts.modalities) == name[:-4]
 
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
-from model.sampling import Draws
+from cmg.models.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
+from cmg.models.random import Draws
 
 F64 = torch.float64
 
@@ -141,7 +141,7 @@ def test_lowest_equal_is_the_first_of_the_rows_alike(seed, num_codes, dtype):
 
 
 def test_rows_that_collide_or_hold_nan_keep_their_own_index(monkeypatch):
-    monkeypatch.setattr("model.codebook.HASH_BASE", 0)      # every row has the same hash
+    monkeypatch.setattr("cmg.models.codebook.HASH_BASE", 0)      # every row has the same hash
     codes = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [float("nan"), 0.0]])
     assert lowest_equal(codes).tolist() == [0, 1, 0, 3]
 

@@ -16,20 +16,22 @@ import custom
 import evaluate
 import prepare
 import pretrain
-from configs.opts import parse_downstream, parse_evaluate, parse_pretrain
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_downstream, parse_evaluate, parse_pretrain
+from cmg.data.archive import LIMITS, read_npy
+from cmg.data.features import open_features
+from cmg.data.manifest import Manifest
+from cmg.data.sets.custom import Custom
+from cmg.demos import own_example
+from cmg.extract import lists
+from cmg.models.random import Draws
+from cmg.report import tables
+from cmg.results import rows as results
+from cmg.training.batches import Resident, Streamed
+from cmg.transfer.tasks import TASKS
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from data_trees import hashed_text, write_zips
-from dataset.archive import LIMITS, read_npy
-from dataset.custom import Custom
-from dataset.features import open_features
-from dataset.manifest import Manifest
-from demo_data import own_example
-from engine import checkpoint, results
-from engine.batches import Resident, Streamed
-from engine.report import tables
-from engine.transfer.tasks import TASKS
-from errors import InputError
-from extract import lists
-from model.sampling import Draws
 from test_python import cmg  # noqa: F401  (a fixture)
 from tiny import run_once
 
@@ -360,15 +362,15 @@ def test_prepare_text_encodes_a_manifest(tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------------- the programs
 def test_arguments(example, capsys):
-    opts = parse_pretrain(["--dataset_name", "custom", *data(example)])
+    opts = parse_pretrain(["--dataset_name", "custom", *data(example)], LOCAL)
     assert opts.modalities == ("audio", "video", "text") and opts.splits == ["train"]
-    assert parse_pretrain([]).splits == ["train", "test", "val"]
-    assert parse_downstream("custom", data(example)).directions == [
+    assert parse_pretrain([], LOCAL).splits == ["train", "test", "val"]
+    assert parse_downstream("custom", data(example), LOCAL).directions == [
         ("video", "audio"), ("video", "text"), ("audio", "video"), ("audio", "text"), ("text", "video"),
         ("text", "audio")]
-    assert parse_downstream("custom", [*data(example), "--source", "text", "--target", "audio"]).directions == [
+    assert parse_downstream("custom", [*data(example), "--source", "text", "--target", "audio"], LOCAL).directions == [
         ("text", "audio")]
-    assert "custom" not in parse_evaluate(["x.pt"]).tasks and "custom" in parse_evaluate(["x.pt", *data(example)]).tasks
+    assert "custom" not in parse_evaluate(["x.pt"], LOCAL).tasks and "custom" in parse_evaluate(["x.pt", *data(example)], LOCAL).tasks
     assert json.loads(json.dumps(opts.resolved()))["features"]["audio"] == str(example / "audio")
     own = data(example)
     for parse, arguments in (
@@ -436,7 +438,7 @@ def test_events_second_by_second(example, pretrained, tmp_path):
                 for k, row in enumerate(csv.DictReader(file))]
     path = manifest(tmp_path, *rows)
     arguments = ["--manifest", str(path), *data(example)[2:]]
-    assert parse_downstream("custom", arguments).directions == [("video", "audio"), ("audio", "video")]
+    assert parse_downstream("custom", arguments, LOCAL).directions == [("video", "audio"), ("audio", "video")]
     assert prepare.main(["check", "--dataset", "custom", *arguments]) == 0
     custom.main(heads(pretrained, tmp_path / "run", *arguments))
     found = results.read(tmp_path / "run" / "results.jsonl")

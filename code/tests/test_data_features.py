@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from cmg.data.archive import read_counts, read_zip, unpickle_array
+from cmg.data.clips import Clips
+from cmg.data.features import check_clip, fit_length, open_features
+from cmg.utils.errors import InputError, run
 from data_trees import features, write_zips, zip_bytes
-from dataset.archive import read_counts, read_zip, unpickle_array
-from dataset.clips import Clips
-from dataset.features import check_clip, fit_length, open_features
-from errors import InputError, run
 
 RNG = np.random.default_rng(0)
 CLIP = features(RNG, 10)

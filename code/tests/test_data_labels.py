@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.labels import clip_class, multi_event, parse_times, single_event
-from errors import InputError
+from cmg.data.labels import clip_class, multi_event, parse_times, single_event
+from cmg.utils.errors import InputError
 
 EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 12), st.integers(-2, 12)), max_size=6)
 

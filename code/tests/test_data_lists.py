@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import prepare
-from configs.opts import PLACES
-from errors import InputError
+from cmg.data.layout import DATA_PATHS
+from cmg.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def derived(tmp_path_factory, annotations):
                "avvp.official_audio": "avvp/AVVP_eval_audio.before_2024_fix.csv"}
     sources |= {f"ave.{split}_list": f"ave/{split}Set.txt" for split in ("train", "val", "test")}
     for name, source in sources.items():
-        (root / PLACES[name]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(annotations / source, root / PLACES[name])
+        (root / DATA_PATHS[name]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(annotations / source, root / DATA_PATHS[name])
     prepare.main(["lists", "--data_root", str(root)])
     return root
 
@@ -32,7 +32,7 @@ def derived(tmp_path_factory, annotations):
     ("avvp.categories", "AVVP/AVVP_Categories.txt"), ("ave_avvp.categories", "AVE_AVVP/AVE_AVVP_Categories.txt"),
     ("ucf_vggsound.vggsound_csv", "UCF101/vggsound2ucf.csv")])
 def test_derived_lists_equal_the_released_to_the_byte(derived, annotations, name, source):
-    assert (derived / PLACES[name]).read_bytes() == (annotations / "released" / source).read_bytes()
+    assert (derived / DATA_PATHS[name]).read_bytes() == (annotations / "released" / source).read_bytes()
 
 
 @pytest.mark.parametrize("name, source, key", [
@@ -41,13 +41,13 @@ def test_derived_lists_equal_the_released_to_the_byte(derived, annotations, name
     ("ave_avvp.label", "released/AVE_AVVP/ave_avvp_labels.h5", "avadataset"),
     ("ave_avvp.order", "released/AVE_AVVP/ave_avvp_order.h5", "order")])
 def test_derived_arrays_equal_the_released(derived, annotations, name, source, key):
-    with h5py.File(derived / PLACES[name]) as ours, h5py.File(annotations / source) as theirs:
+    with h5py.File(derived / DATA_PATHS[name]) as ours, h5py.File(annotations / source) as theirs:
         assert ours[key].dtype == theirs[key].dtype and np.array_equal(ours[key][:], theirs[key][:])
 
 
 def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
     root = shutil.copytree(derived, tmp_path / "copy")
-    path = root / PLACES["avvp.categories"]
+    path = root / DATA_PATHS["avvp.categories"]
     path.write_text("mine\n")
     prepare.main(["lists", "--data_root", str(root)])
     assert path.read_text() == "mine\n" and f"{path}: exists, kept as it is" in capsys.readouterr().out
@@ -56,10 +56,10 @@ def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
     with pytest.raises(InputError, match="no official annotation file"):
         prepare.main(["lists", "--data_root", str(tmp_path / "none")])
     with_header = annotations / "ave" / "Annotations.with_header.txt"
-    shutil.copy(with_header, root / PLACES["ave.annotations"])
+    shutil.copy(with_header, root / DATA_PATHS["ave.annotations"])
     prepare.main(["lists", "--data_root", str(root), "--overwrite"])
     test_derived_arrays_equal_the_released(root, annotations, "ave.train", "ave/train_order.h5", "order")
-    path = root / PLACES["ave.train_list"]
+    path = root / DATA_PATHS["ave.train_list"]
     path.write_text(path.read_text().replace("&good&", "&fine&", 1))
     with pytest.raises(InputError, match="row 1 is not in"):
         prepare.main(["lists", "--data_root", str(root), "--overwrite"])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from cmg.data.clips import Clips
+from cmg.data.features import open_features
+from cmg.prepare.pack import pack
+from cmg.utils.errors import InputError
 from conftest import ROOT
 from data_trees import features, write_zips, zip_bytes
-from dataset.clips import Clips
-from dataset.features import open_features
-from dataset.packing import pack
-from errors import InputError
 
 IDS = [f"clip{k:03d}" for k in range(150)]
 
@@ -184,10 +184,10 @@ def test_killed_at_any_moment_it_goes_on(zips, tmp_path):
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, {src!r})
-from dataset.packing import pack
-from dataset.text import write_text_features
-from dataset.text_backends import hashing_sentences
-from errors import run
+from cmg.prepare.pack import pack
+from cmg.data.text import write_text_features
+from cmg.data.text_backends import hashing_sentences
+from cmg.utils.errors import run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 run(lambda: {call})

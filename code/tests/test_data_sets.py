@@ -12,18 +12,18 @@ from PIL import Image
 
 import data_trees
 import prepare
-from configs.opts import PLACES
+from cmg.data.csv import read_table
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.ave import AVE
+from cmg.data.sets.ave_avvp import AVEShared, AVVPShared
+from cmg.data.sets.avs_s4 import S4
+from cmg.data.sets.avvp import AVVP
+from cmg.data.sets.ucf_vggsound import UCFVGGSound
+from cmg.data.sets.vggsound import VGGSound
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
 from conftest import ROOT
 from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_bytes
-from dataset.annotation_csv import read_table
-from dataset.ave import AVE
-from dataset.ave_avvp import AVEShared, AVVPShared
-from dataset.avs_s4 import S4
-from dataset.avvp import AVVP
-from dataset.text import TextFeatures
-from dataset.ucf_vggsound import UCFVGGSound
-from dataset.vggsound import VGGSound
-from errors import InputError
 
 SRC = ROOT / "code" / "src"
 
@@ -39,14 +39,14 @@ def no_places_from_the_environment(monkeypatch):
 def package(tmp_path_factory):
     """VGGSound-AVEL of 240 clips."""
     root = tmp_path_factory.mktemp("package")
-    data_trees.vggsound(root, PLACES, clips=240)
+    data_trees.vggsound(root, DATA_PATHS, clips=240)
     return root
 
 
 @pytest.fixture(scope="module")
 def ave(tmp_path_factory, annotations):
     root = tmp_path_factory.mktemp("ave")
-    data_trees.ave(root, PLACES, annotations)
+    data_trees.ave(root, DATA_PATHS, annotations)
     return root
 
 
@@ -67,7 +67,7 @@ def message(function, *args, **kwargs):
 @pytest.mark.parametrize("modalities", [("audio", "video", "text"), ("audio", "video"), ("audio", "text"),
                                         ("video", "text")])
 def test_vggsound_in_every_combination(package, modalities):
-    data = VGGSound(paths(package, PLACES, "vggsound"), modalities)
+    data = VGGSound(paths(package, DATA_PATHS, "vggsound"), modalities)
     shapes = {"audio": (10, 128), "video": (10, 7, 7, V), "text": (10, 768)}
     assert len(data) == 240 and tuple(data[5]) == modalities == data.modalities and data.classes == []
     assert all(x.shape == shapes[m] and x.dtype == np.float32 for m, x in data[5].items())
@@ -75,7 +75,7 @@ def test_vggsound_in_every_combination(package, modalities):
 
 
 def test_vggsound_splits_and_prompts(package):
-    place = paths(package, PLACES, "vggsound")
+    place = paths(package, DATA_PATHS, "vggsound")
     table = read_table(place["csv"], ("category", "video_id", "split"))
     parts = {split: [i for i, s in zip(table["video_id"], table["split"]) if s == split] for split in table["split"]}
     data = VGGSound(place, ("audio", "text"))
@@ -89,7 +89,7 @@ def test_vggsound_splits_and_prompts(package):
 
 def test_vggsound_segment_labels(package):
     """The released AV mode: the class in the seconds of the stored mask, background in the others."""
-    place = paths(package, PLACES, "vggsound")
+    place = paths(package, DATA_PATHS, "vggsound")
     data = VGGSound(place, ("audio", "video"), with_labels=True)
     label, mask = data[7]["label"], data.stores["label"].read(data.ids[7])
     assert data.classes == list(CLASSES) and label.shape == (10, 5) and set(mask) == {0, 1}
@@ -98,7 +98,7 @@ def test_vggsound_segment_labels(package):
 
 
 def test_vggsound_lists_of_file_names(package, tmp_path):
-    place = paths(package, PLACES, "vggsound")
+    place = paths(package, DATA_PATHS, "vggsound")
     ids = read_table(place["csv"], ("video_id",))["video_id"]
     (tmp_path / "81k.csv").write_text("id\n" + "".join(f"{name}.mp4\n" for name in ids[::-1]))
     data = VGGSound(place | {"csv": tmp_path / "81k.csv"}, ("audio", "video"), ("train",))
@@ -107,15 +107,15 @@ def test_vggsound_lists_of_file_names(package, tmp_path):
 
 
 def test_clips_of_published_size(tmp_path):
-    data_trees.vggsound(tmp_path, PLACES, clips=8, width=512)
-    data = VGGSound(paths(tmp_path, PLACES, "vggsound"))
+    data_trees.vggsound(tmp_path, DATA_PATHS, clips=8, width=512)
+    data = VGGSound(paths(tmp_path, DATA_PATHS, "vggsound"))
     assert data.shapes["video"] == (7, 7, 512) and data[3]["video"].shape == (10, 7, 7, 512)
     assert np.isfinite(data[3]["video"]).all()
 
 
 def test_skipping_keeps_clips_and_classes_together(package, tmp_path):
     root = shutil.copytree(package, tmp_path / "copy")
-    place = paths(root, PLACES, "vggsound")
+    place = paths(root, DATA_PATHS, "vggsound")
     whole = VGGSound(place, with_labels=True)
     (place["video"] / f"{whole.ids[10]}.zip").write_bytes(b"")
     (place["audio"] / f"{whole.ids[20]}.zip").unlink()
@@ -175,7 +175,7 @@ PLANTED = {             # name -> (what is done to the package, what check must 
 def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
     root = shutil.copytree(package, tmp_path / "copy")
     plant, finding = PLANTED[name]
-    plant(paths(root, PLACES, "vggsound"))
+    plant(paths(root, DATA_PATHS, "vggsound"))
     code, out = check(root, "vggsound_AVT", capsys)
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
     assert code == 1 and [finding in line for line in problems] == [True], out         # said once, and nothing else is
@@ -184,15 +184,15 @@ def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
 
 def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
     root = shutil.copytree(package, tmp_path / "copy")
-    rewrite(paths(root, PLACES, "vggsound")["csv"], "race car", "race cat")
+    rewrite(paths(root, DATA_PATHS, "vggsound")["csv"], "race car", "race cat")
     code, out = check(root, "vggsound", capsys)
     assert code == 0 and "warning" in out and "unknown class 'race cat'; the 4 classes of" in out       # it would run
-    assert "unknown class 'race cat'" in message(VGGSound, paths(root, PLACES, "vggsound"), with_labels=True)
+    assert "unknown class 'race cat'" in message(VGGSound, paths(root, DATA_PATHS, "vggsound"), with_labels=True)
 
 
 def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
-    absent = {name for name, place in PLACES.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
+    absent = {name for name, place in DATA_PATHS.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
     assert code == 1 and out.count("not ready") == 7 == out.count("get it from: ")
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
     assert all("is absent: " in line and " --path " in line for line in problems)
@@ -208,14 +208,14 @@ def test_everything_that_is_absent_is_listed(tmp_path, capsys):
 def test_bom_and_crlf_are_no_defects(package, tmp_path, capsys, change):
     root = shutil.copytree(package, tmp_path / "copy")
     for key in ("csv", "categories"):
-        path = paths(root, PLACES, "vggsound")[key]
+        path = paths(root, DATA_PATHS, "vggsound")[key]
         path.write_bytes(change(path.read_text()).encode())
     assert check(root, "vggsound_AVT", capsys)[0] == 0
-    assert VGGSound(paths(root, PLACES, "vggsound"), ("audio",), with_labels=True).classes == list(CLASSES)
+    assert VGGSound(paths(root, DATA_PATHS, "vggsound"), ("audio",), with_labels=True).classes == list(CLASSES)
 
 
 def test_the_list_that_was_cut_is_recognised(annotations, tmp_path, capsys):
-    place = paths(tmp_path, PLACES, "vggsound")
+    place = paths(tmp_path, DATA_PATHS, "vggsound")
     place["csv"].parent.mkdir(parents=True)
     lines = (annotations / "released" / "vggsound40k" / "vggsound-avel40k.csv").read_text().splitlines()
     place["csv"].write_text("\n".join(lines[:20_001]) + "\n")
@@ -232,22 +232,22 @@ def test_paths_by_flag_and_environment(package, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     packs = {m: root / "vggsound40k" / "feature" / m / "pack.h5" for m in ("audio", "video")}
     assert f"--path vggsound.audio={packs['audio']}" in out and f"export CMG_VGGSOUND_VIDEO={packs['video']}" in out
-    zips = VGGSound(paths(root, PLACES, "vggsound"))
+    zips = VGGSound(paths(root, DATA_PATHS, "vggsound"))
     for m in ("audio", "video"):
-        shutil.rmtree(root / PLACES[f"vggsound.{m}"])
+        shutil.rmtree(root / DATA_PATHS[f"vggsound.{m}"])
     monkeypatch.setenv("CMG_VGGSOUND_VIDEO", str(packs["video"]))
     assert check(root, "vggsound_AVT", capsys)[0] == 1
     assert check(root, "vggsound_AVT", capsys, "--path", f"vggsound.audio={packs['audio']}")[0] == 0
-    packed = VGGSound(paths(package, PLACES, "vggsound") | packs)
+    packed = VGGSound(paths(package, DATA_PATHS, "vggsound") | packs)
     for i in range(0, 240, 17):
         item = packed[i]
-        assert all(np.array_equal(x, item[m]) for m, x in VGGSound(paths(package, PLACES, "vggsound"))[i].items())
+        assert all(np.array_equal(x, item[m]) for m, x in VGGSound(paths(package, DATA_PATHS, "vggsound"))[i].items())
     assert zips.ids == packed.ids
 
 
 # ---------------------------------------------------------------------------------------------------------- AVE
 def test_ave_on_the_real_annotations(ave, annotations, capsys):
-    place = paths(ave, PLACES, "ave")
+    place = paths(ave, DATA_PATHS, "ave")
     sets = {split: AVE(place, ("audio", "video"), split) for split in ("train", "val", "test")}
     assert [len(data) for data in sets.values()] == [3339, 402, 402]
     assert sorted(int(row) for data in sets.values() for row in data.ids) == list(range(4143))
@@ -265,7 +265,7 @@ def test_ave_on_the_real_annotations(ave, annotations, capsys):
 
 
 def test_ave_with_text(ave, tmp_path):
-    place = paths(ave, PLACES, "ave") | {"text": tmp_path / "t.h5"}
+    place = paths(ave, DATA_PATHS, "ave") | {"text": tmp_path / "t.h5"}
     prompts = {name: f"the sound of {name}" for name in AVE(place, ("audio",)).classes}
     hashed_text(place["text"], prompts)
     data = AVE(place, ("audio", "text"), "val")
@@ -293,7 +293,7 @@ AVE_DEFECTS = {
 @pytest.mark.parametrize("name", list(AVE_DEFECTS))
 def test_check_names_defects_of_ave(ave, tmp_path, capsys, name):
     root = shutil.copytree(ave, tmp_path / "copy", copy_function=os.link)        # video is large; links, replaced below
-    place = paths(root, PLACES, "ave")
+    place = paths(root, DATA_PATHS, "ave")
     for key in ("train", "label", "audio"):
         content = place[key].read_bytes() if key != "audio" or "features" in name else None
         if content is not None:
@@ -309,8 +309,8 @@ def test_check_names_defects_of_ave(ave, tmp_path, capsys, name):
 
 # --------------------------------------------------------------------------------------------------- other sets
 def test_avvp_on_the_released_lists(tmp_path, annotations, capsys):
-    data_trees.avvp(tmp_path, PLACES, annotations)
-    place = paths(tmp_path, PLACES, "avvp")
+    data_trees.avvp(tmp_path, DATA_PATHS, annotations)
+    place = paths(tmp_path, DATA_PATHS, "avvp")
     audio, video = AVVP(place, "audio"), AVVP(place, "video")
     assert (len(audio), len(video), len(audio.classes)) == (1846, 1661, 25)
     assert audio[0]["audio"].shape == (10, 128) and video[0]["label"].shape == (10, 26)
@@ -328,11 +328,11 @@ def test_avvp_on_the_released_lists(tmp_path, annotations, capsys):
 
 def test_ave_avvp_on_the_released_lists(tmp_path, ave, annotations, capsys):
     root = shutil.copytree(ave, tmp_path / "copy", copy_function=os.link)
-    data_trees.avvp(root, PLACES, annotations, "ave_avvp", "AVE_AVVP")
-    place = paths(root, PLACES, "ave_avvp")
+    data_trees.avvp(root, DATA_PATHS, annotations, "ave_avvp", "AVE_AVVP")
+    place = paths(root, DATA_PATHS, "ave_avvp")
     for name in ("ave_avvp_labels.h5", "ave_avvp_order.h5"):
         shutil.copy(annotations / "released" / "AVE_AVVP" / name, place["label"].parent)
-    place |= {f"{part}_{m}": root / PLACES[f"{part}.{m}"] for part in ("ave", "avvp") for m in ("audio", "video")}
+    place |= {f"{part}_{m}": root / DATA_PATHS[f"{part}.{m}"] for part in ("ave", "avvp") for m in ("audio", "video")}
     train, test = AVEShared(place, "audio"), AVVPShared(place, "video")
     assert (len(train), len(test), train.classes) == (1831, 1032, test.classes) and len(test.classes) == 12
     assert train[3]["label"].shape == test[3]["label"].shape == (10, 13)
@@ -342,8 +342,8 @@ def test_ave_avvp_on_the_released_lists(tmp_path, ave, annotations, capsys):
 
 
 def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
-    data_trees.ucf_vggsound(tmp_path, PLACES, annotations)
-    place = paths(tmp_path, PLACES, "ucf_vggsound")
+    data_trees.ucf_vggsound(tmp_path, DATA_PATHS, annotations)
+    place = paths(tmp_path, DATA_PATHS, "ucf_vggsound")
     audio, video = UCFVGGSound(place, "audio"), UCFVGGSound(place, ("video",))
     assert (len(audio), len(video), len(audio.classes)) == (4813, 2003, 16) and audio.classes == video.classes
     assert video.ids[0] == "v_PlayingGuitar_g02_c03" and video[0]["label"][:, 0].all()
@@ -360,7 +360,7 @@ def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
 
 
 def test_avs_is_checked(tmp_path, capsys):
-    place = paths(tmp_path, PLACES, "avs")
+    place = paths(tmp_path, DATA_PATHS, "avs")
     place["csv"].parent.mkdir(parents=True)
     place["csv"].write_text("name,start,category,split\na,0,helicopter,train\nb,5,helicopter,test\nc,5,dog,val\n")
     for split, category, name, masks in (("train", "helicopter", "a", 1), ("test", "helicopter", "b", 5),
@@ -400,16 +400,16 @@ def script(name, root, *flags):
 
 def test_pretraining_and_ave_run_on_published_trees(ave, tmp_path):
     root = shutil.copytree(ave, tmp_path / "copy", copy_function=os.link)
-    data_trees.vggsound(root, PLACES, clips=40)
+    data_trees.vggsound(root, DATA_PATHS, clips=40)
     for k, split in enumerate(("train", "val", "test")):
-        (root / PLACES[f"ave.{split}"]).unlink()                        # a link to the shared file
-        write(root / PLACES[f"ave.{split}"], "order", np.arange(k, 4143, 80))
+        (root / DATA_PATHS[f"ave.{split}"]).unlink()                        # a link to the shared file
+        write(root / DATA_PATHS[f"ave.{split}"], "order", np.arange(k, 4143, 80))
     run = script("pretrain", root, "--n_epoch", "1", "-b", "20", "--n_embeddings", "16")
     assert run.returncode == 0, run.stderr
     checkpoint = next((root / "checkpoint").glob("DCID-model-*.pt"))
     run = script("ave", root, "--n_epoch", "2", "--checkpoint", str(checkpoint))
     assert run.returncode == 0, run.stderr
     assert list((root / "runs").glob("**/results.jsonl"))
-    (root / PLACES["vggsound.video"] / f"{FIRST}.zip").write_bytes(b"")
+    (root / DATA_PATHS["vggsound.video"] / f"{FIRST}.zip").write_bytes(b"")
     run = script("pretrain", root, "--n_epoch", "1", "-b", "20", "--n_embeddings", "16")
     assert run.returncode == 2 and f"{FIRST}.zip: an empty file" in run.stderr

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.annotation_csv import read_classes, read_table
-from dataset.avvp import read_events
-from dataset.lists import read_annotations
-from dataset.text import read_prompts
-from dataset.vggsound import read_list
-from errors import InputError
+from cmg.data.csv import read_classes, read_table
+from cmg.data.sets.avvp import read_events
+from cmg.data.sets.vggsound import read_list
+from cmg.data.text import read_prompts
+from cmg.prepare.lists import read_annotations
+from cmg.utils.errors import InputError
 
 GOOD = ("category,video_id,split\ndog,aaaaaaaaaaa,train\ncat,-bbbbbbbbbb,test\ndog,ccccccccccc,val\n"
         "cat,ddddddddddd,train\n")

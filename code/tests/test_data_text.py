@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 
 import prepare
-from conftest import ROOT
-from data_trees import hashed_text
-from dataset.annotation_csv import read_classes, read_table
-from dataset.archive import read_counts
-from dataset.text import (
+from cmg.data.archive import read_counts
+from cmg.data.csv import read_classes, read_table
+from cmg.data.text import (
     KEPT,
     Sentence,
     TextFeatures,
@@ -30,8 +28,10 @@ from dataset.text import (
     word_reasons,
     write_text_features,
 )
-from dataset.text_backends import Bert, find_vocabulary, hashing_sentences, word_list
-from errors import InputError
+from cmg.data.text_backends import Bert, find_vocabulary, hashing_sentences, word_list
+from cmg.utils.errors import InputError
+from conftest import ROOT
+from data_trees import hashed_text
 
 PROMPTS = {"dog": "a dog is barking near the red car", "cat": "the repetitive pleading meow of a hungry cat"}
 SRC = ROOT / "code" / "src"
@@ -302,8 +302,8 @@ def test_pieces_have_a_file_of_their_own(tmp_path, bert):
 
 
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
-EXPORTER = ["dataset/export_bert_embedding.py", "dataset/text.py", "dataset/annotation_csv.py", "dataset/archive.py",
-            "dataset/hdf5.py", "errors.py", "atomic_write.py", "limits.py", "stopping.py"]
+EXPORTER = ["cmg/prepare/export_bert_embedding.py", "cmg/data/text.py", "cmg/data/csv.py", "cmg/data/archive.py",
+            "cmg/data/hdf5.py", "cmg/utils/errors.py", "cmg/utils/files.py", "cmg/utils/limits.py", "cmg/utils/signals.py"]
 
 
 @pytest.mark.parametrize("name", EXPORTER)
@@ -348,7 +348,7 @@ def test_exporter_runs_with_bert_embedding_numpy_and_h5py_alone(tmp_path):
     (tmp_path / "p.csv").write_text("label,prompt\ndog,a dog barking\n")
     (tmp_path / "cnt.pkl").write_bytes(pickle.dumps({0: 0, 3899: 1}, protocol=3))
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    call = [sys.executable, "-m", "dataset.export_bert_embedding", "--prompts", str(tmp_path / "p.csv"), "--out",
+    call = [sys.executable, "-m", "cmg.prepare.export_bert_embedding", "--prompts", str(tmp_path / "p.csv"), "--out",
             str(tmp_path / "t.h5")]
     subprocess.run(call, cwd=SRC, env=env, check=True)
     assert TextFeatures(tmp_path / "t.h5")["dog"][:4, 0].tolist() == [1, 3, 7, 0]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.club import Club, Clubs, Evidence
-from model.config import Config
-from systems.dcid import DCID
+from cmg.losses.club import Club, Clubs, Evidence
+from cmg.models.config import Config
+from cmg.systems.dcid import DCID
 from tiny import trainer_for
 
 F64 = torch.float64

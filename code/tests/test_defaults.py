@@ -6,9 +6,11 @@ import defaults
 import pytest
 import torch
 
-from configs.opts import PLACES, decisive, parse_pretrain
-from configs.presets import RECIPES
-from engine.transfer.code_sets import CodeSet
+from cmg.cli import decisive, parse_pretrain
+from cmg.data.layout import DATA_PATHS
+from cmg.presets import RECIPES
+from cmg.transfer.encode import CodeSet
+from configs.opts import LOCAL
 
 
 def part(indices, labels):
@@ -29,30 +31,30 @@ def test_code_figures_of_known_codes():
 
 
 def test_every_arm_is_a_pretraining_run_of_its_own():
-    options = {name: decisive(parse_pretrain(["--preset", "spoken", *flags])) for name, flags in defaults.ARMS.items()}
+    options = {name: decisive(parse_pretrain(["--preset", "spoken", *flags], LOCAL)) for name, flags in defaults.ARMS.items()}
     plain = [json.dumps(value, sort_keys=True) for value in options.values()]
     assert len(set(plain)) == len(plain)
 
 
 @pytest.mark.parametrize("recipe", tuple(RECIPES))
 def test_a_recipe_changes_defaults_and_flags_win(recipe, capsys):
-    plain = parse_pretrain(["--preset", "spoken"])
-    chosen = parse_pretrain(["--preset", "spoken", "--recipe", recipe])
+    plain = parse_pretrain(["--preset", "spoken"], LOCAL)
+    chosen = parse_pretrain(["--preset", "spoken", "--recipe", recipe], LOCAL)
     assert decisive(chosen) != decisive(plain)
     assert decisive(chosen) == decisive(plain) | RECIPES[recipe]
     assert chosen.model_save_path.name == f"dcid-seed0-{recipe}"
-    assert parse_pretrain(["--recipe", recipe, "--reset_after", "7"]).reset_after == 7
-    assert parse_pretrain(["--recipe", recipe, "--system", "h_dcid"]).code_choice == chosen.code_choice
+    assert parse_pretrain(["--recipe", recipe, "--reset_after", "7"], LOCAL).reset_after == 7
+    assert parse_pretrain(["--recipe", recipe, "--system", "h_dcid"], LOCAL).code_choice == chosen.code_choice
     for system in ("fcid", "micu", "codaar"):
         with pytest.raises(SystemExit):
-            parse_pretrain(["--recipe", recipe, "--system", system])
+            parse_pretrain(["--recipe", recipe, "--system", system], LOCAL)
         assert f"--recipe {recipe}: --" in capsys.readouterr().err
 
 
 def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch, capsys):
-    from spoken_data import spoken_tree
+    from cmg.demos import spoken as spoken_tree
     monkeypatch.setattr(defaults, "HEAD_EPOCHS", 1)
-    spoken_tree.build(tmp_path / "data", PLACES, recordings, clips=80, progress=False)
+    spoken_tree.build(tmp_path / "data", DATA_PATHS, recordings, clips=80, progress=False)
     arguments = ["--data_root", str(tmp_path / "data"), "--out", str(tmp_path / "study.jsonl"), "--only", "default",
                  "--seeds", "0", "--steps", "3", "--every", "2", "--batch_size", "8"]
     defaults.main(arguments)

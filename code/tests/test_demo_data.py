@@ -16,14 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
-from configs.opts import PLACES
-from dataset.ave import AVE
-from dataset.avvp import AVVP
-from dataset.ucf_vggsound import UCFVGGSound
-from dataset.vggsound import VGGSound
-from demo_data import demo_tree
-from demo_data import dialled_digits as digits
-from errors import InputError
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.ave import AVE
+from cmg.data.sets.avvp import AVVP
+from cmg.data.sets.ucf_vggsound import UCFVGGSound
+from cmg.data.sets.vggsound import VGGSound
+from cmg.demos import dialled, dialled_clips
+from cmg.utils.errors import InputError
 
 CLIPS = 240
 
@@ -31,12 +30,12 @@ CLIPS = 240
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "tree"
-    assert demo_tree.build(out, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert dialled.build(out, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     return out
 
 
 def place(tree, name):
-    return tree / PLACES[name]
+    return tree / DATA_PATHS[name]
 
 
 def read_zip(path):
@@ -63,7 +62,7 @@ def test_keys_have_the_tones_of_q23():
     high = {1: 1209, 4: 1209, 7: 1209, 2: 1336, 5: 1336, 8: 1336, 0: 1336, 3: 1477, 6: 1477, 9: 1477}
     rng = np.random.default_rng(0)
     for key in range(10):
-        waves = digits.tones(np.full(40, key), rng)
+        waves = dialled_clips.tones(np.full(40, key), rng)
         assert waves.shape == (40, 8000) and waves.dtype == np.float32
         power = np.abs(np.fft.rfft(waves)) ** 2                     # 1 Hz a bin
         for found, nominal in ((500 + power[:, 500:1060].argmax(1), low[key]),
@@ -73,31 +72,31 @@ def test_keys_have_the_tones_of_q23():
 
 def test_a_tone_lies_within_its_second_and_nothing_is_dialled_in_an_empty_one():
     rng = np.random.default_rng(1)
-    waves = digits.tones([5] * 60 + [digits.EMPTY] * 60, rng, seconds=2)
+    waves = dialled_clips.tones([5] * 60 + [dialled_clips.EMPTY] * 60, rng, seconds=2)
     assert waves.shape == (120, 16000)
-    mel = digits.log_mel(waves.reshape(-1, 8000)).reshape(120, 2, 128)
+    mel = dialled_clips.log_mel(waves.reshape(-1, 8000)).reshape(120, 2, 128)
     peak = mel.max(-1) - np.median(mel, -1)
     assert peak[:60, 0].min() > 1.0         # a tone stands out of the heaviest noise
     assert peak[:60, 1].max() < 1.0 and peak[60:].max() < 1.0
-    assert digits.tone(5, np.random.default_rng(1)).shape == (8000,)
+    assert dialled_clips.tone(5, np.random.default_rng(1)).shape == (8000,)
 
 
 def test_log_mel_agrees_with_transformers():
-    waves = digits.tones([1, 8, digits.EMPTY], np.random.default_rng(2))
+    waves = dialled_clips.tones([1, 8, dialled_clips.EMPTY], np.random.default_rng(2))
     bank = mel_filter_bank(501, 128, 125.0, 4000.0, 8000, mel_scale="htk")
     assert (bank.sum(0) > 0).all()          # no band between two bins
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1000) / 1000)
-    for wave, ours in zip(waves, digits.log_mel(waves)):
+    for wave, ours in zip(waves, dialled_clips.log_mel(waves)):
         power = spectrogram(wave, window, frame_length=1000, hop_length=500, power=2.0, center=False,
                             mel_filters=bank, mel_floor=0.0)        # (128, 15)
         assert power.shape == (128, 15)
         np.testing.assert_allclose(ours, 0.5 * np.log1p(power.mean(1)), rtol=2e-4, atol=2e-5)
     with pytest.raises(ValueError, match="one second"):
-        digits.log_mel(waves[:, :4000])
+        dialled_clips.log_mel(waves[:, :4000])
 
 
 def test_writers_are_split():
-    pools = {split: digits.digit_pools(split) for split in ("train", "val", "test")}
+    pools = {split: dialled_clips.digit_pools(split) for split in ("train", "val", "test")}
     assert sum(len(labels) for _, labels in pools.values()) == 1797
     rows = {split: {image.tobytes() for image in images} for split, (images, _) in pools.items()}
     assert not rows["train"] & rows["test"] and not rows["train"] & rows["val"] and not rows["val"] & rows["test"]
@@ -107,35 +106,35 @@ def test_writers_are_split():
 
 
 def test_pick_gives_the_key_and_blank_for_empty():
-    images, labels = digits.digit_pools("val")
+    images, labels = dialled_clips.digit_pools("val")
     named = {image.tobytes(): label for image, label in zip(images, labels)}
-    keys = np.array([3, digits.EMPTY, 9, 0, 3] * 20)
-    picked = digits.pick(keys, "val", np.random.default_rng(3))
+    keys = np.array([3, dialled_clips.EMPTY, 9, 0, 3] * 20)
+    picked = dialled_clips.pick(keys, "val", np.random.default_rng(3))
     assert (picked[1::5] == 0).all()
     assert [named[image.tobytes()] for image in picked[keys >= 0]] == list(keys[keys >= 0])
     assert len({image.tobytes() for image in picked[::5]}) > 5      # different samples of one key
 
 
 def test_undisturbed_drawing_is_the_sample_itself():
-    images, _ = digits.digit_pools("val")
-    plain = digits.Style(turn=0, zoom=(1, 1), shift=0, ink=(1, 1), noise=(0, 0))
-    drawn = digits.draw(images[:5], np.random.default_rng(0), plain, canvas=10, digit=8)
+    images, _ = dialled_clips.digit_pools("val")
+    plain = dialled_clips.Style(turn=0, zoom=(1, 1), shift=0, ink=(1, 1), noise=(0, 0))
+    drawn = dialled_clips.draw(images[:5], np.random.default_rng(0), plain, canvas=10, digit=8)
     np.testing.assert_allclose(drawn[:, 1:-1, 1:-1], images[:5], atol=1e-6)
     assert np.abs(drawn[:, 0]).max() < 1e-6
-    doubled = digits.Style(turn=0, zoom=(2, 2), shift=0, ink=(0.5, 0.5), noise=(0, 0))
-    assert digits.draw(images[:5], np.random.default_rng(0), doubled).max() <= 0.5
+    doubled = dialled_clips.Style(turn=0, zoom=(2, 2), shift=0, ink=(0.5, 0.5), noise=(0, 0))
+    assert dialled_clips.draw(images[:5], np.random.default_rng(0), doubled).max() <= 0.5
 
 
 def test_video_features_are_rectified_projections_of_patches():
     picture = np.random.default_rng(4).random((2, 13, 13)).astype(np.float32)
-    features = digits.video_features(picture)
-    assert features.shape == (2, 7, 7, digits.CHANNELS) and features.dtype == np.float32
+    features = dialled_clips.video_features(picture)
+    assert features.shape == (2, 7, 7, dialled_clips.CHANNELS) and features.dtype == np.float32
     for row, column in ((0, 0), (2, 5), (6, 6)):
         patch = picture[1, row:row + 7, column:column + 7].ravel()
-        expected = np.maximum(patch @ digits.projections() - digits.THRESHOLD, 0)
+        expected = np.maximum(patch @ dialled_clips.projections() - dialled_clips.THRESHOLD, 0)
         np.testing.assert_allclose(features[1, row, column], expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="expected"):
-        digits.video_features(picture[:, :12])
+        dialled_clips.video_features(picture[:, :12])
 
 
 def test_classes_can_be_learned_and_are_not_trivial():
@@ -143,19 +142,19 @@ def test_classes_can_be_learned_and_are_not_trivial():
     rng = np.random.default_rng(5)
     train, test = rng.integers(0, 10, (100, 10)), rng.integers(0, 10, (80, 10))
     audio = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    audio.fit(digits.audio_clips(train, rng).reshape(-1, 128), train.ravel())
-    assert audio.score(digits.audio_clips(test, rng).reshape(-1, 128), test.ravel()) > 0.99
+    audio.fit(dialled_clips.audio_clips(train, rng).reshape(-1, 128), train.ravel())
+    assert audio.score(dialled_clips.audio_clips(test, rng).reshape(-1, 128), test.ravel()) > 0.99
     video = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    video.fit(digits.video_clips(train, "train", rng).reshape(train.size, -1), train.ravel())
-    score = video.score(digits.video_clips(test, "test", rng).reshape(test.size, -1), test.ravel())
+    video.fit(dialled_clips.video_clips(train, "train", rng).reshape(train.size, -1), train.ravel())
+    score = video.score(dialled_clips.video_clips(test, "test", rng).reshape(test.size, -1), test.ravel())
     assert 0.88 < score < 0.99
 
 
 def test_prompts_name_their_key_and_share_the_rest():
-    words = [digits.PROMPTS[name].lower().split() for name in digits.CLASSES]
+    words = [dialled_clips.PROMPTS[name].lower().split() for name in dialled_clips.CLASSES]
     assert all(len(w) == 10 for w in words)
     assert len(set(map(tuple, words))) == 10
-    for name, w in zip(digits.CLASSES, words):
+    for name, w in zip(dialled_clips.CLASSES, words):
         assert set(w) - set.intersection(*map(set, words)) == {name.split()[1]}
 
 
@@ -167,9 +166,9 @@ def test_pretraining_files(tree):
     assert set(table.split) == {"train", "val", "test"}
     assert table.groupby(["split", "category"]).size().min() > 0
     prompts = pd.read_csv(place(tree, "vggsound.prompts"))
-    assert list(prompts) == ["label", "prompt"] and set(prompts.label) == set(table.category) == set(digits.CLASSES)
+    assert list(prompts) == ["label", "prompt"] and set(prompts.label) == set(table.category) == set(dialled_clips.CLASSES)
     categories = place(tree, "vggsound.csv").with_name("VggsoundAVEL40kCategories.txt").read_text().splitlines()
-    assert categories == list(digits.CLASSES)
+    assert categories == list(dialled_clips.CLASSES)
     for kind in ("audio", "video", "label"):
         assert {path.stem for path in place(tree, f"vggsound.{kind}").iterdir()} == set(table.video_id)
     lengths, whole = [], []
@@ -177,7 +176,7 @@ def test_pretraining_files(tree):
         audio, video, label = (read_zip(place(tree, f"vggsound.{kind}") / f"{name}.zip")
                                for kind in ("audio", "video", "label"))
         assert audio.shape[1:] == (128,) and audio.dtype == np.float32 and 0 <= audio.min() and audio.max() < 8
-        assert video.shape == (10, 7, 7, digits.CHANNELS) and video.dtype == np.float32 and video.min() == 0
+        assert video.shape == (10, 7, 7, dialled_clips.CHANNELS) and video.dtype == np.float32 and video.min() == 0
         assert label.shape == (10,) and np.isin(label, (0, 1)).all() and label.sum() >= 2
         assert np.abs(np.diff(label)).sum() <= 2                        # one event without a gap
         lengths.append(len(audio))
@@ -191,7 +190,7 @@ def test_ave_files(tree):
                        names=["category", "video_id", "quality", "start", "end"])
     audio, video, label = (read_h5(place(tree, f"ave.{kind}")) for kind in ("audio", "video", "label"))
     assert audio.shape == (len(rows), 10, 128) and audio.dtype == np.float64
-    assert video.shape == (len(rows), 10, 7, 7, digits.CHANNELS) and video.dtype == np.float64
+    assert video.shape == (len(rows), 10, 7, 7, dialled_clips.CHANNELS) and video.dtype == np.float64
     assert label.shape == (len(rows), 10, 11) and label.dtype == np.float32 and (label.sum(-1) == 1).all()
     orders = [read_h5(place(tree, f"ave.{split}"), "order") for split in ("train", "val", "test")]
     assert [len(order) for order in orders] == [CLIPS // 6, CLIPS // 24, CLIPS // 12]
@@ -228,7 +227,7 @@ def events_of(row):
 
 def test_avvp_files(tree, avvp_lists):
     categories = place(tree, "avvp.categories").read_text().splitlines()
-    assert categories == [f"digit_{word}" for word in digits.WORDS]
+    assert categories == [f"digit_{word}" for word in dialled_clips.WORDS]
     silent, tonal = [], []
     for modality, table in avvp_lists.items():
         assert table.index.is_unique and table.index.str.fullmatch(r"[a-z0-9]{11}_\d+_\d+").all()
@@ -245,18 +244,18 @@ def test_avvp_files(tree, avvp_lists):
                 silent += list(peak[~happening])
                 tonal += list(peak[happening])
             else:
-                assert read_zip(place(tree, "avvp.video") / f"{name[:11]}.zip").shape == (10, 7, 7, digits.CHANNELS)
+                assert read_zip(place(tree, "avvp.video") / f"{name[:11]}.zip").shape == (10, 7, 7, dialled_clips.CHANNELS)
     assert max(silent) < min(tonal)
     audio, visual = (table["event_labels"] for table in avvp_lists.values())
     both = audio.index.intersection(visual.index)
-    assert len(both) > 0.7 * CLIPS / demo_tree.AVVP_SHARE
+    assert len(both) > 0.7 * CLIPS / dialled.AVVP_SHARE
     assert (audio[both] != visual[both]).any()                                      # some events in one modality only
     assert 0.03 < audio.str.contains(",").mean() < 0.3                                   # several events a clip
 
 
 def test_ave_avvp_files(tree, avvp_lists):
     shared = place(tree, "ave_avvp.categories").read_text().splitlines()
-    assert 1 < len(shared) < 10 and shared != sorted(shared, key=[f"digit_{w}" for w in digits.WORDS].index)
+    assert 1 < len(shared) < 10 and shared != sorted(shared, key=[f"digit_{w}" for w in dialled_clips.WORDS].index)
     labels, order = read_h5(place(tree, "ave_avvp.label")), read_h5(place(tree, "ave_avvp.order"), "order")
     ave = read_h5(place(tree, "ave.label"))
     assert labels.shape == (len(ave), 10, len(shared) + 1) and labels.dtype == np.float32
@@ -275,7 +274,7 @@ def test_ucf_vggsound_files(tree):
     ucf_names = place(tree, "ucf_vggsound.ucf_categories").read_text().splitlines()
     vggsound_names = place(tree, "ucf_vggsound.vggsound_categories").read_text().splitlines()
     assert [f"digit {name.removeprefix('Digit').lower()}" for name in ucf_names] == vggsound_names
-    assert vggsound_names != list(digits.CLASSES) and set(vggsound_names) == set(digits.CLASSES)
+    assert vggsound_names != list(dialled_clips.CLASSES) and set(vggsound_names) == set(dialled_clips.CLASSES)
     assert set(pd.read_csv(place(tree, "ucf_vggsound.prompts")).label) == set(vggsound_names)
     ucf = pd.read_csv(place(tree, "ucf_vggsound.ucf_csv"))
     assert list(ucf) == ["category", "video_id"] and ucf.video_id.is_unique
@@ -284,7 +283,7 @@ def test_ucf_vggsound_files(tree):
     for name, category in zip(ucf.video_id, ucf.category):
         assert name.startswith(f"v_{category}_g")
         video = read_zip(place(tree, "ucf_vggsound.video") / f"{name}.zip")
-        assert video.shape[1:] == (7, 7, digits.CHANNELS) and video.dtype == np.float32
+        assert video.shape[1:] == (7, 7, dialled_clips.CHANNELS) and video.dtype == np.float32
         lengths.add(len(video))
     assert min(lengths) >= 6 and max(lengths) <= 12 and len(lengths) > 3
     audio = pd.read_csv(place(tree, "ucf_vggsound.vggsound_csv"))
@@ -311,16 +310,16 @@ def test_text_features(tree):
 
 def test_our_loaders_read_the_tree(tree):
     def paths(name):
-        return {key.split(".")[1]: place(tree, key) for key in PLACES if key.startswith(f"{name}.")}
+        return {key.split(".")[1]: place(tree, key) for key in DATA_PATHS if key.startswith(f"{name}.")}
     pretraining = VGGSound(paths("vggsound"))
     assert len(pretraining) == CLIPS
     clip = next(i for i, name in enumerate(pretraining.ids)
                 if len(read_zip(place(tree, "vggsound.audio") / f"{name}.zip")) < 10)
     assert {k: v.shape for k, v in pretraining[clip].items()} == {
-        "audio": (10, 128), "video": (10, 7, 7, digits.CHANNELS), "text": (10, 768)}
+        "audio": (10, 128), "video": (10, 7, 7, dialled_clips.CHANNELS), "text": (10, 768)}
     for split, count in (("train", CLIPS // 6), ("val", CLIPS // 24), ("test", CLIPS // 12)):
         clips = AVE(paths("ave"), ("audio", "video", "text"), split)
-        assert len(clips) == count and clips.classes == list(digits.CLASSES) and clips[0]["label"].shape == (10, 11)
+        assert len(clips) == count and clips.classes == list(dialled_clips.CLASSES) and clips[0]["label"].shape == (10, 11)
     for modality in ("audio", "video"):
         clips = AVVP(paths("avvp"), modality)
         assert clips[0][modality].shape[0] == 10 and 0.1 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.3
@@ -329,71 +328,71 @@ def test_our_loaders_read_the_tree(tree):
 
 def test_one_seed_gives_the_same_bytes_whatever_the_threads(tree, tmp_path):
     with threadpool_limits(2):
-        demo_tree.build(tmp_path / "again", PLACES, seed=3, clips=CLIPS, progress=False)
+        dialled.build(tmp_path / "again", DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     again = digest(tmp_path / "again")
     assert again == digest(tree)
-    demo_tree.build(tmp_path / "other", PLACES, seed=4, clips=CLIPS, progress=False)
+    dialled.build(tmp_path / "other", DATA_PATHS, seed=4, clips=CLIPS, progress=False)
     other = digest(tmp_path / "other")
     for name in ("ave.audio", "ave.video"):
-        assert other[PLACES[name]] != again[PLACES[name]]
+        assert other[DATA_PATHS[name]] != again[DATA_PATHS[name]]
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_whole_tree_is_left_alone(tree, capsys):
     before = digest(tree)
-    demo_tree.main(["--out", str(tree), "--seed", "3", "--clips", str(CLIPS)])
+    dialled.main(["--out", str(tree), "--seed", "3", "--clips", str(CLIPS)])
     assert "is complete already" in capsys.readouterr().out
     assert digest(tree) == before
 
 
 def test_nothing_foreign_is_overwritten(tree, tmp_path):
     with pytest.raises(InputError, match="seed 3, not 0"):
-        demo_tree.build(tree, PLACES, seed=0, clips=CLIPS)
+        dialled.build(tree, DATA_PATHS, seed=0, clips=CLIPS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(InputError, match="no demo tree"):
-        demo_tree.build(tmp_path / "mine", PLACES)
+        dialled.build(tmp_path / "mine", DATA_PATHS)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
-    (tmp_path / "mine" / demo_tree.MARKER).write_text("{")
+    (tmp_path / "mine" / dialled.MARKER).write_text("{")
     with pytest.raises(InputError, match="no longer the JSON"):
-        demo_tree.build(tmp_path / "mine", PLACES)
+        dialled.build(tmp_path / "mine", DATA_PATHS)
     with pytest.raises(InputError, match="cannot be written"):
-        demo_tree.build(tmp_path / "mine" / "notes.txt" / "tree", PLACES)
+        dialled.build(tmp_path / "mine" / "notes.txt" / "tree", DATA_PATHS)
     with pytest.raises(InputError, match="--clips 5"):
-        demo_tree.build(tmp_path / "new", PLACES, clips=5)
+        dialled.build(tmp_path / "new", DATA_PATHS, clips=5)
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     def fail(tree):
         raise OSError("no space left")
-    monkeypatch.setitem(demo_tree.PARTS, "ave", fail)
+    monkeypatch.setitem(dialled.PARTS, "ave", fail)
     with pytest.raises(InputError, match="no space"):
-        demo_tree.build(tmp_path / "tree", PLACES, clips=80, progress=False)
+        dialled.build(tmp_path / "tree", DATA_PATHS, clips=80, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_marker_names_the_settings(tree):
-    marker = json.loads((tree / demo_tree.MARKER).read_text())
-    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(demo_tree.PARTS)
+    marker = json.loads((tree / dialled.MARKER).read_text())
+    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(dialled.PARTS)
 
 
 def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypatch):
     """The other files keep their bytes, and parts that are no longer known do no harm."""
     old = shutil.copytree(tree, tmp_path / "old")
-    marker = json.loads((old / demo_tree.MARKER).read_text())
-    (old / demo_tree.MARKER).write_text(json.dumps(marker | {"parts": [*marker["parts"], "text"]}))
-    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)        # as trees before this version
+    marker = json.loads((old / dialled.MARKER).read_text())
+    (old / dialled.MARKER).write_text(json.dumps(marker | {"parts": [*marker["parts"], "text"]}))
+    assert not dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)        # as trees before this version
 
     def later(tree):
         (tree.root / "later.txt").write_text("here")
         tree.bar.update(1)
-    monkeypatch.setitem(demo_tree.PARTS, "later", later)
-    assert demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    monkeypatch.setitem(dialled.PARTS, "later", later)
+    assert dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     assert (old / "later.txt").read_text() == "here"
-    assert json.loads((old / demo_tree.MARKER).read_text())["parts"] == [*marker["parts"], "later"]
+    assert json.loads((old / dialled.MARKER).read_text())["parts"] == [*marker["parts"], "later"]
     before, after = digest(tree), digest(old)
-    assert {name for name in after if after[name] != before.get(name)} == {"later.txt", demo_tree.MARKER}
-    assert not demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+    assert {name for name in after if after[name] != before.get(name)} == {"later.txt", dialled.MARKER}
+    assert not dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
 
 
 def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypatch):
@@ -401,7 +400,7 @@ def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypat
 
     def fail(tree):
         raise OSError("no space left")
-    monkeypatch.setitem(demo_tree.PARTS, "later", fail)
+    monkeypatch.setitem(dialled.PARTS, "later", fail)
     with pytest.raises(InputError, match="no space"):
-        demo_tree.build(old, PLACES, seed=3, clips=CLIPS, progress=False)
+        dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     assert digest(old) == digest(tree)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import evaluate
-from configs import opts
-from engine import checkpoint
-from model.sampling import Draws
+from cmg import cli
+from cmg.checkpoints import checkpoint
+from cmg.models.random import Draws
+from cmg.systems.registry import SYSTEMS
 from other_device import DEVICE, DEVICES, GPU, needs_gpu
-from systems.registry import SYSTEMS
 from test_speed_equal import SMALL, batches
 from tiny import checkpoints, train, trainer_for
 
@@ -70,7 +70,7 @@ def test_a_step_waits_for_nothing(name):
 @on_devices
 def test_pretraining_resumes_and_heads_are_trained(device, demo_data, small_model, tmp_path, monkeypatch):
     """The commands, with the data on the device; the second run continues the first."""
-    monkeypatch.setattr(opts, "device", lambda gpu: device)
+    monkeypatch.setattr(cli, "device", lambda gpu: device)
     assert train(demo_data, tmp_path, "--max_steps", 12) == 0
     assert train(demo_data, tmp_path, "--resume", "auto") == 0
     last = tmp_path / "checkpoints" / checkpoints(tmp_path)[-1]

@@ -17,14 +17,14 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import errors  # noqa: E402
-from engine import distributed  # noqa: E402
-from engine.distributed import Ranks, ranks  # noqa: E402
-from errors import InputError  # noqa: E402
+from cmg.systems.registry import SYSTEMS  # noqa: E402
+from cmg.utils import dist as distributed  # noqa: E402
+from cmg.utils import errors  # noqa: E402
+from cmg.utils.collectives import ALONE  # noqa: E402
+from cmg.utils.dist import Ranks, ranks  # noqa: E402
+from cmg.utils.errors import InputError  # noqa: E402
 from kill_resume import differences, figures, pretraining, prove  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
-from model.collectives import ALONE  # noqa: E402
-from systems.registry import SYSTEMS  # noqa: E402
 from tiny import command, trainer_for  # noqa: E402
 from tiny import train as pretrain  # noqa: E402
 

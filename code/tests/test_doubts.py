@@ -1,4 +1,4 @@
-"""Numbers that lie: every warning of engine/doubts.py provoked by a real run, once, in the log and for the report."""
+"""Numbers that lie: every warning of cmg/data/doubts.py provoked by a real run, once, in the log and for the report."""
 
 import json
 import os
@@ -10,14 +10,17 @@ import torch
 
 import ave
 import evaluate
-import pretrain
 import ucf_vggsound
-from configs.opts import PLACES, parse_pretrain
-from dataset import checking, origin
-from dataset.packing import pack
-from engine import checkpoint, doubts, export, sharing
-from engine.report import run_files
-from errors import InputError
+from cmg.checkpoints import checkpoint, hub
+from cmg.cli import parse_pretrain
+from cmg.data import doubts, origins
+from cmg.data.layout import DATA_PATHS
+from cmg.prepare import check
+from cmg.prepare.pack import pack
+from cmg.programs import pretrain
+from cmg.report import export, run_files
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from tiny import train
 
 pytestmark = pytest.mark.usefixtures("small_model")
@@ -33,7 +36,7 @@ def extracted(folder, source, place, sidecar, note=None):
     place.parent.mkdir(parents=True, exist_ok=True)
     copy = shutil.copytree if source.is_dir() else shutil.copyfile
     copy(source, place, **({"copy_function": os.link} if source.is_dir() else {}))
-    (folder / origin.SIDECAR).write_text(json.dumps({"settings": sidecar, "notes": [note] if note else []}))
+    (folder / origins.SIDECAR).write_text(json.dumps({"settings": sidecar, "notes": [note] if note else []}))
     return place
 
 
@@ -44,7 +47,7 @@ def run(demo_data, small_model, tmp_path_factory):
     sidecar = {"audio": LOGMEL, "video": PATCHES}
     flags = []
     for m in ("audio", "video"):
-        place = extracted(folder, demo_data / PLACES[f"vggsound.{m}"], f"{m}/zip", sidecar)
+        place = extracted(folder, demo_data / DATA_PATHS[f"vggsound.{m}"], f"{m}/zip", sidecar)
         flags += ["--path", f"vggsound.{m}={place}"]
     assert train(demo_data, folder, "--max_steps", 3, *flags) == 0
     return folder
@@ -71,11 +74,11 @@ def test_a_checkpoint_says_what_it_was_pretrained_on(run, demo_data):
     assert kept["audio"] == LOGMEL and kept["video"] == PATCHES
     assert kept["text"]["backend"] == "hashing" and kept["text"]["unit"] == "words"
     export.export(file_of(run), run / "shared")
-    assert sharing.load_encoder(run / "shared").features == checkpoint.load_encoder(file_of(run)).features == kept
+    assert hub.load_encoder(run / "shared").features == checkpoint.load_encoder(file_of(run)).features == kept
 
 
 def test_features_of_another_kind_are_said_once(run, demo_data, tmp_path, caplog):
-    places = {m: extracted(tmp_path / "other", demo_data / PLACES[f"ave.{m}"], name,
+    places = {m: extracted(tmp_path / "other", demo_data / DATA_PATHS[f"ave.{m}"], name,
                            {"audio": LOGMEL | {"network": "vggish", "kind": "audioset"}, "video": PATCHES})
               for m, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5"))}
     flags = [x for m, place in places.items() for x in ("--path", f"ave.{m}={place}")]
@@ -93,7 +96,7 @@ def test_features_of_another_kind_are_said_once(run, demo_data, tmp_path, caplog
 
 def test_features_of_the_same_kind_are_no_news(run, demo_data, tmp_path):
     places = [x for m, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5")) for x in (
-        "--path", f"ave.{m}=" + str(extracted(tmp_path / "same", demo_data / PLACES[f"ave.{m}"], name, {
+        "--path", f"ave.{m}=" + str(extracted(tmp_path / "same", demo_data / DATA_PATHS[f"ave.{m}"], name, {
             "audio": LOGMEL | {"route": "nearest"}, "video": PATCHES})))]
     assert not [line for line in measure(ave, demo_data, file_of(run), tmp_path / "run", *places)
                 if "pretrained on" in line]
@@ -101,7 +104,7 @@ def test_features_of_the_same_kind_are_no_news(run, demo_data, tmp_path):
 
 def test_words_of_another_encoder_are_said(run, demo_data, tmp_path):
     text = tmp_path / "prompts.h5"
-    shutil.copy(demo_data / PLACES["ucf_vggsound.text"], text)
+    shutil.copy(demo_data / DATA_PATHS["ucf_vggsound.text"], text)
     with h5py.File(text, "r+") as file:
         file.attrs["backend"], file.attrs["model"] = "transformers", "/models/bert-base-uncased"
     more = ["--source", "video", "--target", "text"]
@@ -128,27 +131,27 @@ def test_a_resumed_run_on_other_features_is_said(run, demo_data, tmp_path, caplo
     (None, WORDS, None), (WORDS, WORDS | {"model": "roberta-base"}, "roberta-base")])
 def test_which_descriptions_go_together(one, other, says):
     for pair in ((one, other), (other, one)):
-        found = origin.difference(*pair)
+        found = origins.difference(*pair)
         assert (found is None) == (says is None) and (says is None or says in " ".join(found))
 
 
 def test_packs_and_avsbench_keep_what_they_were_made_with(run, tmp_path):
     pack(run / "audio" / "zip", tmp_path / "elsewhere.h5", "audio")
-    assert origin.describe(tmp_path / "elsewhere.h5", "audio") == LOGMEL
+    assert origins.describe(tmp_path / "elsewhere.h5", "audio") == LOGMEL
     for folder, preset, expected in (("a", "avsbench", LOGMEL), ("b", None, None)):
         place = tmp_path / folder / "AVSBench" / "feature" / "audio"
         place.mkdir(parents=True)
-        (tmp_path / folder / origin.SIDECAR).write_text(json.dumps({"settings": {"audio": LOGMEL,
+        (tmp_path / folder / origins.SIDECAR).write_text(json.dumps({"settings": {"audio": LOGMEL,
                                                                                  "clips": {"preset": preset}}}))
-        assert origin.describe(place, "audio") == expected
+        assert origins.describe(place, "audio") == expected
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"settings": 3}', '{"settings": {"audio": 1}}', '{"notes": 7}',
                                      "[" * 5000, '"' + "x" * (1 << 21)])
 def test_a_damaged_sidecar_is_one_line(tmp_path, content):
-    (tmp_path / origin.SIDECAR).write_text(content)
+    (tmp_path / origins.SIDECAR).write_text(content)
     with pytest.raises(InputError, match="features.json: not JSON of an extraction") as caught:
-        origin.describe(tmp_path / "audio" / "zip", "audio")
+        origins.describe(tmp_path / "audio" / "zip", "audio")
     assert "\n" not in str(caught.value)
 
 
@@ -165,8 +168,8 @@ def test_a_damaged_description_in_a_checkpoint_is_one_line(run, tmp_path):
 
 
 def test_check_reads_the_notes_of_an_extraction(demo_data, tmp_path):
-    place = extracted(tmp_path, demo_data / PLACES["vggsound.audio"], "audio/zip", {"audio": LOGMEL}, "never use them")
-    report = checking.check("x", {"vggsound.audio": place}, "", [])
+    place = extracted(tmp_path, demo_data / DATA_PATHS["vggsound.audio"], "audio/zip", {"audio": LOGMEL}, "never use them")
+    report = check.check("x", {"vggsound.audio": place}, "", [])
     assert report.warnings == ["vggsound.audio: never use them"] and "warning: vggsound.audio: never" in str(report)
 
 
@@ -181,7 +184,7 @@ def test_a_run_of_too_few_steps_is_said_in_log_and_report(run):
 def apart(file, data, path):
     """A checkpoint of which code 0 is the mean of all sounds, code 1 that of all pictures, and the rest far away."""
     contents = checkpoint.read(file)
-    clips = pretrain.open_data(parse_pretrain(["--data_root", str(data)]))
+    clips = pretrain.open_data(parse_pretrain(["--data_root", str(data)], LOCAL))
     level = checkpoint.open_file(file).system.eval().encoder.levels[0]
     codes = contents["Encoder_parameters"]["Cross_quantizer.embedding"].fill_(1e3)
     with torch.no_grad():
@@ -205,7 +208,7 @@ def test_levels_are_judged_one_by_one():
 
 
 def test_a_short_run_that_shares_nothing_says_so_at_its_end(demo_data, tmp_path, monkeypatch):
-    from engine import monitors
+    from cmg.training import monitors
     monkeypatch.setattr(monitors, "code_usage", lambda *args: monitors.CodeUsage(
         codes_used=20, codes_shared=0, seconds=80, perplexity=10.0))
     train(demo_data, tmp_path, "--max_steps", 3)

@@ -14,10 +14,10 @@ import traceback
 import h5py
 import pytest
 
-import errors
 import file_calls
 import file_cases
 from broken_disk import Disk, broken
+from cmg.utils import errors
 from file_cases import CASES, Tools
 
 WORKS = "test_full_disk.py"             # the five works of kill_resume.py, write by write
@@ -29,60 +29,60 @@ WRITERS = {
     "ablation.py:main": "ablation", "avs_s4/builders.py:create": WORKS, "avs_s4/demo_scenes.py:_beside": "scenes",
     "avs_s4/demo_scenes.py:_write": "scenes", "avs_s4/demo_scenes.py:build": "scenes",
     "avs_s4/report.py:write": "avs_test", "avs_s4/train.py:main": WORKS,
-    "atomic_write.py:_sync_folder": PRIMITIVE, "atomic_write.py:alone": PRIMITIVE,
-    "atomic_write.py:append_lines": PRIMITIVE, "atomic_write.py:output_file": PRIMITIVE,
-    "atomic_write.py:whole_file": PRIMITIVE, "atomic_write.py:whole_folder": PRIMITIVE,
-    "dataset/lists.py:_write": "lists", "dataset/lists.py:_write_array": MEMORY,
-    "dataset/packing.py:_lay_out": WORKS, "dataset/packing.py:pack": WORKS,
-    "dataset/text.py:write_text_features": "text",
-    **{f"demo_data/demo_tree.py:{name}": "demo" for name in (
+    "cmg/utils/files.py:_sync_folder": PRIMITIVE, "cmg/utils/files.py:alone": PRIMITIVE,
+    "cmg/utils/files.py:append_lines": PRIMITIVE, "cmg/utils/files.py:output_file": PRIMITIVE,
+    "cmg/utils/files.py:whole_file": PRIMITIVE, "cmg/utils/files.py:whole_folder": PRIMITIVE,
+    "cmg/prepare/lists.py:_write": "lists", "cmg/prepare/lists.py:_write_array": MEMORY,
+    "cmg/prepare/pack.py:_lay_out": WORKS, "cmg/prepare/pack.py:pack": WORKS,
+    "cmg/data/text.py:write_text_features": "text",
+    **{f"cmg/demos/dialled.py:{name}": "demo" for name in (
         "captions", "folder", "place", "pretraining", "ucf51", "ucf_vggsound",
         "write_annotations", "write_events", "write_h5", "write_lines", "write_marker", "write_prompts", "write_zip")},
-    "demo_data/own_example.py:_save": MEMORY, "demo_data/own_example.py:_write": "own_example",
-    "downstream.py:measure": "evaluated", "engine/checkpoint.py:save": WORKS, "engine/export.py:export": "exported",
-    "engine/provenance.py:write": "evaluated", "engine/report/page.py:_image": MEMORY,
-    "engine/report/page.py:write": "report", "engine/report/plot_style.py:save": "table_pictures",
-    "engine/results.py:_append_line": "evaluated", "engine/results.py:append": "evaluated",
-    "engine/run_folder.py:__init__": WORKS, "engine/run_folder.py:_cut": "discarded",
-    "engine/transfer/run_task.py:_save": "evaluated",
-    "evaluate.py:main": "evaluated", "extract/build.py:pca_filters": MEMORY, "extract/lists.py:link_places": WORKS,
-    "extract/output.py:__init__": WORKS, "extract/output.py:_locked": WORKS,
-    "extract/output.py:write_ave": "ave_arrays", "extract/output.py:write_pictures": MEMORY,
-    "extract/output.py:write_whole": WORKS, "extract/output.py:zip_bytes": MEMORY, "extract/run.py:run": "ave_arrays",
-    "prepare.py:vocabulary": "vocabulary", "pretrain.py:_alone": WORKS, "spoken_data/sources.py:fetch": "recordings",
-    "spoken_data/spoken_tree.py:build": TREE, "spoken_data/spoken_tree.py:pretraining": TREE,
-    "spoken_data/spoken_tree.py:ucf_vggsound": TREE, "toc.py:draw": "channels",
+    "cmg/demos/own_example.py:_save": MEMORY, "cmg/demos/own_example.py:_write": "own_example",
+    "downstream.py:measure": "evaluated", "cmg/checkpoints/checkpoint.py:save": WORKS, "cmg/report/export.py:export": "exported",
+    "cmg/results/provenance.py:write": "evaluated", "cmg/report/page.py:_image": MEMORY,
+    "cmg/report/page.py:write": "report", "cmg/report/style.py:save": "table_pictures",
+    "cmg/results/rows.py:_append_line": "evaluated", "cmg/results/rows.py:append": "evaluated",
+    "cmg/training/run_logger.py:__init__": WORKS, "cmg/training/run_logger.py:_cut": "discarded",
+    "cmg/transfer/run.py:_save": "evaluated",
+    "evaluate.py:main": "evaluated", "cmg/extract/build.py:pca_filters": MEMORY, "cmg/extract/lists.py:link_places": WORKS,
+    "cmg/extract/output.py:__init__": WORKS, "cmg/extract/output.py:_locked": WORKS,
+    "cmg/extract/output.py:write_ave": "ave_arrays", "cmg/extract/output.py:write_pictures": MEMORY,
+    "cmg/extract/output.py:write_whole": WORKS, "cmg/extract/output.py:zip_bytes": MEMORY, "cmg/extract/run.py:run": "ave_arrays",
+    "prepare.py:vocabulary": "vocabulary", "pretrain.py:_alone": WORKS, "cmg/demos/spoken_sources.py:fetch": "recordings",
+    "cmg/demos/spoken.py:build": TREE, "cmg/demos/spoken.py:pretraining": TREE,
+    "cmg/demos/spoken.py:ucf_vggsound": TREE, "toc.py:draw": "channels",
 }
 OWN_SOURCE = "a file of the program itself"
 RUST = "read by a library that no fault in Python reaches; truncated files: test_sharing.py, test_extract_hub.py"
 CUT = "of weights; truncated files: test_extract_weights.py"
 READERS = {
-    "atomic_write.py:remove_leftovers": PRIMITIVE, "avs_s4/demo_scenes.py:_is_whole": "scenes_again",
+    "cmg/utils/files.py:remove_leftovers": PRIMITIVE, "avs_s4/demo_scenes.py:_is_whole": "scenes_again",
     "avs_s4/demo_scenes.py:build": "scenes", "avs_s4/network/published.py:read_state": "avs_test",
-    "dataset/annotation_csv.py:read_bytes": "lists", "dataset/archive.py:read_counts": "readers",
-    "dataset/archive.py:read_npy": "readers", "dataset/archive.py:read_zip": "check",
-    "dataset/avs_s4.py:read_image": "avs_test", "dataset/hdf5.py:_require_texts": "evaluated",
-    "dataset/hdf5.py:open_hdf5": "evaluated", "dataset/archive.py:require_stored": "exported",
-    "dataset/origin.py:read_sidecar": "ave_arrays",
-    "dataset/packing.py:pack": WORKS,
-    "dataset/text.py:read_vocabulary": "vocabulary", "dataset/text_backends.py:find_vocabulary": "readers",
-    **{f"demo_data/demo_tree.py:{name}": "demo" for name in ("captions", "ucf51", "ucf_vggsound", "write_shared")},
-    "demo_data/demo_tree.py:parts_there": "demo_again",
-    "engine/checkpoint.py:read": "exported", "engine/checkpoint.py:sha256": "exported",
-    "engine/figures.py:read_predictions": "readers", "engine/figures.py:read_text": "report",
-    "engine/precision.py:cpu_features": "of the system", "engine/provenance.py:fingerprint": "evaluated",
-    "engine/provenance.py:read": "report", "engine/report/page.py:_image": "report",
-    "engine/report/page.py:build": OWN_SOURCE, "engine/results.py:read": "report",
-    "engine/sharing.py:_config": "config.json; damaged ones: test_sharing.py", "engine/sharing.py:_read": RUST,
-    "extract/build.py:pca_filters": "readers", "extract/hub.py:_hash_of_weights": "readers",
-    "extract/media.py:_open": "ave_arrays", "extract/media.py:_read_through": "after an error of FFmpeg alone",
-    "extract/output.py:__init__": "ave_arrays", "extract/output.py:finish": "ave_arrays",
-    "extract/output.py:read_rows": "ave_arrays", "extract/output.py:versions": OWN_SOURCE,
-    "extract/tf_checkpoint.py:read": f"a memory map {CUT}", "extract/weights.py:_digests": "readers",
-    "extract/weights.py:_require_small": "readers", "extract/weights.py:_from_torch": "readers",
-    "extract/weights.py:_state": "readers", "extract/weights.py:read_pca": "readers",
-    "spoken_data/sources.py:_unpacked": "readers", "spoken_data/spoken_tree.py:is_there": TREE,
-    "spoken_data/spoken_tree.py:ucf_vggsound": TREE,
+    "cmg/data/csv.py:read_bytes": "lists", "cmg/data/archive.py:read_counts": "readers",
+    "cmg/data/archive.py:read_npy": "readers", "cmg/data/archive.py:read_zip": "check",
+    "cmg/data/sets/avs_s4.py:read_image": "avs_test", "cmg/data/hdf5.py:_require_texts": "evaluated",
+    "cmg/data/hdf5.py:open_hdf5": "evaluated", "cmg/data/archive.py:require_stored": "exported",
+    "cmg/data/origins.py:read_sidecar": "ave_arrays",
+    "cmg/prepare/pack.py:pack": WORKS,
+    "cmg/data/text.py:read_vocabulary": "vocabulary", "cmg/data/text_backends.py:find_vocabulary": "readers",
+    **{f"cmg/demos/dialled.py:{name}": "demo" for name in ("captions", "ucf51", "ucf_vggsound", "write_shared")},
+    "cmg/demos/dialled.py:parts_there": "demo_again",
+    "cmg/checkpoints/checkpoint.py:read": "exported", "cmg/checkpoints/checkpoint.py:sha256": "exported",
+    "cmg/report/pictures.py:read_predictions": "readers", "cmg/report/pictures.py:read_text": "report",
+    "cmg/training/precision.py:cpu_features": "of the system", "cmg/results/provenance.py:fingerprint": "evaluated",
+    "cmg/results/provenance.py:read": "report", "cmg/report/page.py:_image": "report",
+    "cmg/report/page.py:build": OWN_SOURCE, "cmg/results/rows.py:read": "report",
+    "cmg/checkpoints/hub.py:_config": "config.json; damaged ones: test_sharing.py", "cmg/checkpoints/hub.py:_read": RUST,
+    "cmg/extract/build.py:pca_filters": "readers", "cmg/extract/hub.py:_hash_of_weights": "readers",
+    "cmg/extract/media.py:_open": "ave_arrays", "cmg/extract/media.py:_read_through": "after an error of FFmpeg alone",
+    "cmg/extract/output.py:__init__": "ave_arrays", "cmg/extract/output.py:finish": "ave_arrays",
+    "cmg/extract/output.py:read_rows": "ave_arrays", "cmg/extract/output.py:versions": OWN_SOURCE,
+    "cmg/extract/tf_checkpoint.py:read": f"a memory map {CUT}", "cmg/extract/weights.py:_digests": "readers",
+    "cmg/extract/weights.py:_require_small": "readers", "cmg/extract/weights.py:_from_torch": "readers",
+    "cmg/extract/weights.py:_state": "readers", "cmg/extract/weights.py:read_pca": "readers",
+    "cmg/demos/spoken_sources.py:_unpacked": "readers", "cmg/demos/spoken.py:is_there": TREE,
+    "cmg/demos/spoken.py:ucf_vggsound": TREE,
 }
 
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import prepare
+from cmg.data.archive import read_zip
+from cmg.data.features import open_features
+from cmg.extract import media, run, video
+from cmg.utils.errors import InputError
 from conftest import ROOT
-from dataset.archive import read_zip
-from dataset.features import open_features
-from errors import InputError
-from extract import media, run, video
 from made_videos import make_video
 from parity_features import vgg19, vggish
 
@@ -184,7 +184,7 @@ def test_ave_form_has_the_rows_of_the_annotations(videos, tmp_path):
 
 
 def test_avsbench_is_laid_out_as_its_loader_reads(videos, tmp_path):
-    from dataset.avs_s4 import read_list
+    from cmg.data.sets.avs_s4 import read_list
     table = tmp_path / "s4.csv"
     table.write_text("name,start,category,split\nclip0,0,dog,train\nclip4,0,cat,test\n")
     features(videos, tmp_path / "out", "--preset", "avsbench", "--audio-encoder", "logmel", "--labels", table)

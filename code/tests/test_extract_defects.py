@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import prepare
-from dataset.archive import read_zip
-from errors import InputError
-from extract import audio, clip, encoders, media
-from extract.audio import logmel_of_patches
+from cmg.data.archive import read_zip
+from cmg.extract import audio, clip, encoders, media
+from cmg.extract.audio import logmel_of_patches
+from cmg.utils.errors import InputError
 from made_videos import damage, make_video, picture, rotate_header
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches"]

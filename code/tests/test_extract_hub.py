@@ -8,10 +8,10 @@ import torch
 import transformers
 
 import prepare
-from dataset.archive import read_zip
-from dataset.text import TextFeatures
-from errors import InputError
-from extract import hub
+from cmg.data.archive import read_zip
+from cmg.data.text import TextFeatures
+from cmg.extract import hub
+from cmg.utils.errors import InputError
 from made_videos import make_video, picture
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmg.extract import audio, video
+from cmg.extract.clip import Timing
 from conftest import ROOT
-from extract import audio, video
-from extract.clip import Timing
 
 
 def slow_resample(x, rate, target, kind):
@@ -129,7 +129,7 @@ def test_tenths_of_a_longer_clip_are_of_its_first_seconds():
 
 
 def test_the_package_imports_no_script():
-    code = ("import sys; import extract.run, extract.text, extract.command, extract.hub\n"
-            "print(sorted({'prepare', 'pretrain', 'configs', 'configs.opts', 'engine'} & set(sys.modules)))")
+    code = ("import sys; import cmg.extract.run, cmg.extract.text, cmg.extract.command, cmg.extract.hub\n"
+            "print(sorted({'prepare', 'pretrain', 'configs', 'cmg.cli', 'engine'} & set(sys.modules)))")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "code" / "src", capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from errors import InputError
-from extract import audio, encoders, networks, tf_checkpoint, weights
+from cmg.extract import audio, encoders, networks, tf_checkpoint, weights
+from cmg.utils.errors import InputError
 from parity_features import filled
 
 TINY = Path(__file__).parent / "golden" / "vggish_tiny.ckpt"

@@ -15,12 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from builders import RunFolders
 
 import faults
 import kill_resume
-from avs_s4.builders import RunFolders
-from engine import results
-from engine.run_loop import find_newest
+from cmg.results import rows
+from cmg.training.trainer import find_newest
 from kill_resume import Run
 from test_atomic import ROW
 from tiny import train
@@ -196,11 +196,11 @@ def test_a_clock_that_goes_back(demo_data, small_model, tmp_path, monkeypatch):
 def test_a_line_that_was_cut_off(tmp_path, caplog, cut):
     path = tmp_path / "results.jsonl"
     for seed in (1, 2):
-        results.append(path, ROW | {"seed": seed})
+        rows.append(path, ROW | {"seed": seed})
     path.write_bytes(path.read_bytes()[:-min(cut, len(json.dumps(ROW)))])
-    assert [row["seed"] for row in results.read(path)] == ([1, 2] if cut == 1 else [1])     # 1: but for its line end
+    assert [row["seed"] for row in rows.read(path)] == ([1, 2] if cut == 1 else [1])     # 1: but for its line end
     assert caplog.text.count("its last line was cut off") == (cut > 1)
-    results.append(path, ROW | {"seed": 2})
-    results.append(path, ROW | {"seed": 3})
-    assert [row["seed"] for row in results.read(path)] == [1, 2, 3] and (
+    rows.append(path, ROW | {"seed": 2})
+    rows.append(path, ROW | {"seed": 3})
+    assert [row["seed"] for row in rows.read(path)] == [1, 2, 3] and (
         len(path.read_text().splitlines()) == 3 + (cut == 1))

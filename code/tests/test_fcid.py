@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-import pretrain
-from configs.opts import parse_pretrain
-from engine import checkpoint
-from errors import InputError
-from model.club import Club, Clubs
-from systems import published
-from systems.base import FrozenEncoder
-from systems.fcid import FCID
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.losses.club import Club, Clubs
+from cmg.programs import pretrain
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.fcid import FCID
+from cmg.systems.state_dicts import rules
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, trainer_for
 
@@ -24,11 +25,11 @@ def trainer_of(modalities=ALL, seed=0, **settings):
 
 
 def test_the_encoder_has_the_published_number_of_elements():
-    tensors = published.layout(FCID, FCID.Config())
+    tensors = rules.layout(FCID, FCID.Config())
     sizes = {kind: sum(torch.Size(t.shape).numel() for t in tensors if t.section == section and t.is_buffer == kind)
-             for section in (published.ENCODER,) for kind in (False, True)}
+             for section in (rules.ENCODER,) for kind in (False, True)}
     assert sizes == {False: 78_214_401, True: 205_600}
-    assert sum(torch.Size(t.shape).numel() for t in tensors if t.section == published.DECODER) == 37_490_816
+    assert sum(torch.Size(t.shape).numel() for t in tensors if t.section == rules.DECODER) == 37_490_816
 
 
 def test_the_bound_of_clips_is_that_of_clips_of_one_second():
@@ -89,9 +90,9 @@ def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):
     assert isinstance(loaded.system, FCID) and loaded.missing and loaded.system.config.num_layers == 1
     with pytest.raises(InputError, match="has no CPC_parameters"):
         pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid", "--n_embeddings",
-                                             str(TINY["num_codes"])]), tmp_path / "FCID.pt", SHAPES)
+                                             str(TINY["num_codes"])], LOCAL), tmp_path / "FCID.pt", SHAPES)
     with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; --system dcid"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu"]), tmp_path / "FCID.pt", SHAPES)
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu"], LOCAL), tmp_path / "FCID.pt", SHAPES)
 
 
 def test_a_clip_of_one_second_has_the_code_of_its_second():

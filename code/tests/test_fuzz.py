@@ -9,13 +9,17 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from configs.opts import PLACES
-from dataset import annotation_csv, avs_s4, avvp, lists, text, vggsound
-from engine import checkpoint, results
-from engine.run_loop import RunState
-from engine.trainer import Settings, Trainer
-from errors import InputError
-from model.sampling import Draws
+from cmg.checkpoints import checkpoint
+from cmg.data import csv as annotation_csv
+from cmg.data import text
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets import avs_s4, avvp, vggsound
+from cmg.models.random import Draws
+from cmg.prepare import lists
+from cmg.results import rows
+from cmg.training.step import Settings, Trainer
+from cmg.training.trainer import RunState
+from cmg.utils.errors import InputError
 from tiny import train
 
 FUZZ = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "derandomize": True, "database": None,
@@ -54,7 +58,7 @@ def changed(good, changes):
 @pytest.fixture(scope="module")
 def readers(demo_data):
     """name -> (a good text, reader that returns something with a length)."""
-    places = {name: demo_data / place for name, place in PLACES.items()}
+    places = {name: demo_data / place for name, place in DATA_PATHS.items()}
     classes = annotation_csv.read_classes(places["avvp.categories"])
     row = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
            "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
@@ -69,7 +73,7 @@ def readers(demo_data):
     good["results"] = json.dumps(row) + "\n" + json.dumps(row | {"seed": 2}) + "\n"
     read = {"vggsound": vggsound.read_list, "events": lambda path: avvp.read_events(path, classes),
             "prompts": text.read_prompts, "classes": annotation_csv.read_classes, "annotations": lists.read_annotations,
-            "avs": avs_s4.read_list, "results": lambda path: results.summary(results.read(path))}
+            "avs": avs_s4.read_list, "results": lambda path: rows.summary(rows.read(path))}
     return {name: (good[name], read[name]) for name in good}
 
 

@@ -7,14 +7,19 @@ import pytest
 import torch
 
 import ave
-import pretrain
-from configs.opts import PLACES, parse_pretrain
-from dataset.clips import Clips
-from engine import checkpoint, monitors, provenance, results
-from engine.run_loop import Position
-from engine.trainer import Trainer
-from errors import InputError
-from model.codebook import Codebook
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.data.clips import Clips
+from cmg.data.layout import DATA_PATHS
+from cmg.models.codebook import Codebook
+from cmg.programs import pretrain
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.training import monitors
+from cmg.training.step import Trainer
+from cmg.training.trainer import Position
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from tiny import checkpoints, train
 
 pytestmark = pytest.mark.usefixtures("small_model")
@@ -37,7 +42,7 @@ def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_pat
     poison(monkeypatch, 17, float("nan"))
     with pytest.raises(InputError) as caught:
         train(demo_data, tmp_path, "--save_every_steps", 1)
-    opts = parse_pretrain(["--data_root", str(demo_data)])
+    opts = parse_pretrain(["--data_root", str(demo_data)], LOCAL)
     name = pretrain.open_data(opts).ids[17]
     message = str(caught.value)
     assert "audio_recon is nan" in message and f"features of {name};" in message and "\n" not in message
@@ -150,7 +155,7 @@ def measured(demo_data, small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     train(demo_data, folder, "--max_steps", 2)
     categories = folder / "categories.txt"
-    categories.write_text((demo_data / PLACES["ave.categories"]).read_text())
+    categories.write_text((demo_data / DATA_PATHS["ave.categories"]).read_text())
     ave.main(["--data_root", str(demo_data), "--checkpoint", str(next((folder / "checkpoints").glob("*.pt"))), "--gpu",
               "cpu", "--in_memory", "--n_epoch", "1", "--no_control", "--snapshot_pref", str(folder / "ave"),
               "--path", f"ave.categories={categories}"])

@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-import pretrain
-from engine import checkpoint
-from errors import InputError
-from model.codebook import Codebook
-from model.config import Config
-from model.sampling import Draws
-from systems import published
-from systems.h_dcid import HDCID
+from cmg.checkpoints import checkpoint
+from cmg.models.codebook import Codebook
+from cmg.models.config import Config
+from cmg.models.random import Draws
+from cmg.programs import pretrain
+from cmg.systems.h_dcid import HDCID
+from cmg.systems.state_dicts import rules
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from tiny import trainer_for
 
 MODALITIES = ("audio", "video", "text")
@@ -52,7 +53,7 @@ def save(trainer, path, epoch=3, **run):
 def test_names_shapes_and_sizes_are_the_published_ones(golden):
     manifest = json.loads((golden / "h_dcid_published_manifest.json").read_text())
     manifest = {section: keys for section, keys in manifest.items() if isinstance(keys, dict)}
-    tensors = published.layout(HDCID, HDCID.Config())
+    tensors = rules.layout(HDCID, HDCID.Config())
     ours = {}
     for tensor in tensors:
         ours.setdefault(tensor.section, {})[tensor.key] = list(tensor.shape)
@@ -61,10 +62,10 @@ def test_names_shapes_and_sizes_are_the_published_ones(golden):
 
     def count(section, is_buffer=False):
         return sum(torch.Size(t.shape).numel() for t in tensors if t.section == section and t.is_buffer == is_buffer)
-    assert count(published.ENCODER) == 87_888_641 and count(published.ENCODER, True) == 411_200
-    assert count(published.DECODER) == 38_147_200 and count(published.LSTM) == 1_314_816
+    assert count(rules.ENCODER) == 87_888_641 and count(rules.ENCODER, True) == 411_200
+    assert count(rules.DECODER) == 38_147_200 and count(rules.LSTM) == 1_314_816
     assert count("CPC_parameters") == count("CPC_2_parameters") == 3_355_392
-    auxiliary = published.meta(HDCID, HDCID.Config()).auxiliary
+    auxiliary = rules.meta(HDCID, HDCID.Config()).auxiliary
     assert len(auxiliary) == 6
     assert {s: count(s) for s in auxiliary} == {
         s: 263_936 if s.startswith("Video") else 197_888 for s in auxiliary}
@@ -175,7 +176,7 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
     trainer = trainer_of()
     trainer.step(batch_of(), 3)
     whole = checkpoint.pack(trainer.system, trainer.optimizers, {}, 3, 7, {}, torch.float64)
-    three = {key: whole[key] for key in (published.ENCODER, published.LSTM, "epoch")}
+    three = {key: whole[key] for key in (rules.ENCODER, rules.LSTM, "epoch")}
     path = tmp_path / "NoCode-warmstart3-MLVQ-AVT-deep2-model-3.pt"
     checkpoint.save(path, three)
     checkpoint.save(tmp_path / "whole.pt", whole)
@@ -185,15 +186,15 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
         ours, theirs = small.embed(m, batch_of()[m]), full.embed(m, batch_of()[m])
         assert torch.equal(ours.vectors, theirs.vectors) and torch.equal(ours.indices, theirs.indices)
     loaded = checkpoint.open_file(path)
-    assert not loaded.complete and "CPC_2_parameters" in loaded.missing and published.DECODER in loaded.missing
+    assert not loaded.complete and "CPC_2_parameters" in loaded.missing and rules.DECODER in loaded.missing
     with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
         opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
-                                        str(loaded.system.config.num_codes)])
+                                        str(loaded.system.config.num_codes)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
     with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
-        opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)])
+        opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
-    three[published.ENCODER].pop("Video_encoder_2.input_linear.weight")
+    three[rules.ENCODER].pop("Video_encoder_2.input_linear.weight")
     checkpoint.save(path, three)
     with pytest.raises(InputError, match="Encoder_parameters has no key Video_encoder_2.input_linear.weight"):
         checkpoint.load_encoder(path)

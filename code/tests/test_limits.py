@@ -12,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset import annotation_csv, origin
-from dataset.archive import read_counts, read_zip, unpickle_array
-from engine import checkpoint, export, sharing
-from errors import InputError
-from limits import LIMITS
-from systems.dcid import DCID
+from cmg.checkpoints import checkpoint, hub
+from cmg.data import csv as annotation_csv
+from cmg.data import origins
+from cmg.data.archive import read_counts, read_zip, unpickle_array
+from cmg.report import export
+from cmg.systems.dcid import DCID
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
 from test_fuzz import FUZZ, changed, edits
 
 SIZES = dict(num_codes=8, code_dim=8, feed_forward=8, num_layers=1, num_heads=2)
@@ -71,11 +73,11 @@ def test_a_tensor_that_is_one_number(good, tmp_path):
 @pytest.mark.parametrize("content", [b"{" + b'"a":' * 100_000, b"[" * 100_000, b" " * (LIMITS.record_bytes + 1), b"{}",
                                      b"\xff", b'{"format": 1, "config": {}, "epoch": 1e99, "weights_sha256": 1}'])
 def test_an_exported_config(good, tmp_path, content):
-    for name in (sharing.WEIGHTS, sharing.CONFIG):
+    for name in (hub.WEIGHTS, hub.CONFIG):
         (tmp_path / name).write_bytes((good / "shared" / name).read_bytes())
-    (tmp_path / sharing.CONFIG).write_bytes(content)
+    (tmp_path / hub.CONFIG).write_bytes(content)
     with pytest.raises(InputError, match="config.json"):
-        sharing.load_encoder(tmp_path)
+        hub.load_encoder(tmp_path)
 
 
 def test_a_list_beyond_the_limit(tmp_path):
@@ -145,18 +147,18 @@ def test_sidecars(tmp_path_factory, changes):
     folder = tmp_path_factory.getbasetemp() / "sidecar"
     folder.mkdir(exist_ok=True)
     text = json.dumps({"settings": {"audio": {"network": "logmel"}, "clips": {"preset": None}}, "notes": ["a"]})
-    (folder / origin.SIDECAR).write_text(changed(text, changes))
-    read_or_refused(origin.describe, folder / "audio" / "zip", "audio")
-    read_or_refused(origin.notes, folder / "audio" / "zip", "audio")
+    (folder / origins.SIDECAR).write_text(changed(text, changes))
+    read_or_refused(origins.describe, folder / "audio" / "zip", "audio")
+    read_or_refused(origins.notes, folder / "audio" / "zip", "audio")
 
 
 @settings(max_examples=400, **FUZZ)
-@given(changes=edits(), which=st.sampled_from([sharing.WEIGHTS, sharing.CONFIG]))
+@given(changes=edits(), which=st.sampled_from([hub.WEIGHTS, hub.CONFIG]))
 def test_exported_encoders(good, tmp_path_factory, changes, which):
     folder = tmp_path_factory.getbasetemp() / "exported"
     folder.mkdir(exist_ok=True)
-    for name in (sharing.WEIGHTS, sharing.CONFIG):
+    for name in (hub.WEIGHTS, hub.CONFIG):
         (folder / name).write_bytes((good / "shared" / name).read_bytes())
     (folder / which).write_bytes(changed((folder / which).read_bytes().decode("latin1"), changes).encode(
         "latin1", "replace"))
-    read_or_refused(sharing.load_encoder, folder)
+    read_or_refused(hub.load_encoder, folder)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from dataset.labels import clip_class
-from engine.transfer import metrics
+from cmg.data.labels import clip_class
+from cmg.transfer import metrics
 from parity_parts import CHECKS
 
 

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from configs.opts import parse_pretrain
-from engine import checkpoint
-from errors import InputError
-from model.info_nce import info_nce, masked_pairs
-from model.jigsaw import Jigsaw, sample_permutations
-from systems.base import FrozenEncoder
-from systems.micu import MICU
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.losses.info_nce import info_nce, masked_pairs
+from cmg.losses.jigsaw import Jigsaw, sample_permutations
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.micu import MICU
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from test_dcid import TINY, batch_of
 from tiny import trainer_for
 
@@ -153,5 +154,5 @@ def test_code_0_is_the_zero_vector_where_asked():
 def test_settings_of_micu_are_refused_by_others_and_must_be_the_files(capsys):
     for wrong in (["--jigsaw_blocks", "4"], ["--system", "fcid", "--encoder_passes", "released"]):
         with pytest.raises(SystemExit) as end:
-            parse_pretrain(["--gpu", "cpu", *wrong])
+            parse_pretrain(["--gpu", "cpu", *wrong], LOCAL)
         assert end.value.code == 2 and "is a setting of MICU" in capsys.readouterr().err

@@ -11,15 +11,16 @@ from sklearn.metrics import roc_auc_score
 import ave_oscmg
 import ucf_oscmg
 import ucf_vggsound_oscmg
-from configs.opts import PLACES
-from dataset.annotation_csv import read_classes
-from dataset.lists import write_lists
-from dataset.ucf51 import CLASSES
-from engine import figures, results
-from engine.transfer.code_sets import CodeSet
-from engine.transfer.open_set import OpenSet, OpenSetSettings, Scores, fixed_threshold
-from errors import InputError
-from model.heads import ClipHead
+from cmg.data.csv import read_classes
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.ucf51 import CLASSES
+from cmg.models.heads import ClipHead
+from cmg.prepare.lists import write_lists
+from cmg.report import pictures as figures
+from cmg.results import rows as results
+from cmg.transfer.encode import CodeSet
+from cmg.transfer.open_set import OpenSet, OpenSetSettings, Scores, fixed_threshold
+from cmg.utils.errors import InputError
 from test_tasks import arguments, tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 
 
@@ -172,7 +173,7 @@ def test_a_wrong_number_ends_the_script_with_code_2(tree, tmp_path, number):    
 # ------------------------------------------------------------------------------------------------------- lists, counts
 def test_lists_are_made_from_the_features_that_are_there(tmp_path):
     def place(name):
-        return tmp_path / PLACES[name]
+        return tmp_path / DATA_PATHS[name]
     for kind, names in (("video", ("v_Typing_g01_c01", "v_Archery_g02_c01", "v_Skiing_g01_c01", "v_Typing_g01_c02")),
                         ("audio", ("v_Archery_g02_c01", "v_Typing_g01_c02", "v_Skiing_g01_c01"))):
         place(f"ucf51.{kind}").mkdir(parents=True)
@@ -204,16 +205,16 @@ def test_classes_and_counts_are_the_published_ones(annotations):
 
 
 def test_ave_counts_are_the_published_ones(annotations, tmp_path):
-    from dataset.ave import read_order
-    from dataset.labels import clip_class
-    from dataset.lists import ave_labels
+    from cmg.data.labels import clip_class
+    from cmg.data.sets.ave import read_order
+    from cmg.prepare.lists import ave_labels
     source = annotations / "ave"
     for name, file in (("ave.annotations", "Annotations.txt"), ("ave.train_list", "trainSet.txt")):
-        (tmp_path / PLACES[name]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / file, tmp_path / PLACES[name])
-    write_lists(lambda name: tmp_path / PLACES[name])
-    labels = ave_labels(tmp_path / PLACES["ave.annotations"])
-    order = read_order(tmp_path / PLACES["ave.train"], len(labels))
+        (tmp_path / DATA_PATHS[name]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / file, tmp_path / DATA_PATHS[name])
+    write_lists(lambda name: tmp_path / DATA_PATHS[name])
+    labels = ave_labels(tmp_path / DATA_PATHS["ave.annotations"])
+    order = read_order(tmp_path / DATA_PATHS["ave.train"], len(labels))
     classes = clip_class(labels[order])
     for number, count in ((14, 1857), (21, 2628)):
         assert int((classes < number).sum()) == count

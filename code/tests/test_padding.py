@@ -9,23 +9,23 @@ import torch
 
 import clip_retrieval
 import evaluate
-from configs.opts import PLACES
-from dataset.archive import read_zip
-from dataset.clips import Clips
-from dataset.packing import pack
-from demo_data import demo_tree
-from engine import checkpoint
-from engine.batches import Resident, Streamed
-from engine.transfer import metrics
-from errors import InputError
-from model.club import Club, Clubs
-from model.config import Config
-from model.cross_cpc import CrossCPC
-from model.heads import ClipHead, RetrievalHead, SegmentHead
-from model.padding import first_rows
-from model.sampling import Draws
-from systems.base import FrozenEncoder, to_seconds
-from systems.registry import SYSTEMS
+from cmg.checkpoints import checkpoint
+from cmg.data.archive import read_zip
+from cmg.data.clips import Clips
+from cmg.data.layout import DATA_PATHS
+from cmg.demos import dialled
+from cmg.losses.club import Club, Clubs
+from cmg.losses.cross_cpc import CrossCPC
+from cmg.models.config import Config
+from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
+from cmg.models.masking import first_rows
+from cmg.models.random import Draws
+from cmg.prepare.pack import pack
+from cmg.systems.base import FrozenEncoder, to_seconds
+from cmg.systems.registry import SYSTEMS
+from cmg.training.batches import Resident, Streamed
+from cmg.transfer import metrics
+from cmg.utils.errors import InputError
 from tiny import train, trainer_for
 
 SMALL = dict(video_dim=4, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
@@ -265,16 +265,16 @@ def test_a_head_sees_real_seconds_only(kind):
 def varied(tmp_path_factory):
     """A demo tree whose AVVP, UCF and pretraining clips have any length up to their own."""
     root = tmp_path_factory.mktemp("varied") / "data"
-    demo_tree.build(root, PLACES, clips=80, progress=False, seconds=6)
+    dialled.build(root, DATA_PATHS, clips=80, progress=False, seconds=6)
     draw = np.random.default_rng(0)
     for dotted in ("vggsound.video", "avvp.video", "avvp.audio"):
-        for path in sorted((root / PLACES[dotted]).glob("*.zip")):
-            demo_tree.write_zip(path.parent, path.stem, read_zip(path)[:draw.integers(2, 7)])
+        for path in sorted((root / DATA_PATHS[dotted]).glob("*.zip")):
+            dialled.write_zip(path.parent, path.stem, read_zip(path)[:draw.integers(2, 7)])
     return root
 
 
 def test_loaders_give_the_seconds_that_all_modalities_have(varied):
-    place = {m: varied / PLACES[f"vggsound.{m}"] for m in ("audio", "video")}
+    place = {m: varied / DATA_PATHS[f"vggsound.{m}"] for m in ("audio", "video")}
     ids = sorted(path.stem for path in place["video"].glob("*.zip"))
     own = [min(6, *(len(read_zip(place[m] / f"{name}.zip")) for m in place)) for name in ids]
     data, repeated = (Clips("x", tuple(place), ids, place, seconds=6, padding=padding)
@@ -292,7 +292,7 @@ def test_loaders_give_the_seconds_that_all_modalities_have(varied):
 
 
 def test_packs_know_how_long_clips_are_and_old_ones_are_refused(varied, tmp_path):
-    source, out = varied / PLACES["avvp.audio"], tmp_path / "audio.h5"
+    source, out = varied / DATA_PATHS["avvp.audio"], tmp_path / "audio.h5"
     pack(source, out, "audio", seconds=6)
     ids = sorted(path.stem for path in source.glob("*.zip"))
     data, packed = (Clips("x", ("audio",), ids, {"audio": path}, seconds=6, padding="mask") for path in (source, out))
@@ -333,7 +333,7 @@ def test_every_task_runs_masked(varied, small_model, tmp_path):
     evaluate.main([*common, "--n_epoch", "1", str(path)])
     clip_retrieval.main([*common, "--checkpoint", str(path)])
     found = np.load(tmp_path / "results" / "predictions" / "avvp-video-audio.npz")
-    own = [min(6, len(read_zip(varied / PLACES["avvp.audio"] / f"{name[:11]}.zip"))) for name in found["ids"]]
+    own = [min(6, len(read_zip(varied / DATA_PATHS["avvp.audio"] / f"{name[:11]}.zip"))) for name in found["ids"]]
     assert all(not labels[n:].any() and labels[:n].any(1).all() and np.isneginf(cross[n:]).all()
                for n, labels, cross in zip(own, found["labels"], found["cross"]))
 
@@ -354,7 +354,7 @@ def test_padded_seconds_are_neither_right_nor_wrong():
 
 @pytest.mark.parametrize("seconds", [4, 30])
 def test_avs_takes_an_encoder_of_any_length(seconds):
-    from avs_s4.query import Adapter, Query
+    from query import Adapter, Query
     system = system_of("dcid", seconds=seconds).float()
     encoder = FrozenEncoder(system.encoder, type(system))
     query = Query(encoder, Adapter("tied"), torch.randn(3, 10, 9)).train()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import parity
+from cmg.models import toc
 from conftest import ROOT
-from model import toc
 
 GOLDEN = ROOT / "code" / "tests" / "golden"
 # Checks of a file in which every array has one.

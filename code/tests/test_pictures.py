@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import RendererAgg
 
+from cmg.models.config import MODALITIES
+from cmg.report import pictures, plots, style
 from colour_vision import MATRICES, nearest
-from engine import figures
-from engine.report import plot_style, plots
-from model.config import MODALITIES
 from test_results import both_ways
 
 LONG = "Playing a very long named instrument, outdoors"
@@ -64,8 +63,8 @@ def log():
 def test_a_loss_belongs_to_the_modality_of_the_longest_name(tmp_path, monkeypatch):
     losses = {f"{m}_{kind}": 1.0 for m in ("audio", "audio_left") for kind in ("recon", "commit")} | {"total": 3.0}
     lines = [{"epoch": 0, "step": step, "losses": losses} for step in (1, 2)]
-    monkeypatch.setattr(figures, "save", lambda figure, path: figure)
-    drawn = figures.draw_losses(lines, tmp_path / "x.png")
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figure)
+    drawn = pictures.draw_losses(lines, tmp_path / "x.png")
     assert [axis.get_title() for axis in drawn.axes] == ["reconstruction", "commitment", "total"]
 
 
@@ -82,9 +81,9 @@ DRAWN = {
     "codes": lambda n, path: plots.draw_codes(codes(n), path),
     "open set": lambda n, path: plots.draw_open_set(
         predictions(n, True) | {"known": n // 2, "cross": np.random.default_rng(0).normal(size=(2 * n, n // 2))}, path),
-    "losses": lambda n, path: figures.draw_losses(log(), path),
-    "sharing": lambda n, path: figures.draw_sharing(log(), path),
-    "table": lambda n, path: figures.draw_cells(both_ways(checkpoint="/a/H-DCID-model-5.pt") + both_ways(
+    "losses": lambda n, path: pictures.draw_losses(log(), path),
+    "sharing": lambda n, path: pictures.draw_sharing(log(), path),
+    "table": lambda n, path: pictures.draw_cells(both_ways(checkpoint="/a/H-DCID-model-5.pt") + both_ways(
         checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb"), path)}
 
 
@@ -99,14 +98,14 @@ def texts(monkeypatch):
                                          height=self.height))
         return plain(self, gc, x, y, s, prop, angle, ismath, mtext)
 
-    def save(figure, path, dpi=plot_style.DPI):
+    def save(figure, path, dpi=style.DPI):
         figure.set_dpi(dpi)
         figure.savefig(path, format="png", dpi=dpi)              # its first pass lays out, nothing of that is kept
         drawn.clear()
-        return plot_style.save(figure, path, dpi)
+        return style.save(figure, path, dpi)
     monkeypatch.setattr(RendererAgg, "draw_text", draw_text)
     monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(pictures, "save", save)
     return drawn
 
 
@@ -131,9 +130,9 @@ def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
 
 @pytest.mark.parametrize("vision", MATRICES)
 @pytest.mark.parametrize("colours", [
-    [*plot_style.COLOUR.values(), *plot_style.MIXED.values(), plot_style.PALE],
-    [plot_style.RIGHT, plot_style.WRONG, plot_style.MISSED, "#FFFFFF"],
-    [plot_style.SAME, plot_style.UNTRAINED, "black", plot_style.GREY]])
+    [*style.COLOUR.values(), *style.MIXED.values(), style.PALE],
+    [style.RIGHT, style.WRONG, style.MISSED, "#FFFFFF"],
+    [style.SAME, style.UNTRAINED, "black", style.GREY]])
 def test_colours_are_told_apart(colours, vision):
     """Ten units are as far as two shades of a printed colour chart; three is what an eye can just tell apart."""
     distance, pair = nearest(colours, vision)

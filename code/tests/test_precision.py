@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from engine import precision
+from cmg.training import precision
 
 CPU = torch.device("cpu")
 ZEN3 = {"avx2": True, "fma3": True, "avx512_bf16": False, "architecture": "x86_64", "l2_cache_size": 1 << 20}

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import ave
-import errors
 import prepare
-from engine import results
+from cmg.results import rows as results
+from cmg.utils import errors
 from kill_resume import narrow
 from tiny import checkpoints, train
 
@@ -173,7 +173,7 @@ def test_retrieval_finds_the_clip_itself(cmg, encoder, ave_clips):
 
 def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
     """The same arrays as `prepare.py features` writes, and codes of them."""
-    from dataset.archive import read_zip
+    from cmg.data.archive import read_zip
     from made_videos import make_video
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "clip.mp4")

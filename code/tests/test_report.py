@@ -10,13 +10,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import browser
-import errors
 import evaluate
-from engine import figures, results
-from engine.report import __main__ as report
-from engine.report import page
-from engine.run_folder import Run, kept_warnings, show_log
-from model.config import MODALITIES
+from cmg.models.config import MODALITIES
+from cmg.report import __main__, page
+from cmg.report import pictures as figures
+from cmg.results import rows as results
+from cmg.training.run_logger import Run, kept_warnings, show_log
+from cmg.utils import errors
 from test_results import row
 from tiny import STEPS, checkpoints, train
 
@@ -47,7 +47,7 @@ def written(run, pictures):
 def call(*arguments):
     """Exit code of the command."""
     with pytest.raises(SystemExit) as ended:
-        errors.run(lambda: report.main([str(x) for x in arguments]))
+        errors.run(lambda: __main__.main([str(x) for x in arguments]))
     return ended.value.code
 
 
@@ -107,12 +107,12 @@ def test_two_runs_stand_side_by_side(tmp_path):
                 value=value, seed=seed, selection="last", task="ave", checkpoint=f"/nowhere/{number}/DCID-model-5.pt",
                 checkpoint_sha256=f"{number}" * 64))
     folders = [str(tmp_path / f"run{number}" / "of_one_name") for number in (0, 1)]
-    report.main([*folders, "--out", str(tmp_path / "both.html")])
+    __main__.main([*folders, "--out", str(tmp_path / "both.html")])
     text = (tmp_path / "both.html").read_text()
     assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text
     assert "0 of 4 result lines match" in text and "is gone" in text
     assert "Runs run0/of_one_name, run1/of_one_name" in text
-    report.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
+    __main__.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
     text = (tmp_path / "pooled.html").read_text()
     assert "66.5 ± 6.6" in text and "difference" not in text.split("</header>")[1]
 
@@ -145,7 +145,7 @@ def test_warnings_are_shown_once(run, tmp_path):
     folder = shutil.copytree(run / "run", tmp_path / "warned")
     line = json.dumps({"time": "2024-01-01 00:00:00", "level": "warning", "message": "codebook has collapsed"})
     (folder / "warnings.jsonl").write_text(f"{line}\n{line}\n")
-    report.main([str(folder)])
+    __main__.main([str(folder)])
     text = (folder / "report.html").read_text()
     assert text.count("codebook has collapsed") == 1 and "(2 times)" in text
 
@@ -168,7 +168,7 @@ def hostile_run(folder):
 def test_hostile_text_is_text(tmp_path, tab):
     folder = tmp_path / HOSTILE.replace("/", "")
     hostile_run(folder)
-    report.main([str(folder), "--out", str(tmp_path / "page.html")])
+    __main__.main([str(folder), "--out", str(tmp_path / "page.html")])
     assert "<script>window" not in (tmp_path / "page.html").read_text()
     tab.open(tmp_path / "page.html")
     assert tab.evaluate("window.hacked === undefined && document.querySelectorAll('script').length == 1")

@@ -7,9 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from engine import figures, results
-from engine.report import tables
-from errors import InputError
+from cmg.report import pictures, tables
+from cmg.results import rows as results
+from cmg.utils.errors import InputError
 
 
 def row(**changes):
@@ -160,4 +160,4 @@ def test_the_loss_curves_show_the_last_run_of_a_folder(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"epoch": 0, "step": step, "losses": {"total": loss}}) + "\n"
                             for step, loss in ((10, 9.0), (20, 8.0), (10, 7.0), (20, 6.0))))
-    assert [line["losses"]["total"] for line in figures.read_log(path)] == [7.0, 6.0]
+    assert [line["losses"]["total"] for line in pictures.read_log(path)] == [7.0, 6.0]

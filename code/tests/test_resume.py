@@ -13,10 +13,11 @@ import torch
 
 import kill_resume
 import pretrain
-from demo_data import demo_tree
-from engine import checkpoint, run_loop
-from engine.trainer import Trainer
-from errors import InputError
+from cmg.checkpoints import checkpoint
+from cmg.demos import dialled
+from cmg.training import trainer
+from cmg.training.step import Trainer
+from cmg.utils.errors import InputError
 from tiny import STEPS, checkpoints, command, run_once, train
 
 pytestmark = pytest.mark.usefixtures("small_model")
@@ -163,12 +164,12 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
 
 def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch):
     """Data where there is nothing, a folder of its own for the run; whoever names a folder with data keeps it."""
-    build = demo_tree.build
-    monkeypatch.setattr(demo_tree, "build", lambda *args: build(*args, clips=80, progress=False))
+    build = dialled.build
+    monkeypatch.setattr(dialled, "build", lambda *args: build(*args, clips=80, progress=False))
     roots = [part for name in ("data", "checkpoint", "runs") for part in (f"--{name}_root", str(tmp_path / name))]
     for _ in range(2):
         assert run_once(["--preset", "demo", "--batch_size", "8", "--max_steps", "1", "--seed", "5", *roots]) == 0
-    assert (tmp_path / "data" / demo_tree.MARKER).is_file()
+    assert (tmp_path / "data" / dialled.MARKER).is_file()
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["dcid-seed5"]
 
 
@@ -253,7 +254,7 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
     written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
     own = checkpoint.read(written)["run"]["options"]
-    assert run_loop.find_newest(written.parent, "DCID-model-*.pt", own) == written
+    assert trainer.find_newest(written.parent, "DCID-model-*.pt", own) == written
 
 
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):

@@ -2,13 +2,14 @@
 
 import logging
 
+import network_files
 import pytest
 import torch
+import train as training_script
+import train_resume
 
-from avs_s4 import network_files, train_resume
-from avs_s4 import train as training_script
-from engine.transfer.head_resume import Progress
-from errors import InputError
+from cmg.transfer.resume import Progress
+from cmg.utils.errors import InputError
 from kill_resume import differences
 from test_avs_run import train_arguments, tree  # noqa: F401
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from engine import checkpoint, results
-from engine.transfer import code_sets, fit_heads, head_resume
-from errors import InputError
-from model.heads import ClipHead
+from cmg.checkpoints import checkpoint
+from cmg.models.heads import ClipHead
+from cmg.results import rows
+from cmg.transfer import encode, fit_heads, resume
+from cmg.utils.errors import InputError
 
 
 def trials():
@@ -15,7 +16,7 @@ def trials():
     for seed, clips in enumerate((30, 17, 30)):
         labels = torch.zeros(clips, 4, 6)
         labels[torch.arange(clips), :, torch.randint(5, (clips,), generator=draw)] = 1
-        part = code_sets.CodeSet(torch.randn(12, 8, generator=draw), torch.arange(12),
+        part = encode.CodeSet(torch.randn(12, 8, generator=draw), torch.arange(12),
                                  torch.randint(12, (clips, 4), generator=draw), labels)
         made.append(fit_heads.Trial(part, part.clip_classes, seed, {"test": part}))
     return made
@@ -41,8 +42,8 @@ def train(keep=None, fail_at=None):
 def test_heads_resume_bit_exactly(tmp_path, caplog):
     whole, file = train(), tmp_path / "heads.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(head_resume.Progress(file, seconds=0), fail_at=11)
-    resumed = train(head_resume.Progress(file))
+        train(resume.Progress(file, seconds=0), fail_at=11)
+    resumed = train(resume.Progress(file))
     assert "resuming after epoch 11" in caplog.text or "resuming after epoch 10" in caplog.text
     for one, other in zip(whole, resumed):
         assert one.curves == other.curves and one.losses == other.losses and len(one.losses) == 14
@@ -55,18 +56,18 @@ def test_heads_resume_bit_exactly(tmp_path, caplog):
 def test_a_state_of_other_heads_is_refused(tmp_path, damage):
     file = tmp_path / "heads.pt"
     with pytest.raises(KeyboardInterrupt):
-        train(head_resume.Progress(file, seconds=0), fail_at=2)
+        train(resume.Progress(file, seconds=0), fail_at=2)
     kept = checkpoint.read(file)
     damage(kept)
     checkpoint.save(file, kept)
     with pytest.raises(InputError, match="is no state of this training"):
-        train(head_resume.Progress(file))
+        train(resume.Progress(file))
 
 
 def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_path, monkeypatch, capsys):
     import ave
-    from engine.transfer import run_task
-    from engine.transfer.task import Task
+    from cmg.transfer import run as run_task
+    from cmg.transfer.task import Task
     from tiny import train as pretrain
     pretrain(demo_data, tmp_path, "--max_steps", 2)
     file = next((tmp_path / "checkpoints").glob("*.pt"))
@@ -75,9 +76,9 @@ def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_pat
         ave.main(["--data_root", str(demo_data), "--checkpoint", str(file), "--snapshot_pref", str(tmp_path / folder),
                   "--in_memory", "--gpu", "cpu", "--n_epoch", "4"])
         return [{key: value for key, value in row.items() if key not in ("seconds", "provenance")}
-                for row in results.read(tmp_path / folder / "results.jsonl")]
+                for row in rows.read(tmp_path / folder / "results.jsonl")]
     whole = run("whole")
-    monkeypatch.setattr(run_task, "Progress", lambda path: head_resume.Progress(path, 0))
+    monkeypatch.setattr(run_task, "Progress", lambda path: resume.Progress(path, 0))
     measure, calls = Task.measure, []
 
     def failing(self, *args):

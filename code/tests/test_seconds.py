@@ -8,19 +8,22 @@ import torch
 import clip_retrieval
 import evaluate
 import prepare
-from configs.opts import PLACES, parse_pretrain
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.data.clips import Clips
+from cmg.data.features import open_features
+from cmg.data.labels import single_event
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.avvp import read_events
+from cmg.demos import dialled
+from cmg.models.config import Config
+from cmg.prepare.pack import pack
+from cmg.systems.base import to_seconds
+from cmg.systems.registry import SYSTEMS
+from cmg.training import run_length
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from data_trees import features, write_zips
-from dataset.avvp import read_events
-from dataset.clips import Clips
-from dataset.features import open_features
-from dataset.labels import single_event
-from dataset.packing import pack
-from demo_data import demo_tree
-from engine import checkpoint, run_length
-from errors import InputError
-from model.config import Config
-from systems.base import to_seconds
-from systems.registry import SYSTEMS
 from test_dcid import TINY
 from tiny import train, trainer_for
 
@@ -31,7 +34,7 @@ ALL = ("audio", "video", "text")
 def short_data(tmp_path_factory):
     """Root of a demo tree of clips of five seconds."""
     root = tmp_path_factory.mktemp("short") / "data"
-    demo_tree.build(root, PLACES, clips=80, progress=False, seconds=5)
+    dialled.build(root, DATA_PATHS, clips=80, progress=False, seconds=5)
     return root
 
 
@@ -129,9 +132,9 @@ def test_a_file_without_the_setting_has_ten_seconds(tmp_path):
 
 def test_too_short_for_cpc_is_one_line(capsys):
     with pytest.raises(SystemExit):
-        parse_pretrain(["--gpu", "cpu", "--seconds", "2"])
+        parse_pretrain(["--gpu", "cpu", "--seconds", "2"], LOCAL)
     assert "--seconds 2: Cross-CPC needs clips of at least 3 seconds" in capsys.readouterr().err
-    assert parse_pretrain(["--gpu", "cpu", "--seconds", "2", "--without", "cpc"]).seconds == 2
+    assert parse_pretrain(["--gpu", "cpu", "--seconds", "2", "--without", "cpc"], LOCAL).seconds == 2
 
 
 def test_too_short_for_cpc_by_its_longest_clip_is_one_line(demo_data, tmp_path, monkeypatch):

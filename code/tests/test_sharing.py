@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ave
-import errors
-from engine import checkpoint, results, sharing
+from cmg.checkpoints import checkpoint, hub
+from cmg.results import rows as results
+from cmg.utils import errors
 from test_results import row
 from tiny import checkpoints, train
 
@@ -62,7 +63,7 @@ def test_codes_are_those_of_the_checkpoint(file, shared, small_model):
     """By folder and by file, in float32 and float64; nothing of the training parts is shared."""
     for source in (shared, str(shared), shared / "model.safetensors"):
         for dtype in (torch.float32, torch.float64):
-            there, here = checkpoint.load_encoder(file, dtype=dtype), sharing.load_encoder(source, dtype=dtype)
+            there, here = checkpoint.load_encoder(file, dtype=dtype), hub.load_encoder(source, dtype=dtype)
             assert here.epoch == there.epoch and here.config == there.config and here.head_dim == there.head_dim
             for modality in there.config.modalities:
                 x = clips(modality, there.config.feature_dim(modality)).to(dtype)
@@ -101,18 +102,18 @@ def test_by_its_name_on_the_hub(shared, monkeypatch):
         asked.append((name, revision, allow_patterns))
         return str(shared)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert sharing.load_encoder("somebody/h_dcid", revision="v1").system.name == "h_dcid"
+    assert hub.load_encoder("somebody/h_dcid", revision="v1").system.name == "h_dcid"
     assert asked == [("somebody/h_dcid", "v1", ["model.safetensors", "config.json"])]
 
     def refuse(*arguments, **more):
         raise ConnectionError("no network\nand more")
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(errors.InputError, match="^somebody/h_dcid: no such file or folder, and the hub .*no network"):
-        sharing.load_encoder("somebody/h_dcid")
+        hub.load_encoder("somebody/h_dcid")
     with pytest.raises(errors.InputError, match="no such file"):
-        sharing.load_encoder("folder/absent.pt")                # a file's name is never looked up
+        hub.load_encoder("folder/absent.pt")                # a file's name is never looked up
     with pytest.raises(errors.InputError, match="no such file"):
-        sharing.load_encoder("../absent")
+        hub.load_encoder("../absent")
 
 
 def test_scripts_take_it_as_a_checkpoint(shared, demo_data, tmp_path):
@@ -133,7 +134,7 @@ def test_a_damaged_folder_is_one_line(copy, name, damage):
     else:
         path.write_bytes({"empty": b"", "cut": content[:-9], "flipped": content[:40] + b"\xff" + content[41:]}[damage])
     with pytest.raises(errors.InputError, match=str(path)) as found:
-        sharing.load_encoder(copy)
+        hub.load_encoder(copy)
     assert "\n" not in str(found.value)
 
 
@@ -143,10 +144,10 @@ def test_what_a_config_may_not_say(copy):
                     {"config": {**about["config"], "num_codes": -1}}, {"config": {**about["config"], "more": 1}}):
         (copy / "config.json").write_text(json.dumps(about | changes))
         with pytest.raises(errors.InputError, match=str(copy)):
-            sharing.load_encoder(copy)
+            hub.load_encoder(copy)
     (copy / "config.json").write_text("[" * 100_000)
     with pytest.raises(errors.InputError, match=str(copy)):
-        sharing.load_encoder(copy)
+        hub.load_encoder(copy)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -160,7 +161,7 @@ def test_weights_of_another_shape_or_kind(copy, change, said):
     save_file(state, copy / "model.safetensors")
     rewrite(copy, weights_sha256=checkpoint.sha256(copy / "model.safetensors"))
     with pytest.raises(errors.InputError, match=said):
-        sharing.load_encoder(copy)
+        hub.load_encoder(copy)
 
 
 def test_bad_arguments(file, shared, tmp_path, capsys):

@@ -11,25 +11,28 @@ import torch
 
 import custom
 import prepare
-import pretrain
-from configs import opts as configs
-from configs.opts import parse_pretrain
+from cmg import cli
+from cmg.checkpoints import checkpoint, hub
+from cmg.cli import parse_pretrain
+from cmg.data.archive import read_zip
+from cmg.data.clips import Clips
+from cmg.data.features import open_features
+from cmg.models.config import Config, MapWidths, check_name, in_order
+from cmg.prepare.pack import pack
+from cmg.programs import pretrain
+from cmg.report import page
+from cmg.report import pictures as figures
+from cmg.report.export import export
+from cmg.results import rows as results
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.dcid import DCID
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
+from cmg.transfer import encode
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from data_trees import write_zips
-from dataset.archive import read_zip
-from dataset.clips import Clips
-from dataset.features import open_features
-from dataset.packing import pack
-from engine import checkpoint, figures, results, sharing
-from engine.export import export
-from engine.report import page
-from engine.transfer import code_sets
-from errors import InputError
 from kill_resume import compare
-from model.config import Config, MapWidths, check_name, in_order
-from systems import published
-from systems.base import FrozenEncoder
-from systems.dcid import DCID
-from systems.registry import SYSTEMS
 from tiny import assert_goes_on_bit_exactly, command, run_once, trainer_for
 
 SHAPES = {"audio": (9,), "video": (6, 5, 4), "text": (10, 7), "depth": (5, 8, 3), "eeg": (11,), "caption": (10, 6)}
@@ -120,19 +123,19 @@ def test_the_share_of_own_features_in_codaar_follows_the_published_ones():
 # --------------------------------------------------------------------------------------------------- names and files
 def sections_of(system, shapes):
     config = SYSTEMS[system].Config.for_data(shapes, **TINY)
-    return {(t.section, t.key) for t in published.layout(SYSTEMS[system], config)}, published.meta(
+    return {(t.section, t.key) for t in rules.layout(SYSTEMS[system], config)}, rules.meta(
         SYSTEMS[system], config)
 
 
 def test_names_follow_the_published_pattern():
     names, system = sections_of("dcid", {"audio": (5, 5, 3), "video": (8,), "depth": (6, 6, 4), "caption": (10, 6)})
-    encoder = {key for section, key in names if section == published.ENCODER}
+    encoder = {key for section, key in names if section == rules.ENCODER}
     assert {"Audio_encoder.conv_stack.0.weight", "audio_semantic_encoder.se_layer.0.weight",
             "Video_encoder.video_linear.weight", "Depth_encoder.conv_stack.0.weight",
             "depth_self_att.affine_matrix.weight", "Caption_encoder.caption_linear.weight"} <= encoder
     assert not any(key.startswith(("Video_encoder.conv", "video_semantic")) for key in encoder)
     assert {"Depth_mi_net_parameters", "Caption_ar_lstm_parameters"} <= {section for section, _ in names}
-    assert not published.own_names(system)
+    assert not rules.own_names(system)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -142,10 +145,10 @@ def test_vectors_have_no_convolutions_and_every_tensor_has_one_name(name):
         convolved = {m for m in shapes for n, module in system.named_modules()
                      if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)) and f".{m}" in n}
         assert convolved == {m for m, shape in shapes.items() if len(shape) == 3}
-        ours = [n for t in published.layout(type(system), system.config) for n in t.ours]
-        assert sorted(ours + published.own_names(system)) == sorted(system.state_dict())
-        assert len(names) == len(published.layout(type(system), system.config))
-        assert all(n.startswith("jigsaw.") for n in published.own_names(system))
+        ours = [n for t in rules.layout(type(system), system.config) for n in t.ours]
+        assert sorted(ours + rules.own_names(system)) == sorted(system.state_dict())
+        assert len(names) == len(rules.layout(type(system), system.config))
+        assert all(n.startswith("jigsaw.") for n in rules.own_names(system))
 
 
 # What files of before `shapes` hold as their config.
@@ -253,7 +256,7 @@ def test_what_does_not_fit_names_both_sides(tmp_path):
     shapes = {"audio": (9,), "video": (6, 5, 4), "text": (10, 7)}
     system = trainer_of("dcid", shapes).system
     checkpoint.save(tmp_path / "c.pt", checkpoint.pack(system, {}, {}, 0, 1, {}))
-    opts = parse_pretrain(["--gpu", "cpu"])
+    opts = parse_pretrain(["--gpu", "cpu"], LOCAL)
     for other, words in (({"audio": (8,)}, "takes audio as vectors of 9, the data has audio as vectors of 8"),
                          ({"audio": (6, 5, 4)}, "audio as vectors of 9, the data has audio as maps of 6 x 5 x 4"),
                          ({"video": (7, 7, 4)}, "video as maps of 6 x 5 x 4, the data has video as maps of 7 x 7 x 4"),
@@ -267,9 +270,9 @@ def test_what_does_not_fit_names_both_sides(tmp_path):
         def __getitem__(self, i):
             return {"audio": np.zeros((10, 8)), "video": np.zeros((10, 6, 5, 4)), "text": np.zeros((3, 7))}
     assert "takes audio as vectors of 9, mine has audio as vectors of 8" in message(
-        code_sets.check_fit, frozen, Data(), "audio", "c.pt")
+        encode.check_fit, frozen, Data(), "audio", "c.pt")
     for m in ("video", "text"):                         # any number of tokens can be read
-        code_sets.check_fit(frozen, Data(), m, "c.pt")
+        encode.check_fit(frozen, Data(), m, "c.pt")
 
 
 # ------------------------------------------------------------------------------------- one content, maps and vectors
@@ -316,7 +319,7 @@ def five(demo_data, tmp_path_factory):
     """Arguments for clips of one's own with audio, video, text, depth and eeg: the demo's with two more folders, a
     manifest of which every fourth clip is a test clip."""
     folder = tmp_path_factory.mktemp("five")
-    place = {name: demo_data / configs.PLACES[f"vggsound.{name}"] for name in ("csv", "audio", "video", "text")}
+    place = {name: demo_data / cli.DATA_PATHS[f"vggsound.{name}"] for name in ("csv", "audio", "video", "text")}
     listed = pd.read_csv(place["csv"])
     manifest = pd.DataFrame({"id": listed["video_id"], "label": listed["category"],
                              "split": ["test" if n % 4 == 3 else "train" for n in range(len(listed))]})
@@ -363,7 +366,7 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
     export(file, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "depth: one feature map per second, `(B, T, 6, 5, 4)`" in card and "eeg: one vector per second" in card
-    here, there = sharing.load_encoder(tmp_path / "out"), checkpoint.load_encoder(file)
+    here, there = hub.load_encoder(tmp_path / "out"), checkpoint.load_encoder(file)
     for m, shape in EXTRA.items():
         x = torch.randn(2, 10, *shape)
         assert torch.equal(here.embed(m, x).indices, there.embed(m, x).indices)
@@ -388,7 +391,7 @@ def test_check_says_what_every_modality_is(five, capsys):
 
 def test_a_kind_that_the_features_are_not(five):
     opts = parse_pretrain(["--gpu", "cpu", "--dataset_name", "custom",
-                           *("depth=vector" if x == "depth=map" else x for x in five)])
+                           *("depth=vector" if x == "depth=map" else x for x in five)], LOCAL)
     assert opts.modality == {"depth": "vector", "eeg": "vector"}
     assert "shape (10, 6, 5, 4); (seconds, any) is expected" in message(pretrain.open_data, opts)
 
@@ -400,8 +403,8 @@ def test_arguments_for_modalities(capsys):
                          (["depth=map", "depth=vector"], "given twice"), ([], "declare another with --modality depth="),
                          (["depth=map", "eeg=map"], "--modality eeg: there are no features of it")):
         with pytest.raises(SystemExit) as end:
-            parse_pretrain(["--gpu", "cpu", *files, *(x for one in wrong for x in ("--modality", one))])
+            parse_pretrain(["--gpu", "cpu", *files, *(x for one in wrong for x in ("--modality", one))], LOCAL)
         error = capsys.readouterr().err
         assert end.value.code == 2 and words in error and error.count("\n") == 1
-    opts = parse_pretrain(["--gpu", "cpu", *files, "--modality", "depth=map"])
+    opts = parse_pretrain(["--gpu", "cpu", *files, "--modality", "depth=map"], LOCAL)
     assert opts.modalities == ("audio", "depth") and opts.modality == {"depth": "map"}

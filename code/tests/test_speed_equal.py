@@ -11,14 +11,14 @@ import torch
 from baseline_step import PlainStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine import checkpoint
-from model import conv_matmul
-from model.club import Club, Clubs, Evidence
-from model.config import Config
-from model.sampling import Draws
-from systems import base, dcid, fcid, micu
-from systems.dcid import DCID
-from systems.registry import SYSTEMS
+from cmg.checkpoints import checkpoint
+from cmg.losses.club import Club, Clubs, Evidence
+from cmg.models import map_conv
+from cmg.models.config import Config
+from cmg.models.random import Draws
+from cmg.systems import base, dcid, fcid, micu
+from cmg.systems.dcid import DCID
+from cmg.systems.registry import SYSTEMS
 from tiny import Waiting, trainer_for
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
@@ -147,7 +147,7 @@ def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
     """Recipe and all, on the device "meta", where a copy from the host is seen and nothing is computed."""
     for module in (base, dcid, fcid, micu):
         monkeypatch.setattr(module, "precise", lambda x: nullcontext())        # autocast knows no such device
-    monkeypatch.setattr(conv_matmul, "compute_dtype", lambda weight: weight.dtype)
+    monkeypatch.setattr(map_conv, "compute_dtype", lambda weight: weight.dtype)
     config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
     trainer = trainer_for(SYSTEMS[system](config).train(), code_choice="joint", reset_to="second", reset_after=60,
                           **({"contrast": 3.0} if "dcid" in system else {}))

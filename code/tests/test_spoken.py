@@ -19,34 +19,35 @@ import pytest
 
 import prepare
 import spoken
-from configs.opts import PLACES
-from configs.presets import PRESETS
-from dataset.archive import read_zip
-from dataset.vggsound import VGGSound
-from errors import InputError
-from extract.video import patches, random_filters
-from limits import LIMITS
-from spoken_data import clips, sources, spoken_tree
+from cmg.data.archive import read_zip
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.vggsound import VGGSound
+from cmg.demos import spoken as spoken_tree
+from cmg.demos import spoken_clips, spoken_sources
+from cmg.extract.video import patches, random_filters
+from cmg.presets import PRESETS
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
 
 CLIPS = 80
 
 
 def place(root, name):
-    return root / PLACES[name]
+    return root / DATA_PATHS[name]
 
 
 # ---------------------------------------------------------------------------------------------------- archives
 def word(samples):
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
-        out.setparams((1, 2, sources.RATE, 0, "NONE", ""))
+        out.setparams((1, 2, spoken_sources.RATE, 0, "NONE", ""))
         out.writeframes(np.asarray(samples, np.int16).tobytes())
     return file.getvalue()
 
 
 def archive(folder, members):
     """Write the speech archive; `members`: name -> bytes, or ["type of a link"]."""
-    with tarfile.open(folder / sources.SPEECH, "w:gz") as out:
+    with tarfile.open(folder / spoken_sources.SPEECH, "w:gz") as out:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             if isinstance(content, bytes):
@@ -59,7 +60,7 @@ def archive(folder, members):
 
 def accept(monkeypatch, files):
     lines = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    monkeypatch.setitem(sources.SHA256, sources.SPEECH, hashlib.sha256(lines.encode()).hexdigest())
+    monkeypatch.setitem(spoken_sources.SHA256, spoken_sources.SPEECH, hashlib.sha256(lines.encode()).hexdigest())
 
 
 def test_an_archive_is_read_in_memory_whatever_its_names(tmp_path, monkeypatch):
@@ -72,7 +73,7 @@ def test_an_archive_is_read_in_memory_whatever_its_names(tmp_path, monkeypatch):
                      "recordings/README.md": b"text", "../../evil.py": b"import os"})
     accept(monkeypatch, files)
     before = sorted(tmp_path.rglob("*"))
-    speech = sources.read_speech(folder)
+    speech = spoken_sources.read_speech(folder)
     assert sorted(tmp_path.rglob("*")) == before
     assert [list(x) for x in speech.waves] == [[4, 5], [1, 2, 3]]
     assert list(speech.digit) == [0, 3] and list(speech.index) == [12, 7] and list(speech.speaker) == ["bob", "ann"]
@@ -80,79 +81,79 @@ def test_an_archive_is_read_in_memory_whatever_its_names(tmp_path, monkeypatch):
 
 def test_what_is_not_the_published_archive_is_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"recordings.tar.gz: not found; .*--recordings"):
-        sources.read_speech(tmp_path)
+        spoken_sources.read_speech(tmp_path)
     archive(tmp_path, {"recordings/0_ann_0.wav": word([0] * 4000)})
     with pytest.raises(InputError, match="1 recordings; the SHA-256 of the published content is another"):
-        sources.read_speech(tmp_path)
-    path = tmp_path / sources.SPEECH
+        spoken_sources.read_speech(tmp_path)
+    path = tmp_path / spoken_sources.SPEECH
     whole = path.read_bytes()
     for content, reason in ((whole[:len(whole) // 2], "not the published file"), (b"<html>404</html>", "Not a gzipped"),
                             (gzip.compress(b"no tar at all" * 100), "no tar archive"), (b"", "not the published file")):
         path.write_bytes(content)
         with pytest.raises(InputError, match=reason):
-            sources.read_speech(tmp_path)
-    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, unpacked_bytes=1 << 16))
+            spoken_sources.read_speech(tmp_path)
+    monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, unpacked_bytes=1 << 16))
     path.write_bytes(gzip.compress(bytes(1 << 20)))
     with pytest.raises(InputError, match="MiB unpacked"):
-        sources.read_speech(tmp_path)
-    (tmp_path / sources.IMAGES).write_bytes(gzip.compress(b"\0" * 99))
+        spoken_sources.read_speech(tmp_path)
+    (tmp_path / spoken_sources.IMAGES).write_bytes(gzip.compress(b"\0" * 99))
     with pytest.raises(InputError, match="t10k-images.*other bytes"):
-        sources.read_images(tmp_path)
+        spoken_sources.read_images(tmp_path)
 
 
 def test_a_download_is_whole_or_one_line(tmp_path, monkeypatch):
     def unreachable(address, timeout):
         raise URLError("no route")
-    monkeypatch.setattr(sources, "urlopen", unreachable)
+    monkeypatch.setattr(spoken_sources, "urlopen", unreachable)
     with pytest.raises(InputError, match="cannot be downloaded.*no route.*--recordings"):
-        sources.fetch(tmp_path)
-    monkeypatch.setattr(sources, "urlopen", lambda address, timeout: io.BytesIO(b"x" * 300))
-    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, download_bytes=200))
+        spoken_sources.fetch(tmp_path)
+    monkeypatch.setattr(spoken_sources, "urlopen", lambda address, timeout: io.BytesIO(b"x" * 300))
+    monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, download_bytes=200))
     with pytest.raises(InputError, match="more than 0 MiB came"):
-        sources.fetch(tmp_path)
+        spoken_sources.fetch(tmp_path)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(sources, "LIMITS", replace(LIMITS, download_bytes=1000))
-    sources.fetch(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(sources.SHA256)
-    monkeypatch.setattr(sources, "urlopen", unreachable)
-    sources.fetch(tmp_path)                     # all there: nothing is asked for
+    monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, download_bytes=1000))
+    spoken_sources.fetch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(spoken_sources.SHA256)
+    monkeypatch.setattr(spoken_sources, "urlopen", unreachable)
+    spoken_sources.fetch(tmp_path)                     # all there: nothing is asked for
 
 
 # ---------------------------------------------------------------------------------------------------- clips
 def made_pool():
     rng = np.random.default_rng(0)
     waves = [rng.integers(-9000, 9000, length).astype(np.int16) for length in (3000, 9000, 2000, 5000)]
-    return clips.Pool(waves, np.array([3, 3, 4, 4]), rng.integers(0, 256, (3, 28, 28)).astype(np.uint8),
+    return spoken_clips.Pool(waves, np.array([3, 3, 4, 4]), rng.integers(0, 256, (3, 28, 28)).astype(np.uint8),
                       np.array([3, 4, 4]))
 
 
 def test_a_clip_says_and_shows_its_digits_and_nothing_else():
-    pool, none = made_pool(), clips.NONE
+    pool, none = made_pool(), spoken_clips.NONE
     heard = np.array([none, 3, 3, 3, 3, none, 4, 4, 4, none])
-    clip = clips.Casting(pool, np.random.default_rng(1)).clip(heard, heard)
+    clip = spoken_clips.Casting(pool, np.random.default_rng(1)).clip(heard, heard)
     for chosen, digit in ((clip.heard, pool.said), (clip.seen, pool.shown)):
         assert (np.where(chosen == none, none, digit[chosen]) == heard).all()
         assert len(set(chosen[1:4])) == 1 and len(set(chosen[6:9])) == 1       # what began stays for three seconds
     assert clip.heard[4] != clip.heard[3]                                       # then another recording
-    wave = clips.waveform(clip, pool).reshape(10, sources.RATE)
+    wave = spoken_clips.waveform(clip, pool).reshape(10, spoken_sources.RATE)
     assert (wave[heard == none] == 0).all()
     for second in np.flatnonzero(heard != none):
-        said = pool.waves[clip.heard[second]][:sources.RATE]
+        said = pool.waves[clip.heard[second]][:spoken_sources.RATE]
         where = np.flatnonzero(wave[second])
         assert len(where) and where[-1] - where[0] < len(said)
         assert np.abs(wave[second].astype(int)).sum() == np.abs(said.astype(int)).sum()
     for second in (0, 1, 6):
-        picture = clips.frame(clip, pool, second)
+        picture = spoken_clips.frame(clip, pool, second)
         assert picture.shape == (196, 196, 3)
         cells = picture[..., 0].reshape(7, 28, 7, 28).transpose(0, 2, 1, 3).reshape(49, 28, 28)
-        filled = np.flatnonzero((cells != clips.GREY).any((1, 2)))
+        filled = np.flatnonzero((cells != spoken_clips.GREY).any((1, 2)))
         assert list(filled) == ([] if heard[second] == none else [clip.cell[second]])
         if len(filled):
             assert (cells[filled[0]] == pool.pixels[clip.seen[second]]).all()
 
 
 def test_every_recording_comes_once_before_any_comes_again():
-    casting = clips.Casting(made_pool(), np.random.default_rng(2))
+    casting = spoken_clips.Casting(made_pool(), np.random.default_rng(2))
     drawn = [casting.next("heard", 3) for _ in range(6)]
     assert all(set(drawn[k:k + 2]) == {0, 1} for k in (0, 2, 4))
 
@@ -163,7 +164,7 @@ def write_video(path, wave, frames, rate=8):
         pictures = out.add_stream("libx264", rate=rate)
         pictures.height, pictures.width, pictures.pix_fmt = *frames[0].shape[:2], "yuv420p"
         pictures.options = {"crf": "10", "preset": "ultrafast"}
-        sound = out.add_stream("aac", rate=sources.RATE, layout="mono")
+        sound = out.add_stream("aac", rate=spoken_sources.RATE, layout="mono")
         sound.bit_rate = 64000
         for k in range(rate * len(frames)):
             frame = av.VideoFrame.from_ndarray(frames[k // rate], format="rgb24").reformat(format="yuv420p")
@@ -172,27 +173,27 @@ def write_video(path, wave, frames, rate=8):
         out.mux(pictures.encode(None))
         for k in range(0, len(wave), 1024):
             frame = av.AudioFrame.from_ndarray((wave[None, k:k + 1024] / 32768).astype(np.float32), "fltp", "mono")
-            frame.sample_rate, frame.time_base, frame.pts = sources.RATE, Fraction(1, sources.RATE), k
+            frame.sample_rate, frame.time_base, frame.pts = spoken_sources.RATE, Fraction(1, spoken_sources.RATE), k
             out.mux(sound.encode(frame))
         out.mux(sound.encode(None))
 
 
 def test_features_agree_with_those_of_video_files(recordings, tmp_path):
-    speech, images = sources.read_speech(recordings), sources.read_images(recordings)
-    pool = clips.pool("test", speech, images)
-    casting = clips.Casting(pool, np.random.default_rng(0))
-    heard = np.array([clips.NONE, 7, 7, 7, 7, 7, clips.NONE, 2, 2, 2])
+    speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
+    pool = spoken_clips.pool("test", speech, images)
+    casting = spoken_clips.Casting(pool, np.random.default_rng(0))
+    heard = np.array([spoken_clips.NONE, 7, 7, 7, 7, 7, spoken_clips.NONE, 2, 2, 2])
     made = {f"clip{k}": casting.clip((heard + k) % 10 if k else heard, heard) for k in range(3)}
     (tmp_path / "videos").mkdir()
     for name, clip in made.items():
-        write_video(tmp_path / "videos" / f"{name}.mp4", clips.waveform(clip, pool),
-                    [clips.frame(clip, pool, second) for second in range(10)])
+        write_video(tmp_path / "videos" / f"{name}.mp4", spoken_clips.waveform(clip, pool),
+                    [spoken_clips.frame(clip, pool, second) for second in range(10)])
     assert prepare.main(["features", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--audio-encoder",
                          "logmel", "--video-encoder", "patches", "--patch-channels", "16"]) == 0
     for name, clip in made.items():
-        sound = clips.audio_features(clip, pool)
-        pictures = clips.video_features(clip, pool, random_filters(16))
-        frames = [clips.frame(clip, pool, second) for second in range(10)]
+        sound = spoken_clips.audio_features(clip, pool)
+        pictures = spoken_clips.video_features(clip, pool, random_filters(16))
+        frames = [spoken_clips.frame(clip, pool, second) for second in range(10)]
         np.testing.assert_array_equal(pictures, patches(frames, random_filters(16)))
         for ours, modality, tolerance in ((sound, "audio", 0.1), (pictures, "video", 0.05)):
             coded = read_zip(tmp_path / "out" / modality / "zip" / f"{name}.zip")
@@ -206,14 +207,14 @@ def test_features_agree_with_those_of_video_files(recordings, tmp_path):
 @pytest.fixture(scope="module")
 def tree(recordings, tmp_path_factory):
     out = tmp_path_factory.mktemp("spoken") / "tree"
-    assert spoken_tree.build(out, PLACES, recordings, clips=CLIPS, progress=False)
+    assert spoken_tree.build(out, DATA_PATHS, recordings, clips=CLIPS, progress=False)
     return out
 
 
 def test_parts_share_no_recording_and_no_image(recordings):
-    speech, images = sources.read_speech(recordings), sources.read_images(recordings)
+    speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
     assert len(speech.waves) == 3000 and len(set(speech.speaker)) == 6 and len(images.digit) == 10_000
-    pools = {part: clips.pool(part, speech, images) for part in ("train", "val", "test")}
+    pools = {part: spoken_clips.pool(part, speech, images) for part in ("train", "val", "test")}
     assert {part: (len(pool.waves), len(pool.pixels)) for part, pool in pools.items()} == {
         "train": (2400, 7000), "val": (300, 1000), "test": (300, 2000)}
     official = {speech.waves[k].tobytes() for k in np.flatnonzero(speech.index < 5)}
@@ -251,24 +252,24 @@ def test_another_cut_has_other_features_and_other_parts(tree, tmp_path, recordin
     loud, lit = item["audio"].max(-1), item["video"].max((1, 2, 3))
     assert item["audio"].shape == (10, 128) and item["video"].shape == (10, 7, 7, 16)
     assert ((loud > 0) == (lit > 0)).all() and 4 <= (loud > 0).sum() <= 10
-    cuts = other_cut.OtherCut.cut, clips.OFFICIAL
+    cuts = other_cut.OtherCut.cut, spoken_clips.OFFICIAL
     assert all(not set(range(50)[cut.takes["train"]]) & set(range(50)[cut.takes["test"]]) for cut in cuts)
     with pytest.raises(InputError, match="holds something else"):
-        spoken_tree.build(tmp_path / "other", PLACES, recordings, clips=CLIPS)
+        spoken_tree.build(tmp_path / "other", DATA_PATHS, recordings, clips=CLIPS)
 
 
 def test_a_tree_is_kept_and_nothing_else_is_overwritten(tree, tmp_path, recordings):
-    assert not spoken_tree.build(tree, PLACES, tmp_path / "nowhere", clips=CLIPS, progress=False)
+    assert not spoken_tree.build(tree, DATA_PATHS, tmp_path / "nowhere", clips=CLIPS, progress=False)
     with pytest.raises(InputError, match="holds something else"):
-        spoken_tree.build(tree, PLACES, recordings, clips=CLIPS + 10)
+        spoken_tree.build(tree, DATA_PATHS, recordings, clips=CLIPS + 10)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
     with pytest.raises(InputError, match="holds something else"):
-        spoken_tree.build(tmp_path / "mine", PLACES, recordings, clips=CLIPS)
+        spoken_tree.build(tmp_path / "mine", DATA_PATHS, recordings, clips=CLIPS)
     with pytest.raises(InputError, match="--clips 10"):
-        spoken_tree.build(tmp_path / "new", PLACES, recordings, clips=10)
+        spoken_tree.build(tmp_path / "new", DATA_PATHS, recordings, clips=10)
     with pytest.raises(InputError, match="not found"):
-        spoken_tree.build(tmp_path / "new", PLACES, tmp_path / "nowhere", clips=CLIPS)
+        spoken_tree.build(tmp_path / "new", DATA_PATHS, tmp_path / "nowhere", clips=CLIPS)
     assert not (tmp_path / "new").exists()
 
 

@@ -8,16 +8,16 @@ import sys
 import threading
 
 import pytest
+import train as avs_train
+from network.avs import AVSNetwork
 
 import kill_resume
-import stopping
-from avs_s4 import train as avs_train
-from avs_s4.network.avs import AVSNetwork
+from cmg.extract import run
+from cmg.prepare.pack import pack
+from cmg.transfer import fit_heads
+from cmg.transfer.resume import Progress
+from cmg.utils import signals
 from conftest import ROOT
-from dataset.packing import pack
-from engine.transfer import fit_heads
-from engine.transfer.head_resume import Progress
-from extract import run as extraction
 from kill_resume import differences, networks_left
 from test_avs_run import train_arguments, tree  # noqa: F401
 from test_extract_command import OFFLINE, contents, features, videos  # noqa: F401
@@ -48,15 +48,15 @@ def send(number=signal.SIGTERM):
 
 def stopped(main, number=signal.SIGTERM):
     """The line of a program that a signal ends."""
-    before = [signal.getsignal(name) for name in stopping.SIGNALS]
-    with pytest.raises(stopping.Stopped) as caught:
+    before = [signal.getsignal(name) for name in signals.SIGNALS]
+    with pytest.raises(signals.Stopped) as caught:
         main()
     assert caught.value.code == 128 + number and signal.Signals(number).name in str(caught.value)
-    assert [signal.getsignal(name) for name in stopping.SIGNALS] == before
+    assert [signal.getsignal(name) for name in signals.SIGNALS] == before
     return str(caught.value)
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_heads(tmp_path, monkeypatch, number):
     whole = train()
     with monkeypatch.context() as patch:
@@ -106,7 +106,7 @@ def test_extraction_keeps_the_clips_that_were_under_way(videos, tmp_path, monkey
     more = [*OFFLINE, "--seconds", "2", "--workers", workers]
     features(videos, tmp_path / "whole", *more)
     with monkeypatch.context() as patch:
-        calling(patch, extraction, "extract", 2, send())
+        calling(patch, run, "extract", 2, send())
         line = stopped(lambda: features(videos, tmp_path / "broken", *more))
     assert line.endswith("after the clips that were under way; repeat the call to go on")
     journal, = (tmp_path / "broken").glob(".report*.journal")
@@ -118,9 +118,9 @@ def test_extraction_keeps_the_clips_that_were_under_way(videos, tmp_path, monkey
 
 
 def test_packing(demo_data, tmp_path, monkeypatch):
-    from configs.opts import PLACES
-    from dataset import packing
-    source = demo_data / PLACES["vggsound.audio"]
+    from cmg.data.layout import DATA_PATHS
+    from cmg.prepare import pack as packing
+    source = demo_data / DATA_PATHS["vggsound.audio"]
     with monkeypatch.context() as patch:
         patch.setattr(packing, "BATCH", 8)
         calling(patch, packing, "_save", 2, send())
@@ -136,8 +136,8 @@ def test_a_real_process_says_it_on_one_line_and_a_second_signal_kills(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / "code" / "src")!r})
-from errors import run
-from stopping import stop_on_signals
+from cmg.utils.errors import run
+from cmg.utils.signals import stop_on_signals
 def main():
     with stop_on_signals() as stop:
         for times in range(int(sys.argv[1])):
@@ -157,7 +157,7 @@ def test_a_thread_cannot_listen_and_works_all_the_same():
     found = []
 
     def work():
-        with stopping.stop_on_signals() as stop:
+        with signals.stop_on_signals() as stop:
             found.append(stop.signal)
     thread = threading.Thread(target=work)
     thread.start()

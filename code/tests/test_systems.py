@@ -7,20 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-import pretrain
-from configs.opts import parse_pretrain
-from engine import checkpoint
-from engine.monitors import Figures
-from errors import InputError
-from model.config import Config
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.models.config import Config
+from cmg.programs import ablation as ablation_program
+from cmg.programs import pretrain
+from cmg.systems import registry
+from cmg.systems.base import Term
+from cmg.systems.dcid import DCID
+from cmg.systems.fcid import FCID
+from cmg.systems.h_dcid import HDCID
+from cmg.systems.micu import MICU
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
+from cmg.training.monitors import Figures
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 from other_device import DEVICES
-from systems import published, registry
-from systems.base import Term
-from systems.dcid import DCID
-from systems.fcid import FCID
-from systems.h_dcid import HDCID
-from systems.micu import MICU
-from systems.registry import SYSTEMS
 from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, checkpoints, trainer_for
 
@@ -72,12 +75,11 @@ def test_a_file_without_the_added_layer_is_evaluated_and_not_resumed(monkeypatch
     loaded = checkpoint.open_file(tmp_path / "old.pt")
     assert loaded.missing == ["own_parameters.judge.weight", "own_parameters.judge.bias"]
     with pytest.raises(InputError, match="has no own_parameters.judge.weight"):
-        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--n_embeddings", str(TINY["num_codes"])]),
+        pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--n_embeddings", str(TINY["num_codes"])], LOCAL),
                              tmp_path / "old.pt", SHAPES)
 
 
 def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(student):
-    import ablation
     torch.manual_seed(0)
     system = Student(Config.for_data(ALL, **TINY)).train()
     losses = {name: float(value.detach()) for name, value in trainer_for(system).step(batch_of(ALL), 0).losses.items()}
@@ -87,20 +89,20 @@ def test_an_added_loss_has_its_weight_can_be_left_out_and_is_in_the_ablation(stu
     trainer = trainer_for(Student(Config.for_data(ALL, **TINY)).train(), without=("spread",))
     trainer.step(batch_of(ALL), 0)
     assert trainer.system.judge.weight.grad is None
-    assert parse_pretrain(["--without", "spread", "--gpu", "cpu"]).without == ["spread"]
-    rows = ablation.rows_of("3", Student)
+    assert parse_pretrain(["--without", "spread", "--gpu", "cpu"], LOCAL).without == ["spread"]
+    rows = ablation_program.rows_of("3", Student)
     assert ["--without", "spread"] in rows and len(rows) == 8 and rows[-1] == []
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_settings_of_another_system_are_refused_and_their_defaults_are_not(name, capsys):
-    assert parse_pretrain(["--gpu", "cpu", "--system", name]).system == name
+    assert parse_pretrain(["--gpu", "cpu", "--system", name], LOCAL).system == name
     for wrong, named in ((["--system", "dcid", "--layer2_start", "data"], "--layer2_start is a setting of H-DCID"),
                          (["--system", "dcid", "--cascade_order", "video", "audio", "text"],
                           "--cascade_order is a setting of CoDAAR"),
                          (["--system", "h_dcid", "--without", "nothing"], "--without")):
         with pytest.raises(SystemExit) as end:
-            parse_pretrain(["--gpu", "cpu", *wrong])
+            parse_pretrain(["--gpu", "cpu", *wrong], LOCAL)
         assert end.value.code == 2 and named in capsys.readouterr().err
 
 
@@ -174,8 +176,8 @@ def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(is_late, demo_dat
 # ------------------------------------------------------------------------------------------------------------- files
 def translate(sections):
     """What loading does with names and shapes."""
-    kind, config = published.recognise(sections, list(SYSTEMS.values()))
-    return published.from_published(sections, published.layout(kind, config), sorted(sections))
+    kind, config = rules.recognise(sections, list(SYSTEMS.values()))
+    return rules.from_published(sections, rules.layout(kind, config), sorted(sections))
 
 
 @pytest.mark.parametrize("name", ["dcid_published_manifest", "h_dcid_published_manifest", "fcid_published_manifest"])
@@ -183,7 +185,7 @@ def test_whichever_tensor_of_a_published_file_is_wrong_is_named(golden, name, mo
     manifest = json.loads((golden / f"{name}.json").read_text())
     sections = {section: {key: torch.zeros(()).expand(shape) for key, shape in keys.items()}
                 for section, keys in manifest.items() if isinstance(keys, dict)}
-    monkeypatch.setattr(published, "require_numbers", lambda *args: None)       # 200 MB of zeros, 2,000 times
+    monkeypatch.setattr(rules, "require_numbers", lambda *args: None)       # 200 MB of zeros, 2,000 times
     translate(sections)
     for section, content in sections.items():
         for key, value in list(content.items()):

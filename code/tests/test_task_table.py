@@ -13,15 +13,17 @@ import torch
 
 import evaluate
 import prepare
-from configs.opts import PLACES, parse_downstream
-from dataset.manifest import OWN
-from engine import figures, results
-from engine.report import tables
-from engine.transfer import fit_heads
-from engine.transfer.code_sets import CodeSet
-from engine.transfer.run_task import modalities_of
-from engine.transfer.tasks import TASKS
-from model.config import MODALITIES
+from cmg.cli import parse_downstream
+from cmg.data.layout import DATA_PATHS
+from cmg.data.manifest import OWN
+from cmg.models.config import MODALITIES
+from cmg.report import pictures, tables
+from cmg.results import rows as results
+from cmg.transfer import fit_heads
+from cmg.transfer.encode import CodeSet
+from cmg.transfer.run import modalities_of
+from cmg.transfer.tasks import TASKS
+from configs.opts import LOCAL
 from test_results import row
 
 SRC = Path(evaluate.__file__).parent
@@ -31,7 +33,7 @@ READING = {"on_bad_clip": "error", "in_memory": False}
 
 def place_in(root):
     """Dotted name -> Path below a data root."""
-    return lambda name: root / PLACES[name]
+    return lambda name: root / DATA_PATHS[name]
 
 
 # ------------------------------------------------------------------------------------------------------- the entries
@@ -40,10 +42,10 @@ def test_an_entry_is_whole(name):
     entry = TASKS[name]
     assert entry.name == name and entry.title and entry.about and entry.source and entry.epochs > 0
     assert (SRC / f"{name}.py").is_file() and (SRC / f"{name}.sh").is_file()
-    assert set(entry.all_places()) <= set(PLACES) and entry.places
+    assert set(entry.all_places()) <= set(DATA_PATHS) and entry.places
     assert ("text" in entry.modalities) == (entry.prompts is not None) and set(entry.modalities) <= set(MODALITIES)
     assert entry.directions and all(set(pair) <= set(entry.modalities) for pair in entry.directions.values())
-    assert parse_downstream(name, []).directions == list(entry.directions.values())
+    assert parse_downstream(name, [], LOCAL).directions == list(entry.directions.values())
     assert all(len(figures) == len(entry.directions) for figures in entry.published.values())
     assert not entry.published or entry.column
     assert list(inspect.signature(entry.evaluate).parameters) == ["task", "pretrained", "variants", "settings",
@@ -77,7 +79,7 @@ def test_a_run_and_its_check_open_the_same_files_by_the_same_calls(name, demo_da
     entry, place = TASKS[name], place_in(demo_data)
     modalities = modalities_of([entry.usable(place)])
     opened, calls = [], []
-    reads = {dotted: opened.append for dotted in PLACES}
+    reads = {dotted: opened.append for dotted in DATA_PATHS}
     entry.paths(lambda dotted: reads[dotted](dotted))
     assert set(opened) == set(entry.all_places())
 
@@ -211,7 +213,7 @@ def test_any_checkpoints_make_a_table_and_pictures(scene, pool, tmp_path):
         assert tables.paper_table(rows, form) and results.summary(rows, form)
     choice = tables.choose(rows)
     assert choice is None or choice.cells
-    written = {path.name for path in figures.draw_tables(rows, tmp_path)}
+    written = {path.name for path in pictures.draw_tables(rows, tmp_path)}
     assert ("table.png" in written) == (scene not in ("no column", "only best"))
     if scene.startswith("epochs") and not pool:
         assert "epochs.png" in written
@@ -234,7 +236,7 @@ def test_runs_in_several_folders_keep_their_pictures_apart(tmp_path):
                  cross=scores, same=scores, shown=np.array([0, 1]), cross_curves=curves, same_curves=curves)
         (tmp_path / "runs" / run / "results.jsonl").write_text(
             "\n".join(map(json.dumps, results_of([f"{run}-{{}}.pt"], [levels], [""]))) + "\n")
-    names = {path.name for path in figures.draw_run(tmp_path / "runs", tmp_path / "figs")}
+    names = {path.name for path in pictures.draw_run(tmp_path / "runs", tmp_path / "figs")}
     assert names == {"table.png", "codes-ave-a.png", "codes-ave-b-level1.png", "codes-ave-b-level2.png", "heads-a.png",
                      "heads-b.png", *(f"{kind}-ave-video-audio-{run}.png" for kind in ("classes", "clips", "confusion")
                                       for run in "ab")}

@@ -13,20 +13,25 @@ import ablation
 import ave
 import ave_avvp
 import avvp
-import downstream
 import evaluate
 import retrieval
 import ucf_vggsound
-from configs.opts import PLACES, parse_downstream
-from demo_data import demo_tree
-from demo_data.dialled_digits import CHANNELS
-from engine import checkpoint, figures, results
-from engine.transfer import code_sets
-from engine.transfer.task import Pretrained
-from engine.transfer.tasks import TASKS as TABLE
-from errors import InputError
-from systems.dcid import DCID
-from systems.registry import SYSTEMS
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_downstream
+from cmg.data.layout import DATA_PATHS
+from cmg.demos import dialled
+from cmg.demos.dialled_clips import CHANNELS
+from cmg.programs import ablation as ablation_program
+from cmg.programs import downstream
+from cmg.report import pictures
+from cmg.results import rows as results
+from cmg.systems.dcid import DCID
+from cmg.systems.registry import SYSTEMS
+from cmg.transfer import encode
+from cmg.transfer.task import Pretrained
+from cmg.transfer.tasks import TASKS as TABLE
+from cmg.utils.errors import InputError
+from configs.opts import LOCAL
 
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
@@ -47,7 +52,7 @@ def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video
 def tree(tmp_path_factory):
     """A demo tree of the least size and a checkpoint of its widths."""
     root = tmp_path_factory.mktemp("demo")
-    demo_tree.build(root / "data", PLACES, seed=0, clips=80, progress=False)
+    dialled.build(root / "data", DATA_PATHS, seed=0, clips=80, progress=False)
     write_checkpoint(root / "model.pt")
     return root
 
@@ -110,16 +115,16 @@ def test_released_ave_is_tested_on_its_training_clips(tree, tmp_path):
 
 
 def test_released_heads_see_dropout_and_the_encoder_does_not_change(tree):
-    options = parse_downstream("ave", arguments(tree, tree / "x", "--protocol", "released", "--seed", "0"))
+    options = parse_downstream("ave", arguments(tree, tree / "x", "--protocol", "released", "--seed", "0"), LOCAL)
     pretrained, seen = Pretrained.load(options.checkpoint, "cpu", "float32"), []
     before = {name: value.clone() for name, value in pretrained.encoder.state_dict().items()}
-    original = code_sets.codes
+    original = encode.codes
 
     def spy(*args, **kwargs):
         seen.append(kwargs["training"])
         return original(*args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(code_sets, "codes", spy)
+        patch.setattr(encode, "codes", spy)
         variants = downstream.toc_choices(options, TABLE["ave"], options.directions, pretrained)
         task = downstream.open_task(options, TABLE["ave"], options.directions, pretrained.encoder.config)
         downstream.measure(options, TABLE["ave"], task, pretrained, variants)
@@ -148,7 +153,7 @@ def test_two_levels_of_codes(tree, tmp_path):
     write_checkpoint(tmp_path / "h.pt", system="h_dcid")
     ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "h.pt"), "--no_control"))
     assert len(results.read(tmp_path / "results.jsonl")) == 8         # directions, selections, two metrics
-    written = figures.draw_run(tmp_path, tmp_path / "figs")
+    written = pictures.draw_run(tmp_path, tmp_path / "figs")
     assert {p.name for p in written} >= {"codes-ave-level1.png", "codes-ave-level2.png"}
 
 
@@ -176,7 +181,7 @@ def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
 @pytest.mark.parametrize("flags", [["--dataset_name", "ave_xx"], ["--source", "audio"], ["--gpu", "7"], ["--gpu", "x"]])
 def test_wrong_flags_exit_with_2(flags, capsys):
     with pytest.raises((SystemExit, InputError)) as stopped:
-        parse_downstream("ave", flags)
+        parse_downstream("ave", flags, LOCAL)
     if isinstance(stopped.value, SystemExit):
         assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
 
@@ -188,7 +193,7 @@ def test_retrieval_both_kinds(tree, tmp_path):
         {("retrieval", d) for d in ("video->text", "text->video")}
         | {("retrieval_free", f"{a}->{b}") for a, b in permutations(("audio", "video", "text"), 2)})
     assert {r["metric"] for r in rows} == {"r@1", "r@5", "r@10", "median_rank"}
-    clips = (pd.read_csv(tree / "data" / PLACES["vggsound.csv"])["split"] == "test").sum()
+    clips = (pd.read_csv(tree / "data" / DATA_PATHS["vggsound.csv"])["split"] == "test").sum()
     assert {r["chance"] for r in rows if r["metric"] == "r@5"} == {100 * 5 / clips}
 
 
@@ -205,7 +210,7 @@ def test_evaluate_makes_the_table_and_every_picture(tree, tmp_path, capsys):
     header, *lines = (run / "table.csv").read_text().splitlines()
     assert header.startswith("row,AVE V>A,AVE A>V,AVVP V>A") and lines[0].startswith("model-0.pt (last),")
     assert "| model-0.pt (last)" in (run / "table.md").read_text()
-    written = figures.draw_run(run, tmp_path / "figs")
+    written = pictures.draw_run(run, tmp_path / "figs")
     wanted = {"table", "epochs", "heads", "codes-ave", "clips-ave-video-audio", "confusion-ave-audio-video",
               "classes-avvp-video-audio", "timelines-avvp-audio-video", "retrieval-video-text",
               "classes-ave-text-video"}
@@ -249,7 +254,7 @@ def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_pat
     assert len({row["checkpoint_sha256"] for row in rows}) == 2 and {row["control"] for row in rows} == {None}
     assert "1/2  without-mm_ema-reset" in capsys.readouterr().out
     earlier = [row | {"checkpoint_sha256": "of an earlier call", "value": 0.0} for row in rows]
-    assert ablation.show(earlier + rows, "3", DCID) == ablation.show(rows, "3", DCID)
+    assert ablation_program.show(earlier + rows, "3", DCID) == ablation_program.show(rows, "3", DCID)
 
 
 def test_two_systems_with_variants_make_one_table_and_every_picture(tree, tmp_path):
@@ -264,5 +269,5 @@ def test_two_systems_with_variants_make_one_table_and_every_picture(tree, tmp_pa
     names = [f"{name}{variant}" for name in ("dcid-5.pt", "h_dcid-3.pt") for variant in ("", " + TOC released")]
     assert measured[:4] == [f"{name} (last)" for name in names]
     assert len(measured) == 16 and (table.loc[measured, "columns"] == 4).all()
-    assert {path.name for path in figures.draw_run(tmp_path / "run", tmp_path / "figs")} >= {
+    assert {path.name for path in pictures.draw_run(tmp_path / "run", tmp_path / "figs")} >= {
         "table.png", "heads.png", "codes-ave-level1.png", "codes-avvp-level2.png", "confusion-ave-video-audio.png"}

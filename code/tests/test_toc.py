@@ -9,21 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ave
-import downstream
 import toc as script
-from configs.opts import parse_downstream
-from declare import read
-from engine import checkpoint, results
-from engine.report import tables
-from engine.transfer import run_task, toc_variants
-from engine.transfer.task import HeadSettings, Pretrained
-from engine.transfer.tasks import TASKS
-from engine.transfer.toc_variants import TocSettings
-from errors import InputError
-from model import toc
-from model.config import Config
-from model.heads import ClipHead
-from systems.registry import SYSTEMS
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_downstream
+from cmg.models import toc
+from cmg.models.config import Config
+from cmg.models.heads import ClipHead
+from cmg.programs import downstream
+from cmg.report import tables
+from cmg.results import rows as results
+from cmg.systems.registry import SYSTEMS
+from cmg.transfer import run
+from cmg.transfer import toc as toc_variants
+from cmg.transfer.task import HeadSettings, Pretrained
+from cmg.transfer.tasks import TASKS
+from cmg.transfer.toc import TocSettings
+from cmg.utils.errors import InputError
+from cmg.utils.settings import read
+from configs.opts import LOCAL
 from test_transfer import Clips, Task, code_set, fit, train_alone, trial_of
 
 F64 = torch.float64
@@ -163,14 +166,14 @@ def frozen(tmp_path, system="h_dcid", seed=0):
 def options(folder, *arguments):
     return parse_downstream("ave", ["--gpu", "cpu", "--seeds", "0", "1", "--n_epoch", "2", "--b", "4", "--lr", "0.01",
                                     "--test_batch_size", "4", "--in_memory", "--snapshot_pref", str(folder),
-                                    *arguments])
+                                    *arguments], LOCAL)
 
 
 def evaluate(task, pretrained, opts):
     """Lines of a call with these options, as the script ave.py makes it."""
     variants = downstream.toc_choices(opts, TASKS["ave"], opts.directions, pretrained)
     output = results.Output(opts.results, "provenance/none.json")
-    return run_task.evaluate(task, pretrained, variants, downstream.head_settings(opts, TASKS["ave"]), output)
+    return run.evaluate(task, pretrained, variants, downstream.head_settings(opts, TASKS["ave"]), output)
 
 
 def task_of(clips):

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from engine.transfer import code_sets, fit_heads
-from engine.transfer.code_sets import CodeSet
-from engine.transfer.fit_heads import Trial
-from engine.transfer.task import Task
-from errors import InputError
-from model.config import Config
-from model.heads import ClipHead, SegmentHead
+from cmg.models.config import Config
+from cmg.models.heads import ClipHead, SegmentHead
+from cmg.transfer import encode, fit_heads
+from cmg.transfer.encode import CodeSet
+from cmg.transfer.fit_heads import Trial
+from cmg.transfer.task import Task
+from cmg.utils.errors import InputError
 from tiny import Waiting
 
 F64 = torch.float64
@@ -145,7 +145,7 @@ class Clips(torch.utils.data.Dataset):
 
 def test_codes_are_the_encoders_whatever_the_batch():
     encoder, clips = StandIn().eval(), Clips()
-    parts = code_sets.codes({None: encoder}, clips, ["audio", "video"], batch_size=4)
+    parts = encode.codes({None: encoder}, clips, ["audio", "video"], batch_size=4)
     for modality in ("audio", "video"):
         expected = encoder.embed(modality, torch.from_numpy(getattr(clips, modality)))
         part = parts[None, modality]
@@ -156,10 +156,10 @@ def test_codes_are_the_encoders_whatever_the_batch():
 
 def test_dropout_only_when_asked_for():
     encoder, clips = StandIn().eval(), Clips()
-    quiet = code_sets.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
-    loud = code_sets.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
+    quiet = encode.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices
+    loud = encode.codes({None: encoder}, clips, ["audio"], training=True)[None, "audio"].indices
     assert not torch.equal(quiet, loud) and not encoder.training
-    assert torch.equal(quiet, code_sets.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
+    assert torch.equal(quiet, encode.codes({None: encoder}, clips, ["audio"])[None, "audio"].indices)
 
 
 def test_two_codebooks_make_pairs():
@@ -171,10 +171,10 @@ def test_two_codebooks_make_pairs():
 
 def test_wrong_width_and_modality_are_refused_before_work():
     encoder = StandIn()
-    code_sets.check_fit(encoder, Clips(), "video", "x.pt")
+    encode.check_fit(encoder, Clips(), "video", "x.pt")
     with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
-        code_sets.check_fit(encoder, Clips(), "text", "x.pt")
+        encode.check_fit(encoder, Clips(), "text", "x.pt")
     encoder.config = Config.for_data({"audio": (5,), "video": (7, 7, 512)})
     with pytest.raises(InputError, match="takes video as maps of 7 x 7 x 512, clips has video as maps of 7 x 7 x 2"):
-        code_sets.check_fit(encoder, Clips(), "video", "x.pt")
+        encode.check_fit(encoder, Clips(), "video", "x.pt")
     assert encoder.calls == 0

@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
-from engine import checkpoint
-from engine.trainer import Settings, Trainer
-from model.collectives import ALONE
-from model.sampling import Draws
-from stopping import Stopped
+from cmg.checkpoints import checkpoint
+from cmg.models.random import Draws
+from cmg.training.step import Settings, Trainer
+from cmg.utils.collectives import ALONE
+from cmg.utils.signals import Stopped
 
 STEPS = 10                      # of an epoch: 80 clips by 8
 

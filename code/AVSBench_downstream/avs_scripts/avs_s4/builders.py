@@ -4,12 +4,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from atomic_write import remove_leftovers
-from avs_s4 import demo_scenes
-from dataset import avs_s4 as dataset
-from engine import doubts
-from engine.transfer.code_sets import check_fit, check_modality, check_shape
-from errors import InputError
+import demo_scenes
+
+from cmg.data import doubts
+from cmg.data.sets import avs_s4
+from cmg.transfer.encode import check_fit, check_modality, check_shape
+from cmg.utils.errors import InputError
+from cmg.utils.files import remove_leftovers
 
 STAMP = "%Y%m%d-%H%M%S"
 
@@ -85,4 +86,4 @@ def data_name(is_demo, root, places):
     """
     if is_demo:
         demo_scenes.build(root, places)
-    return demo_scenes.NAME if is_demo else dataset.NAME
+    return demo_scenes.NAME if is_demo else avs_s4.NAME

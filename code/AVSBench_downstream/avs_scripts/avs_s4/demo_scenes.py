@@ -3,13 +3,12 @@ key or the sentence that names it says which one to segment. Written in AVSBench
 
     python demo_scenes.py --out ../../../../data/demo            # about 10 s
 
-Sounds and sentences are those of demo_data/dialled_digits.py, so the demo's pretrained encoder knows them. Writers of
+Sounds and sentences are those of cmg/demos/dialled_clips.py, so the demo's pretrained encoder knows them. Writers of
 training, validation and test pictures are different people. One seed gives the same pictures every time.
 """
 
 import json
 import shutil
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,23 +18,20 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[3] / "src")]
-
-from atomic_write import one_line
-from dataset.avs_s4 import SECONDS
-from demo_data import demo_tree
-from demo_data import dialled_digits as digits
-from errors import InputError, Parser, readable, run
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.avs_s4 import SECONDS
+from cmg.demos import dialled, dialled_clips
+from cmg.utils.errors import InputError, Parser, readable, run
+from cmg.utils.files import one_line
 
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
 SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, a digit's canvas, a digit
 PER_SCENE = 3                               # digits in a picture; the fourth cell stays empty
 INK = 0.3                                   # brightness of a stroke from which a pixel belongs to the digit's mask
-STYLE = digits.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
+STYLE = dialled_clips.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
 CLIPS = {"train": 900, "val": 40, "test": 150}
-CATEGORIES = [name.replace(" ", "_") for name in digits.CLASSES]
+CATEGORIES = [name.replace(" ", "_") for name in dialled_clips.CLASSES]
 
 
 def scenes(count, split, rng):
@@ -50,8 +46,8 @@ def scenes(count, split, rng):
     keys = np.arange(count) % 10
     others = rng.permuted(np.tile(np.arange(1, 10), (count, 1)), axis=1)[:, :PER_SCENE - 1]
     shown = np.concatenate([keys[:, None], (keys[:, None] + others) % 10], 1)               # (N, 3) different keys
-    samples = np.repeat(digits.pick(shown.ravel(), split, rng), SECONDS, 0)
-    strokes = digits.draw(samples, rng, STYLE, CANVAS, DIGIT)
+    samples = np.repeat(dialled_clips.pick(shown.ravel(), split, rng), SECONDS, 0)
+    strokes = dialled_clips.draw(samples, rng, STYLE, CANVAS, DIGIT)
     strokes = strokes.reshape(count, PER_SCENE, SECONDS, CANVAS, CANVAS)
     cells = rng.permuted(np.tile(np.arange(4), (count, 1)), axis=1)[:, :PER_SCENE]
     start = rng.integers(-2, 3, (count, PER_SCENE, 1, 2))
@@ -77,7 +73,7 @@ def build(root, places, seed=0, clips=None, progress=True):
 
     Args:
         root: data root of the demo.
-        places: dotted name -> path relative to the root (configs.opts.PLACES).
+        places: dotted name -> path relative to the root (cmg.cli.PLACES).
         clips: split -> number of clips, CLIPS by default.
         progress: show a bar.
 
@@ -103,7 +99,7 @@ def build(root, places, seed=0, clips=None, progress=True):
         partial.chmod(0o755)            # mkdtemp makes private folders
         with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
                   disable=None if progress else True) as bar:
-            tree = demo_tree.Tree(partial, places, seed, clips, bar)
+            tree = dialled.Tree(partial, places, seed, clips, bar)
             _write(tree)
         tree.place("avs.text").write_bytes(vectors)
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -146,7 +142,7 @@ def _write(tree):
     for split, count in tree.clips.items():
         rng = tree.rng(split)
         frames, masks, keys = scenes(count, split, rng)
-        sounds = digits.audio_clips(np.repeat(keys[:, None], SECONDS, 1), rng)               # (N, 5, 128)
+        sounds = dialled_clips.audio_clips(np.repeat(keys[:, None], SECONDS, 1), rng)               # (N, 5, 128)
         short = np.arange(count) % 20 == 7                      # some sounds end early, as some published ones do
         for i in range(count):
             category, name = CATEGORIES[keys[i]], f"{split}_{i:05d}"
@@ -158,20 +154,19 @@ def _write(tree):
                     Image.fromarray(picture).save(folder / f"{name}_{k}.png", compress_level=1)
             folder = tree.folder("avs.audio") / split / "zip" / category
             folder.mkdir(parents=True, exist_ok=True)
-            demo_tree.write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
+            dialled.write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
             tree.bar.update()
     pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(tree.place("avs.csv"), index=False)
-    demo_tree.write_prompts(tree.place("avs.prompts"), dict(zip(CATEGORIES, digits.PROMPTS.values(), strict=True)))
+    dialled.write_prompts(tree.place("avs.prompts"), dict(zip(CATEGORIES, dialled_clips.PROMPTS.values(), strict=True)))
 
 
 def main(argv=None):
-    from configs.opts import PLACES  # here, because only scripts may know paths and this is also a module
     parser = Parser(prog="demo_scenes.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="data root of the demo")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)
-    built = build(opts.out, PLACES, opts.seed)
+    built = build(opts.out, DATA_PATHS, opts.seed)
     print(f"{opts.out}: scenes {'built' if built else 'are there already, nothing is changed'}")
 
 

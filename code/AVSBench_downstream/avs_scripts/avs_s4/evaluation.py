@@ -1,12 +1,12 @@
 """Metrics of a network over a set, under several queries at once: the backbone runs once a batch for all of them."""
 
 import torch
+from network.metrics import SetMetrics
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from avs_s4.network.metrics import SetMetrics
-from dataset.avs_s4 import warn_of_greys
-from stopping import left_to_the_run
+from cmg.data.sets.avs_s4 import warn_of_greys
+from cmg.utils.signals import left_to_the_run
 
 CHUNK = 256                     # clips whose codes are computed at once
 

@@ -4,15 +4,15 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
+from network import published
+from network.avs import AVSNetwork, NetworkConfig
+from query import Adapter
+from settings import DIRECTIONS, PROTOCOLS
 from torch import Tensor
 
-from avs_s4.network import published
-from avs_s4.network.avs import AVSNetwork, NetworkConfig
-from avs_s4.query import Adapter
-from avs_s4.settings import DIRECTIONS, PROTOCOLS
-from engine import checkpoint
-from errors import InputError
-from model.toc import Selection, head_channels
+from cmg.checkpoints import checkpoint
+from cmg.models.toc import Selection, head_channels
+from cmg.utils.errors import InputError
 
 # best: by validation with the queries to be tested, as published; source: by validation with the training modality's
 # queries, the choice one could make without ever seeing the other modality

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dataset.avs_s4 import SECONDS
+from cmg.data.sets.avs_s4 import SECONDS
 
 STEPS = 10                      # seconds of a clip in pretraining, and words of a sentence
 
@@ -37,11 +37,11 @@ class Query(nn.Module):
     """Query codes of clips. Only the adapter learns; gradient reaches it straight through the frozen codes.
 
     Args:
-        encoder: frozen encoder of a checkpoint (engine/checkpoint.py).
+        encoder: frozen encoder of a checkpoint (cmg/checkpoints/checkpoint.py).
         adapter: Adapter, on the encoder's device.
         words: (C, 10, 768) word vectors of the class sentences, an array; None where no text is used.
         dropout: keep the encoder's dropout on, as the published program does (protocol "released").
-        channels: (S,) int64 code channels that the network sees (model.toc.head_channels); None for all.
+        channels: (S,) int64 code channels that the network sees (cmg.models.toc.head_channels); None for all.
     """
 
     def __init__(self, encoder, adapter, words=None, dropout=False, channels=None):

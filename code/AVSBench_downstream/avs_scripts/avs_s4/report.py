@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from atomic_write import one_line
-from dataset.avs_s4 import DEVIATION, MEAN, SECONDS
-from engine.report import plot_style
+from cmg.data.sets.avs_s4 import DEVIATION, MEAN, SECONDS
+from cmg.report import style
+from cmg.utils.files import one_line
 
 TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the figure
 
@@ -85,12 +85,12 @@ class Pictures:
             for k, mask in enumerate(masks, self.first):
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")
 
-    @plot_style.styled
+    @style.styled
     def draw(self, path, title):
         """Write the figure: middle frame, truth and predictions side by side, one row a clip."""
         columns = ["frame", "truth", *self.columns.values()]
         size = 1.7 * len(columns), 1.75 * len(self.shown) + 0.6
-        figure, axes = plot_style.new_figure(len(self.shown), len(columns), size)
+        figure, axes = style.new_figure(len(self.shown), len(columns), size)
         for line, (i, picture, masks) in zip(axes, self.shown, strict=True):
             line[0].imshow(picture)
             line[0].set_ylabel(self.dataset.categories[i].replace("_", " "), fontsize=8)
@@ -101,4 +101,4 @@ class Pictures:
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
         figure.suptitle(title, fontsize=9)
-        plot_style.save(figure, path, dpi=110)
+        style.save(figure, path, dpi=110)

@@ -1,23 +1,26 @@
-"""Arguments of train.py and test.py: the published flags, places from configs/opts.py, the demo's defaults.
+"""Arguments of train.py and test.py: the published flags, paths from code/src/configs/opts.py, the demo's defaults.
 
 Each setting is declared once, as a field of a dataclass; functions below the scripts receive instances of these.
 """
 
 import argparse
 import math
-import os
+import runpy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import declare
-from avs_s4.network.backbones import NAMES
-from configs import opts as places
-from configs.presets import PRESETS as SHARED_PRESETS
-from declare import positive, setting
-from engine.precision import default_workers
-from engine.transfer.toc_variants import Shares
-from errors import Parser
+from network.backbones import NAMES
 
+from cmg import cli
+from cmg.data.layout import DATA_PATHS
+from cmg.presets import PRESETS as SHARED_PRESETS
+from cmg.training.precision import default_workers
+from cmg.transfer.toc import Shares
+from cmg.utils import settings
+from cmg.utils.errors import Parser
+from cmg.utils.settings import positive, setting
+
+LOCAL = runpy.run_path(str(Path(__file__).resolve().parents[3] / "src" / "configs" / "opts.py"))["LOCAL"]
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
 PROTOCOLS = ("default", "released")
@@ -131,15 +134,15 @@ class Testing(Common):
 
 def _parser(program, description):
     parser = Parser(prog=program, description=description)
-    declare.add_arguments(parser, Session, "run")
+    settings.add_arguments(parser, Session, "run")
     parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     group = parser.add_argument_group("paths")
-    group.add_argument("--data_root", type=Path, default=Path(os.environ.get("CMG_DATA", places.DATA)),
+    group.add_argument("--data_root", type=Path, default=cli.root("data", LOCAL),
                        help="root of all data (environment: CMG_DATA)")
-    group.add_argument("--path", type=_place, action="append", default=[], metavar="NAME=FILE",
-                       help="override one place below the data root: " + ", ".join(_names()))
-    group.add_argument("--figure_dir", type=Path, default=places.ROOT / "figs", help="where test.py puts overlays")
+    group.add_argument("--path", type=_path, action="append", default=[], metavar="NAME=FILE",
+                       help="override one path below the data root: " + ", ".join(_names()))
+    group.add_argument("--figure_dir", type=Path, default=LOCAL.figures, help="where test.py puts overlays")
     group.add_argument("--results", type=Path, default=None,
                        help="results file of test.py (default: <run folder>/results.jsonl)")
     return parser
@@ -148,10 +151,10 @@ def _parser(program, description):
 def train_parser():
     """Arguments of train.py."""
     parser = _parser("train.py", "Train a segmentation network on AVSBench-S4, driven by the codes of one modality.")
-    declare.add_arguments(parser, Conditions, "network")
-    declare.add_arguments(parser, Start, "start")
-    declare.add_arguments(parser, Toc, "code channels; testing takes them from the trained file")
-    declare.add_arguments(parser, Learning, "learning")
+    settings.add_arguments(parser, Conditions, "network")
+    settings.add_arguments(parser, Start, "start")
+    settings.add_arguments(parser, Toc, "code channels; testing takes them from the trained file")
+    settings.add_arguments(parser, Learning, "learning")
     parser.add_argument("--log_dir", type=Path, default=Path("train_logs"), help="where run folders are made")
     parser.add_argument("--resume", default="", metavar="auto|RUN",
                         help="resume a run that was killed, after its last whole epoch; auto: the newest of "
@@ -162,8 +165,8 @@ def train_parser():
 def test_parser():
     """Arguments of test.py."""
     parser = _parser("test.py", "Test a segmentation network: queries of the other modality, its own, zero, shuffled.")
-    declare.add_arguments(parser, Conditions, "network (default: as in the trained file, which it must not contradict)")
-    declare.add_arguments(parser, Testing, "test")
+    settings.add_arguments(parser, Conditions, "network (default: as in the trained file, which it must not contradict)")
+    settings.add_arguments(parser, Testing, "test")
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE|RUN",
                         help="trained file, or a run folder, whose last, best and source-chosen networks are tested "
                              "(default: the newest run of --session_name and --direction below --train_log_dir)")
@@ -175,13 +178,13 @@ def test_parser():
 
 
 def _names():
-    return [name for name in places.PLACES if name.startswith("avs.")]
+    return [name for name in DATA_PATHS if name.startswith("avs.")]
 
 
-def _place(text):
+def _path(text):
     if text.partition("=")[0] not in _names():
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(_names())}")
-    return places.place_argument(text)
+    return cli.path_argument(text)
 
 
 def _parse(parser, argv, unset=()):
@@ -194,14 +197,14 @@ def _parse(parser, argv, unset=()):
     parser.set_defaults(**dict.fromkeys(unset))
     if name:
         shared = SHARED_PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
-        roots = Path(os.environ.get("CMG_CHECKPOINTS", places.CHECKPOINTS))
+        roots = cli.root("checkpoints", LOCAL)
         parser.set_defaults(data_root=parser.get_default("data_root") / shared["folder"],
                             checkpoint=roots / shared["folder"] / shared["pretrained"])
-    opts = parser.parse_args(argv, places.Options())
+    opts = parser.parse_args(argv, cli.Options(local=LOCAL))
     opts.path = dict(opts.path)
     if opts.checkpoint is None:
         parser.error("--checkpoint is required: the pretrained encoder whose codes are the queries")
-    places.device(opts.gpu)         # a wrong --gpu ends here, before any work
+    cli.device(opts.gpu)         # a wrong --gpu ends here, before any work
     if opts.num_workers < 0:
         parser.error(f"--num_workers {opts.num_workers}: expected 0 or more")
     if opts.image_size is not None and opts.image_size % 32:
@@ -248,4 +251,4 @@ def parse_test(argv=None):
 
 def decisive(opts, encoder_sha256):
     """What two training runs must share for their numbers to be comparable, as plain values."""
-    return declare.decisive(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}
+    return settings.decisive(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}

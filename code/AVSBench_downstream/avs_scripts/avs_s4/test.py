@@ -7,26 +7,25 @@ the figure with overlays goes to --figure_dir.
 """
 
 import logging
-import sys
 import time
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
-
+import builders
+import evaluation
+import network_files
+import report
 import torch
+from query import Adapter, Query
+from settings import DIRECTIONS, Conditions, Testing, parse_test
 
-import declare
-from avs_s4 import builders, evaluation, network_files, report
-from avs_s4.query import Adapter, Query
-from avs_s4.settings import DIRECTIONS, Conditions, Testing, parse_test
-from configs.opts import PLACES
-from dataset.avs_s4 import S4
-from engine import provenance, results
-from engine.run_folder import Run, seed_everything
-from engine.transfer import toc_variants
-from engine.transfer.task import Pretrained
-from errors import InputError, run
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.avs_s4 import S4
+from cmg.results import provenance, rows
+from cmg.training.run_logger import Run, seed_everything
+from cmg.transfer import toc
+from cmg.transfer.task import Pretrained
+from cmg.utils import settings
+from cmg.utils.errors import InputError, run
 
 
 def newest_weights(folders):
@@ -56,8 +55,8 @@ def all_codes(query, dataset, modalities, seed):
 
 def main(argv=None):
     began, opts = time.time(), parse_test(argv)
-    testing = declare.read(Testing, opts)
-    expected = declare.read(Conditions, opts, tpavi_stages=opts.tpavi_stages)
+    testing = settings.read(Testing, opts)
+    expected = settings.read(Conditions, opts, tpavi_stages=opts.tpavi_stages)
     opts.weights = opts.weights or newest_weights(
         builders.RunFolders(opts.train_log_dir, opts.session_name, opts.direction or "??"))
     files = network_files.files_of(opts.weights)
@@ -68,7 +67,7 @@ def main(argv=None):
         if folder is None:              # all files of a run have the same settings
             modalities = DIRECTIONS[trained.direction]
             builders.require_modalities(pretrained, modalities)
-            data = builders.data_name(opts.preset == "demo", opts.data_root, PLACES)
+            data = builders.data_name(opts.preset == "demo", opts.data_root, DATA_PATHS)
             dataset = S4(opts.paths("avs"), "test", trained.image_size, modalities, data)
             builders.require_fit(pretrained, dataset)
             batches = evaluation.loader(dataset, testing.test_batch_size, testing.num_workers)
@@ -106,10 +105,10 @@ def main(argv=None):
         "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1),
         "test_batch_size": testing.test_batch_size,
         "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
-        "provenance": record, "variant": toc_variants.title(trained.selection)})
+        "provenance": record, "variant": toc.title(trained.selection)})
     for line in lines:
-        results.append(path, line)
-    logging.info(f"\n{results.summary(lines)}\n\nresults: {path}")
+        rows.append(path, line)
+    logging.info(f"\n{rows.summary(lines)}\n\nresults: {path}")
     log_folder.close()
 
 

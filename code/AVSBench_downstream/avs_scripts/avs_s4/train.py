@@ -7,30 +7,29 @@ The run folder below --log_dir receives settings, log, curves and checkpoints/{b
 """
 
 import logging
-import sys
 import time
-from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[3] / "src")]
+import builders
+import network_files
+import train_resume
+import training
+from evaluation import clip_codes
+from network import published
+from network.avs import AVSNetwork, NetworkConfig
+from network.backbones import load_weights
+from query import Adapter, Query
+from settings import DIRECTIONS, Learning, decisive, parse_train
 
-import declare
-from atomic_write import alone
-from avs_s4 import builders, network_files, train_resume, training
-from avs_s4.evaluation import clip_codes
-from avs_s4.network import published
-from avs_s4.network.avs import AVSNetwork, NetworkConfig
-from avs_s4.network.backbones import load_weights
-from avs_s4.query import Adapter, Query
-from avs_s4.settings import DIRECTIONS, Learning, decisive, parse_train
-from configs.opts import PLACES
-from dataset.avs_s4 import S4
-from engine.provenance import source_commit
-from engine.run_folder import Run, seed_everything
-from engine.transfer.task import Pretrained
-from engine.transfer.toc_variants import selection_of
-from errors import run
-from model.toc import head_channels
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets.avs_s4 import S4
+from cmg.models.toc import head_channels
+from cmg.results.provenance import source_commit
+from cmg.training.run_logger import Run, seed_everything
+from cmg.transfer.task import Pretrained
+from cmg.transfer.toc import selection_of
+from cmg.utils import settings as declare
+from cmg.utils.errors import run
+from cmg.utils.files import alone
 
 
 def main(argv=None):
@@ -43,7 +42,7 @@ def main(argv=None):
     settings = decisive(opts, pretrained.sha256)
     folders = builders.RunFolders(opts.log_dir, opts.session_name, opts.direction)
     unfinished = train_resume.find(opts.resume, folders, settings)
-    data = builders.data_name(opts.preset == "demo", opts.data_root, PLACES)
+    data = builders.data_name(opts.preset == "demo", opts.data_root, DATA_PATHS)
     train_set, val_set = (S4(opts.paths("avs"), split, opts.image_size, modalities, data) for split in ("train", "val"))
     builders.require_fit(pretrained, train_set)
 

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from network.avs import AVSNetwork
+from query import Adapter
 from torch.utils.data import Sampler
 
-from avs_s4.network.avs import AVSNetwork
-from avs_s4.query import Adapter
-from engine import checkpoint
-from engine.run_folder import Run, random_state, set_random_state
-from engine.run_loop import differences
-from errors import InputError
+from cmg.checkpoints import checkpoint
+from cmg.training.run_logger import Run, random_state, set_random_state
+from cmg.training.trainer import differences
+from cmg.utils.errors import InputError
 
 FILE = Path("checkpoints") / "resume.pt"
 
@@ -105,7 +105,7 @@ class Within:
 
 @dataclass
 class TrainState:
-    """Everything that training changes; engine.transfer.head_resume.Progress keeps it."""
+    """Everything that training changes; cmg.transfer.resume.Progress keeps it."""
 
     settings: dict              # see `find`
     network: AVSNetwork

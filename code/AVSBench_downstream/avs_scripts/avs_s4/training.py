@@ -6,18 +6,18 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import network_files
 import torch
+from evaluation import clip_codes, evaluate, loader
+from network.losses import mask_loss, matching_loss
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
+from train_resume import FILE, Means, Order, TrainState, Within
 
-from avs_s4 import network_files
-from avs_s4.evaluation import clip_codes, evaluate, loader
-from avs_s4.network.losses import mask_loss, matching_loss
-from avs_s4.train_resume import FILE, Means, Order, TrainState, Within
-from dataset.avs_s4 import warn_of_greys
-from engine.transfer.head_resume import Progress
-from errors import InputError
-from stopping import stop_on_signals
+from cmg.data.sets.avs_s4 import warn_of_greys
+from cmg.transfer.resume import Progress
+from cmg.utils.errors import InputError
+from cmg.utils.signals import stop_on_signals
 
 log = logging.getLogger(__name__)
 PRINT_STEPS = 100
@@ -57,7 +57,7 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
         learning: settings.Learning.
         settings: what a resumed run must agree in, as plain values.
         folder: the run's folder.
-        log_folder: engine.run_folder.Run that takes the curves.
+        log_folder: cmg.training.run_logger.Run that takes the curves.
 
     Returns:
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
+from network.backbones import Backbone
+from network.decoder import Decoder
 from torch import nn
-
-from avs_s4.network.backbones import Backbone
-from avs_s4.network.decoder import Decoder
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
+from network import published
 from torch import nn
 from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
 from transformers.utils import logging
 
-from avs_s4.network import published
-from errors import InputError
+from cmg.utils.errors import InputError
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 PVT_SHAPES = {                     # name -> depths, channels, heads, reduction of keys and values

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
+from network.tpavi import TPAVI
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from avs_s4.network.tpavi import TPAVI
 
 DILATIONS = (3, 6, 12, 18)
 

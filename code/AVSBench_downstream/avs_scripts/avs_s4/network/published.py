@@ -2,8 +2,8 @@
 
 import torch
 
-from dataset.archive import require_stored
-from errors import InputError
+from cmg.data.archive import require_stored
+from cmg.utils.errors import InputError
 
 LINEAR = ("weight", "bias")
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

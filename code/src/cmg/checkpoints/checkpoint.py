@@ -1,0 +1,384 @@
+"""Checkpoints: published files in, published files out, and everything else that a run needs to resume.
+
+A file is a dict of the published sections (cmg/systems/state_dicts/rules.py), the published optimiser sections, `epoch`,
+`total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
+optimiser state, `features` (what the features were made with: cmg/data/origins.py), and `run` (random state, position,
+options). Nothing is stored twice, nothing is left out.
+`python -m cmg.checkpoints.checkpoint FILE` describes a file, `... export FILE --out DIR` writes its encoder for others
+(cmg/report/export.py).
+"""
+
+import hashlib
+import pickle
+import sys
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from cmg.data import origins
+from cmg.data.archive import require_stored
+from cmg.models.config import numbers
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.registry import SYSTEMS
+from cmg.systems.state_dicts import rules
+from cmg.systems.state_dicts.rules import OWN
+from cmg.training.monitors import code_perplexity
+from cmg.utils.errors import InputError, Parser, readable, run
+from cmg.utils.files import whole_file
+from cmg.utils.limits import LIMITS
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+OWN_OPTIMIZER = "own_optimizer"     # Adam's state of parameters without a published name
+
+
+@dataclass
+class Loaded:
+    """A pretraining file, read and checked."""
+
+    path: Path
+    system: object              # cmg.systems.base.System, in the dtype that was asked for
+    unused: dict                # published tensors that nobody reads, kept for writing the file again
+    contents: dict              # the raw file
+    epoch: int = -1
+    total_step: int = 0
+    missing: list = field(default_factory=list)     # sections, and our tensors, that training needs and the file lacks
+
+    @property
+    def complete(self):
+        """Can training resume from this file?"""
+        return not self.missing
+
+    @property
+    def features(self):
+        """modality -> what its features were made with (cmg/data/origins.py); None in our files of before this was kept.
+        Published files do not say it and are taken for what they are: None for every modality."""
+        if "config" not in self.contents:
+            return dict.fromkeys(self.system.config.modalities)
+        return self.contents.get("features")
+
+
+def sha256(path):
+    """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
+    digest = hashlib.sha256()
+    with readable(path), open(path, "rb") as file:
+        while part := file.read(1 << 20):           # hashlib.file_digest is of Python 3.11
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def save(path, contents):
+    """Write a file whole or not at all. Its tensors are on the CPU, so that a machine without a GPU can read them."""
+    path, contents = Path(path), tree_map_only(torch.Tensor, torch.Tensor.cpu, contents)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            torch.save(contents, file)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__     # torch's writer hides a full disk
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:120]
+        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder, what was "
+                         "there before is untouched") from error
+
+
+def read(path, mmap=False):
+    """The dict in a checkpoint file, tensors on the CPU. Only plain data is unpickled.
+
+    Args:
+        mmap: leave tensors on disk until they are used, to look at the rest of a large file.
+
+    Raises:
+        InputError: no such file, not a checkpoint, truncated, or holding anything but plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a checkpoint, make one with pretrain.sh or name another "
+                         "(--checkpoint)")
+    require_stored(path)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise InputError(f"{path}: holds more than tensors and plain values, which could run code; it was not "
+                             "loaded, use a file from a source that you trust") from error
+        raise InputError(f"{path}: not a checkpoint of torch.save; download or write it again") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError,
+            SystemError) as error:              # the last: a read error under Python 3.13
+        raise InputError(f"{path}: truncated or not a checkpoint of torch.save ({type(error).__name__}); download or "
+                         "write it again") from error
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: holds a {type(contents).__name__}; expected a dict of sections such as "
+                         f"{rules.ENCODER}")
+    return contents
+
+
+def open_file(path, dtype=torch.float32):
+    """Read a pretraining file, published or ours, into a system; what only training needs may be missing."""
+    contents = read(path)
+    try:
+        _require_sections(contents)
+        kind, config = config_of(contents)
+        require_sizes(config)
+        _require_memory(kind, config)
+        tensors = rules.layout(kind, config)
+        required = {tensor.section for tensor in tensors if any(name.startswith("encoder.") for name in tensor.ours)}
+        state, unused = rules.from_published(contents, tensors, sorted(required))
+        state |= _own_tensors(contents, kind, config, state)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; the file is damaged or of another program") from None
+    with torch.device("meta"):
+        system = kind(config)
+    expected = system.state_dict()
+    absent = [name for name in expected if name not in state]
+    fresh = kind(config).state_dict() if absent else {}
+    system.load_state_dict({
+        name: state[name].to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        if name in state else fresh[name].to(dtype if value.is_floating_point() else value.dtype)
+        for name, value in expected.items()}, assign=True)
+    for parameter in system.parameters():
+        parameter.requires_grad_(True)
+    section_of = {name: tensor.section for tensor in tensors for name in tensor.ours}
+    missing = list(dict.fromkeys(section_of.get(name, f"{OWN}.{name}") for name in absent))
+    epoch, step = contents.get("epoch", -1), contents.get("total_step", 0)
+    if not isinstance(epoch, int) or not isinstance(step, int):
+        raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
+    origins.require_descriptions(contents.get("features"), path)
+    return Loaded(Path(path), system, unused, contents, epoch, step, missing)
+
+
+def config_of(contents):
+    """(class of the system, its config): as the file says, else as its tensors show."""
+    stored = contents.get("config")
+    if stored is None:
+        return rules.recognise(contents, list(SYSTEMS.values()))
+    if not isinstance(stored, dict) or stored.get("system") not in SYSTEMS:
+        named = stored.get("system") if isinstance(stored, dict) else stored
+        raise InputError(f"its config names the system {named!r:.60}; expected one of {', '.join(SYSTEMS)}")
+    kind = SYSTEMS[stored["system"]]
+    try:
+        return kind, kind.Config.from_dict({name: value for name, value in stored.items() if name != "system"})
+    except (AssertionError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"its config is of no {kind.title} ({error}); it was written by another version of this "
+                         "program") from None
+
+
+def _own_tensors(contents, kind, config, state):
+    """Our tensors that have no published name, checked against the system."""
+    own = contents.get(OWN, {})
+    expected = {name: value for name, value in rules.meta(kind, config).state_dict().items() if name not in state}
+    known = {name for tensor in rules.layout(kind, config) for name in tensor.ours}
+    for name, value in own.items():
+        if name not in expected or name in known:
+            raise InputError(f"{OWN} has an unknown key {name}")
+        rules.require_shape(f"{OWN}.{name}", value, expected[name].shape)
+        rules.require_numbers(f"{OWN}.{name}", value, not expected[name].is_floating_point())
+    return own
+
+
+def _require_sections(contents):
+    """InputError unless every section of parameters is a dict from names to values, tensors being plain ones."""
+    for name, section in contents.items():
+        if str(name).endswith("_parameters"):
+            if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+                raise InputError(f"section {name} is no dict from names to tensors")
+            for key, value in section.items():
+                if isinstance(value, torch.Tensor):
+                    rules.require_plain(f"{name}.{key}", value)
+
+
+def require_sizes(config):
+    """InputError for sizes that no network can have; tensors may have any shape."""
+    sizes = numbers(config)
+    least = min(sizes, key=sizes.get)
+    if sizes[least] < 1 or config.code_dim % config.num_heads:
+        raise InputError(f"{' '.join(map(str, least))} is {sizes[least]}, code_dim {config.code_dim}; expected at "
+                         f"least 1, and a code_dim divisible by {config.num_heads}")
+    most = max(sizes, key=sizes.get)
+    if sizes[most] > LIMITS.width or config.num_layers > LIMITS.layers:
+        raise InputError(f"{' '.join(map(str, most))} is {sizes[most]:,}, num_layers {config.num_layers:,}; at most "
+                         f"{LIMITS.width:,} and {LIMITS.layers} are built (cmg/utils/limits.py)")
+
+
+def _require_memory(kind, config):
+    """InputError where a config claims more parameters than any system has."""
+    with torch.device("meta"):
+        count = sum(value.numel() for value in kind(config).state_dict().values())
+    if count > LIMITS.parameters:
+        raise InputError(f"its sizes make {count:,} parameters; at most {LIMITS.parameters:,} are built (cmg/utils/limits.py)")
+
+
+def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
+    """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see cmg.systems.base.FrozenEncoder."""
+    loaded = open_file(path, dtype)
+    return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0,
+                         loaded.features).to(device)
+
+
+def untrained_like(encoder, seed):
+    """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = encoder.system(encoder.config).encoder
+        for codes in fresh.codebooks:       # codes on the scale of its features, else every second takes one code
+            codes.normal_()
+    like = encoder.codebooks[0]
+    return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
+
+
+def _optimizer_names(system, optimizers):
+    """name of a trainer's optimiser -> its section in files."""
+    return {name: "optimizer" if name == "main" else system.auxiliary[name] for name in optimizers}
+
+
+def _published_order(system, name):
+    """Published parameters of one optimiser in the order in which it numbers them.
+
+    Which they are follows from the system's groups: a section with a parameter of the optimiser belongs to it whole.
+    """
+    groups = [group for group in system.parameter_groups()
+              if (group.optimizer == "main" if name == "main" else group.name == name)]
+    tensors = rules.layout(type(system), system.config)
+    return [tensor for group in groups for tensor in tensors if tensor.section == group.name and not tensor.is_buffer]
+
+
+def optimizer_sections(system, optimizers):
+    """Optimiser state under the published names and parameter numbers, and that of our own parameters by name.
+
+    Args:
+        optimizers: "main" and every auxiliary group -> torch optimiser that holds our parameters.
+    """
+    parameters, result, own_state = dict(system.named_parameters()), {}, {}
+    for name, section in _optimizer_names(system, optimizers).items():
+        optimizer, order = optimizers[name], _published_order(system, name)
+        moved = {parameter: {key: state[key].detach().cpu() for key in ADAM_STATE}
+                 for parameter, state in optimizer.state.items() if state and float(state["step"])}
+        numbers = {tensor.ours[0]: number for number, tensor in enumerate(order) if tensor.ours}
+        group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
+        state = {number: moved[parameters[ours]] for ours, number in numbers.items() if parameters[ours] in moved}
+        result[section] = {"state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
+        own = {ours: moved[parameter] for ours, parameter in parameters.items()
+               if parameter in moved and ours not in numbers}
+        own_state |= {section: own} if own else {}
+    return result | ({OWN_OPTIMIZER: own_state} if own_state else {})
+
+
+def load_optimizers(loaded, optimizers):
+    """Put the file's optimiser sections into `optimizers` (as in `optimizer_sections`)."""
+    system = loaded.system
+    parameters = dict(system.named_parameters())
+    for name, section in _optimizer_names(system, optimizers).items():
+        try:
+            stored = loaded.contents[section]["state"]
+            groups = loaded.contents[section]["param_groups"]
+            order = _published_order(system, name)
+            if len(groups) != 1 or len(groups[0]["params"]) != len(order):
+                raise InputError(f"{loaded.path}: {section} is for {sum(len(g['params']) for g in groups)} parameters; "
+                                 f"expected one group of {len(order)}; this file cannot be resumed")
+            found = {order[number].ours[0]: own for number, own in stored.items() if order[number].ours}
+            found |= loaded.contents.get(OWN_OPTIMIZER, {}).get(section, {})
+            for ours, own in found.items():
+                _load_adam(optimizers[name], parameters[ours], own, f"{loaded.path}: {section} has state of another "
+                           f"shape or kind for {ours}; it is damaged: this file cannot be resumed")
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{loaded.path}: section {section} is missing or not an Adam state ({error}); "
+                             "this file cannot be resumed") from error
+
+
+def _load_adam(optimizer, parameter, own, damaged):
+    """Give a parameter its stored state; InputError with the text `damaged` where that does not fit."""
+    moments, step = (own["exp_avg"], own["exp_avg_sq"]), torch.as_tensor(own["step"], dtype=torch.float32)
+    if step.shape or not all(rules.is_plain(x) and x.shape == parameter.shape for x in moments):
+        raise InputError(damaged)
+    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    optimizer.state[parameter] = {
+        "step": step.to(parameter.device if on_device else "cpu", copy=True),
+        # laid out in memory as the parameter is: the fused kernels walk through both side by side
+        "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
+        "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
+
+
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, features=None):
+    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, config, our `run` state, and
+    `features`, modality -> what they were made with, where that is known."""
+    state = system.state_dict()
+    contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
+    own = {name: rules.stored(state[name], dtype) for name in rules.own_names(system)}
+    contents |= {OWN: own} if own else {}
+    contents |= optimizer_sections(system, optimizers)
+    contents |= {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
+    return contents | ({} if features is None else {"features": features})
+
+
+def config_to_dict(system):
+    """What `config_of` reads, as plain values."""
+    return {"system": system.name} | system.config.to_dict()
+
+
+def describe(path):
+    """What a file is, as lines of text."""
+    loaded = open_file(path, torch.float64)
+    system = loaded.system
+    config, tensors = system.config, rules.layout(type(system), system.config)
+    absent = {name for tensor in tensors if tensor.section in loaded.missing for name in tensor.ours}
+    stored = [parameter.numel() for name, parameter in system.named_parameters()
+              if name not in absent and f"{OWN}.{name}" not in loaded.missing]
+    dead = [*loaded.unused, *(name for module in system.modules() for name in getattr(module, "unread", ()))]
+    dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
+                     for v in s.values() if isinstance(v, torch.Tensor)})
+    own = rules.own_names(system)
+    lines = [f"file            {path}", f"system          {system.name} ({system.title})",
+             f"modalities      {', '.join(config.modalities)}",
+             f"codes           K = {config.num_codes}, D = {config.code_dim}",
+             "features        " + ", ".join(f"{m} {config.kind(m)} {' x '.join(map(str, shape))}"
+                                            for m, shape in config.shapes),
+             f"layers          {config.num_layers} per temporal encoder",
+             f"epoch, step     {loaded.epoch}, {loaded.total_step}",
+             f"stored as       {', '.join(dtypes)}",
+             f"parameters      {sum(stored):,}",
+             f"missing         {', '.join(loaded.missing) or 'nothing: training can resume from it'}",
+             f"dead tensors    {len(dead)} (stored, read by nobody)"]
+    if own:
+        lines.append(f"own tensors     {', '.join(own)} (no published name)")
+    for suffix, codebook in system.codebooks.items():
+        recent = int(((codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)).sum())
+        lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or "
+                     "re-drawn in the last 100 passes, perplexity of the moving counts "
+                     f"{code_perplexity(codebook):.1f}, "
+                     f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
+    return lines
+
+
+def main(argv=None):
+    """Describe a file, or with `export` as the first argument write its encoder for others."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["export"]:
+        return _export(argv[1:])
+    parser = Parser(prog="cmg.checkpoints.checkpoint", description="Describe a pretraining checkpoint, published or ours.",
+                    epilog="cmg.checkpoints.checkpoint export FILE --out DIR writes its encoder as safetensors")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    print("\n".join(describe(parser.parse_args(argv).file)))
+
+
+def _export(argv):
+    from cmg.report.export import export  # here, because it needs this module
+    parser = Parser(prog="cmg.checkpoints.checkpoint export", description="Write a checkpoint's encoder for others: "
+                    "safetensors, config.json and a model card.")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    for path in export(options.file, options.out, options.results):
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,114 @@
+"""The encoder that a name stands for: a checkpoint of torch.save, a folder that somebody shares (safetensors and
+config.json, written by cmg/report/export.py), or the name of such a folder on the Hugging Face hub."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cmg.checkpoints import checkpoint
+from cmg.data import origins
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.state_dicts import rules
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1                      # of config.json
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def locate(source, revision=None):
+    """The file of weights that a name stands for, on this machine.
+
+    Args:
+        source: a checkpoint file, a folder that `export` wrote, its file of weights, or a name on the hub such as
+            "somebody/dcid", which is downloaded once.
+        revision: on the hub: branch, tag or commit.
+
+    Raises:
+        InputError: nothing of this name.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path / WEIGHTS
+    if path.exists() or path.suffix in (".pt", ".pth", ".safetensors") or not HUB_NAME.fullmatch(str(source)):
+        return path
+    from huggingface_hub import snapshot_download  # here, because it takes a second that most calls need not wait
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
+    except Exception as error:              # its errors are of many libraries: no network, no such name, no right
+        raise InputError(f"{source}: no such file or folder, and the hub does not give it ({type(error).__name__}: "
+                         f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
+
+
+def load_encoder(source, device="cpu", dtype=torch.float32, zero_code0=False, revision=None):
+    """The frozen encoder that a name stands for.
+
+    Args:
+        source, revision: see `locate`.
+        device, dtype: of the encoder.
+        zero_code0: see cmg.systems.base.FrozenEncoder.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    path = locate(source, revision)
+    if path.suffix == ".safetensors":
+        return _read(path, dtype, zero_code0).to(device)
+    return checkpoint.load_encoder(path, device, dtype, zero_code0)
+
+
+def _read(path, dtype, zero_code0):
+    """The encoder of an exported folder, given its file of weights."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as python -m "
+                         "cmg.checkpoints.checkpoint export writes them")
+    about = _config(path.with_name(CONFIG))
+    if checkpoint.sha256(path) != about["weights_sha256"]:
+        raise InputError(f"{path}: not the weights that {CONFIG} beside it was written with (SHA-256 differs); "
+                         "download or export both again")
+    try:
+        kind, config = checkpoint.config_of({"config": about["config"]})
+        checkpoint.require_sizes(config)
+    except InputError as error:
+        raise InputError(f"{path.with_name(CONFIG)}: {error}") from None
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a file of safetensors ({error}); download or export it again") from error
+    with torch.device("meta"):
+        encoder = kind(config).encoder
+    expected = encoder.state_dict()
+    for name in {**expected, **state}:
+        try:
+            if name not in expected:
+                raise InputError(f"has an unknown tensor {name}")
+            rules.require_shape(name, state.get(name), expected[name].shape)
+            rules.require_numbers(name, state[name], not expected[name].is_floating_point())
+        except InputError as error:
+            raise InputError(f"{path}: {error}; it is damaged or of another version of this program") from None
+    encoder.load_state_dict({name: value.to(dtype if value.is_floating_point() else value.dtype)
+                             for name, value in state.items()}, assign=True)
+    return FrozenEncoder(encoder, kind, about["epoch"], zero_code0, about.get("features"))
+
+
+def _config(path):
+    """What config.json says, checked."""
+    try:
+        if path.stat().st_size > LIMITS.record_bytes:
+            raise ValueError("larger than any that this program writes")
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r:.20}, this program reads {FORMAT}")
+        if not isinstance(about["config"], dict) or not isinstance(about["epoch"], int):
+            raise ValueError("config or epoch of another kind")
+        about["weights_sha256"]
+        origins.require_descriptions(about.get("features"), path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: no description of an exported encoder ({type(error).__name__}: "
+                         f"{str(error)[:100]}); export or download it again") from error
+    return about

@@ -1,0 +1,433 @@
+"""Command lines: the parser of every script. `parse_pretrain`, `parse_downstream` and so on return checked `Options`.
+
+Every setting is declared once (cmg/utils/settings.py), beside the code that reads it; the classes here are those that
+scripts read. Paths come from configs/opts.py, as `LocalPaths`.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+
+import torch
+
+from cmg.data.layout import DATA_PATHS
+from cmg.data.manifest import OWN
+from cmg.data.sets import pretraining
+from cmg.data.sets.pretraining import SETS as PRETRAINING_SETS
+from cmg.models.config import Config, in_order
+from cmg.models.random import LEAST_SECONDS
+from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
+from cmg.presets import PRESETS, RECIPES
+from cmg.systems.registry import SYSTEMS
+from cmg.training.precision import default_workers, resolve
+from cmg.training.step import Settings
+from cmg.training.trainer import RunSettings
+from cmg.transfer.captions import RetrievalSettings
+from cmg.transfer.task import HeadSettings
+from cmg.transfer.tasks import TASKS
+from cmg.transfer.toc import TocSettings
+from cmg.utils import settings
+from cmg.utils.errors import InputError, Parser
+from cmg.utils.settings import positive, setting
+
+
+@dataclass(frozen=True)
+class LocalPaths:
+    """Where everything is on one machine; configs/opts.py fills it for the scripts.
+
+    Attributes:
+        data, checkpoints, runs, figures: roots of the data, of checkpoints, of run folders and of pictures.
+        scripts: folder of the shell scripts.
+        pretrained: checkpoint that downstream tasks load by default, below `checkpoints`.
+        vocabulary: word list of the prompts' filter (cnt.pkl).
+        data_paths: dotted name of a data set's file -> its path, relative to `data` or absolute.
+    """
+
+    data: Path = Path("data")
+    checkpoints: Path = Path("checkpoint")
+    runs: Path = Path("runs")
+    figures: Path = Path("figs")
+    scripts: Path = Path("code/src")
+    pretrained: str = "DCID-model-5.pt"
+    vocabulary: Path = Path("cnt.pkl")
+    data_paths: dict = field(default_factory=lambda: dict(DATA_PATHS))
+
+
+class Options(argparse.Namespace):
+    """Resolved arguments of one run. Its methods give other modules the paths and the device that they may not know.
+
+    Attributes:
+        local: LocalPaths of this machine.
+    """
+
+    def paths(self, dataset):
+        """Files of one data set: {"csv": Path, "audio": Path, ...}."""
+        prefix = dataset + "."
+        return {name[len(prefix):]: self.data_path(name) for name in DATA_PATHS if name.startswith(prefix)}
+
+    def data_path(self, name):
+        """One path by its dotted name, such as "vggsound.csv"; --path wins over the environment variable
+        (CMG_VGGSOUND_CSV), which wins over configs/opts.py. --manifest and --features give those of own data."""
+        if name.startswith(f"{OWN}."):
+            return self.own[name.removeprefix(f"{OWN}.")]
+        chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
+        path = Path(chosen) if chosen else Path(self.data_root) / self.local.data_paths[name]
+        is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
+        return path.with_stem(path.stem + "_pieces") if is_pieces else path
+
+    def data_paths(self, families):
+        """Dotted name -> Path of every file of some data sets."""
+        return {name: self.data_path(name) for name in DATA_PATHS if name.split(".")[0] in families}
+
+    @property
+    def own(self):
+        """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
+        if not vars(self).get("manifest"):          # some programs know no such argument
+            return {}
+        return {"manifest": self.manifest, **{m: self.features[m] for m in in_order(self.features)}}
+
+    @property
+    def own_modalities(self):
+        """modality -> kind of the user's own data, in the fixed order; None for the kinds that audio, video and text
+        may have."""
+        return {name: self.modality.get(name) for name in self.own if name != "manifest"}
+
+    def entry(self, task):
+        """The task's entry in TASKS; that of the user's own data with its directions."""
+        return TASKS[task].of(vars(self).get("manifest"), self.own_modalities)
+
+    @property
+    def reading(self):
+        """How clips are read: keyword arguments of every dataset class."""
+        return {"on_bad_clip": self.on_bad_clip, "in_memory": self.in_memory}
+
+    @property
+    def device(self):
+        """Device of --gpu: the first GPU if there is one, unless a number or "cpu" is asked for."""
+        return device(self.gpu)
+
+    def resolved(self):
+        """All options as plain JSON values."""
+        return json.loads(json.dumps({name: value for name, value in vars(self).items() if name != "local"},
+                                     default=str))
+
+
+def device(gpu):
+    """torch device for `--gpu` (None, "cpu" or a number as text); InputError where there is no such GPU."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu in (None, ""):
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if gpu == "cpu":
+        return torch.device("cpu")
+    if not gpu.isdecimal() or int(gpu) >= count:
+        have = f"{count} GPU(s), numbered from 0" if count else "no GPU"
+        raise InputError(f"--gpu {gpu}: this machine has {have}; leave --gpu out or pass --gpu cpu")
+    return torch.device("cuda", int(gpu))
+
+
+def path_argument(text):
+    """Argument type of --path: NAME=FILE with NAME one of DATA_PATHS."""
+    name, _, value = text.partition("=")
+    if name not in DATA_PATHS or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(DATA_PATHS)}")
+    return name, value
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie."""
+
+    data_root: Path = setting(None, "root of all data (environment: CMG_DATA)", type=Path, decisive=False)
+    checkpoint_root: Path = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
+                                    decisive=False)
+    runs_root: Path = setting(None, "where run folders are made (CMG_RUNS)", type=Path, decisive=False)
+    path: tuple = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
+                          type=path_argument, nargs=None, action="append", metavar="NAME=FILE", decisive=False)
+    snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
+                                  "RUNS/<program>)", type=Path, decisive=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes, and how features are read."""
+
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+    precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
+                             "losses stay float32", choices=("float64", "float32", "bf16"))
+    workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
+    in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
+                              decisive=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
+    on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
+                               choices=("error", "skip"), decisive=False)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every script takes."""
+
+    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), decisive=False)
+    debug: bool = setting(False, "show the traceback of an input error", decisive=False)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Arguments that the published scripts know and that have no effect."""
+
+    eval_freq: int = setting(1, "accepted because the published scripts know it; it has no effect here: a checkpoint "
+                             "is saved and heads are measured after every epoch", type=positive, decisive=False)
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """What is pretrained on."""
+
+    dataset_name: str = setting("vggsound_AVT", "which clips and modalities. Letters: A audio, V video, T text; none: "
+                                "audio and video. _90k, 81k, 179k: other lists of VGGSound (_40k: the same as "
+                                "none); custom: the clips of --manifest",
+                                choices=(*PRETRAINING_SETS, OWN))
+    splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
+                            "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
+
+
+@dataclass(frozen=True)
+class SystemChoice:
+    """Which system, of which size."""
+
+    system: str = setting("dcid", "what is pretrained: " + ", ".join(
+        f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
+    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
+    spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
+                                     choices=("sum", "softmax"))
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What only pretrain.py takes."""
+
+    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
+                          "modalities share their codes, in half the steps (DCID, H-DCID; docs/defaults.md)",
+                          choices=tuple(RECIPES), decisive=False)
+    model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
+                                    "own)", type=Path, decisive=False)
+    resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
+                          "run, else from the beginning", metavar="auto|FILE", decisive=False)
+    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
+    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, decisive=False)
+    loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
+                                  "here", type=float, decisive=False)
+
+
+def root(name, local):
+    """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints", "runs"): the environment variable
+    CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else what configs/opts.py says."""
+    return Path(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
+
+
+def _parser(program, description, local):
+    parser = Parser(prog=program, description=description)
+    settings.add_arguments(parser, Paths, "paths", data_root=root("data", local),
+                           checkpoint_root=root("checkpoints", local), runs_root=root("runs", local))
+    settings.add_arguments(parser, Machine, "machine")
+    settings.add_arguments(parser, Program)
+    return parser
+
+
+# The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
+PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
+            Settings: "learning", SystemChoice: "system"}
+
+
+def pretrain_parser(local):
+    """Arguments of pretrain.py."""
+    titles = ", ".join(system.title for system in SYSTEMS.values())
+    parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).", local)
+    for cls, title in PRETRAIN.items():
+        settings.add_arguments(parser, cls, title)
+    settings.add_arguments(parser, Config, "clips")
+    own_arguments(parser)
+    switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
+    for system in SYSTEMS.values():
+        for cls in filter(is_dataclass, reversed(system.Options.__mro__)):
+            users = ", ".join(other.title for other in SYSTEMS.values() if issubclass(other.Options, cls))
+            settings.add_arguments(parser, cls, f"settings of {users}")
+        settings.add_arguments(parser, system.Config, f"sizes of {system.title}")
+    without = next(action for action in parser._actions if action.dest == "without")
+    without.choices = tuple(switches)
+    settings.add_arguments(parser, Pretraining, "recipe, checkpoints")
+    settings.add_arguments(parser, Published, "published")
+    return parser
+
+
+def _heads(parser, epochs):
+    group = parser.add_argument_group("learning")
+    settings.add_arguments(group, HeadSettings, n_epoch=epochs)
+    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
+    group.add_argument("--print_freq", type=positive, default=50,
+                       help="accepted because the published scripts know it; it has no effect here")
+    settings.add_arguments(group, Published)
+    group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
+    group = parser.add_argument_group("encoder")
+    settings.add_arguments(group, TocSettings)
+    return group
+
+
+def downstream_parser(task, local):
+    """Arguments of one downstream script."""
+    entry = TASKS[task]
+    parser = _parser(f"{task}.py", f"{entry.about}: train a head on one modality's frozen codes, test it on another's.",
+                     local)
+    group = _heads(parser, entry.epochs)
+    group.add_argument("--checkpoint", "--resume", type=Path, default=None,
+                       help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
+    if task == OWN:
+        own_arguments(parser)
+    group = parser.add_argument_group("direction")
+    group.add_argument("--dataset_name", choices=tuple(entry.directions) or (OWN,), default=None,
+                       help="va trains on video and tests on audio; default: all directions")
+    if entry.settings:
+        settings.add_arguments(group, entry.settings)
+    group.add_argument("--source", metavar="MODALITY", default=None, help="labelled modality")
+    group.add_argument("--target", metavar="MODALITY", default=None, help="tested modality")
+    return parser
+
+
+def clip_retrieval_parser(local):
+    """Arguments of clip_retrieval.py."""
+    parser = _parser("clip_retrieval.py", "Retrieval of whole clips by captions and back, without a head.", local)
+    settings.add_arguments(parser, RetrievalSettings, "retrieval")
+    parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
+                        help="of the clips (default: those whose features are there)")
+    parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
+                        help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
+    parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
+    return parser
+
+
+def evaluate_parser(local):
+    """Arguments of evaluate.py."""
+    parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.", local)
+    _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
+                                      help="pretrained encoders; rows of the table, in this order")
+    own_arguments(parser)
+    group = parser.add_argument_group("tasks")
+    group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
+                       help=f"which tasks (default: all; {OWN} where there is a --manifest)")
+    for entry in TASKS.values():
+        if entry.settings:
+            settings.add_arguments(group, entry.settings)
+    group.add_argument("--no_text", action="store_true", help="skip directions with text")
+    group.add_argument("--pool", action="store_true",
+                       help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
+                            "mean and standard deviation over pretraining runs")
+    return parser
+
+
+def _parse(parser, program, argv, local):
+    early = Parser(add_help=False)
+    early.add_argument("--preset", choices=tuple(PRESETS))
+    early.add_argument("--recipe", choices=tuple(RECIPES))
+    named, _ = early.parse_known_args(argv)
+    preset = PRESETS.get(named.preset, {})
+    preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
+    preset = preset | RECIPES.get(named.recipe, {})
+    actions = {action.dest for action in parser._actions}
+    parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
+    for name in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
+        parser.set_defaults(**{name: parser.get_default(name) / preset["folder"]})
+    opts = parser.parse_args(argv, Options(local=local))
+    opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
+                    for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
+    opts.path = dict(opts.path)
+    if "manifest" in opts:
+        check_own(parser, opts)
+    opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
+    opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
+    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
+        parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
+    return opts
+
+
+def _is_given(parser, argv, name):
+    """Does the command line give this argument?"""
+    unset = object()
+    return getattr(parser.parse_args(argv, argparse.Namespace(**{name: unset})), name) is not unset
+
+
+def parse_pretrain(argv, local):
+    """Options of a pretraining run."""
+    parser = pretrain_parser(local)
+    opts = _parse(parser, "pretrain", argv, local)
+    system = SYSTEMS[opts.system]
+    folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
+    folder += f"-{opts.recipe}" if folder and opts.recipe else ""
+    opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
+    opts.n_epoch = opts.n_epoch or system.EPOCHS
+    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
+    if opts.dataset_name == OWN:
+        require_own(parser, opts, f"--dataset_name {OWN}")
+    elif opts.manifest:
+        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {OWN} for your own data")
+    opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
+    opts.modalities = pretraining.modalities_of(opts.dataset_name, opts.own_modalities)
+    own = {name for cls in (system.Options, system.Config) for name in settings.settings(cls)}
+    for other in SYSTEMS.values():
+        for cls in (other.Options, other.Config):
+            for name, default in settings.settings(cls).items():
+                if name not in own and getattr(opts, name) not in (default, None):
+                    by = f"--recipe {opts.recipe}: " if name in RECIPES.get(opts.recipe, {}) else ""
+                    parser.error(f"{by}--{name} is a setting of {other.title}; --system is {opts.system}")
+    if opts.seconds != "auto" and opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
+        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least {LEAST_SECONDS} seconds; leave it "
+                     "out with --without cpc")
+    for switch in opts.without:
+        if switch not in system.switches():
+            parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
+    return opts
+
+
+def decisive(opts):
+    """Name -> plain value of the options on which the numbers of a pretraining run depend."""
+    return settings.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
+
+
+def parse_downstream(task, argv, local):
+    """Options of a downstream run; `opts.directions` lists the (labelled, tested) pairs to run."""
+    parser = downstream_parser(task, local)
+    opts = _parse(parser, task, argv, local)
+    if task == OWN:
+        require_own(parser, opts, f"{task}.py")
+    if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
+        parser.error("give --dataset_name, or --source and --target together")
+    if opts.source:
+        opts.directions = [(opts.source, opts.target)]
+    else:
+        named = opts.entry(task).directions
+        opts.directions = [named[opts.dataset_name]] if opts.dataset_name in named else list(named.values())
+    return _with_checkpoint(opts)
+
+
+def _with_checkpoint(opts):
+    """Where the encoder is and the results go, unless the flags say so."""
+    pretrained = PRESETS.get(opts.preset, {}).get("pretrained", opts.local.pretrained)
+    opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
+    opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
+    return opts
+
+
+def parse_clip_retrieval(argv, local):
+    """Options of clip_retrieval.py."""
+    return _with_checkpoint(_parse(clip_retrieval_parser(local), "clip_retrieval", argv, local))
+
+
+def parse_evaluate(argv, local):
+    """Options of evaluate.py."""
+    parser = evaluate_parser(local)
+    opts = _parse(parser, "evaluate", argv, local)
+    opts.tasks = opts.tasks or [name for name in TASKS if name != OWN or opts.manifest]
+    if OWN in opts.tasks:
+        require_own(parser, opts, f"--tasks {OWN}")
+    opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
+    return opts

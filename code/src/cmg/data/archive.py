@@ -1,0 +1,270 @@
+"""Feature archives: one zip per clip, one pickled NumPy array in it, as in the published download.
+
+Downloads are not trusted: nothing is extracted, sizes are limited, and the pickle is read by an interpreter of a few
+opcodes that can build numeric arrays and nothing else.
+"""
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+AGAIN = "copy or unpack the file again, or skip the clip with --on_bad_clip skip"
+_PLAIN = re.compile(r"b1|[iu][1248]|f(2|4|8|16)")         # dtype codes of numbers; O, V, S, U, M are refused
+
+
+class _Dtype:
+    """Stands for numpy.dtype while unpickling: the type code and byte order, checked, nothing else."""
+
+    def __init__(self, code="", align=False, copy=False):
+        code = code.decode("latin1") if isinstance(code, bytes) else code
+        if isinstance(code, str) and code.lstrip("<>|=").startswith("O"):
+            raise InputError("an array of Python objects")
+        if not isinstance(code, str) or not _PLAIN.fullmatch(code.lstrip("<>|=")):
+            raise InputError(f"an array of type {str(code)[:20]!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands for numpy.ndarray while unpickling; `value` is the array once its state has been checked."""
+
+    value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data, dtype, shape, order):
+        if isinstance(data, list):
+            raise InputError("an array of Python objects")
+        data = data.encode("latin1") if isinstance(data, str) else data         # written by Python 2
+        sizes = isinstance(shape, tuple) and len(shape) <= LIMITS.dimensions and all(
+            type(n) is int and n >= 0 for n in shape)
+        if not sizes or not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)) or (
+                len(data) != np.prod(shape, dtype=object) * dtype.dtype.itemsize):
+            raise InputError("an array whose shape and bytes do not agree")
+        self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _reconstruct(subtype, shape, code):
+    return _Array()
+
+
+def _frombuffer(data, dtype, shape, order):
+    array = _Array()
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+def _encode(text, encoding="latin1"):
+    if encoding not in ("latin1", "latin-1"):
+        raise InputError(f"a text in encoding {str(encoding)[:20]!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes():
+    return b""
+
+
+# Protocols 0 to 2 spell bytes as _codecs.encode(text, "latin1"), and no bytes as bytes().
+_GLOBALS = {("_codecs", "encode"): _encode, ("__builtin__", "bytes"): _no_bytes,
+            ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype}
+for _core in ("numpy.core", "numpy._core"):                 # NumPy 1 and NumPy 2 spell the module differently
+    _GLOBALS[_core + ".multiarray", "_reconstruct"] = _reconstruct
+    _GLOBALS[_core + ".numeric", "_frombuffer"] = _frombuffer
+
+_BASIC = ("PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 "
+          "PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET MEMOIZE")
+_ARRAY = _BASIC + (" STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES"
+                   " BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS"
+                   " GLOBAL STACK_GLOBAL REDUCE BUILD")
+_COUNTS = _BASIC + " EMPTY_DICT DICT SETITEM SETITEMS"
+
+
+def _dispatch(opcodes):
+    codes = [getattr(pickle, name)[0] for name in opcodes.split() if hasattr(pickle, name)]    # BYTEARRAY8: from 3.8
+    return {code: pickle._Unpickler.dispatch[code] for code in codes}
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Builds numeric arrays only.
+
+    Python's own interpreter of pickles instead of the C one: its table of opcodes can be cut down, and its memo is a
+    dict, so that a forged index of 2^31 in a six-byte file does not allocate 32 GB. No dict or set opcodes: hashing
+    nested tuples can be made to take for ever.
+    """
+
+    dispatch = _dispatch(_ARRAY)
+
+    def find_class(self, module, name):
+        try:
+            return _GLOBALS[module, name]
+        except KeyError:
+            raise InputError(f"a pickle that asks for {module[:40]}.{name[:40]}") from None
+
+
+class _CountUnpickler(pickle._Unpickler):
+    """Builds a dict of integers only (cnt.pkl)."""
+
+    dispatch = _dispatch(_COUNTS)
+
+
+def _unpickle(unpickler, data, where, expected, remedy):
+    try:
+        return unpickler(io.BytesIO(data), encoding="latin1").load()
+    except InputError as error:
+        raise InputError(f"{where}: {error}; {expected} is expected; {remedy}") from None
+    except KeyError as error:           # the table has no such opcode
+        raise InputError(f"{where}: a pickle with more than that in it (opcode {error}); {expected} is expected; "
+                         f"{remedy}") from None
+    except Exception as error:  # noqa: BLE001   a broken pickle may fail anywhere in the interpreter
+        raise InputError(f"{where}: not a whole pickle ({type(error).__name__}); {expected} is expected; "
+                         f"{remedy}") from None
+
+
+def unpickle_array(data, where):
+    """The NumPy array pickled in `data`.
+
+    Args:
+        data: bytes of the pickle.
+        where: name for messages.
+    Returns:
+        a read-only array of numbers, shape and dtype as stored.
+    Raises:
+        InputError: anything but one numeric array; nothing of the pickle is run.
+    """
+    result = _unpickle(_ArrayUnpickler, data, where, "one NumPy array of numbers", AGAIN)
+    if not isinstance(result, _Array) or result.value is None:
+        raise InputError(f"{where}: the pickle holds a {type(result).__name__.lstrip('_').lower()}; one NumPy array of "
+                         f"numbers is expected; {AGAIN}")
+    return result.value
+
+
+def read_zip(path):
+    """The array in a clip's zip file.
+
+    Raises:
+        InputError: no file, not a zip, truncated, encrypted, above `LIMITS`, a member name that leaves the folder, no
+            pickle or two, or a pickle of something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LIMITS.zip_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a zip with one pickled array is expected; "
+                         f"{AGAIN}") from None
+    check_limit(len(data), LIMITS.zip_bytes, path, "bytes")
+    check_limit(data.count(b"PK\x01\x02"), LIMITS.members, path, "members")      # before zipfile lists them
+    if not data:
+        raise InputError(f"{path}: an empty file (0 bytes); a zip with one pickled array is expected; {AGAIN}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            member = _pickle_member(archive, path)
+            check_limit(member.file_size, LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
+            with archive.open(member) as stream:
+                content = stream.read(LIMITS.pickle_bytes + 1)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001   zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError ...
+        raise InputError(f"{path}: a truncated or damaged zip ({str(error)[:80] or type(error).__name__}); a zip with "
+                         f"one pickled array is expected; {AGAIN}") from None
+    check_limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
+    return unpickle_array(content, path)
+
+
+def require_stored(path):
+    """InputError for a zip that would unpack to more than the file: torch.save never compresses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        stored = os.path.getsize(str(path))
+    except Exception:  # noqa: BLE001   of a damaged zip; torch.load will say what it is
+        return
+    if size > stored:
+        raise InputError(f"{path}: {size:,} bytes packed into {stored:,}; torch.save does not compress: use a file "
+                         "from a source that you trust")
+
+
+def check_limit(value, limit, where, unit):
+    """InputError where a size is above what is read."""
+    if value > limit:
+        raise InputError(f"{where}: {value:,} {unit} or more; at most {limit:,} are read (cmg/utils/limits.py); check "
+                         "where the file comes from")
+
+
+def _pickle_member(archive, path):
+    members = archive.infolist()
+    for member in members:
+        name = member.filename.replace("\\", "/")
+        if name.startswith("/") or ":" in name.split("/")[0] or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{path}: a member named {member.filename[:60]!r}, which leaves the folder; a plain name "
+                             "is expected; check where the file comes from")
+    names = [m for m in members if ".pkl" in PurePosixPath(m.filename).name and not m.is_dir()
+             and not m.filename.startswith("__MACOSX/")]
+    if len(names) != 1:
+        found = ", ".join(m.filename[:40] for m in names[:3]) or ("no member" if not members else "no .pkl member")
+        raise InputError(f"{path}: {len(names)} pickles in the zip ({found}); exactly one .pkl is expected; {AGAIN}")
+    return names[0]
+
+
+def read_npy(path):
+    """The array in a clip's .npy file, as `np.save` writes it; an array of objects (a pickle) is refused unread.
+
+    Raises:
+        InputError: no file, no array of numbers, a size that disagrees with its header, or above `LIMITS`.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LIMITS.pickle_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); one NumPy array is expected; {AGAIN}") from None
+    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = header(stream)
+    except Exception as error:  # noqa: BLE001   ValueError, SyntaxError, TokenError, MemoryError ... of a made-up header
+        found = "an empty file (0 bytes)" if not data else f"no .npy file ({str(error)[:80] or type(error).__name__})"
+        raise InputError(f"{path}: {found}; one NumPy array of numbers is expected; {AGAIN}") from None
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of {'Python objects' if dtype.hasobject else dtype}; numbers are expected; "
+                         "save it again as np.save(file, array.astype('float32'))")
+    content = data[stream.tell():]
+    if len(shape) > LIMITS.dimensions or len(content) != np.prod(shape, dtype=object) * dtype.itemsize:
+        raise InputError(f"{path}: {len(content):,} bytes for an array of shape {str(shape)[:60]} and type {dtype}; a "
+                         f"whole file of at most {LIMITS.dimensions} dimensions is expected; {AGAIN}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def read_counts(path):
+    """The dict of integers in a word list such as cnt.pkl (vocabulary index -> dense index).
+
+    Raises:
+        InputError: no file, or a pickle with anything but a dict of integers.
+    """
+    remedy = "use the published cnt.pkl or make one with `python prepare.py vocabulary`"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LIMITS.pickle_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a pickled dict of integers is expected; "
+                         f"{remedy}") from None
+    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    result = _unpickle(_CountUnpickler, data, path, "a dict of integers", remedy)
+    if type(result) is not dict or not all(type(n) is int for pair in result.items() for n in pair):
+        raise InputError(f"{path}: the pickle holds a {type(result).__name__} that is not a dict of integers; "
+                         f"{{vocabulary index: dense index}} is expected; {remedy}")
+    return result

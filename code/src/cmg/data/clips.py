@@ -1,0 +1,196 @@
+"""What all datasets share: stores by modality, class prompts as text, labels, and what to do about bad clips."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cmg.data.features import Pack, at_seconds, open_features, to_float32
+from cmg.utils.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Clips(Dataset):
+    """Clips with features by modality; one item is a dict of float32 arrays.
+
+    Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
+    (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "real" (T,) bool: the seconds
+    that the clip has in all its modalities but tokens.
+
+    Args:
+        name: for messages.
+        modalities: keys of an item, in their fixed order (cmg/models/config.py).
+        ids: name of each clip (N), for messages and results.
+        places: modality (or "label") -> path of its store.
+        keys: id of each clip in the stores (N); default `ids`.
+        text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
+            sentences, -1 where there are fewer; an item has the first, cmg/training/batches.py draws one a step.
+        labels: (N, t, C+1) array or None; fitted to T as the features are.
+        classes: foreground class names (C).
+        on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
+        in_memory: read all features now and keep them, in the dtype of the store.
+        seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
+        padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
+        kinds: modality -> "vector", "map" or "tokens", where only this will do.
+    Attributes:
+        lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
+        skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
+    Raises:
+        InputError: missing clips, or (when read) bad ones.
+    """
+
+    BY_ID = False               # HDF5 files may have a dataset for each id
+
+    def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
+                 on_bad_clip="error", in_memory=False, seconds=10, padding="repeat", kinds=None):
+        self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
+        self.ids, self.keys = list(ids), list(ids if keys is None else keys)
+        self.seconds, self.padding, self.lengths = seconds, padding, {}
+        self.text, self.labels = text, labels
+        if labels is not None and seconds not in (None, labels.shape[1]):
+            self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
+        self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
+                       for m, path in places.items()}
+        self.skipped, self.missing, self.memory = {}, [], {}
+        if not self.ids:
+            raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
+        self._drop_missing(on_bad_clip)
+        for store in self.stores.values():
+            store.fit_tokens(self.keys)
+        if on_bad_clip == "skip":
+            self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
+        self.first_lengths = {m: store.probe(self.keys[0]) for m, store in self.stores.items()}
+        for m in [m for m in self.timed if self.first_lengths[m] is None] if padding == "mask" else ():
+            raise InputError(f"{self.stores[m].path}: a pack of an earlier version, which does not say how long its "
+                             "clips are; --padding mask needs that: pack the features again")
+        if in_memory:
+            self.memory = {m: self.load(m) for m in self.stores if m != "label"}
+
+    @property
+    def shapes(self):
+        """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
+        return {m: self.stores[m].tail if m in self.stores else self.text[0].shape[1:] for m in self.modalities}
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        item, own = {}, []
+        for m in self.modalities:
+            if m in self.stores:
+                item[m], seconds = self._clip(m, i)
+                own += [seconds] if self.stores[m].leading else []
+        if self.padding == "mask":
+            item["real"] = np.arange(self.seconds) < min(own)
+        if self.text is not None:
+            vectors, index = self.text
+            item["text"] = vectors[np.ravel(index[i])[0]]
+        if self.labels is not None:
+            item["label"] = np.asarray(self.labels[i], np.float32)
+        return item
+
+    def _clip(self, modality, i):
+        if modality in self.memory:
+            return to_float32(self.memory[modality][i]), self.lengths[modality][i] if modality in self.lengths else None
+        return self.stores[modality].measure(self.keys[i])
+
+    @property
+    def real_seconds(self):
+        """(N,) how many seconds the clips have in all their modalities, T at most; what is not known yet is read."""
+        return np.minimum(np.min([self._lengths(m) for m in self.timed], 0), self.seconds)
+
+    @property
+    def timed(self):
+        """The modalities that have seconds: all but tokens."""
+        return [m for m in self.modalities if m in self.stores and self.stores[m].leading]
+
+    def longest(self):
+        """Seconds of the longest clip, in any modality: of a pack what it keeps, else every clip is read."""
+        stores = [(m, self.stores[m]) for m in self.timed]
+        return max(store.shape[0] if isinstance(store, Pack) else int(self._lengths(m).max()) for m, store in stores)
+
+    def _lengths(self, modality):
+        """`lengths` of a modality, read now where they are not known."""
+        if modality not in self.lengths:
+            self._scan(modality)
+        return self.lengths[modality]
+
+    def load(self, modality, dtype=None):
+        """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
+
+        For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
+        """
+        if modality not in self.stores:
+            vectors, index = self.text
+            return vectors[index.reshape(len(self), -1)[:, 0]].astype(dtype or np.float32)
+        store, own = self.stores[modality], np.zeros(len(self), np.int64)
+        is_pack = isinstance(store, Pack)
+        first = store.read_stored(self.keys[0]) if is_pack else store.read(self.keys[0])
+        result = np.empty((len(self), *first.shape), dtype or first.dtype)
+        for i, key in enumerate(tqdm(self.keys, f"reading {modality}", unit="clip", disable=None, leave=False)):
+            if is_pack:
+                result[i] = store.read_stored(key)
+            else:
+                result[i], own[i] = store.measure(key)
+        if not is_pack:
+            self.lengths[modality] = own
+        return result
+
+    def _drop_missing(self, on_bad_clip):
+        for modality, store in self.stores.items():
+            missing = store.missing(self.keys)
+            if missing and on_bad_clip == "error":
+                raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
+                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each "
+                                 "is expected; get the rest, or skip them with --on_bad_clip skip")
+            self.missing += missing
+            self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
+
+    def _scan(self, modality):
+        """Bad clips of a store -> reason; sets `lengths`. A pack was checked when it was written."""
+        store = self.stores[modality]
+        if isinstance(store, Pack):
+            if store.own is not None:
+                self.lengths[modality] = store.own[[store.rows[key] for key in self.keys]].astype(np.int64)
+            return {}
+        good = next((key for key in self.keys if not _measured(store, key)[1]), None)
+        if good is not None:
+            store.probe(good)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = list(tqdm(pool.map(lambda key: _measured(store, key), self.keys), f"checking {modality}",
+                              total=len(self), unit="clip", disable=None, leave=False))
+        self.lengths[modality] = np.array([own for own, _ in found])
+        return {key: reason for key, (_, reason) in zip(self.keys, found) if reason}
+
+    def _drop(self, reasons):
+        """Skip the clips with these keys, with a warning."""
+        if not reasons:
+            return
+        keep = [i for i, key in enumerate(self.keys) if key not in reasons]
+        log.warning("%s: %d of %d clips are skipped (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
+                    len(self), "\n  ".join(f"{key}: {reason}" for key, reason in reasons.items()),
+                    extra={"skipped": "clips"})
+        self.skipped.update(reasons)
+        if not keep:
+            raise InputError(f"{self.name}: all {len(self)} clips are bad, first {next(iter(reasons.values()))}")
+        self._keep(keep)
+
+    def _keep(self, keep):
+        self.ids, self.keys = [self.ids[i] for i in keep], [self.keys[i] for i in keep]
+        self.lengths = {m: own[keep] for m, own in self.lengths.items()}
+        if self.text is not None:
+            self.text = self.text[0], np.asarray(self.text[1])[keep]
+        if self.labels is not None:
+            self.labels = self.labels[keep]
+
+
+def _measured(store, key):
+    """(seconds of a clip, None), or (0, what is wrong with it)."""
+    try:
+        return store.measure(key)[1], None
+    except InputError as error:
+        return 0, str(error)

@@ -1,0 +1,157 @@
+"""HDF5 files of others: opened, and their arrays checked before anything of them is read. Nothing outside the file is
+opened, and nothing is read that unpacks to more than cmg/utils/limits.py says.
+
+Valid Python 3.7, needs only NumPy and h5py: the text exporter for old environments uses it.
+"""
+
+import mmap
+import os
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+# What h5py raises of damaged files, depending on which of their bytes is wrong.
+ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+AGAIN = "get or make the file again, or set its place with --path"
+SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # of a file; of a collection of texts in it
+FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+CHECKSUM = 4                            # bytes of Fletcher's, at the end of a chunk
+HEADER, ALIGNED = 16, 8                 # bytes of such a collection, and of each text, that stand before its content
+
+
+@contextmanager
+def reading(where, expected="a whole HDF5 file", remedy=AGAIN):
+    """What h5py raises in this block becomes one line: InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ERRORS as error:
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise InputError(f"{where}: damaged ({reason}); {expected} is expected; {remedy}") from None
+
+
+def open_hdf5(path):
+    """An HDF5 file opened for reading; InputError where it is missing, truncated or something else."""
+    try:
+        _require_texts(path)
+        return h5py.File(str(path), "r")
+    except InputError:
+        raise
+    except ERRORS as error:
+        found = "not found" if not os.path.exists(str(path)) else f"not a whole HDF5 file ({str(error)[:60]})"
+        raise InputError(f"{path}: {found}; an HDF5 file is expected; {AGAIN}") from None
+
+
+def _require_texts(path):
+    """InputError for a collection of texts with one of no size: HDF5 2.0 reads on at the same place for ever.
+
+    Files above the limit on lists are not searched: it would take longer than their clips.
+    """
+    size = os.path.getsize(str(path))
+    if not 0 < size <= LIMITS.list_bytes:
+        return
+    with open(str(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        head = data.find(SIGNATURE)
+        place = head + (13 if data[head + 8:head + 9] < b"\2" else 9)
+        if head >= 0 and data[place:place + 2] != b"\x08\x08":
+            raise InputError(f"{path}: not a whole HDF5 file (addresses that are not of 8 bytes); one is "
+                             f"expected; {AGAIN}")
+        begin = data.find(HEAP)
+        while begin >= 0:
+            end = begin + int.from_bytes(data[begin + 8:begin + HEADER], "little")
+            at = begin + HEADER
+            while at + HEADER <= min(end, size):
+                is_text = data[at:at + 2] != b"\0\0"
+                length = int.from_bytes(data[at + 8:at + HEADER], "little")
+                step = HEADER + -(-length // ALIGNED) * ALIGNED if is_text else length
+                if not 0 < step <= size:
+                    raise InputError(f"{path}: not a whole HDF5 file (a text of impossible length); one is expected; "
+                                     f"{AGAIN}")
+                at += step
+            begin = data.find(HEAP, begin + 1)
+
+
+def hdf5_array(file, name, kinds, *ranks, by_row=False):
+    """A dataset of an open HDF5 file, checked before anything of it is read.
+
+    Args:
+        file: open h5py file, or a group of one.
+        name: dataset.
+        kinds: admitted NumPy kinds, e.g. "f" or "iu"; "O" is text of any length, "S" of one length.
+        ranks: numbers of dimensions that it may have.
+        by_row: it is read row by row; else at once.
+    Raises:
+        InputError: absent, of another type or rank, stored outside this file, or above cmg/utils/limits.py.
+    """
+    where = file.file.filename
+    with reading(where):
+        link = file.get(name, getlink=True) if name in file or name in list(file) else None
+        array = file.get(name) if isinstance(link, h5py.HardLink) else None
+        if not isinstance(array, h5py.Dataset):
+            found = "a link" if link is not None else f"it has {', '.join(map(str, list(file)[:5])) or 'nothing'}"
+            raise InputError(f"{where}: no dataset '{name}' of its own ({found}); an array under that name is "
+                             "expected; check that this is the right file")
+        require_plain(array, where, by_row)
+        is_text = array.dtype.kind != "O" or h5py.check_string_dtype(array.dtype) is not None
+        if array.dtype.kind not in kinds or not is_text or array.ndim not in ranks:
+            raise InputError(f"{where}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
+                             f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
+        return array
+
+
+def require_plain(array, where, by_row=False):
+    """InputError unless a dataset lies within its file and can be read within cmg/utils/limits.py; see `hdf5_array`."""
+    shape = array.shape or ()
+    one = float(array.dtype.itemsize)
+    chunk = np.prod(array.chunks or (1,), dtype=np.float64) * one
+    whole = np.prod(shape, dtype=np.float64) * one
+    if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
+        raise InputError(f"{where}: '{array.name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
+                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust "
+                         "this file")
+    if by_row and (shape[:1] > (LIMITS.clips,) or whole > LIMITS.chunk_bytes * max(shape[:1], default=1)):
+        raise InputError(f"{where}: '{array.name}' is {shape}; up to {LIMITS.clips:,} rows of "
+                         f"{LIMITS.chunk_bytes:,} bytes are read (cmg/utils/limits.py); do not trust this file")
+    if not by_row and whole > LIMITS.list_bytes and whole > array.id.get_storage_size():
+        raise InputError(f"{where}: '{array.name}' unpacks to {whole:,.0f} bytes; up to {LIMITS.list_bytes:,} are read "
+                         "of what is packed (cmg/utils/limits.py); do not trust this file")
+    if array.chunks is not None:
+        _require_chunks(array, chunk, where)
+
+
+def _require_chunks(array, size, where):
+    """InputError unless every chunk can be what it says: HDF5 2.0 reads beyond one that is shorter than its checksum
+    (a segmentation fault), and its rarer filters have had holes."""
+    layout = array.id.get_create_plist()
+    filters = [layout.get_filter(k)[0] for k in range(layout.get_nfilters())]
+    least, most = (CHECKSUM + 1, size * 1.125 + 1024) if filters else (size, size)
+    wrong = []
+    array.id.chunk_iter(lambda chunk: wrong.append(chunk.size) if not least <= chunk.size <= most else None)
+    if wrong or any(name not in FILTERS for name in filters):
+        found = f"a chunk of {wrong[0]:,} bytes" if wrong else f"filters {filters}"
+        raise InputError(f"{where}: '{array.name}' has {found}; whole chunks of {size:,.0f} bytes, plain or by gzip, "
+                         "are expected; make the file again")
+
+
+def texts(array):
+    """The texts of a dataset of them, checked by `hdf5_array`: list of str.
+
+    Raises:
+        InputError: not UTF-8, or together above the limit on lists: many rows may name one long text.
+    """
+    where = array.file.filename
+    rows = max(1, LIMITS.list_bytes // max(os.path.getsize(where), 1))     # of which each is shorter than the file
+    found, size = [], 0
+    with reading(where):
+        for k in range(0, len(array), rows):
+            found += [text.decode("utf-8") for text in array[k:k + rows]]
+            size += sum(map(len, found[k:]))
+            if size > LIMITS.list_bytes:
+                raise InputError(f"{where}: '{array.name}' holds more than {LIMITS.list_bytes:,} characters; no list "
+                                 "has as many (cmg/utils/limits.py); do not trust this file")
+    return found

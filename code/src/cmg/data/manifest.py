@@ -1,0 +1,180 @@
+"""The list of a user's own clips: a csv with the columns id, split and, as far as there are, label, onset, offset and
+prompt.
+
+Several rows of one id are several events of a clip, or several sentences about it; so are sentences joined by "|".
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from cmg.data.csv import read_header, read_rows
+from cmg.utils.errors import InputError
+
+OWN = "custom"                  # --dataset_name, task and family of places of the user's own data
+SPLITS = ("train", "val", "test")
+OPTIONAL = ("label", "onset", "offset", "prompt")
+FORM = "the columns id, split and, as far as there are, label, onset, offset, prompt"
+
+
+@dataclass
+class Clip:
+    """One clip of a manifest.
+
+    Attributes:
+        line: of its first row.
+        split: "train", "val" or "test".
+        events: (line, label, onset, offset) of its labelled rows, the times in seconds; None where the manifest has
+            no times.
+        prompts: its sentences, none twice.
+    """
+
+    line: int
+    split: str
+    events: list = field(default_factory=list)
+    prompts: list = field(default_factory=list)
+
+
+def sentences_in(cell):
+    """The sentences of a cell of the column `prompt`."""
+    return [sentence.strip() for sentence in cell.split("|")]
+
+
+class Manifest:
+    """A manifest, checked.
+
+    Args:
+        path: csv file, UTF-8, separated by commas.
+        seconds: T, beyond which no event may lie.
+    Attributes:
+        clips: id -> `Clip`, in the order of their first rows.
+        columns: of the header, those that are known.
+    Raises:
+        InputError: naming file and line: a defective csv, a missing column, an unknown split, an id that is no file
+            name, a clip in two splits or of two classes, times that are no event.
+    """
+
+    def __init__(self, path, seconds=math.inf):
+        self.path, self.clips = path, {}
+        header = read_header(path)
+        self.columns = [name for name in ("id", "split", *OPTIONAL) if name in header]
+        lonely = {"onset", "offset"} & set(header)
+        if len(lonely) == 1 or lonely and "label" not in header:
+            missing = next(name for name in ("onset", "offset", "label") if name not in header)
+            raise InputError(f"{path}: a column '{min(lonely)}' but no column '{missing}'; label, onset and offset are "
+                             f"expected together; add '{missing}', or remove '{min(lonely)}'")
+        for line, cells in read_rows(path, ("id", "split"), optional=OPTIONAL):
+            self._add(line, cells, seconds)
+        if not self.clips:
+            raise InputError(f"{path}: no rows below the header; one row for each clip is expected, with {FORM}; add "
+                             "them")
+
+    @property
+    def has_times(self):
+        """Whether labels hold second by second, not for whole clips."""
+        return "onset" in self.columns
+
+    @property
+    def has_prompts(self):
+        return any(clip.prompts for clip in self.clips.values())
+
+    def ids(self, splits):
+        """Ids of the clips of some splits, split by split in the order train, val, test."""
+        return [name for split in SPLITS if split in splits for name, clip in self.clips.items() if clip.split == split]
+
+    def classes(self):
+        """Names of the classes, sorted: those of the labelled train clips.
+
+        Raises:
+            InputError: no labels in the train part; a label of another part that is not among them.
+        """
+        if "label" not in self.columns:
+            raise InputError(f"{self.path}: no column 'label'; a class for each clip of train and test is expected; "
+                             "add the column, or use the list for pretraining alone")
+        found = {split: {} for split in SPLITS}
+        for clip in self.clips.values():
+            for line, label, *_ in clip.events:
+                found[clip.split].setdefault(label, line)
+        if not found["train"]:
+            raise InputError(f"{self.path}: no row of the split train has a label; labelled clips to train on are "
+                             "expected; fill in the column 'label'")
+        for split in ("val", "test"):
+            for label, line in found[split].items():
+                if label not in found["train"]:
+                    raise InputError(f"{self.path}: line {line}: the label '{label[:60]}' is in {split} and not in "
+                                     "train; a class of the train part is expected; correct the name, or put clips of "
+                                     "this class into train")
+        return sorted(found["train"])
+
+    def labelled(self, split):
+        """Ids of the labelled clips of a split. Clips of train may be without a label: they serve pretraining alone.
+
+        Raises:
+            InputError: a clip of val or test without a label; no clip at all.
+        """
+        ids = self.ids((split,))
+        if not ids:
+            raise InputError(f"{self.path}: no row has the split '{split}'; clips of train and of test are expected; "
+                             "mark some with it in the column 'split'")
+        for name in ids:
+            if split != "train" and not self.clips[name].events:
+                raise InputError(f"{self.path}: line {self.clips[name].line}: no label, and the split is {split}; a "
+                                 "label is expected for each clip of val and test; fill it in, or remove the line")
+        return [name for name in ids if self.clips[name].events]
+
+    # ------------------------------------------------------------------------------------------------ reading
+    def _add(self, line, cells, seconds):
+        name, split = cells["id"], cells["split"]
+        where = f"{self.path}: line {line}"
+        if name in (".", "..") or any(letter in "/\\\0" for letter in name):
+            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it; a plain file name without its ending "
+                             "is expected; rename the clip, and give the folder with --features")
+        if split not in SPLITS:
+            raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; mend the line")
+        clip = self.clips.setdefault(name, Clip(line, split))
+        if clip.split != split:
+            raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; all rows of a "
+                             "clip in one split are expected; mend one of the lines")
+        sentences = sentences_in(cells.get("prompt", ""))
+        if cells.get("prompt") and not all(sentences):
+            raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; sentences separated "
+                             "by | are expected; mend the line")
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence and sentence not in clip.prompts]
+        event = self._event(where, line, cells, seconds)
+        before = [known[1:] for known in clip.events]
+        if clip.line != line and not new and (event is None or event[1:] in before):
+            raise InputError(f"{where}: {name} stands in line {clip.line} already, with the same label and prompt; "
+                             "each clip once, or once for each event or sentence, is expected; remove the line")
+        clip.prompts += new
+        if event is None or event[1:] in before:
+            return
+        if clip.events and not self.has_times:
+            raise InputError(f"{where}: {name} has the label '{event[1][:60]}', and '{clip.events[0][1][:60]}' in line "
+                             f"{clip.events[0][0]}; one class a clip is expected; mend one of the lines, or add onset "
+                             "and offset for clips with several events")
+        clip.events.append(event)
+
+    def _event(self, where, line, cells, seconds):
+        """(line, label, onset, offset) of a row; None where it has no label."""
+        label = cells.get("label", "")
+        times = [cells[name] for name in ("onset", "offset") if name in cells]
+        if not label:
+            if any(times):
+                raise InputError(f"{where}: no label, but an event from {times[0] or '?'} to {times[1] or '?'}; the "
+                                 "class of the event is expected; fill in the label, or remove its times")
+            return None
+        if not times:
+            return line, label, None, None
+        try:
+            onset, offset = map(float, times)
+        except ValueError:
+            onset = offset = math.nan
+        if not (math.isfinite(onset) and math.isfinite(offset)):
+            raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; two numbers of seconds "
+                             "are expected; mend the line")
+        if not 0 <= onset < offset:
+            raise InputError(f"{where}: an event from {onset:g} to {offset:g}; 0 <= onset < offset is expected, in "
+                             "seconds; mend the line")
+        if offset > seconds:
+            raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; times "
+                             "within the clip are expected; mend the line, or set the clips' length with --seconds")
+        return line, label, onset, offset

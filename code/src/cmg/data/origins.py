@@ -1,0 +1,136 @@
+"""Where features come from: the sidecar that an extraction leaves beside them, the attributes of packs and text files.
+
+A description is a dict of plain values, {"network": "vgg19", "kind": "caffe", ...}, or None where nothing says it, as
+for the published features. Pretraining keeps it in its checkpoints; cmg/data/doubts.py compares.
+"""
+
+import json
+from pathlib import Path
+
+from cmg.data.hdf5 import ERRORS, open_hdf5
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+SIDECAR = "features.json"
+ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
+TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
+CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
+# Weights that give the published features, and the two programs that give the published word vectors.
+PUBLISHED = (("vggish", "audioset"), ("vgg19", "caffe"), ("transformers", "bert-base-uncased"), ("bert-embedding", ""))
+
+
+def read_sidecar(folder):
+    """The sidecar of an extraction's folder, {} where there is none.
+
+    Raises:
+        InputError: it is no such record.
+    """
+    path = Path(folder) / SIDECAR
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(LIMITS.record_bytes))
+        settings = content.get("settings", {})
+        if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
+            raise ValueError("its settings are of another kind")
+        if not isinstance(content.get("notes", []), list):
+            raise ValueError("its notes are no list")
+        return content
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); its record is expected; make the "
+                         "features again in another folder (--out), or remove the file if you know them") from None
+
+
+def _sidecar(path, modality):
+    """The sidecar that speaks of a modality's features at a path, {} where there is none.
+
+    An extraction leaves <folder>/<modality>/zip, packs beside it, arrays in the folder itself, and, by its preset of
+    that name, <folder>/AVSBench/feature/audio.
+    """
+    for level, folder in enumerate(Path(path).resolve().parents[:3]):
+        settings = (found := read_sidecar(folder)).get("settings", {})
+        if modality in settings and (level < 2 or settings.get("clips", {}).get("preset") == "avsbench"):
+            return found
+    return {}
+
+
+def describe(path, modality):
+    """What the features at a path were made with; None where nothing says it.
+
+    Args:
+        path: folder of zips, pack or AVE's array, or for "text" a file of word vectors.
+        modality: "audio", "video" or "text".
+
+    Raises:
+        InputError: a damaged sidecar. Features that are absent or damaged are left to those who read them.
+    """
+    path = Path(path)
+    if path.is_file():
+        try:
+            with open_hdf5(path) as file:
+                if modality == "text" and "backend" in file.attrs:
+                    found = {name: str(file.attrs.get(name, "")) for name in TEXT}
+                    return found | {"model": Path(found["model"]).name, "unit": found["unit"] or "words"}
+                if ORIGIN in file.attrs:
+                    found = json.loads(str(file.attrs[ORIGIN]))
+                    return found if isinstance(found, dict) else None
+        except (*ERRORS, RecursionError):
+            return None
+    return _sidecar(path, modality).get("settings", {}).get(modality)
+
+
+def require_descriptions(found, where):
+    """InputError unless what a checkpoint keeps is a dict modality -> description; None, nothing kept, passes."""
+    if found is not None and not (isinstance(found, dict) and all(
+            isinstance(name, str) and (value is None or isinstance(value, dict) and all(
+                isinstance(key, str) for key in value)) for name, value in found.items())):
+        raise InputError(f"{where}: its entry 'features' is a {type(found).__name__} of other things; a description of "
+                         "the features of each modality is expected; remove it, or use another file")
+
+
+def notes(path, modality):
+    """Lines in the sidecar that whoever uses the features should know."""
+    return [str(note) for note in _sidecar(path, modality).get("notes", [])]
+
+
+def is_published(description):
+    """Are features of this description the published ones, as far as it says?"""
+    if any(description.get(name) for name in ("pre_relu", "pca", "bytes")):
+        return False
+    names = description.get("network", description.get("backend")), description.get("kind", description.get("model"))
+    return names in PUBLISHED
+
+
+def difference(one, other):
+    """How two descriptions differ, as (text of one, text of the other); None where their features go together.
+
+    Weights that were recognised by their hash are known by their kind: one network comes in files of several forms.
+    How the sound is cut is no difference: the published features of AVE and AVSBench differ in that. Nothing said is
+    taken for the published features.
+    """
+    if one is None or other is None:
+        return None if one == other or is_published(one or other) else (_title(one), _title(other))
+    ours, theirs = _essence(one), _essence(other)
+    if ours == theirs:
+        return None
+    titles = _title(one), _title(other)
+    if titles[0] != titles[1]:
+        return titles
+    key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+    return tuple(f"{title} with {key} {str(has.get(key))[:20]}" for title, has in zip(titles, (ours, theirs)))
+
+
+def _essence(description):
+    if "backend" in description and is_published(description):
+        return {"unit": description.get("unit")}
+    return {name: value for name, value in description.items()
+            if name not in CUTS and not (name == "sha256" and description.get("recognised_by") == "hash")}
+
+
+def _title(description):
+    if description is None:
+        return f"unknown origin (no {SIDECAR})"
+    names = [str(description.get(name)) for name in ("network", "backend", "kind", "model", "filters", "unit")
+             if description.get(name)]
+    return " ".join(names)[:120] or "another kind"

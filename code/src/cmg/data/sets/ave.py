@@ -1,0 +1,77 @@
+"""AVE: 4,143 annotated clips of 28 classes, features and labels in HDF5 arrays, one row a sample."""
+
+import numpy as np
+
+from cmg.data.clips import Clips
+from cmg.data.csv import read_classes
+from cmg.data.hdf5 import hdf5_array, open_hdf5, reading
+from cmg.data.labels import clip_class
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
+
+SPLITS = ("train", "val", "test")
+CATEGORIES = (              # label order of the published labels
+    "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
+    "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
+    "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
+    "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin")
+
+
+class AVE(Clips):
+    """Samples of one split of AVE.
+
+    Args:
+        paths: places "audio", "video", "label", "train", "val", "test"; "text" for class prompts; "categories", a list
+            of the class names (the published 28 where it is absent).
+        modalities: of "audio", "video", "text" (the prompt of the clip's class).
+        split: "train", "val", "test", or a tuple of them.
+        reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
+    Raises:
+        InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
+    """
+
+    def __init__(self, paths, modalities=("audio", "video"), split="train", **reading):
+        splits = (split,) if isinstance(split, str) else tuple(split)
+        labels = read_labels(paths["label"])
+        classes = read_categories(paths.get("categories"))
+        if labels.shape[2] != len(classes) + 1:
+            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes and a background "
+                             "are expected; use the label file that belongs to this class list")
+        rows = np.concatenate([read_order(paths[name], len(labels)) for name in splits])
+        super().__init__("AVE " + "+".join(splits), modalities, [str(row) for row in rows],
+                         {m: paths[m] for m in modalities if m != "text"}, classes=classes, labels=labels[rows],
+                         text=class_text(paths, classes, labels[rows]) if "text" in modalities else None,
+                         **reading)
+
+
+def read_labels(path):
+    """Labels (samples, seconds, C+1) of 0 and 1, last column background, as float32."""
+    with open_hdf5(path) as file, reading(path):
+        labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
+    if not labels.shape[1] or not np.isin(labels, (0, 1)).all():
+        found = "values other than 0 and 1" if labels.shape[1] else "no seconds"
+        raise InputError(f"{path}: {found}; labels (samples, seconds, classes + 1) are expected; check that this is "
+                         "the label file")
+    return labels
+
+
+def read_order(path, samples):
+    """Row numbers of a split, int64; InputError where one is repeated or outside the `samples` rows."""
+    with open_hdf5(path) as file, reading(path):
+        order = hdf5_array(file, "order", "iu", 1)[:].astype(np.int64)
+    if not len(order) or order.min() < 0 or order.max() >= samples or len(np.unique(order)) != len(order):
+        found = f"{len(order)} row numbers" + (f" from {order.min()} to {order.max()}" if len(order) else "")
+        raise InputError(f"{path}: {found}; different numbers below {samples} are expected; use the order file that "
+                         "belongs to these labels")
+    return order
+
+
+def read_categories(path):
+    """Class names in label order: the user's list where there is one, else the published 28."""
+    return read_classes(path) if path is not None and path.exists() else list(CATEGORIES)
+
+
+def class_text(paths, classes, labels):
+    """(vectors, index of each clip) of the class prompts, as `Clips` takes them; `labels` is (N, T, C+1)."""
+    features = TextFeatures(paths["text"])
+    return features.vectors, np.array(features.indices(classes))[clip_class(labels).numpy()]

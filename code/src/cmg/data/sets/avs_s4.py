@@ -1,0 +1,183 @@
+"""AVSBench-S4: clips of five frames with masks, a sound, and the sentence of their class (Zhou et al., ECCV 2022)."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from cmg.data.archive import read_zip
+from cmg.data.csv import read_header, read_table
+from cmg.data.features import SHAPES, check_clip
+from cmg.data.text import TextFeatures, read_prompts
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+log = logging.getLogger(__name__)
+NAME = "AVSBench-S4"
+SPLITS = ("train", "val", "test")
+SECONDS = 5                     # of a clip, one frame each
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, which the backbones were trained on
+FORMATS = ("PNG", "JPEG")        # of pictures; others may start programs (EPS)
+FOREGROUND = 128                # grey levels of a mask from here on are foreground
+COLUMNS = {"name": 0, "category": 2, "split": None}     # -> position of the column where its header is another
+
+
+class Row(NamedTuple):
+    """A clip of the list."""
+
+    name: str
+    category: str
+    split: str
+
+
+def read_list(path):
+    """The clip list: a `Row` for each line.
+
+    Columns headed otherwise than `name` and `category` are found at their published positions.
+
+    Raises:
+        InputError: see read_table; an unknown split, a clip listed twice, a name with a path in it.
+    """
+    header = read_header(path)
+
+    def heading(name, position):
+        is_elsewhere = name not in header and position is not None and position < len(header)
+        return header[position] if is_elsewhere and header[position] not in COLUMNS else name
+    headings = [heading(*column) for column in COLUMNS.items()]
+    table = read_table(path, headings)
+    rows = [Row(*cells) for cells in zip(*(table[name] for name in headings))]
+    for row in rows:
+        if row.split not in SPLITS:
+            raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; train, val or test is "
+                             "expected; mend the line")
+        if any(part in text for text in row[:2] for part in ("/", "\\", "..")):
+            raise InputError(f"{path}: clip '{row.name[:40]}' of class '{row.category[:40]}' has a path in its name; "
+                             "plain names are expected; mend the line")
+    row, times = Counter(rows).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: clip {row.name[:40]} is listed {times} times; once is expected; remove the other "
+                         "lines")
+    return rows
+
+
+def read_image(path, mode, size):
+    """A picture as an array: mode "RGB" (H, W, 3), resized bilinearly, or "L" (H, W), nearest; uint8."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LIMITS.pixels:
+                raise ValueError(f"{image.width} x {image.height}, up to {LIMITS.pixels:,} pixels are read")
+            image = image.convert(mode)
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.BILINEAR if mode == "RGB" else Image.NEAREST)
+            return np.asarray(image)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such picture; unpack the data again or correct the clip list") from error
+    except Exception as error:      # noqa: BLE001   Pillow's decoders fail in many ways
+        raise InputError(f"{path}: not a whole picture ({error}); unpack it again") from error
+
+
+class S4(Dataset):
+    """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalised, "masks" (1 or 5, S, S) float32 in {0, 1}
+    (one in train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
+
+    Args:
+        paths: {"csv", "frames", "masks"} and, as needed, "audio", "prompts" and "text" -> Path.
+        split: "train", "val" or "test".
+        size: S, side of frames and masks.
+        modalities: of "audio" and "text": the queries that are wanted.
+        name: of the data set, in results.
+    Attributes:
+        words: (C, L, W) float32 word vectors of the class sentences; None without text.
+    Raises:
+        InputError: see read_list; no clip of the split; any picture or sound missing (the first is named); a class
+            without a sentence, a sentence without word vectors.
+    """
+
+    def __init__(self, paths, split, size=224, modalities=("audio", "text"), name=NAME):
+        rows = read_list(paths["csv"])
+        self.classes = sorted({row.category for row in rows})       # of the whole list: the same numbers in all splits
+        rows = [row for row in rows if row.split == split]
+        if not rows:
+            raise InputError(f"{paths['csv']}: no clip of split '{split}'; at least one is expected; get the list "
+                             "again")
+        self.name, self.split, self.size, self.modalities = name, split, size, tuple(modalities)
+        self.ids, self.categories = [row.name for row in rows], [row.category for row in rows]
+        self.numbers = [self.classes.index(category) for category in self.categories]
+        self.paths = {kind: Path(path) for kind, path in paths.items()}
+        self.num_masks = 1 if split == "train" else SECONDS
+        self.sound_shapes = SHAPES["audio"]         # of one second; after the first sound that one alone
+        self._require_files()
+        self.words = self._read_words() if "text" in self.modalities else None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def picture(self, kind, i, k):
+        """Path of the k-th (1..5) frame or mask of clip i."""
+        return self.paths[kind] / self.split / self.categories[i] / self.ids[i] / f"{self.ids[i]}_{k}.png"
+
+    def sound(self, i):
+        """Path of the audio features of clip i."""
+        return self.paths["audio"] / self.split / "zip" / self.categories[i] / f"{self.ids[i]}.zip"
+
+    def _require_files(self):
+        missing = []
+        for i in range(len(self)):
+            files = [self.picture("frames", i, k) for k in range(1, SECONDS + 1)]
+            files += [self.picture("masks", i, k) for k in range(1, self.num_masks + 1)]
+            files += [self.sound(i)] if "audio" in self.modalities else []
+            missing += [path for path in files if not path.is_file()]
+        if missing:
+            raise InputError(f"{missing[0]}: no such file ({len(missing)} files of split '{self.split}' are missing); "
+                             "unpack the data again, correct the clip list, or see --data_root and --path")
+
+    def _read_words(self):
+        prompts = read_prompts(self.paths["prompts"])
+        unknown = [name for name in self.classes if name not in prompts]
+        if unknown:
+            raise InputError(f"{self.paths['prompts']}: no sentence for class '{unknown[0]}' of {self.paths['csv']} "
+                             f"({len(unknown)} of {len(self.classes)} lack one); add it or correct the class name")
+        features = TextFeatures(self.paths["text"])
+        return features.vectors[features.indices([prompts[name] for name in self.classes])]
+
+    def __getitem__(self, i):
+        frames = np.stack([read_image(self.picture("frames", i, k), "RGB", self.size) for k in range(1, SECONDS + 1)])
+        frames = (frames.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+        masks = [read_image(self.picture("masks", i, k), "L", self.size) for k in range(1, self.num_masks + 1)]
+        masks = np.stack(masks)
+        item = {"frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
+                "masks": (masks >= FOREGROUND).astype(np.float32), "category": self.numbers[i], "number": i,
+                "greys": int(((masks != 0) & (masks != 255)).sum())}
+        if "audio" in self.modalities:
+            item["audio"] = self.read_sound(i)
+        return item
+
+    def read_sound(self, i):
+        """Audio features of clip i, (5, ...) float32: the last second repeated, or the first five kept."""
+        path = self.sound(i)
+        feature = check_clip(read_zip(path), self.sound_shapes, SECONDS, path, "the first sound")
+        self.sound_shapes = (feature.shape[1:],)
+        return feature
+
+    def queries(self):
+        """What the queries of all clips are made of: {"audio" (n, 5, ...), "category" (n,)} tensors."""
+        inputs = {"category": torch.tensor(self.numbers)}
+        if "audio" in self.modalities:
+            inputs["audio"] = torch.from_numpy(np.stack([self.read_sound(i) for i in range(len(self))]))
+        return inputs
+
+
+def warn_of_greys(dataset, batch):
+    """True after one line about the first mask of a batch that is not black and white."""
+    greys = batch["greys"]
+    if not greys.any():
+        return False
+    i = int(batch["number"][int(greys.argmax())])
+    log.warning("%s: %d mask pixels are neither 0 nor 255; from %d on they count as foreground (further such masks are "
+                "not reported)", dataset.picture("masks", i, 1), int(greys.max()), FOREGROUND)
+    return True

@@ -1,0 +1,44 @@
+"""Clips with several captions each, such as MS-COCO's, Clotho's or FlickrSoundNet's: a list, features, word vectors."""
+
+import numpy as np
+
+from cmg.data.clips import Clips
+from cmg.data.csv import read_table
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
+
+
+class Captions(Clips):
+    """Clips of a list whose rows are captions: `label` (a name of its own), `prompt` (the sentence), `clip`.
+
+    The word vectors are made from the same list: `prepare.py text --dataset vggsound --prompts LIST --out FILE`.
+
+    Args:
+        paths: places "csv", "text"; "audio", "video" as far as `modalities` names them.
+        modalities: of "audio" and "video".
+        reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
+    Attributes:
+        owner: (C,) int64, the clip of each caption that is left.
+        captions: (C, 10, 768) their word vectors, by `caption_vectors`.
+    Raises:
+        InputError: a defective list, a name twice, captions without word vectors, missing or bad clips.
+    """
+
+    def __init__(self, paths, modalities, **reading):
+        table = read_table(paths["csv"], ("label", "prompt", "clip"))
+        if len(set(table["label"])) < len(table["label"]):
+            twice = next(name for name in table["label"] if table["label"].count(name) > 1)
+            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' stands twice; a name of its own is expected "
+                             "for each caption; number them")
+        features = TextFeatures(paths["text"])
+        rows = np.array(features.indices(table["label"]))
+        super().__init__("captions", modalities, list(dict.fromkeys(table["clip"])), {m: paths[m] for m in modalities},
+                         **reading)
+        place = {clip: number for number, clip in enumerate(self.ids)}
+        kept = [number for number, clip in enumerate(table["clip"]) if clip in place]      # of clips that are not bad
+        self.owner = np.array([place[table["clip"][number]] for number in kept])
+        self._vectors, self._rows = features.vectors, rows[kept]
+
+    def caption_vectors(self, start, stop):
+        """Word vectors (n, 10, 768) float32 of the captions start..stop."""
+        return self._vectors[self._rows[start:stop]]

@@ -1,0 +1,90 @@
+"""A user's own data set: a manifest (cmg/data/manifest.py) and the features of its clips, by modality."""
+
+import math
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from cmg.data.clips import Clips
+from cmg.data.hdf5 import open_hdf5, reading
+from cmg.data.labels import multi_event, single_event
+from cmg.data.manifest import Manifest
+from cmg.data.text import FORMAT, TextFeatures
+from cmg.utils.errors import InputError
+
+
+class Custom(Clips):
+    """Clips of some splits of a manifest.
+
+    Args:
+        paths: "manifest", and the place of the features of each modality; see cmg/data/features.py. That of "text" is a
+            file of `prepare.py text`, in which sentences are looked up (the clip's prompts; its label where the
+            manifest has no prompts), or word vectors clip by clip as any other features.
+        modalities: those to read.
+        splits: of "train", "val", "test".
+        is_labelled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
+            an event touches where there are onsets.
+        kinds: modality -> "vector", "map" or "tokens", of those besides audio, video and text.
+        seconds, reading (on_bad_clip, in_memory, padding): see `Clips`.
+    Attributes:
+        has_times: the manifest has onsets.
+    Raises:
+        InputError: a defective manifest, missing or bad clips, sentences without word vectors.
+    """
+
+    BY_ID = True
+
+    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, seconds=10, **reading):
+        manifest = Manifest(paths["manifest"], math.inf if seconds is None else seconds)
+        self.has_times, labels = manifest.has_times, None
+        classes = manifest.classes() if is_labelled else []
+        ids = [name for split in splits for name in manifest.labelled(split)] if is_labelled else manifest.ids(splits)
+        if not ids:
+            raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; one clip at least is "
+                             "expected; check the column 'split', or choose others with --splits")
+        if is_labelled:
+            labels = _labels([manifest.clips[name].events for name in ids], classes, seconds, self.has_times)
+        places, text = {m: paths[m] for m in modalities}, None
+        if "text" in places and is_prompts_file(places["text"]):
+            text = _sentences(manifest, ids, TextFeatures(places.pop("text")))
+        super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, places, text=text,
+                         labels=labels, classes=classes, seconds=seconds, **reading)
+
+
+def is_prompts_file(path):
+    """Whether word vectors are those of `prepare.py text`, by sentence, not by clip."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with open_hdf5(path) as file, reading(path):
+        return file.attrs.get("format") == FORMAT
+
+
+def _labels(events, classes, seconds, has_times):
+    """Labels (N, T, C+1) uint8 of the events of each clip."""
+    index = {name: k for k, name in enumerate(classes)}
+    if not has_times:
+        mask = np.ones((len(events), seconds))
+        return single_event([index[of_clip[0][1]] for of_clip in events], mask, len(classes)).astype(np.uint8)
+    return np.stack([multi_event([(index[label], math.floor(onset), math.ceil(offset))
+                                  for _, label, onset, offset in of_clip], len(classes), seconds)
+                     for of_clip in events]).astype(np.uint8)
+
+
+def _sentences(manifest, ids, features):
+    """(vectors, rows (N,) or (N, S) with -1 for none) of the sentences of each clip, as `Clips` takes them."""
+    sentences = {}
+    for name in ids:
+        clip = manifest.clips[name]
+        sentences[name] = clip.prompts if manifest.has_prompts else [clip.events[0][1]] if clip.events else []
+        if not sentences[name]:
+            wanted = "prompt" if manifest.has_prompts else "label, and the manifest has no prompts"
+            raise InputError(f"{manifest.path}: line {clip.line}: {name} has no {wanted}; a sentence for each clip is "
+                             "expected where text is a modality; fill it in, or leave out --features text=PATH")
+    different = list(dict.fromkeys(chain.from_iterable(sentences.values())))
+    rows = dict(zip(different, features.indices(different)))
+    most = max(map(len, sentences.values()))
+    index = np.array([[*(rows[sentence] for sentence in of_clip), *[-1] * (most - len(of_clip))]
+                      for of_clip in sentences.values()])
+    return features.vectors, index if most > 1 else index[:, 0]

@@ -1,0 +1,62 @@
+"""The clips of pretraining, by --dataset_name: `pretrain.py` and `prepare.py check` open them with the same call."""
+
+from cmg.data.manifest import OWN
+from cmg.data.sets import ave
+from cmg.data.sets.ave import AVE
+from cmg.data.sets.custom import Custom
+from cmg.data.sets.vggsound import VGGSound
+
+SETS = {                    # --dataset_name -> (list, modalities); the published names, and VT
+    "vggsound_AVT": ("vggsound", ("audio", "video", "text")),
+    "vggsound": ("vggsound", ("audio", "video")),
+    "vggsound_AT": ("vggsound", ("audio", "text")),
+    "vggsound_VT": ("vggsound", ("video", "text")),
+    "vggsound81k": ("vggsound81k", ("audio", "video")),
+    "vggsound179k": ("vggsound179k", ("audio", "video")),
+    "ave": ("ave", ("audio", "video")),
+    # the lists of CoDAAR's program, 40,801 and 87,323 clips, for every set of modalities
+    **{f"vggsound_{letters}_{size}": (source, modalities)
+       for size, source in (("40k", "vggsound"), ("90k", "vggsound90k"))
+       for letters, modalities in (("AVT", ("audio", "video", "text")), ("AV", ("audio", "video")),
+                                   ("AT", ("audio", "text")), ("VT", ("video", "text")))},
+}
+SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k; see data/README.md"
+
+
+def modalities_of(name, own=()):
+    """Modalities of a pretraining set; `own`: those of the user's data."""
+    return tuple(own) if name == OWN else SETS[name][1]
+
+
+def splits_of(name):
+    """Parts of a list that are pretrained on unless the flags say otherwise."""
+    return ["train"] if name == OWN else ["train", "test", "val"]
+
+
+def places(name, own=()):
+    """Dotted names of what a run of a pretraining set opens; `own`: modalities of the user's data."""
+    if name == OWN:
+        return [f"{OWN}.{short}" for short in ("manifest", *own)]
+    source, modalities = SETS[name]
+    if source == "ave":
+        return [f"ave.{key}" for key in ("label", *modalities, *ave.SPLITS)]
+    return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
+
+
+def open_clips(name, place, splits, own=(), **reading):
+    """The clips of a pretraining set.
+
+    Args:
+        name: of SETS, or OWN.
+        place: dotted name -> Path.
+        splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
+        own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
+        reading: on_bad_clip, in_memory, seconds and padding (cmg/data/clips.py).
+    """
+    paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
+    if name == OWN:
+        return Custom(paths, tuple(own), splits, kinds=own, **reading)
+    source, modalities = SETS[name]
+    if source == "ave":
+        return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)
+    return VGGSound(paths, modalities, splits, **reading)

@@ -1,0 +1,49 @@
+"""UCF-101 (video) and VGGSound (audio): sixteen classes named in both, one event that fills the clip."""
+
+import numpy as np
+
+from cmg.data.clips import Clips
+from cmg.data.csv import class_indices, first_rows, read_classes, read_table
+from cmg.data.labels import single_event
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
+
+
+class UCFVGGSound(Clips):
+    """Clips of one side: "video" are UCF-101's, "audio" VGGSound's; "text" adds the prompt of the class to either.
+
+    Line k of the two class lists is the same class in two vocabularies; the label is k, every second is foreground.
+
+    Args:
+        paths: places "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and "audio";
+            "text" for prompts (labelled by the names of the VGGSound list).
+        modalities: ("video",) or ("audio",), either with "text".
+        on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
+    Raises:
+        InputError: class lists of different lengths, a defective list, unknown class, missing or bad clips.
+    """
+
+    def __init__(self, paths, modalities, *, on_bad_clip="error", **reading):
+        modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+        if ("audio" in modalities) == ("video" in modalities):
+            raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the clips of the two sides are different "
+                             "ones; audio or video is expected, alone or with text; change the modalities")
+        side = "ucf" if "video" in modalities else "vggsound"
+        lists = {name: read_classes(paths[f"{name}_categories"]) for name in ("ucf", "vggsound")}
+        if len(lists["ucf"]) != len(lists["vggsound"]):
+            raise InputError(f"{paths['ucf_categories']}: {len(lists['ucf'])} classes, {paths['vggsound_categories']} "
+                             f"has {len(lists['vggsound'])}; aligned lists are expected; use files that belong "
+                             "together")
+        table = read_table(paths[f"{side}_csv"], ("category", "video_id"))
+        rows = first_rows(paths[f"{side}_csv"], table["video_id"], on_bad_clip)
+        index = np.array(class_indices(paths[f"{side}_csv"], [table["category"][row] for row in rows], lists[side],
+                                       paths[f"{side}_categories"]))
+        classes = lists["vggsound"]
+        text = None
+        if "text" in modalities:
+            features = TextFeatures(paths["text"])
+            text = features.vectors, np.array(features.indices(classes))[index]
+        super().__init__(f"UCF/VGGSound {side}", modalities, [table["video_id"][row] for row in rows],
+                         {m: paths[m] for m in modalities if m != "text"}, text=text, classes=classes,
+                         labels=single_event(index, np.ones((len(index), 1)), len(classes)),
+                         on_bad_clip=on_bad_clip, **reading)

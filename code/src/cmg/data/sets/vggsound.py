@@ -1,0 +1,89 @@
+"""VGGSound-AVEL, the clips of pretraining: the 24K/40K/81K/179K lists, with audio, video and class prompts."""
+
+import numpy as np
+
+from cmg.data.clips import Clips
+from cmg.data.csv import class_indices, first_rows, read_classes, read_header, read_table
+from cmg.data.labels import single_event
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
+
+SPLITS = ("train", "test", "val")       # the released loader joins the parts in this order
+
+
+class VGGSound(Clips):
+    """Clips of a VGGSound list with audio, video and text in any combination.
+
+    Args:
+        paths: places "csv" and, as needed, "audio", "video", "text", "label", "categories".
+        modalities: of "audio", "video", "text".
+        splits: parts of the list; all three are the paper's 40K, "train" alone its 24K. The 81K and 179K lists (column
+            `id`, file names) have no parts, classes or prompts and are taken whole.
+        with_labels: adds "label" (T, 142) from the stored segment labels (released AV mode; no loss uses it).
+        on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
+    Attributes:
+        categories: class name of each clip; empty for the 81K and 179K lists.
+    Raises:
+        InputError: defects of the list (missing column, unknown split or class, repeated id), missing or bad clips.
+    """
+
+    def __init__(self, paths, modalities=("audio", "video", "text"), splits=SPLITS, *, with_labels=False,
+                 on_bad_clip="error", **reading):
+        ids, self.categories = read_list(paths["csv"], splits, on_bad_clip)
+        if not self.categories and ("text" in modalities or with_labels):
+            raise InputError(f"{paths['csv']}: a list without categories; the column 'category' is expected for text "
+                             "and labels; use the 40k list or the modalities audio and video")
+        classes, text = [], None
+        if with_labels:
+            classes = read_classes(paths["categories"]) if paths.get("categories") else sorted(set(self.categories))
+            self.label = np.array(class_indices(paths["csv"], self.categories, classes, "the class list"))
+        if "text" in modalities:
+            features = TextFeatures(paths["text"])
+            text = features.vectors, np.array(features.indices(self.categories))
+        kinds = [m for m in modalities if m != "text"] + ["label"] * with_labels
+        super().__init__("VGGSound-AVEL", modalities, ids, {m: paths[m] for m in kinds}, text=text, classes=classes,
+                         on_bad_clip=on_bad_clip, **reading)
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        if "label" in self.stores:
+            mask = self.stores["label"].read(self.keys[i])
+            item["label"] = single_event(self.label[i], mask, len(self.classes))
+        return item
+
+    def _keep(self, keep):
+        super()._keep(keep)
+        if self.categories:
+            self.categories = [self.categories[i] for i in keep]
+        if self.classes:
+            self.label = self.label[keep]
+
+
+def read_list(path, splits=SPLITS, on_bad_clip="error"):
+    """Ids and categories of a list, its parts joined in the order train, test, val, rows in file order.
+
+    Args:
+        path: csv with category, video_id, split; or with id alone (<id>.mp4).
+        splits: parts to take.
+        on_bad_clip: "skip" keeps the first row of a repeated id instead of raising.
+    Returns:
+        (ids, categories); categories is empty for a list without them.
+    Raises:
+        InputError: missing column, unknown split, repeated id, no rows in the parts.
+    """
+    header = read_header(path)
+    if "id" in header and "video_id" not in header:
+        ids = [name.removesuffix(".mp4") for name in read_table(path, ("id",))["id"]]
+        categories, parts, splits = [], ["train"] * len(ids), SPLITS
+    else:
+        table = read_table(path, ("category", "video_id", "split"))
+        ids, categories, parts = table["video_id"], table["category"], table["split"]
+    unknown = [k for k, part in enumerate(parts) if part not in SPLITS]
+    if unknown:
+        raise InputError(f"{path}: clip {ids[unknown[0]]} has the split '{parts[unknown[0]][:40]}'; train, val or test "
+                         "is expected; mend the line")
+    once = first_rows(path, ids, on_bad_clip)
+    order = [k for split in SPLITS if split in splits for k in once if parts[k] == split]
+    if not order:
+        raise InputError(f"{path}: no clips in {', '.join(splits)}; at least one is expected; check --splits")
+    return [ids[k] for k in order], [categories[k] for k in order] if categories else []

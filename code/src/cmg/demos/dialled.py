@@ -1,0 +1,473 @@
+"""Write Dialled Digits, the demo data, in the published on-disk formats.
+
+    python -m cmg.demos.dialled --out ../../data/demo            # from code/src; about 20 s
+
+The folder holds the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
+files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
+Writers of the handwritten digits are split: pretraining and the AVE training rows see some, everything that is
+tested sees others. One seed gives the same bytes every time.
+"""
+
+import argparse
+import io
+import json
+import pickle
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from cmg.data.layout import DATA_PATHS
+from cmg.data.text import read_prompts, write_text_features
+from cmg.data.text_backends import hashing_sentences
+from cmg.demos import dialled_clips
+from cmg.utils.errors import InputError, Parser, run
+from cmg.utils.files import one_line, output_file, whole_folder
+
+VERSION = 4                             # of the contents; a change makes trees built earlier unusable
+MARKER = "demo.json"                    # written last: a folder that has it is whole
+SECONDS, LEAST_SECONDS = 10, 3           # of a clip
+BLOCK = 80                              # clips made at a time
+ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
+SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
+AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
+UCF_SHARE = 80                          # pretraining clips for each clip of a UCF-101 class
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
+
+
+@dataclass
+class Tree:
+    """A tree being built: where it lies, where each file belongs, and what decides its random choices."""
+    root: Path
+    places: dict            # dotted name -> path relative to the root, as cmg.cli.PLACES
+    seed: int
+    clips: int              # of pretraining; the other parts are proportionate
+    bar: tqdm
+    seconds: int = SECONDS
+
+    def place(self, name):
+        """Absolute path of a place; its folder is made."""
+        path = self.root / self.places[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def folder(self, name):
+        """Absolute path of a place that is a folder, made."""
+        path = self.root / self.places[name]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def rng(self, part):
+        """A generator of the part's own, so that changing one part leaves the bytes of the others."""
+        return np.random.default_rng([self.seed, *part.encode()])
+
+
+# ---------------------------------------------------------------------------------------------------- the parts
+@dataclass
+class Events:
+    """One event a clip: first second, second after the last (N,), and which seconds lie inside (N, T)."""
+
+    start: np.ndarray
+    end: np.ndarray
+    inside: np.ndarray
+
+    @classmethod
+    def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
+        """A share `whole` of the events fill their clip; the others last from `shortest` seconds, anywhere in it."""
+        length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
+        start = (rng.random(count) * (seconds + 1 - length)).astype(int)
+        second = np.arange(seconds)
+        inside = (second >= start[:, None]) & (second < (start + length)[:, None])
+        return cls(start, start + length, inside)
+
+
+def pretraining(tree):
+    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in two thirds of the
+    clips for 2 to 10 seconds only, the rest being noise and an empty picture: codes of a second learn their second.
+
+    Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
+    training pool, whatever the split: the published loader concatenates the three splits.
+    """
+    rng = tree.rng("vggsound")
+    keys = np.arange(tree.clips) % len(dialled_clips.CLASSES)
+    split = np.array(["train", "train", "train", "val", "test"])[np.arange(tree.clips) // len(dialled_clips.CLASSES) % 5]
+    ids = video_ids(tree.clips, rng)
+    table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": ids, "split": split})
+    table.to_csv(tree.place("vggsound.csv"), index=False)
+    write_text(tree, "vggsound")
+    write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), dialled_clips.CLASSES)
+    missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
+    event = Events.draw(tree.clips, 1 / 3, 2, rng, tree.seconds)
+    folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
+    for block in blocks(np.arange(tree.clips)):
+        second_keys = np.where(event.inside[block], keys[block, None], dialled_clips.EMPTY)
+        audio, video = dialled_clips.audio_clips(second_keys, rng), dialled_clips.video_clips(second_keys, "train", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :tree.seconds - missing[k]])
+            write_zip(folders["video"], ids[k], video[i])
+            write_zip(folders["label"], ids[k], event.inside[k].astype(np.float32))
+        tree.bar.update(len(block))
+
+
+def ave(tree):
+    """AVE: one event a clip, from `start` to before `end`; the other seconds are noise and an empty picture.
+
+    Rows are grouped by class, in the order of the class list, as the official annotations are. Training, validation
+    and test rows (4 : 1 : 2) show digits of different writers.
+    """
+    rng = tree.rng("ave")
+    split, keys = ave_rows(tree.clips)
+    count = len(split)
+    event = Events.draw(count, 1 / 3, 2, rng, tree.seconds)
+    second_keys = np.where(event.inside, keys[:, None], dialled_clips.EMPTY)
+    write_annotations(tree, keys, event, rng)
+    write_text(tree, "ave")
+
+    audio = np.empty((count, tree.seconds, dialled_clips.BANDS))               # float64, as published
+    video = np.empty((count, tree.seconds, dialled_clips.PLACES_A_SIDE, dialled_clips.PLACES_A_SIDE, dialled_clips.CHANNELS))
+    for pool in ("train", "val", "test"):
+        rows = np.flatnonzero(split == pool)
+        write_h5(tree.place(f"ave.{pool}"), "order", rows)
+        for block in blocks(rows):
+            audio[block] = dialled_clips.audio_clips(second_keys[block], rng)
+            video[block] = dialled_clips.video_clips(second_keys[block], pool, rng)
+            tree.bar.update(len(block))
+    write_h5(tree.place("ave.audio"), "avadataset", audio)
+    write_h5(tree.place("ave.video"), "avadataset", video)
+    write_h5(tree.place("ave.label"), "avadataset", one_hot(second_keys, len(dialled_clips.CLASSES)))
+
+
+def write_annotations(tree, keys, event, rng):
+    """AVE's list of clips, ids drawn at random, and its classes."""
+    table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
+                          "quality": "good", "start": event.start, "end": event.end})
+    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
+    write_lines(tree.place("ave.categories"), dialled_clips.CLASSES)
+
+
+def ave_rows(clips, shares=(6, 24, 12)):
+    """Split name and key of every AVE row, ordered by key: two arrays. `shares`: pretraining clips for each clip of
+    train, val and test."""
+    counts = [clips // share for share in shares]
+    split = np.repeat(["train", "val", "test"], counts)
+    place = np.concatenate([np.arange(n) for n in counts])
+    keys = place % len(dialled_clips.CLASSES)
+    order = np.argsort(keys, kind="stable")
+    return split[order], keys[order]
+
+
+def avvp(tree):
+    """AVVP and the AVE -> AVVP test side: one or two events a clip, most both heard and seen, some only one of both.
+
+    All digits are of the test pool. A clip without an event in one modality is not on that modality's list; every
+    twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
+    """
+    rng = tree.rng("avvp")
+    ids, keys = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
+    keys["audio"] = np.pad(keys["audio"], ((0, 0), (0, 1)), constant_values=dialled_clips.EMPTY)
+    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
+    for block in blocks(np.arange(len(ids))):
+        audio = dialled_clips.audio_clips(keys["audio"][block], rng)
+        video = dialled_clips.video_clips(keys["visual"][block], "test", rng)
+        for i, k in enumerate(block):
+            write_zip(folders["audio"], ids[k], audio[i, :tree.seconds + (k % 20 == 7)])
+            write_zip(folders["video"], ids[k], video[i])
+        tree.bar.update(len(block))
+
+
+def avvp_lists(tree, count, rng):
+    """Draw the events of `count` AVVP clips and write the lists of AVVP and of AVE -> AVVP.
+
+    Returns:
+        (ids, {"audio", "visual"} -> (count, T) digit of each second, EMPTY between events).
+    """
+    names = np.array([f"digit_{word}" for word in dialled_clips.WORDS])       # AVVP spells with underscores
+    shared = names[list(SHARED)]
+    keys = {modality: np.full((count, tree.seconds), dialled_clips.EMPTY) for modality in ("audio", "visual")}
+    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng, tree.seconds)]
+    table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
+    ids = table["id"].unique()
+    table["row"] = np.searchsorted(ids, table["id"])
+    cut = rng.integers(0, 30, count) * tree.seconds
+    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + tree.seconds}" for name, row in zip(table["id"], table["row"])]
+    table["event_labels"] = names[table["key"]]
+    for modality in ("audio", "visual"):
+        chosen = table[table[modality]]
+        for event in chosen.itertuples():
+            keys[modality][event.row, event.onset:event.offset] = event.key
+        write_events(tree.place(f"avvp.{modality}_csv"), chosen)
+        write_events(tree.place(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
+    write_lines(tree.place("avvp.categories"), names)
+    write_lines(tree.place("ave_avvp.categories"), shared)
+    return ids, keys
+
+
+def draw_events(rng, seconds):
+    """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
+
+    One event of 7 to 10 seconds, or in a tenth of the clips two of 4 or 5 seconds each: codes of a second know their
+    neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
+    """
+    count = 2 if rng.random() < 1 / 10 else 1
+    lengths = (rng.integers(7 * seconds // 10, seconds + 1, 1) if count == 1 else
+               rng.integers(2 * seconds // 5, seconds // 2 + 1, 2))
+    free = seconds - lengths.sum()
+    onsets = np.sort(rng.integers(0, free + 1, count)) + np.cumsum(lengths) - lengths
+    only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
+    return list(zip(rng.permutation(len(dialled_clips.WORDS))[:count], onsets, onsets + lengths, only < 0.9, only >= 0.1))
+
+
+def ave_avvp(tree):
+    """The AVE -> AVVP training side: labels of the shared classes for all AVE rows, and the rows that have one.
+
+    As in the released files the row list covers all AVE splits, and rows of other classes keep their background.
+    """
+    write_shared(tree, ave_rows(tree.clips)[1])
+
+
+def write_shared(tree, keys):
+    """`ave_avvp`, given the digit of every AVE row."""
+    with h5py.File(tree.place("ave.label")) as file:
+        labels = file["avadataset"][:]
+    write_h5(tree.place("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(dialled_clips.CLASSES)]])
+    write_h5(tree.place("ave_avvp.order"), "order", np.flatnonzero(np.isin(keys, SHARED)))
+
+
+def ucf_vggsound(tree):
+    """UCF-101 (video, drawn with bolder and noisier strokes by the test pool's writers) and VGGSound (audio).
+
+    The two class lists are aligned line by line and not in the order of the other lists. Clips last 6 to 12 seconds.
+    """
+    rng = tree.rng("ucf_vggsound")
+    names = np.array([f"Digit{word.capitalize()}" for word in dialled_clips.WORDS])
+    order = np.argsort(names)                                           # alphabetical
+    write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
+    write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(dialled_clips.CLASSES)[order])
+    write_text(tree, "ucf_vggsound")
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips["line"] = clips["category"].map(dict(zip(dialled_clips.CLASSES, np.argsort(order))))
+    clips["part"] = clips["split"].map({"train": 0, "val": 1, "test": 2})
+    clips = clips[clips.index % 60 < 10].sort_values(["line", "part"], kind="stable")     # a sixth of each class
+    clips[["category", "video_id", "split"]].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
+
+    count = tree.clips // UCF_SHARE
+    keys, number = np.repeat(order, count), np.tile(np.arange(count), len(order))
+    ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
+    table = pd.DataFrame({"category": names[keys], "video_id": ids})
+    table.to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
+    folder, shortest, longest = tree.folder("ucf_vggsound.video"), 6 * tree.seconds // 10, 12 * tree.seconds // 10
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(shortest, longest + 1, len(block))
+        video = dialled_clips.video_clips(np.repeat(keys[block, None], longest, 1), "test", rng, dialled_clips.BOLD)
+        for i, k in enumerate(block):
+            write_zip(folder, ids[k], video[i, :length[i]])
+        tree.bar.update(len(block))
+
+
+def ucf51(tree):
+    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
+    which the first half is the closed part, as in every open-set task."""
+    rng = tree.rng("ucf51")
+    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    names = [f"Digit{word.capitalize()}" for word in dialled_clips.WORDS]
+    write_lines(tree.place("ucf51.categories"), names)
+    keys, folder = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio")
+    shortest, longest = 6 * tree.seconds // 10, 12 * tree.seconds // 10
+    for block in blocks(np.arange(len(keys))):
+        length = rng.integers(shortest, longest + 1, len(block))
+        audio = dialled_clips.audio_clips(np.repeat(keys[block, None], longest, 1), rng)
+        for i, k in enumerate(block):
+            write_zip(folder, clips["video_id"][k], audio[i, :length[i]])
+
+
+def captions(tree):
+    """Clips with two captions each: test clips of `vggsound`, every caption a row."""
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
+    word = dict(zip(dialled_clips.CLASSES, dialled_clips.WORDS))
+    rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
+            for number, sentence in enumerate((dialled_clips.PROMPTS[name], f"{word[name]} once more"))]
+    path = tree.place("captions.csv")
+    pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
+    prompts = read_prompts(path)
+    write_text_features(tree.place("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places["captions.csv"])
+    for kind in ("audio", "video"):
+        folder = tree.folder(f"captions.{kind}")
+        for clip in clips["video_id"]:
+            shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
+
+
+# A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
+# was added gets it when it is asked for again.
+PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
+         "ucf51": ucf51, "captions": captions}
+
+
+# ---------------------------------------------------------------------------------------------------- formats
+def blocks(rows):
+    """Row numbers in parts of at most BLOCK."""
+    return np.array_split(rows, -(-len(rows) // BLOCK))
+
+
+def video_ids(count, rng):
+    """Distinct names of 11 characters; lower case, so that they differ on every file system."""
+    names = set()
+    while len(names) < count:
+        names.update("".join(row) for row in rng.choice(ID_LETTERS, (count - len(names), 11)))
+    return np.array(sorted(names))
+
+
+def one_hot(second_keys, classes):
+    """Labels of second keys (N, T), EMPTY = background: (N, T, classes + 1) float32, last column background."""
+    return np.eye(classes + 1, dtype=np.float32)[np.where(second_keys == dialled_clips.EMPTY, classes, second_keys)]
+
+
+def write_zip(folder, name, array):
+    """A feature zip: one member `<name>.pkl`, a pickled array. The fixed date keeps the bytes the same."""
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(f"{name}.pkl"), pickle.dumps(np.ascontiguousarray(array)),
+                         zipfile.ZIP_DEFLATED, compresslevel=1)
+
+
+def write_h5(path, name, array):
+    """One dataset of an h5 file, one chunk per row; light compression, by gzip: lzf starts from what happens to be in
+    memory, and the same array gives other bytes."""
+    content = io.BytesIO()                  # on a full disk h5py complains without end
+    with h5py.File(content, "w") as file:
+        file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
+                            compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
+    path.write_bytes(content.getvalue())
+
+
+def write_events(path, events):
+    """An AVVP list: one row per clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
+    joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
+    joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
+
+
+def write_prompts(path, prompts):
+    pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
+
+
+def write_text(tree, name, prompts=dialled_clips.PROMPTS):
+    """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
+    the others."""
+    write_prompts(tree.place(f"{name}.prompts"), prompts)
+    prompts = read_prompts(tree.place(f"{name}.prompts"))
+    write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.places[f"{name}.prompts"])
+
+
+def write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+def settings(seed, clips, seconds):
+    """What a marker says of a whole tree."""
+    return {"name": "Dialled Digits", "version": VERSION, "seed": seed, "clips": clips, "seconds": seconds,
+            "parts": list(PARTS), "video_channels": dialled_clips.CHANNELS}
+
+
+def parts_there(out, seed, clips, seconds):
+    """Names of the parts of this tree that `out` holds, () if there is nothing; InputError for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return ()
+    marker = out / MARKER
+    if not marker.is_file():
+        raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
+    try:
+        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # earlier trees do not say it
+        wanted = settings(seed, clips, seconds)
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
+                         "again") from None
+    there = found.get("parts")
+    if not isinstance(there, list):
+        raise InputError(f"{marker}: names no parts; remove {out} and build it again")
+    differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted
+                 if key != "parts" and found.get(key) != wanted[key]]
+    if differing:
+        raise InputError(f"{out}: holds another demo tree ({'; '.join(differing)}); remove it or choose another --out")
+    return tuple(there)
+
+
+def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
+    """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone, and
+    one that was built before parts were added gets these.
+
+    Args:
+        out: folder to make; the data root of the demo.
+        places: dotted name -> path relative to the root (cmg.cli.PLACES).
+        clips: pretraining clips; the other parts are proportionate.
+        progress: show a bar.
+        seconds: of a clip, 3 at least.
+
+    Returns:
+        True if the tree or a part of it was built, False if it was there already.
+
+    Raises:
+        InputError: `out` holds something else, or a tree of another seed, size or version, or cannot be made.
+    """
+    out = Path(out).absolute()
+    if not LEAST_CLIPS <= clips <= MOST_CLIPS:
+        raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    if seconds < LEAST_SECONDS:
+        raise InputError(f"--seconds {seconds}: expected {LEAST_SECONDS} or more; 10 is the default")
+    there = parts_there(out, seed, clips, seconds)
+    if there:
+        return add_parts(out, places, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
+    with whole_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
+        total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(dialled_clips.CLASSES)
+        with tqdm(total=total, unit="clip", desc="demo data",
+                  disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
+            tree = Tree(partial, places, seed, clips, bar, seconds)
+            for part in PARTS.values():
+                part(tree)
+        write_marker(partial, seed, clips, seconds)
+    return True
+
+
+def add_parts(out, places, seed, clips, seconds, names, progress):
+    """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
+    if names:
+        with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
+                threadpool_limits(1), one_line(out, "choose another --out"):
+            tree = Tree(out, places, seed, clips, bar, seconds)
+            for name in names:
+                PARTS[name](tree)
+        write_marker(out, seed, clips, seconds)
+    return bool(names)
+
+
+def write_marker(root, seed, clips, seconds):
+    with output_file(root / MARKER, "w", "choose another --out") as file:
+        file.write(json.dumps(settings(seed, clips, seconds), indent=1) + "\n")
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m cmg.demos.dialled", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--clips", type=int, default=2400,
+                        help="pretraining clips; the other parts are proportionate (default 2400, 130 MB)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    built = build(options.out, DATA_PATHS, options.seed, options.clips, seconds=options.seconds)
+    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
+
+
+if __name__ == "__main__":
+    run(main)

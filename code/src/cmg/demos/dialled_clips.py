@@ -1,0 +1,253 @@
+"""Dialled Digits, the demo data: the tone of a telephone key, a handwritten digit, a sentence that names the key.
+
+This module draws seconds and turns them into features; `cmg.demos.dialled` arranges them into clips on disk.
+
+* audio: the dual tones of ITU-T Recommendation Q.23 at 8 kHz, with jitter in frequency, level, onset and length and
+  with noise from light to heavy; one vector of 128 log-mel bands a second.
+* video: digits that people wrote (scikit-learn's copy of the UCI optical digits), turned, scaled, shifted and made
+  noisy; fixed random projections of 49 overlapping patches, [7, 7, V] a second.
+* text: one sentence a class.
+
+Nothing but `numpy.random.Generator`s that the caller passes in makes a random choice, except the projections, which
+are one constant: features made at different times fit together.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from sklearn.datasets import load_digits
+from transformers.audio_utils import mel_filter_bank
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = tuple(f"digit {word}" for word in WORDS)      # class k is key k
+PROMPTS = {f"digit {word}": f"The dual tones of key {word} dialled on a telephone" for word in WORDS}
+EMPTY = -1                                              # "key" of a second in which nothing happens
+
+# ---------------------------------------------------------------------------------------------------- audio
+RATE = 8000                                             # samples a second
+ROW_HZ, COLUMN_HZ = (697, 770, 852, 941), (1209, 1336, 1477)        # Q.23: low group by row, high group by column
+KEY_HZ = np.array([(941, 1336)] + [(ROW_HZ[k // 3], COLUMN_HZ[k % 3]) for k in range(9)], np.float32)   # keys 0..9
+DETUNING = 0.015            # largest relative error of a frequency; Q.23 allows senders 0.018
+LEVEL = (0.12, 0.5)         # amplitude of a tone, of full scale
+TWIST = 1.4                 # the high tone is at most this much louder or softer than the low one (3 dB)
+ONSET = (0.0, 0.3)          # seconds into the second
+LENGTH = (0.35, 0.7)        # seconds
+NOISE = (0.003, 0.1)        # rms of the white noise: from 40 dB below a tone to nearly as loud as a weak one
+BANDS = 128
+BLOCK = 32                  # seconds made at a time
+FRAME, HOP = 1000, 500      # samples: 15 frames a second, 8 Hz resolution
+LOWEST_HZ = 125.0
+
+
+def tones(keys, rng, seconds=1):
+    """Waveforms in which each key is pressed once, at a random moment of the first second.
+
+    Args:
+        keys: (N,) integers 0..9, or EMPTY for noise alone.
+        seconds: length of every waveform; longer ones end in noise.
+
+    Returns:
+        (N, seconds * 8000) float32, about -1..1.
+    """
+    keys = np.asarray(keys)
+    count = len(keys)
+    noise = np.exp(rng.uniform(*np.log(NOISE), (count, 1))).astype(np.float32)
+    waves = rng.standard_normal((count, round(seconds * RATE)), dtype=np.float32) * noise
+    detuned = KEY_HZ[keys] * rng.uniform(1 - DETUNING, 1 + DETUNING, (count, 2)).astype(np.float32)
+    level = np.exp(rng.uniform(*np.log(LEVEL), (count, 2))).astype(np.float32)
+    level[:, 1] = level[:, 0] * TWIST ** rng.uniform(-1, 1, count)
+    level[keys == EMPTY] = 0
+    phase = rng.uniform(0, 2 * np.pi, (count, 2)).astype(np.float32)
+    onset = rng.uniform(*ONSET, (count, 1))
+    time = np.arange(waves.shape[1], dtype=np.float32) / RATE
+    pressed = (time >= onset) & (time < onset + rng.uniform(*LENGTH, (count, 1)))
+    for group in range(2):      # low, high
+        angle = np.float32(2 * np.pi) * detuned[:, group, None] * time + phase[:, group, None]
+        waves += np.sin(angle) * pressed * level[:, group, None]
+    return waves
+
+
+def tone(key, rng, seconds=1):
+    """One waveform of `tones`: (seconds * 8000,) float32."""
+    return tones([key], rng, seconds)[0]
+
+
+@cache
+def mel_bank():
+    """Triangular mel filters from 125 Hz to 4 kHz: (501 bins, 128 bands) float32."""
+    return mel_filter_bank(num_frequency_bins=FRAME // 2 + 1, num_mel_filters=BANDS, min_frequency=LOWEST_HZ,
+                           max_frequency=RATE / 2, sampling_rate=RATE, mel_scale="htk").astype(np.float32)
+
+
+def log_mel(waveforms):
+    """Log-mel bands of waveforms of one second: half the log of 1 + the power, averaged over the second's 15 frames.
+
+    The result is non-negative, about 0-5 as VGGish features are; near silence gives near zero.
+
+    Args:
+        waveforms: (N, 8000).
+
+    Returns:
+        (N, 128) float32.
+    """
+    if waveforms.ndim != 2 or waveforms.shape[1] != RATE:
+        raise ValueError(f"waveforms are {waveforms.shape}; expected (N, {RATE}): one second each at 8 kHz")
+    # transformers' own spectrogram() loops over frames in Python; one FFT call over all frames is ten times faster.
+    window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
+    frames = sliding_window_view(waveforms, FRAME, axis=1)[:, ::HOP] * window           # (N, 15, 1000)
+    spectrum = np.fft.rfft(frames.astype(np.float32, copy=False), axis=-1)
+    power = (spectrum.real ** 2 + spectrum.imag ** 2).mean(1)                           # (N, 501)
+    return (0.5 * np.log1p(power @ mel_bank())).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- video
+# The file lists writers one after another, each starting with 0..9 three times over; both cuts fall between writers.
+POOLS = {"train": slice(0, 1157), "val": slice(1157, 1287), "test": slice(1287, None)}
+DIGIT, CANVAS, PATCH = 12, 13, 7            # pixels: a digit's side, a picture's side, a patch's side
+PLACES_A_SIDE = CANVAS - PATCH + 1          # 7
+CHANNELS = 32                               # V
+PROJECTION_SEED, SMOOTHING, THRESHOLD = 1, 1.0, 0.3
+
+
+def digit_pools(split):
+    """The handwritten digits of one split; no writer is in two splits.
+
+    Args:
+        split: "train" (also all of pretraining), "val" or "test".
+
+    Returns:
+        images (N, 8, 8) float32 in 0..1, labels (N,) int64.
+    """
+    digits, labels = _digits()
+    return digits[POOLS[split]], labels[POOLS[split]]
+
+
+@cache
+def _digits():
+    digits = load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
+
+
+def pick(keys, split, rng):
+    """A handwritten sample of each key, drawn with replacement from the pool; blank for EMPTY.
+
+    Args:
+        keys: (N,) integers 0..9 or EMPTY.
+
+    Returns:
+        (N, 8, 8) float32 in 0..1.
+    """
+    images, labels = digit_pools(split)
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], np.arange(len(WORDS) + 1))
+    keys = np.asarray(keys)
+    some = np.maximum(keys, 0)                      # any digit will do where the second is blanked below
+    samples = first[some] + (rng.random(len(keys)) * (first[some + 1] - first[some])).astype(int)
+    chosen = images[order[samples]]
+    chosen[keys == EMPTY] = 0
+    return chosen
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a set draws its digits; every range is drawn from uniformly."""
+    turn: float                 # largest turn, degrees
+    zoom: tuple                 # size of the digit, 1 = 12 pixels
+    shift: float                # largest shift, pixels
+    ink: tuple                  # brightness of the strokes
+    noise: tuple                # standard deviation of the pixel noise
+    thickness: float = 0.0      # 0 as written, 1 one source pixel thicker on every side
+
+
+PLAIN = Style(turn=4, zoom=(0.97, 1.03), shift=0.4, ink=(0.8, 1.0), noise=(0.0, 0.06))
+BOLD = Style(turn=6, zoom=(0.94, 1.02), shift=0.4, ink=(0.7, 0.95), noise=(0.02, 0.08), thickness=0.15)
+
+
+def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
+    """Pictures of handwritten samples: turned, scaled, shifted, blended with noise, clipped to 0..1.
+
+    Args:
+        images: (N, 8, 8) as `pick` gives.
+        canvas, digit: sides of the picture and of a digit of zoom 1, pixels.
+
+    Returns:
+        (N, canvas, canvas) float32.
+    """
+    count = len(images)
+    source = np.pad(images, ((0, 0), (1, 1), (1, 1)))                   # a blank border to read outside the sample
+    if style.thickness:
+        around = sliding_window_view(np.pad(source, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2)).max((-2, -1))
+        source = (1 - style.thickness) * source + style.thickness * around
+    angle = np.deg2rad(rng.uniform(-style.turn, style.turn, count))
+    scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels a picture's pixel
+    shift = rng.uniform(-style.shift, style.shift, (count, 2))
+    centred = np.arange(canvas) - (canvas - 1) / 2
+    row = centred[None, :, None] - shift[:, 0, None, None]
+    column = centred[None, None, :] - shift[:, 1, None, None]
+    sine, cosine = (scale * np.sin(angle))[:, None, None], (scale * np.cos(angle))[:, None, None]
+    middle = (source.shape[1] - 1) / 2
+    pictures = _bilinear(source, cosine * row - sine * column + middle, sine * row + cosine * column + middle)
+    pictures *= rng.uniform(*style.ink, (count, 1, 1)).astype(np.float32)
+    deviation = rng.uniform(*style.noise, (count, 1, 1)).astype(np.float32)
+    pictures += deviation * rng.standard_normal(pictures.shape, dtype=np.float32)
+    return pictures.clip(0, 1)
+
+
+def _bilinear(source, row, column):
+    """Values of `source` (N, S, S) at real coordinates (N, H, W); coordinates outside read the border."""
+    last = source.shape[1] - 1
+    row, column = row.clip(0, last), column.clip(0, last)
+    top, left = np.minimum(row.astype(int), last - 1), np.minimum(column.astype(int), last - 1)
+    down, right = (row - top).astype(np.float32), (column - left).astype(np.float32)
+    clip = np.arange(len(source))[:, None, None]
+    upper = source[clip, top, left] * (1 - right) + source[clip, top, left + 1] * right
+    lower = source[clip, top + 1, left] * (1 - right) + source[clip, top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+@cache
+def projections():
+    """V fixed random filters, smooth (white noise under a Gaussian), without mean, of norm 1: (49 pixels, V) float32.
+
+    Smooth, because strokes are: white filters answer to pixel noise, and the encoder sees only the sum over the 49
+    places, from which ten digits must remain distinct.
+    """
+    side = np.arange(PATCH)
+    blur = np.exp(-0.5 * ((side[:, None] - side) / SMOOTHING) ** 2)     # (7, 7), applied to rows and to columns
+    noise = np.random.default_rng(PROJECTION_SEED).standard_normal((CHANNELS, PATCH, PATCH))
+    filters = (blur @ noise @ blur.T).reshape(CHANNELS, -1)
+    filters -= filters.mean(1, keepdims=True)
+    return (filters / np.linalg.norm(filters, axis=1, keepdims=True)).T.astype(np.float32)
+
+
+def video_features(pictures):
+    """Rectified random projections of a picture's 49 overlapping patches of 7 x 7 pixels.
+
+    Args:
+        pictures: (N, 13, 13) in 0..1.
+
+    Returns:
+        (N, 7, 7, V) float32, non-negative.
+    """
+    if pictures.ndim != 3 or pictures.shape[1:] != (CANVAS, CANVAS):
+        raise ValueError(f"pictures are {pictures.shape}; expected (N, {CANVAS}, {CANVAS})")
+    patches = sliding_window_view(pictures, (PATCH, PATCH), axis=(1, 2))
+    patches = patches.reshape(-1, PATCH * PATCH).astype(np.float32, copy=False)
+    answers = np.maximum(patches @ projections() - np.float32(THRESHOLD), 0)
+    return answers.reshape(len(pictures), PLACES_A_SIDE, PLACES_A_SIDE, CHANNELS)
+
+
+# ---------------------------------------------------------------------------------------------------- clips
+def audio_clips(keys, rng):
+    """Audio features of clips, one second a key: (N, T) integers 0..9 or EMPTY -> (N, T, 128) float32."""
+    flat = keys.ravel()
+    blocks = np.array_split(flat, -(-len(flat) // BLOCK))       # waveforms that fit the cache: four times faster
+    return np.concatenate([log_mel(tones(block, rng)) for block in blocks]).reshape(*keys.shape, BANDS)
+
+
+def video_clips(keys, split, rng, style=PLAIN):
+    """Video features of clips, another handwritten sample each second: (N, T) keys -> (N, T, 7, 7, V) float32."""
+    features = video_features(draw(pick(keys.ravel(), split, rng), rng, style))
+    return features.reshape(*keys.shape, *features.shape[1:])

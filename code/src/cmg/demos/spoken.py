@@ -1,0 +1,220 @@
+"""Write Spoken Digits, real recordings, in the published on-disk formats.
+
+    python -m cmg.demos.spoken --out ../../data/spoken --recordings DIR       # from code/src; about a minute
+
+The folder holds the tree of a real data package, as the demo's (cmg/demos/dialled.py). Pretraining and AVE's
+training rows have recordings and images of one part, validation rows of another, and all that is tested of a third,
+whose recordings are the data set's own test split. The list of pretraining has all three: pretrain on `--splits train`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from cmg.data.layout import DATA_PATHS
+from cmg.demos import spoken_sources
+from cmg.demos.dialled import (
+    SECONDS,
+    Events,
+    Tree,
+    ave_rows,
+    avvp_lists,
+    one_hot,
+    video_ids,
+    write_annotations,
+    write_h5,
+    write_lines,
+    write_shared,
+    write_text,
+    write_zip,
+)
+from cmg.demos.dialled_clips import CLASSES, EMPTY, WORDS
+from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
+from cmg.extract.video import GRID
+from cmg.utils.errors import InputError, Parser, run
+from cmg.utils.files import output_file, whole_folder
+
+VERSION = 1                             # of the contents
+MARKER = "spoken.json"                  # written last: a folder that has it is whole
+PROMPTS = {name: f"A voice says {word} and a hand writes it" for name, word in zip(CLASSES, WORDS)}
+WHOLE, SHORTEST = 1 / 3, 4              # share of events that fill their clip, and the shortest, in seconds
+# Pretraining clips for each clip of AVE's parts, of each tested part of the pretraining list, of AVVP and of UCF-101.
+AVE_SHARES, HELD_SHARE, AVVP_SHARE, UCF_SHARE = (4, 8, 8), 8, 6, 8
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
+
+
+class Writer(Tree):
+    """A tree being built of three pools of recordings. A subclass with another name, cut or features makes others."""
+
+    name, cut, channels = "Spoken Digits", OFFICIAL, CHANNELS
+
+    def start(self, speech, images):
+        """Take the recordings; each part's are handed out in one random order."""
+        self.pools = {part: pool(part, speech, images, self.cut) for part in ("train", "val", "test")}
+        self.filters = filters(self.pools["train"])
+        return self
+
+    def cast(self, heard, seen, part, rng):
+        """One `Clip` after another: digits of the seconds (N, T), NONE for nothing, by the pool `part`."""
+        casting = Casting(self.pools[part], rng, self.cut.hold)
+        for one in zip(heard, seen):
+            yield casting.clip(*one)
+            self.bar.update()
+
+    def audio(self, clip, part):
+        return audio_features(clip, self.pools[part])
+
+    def video(self, clip, part):
+        return video_features(clip, self.pools[part], self.filters)
+
+
+def pretraining(tree):
+    """VGGSound-AVEL: `tree.clips` clips of the part train, and an eighth as many of val and of test, unseen in
+    pretraining."""
+    rng = tree.rng("vggsound")
+    held = tree.clips // HELD_SHARE
+    split = np.repeat(["train", "val", "test"], [tree.clips, held, held])
+    keys = np.concatenate([np.arange(n) for n in (tree.clips, held, held)]) % len(WORDS)
+    ids = rng.permutation(video_ids(len(keys), rng))
+    pd.DataFrame({"category": np.array(CLASSES)[keys], "video_id": ids, "split": split}).to_csv(
+        tree.place("vggsound.csv"), index=False)
+    write_text(tree, "vggsound", PROMPTS)
+    write_lines(tree.place("vggsound.categories"), CLASSES)
+    event = Events.draw(len(keys), WHOLE, SHORTEST, rng)
+    digits = np.where(event.inside, keys[:, None], EMPTY)
+    folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
+    for part in tree.pools:
+        rows = np.flatnonzero(split == part)
+        for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
+            write_zip(folders["audio"], ids[row], tree.audio(clip, part))
+            write_zip(folders["video"], ids[row], tree.video(clip, part))
+            write_zip(folders["label"], ids[row], event.inside[row].astype(np.float32))
+
+
+def ave(tree):
+    """AVE: one event a clip; rows grouped by class, as the official annotations are."""
+    rng = tree.rng("ave")
+    split, keys = ave_rows(tree.clips, AVE_SHARES)
+    event = Events.draw(len(keys), WHOLE, SHORTEST, rng)
+    digits = np.where(event.inside, keys[:, None], EMPTY)
+    write_annotations(tree, keys, event, rng)
+    write_text(tree, "ave", PROMPTS)
+    audio = np.empty((len(keys), SECONDS, 128))                                 # float64, as published
+    video = np.empty((len(keys), SECONDS, GRID, GRID, tree.channels))
+    for part in tree.pools:
+        rows = np.flatnonzero(split == part)
+        write_h5(tree.place(f"ave.{part}"), "order", rows)
+        for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
+            audio[row] = tree.audio(clip, part)
+            video[row] = tree.video(clip, part)
+    write_h5(tree.place("ave.audio"), "avadataset", audio)
+    write_h5(tree.place("ave.video"), "avadataset", video)
+    write_h5(tree.place("ave.label"), "avadataset", one_hot(digits, len(CLASSES)))
+    write_shared(tree, keys)
+
+
+def avvp(tree):
+    """AVVP and the AVE -> AVVP test side: one or two events a clip, some only heard or only seen; test part."""
+    rng = tree.rng("avvp")
+    ids, digits = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
+    folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
+    for name, clip in zip(ids, tree.cast(digits["audio"], digits["visual"], "test", rng)):
+        write_zip(folders["audio"], name, tree.audio(clip, "test"))
+        write_zip(folders["video"], name, tree.video(clip, "test"))
+
+
+def ucf_vggsound(tree):
+    """UCF-101: video of 6 to 12 seconds that one image fills; VGGSound: the test clips of the pretraining list.
+
+    The two class lists are aligned line by line and not in the order of the other lists."""
+    rng = tree.rng("ucf_vggsound")
+    names = np.array([f"Digit{word.capitalize()}" for word in WORDS])
+    order = np.argsort(names)
+    write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
+    write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(CLASSES)[order])
+    write_text(tree, "ucf_vggsound", PROMPTS)
+    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips[clips["split"] == "test"].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
+    keys = np.sort(np.arange(tree.clips // UCF_SHARE) % len(WORDS))
+    number = np.arange(len(keys)) - np.searchsorted(keys, keys)
+    ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
+    pd.DataFrame({"category": names[keys], "video_id": ids}).to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
+    folder, longest = tree.folder("ucf_vggsound.video"), 12
+    seen = np.repeat(keys[:, None], longest, 1)
+    for name, clip in zip(ids, tree.cast(np.full_like(seen, EMPTY), seen, "test", rng)):
+        write_zip(folder, name, tree.video(clip, "test")[:rng.integers(6, longest + 1)])
+
+
+PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part reads no more than the parts before it
+
+
+def build(out, places, recordings, seed=0, clips=2400, progress=True, writer=Writer):
+    """Build the tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
+
+    Args:
+        out: folder to make; the data root.
+        places: dotted name -> path relative to the root (cmg.cli.PLACES).
+        recordings: folder of the archives (`sources`).
+        clips: pretraining clips; the other parts are proportionate.
+        writer: `Writer` or a subclass.
+    Returns:
+        True if it was built, False if it was there already.
+    Raises:
+        InputError: `out` holds something else, or a tree of other settings; the archives are absent or not the
+            published ones.
+    """
+    out = Path(out).absolute()
+    if not LEAST_CLIPS <= clips <= MOST_CLIPS:
+        raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    settings = {"name": writer.name, "version": VERSION, "seed": seed, "clips": clips}
+    if is_there(out, settings):
+        return False
+    speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
+    with whole_folder(out, lambda: is_there(out, settings)) as partial:
+        total = sum(clips // share for share in (1, HELD_SHARE, HELD_SHARE, *AVE_SHARES, AVVP_SHARE, UCF_SHARE))
+        with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar, \
+                threadpool_limits(1):                                           # sums depend on the threads
+            tree = writer(partial, places, seed, clips, bar).start(speech, images)
+            for part in PARTS:
+                part(tree)
+        with output_file(partial / MARKER, "w") as file:
+            file.write(json.dumps(settings, indent=1) + "\n")
+    return True
+
+
+def is_there(out, settings):
+    """Does `out` hold this very tree? InputError if it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != settings:
+        raise InputError(f"{out}: holds something else ({MARKER} says {json.dumps(found)}, {json.dumps(settings)} is "
+                         "expected); remove it or choose another folder")
+    return True
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m cmg.demos.spoken", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    built = build(options.out, DATA_PATHS, options.recordings, options.seed, options.clips)
+    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
+
+
+if __name__ == "__main__":
+    run(main)

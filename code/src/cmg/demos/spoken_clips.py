@@ -1,0 +1,163 @@
+"""Clips of Spoken Digits: a recorded word, said once a second for the length of an event, and a handwritten digit.
+
+The features are those of `prepare.py features --audio-encoder logmel --video-encoder patches --patch-filters pca
+--patch-channels 16`, computed without the way through video files. A clip is grey and silent but for its events, so
+both its features are nearly zero there.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmg.demos.spoken_sources import RATE, SIDE
+from cmg.extract.audio import logmel_second
+from cmg.extract.video import GRID, patches, pca_filters
+
+NONE = -1                               # no recording, no image: silence, an empty canvas
+CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
+GREY = 128                              # of an empty canvas
+CHANNELS = 16                           # V
+GROUP = 5000                            # MNIST's test images are of two groups of writers, 5,000 images each
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How recordings become clips.
+
+    Attributes:
+        takes: part -> takes of every speaker and digit.
+        images: part -> images of each of the two groups of writers, so that every part has the same share of both.
+        hold: seconds until another recording and another image take over.
+    """
+
+    takes: dict
+    images: dict
+    hold: int
+
+
+# Takes 0 to 4 are the data set's own test split.
+OFFICIAL = Cut({"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)},
+               {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}, hold=3)
+
+
+@dataclass
+class Pool:
+    """The recordings and images of one part; no other part has any of them.
+
+    Attributes:
+        waves: list of int16 arrays.
+        said: (N,) digit of each.
+        pixels: (M, 28, 28) uint8.
+        shown: (M,) digit of each.
+    """
+
+    waves: list
+    said: np.ndarray
+    pixels: np.ndarray
+    shown: np.ndarray
+
+
+def pool(part, speech, images, cut=OFFICIAL):
+    """`Pool` of "train", "val" or "test"."""
+    takes, group = cut.takes[part], cut.images[part]
+    chosen = np.flatnonzero((speech.index >= takes.start) & (speech.index < takes.stop))
+    number = np.arange(len(images.digit)) % GROUP
+    written = (number >= group.start) & (number < group.stop)
+    return Pool([speech.waves[k] for k in chosen], speech.digit[chosen], images.pixels[written], images.digit[written])
+
+
+@dataclass
+class Clip:
+    """What is heard and seen in each second.
+
+    Attributes:
+        heard: (T,) number of a recording in its pool, or NONE.
+        onset: (T,) share of the free time in the second after which the word begins, 0..1.
+        seen: (T,) number of an image in its pool, or NONE.
+        cell: (T,) which of the 49 cells the image fills.
+    """
+
+    heard: np.ndarray
+    onset: np.ndarray
+    seen: np.ndarray
+    cell: np.ndarray
+
+
+class Casting:
+    """Chooses recordings and images of given digits: each of a pool once, in random order, before any comes again."""
+
+    def __init__(self, pool, rng, hold=OFFICIAL.hold):
+        self.rng, self.queues, self.hold = rng, {}, hold
+        self.of_digit = {"heard": pool.said, "seen": pool.shown}
+
+    def next(self, kind, digit):
+        """Number of the next "heard" recording or "seen" image of a digit."""
+        if not self.queues.get((kind, digit)):
+            candidates = np.flatnonzero(self.of_digit[kind] == digit)
+            self.queues[kind, digit] = list(self.rng.permutation(candidates))
+        return self.queues[kind, digit].pop()
+
+    def clip(self, heard, seen):
+        """`Clip` of the digits heard and seen each second, (T,), NONE for nothing.
+
+        A recording and an image, in a place of its own, stay for `hold` seconds; the word begins at another moment of
+        each second.
+        """
+        places = self.rng.integers(GRID * GRID, size=len(seen))
+        cell = np.where(seen == NONE, 0, places[np.arange(len(seen)) - _since(seen) % self.hold])
+        return Clip(self._cast("heard", heard), self.rng.random(len(heard)), self._cast("seen", seen), cell)
+
+    def _cast(self, kind, digits):
+        chosen, since = np.full(len(digits), NONE), _since(digits)
+        for second in np.flatnonzero(digits != NONE):
+            chosen[second] = chosen[second - 1] if since[second] % self.hold else self.next(kind, digits[second])
+        return chosen
+
+
+def _since(digits):
+    """Seconds since the digit of each second began, (T,)."""
+    number = np.arange(len(digits))
+    begins = np.append(True, digits[1:] != digits[:-1])
+    return number - np.maximum.accumulate(np.where(begins, number, 0))
+
+
+def waveform(clip, pool):
+    """(T * 8000,) int16. A word longer than its second is cut there."""
+    wave = np.zeros(len(clip.heard) * RATE, np.int16)
+    for second in np.flatnonzero(clip.heard != NONE):
+        word = pool.waves[clip.heard[second]][:RATE]
+        start = second * RATE + round(clip.onset[second] * (RATE - len(word)))
+        wave[start:start + len(word)] = word
+    return wave
+
+
+def frame(clip, pool, second):
+    """The picture of a second, (196, 196, 3) uint8."""
+    canvas = np.full((CANVAS, CANVAS), GREY, np.uint8)
+    if clip.seen[second] != NONE:
+        row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
+        canvas[row:row + SIDE, column:column + SIDE] = pool.pixels[clip.seen[second]]
+    return _colour(canvas)
+
+
+def audio_features(clip, pool):
+    """(T, 128) float32."""
+    return logmel_second(waveform(clip, pool), RATE)
+
+
+def filters(pool):
+    """Principal directions of a pool's images, (192, 16), fitted to canvases that they fill."""
+    whole = len(pool.pixels) // GRID ** 2 * GRID ** 2
+    sheets = pool.pixels[:whole].reshape(-1, GRID, GRID, SIDE, SIDE).transpose(0, 1, 3, 2, 4)
+    return pca_filters([_colour(sheet) for sheet in sheets.reshape(-1, CANVAS, CANVAS)], CHANNELS)
+
+
+def video_features(clip, pool, filters):
+    """(T, 7, 7, V) float32, `filters` (192, V). A picture that stays is computed once: the mean over its frames is
+    itself."""
+    first, which = np.unique(np.stack([clip.seen, clip.cell], 1), axis=0, return_index=True, return_inverse=True)[1:]
+    return patches([frame(clip, pool, second) for second in first], filters)[which.ravel()]
+
+
+def _colour(canvas):
+    return np.repeat(canvas[..., None], 3, 2)

@@ -1,0 +1,139 @@
+"""The recordings behind Spoken Digits: where they come from, and that they are what they should be.
+
+* Free Spoken Digit Dataset, commit 26eb9aa: 3,000 words of six speakers, 8 kHz, 16 bit; CC BY-SA 4.0.
+* The 10,000 test images of MNIST, 28 x 28; CC BY-SA 3.0.
+
+Archives are read in memory, member by member, up to a limit; nothing in them names a place on the disk.
+"""
+
+import gzip
+import hashlib
+import io
+import re
+import tarfile
+import wave
+import zlib
+from dataclasses import dataclass
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+
+from cmg.utils.errors import InputError
+from cmg.utils.files import output_file
+from cmg.utils.limits import LIMITS
+
+RATE = 8000                             # samples a second
+SIDE = 28                               # pixels of an image
+SPEECH = "free-spoken-digit-dataset-recordings.tar.gz"
+IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+HOMES = {SPEECH: "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aa.tar.gz",
+         IMAGES: MNIST + IMAGES, LABELS: MNIST + LABELS}
+# SHA-256 of what is unpacked: archives of GitHub are packed anew from time to time. Speech: of the lines
+# "<SHA-256 of the file>  <its name>", sorted by name, as sha256sum prints them.
+SHA256 = {SPEECH: "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
+          IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+          LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
+RECORDING = re.compile(r"(?:.*/)?recordings/((\d)_([a-z]+)_(\d{1,2})\.wav)")
+TIMEOUT = 60                            # seconds without an answer
+
+
+@dataclass
+class Speech:
+    """Recorded words.
+
+    Attributes:
+        waves: list of int16 arrays at 8 kHz.
+        digit, index: (N,) what is said, and the number of the take; takes 0 to 4 are the data set's own test split.
+        speaker: (N,) names.
+    """
+
+    waves: list
+    digit: np.ndarray
+    speaker: np.ndarray
+    index: np.ndarray
+
+
+@dataclass
+class Images:
+    """Handwritten digits: pixels (N, 28, 28) uint8, ink bright; digit (N,)."""
+
+    pixels: np.ndarray
+    digit: np.ndarray
+
+
+def read_speech(folder):
+    """`Speech` of the archive in `folder`, sorted by file name; InputError unless it is the published one."""
+    path = folder / SPEECH
+    files = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_unpacked(path)), mode="r:") as archive:
+            for member in archive:
+                name = RECORDING.fullmatch(member.name)
+                if name and member.isfile() and member.size <= LIMITS.recording_bytes:
+                    files[name[1]] = archive.extractfile(member).read()
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise _damaged(path, f"no tar archive: {error}") from None
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    _verify(path, "".join(lines).encode(), f"{len(files)} recordings")
+    names = [RECORDING.fullmatch(f"recordings/{name}").groups() for name in sorted(files)]
+    return Speech([_samples(files[name]) for name in sorted(files)], np.array([int(digit) for _, digit, _, _ in names]),
+                  np.array([speaker for *_, speaker, _ in names]), np.array([int(take) for *_, take in names]))
+
+
+def read_images(folder):
+    """`Images` of the two files in `folder`; InputError unless they are the published ones."""
+    pixels, digits = (_verify(folder / name, _unpacked(folder / name), "other bytes") for name in (IMAGES, LABELS))
+    return Images(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, SIDE, SIDE),
+                  np.frombuffer(digits, np.uint8, offset=8).astype(np.int64))
+
+
+def fetch(folder):
+    """Download those archives that `folder` lacks; InputError in one line if that fails."""
+    for name, address in HOMES.items():
+        path = folder / name
+        if not path.exists():
+            print(f"{address} -> {path}", flush=True)
+            try:
+                with urlopen(address, timeout=TIMEOUT) as answer:
+                    content = answer.read(LIMITS.download_bytes + 1)
+            except (URLError, OSError, ValueError) as error:
+                raise InputError(f"{address}: cannot be downloaded ({error}); put the file at {path} yourself, or name "
+                                 "a folder that has it with --recordings") from None
+            if len(content) > LIMITS.download_bytes:
+                raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get "
+                                 "it elsewhere and name its folder with --recordings")
+            with output_file(path) as file:
+                file.write(content)
+
+
+def _unpacked(path):
+    """Content of a .gz file, up to a limit."""
+    if not path.is_file():
+        raise InputError(f"{path}: not found; {SPEECH}, {IMAGES} and {LABELS} are expected in one folder; name it with "
+                         "--recordings")
+    try:
+        with gzip.open(path) as file:
+            content = file.read(LIMITS.unpacked_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from None
+    if len(content) > LIMITS.unpacked_bytes:
+        raise _damaged(path, f"more than {LIMITS.unpacked_bytes >> 20} MiB unpacked")
+    return content
+
+
+def _verify(path, content, what):
+    if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
+        raise _damaged(path, f"{what}; the SHA-256 of the published content is another")
+    return content
+
+
+def _damaged(path, why):
+    return InputError(f"{path}: not the published file ({why}); remove it to have it downloaded again from "
+                      f"{HOMES[path.name]}")
+
+
+def _samples(content):
+    with wave.open(io.BytesIO(content)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), np.int16)

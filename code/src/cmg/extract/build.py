@@ -1,0 +1,115 @@
+"""From the options of the command to a device and encoders; every contradiction among them is one line."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from cmg.extract import audio, video, weights
+from cmg.extract.encoders import LogMelSound, PatchPictures, StillPictures, VGG19Pictures, VGGishSound
+from cmg.extract.media import Media, Unreadable, rgb
+from cmg.extract.output import write_whole
+from cmg.utils.errors import InputError
+
+PCA_VIDEOS, PCA_FRAMES = 64, 10     # videos and frames of each that PCA filters are fitted to
+
+
+def find_device(name):
+    """torch device of --device: a GPU if there is one, unless something else is asked for."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such device; cpu, cuda or cuda:1 is expected") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; leave --device out or "
+                         "pass cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False     # features are float32 throughout, as the published ones
+    return device
+
+
+def sound_encoder(opts, device):
+    """The encoder of --audio-encoder, None without the modality."""
+    if opts.modality == "video":
+        return None
+    front = audio.FrontEnd(opts.audio_route, opts.framing, opts.resampler)
+    if opts.uint8 and not opts.pca:
+        raise InputError("--uint8: bytes of the PCA's output; --pca FILE is expected as well")
+    if opts.audio_encoder == "vggish":
+        if not opts.vggish:
+            raise InputError(f"--vggish: no file is given; {weights.FILES['vggish']} is expected; or take "
+                             "--audio-encoder logmel, which needs none, or --modality video")
+        return VGGishSound(weights.read(opts.vggish, "vggish", opts.vggish_kind), front, device, opts.pre_relu,
+                           weights.read_pca(opts.pca) if opts.pca else None, opts.uint8)
+    if opts.pre_relu or opts.pca:
+        raise InputError(f"--pre-relu and --pca: of VGGish; --audio-encoder {opts.audio_encoder} is given; leave them "
+                         "out")
+    if opts.audio_encoder == "logmel":
+        return LogMelSound(front)
+    if (opts.audio_route, opts.framing) != ("native", "second"):
+        raise InputError("--audio-route and --framing: of vggish and logmel; models of transformers hear each second "
+                         "at its native rate; leave them out")
+    from cmg.extract.hub import HubSound
+    return HubSound(opts.audio_encoder, device, opts.resampler)
+
+
+def picture_encoder(opts, device, clips):
+    """The encoder of --video-encoder, None without the modality."""
+    if opts.modality == "audio":
+        return None
+    if opts.preset == "avsbench":
+        return StillPictures()
+    if opts.video_encoder in ("vgg19", "patches") and opts.video_form != "map":
+        raise InputError(f"--video-form vector: of models of transformers; {opts.video_encoder} gives maps; leave it "
+                         "out")
+    if opts.video_encoder == "vgg19":
+        if not opts.vgg19:
+            raise InputError(f"--vgg19: no file is given; {weights.FILES['vgg19']} is expected; or take "
+                             "--video-encoder patches, which needs none, or --modality audio")
+        return VGG19Pictures(weights.read(opts.vgg19, "vgg19", opts.vgg19_kind), device)
+    if opts.video_encoder == "patches":
+        if opts.patch_channels > video.CELL ** 2 * 3:
+            raise InputError(f"--patch-channels {opts.patch_channels}: up to {video.CELL ** 2 * 3} are expected")
+        if opts.patch_filters == "random":
+            return PatchPictures(video.random_filters(opts.patch_channels))
+        filters = pca_filters(opts.out, clips, opts.patch_channels)
+        return PatchPictures(filters, f"pca {hashlib.sha256(filters.tobytes()).hexdigest()[:12]}")
+    from cmg.extract.hub import HubPictures
+    return HubPictures(opts.video_encoder, device, opts.video_form)
+
+
+def pca_filters(folder, clips, channels):
+    """Filters fitted to the first seconds of some videos, evenly spaced by id; kept in the folder for later runs.
+
+    Raises:
+        InputError: no frame can be read.
+    """
+    path = Path(folder) / f"patch_filters_{channels}.npy"
+    if path.exists():
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: not the filters of an earlier run ({str(error)[:80]}); an array of them is "
+                             "expected; choose another --out, or remove it where no feature was made yet") from error
+    names = list(clips)
+    frames = []
+    for name in names[::-(-len(names) // PCA_VIDEOS)]:
+        try:
+            media = Media(clips[name])
+            if media.facts.frame_rate:
+                step = max(1, round(media.facts.frame_rate))
+                frames += [video.resize(rgb(frame)) for frame, first, end in media.timeline(step * PCA_FRAMES)
+                           if -(-first // step) * step < end]           # one of each second
+        except (Unreadable, av.error.FFmpegError):
+            continue                                        # the report will say so
+    if not frames:
+        raise InputError("--patch-filters pca: no frame of these videos can be read; some are expected; take "
+                         "--patch-filters random")
+    filters = video.pca_filters(frames, channels)
+    buffer = io.BytesIO()
+    np.save(buffer, filters)
+    write_whole(path, buffer.getvalue())
+    return filters

@@ -1,0 +1,284 @@
+"""One video to features: which seconds, which frames, and what was wrong with it."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from av.error import FFmpegError
+
+from cmg.extract import audio, video
+from cmg.extract.encoders import BATCH
+from cmg.extract.media import Media, Unreadable, rgb
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+CLOCKS = ("tenths", "time")
+NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
+SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
+DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Which seconds of a clip and which of their frames.
+
+    Attributes:
+        seconds: T, rows of a feature; None for the whole seconds of each clip.
+        per_second: frames that are averaged into a row.
+        clock: "tenths" cuts the frames into T equal parts (AVE), "time" goes by the frame rate (AVSBench); None takes
+            "tenths" where the clip lasts T to half a second, else "time".
+        last: only the last frame of each second (AVSBench's pictures).
+    """
+
+    seconds: int | None = 10
+    per_second: int = video.PER_SECOND
+    clock: str | None = None
+    last: bool = False
+
+    def frames(self, count, rate):
+        """Frames of each row.
+
+        Args:
+            count: frames of the clip, at the nominal rate.
+            rate: frames a second.
+        Returns:
+            (clock, (rows, per_second or 1) frame numbers).
+        """
+        seconds = self.seconds or max(1, int(count / rate))
+        clock = self.clock or ("tenths" if abs(count / rate - seconds) <= NEAR else "time")
+        if clock == "tenths":
+            if count / rate > seconds + NEAR:
+                count = round(seconds * rate)               # the first T seconds of a longer clip
+            table = video.tenths(count, seconds, self.per_second)
+        else:
+            q = max(1, round(rate))
+            rows = min(seconds, math.floor(count / q + 0.5))        # a row needs half a second
+            table = video.at_rate(q, rows, self.per_second)
+        table = np.minimum(table, max(0, count - 1))
+        return clock, table[:, -1:] if self.last else table
+
+
+@dataclass
+class Row:
+    """A line of the report. Fields that are not known are empty."""
+
+    id: str
+    status: str = "ok"
+    duration: str = ""
+    frame_rate: str = ""
+    frames: str = ""
+    audio_rate: str = ""
+    channels: str = ""
+    rows: str = ""
+    warning: str = ""
+
+
+@dataclass
+class Extracted:
+    """A clip's features (None where there are none) and its line of the report."""
+
+    row: Row
+    audio: np.ndarray | None = None
+    video: np.ndarray | None = None
+    problems: list = field(default_factory=list)            # (status, explanation)
+
+
+class Problem(Exception):
+    """Why a modality of a clip has no features: a status and an explanation."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_for_missing=False, batch=BATCH):
+    """Features of one video.
+
+    Args:
+        path: video file.
+        name: id of the clip.
+        timing: `Timing`.
+        sound, pictures: encoders (see `encoders`), None to leave a modality out.
+        start: seconds at which the clip begins.
+        silence_for_missing: a video without sound gets the features of silence.
+        batch: frames encoded at a time.
+    Returns:
+        `Extracted`; whatever is wrong with the file is a status and a warning in its row, never an exception.
+    """
+    result = Extracted(Row(name))
+    try:
+        media = Media(path, start)
+    except Unreadable as error:
+        result.row.status, result.row.warning = "unreadable", str(error)
+        return result
+    _describe(result.row, media)
+    for modality, encoder, make in (("audio", sound, _sound), ("video", pictures, _pictures)):
+        if encoder is None:
+            continue
+        try:
+            feature = make(media, encoder, timing, silence_for_missing if modality == "audio" else batch, result.row)
+            _check(feature, media, modality, timing)
+            setattr(result, modality, feature)
+        except Problem as problem:
+            result.problems.append((problem.status, f"{modality}: {problem}"))
+        except Unreadable as error:
+            result.problems.append(("unreadable", str(error)))
+        except Exception as error:  # noqa: BLE001   one clip must not end the run over all the others
+            if isinstance(error, (InputError, MemoryError)) and not isinstance(error, FFmpegError):
+                raise                   # FFmpeg has no memory for what the file claims, not for the program
+            result.problems.append(("error", f"{modality}: {type(error).__name__}: {error}"))
+    _conclude(result, media, timing)
+    return result
+
+
+def _describe(row, media):
+    facts = media.facts
+    row.duration = "" if facts.duration is None else f"{facts.duration:.3f}"
+    row.frame_rate = "" if facts.frame_rate is None else f"{float(facts.frame_rate):.6g}"
+    row.audio_rate = "" if facts.audio_rate is None else str(facts.audio_rate)
+    row.channels = "" if facts.channels is None else str(facts.channels)
+
+
+def _sound(media, encoder, timing, silence_for_missing, row):
+    rate, count = media.facts.audio_rate, timing.seconds
+    if rate is None:
+        if not silence_for_missing:
+            raise Problem("no_audio", "no sound; --silence-for-missing writes the features of silence")
+        rate = audio.NEAREST_RATE if encoder.nearest_route else audio.RATE
+        count = count or max(1, int(media.facts.duration or 1))
+        if count > LIMITS.video_seconds:
+            raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read (cmg/utils/limits.py); cut the video "
+                          "or give --seconds")
+        media.warnings.append("no sound: the features of silence are written")
+        return encoder.encode([np.zeros((rate, 2), np.int16)] * count, rate)
+    if encoder.whole and not count and (media.facts.duration or 0) > LIMITS.sound_seconds:
+        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LIMITS.sound_seconds} s can be taken with "
+                      "--framing continuous; cut the video or give --seconds")
+    silent = []
+
+    def watched():
+        for samples in media.seconds_of_sound(count, encoder.nearest_route):
+            silent.append(not len(samples) or abs(samples.astype(np.int32)).max() <= 1)
+            yield samples
+
+    feature = encoder.encode(watched(), audio.NEAREST_RATE if encoder.nearest_route else rate)
+    if not silent:
+        raise Problem("unreadable", "nothing of the sound can be decoded")
+    if all(silent):
+        media.warnings.append("sound: digital silence throughout")
+    return feature[:count]
+
+
+def _pictures(media, encoder, timing, batch, row):
+    rate = media.facts.frame_rate
+    if rate is None:
+        raise Problem("no_video", "no pictures, or a single cover picture")
+    guess = media.facts.frames or int(rate * (timing.seconds or 10))
+    for _ in range(4):                      # by the header's number of frames, then by the number that was read
+        planned = _plan(timing, guess, rate)
+        feature, count = _encode_frames(media, encoder, timing, planned[1], batch)
+        row.frames = str(count)
+        if count == 1 and media.facts.audio_rate:
+            raise Problem("no_video", "a single picture")
+        if count == 0:
+            raise Problem("unreadable", "no frame can be decoded")
+        if count / rate < SHORTEST:
+            raise Problem("too_short", f"{count} frames, {float(count / rate):.2f} s; a second is needed")
+        found = _plan(timing, count, rate)
+        if np.array_equal(np.minimum(planned[1], count - 1), found[1]):
+            return feature
+        guess = count
+    raise Problem("error", "the number of frames changes from one reading to the next")
+
+
+def _plan(timing, count, rate):
+    """As `Timing.frames`, refused where all seconds are taken and these are too many to list."""
+    if not timing.seconds and count / rate > LIMITS.video_seconds:
+        raise Problem("too_long", f"{float(count / rate):.0f} s; up to {LIMITS.video_seconds} s are read (cmg/utils/limits.py); "
+                      "cut the video or give --seconds")
+    return timing.frames(count, rate)
+
+
+def _encode_frames(media, encoder, timing, table, batch):
+    """Means over the frames of each row, (rows, ...) float32, and the number of frames up to T + 0.5 s.
+
+    Frames are encoded once each, however often the timeline repeats them and whether or not the file stores the same
+    picture again; the mean is taken in float64 and rounded once.
+    """
+    rows, per_row = table.shape
+    wanted, limit = table.ravel(), None
+    if timing.seconds:
+        limit = math.floor((timing.seconds + NEAR) * media.facts.frame_rate) + 1
+    sums, kind, waiting, position, count = None, None, [], 0, 0
+
+    def encode():
+        nonlocal sums, kind
+        maps = encoder.encode([frame for frame, _ in waiting])
+        if sums is None:
+            _refuse_above_limit(rows * maps[0].size * 4, rows)
+            sums, kind = np.zeros((rows, *maps.shape[1:])), maps.dtype
+        for one, (_, times) in zip(maps, waiting):
+            for row, repeated in times.items():
+                sums[row] += repeated * one.astype(np.float64)
+        waiting.clear()
+
+    for frame, _, count in media.timeline(limit):       # noqa: B007   count is used after the loop
+        held, stop = frame, position + int(np.searchsorted(wanted[position:], count))
+        if stop > position:
+            prepared = encoder.prepare(rgb(frame))
+            if len(waiting) >= batch and not np.array_equal(waiting[-1][0], prepared):
+                encode()
+            _take(waiting, prepared, range(position, stop), per_row)
+            position = stop
+    if count and position < len(wanted):                # the header promised more: the last frame stays
+        _take(waiting, encoder.prepare(rgb(held)), range(position, len(wanted)), per_row)
+    if waiting:
+        encode()
+    return (np.zeros(0) if sums is None else (sums / per_row).astype(kind)), count
+
+
+def _take(waiting, prepared, places, per_row):
+    times = Counter(place // per_row for place in places)
+    if waiting and np.array_equal(waiting[-1][0], prepared):
+        waiting[-1][1].update(times)
+    else:
+        waiting.append((prepared, times))
+
+
+def _refuse_above_limit(size, rows):
+    if size > LIMITS.array_bytes:
+        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LIMITS.array_bytes >> 20} can be read "
+                      "back; cut the video or give --seconds")
+
+
+def _check(feature, media, modality, timing):
+    """Refuse what no loader should get; warn of what it will."""
+    packets, damaged = media.packets.get(modality, 0), media.damaged.get(modality, 0)
+    if damaged > DAMAGED * packets:
+        raise Problem("damaged", f"{damaged} of {packets} packets cannot be decoded")
+    if damaged:
+        media.warnings.append(f"{modality}: {damaged} of {packets} packets skipped as damaged")
+    if not len(feature):
+        raise Problem("too_short", f"no whole second ({SHORTEST} s are needed)")
+    _refuse_above_limit(feature.nbytes, len(feature))
+    if not np.isfinite(feature).all():
+        raise Problem("error", "the network gives numbers that are not finite")
+    if timing.seconds and len(feature) < timing.seconds:
+        media.warnings.append(f"{modality}: {len(feature)} of {timing.seconds} rows; loaders repeat the last")
+
+
+def _conclude(result, media, timing):
+    """Status, rows and warnings of the report's line."""
+    row, facts = result.row, media.facts
+    if row.frames and facts.duration is not None:
+        found, promised = int(row.frames) / float(facts.frame_rate), facts.duration - media.start
+        if found < min(promised, timing.seconds or promised) - NEAR:
+            media.warnings.append(f"pictures end after {found:.2f} s, the header says {promised:.2f} s")
+    made = {m: len(x) for m, x in (("audio", result.audio), ("video", result.video)) if x is not None}
+    row.rows = (str(*set(made.values())) if len(set(made.values())) == 1 else
+                ", ".join(f"{m} {n}" for m, n in made.items()))
+    if result.problems:
+        row.status = result.problems[0][0]
+    lines = [text for _, text in result.problems] + list(dict.fromkeys(media.warnings))
+    row.warning = " ".join("; ".join(lines).split())

@@ -1,0 +1,120 @@
+"""Arguments of `prepare.py features`; `run` does the work, and is imported only when there is some."""
+
+import argparse
+from pathlib import Path
+
+from cmg.extract.audio import FRAMINGS, RESAMPLERS, ROUTES
+from cmg.extract.video import CHANNELS, PER_SECOND
+from cmg.models.config import seconds_or_auto
+from cmg.utils.settings import not_negative, positive
+
+PRESETS = {                         # defaults of a data set's own programs; flags win over them
+    "avsbench": {"seconds": 5, "audio_route": "nearest", "framing": "continuous", "clock": "time"},
+}
+
+
+def features(opts):
+    """Turn a folder of videos into the features that every other script reads; exit code 1 if a clip failed."""
+    from cmg.extract.run import run
+    for name, value in {**{"seconds": 10, "audio_route": "native", "framing": "second", "clock": None},
+                        **PRESETS.get(opts.preset, {})}.items():
+        if getattr(opts, name) is None:
+            setattr(opts, name, value)
+    opts.seconds = None if opts.seconds == "auto" else opts.seconds
+    opts.out = opts.out or opts.data_root
+    return run(opts)
+
+
+def _per_second(text):
+    if positive(text) > PER_SECOND:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than {PER_SECOND}")
+    return int(text)
+
+
+def _start(text):
+    """Seconds, or the name of a column of --labels."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return not_negative(text)
+
+
+def _shard(text):
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not i/n with 1 <= i <= n")
+    return int(number), int(count)
+
+
+def add_arguments(parser):
+    """Declare the options of the command on an argparse parser."""
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEOS", help="folders of videos, or single files")
+    parser.add_argument("--out", type=Path, default=None, help="folder to write (default: the data root)")
+    group = parser.add_argument_group("features")
+    group.add_argument("--modality", choices=("audio", "video", "both"), default="both", help="what to make")
+    group.add_argument("--vggish", type=Path, metavar="FILE",
+                       help="weights of VGGish: vggish_model.ckpt or vggish-10086976.pth")
+    group.add_argument("--vgg19", type=Path, metavar="FILE", help="weights of VGG-19: Keras' h5 or vgg19-d01eb7cb.pth "
+                       "give the published features, torchvision's vgg19-dcbb9e9d.pth others")
+    group.add_argument("--vggish-kind", choices=("audioset",), help="what a VGGish file of unknown hash is")
+    group.add_argument("--vgg19-kind", choices=("caffe", "torchvision"), help="what a VGG-19 file of unknown hash is")
+    group.add_argument("--audio-encoder", default="vggish", metavar="NAME",
+                       help="vggish; logmel, which needs no download; or a model of transformers, by folder or name")
+    group.add_argument("--video-encoder", default="vgg19", metavar="NAME",
+                       help="vgg19; patches, which needs no download; or a model of transformers")
+    group.add_argument("--text-encoder", default=None, metavar="NAME",
+                       help="also encode the prompts of --labels: hashing, which needs no download, or a model of "
+                       "transformers (bert-base-uncased gives the published form)")
+    group.add_argument("--video-form", choices=("map", "vector"), default="map",
+                       help="a 7 x 7 map a second, or one vector (models of transformers)")
+    group.add_argument("--patch-filters", choices=("random", "pca"), default="random",
+                       help="filters of patches: fixed, or the principal directions of these videos")
+    group.add_argument("--patch-channels", type=positive, default=CHANNELS, help="channels of patches")
+    group.add_argument("--preset", choices=tuple(PRESETS), default=None,
+                       help="avsbench: 5 seconds, nearest, continuous, clock time; frames and wavs of AVSBench-S4 "
+                       "instead of video features")
+    group = parser.add_argument_group("seconds")
+    group.add_argument("--seconds", type=seconds_or_auto, default=None,
+                       help="rows of a feature (10); auto: the whole seconds of each clip")
+    group.add_argument("--start", type=_start, default=0.0, metavar="SECONDS|COLUMN",
+                       help="where a clip begins in its video, or the column of --labels that says so")
+    group.add_argument("--clock", choices=("tenths", "time"), default=None,
+                       help="tenths: the frames in equal parts, as AVE; time: by the frame rate, as AVSBench (default: "
+                       "tenths for clips whose length is within half a second of --seconds, else time)")
+    group.add_argument("--frames-per-second", type=_per_second, default=PER_SECOND, metavar="1..16",
+                       help="frames that are averaged into a second; fewer are an approximation")
+    group = parser.add_argument_group("sound")
+    group.add_argument("--audio-route", choices=ROUTES, default=None,
+                       help="native: the file's own rate, resampled (AVE; default); nearest: moviepy's samples (AVVP, "
+                       "AVSBench)")
+    group.add_argument("--framing", choices=FRAMINGS, default=None,
+                       help="second: each second alone (AVE; default); continuous: every 0.96 s (AVSBench)")
+    group.add_argument("--resampler", choices=tuple(RESAMPLERS), default="r022",
+                       help="filter of resampy to 0.2.2, which made the published features, or from 0.3 on")
+    group.add_argument("--pre-relu", action="store_true", help="VGGish before its last ReLU; not for CMG")
+    group.add_argument("--pca", type=Path, metavar="FILE", help="VGGish's PCA, vggish_pca_params.npz; not for CMG")
+    group.add_argument("--uint8", action="store_true", help="VGGish's bytes, after --pca; not for CMG")
+    group.add_argument("--silence-for-missing", action="store_true",
+                       help="a video without sound gets the features of silence")
+    group = parser.add_argument_group("lists")
+    group.add_argument("--id", choices=("stem", "youtube"), default="stem",
+                       help="a clip's id: the file's name, or its first 11 characters")
+    group.add_argument("--labels", type=Path, metavar="CSV",
+                       help="columns file (or video_id), label (or category); as you have them split, prompt, onset, "
+                       "offset: the lists of pretraining and transfer are made of it")
+    group.add_argument("--prompts", type=Path, metavar="CSV", help="columns label, prompt (default: the label itself)")
+    group.add_argument("--format", choices=("zip", "ave"), default="zip",
+                       help="ave: also audio_feature.h5 and visual_feature.h5, in the order of --order")
+    group.add_argument("--order", type=Path, metavar="FILE", help="AVE's Annotations.txt, for --format ave")
+    group.add_argument("--ave-dtype", choices=("float32", "float64"), default="float32", help="of --format ave")
+    group = parser.add_argument_group("run")
+    group.add_argument("--device", dest="device_name", default=None,
+                       help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    group.add_argument("--batch", type=positive, default=None,
+                       help="frames that go through a network at a time (default: 16 on a GPU; 2 on a CPU, where more "
+                       "take memory and gain no time)")
+    group.add_argument("--workers", type=positive, default=None,
+                       help="clips decoded at a time (default: 1 on a CPU, 8 with a GPU)")
+    group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="make the I-th of N parts")
+    group.add_argument("--overwrite", action="store_true", help="make features again that are there")

@@ -1,0 +1,216 @@
+"""Encoders of transformers, by name on the Hugging Face hub or from a folder: any vision, audio or text model.
+
+Loaded through `AutoModel` and the model's own processor. One vector a second (or one word) is the model's own pooled
+output where it has one (projected, in models of two towers such as CLIP), else the mean over its tokens; a map is the
+grid of patch tokens, averaged to 7 x 7.
+"""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cmg.extract import audio
+from cmg.extract.encoders import BATCH
+from cmg.extract.video import GRID, SIDE
+from cmg.utils.errors import InputError, readable
+
+PROCESSORS = {"vision": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
+INPUTS = {"vision": ("pixel_values",), "audio": ("input_values", "input_features"), "text": ("input_ids",)}
+TOWERS = {"vision": "vision_model", "audio": "audio_model", "text": "text_model"}
+PROJECTED = {"vision": "get_image_features", "audio": "get_audio_features"}
+
+
+class HubModel:
+    """A model with its processor.
+
+    Args:
+        name: folder, or name on the hub.
+        kind: "vision", "audio" or "text".
+        device: torch device.
+    Raises:
+        InputError: no such model, or one that takes no input of this kind.
+    """
+
+    def __init__(self, name, kind, device):
+        import transformers
+        self.name, self.kind, self.device = str(name), kind, device
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.processor = getattr(transformers, PROCESSORS[kind]).from_pretrained(self.name)
+                model = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+        except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError, ImportError ...
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"{name}: no {kind} model there ({reason[:150]}); a folder with config.json, weights and "
+                             f"its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
+                             ) from None
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        self.revision = getattr(model.config, "_commit_hash", None) or _hash_of_weights(self.name)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.tower = getattr(self.model, TOWERS[kind], self.model)
+        if self.tower.main_input_name not in INPUTS[kind]:
+            raise InputError(f"{name}: a model of {self.tower.main_input_name}; a {kind} model is expected; see "
+                             f"{_flag(kind)}")
+        self.width = None                       # numbers of a vector, found by an example
+
+    def pooled(self, inputs):
+        """(N, width): the model's own pooled output, else the mean over tokens that are no padding."""
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        projected = getattr(self.model, PROJECTED[self.kind], None)
+        if projected is not None:
+            result = projected(**inputs)
+            return getattr(result, "pooler_output", result)
+        result = self.tower(**inputs)
+        pooled = getattr(result, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        states = result.last_hidden_state
+        if states.ndim == 4:                                            # a convolutional network: (N, C, h, w)
+            return states.mean((2, 3))
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return states.mean(1)
+        mask = F.interpolate(mask[:, None].float(), size=states.shape[1], mode="nearest")[:, 0, :, None]
+        return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def grid(self, inputs):
+        """(N, 7, 7, width): patch tokens, or the last feature map of a convolutional network."""
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
+        states = self.tower(**inputs).last_hidden_state
+        if states.ndim == 3:
+            size = getattr(self.tower.config, "patch_size", None)
+            height, width = inputs["pixel_values"].shape[-2:]
+            size = (size, size) if isinstance(size, int) else tuple(size or (0, 0))[-2:]
+            rows, columns = (height // size[0], width // size[1]) if all(size) else (0, 0)
+            before = states.shape[1] - rows * columns                   # [CLS] and register tokens
+            if before < 0 or not rows:
+                raise InputError(f"{self.name}: {states.shape[1]} tokens, which are no grid of patches; a model with a "
+                                 "grid is expected; take --video-form vector")
+            states = states[:, before:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(states, GRID).permute(0, 2, 3, 1)
+
+    def record(self):
+        """JSON values for the record of a run."""
+        folder = Path(self.name).is_dir()
+        return {"network": "transformers", "model": Path(self.name).name if folder else self.name,
+                "type": self.model.config.model_type, "revision": self.revision, "width": self.width}
+
+
+def _flag(kind):
+    return {"vision": "--video-encoder", "text": "--text-encoder (--model of prepare.py text)"}.get(
+        kind, f"--{kind}-encoder")
+
+
+def _hash_of_weights(name):
+    """SHA-256 over a folder's weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]):
+        with readable(path), open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class HubSound(HubModel):
+    """One vector for each second of a sound; each second is heard alone, at the model's own rate."""
+
+    nearest_route = whole = False
+
+    def __init__(self, name, device, resampler="r022"):
+        super().__init__(name, "audio", device)
+        self.rate, self.resampler = self.processor.sampling_rate, resampler
+        self.width = self.encode([np.zeros((audio.RATE, 1), np.int16)], audio.RATE).shape[-1]
+
+    def encode(self, seconds, rate):
+        """(T, width) float32; a second of which 0.975 s are not there makes no row."""
+        waves = [audio.resample(audio.mono(samples), rate, self.rate, self.resampler).astype(np.float32)
+                 for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate]
+        rows = []
+        for k in range(0, len(waves), BATCH):
+            batch = [np.pad(wave, (0, max(0, self.rate - len(wave)))) for wave in waves[k:k + BATCH]]
+            inputs = self.processor(batch, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True)
+            inputs = {key: value for key, value in inputs.items() if key in (*INPUTS["audio"], "attention_mask")}
+            with torch.inference_mode():
+                rows.append(self.pooled(inputs).float().cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, 1), np.float32)
+
+    def record(self):
+        return {**super().record(), "resampler": self.resampler, "rate": self.rate}
+
+
+class HubPictures(HubModel):
+    """A vector or a 7 x 7 map for each frame.
+
+    Args:
+        form: "map" or "vector".
+    """
+
+    def __init__(self, name, device, form="map"):
+        super().__init__(name, "vision", device)
+        self.form = form
+        self.width = self.encode([self.prepare(np.zeros((SIDE, SIDE, 3), np.uint8))]).shape[-1]
+
+    def prepare(self, rgb):
+        """What the model's own processor makes of a frame: (3, H, W) float32."""
+        return np.asarray(self.processor(images=np.ascontiguousarray(rgb), return_tensors="np",
+                                         input_data_format="channels_last")["pixel_values"][0], np.float32)
+
+    def encode(self, frames):
+        """(N, 7, 7, width) or (N, width) float32."""
+        inputs = {"pixel_values": torch.from_numpy(np.stack(frames))}
+        with torch.inference_mode():
+            result = self.grid(inputs) if self.form == "map" else self.pooled(inputs)
+        return result.float().cpu().numpy()
+
+    def record(self):
+        return {**super().record(), "form": self.form}
+
+
+class HubText(HubModel):
+    """Word vectors of sentences: the last layer's tokens, averaged over the pieces of a word."""
+
+    def __init__(self, name, device):
+        super().__init__(name, "text", device)
+        if not self.processor.is_fast:
+            raise InputError(f"{name}: a tokenizer that does not say which pieces are a word; a fast one "
+                             "(tokenizer.json) is expected; take another model")
+        if self.processor.pad_token is None:
+            self.processor.pad_token = self.processor.eos_token
+        self.width = self.encode(["a"])[0][1].shape[-1]
+
+    @property
+    def is_uncased_bert(self):
+        """Whether it is one of those that the published program cuts and glues words of."""
+        backend = json.loads(self.processor.backend_tokenizer.to_str())
+        lowers = bool((backend.get("normalizer") or {}).get("lowercase"))
+        return self.model.config.model_type == "bert" and backend["model"]["type"] == "WordPiece" and lowers
+
+    def encode(self, sentences):
+        """Word vectors of each sentence: list of (words, (n, width) float32)."""
+        result = []
+        for k in range(0, len(sentences), BATCH):
+            texts = list(sentences[k:k + BATCH])
+            batch = self.processor(texts, truncation=True, padding=True, return_tensors="pt",
+                                   return_offsets_mapping=True)
+            inputs = {key: batch[key].to(self.device) for key in ("input_ids", "attention_mask")}
+            with torch.inference_mode():
+                states = self.tower(**inputs).last_hidden_state.float().cpu()
+            result += [self._words(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]
+        return result
+
+    @staticmethod
+    def _words(batch, n, text, states):
+        places = [(word, k) for k, word in enumerate(batch.word_ids(n)) if word is not None]
+        words, vectors = [], []
+        for word in dict.fromkeys(word for word, _ in places):
+            pieces = [k for other, k in places if other == word]
+            first, last = int(batch["offset_mapping"][n, pieces[0], 0]), int(batch["offset_mapping"][n, pieces[-1], 1])
+            words.append(text[first:last].strip().lower())
+            vectors.append(states[pieces].mean(0).numpy())
+        return words, np.stack(vectors) if vectors else np.zeros((0, states.shape[-1]), np.float32)

@@ -1,0 +1,170 @@
+"""From labels of videos to the lists that the other scripts read, at the places where they look below a data root."""
+
+import csv
+import errno
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmg.data.csv import read_header, read_table
+from cmg.data.text import read_prompts
+from cmg.extract.output import CHECKED, write_whole
+from cmg.utils.errors import InputError
+
+IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
+FULL = errno.ENOSPC, errno.EDQUOT
+SPLITS = ("train", "val", "test")
+CYCLE = ("train", "train", "test", "train", "val")          # of the clips of a class, where no split is given
+MANIFEST = "clips.csv"
+PLACE = "vggsound40k"                                       # folder of pretraining clips below a data root
+LIST = f"{PLACE}/data/vggsound-avel40k.csv"
+CATEGORIES = f"{PLACE}/data/VggsoundAVEL40kCategories.txt"
+PROMPTS = f"{PLACE}/data/vggsoundCategories2Prompts.csv"
+TRANSFER = {"train": "UCF101/data/ucf2vggsound.csv", "test": "UCF101/data/vggsound2ucf.csv"}
+TRANSFER_CLASSES = ("UCF101/data/UCF101sameVGGSound.txt", "UCF101/data/VGGSoundsameUCF101.txt")
+LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../../video",
+         f"{PLACE}/feature/text": "../../text",
+         "UCF101/feature/video": "../../video", "UCF101/feature/text": "../../text",
+         f"{PLACE}/data/video_name_vggsound81k_checked.csv": f"../../{CHECKED}"}
+
+
+@dataclass
+class Labels:
+    """A table of labels: one row a clip, or several where events have onsets.
+
+    Attributes:
+        ids: clip of each row (N).
+        columns: of "label", "split", "prompt", "onset", "offset" and the column of starts, those that are there: (N).
+        prompts: label -> sentence.
+    """
+
+    ids: list
+    columns: dict
+    prompts: dict = field(default_factory=dict)
+
+    def first(self, column):
+        """Value of a column by clip, of the clip's first row."""
+        return dict(zip(reversed(self.ids), reversed(self.columns[column])))
+
+    def sentences(self):
+        """Prompt of each row: its own, else its label's."""
+        return self.columns.get("prompt") or [self.prompts[label] for label in self.columns["label"]]
+
+
+def read_labels(path, to_id, start=None, prompts=None):
+    """The user's table.
+
+    Args:
+        path: csv with a header; see `IDS` and `LABELS` for the two columns that are needed.
+        to_id: function from a file's name to a clip's id.
+        start: name of the column with the start of each clip, or None.
+        prompts: csv of label, prompt, or None.
+    Returns:
+        `Labels`.
+    Raises:
+        InputError: a column missing, an empty cell, an unknown split, a start that is no number, a label without a
+            prompt.
+    """
+    header = read_header(path)
+    key = next((name for name in IDS if name in header), None)
+    label = next((name for name in LABELS if name in header), None)
+    if key is None or label is None:
+        raise InputError(f"{path}: columns {', '.join(header)[:80] or 'none'}; one of {', '.join(IDS)} and one of "
+                         f"{', '.join(LABELS)} are expected; rename them in the header")
+    more = [name for name in dict.fromkeys(("split", "prompt", "onset", "offset", *([start] if start else [])))
+            if name in header]
+    if start and start not in header:
+        raise InputError(f"{path}: no column '{start}' for --start; {', '.join(header)[:80]} are there; name one of "
+                         "them, or give seconds")
+    table = read_table(path, (key, label, *more))
+    labels = Labels([to_id(name) for name in table[key]], {"label": table[label], **{name: table[name]
+                                                                                     for name in more}})
+    for k, split in enumerate(labels.columns.get("split", [])):
+        if split not in SPLITS:
+            raise InputError(f"{path}: {labels.ids[k]} has the split '{split[:40]}'; train, val or test is expected; "
+                             "mend the line")
+    if start:
+        try:
+            [float(value) for value in labels.columns[start]]
+        except ValueError as error:
+            raise InputError(f"{path}: column '{start}': {error}; seconds are expected; mend the line") from None
+    known = read_prompts(prompts) if prompts else {}
+    for name in labels.columns["label"]:
+        if prompts and name not in known:
+            raise InputError(f"{prompts}: no prompt for '{name[:60]}'; one for each label is expected; add it")
+        labels.prompts[name] = known.get(name, name.replace("_", " "))
+    return labels
+
+
+def splits(labels):
+    """Split of each clip: the table's own, else three fifths of each class train, one test, one val, by id."""
+    if "split" in labels.columns:
+        return labels.first("split")
+    of_class = {}
+    for name, label in sorted(labels.first("label").items()):
+        of_class.setdefault(label, []).append(name)
+    return {name: CYCLE[k % len(CYCLE)] for names in of_class.values() for k, name in enumerate(names)}
+
+
+def _csv(header, rows):
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows] if header else rows)
+    return buffer.getvalue().encode("utf-8")
+
+
+def write_checked(folder, ids):
+    """`video_name_checked.csv`: the clips whose features are all there, as the published list of file names."""
+    write_whole(Path(folder) / CHECKED, _csv(["id"], [[f"{name}.mp4"] for name in ids]))
+
+
+def write_lists(folder, labels, ids):
+    """The lists of pretraining and transfer: published forms, and a manifest `clips.csv`.
+
+    Transfer has the form of UCF<->VGGSound: the video of the train clips on one side, the audio of the test clips on
+    the other, with the same classes.
+
+    Args:
+        folder: the output folder, then a data root.
+        labels: `Labels`.
+        ids: clips whose features are all there.
+    """
+    folder, ids = Path(folder), set(ids)
+    of, split = labels.first("label"), splits(labels)
+    names = [name for name in dict.fromkeys(labels.ids) if name in ids]
+    write_whole(folder / LIST, _csv(["category", "video_id", "split"], [[of[n], n, split[n]] for n in names]))
+    classes = _csv([], [[label] for label in sorted(set(labels.prompts))])
+    for place in (CATEGORIES, *TRANSFER_CLASSES):
+        write_whole(folder / place, classes)
+    for part, place in TRANSFER.items():
+        rows = [[of[n], n, part] for n in names if split[n] == part]
+        write_whole(folder / place, _csv(["category", "video_id", "split"], rows))
+    write_whole(folder / PROMPTS, _csv(["label", "prompt"], labels.prompts.items()))
+    events = [name for name in ("onset", "offset") if name in labels.columns]
+    sentences = labels.sentences()
+    rows = [[name, split[name], label, *(labels.columns[event][k] for event in events), sentences[k]]
+            for k, (name, label) in enumerate(zip(labels.ids, labels.columns["label"])) if name in ids]
+    write_whole(folder / MANIFEST, _csv(["id", "split", "label", *events, "prompt"], rows))
+
+
+def link_places(folder, links):
+    """Relative links from the places below a data root to what this command writes.
+
+    Returns:
+        the places that could not be linked, on file systems without links.
+    Raises:
+        InputError: the disk is full.
+    """
+    failed = []
+    for place, target in links.items():
+        path = Path(folder) / place
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_symlink() and not path.exists():
+                os.symlink(target, path)
+        except OSError as error:
+            if error.errno in FULL:
+                raise InputError(f"{path}: cannot be made ({error.strerror}); free space is expected; make room and "
+                                 "repeat the call to go on") from error
+            failed.append(place)
+    return failed

@@ -1,0 +1,88 @@
+"""Where the features of a clip go: the published zips, or the files of AVSBench-S4."""
+
+import io
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from cmg.data.features import fit_length
+from cmg.extract import audio, output
+from cmg.extract.media import Media
+from cmg.extract.output import write_whole
+from cmg.utils.files import one_line
+
+
+class Zips:
+    """<folder>/{audio,video}/zip/<id>.zip, the published form."""
+
+    def __init__(self, folder, modalities):
+        self.folder, self.modalities = Path(folder), modalities
+
+    def place(self, modality, name):
+        return self.folder / modality / "zip" / f"{name}.zip"
+
+    def is_there(self, modality, name):
+        return output.is_good_zip(self.place(modality, name))
+
+    def exists(self, modality, name):
+        return self.place(modality, name).exists()
+
+    def save(self, made, path, start):
+        """Write a clip's features; one that could not be made this time is removed."""
+        for modality in self.modalities:
+            feature, place = getattr(made, modality), self.place(modality, made.row.id)
+            if feature is None:
+                with one_line(place, output.OTHER):
+                    place.unlink(missing_ok=True)
+            else:
+                write_whole(place, output.zip_bytes(made.row.id, feature))
+
+
+class AVSBench(Zips):
+    """AVSBench-S4 below <folder>/AVSBench: VGGish zips, frames as PNG and 16 kHz wavs, by split and category."""
+
+    def __init__(self, folder, modalities, labels, seconds):
+        super().__init__(folder, modalities)
+        self.split, self.category, self.seconds = labels.first("split"), labels.first("label"), seconds
+
+    def place(self, modality, name):
+        split, category = self.split[name], self.category[name]
+        root = self.folder / "AVSBench"
+        if modality == "audio":
+            return root / "feature" / "audio" / split / "zip" / category / f"{name}.zip"
+        kind = "visual_frames" if modality == "video" else "audio_wav"
+        return root / "Single-source" / "s4_data" / kind / split / category / name
+
+    def is_there(self, modality, name):
+        if modality == "audio":
+            return super().is_there(modality, name) and self.place("wav", name).with_suffix(".wav").exists()
+        return all((self.place(modality, name) / f"{name}_{k}.png").exists() for k in range(1, self.seconds + 1))
+
+    exists = is_there
+
+    def save(self, made, path, start):
+        """Frames, sound and features of a clip; one of less than T seconds repeats its last patch and frame."""
+        name = made.row.id
+        if made.video is not None:
+            output.write_pictures(self.place("video", name), name, fit_length(made.video, self.seconds, path))
+        if made.audio is not None:
+            feature = fit_length(made.audio, self.seconds, path)
+            write_whole(self.place("audio", name), output.zip_bytes(name, feature))
+            write_whole(self.place("wav", name).with_suffix(".wav"), nearest_wav(path, self.seconds, start))
+
+
+def nearest_wav(path, seconds, start):
+    """A stereo wav of 16 kHz, 16 bit, as moviepy writes it; at most int(16000 * duration rounded to 0.01 s) samples."""
+    media = Media(path, start)
+    sound = [audio.nearest(samples, k) for k, samples in enumerate(media.seconds_of_sound(seconds, True))]
+    sound = np.concatenate(sound)
+    if media.facts.duration is not None:
+        sound = sound[:int(audio.RATE * round(media.facts.duration - start, 2))]
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(sound.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(audio.RATE)
+        file.writeframes(sound.astype("<i2").tobytes())
+    return buffer.getvalue()

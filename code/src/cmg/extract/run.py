@@ -1,0 +1,264 @@
+"""The work of `prepare.py features`: from a folder of videos to features, report, lists and sidecar."""
+
+import sys
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cmg.data.csv import read_bytes
+from cmg.extract import lists, output, video
+from cmg.extract.build import find_device, picture_encoder, sound_encoder
+from cmg.extract.clip import Timing, extract
+from cmg.extract.encoders import BATCH, CPU_BATCH
+from cmg.extract.output import write_whole
+from cmg.extract.places import AVSBench, Zips
+from cmg.prepare.lists import read_annotations
+from cmg.utils.errors import InputError
+from cmg.utils.files import one_line, remove_leftovers
+from cmg.utils.signals import stop_on_signals
+
+SUFFIXES = {f".{name}" for name in (
+    "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx "      # videos
+    "wav mp3 m4a aac flac ogg oga opus wma aif aiff").split()}                                         # sound alone
+SHOWN = 5                           # names in a line
+YOUTUBE_ID = 11                     # characters
+GPU_WORKERS = 8                     # clips decoded at a time while a GPU computes
+TORCHVISION = ("video features of torchvision's VGG-19: other numbers on another scale than the published ones; never "
+               "use them with a published checkpoint or together with published features")
+APPROXIMATE = "{} instead of 16 frames a second are averaged: an approximation of the published features"
+
+
+# ---------------------------------------------------------------------------------------------------- input
+def find_videos(places):
+    """Files of sound or pictures in folders (and below them) or given one by one, sorted.
+
+    Returns:
+        (files, other files that were skipped).
+    Raises:
+        InputError: nothing there, or no video in it.
+    """
+    files, others = [], []
+    for place in map(Path, places):
+        if not place.exists():
+            raise InputError(f"{place}: no such folder or file; videos are expected; check the path")
+        found = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+        for path in found:
+            if not path.name.startswith("."):
+                (files if path.suffix.lower() in SUFFIXES else others).append(path)
+    if not files:
+        raise InputError(f"{', '.join(map(str, places))}: no video ({len(others)} other files); files such as .mp4, "
+                         ".webm or .wav are expected; check the folder")
+    return sorted(set(files)), sorted(set(others))
+
+
+def clip_id(name, form):
+    """Id of a clip from a file's name, with or without the ending of a video."""
+    path = Path(str(name))
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return stem[:YOUTUBE_ID] if form == "youtube" else stem
+
+
+def by_id(files, form):
+    """id -> file, sorted; InputError names two files of one id."""
+    clips = {}
+    for path in files:
+        name = clip_id(path.name, form)
+        if name in clips:
+            raise InputError(f"{path}: has the id {name}, as {clips[name]}; one file a clip is expected; rename or "
+                             f"remove one{', or leave --id youtube out' if form == 'youtube' else ''}")
+        clips[name] = path
+    return dict(sorted(clips.items()))
+
+
+def _is_done(row, places):
+    """Whether an earlier run finished this clip: its line is there, and so is every feature that it should have."""
+    if row is None or row.status in output.RETRIED:
+        return False
+    excused = output.EXCUSED.get(row.status, places.modalities)
+    return all(modality in excused or places.is_there(modality, row.id) for modality in places.modalities)
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+def run(opts):
+    """Everything; `opts` are those of `command.add_arguments`. Returns the exit code: 1 if a clip failed."""
+    files, others = find_videos(opts.videos)
+    if others:
+        print(f"skipped: {len(others)} files that are no videos: "
+              f"{', '.join(path.name for path in others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}")
+    clips = by_id(files, opts.id)
+    column = opts.start if isinstance(opts.start, str) else None
+    _check_options(opts, column)
+    labels = opts.labels and lists.read_labels(opts.labels, lambda name: clip_id(name, opts.id), column, opts.prompts)
+    starts = {name: float(value) for name, value in labels.first(column).items()} if column else {}
+    clips = _labelled_only(clips, labels, opts, column)
+    device = find_device(opts.device_name)
+    with one_line(opts.out, output.OTHER):
+        opts.out.mkdir(parents=True, exist_ok=True)
+    sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
+    timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, last=opts.preset == "avsbench")
+    modalities = [name for name, encoder in (("audio", sound), ("video", pictures)) if encoder]
+    places = (AVSBench(opts.out, modalities, labels, opts.seconds) if opts.preset == "avsbench"
+              else Zips(opts.out, modalities))
+    text = None
+    if opts.text_encoder:
+        from cmg.extract.text import PromptText
+        text = PromptText(opts.text_encoder, labels, device)
+    settings = {"clips": {**vars(timing), "start": column or opts.start, "id": opts.id, "preset": opts.preset,
+                          "silence_for_missing": opts.silence_for_missing}}
+    settings |= {name: encoder.record() for name, encoder in (("audio", sound), ("video", pictures), ("text", text))
+                 if encoder}
+    notes = _notes(opts, pictures)
+    output.write_sidecar(opts.out, settings, notes)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    report = output.Report(opts.out, opts.shard)
+    try:
+        failed = _extract_all(opts, clips, starts, report, places, timing, sound, pictures, device)
+        report.finish(lambda rows: _finish(opts, rows, places, labels))
+    finally:
+        report.close()
+    if text:
+        text.write(opts.out, clips)
+    _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips))
+    return 1 if failed else 0
+
+
+def _check_options(opts, column):
+    if column and not opts.labels:
+        raise InputError(f"--start {column}: a column of --labels; none is given; pass --labels CSV, or seconds")
+    if opts.text_encoder and not opts.labels:
+        raise InputError("--text-encoder: encodes the prompts of --labels; none is given; pass --labels CSV")
+    if opts.preset == "avsbench" and (not opts.labels or opts.seconds is None):
+        raise InputError("--preset avsbench: lays clips out by split and category; --labels with the columns name, "
+                         "category, split is expected, and --seconds a number")
+    if opts.format == "ave":
+        if not opts.order or opts.preset or opts.seconds is None:
+            raise InputError("--format ave: arrays in the order of AVE's annotations; --order Annotations.txt is "
+                             "expected, --seconds a number and no --preset")
+        read_annotations(opts.order)
+
+
+def _labelled_only(clips, labels, opts, column):
+    """Say which clips have no label and which labels no clip; leave out clips whose start or split is not known."""
+    if not labels:
+        return clips
+    without, absent = [n for n in clips if n not in set(labels.ids)], sorted(set(labels.ids) - set(clips))
+    if absent:
+        print(f"{opts.labels}: {len(absent)} clips without a video: {', '.join(absent[:SHOWN])}"
+              f"{', ...' if len(absent) > SHOWN else ''}")
+    needed = column or opts.preset
+    if without:
+        print(f"{opts.labels}: {len(without)} videos without a label: {', '.join(without[:SHOWN])}"
+              f"{', ...' if len(without) > SHOWN else ''}" + (": left out" if needed else ""))
+    if needed:
+        clips = {name: path for name, path in clips.items() if name not in set(without)}
+    if not clips:
+        raise InputError(f"{opts.labels}: none of its clips has a video here; names of files are expected in its first "
+                         "column; check the names and --id")
+    if opts.preset == "avsbench" and "split" not in labels.columns:
+        raise InputError(f"{opts.labels}: no column 'split'; name, category and split are expected; add it")
+    return clips
+
+
+def _notes(opts, pictures):
+    notes = []
+    if getattr(pictures, "published", True) is False:
+        notes.append(TORCHVISION)
+    if pictures and opts.frames_per_second < video.PER_SECOND and opts.video_encoder == "vgg19" and not opts.preset:
+        notes.append(APPROXIMATE.format(opts.frames_per_second))
+    return notes
+
+
+def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, device):
+    """Every clip of this shard that is not there yet. Returns how many clips of the shard have no whole features."""
+    mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
+    for name in places.modalities:
+        remove_leftovers(opts.out / name / "zip")
+    batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
+    todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
+
+    def one(name):
+        start = starts.get(name, 0.0) if starts else opts.start
+        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
+        places.save(made, clips[name], start)
+        return made.row
+
+    def show(row):
+        report.add(row)
+        if row.status != "ok":
+            bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
+        bar.update()
+
+    workers = opts.workers or (GPU_WORKERS if device.type == "cuda" else 1)
+    with stop_on_signals() as stop, ThreadPoolExecutor(workers) as pool, tqdm(
+            total=len(mine), initial=len(mine) - len(todo), desc="features", unit="clip", disable=None) as bar:
+        futures = deque(pool.submit(one, name) for name in todo)
+
+        def finish():
+            """Keep the clips that are under way; the others are left to the next call."""
+            pool.shutdown(cancel_futures=True)
+            for future in futures:
+                if not future.cancelled():
+                    show(future.result())
+
+        try:
+            while futures:
+                show(futures.popleft().result())
+                stop.here(finish, "after the clips that were under way", "repeat the call to go on")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sum(report.rows[name].status != "ok" for name in mine)
+
+
+def _finish(opts, rows, places, labels):
+    """The lists that follow from the report."""
+    modalities = [m for m in ("audio", "video") if m in output.read_sidecar(opts.out)["settings"]]
+    whole = [name for name, row in rows.items()
+             if row.status == "ok" and all(places.exists(modality, name) for modality in modalities)]
+    if opts.preset == "avsbench":
+        table = read_bytes(opts.labels)
+        write_whole(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
+        return
+    lists.write_checked(opts.out, whole)
+    if labels:
+        lists.write_lists(opts.out, labels, whole)
+        if "split" not in labels.columns:
+            print(f"{opts.labels}: no column 'split': of each class three fifths are train, one test, one val, by id")
+    failed = lists.link_places(opts.out, lists.LINKS)
+    if failed:
+        print(f"{opts.out}: no links on this file system; pass --path vggsound.audio={opts.out / 'audio' / 'zip'} "
+              f"--path vggsound.video={opts.out / 'video' / 'zip'} to the other scripts")
+    if opts.format == "ave":
+        _write_ave(opts, rows, modalities)
+
+
+def _write_ave(opts, rows, modalities):
+    order = [video_id for _, video_id, *_ in read_annotations(opts.order)]
+    todo = [name for name in dict.fromkeys(order) if name not in rows]
+    if todo and opts.shard != (1, 1):
+        print(f"--format ave: {len(todo)} videos of {opts.order} are not made yet, {todo[0]} first; the arrays are "
+              "written by the shard that ends last")
+        return
+    links = {}
+    for modality, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5")):
+        if modality in modalities:
+            missing = output.write_ave(opts.out / name, order, opts.out / modality / "zip", opts.seconds,
+                                       opts.ave_dtype)
+            links[f"AVE/data/{name}"] = f"../../{name}"
+            if missing:
+                print(f"{opts.out / name}: {len(missing)} rows of {len(set(missing))} videos have no features and are "
+                      f"NaN: {', '.join(list(dict.fromkeys(missing))[:SHOWN])}")
+    write_whole(opts.out / "AVE" / "data" / "Annotations.txt", read_bytes(opts.order))
+    lists.link_places(opts.out, links)
+
+
+def _summary(opts, rows, count):
+    """What is there now, in a few lines."""
+    by_status = Counter(row.status for row in rows)
+    warned = sum(bool(row.warning) for row in rows if row.status == "ok")
+    print(f"{opts.out}: {len(rows)} of {count} clips done: "
+          + ", ".join(f"{number} {status}" for status, number in sorted(by_status.items()))
+          + (f"; {warned} with a warning" if warned else "") + f"; see {opts.out / output.REPORT}")

@@ -1,0 +1,64 @@
+"""Prompts of a table of labels as word vectors: the published file, and one zip a clip for any width."""
+
+from pathlib import Path
+
+from cmg.data.manifest import sentences_in
+from cmg.data.text import Sentence, write_text_features
+from cmg.data.text_backends import HASHED, Bert, hashing_sentences
+from cmg.extract.hub import HubText
+from cmg.extract.output import write_whole, zip_bytes
+
+PROMPTS = Path("text") / "prompts.h5"
+
+
+def encode_sentences(model, texts):
+    """A `Sentence` for each text, by a `HubText`: as the published program cuts and glues words where it is an uncased
+    BERT, else as the model's own tokenizer does."""
+    if model.is_uncased_bert:
+        return Bert(model.name).sentences(texts)
+    return [Sentence(words, x, [0] * len(words)) for words, x in model.encode(texts)]
+
+
+class PromptText:
+    """Word vectors of all prompts of a table.
+
+    Args:
+        name: "hashing", or a model of transformers by folder or name.
+        labels: `lists.Labels`.
+        device: torch device.
+    Raises:
+        InputError: no such model.
+    """
+
+    def __init__(self, name, labels, device):
+        self.name, self.labels = name, labels
+        self.of_clip = {}                                   # id -> its sentences
+        for clip, cell in zip(labels.ids, labels.sentences()):
+            self.of_clip[clip] = list(dict.fromkeys(self.of_clip.get(clip, []) + sentences_in(cell)))
+        self.model = None if name == "hashing" else HubText(name, device)
+
+    def record(self):
+        """JSON values for the record of a run."""
+        return self.model.record() if self.model else {"network": "hashing", "width": HASHED}
+
+    def write(self, folder, ids):
+        """`text/prompts.h5`, of the classes and of all sentences, and `text/zip/<id>.zip` (words, width) of each id's
+        first sentence."""
+        ids = [name for name in ids if name in self.of_clip]
+        texts = list(dict.fromkeys(self.of_clip[name][0] for name in ids))
+        if self.model is None:
+            vectors = {text: sentence.vectors for text, sentence in zip(texts, hashing_sentences(texts))}
+        else:
+            vectors = {text: x for text, (_, x) in zip(texts, self.model.encode(texts))}
+        for name in ids:
+            if len(vectors[self.of_clip[name][0]]):
+                write_whole(Path(folder) / "text" / "zip" / f"{name}.zip",
+                             zip_bytes(name, vectors[self.of_clip[name][0]]))
+        prompts, known = dict(self.labels.prompts), set(self.labels.prompts.values())
+        prompts |= {sentence: sentence for of_clip in self.of_clip.values() for sentence in of_clip
+                    if sentence not in known}
+        write_text_features(Path(folder) / PROMPTS, prompts, self._sentences(list(prompts.values())),
+                            "transformers" if self.model else "hashing", self.name if self.model else "")
+
+    def _sentences(self, texts):
+        return encode_sentences(self.model, texts) if self.model else hashing_sentences(texts)

@@ -1,0 +1,165 @@
+"""CLUB: an upper bound of the mutual information of codes and specific features (NeurIPS 2023, eq. 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmg.models.masking import gathered, mean_of_clips
+from cmg.utils.collectives import ALONE
+
+
+def _mlp(widths, last=None):
+    layers = []
+    for here, there in zip(widths, widths[1:]):
+        layers += [nn.Linear(here, there), nn.ReLU()]
+    return nn.Sequential(*layers[:-1], *([last] if last else []))
+
+
+class Club(nn.Module):
+    """q(specific | code) of one modality, a Gaussian with mean and log-variance from two MLPs; `Clubs` computes it."""
+
+    def __init__(self, code_dim, specific_dim, hidden):
+        super().__init__()
+        widths = (code_dim, hidden, hidden, hidden, specific_dim)
+        self.mean = _mlp(widths)
+        self.log_variance = _mlp(widths, nn.Tanh())
+
+
+@dataclass
+class Evidence:
+    """Sufficient statistics of a batch for fitting q: per modality R groups of seconds that share a code."""
+
+    codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
+    share: Tensor       # (M, R, 1) of all seconds, 0..1
+    mean: Tensor        # (M, R, S) of the group's features
+    spread: Tensor      # (M, R, S) mean squared deviation from it
+    real: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
+
+    @classmethod
+    def each(cls, codes, specific, real=None):
+        """Every second a group of its own: codes (M, N, D), specific (M, N, S), real (B, T), N = B * T."""
+        share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
+        if real is not None:
+            share = (real.flatten().to(specific.dtype) / real.sum()).view(1, -1, 1).expand_as(share)
+        return cls(codes, share, specific, torch.zeros_like(specific), real)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, codes, indices, specific, real=None):
+        """Seconds grouped by code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
+
+        A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
+        of a step cost K rows instead of B*T. Where there are more codes than seconds, every second is a group.
+        """
+        rows, chosen = specific.flatten(1, 2), indices.flatten(1)
+        if len(codes) >= rows.shape[1]:
+            return cls.each(codes[chosen], rows, real)
+        hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (M, N, K)
+        if real is not None:
+            hits = hits * real.flatten().unsqueeze(1)
+        number = hits.sum(1).unsqueeze(2)
+        mean = hits.mT @ rows / number.clamp_min(1)
+        deviation = rows - mean.gather(1, chosen.unsqueeze(2).expand_as(rows))
+        return cls(codes.unsqueeze(0), number / (rows.shape[1] if real is None else real.sum()), mean,
+                   hits.mT @ deviation ** 2 / number.clamp_min(1), real)
+
+
+class Clubs:
+    """The CLUB networks of M modalities side by side: one batched product per layer instead of one per network.
+
+    It computes with copies of the networks' weights, which `refresh` brings up to date. Where modalities differ in the
+    width of their features, all are S wide, the widest, and the others end in zeros: weights that are zero there
+    predict zero and take no part in any gradient.
+
+    Attributes:
+        tensors: the copies, leaves: (2M, out, in) and (2M, 1, out) for each layer, first all means' networks, then all
+            log-variances'.
+    """
+
+    def __init__(self, clubs, together=ALONE):
+        self.together, self.tensors, self._places = together, [], []
+        networks = [club.mean for club in clubs] + [club.log_variance for club in clubs]
+        for layer in zip(*([part for part in network if isinstance(part, nn.Linear)] for network in networks)):
+            weight, width = layer[0].weight, max(part.out_features for part in layer)
+            for number, part in enumerate(layer):
+                self._places += [(part.weight, len(self.tensors), (number, slice(part.out_features))),
+                                 (part.bias, len(self.tensors) + 1, (number, 0, slice(part.out_features)))]
+            self.tensors += [weight.new_zeros(len(layer), width, part.in_features, requires_grad=True),
+                             weight.new_zeros(len(layer), 1, width, requires_grad=True)]
+        self._parameters = [parameter for parameter, *_ in self._places]
+        self._copies = self._views([tensor.detach() for tensor in self.tensors])
+        self.refresh()
+
+    def _views(self, tensors):
+        return [tensors[number][place] for _, number, place in self._places]
+
+    @torch.no_grad()
+    def refresh(self):
+        """Copy the networks' weights."""
+        torch._foreach_copy_(self._copies, self._parameters)
+
+    def collect_gradients(self):
+        """From now on the gradients of the copies, zero at first, are those of the networks."""
+        for tensor in self.tensors:
+            tensor.grad = torch.zeros_like(tensor)
+        for parameter, gradient in zip(self._parameters, self._views([tensor.grad for tensor in self.tensors])):
+            parameter.grad = gradient
+
+    def zero_gradients(self):
+        torch._foreach_zero_([tensor.grad for tensor in self.tensors])
+
+    def gaussians(self, codes):
+        """Mean and log-variance of the specific features, (M, R, S) each, given codes (M or 1, R, D)."""
+        (weight, bias), *others = zip(self.tensors[::2], self.tensors[1::2])
+        x = torch.baddbmm(bias, codes.expand(len(weight) // 2, -1, -1).repeat(2, 1, 1), weight.mT)
+        for weight, bias in others:
+            x = torch.baddbmm(bias, F.relu(x), weight.mT)
+        mean, log_variance = x.chunk(2)
+        return mean, log_variance.tanh()
+
+    def log_likelihoods(self, evidence):
+        """Mean log-likelihood of a second, up to a constant: (M,), in nats."""
+        mean, log_variance = self.gaussians(evidence.codes)
+        error = (mean - evidence.mean) ** 2 + evidence.spread
+        values = (evidence.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
+        return self.together.average(values, evidence.real)
+
+    def upper_bounds(self, codes, specific, permutations, real=None):
+        """The bounds on I(code; specific), (M,), in nats: clips against clips in another order, over the seconds that
+        both have.
+
+        Args:
+            codes: (M, B, T, D).
+            specific: (M, B, T, S).
+            permutations: (M, B), of the whole batch's clips.
+            real: mask of the seconds (cmg/models/masking.py).
+        """
+        mean, log_variance = (x.unflatten(1, codes.shape[1:3]) for x in self.gaussians(codes.flatten(1, 2)))
+        everything = torch.cat([mean, specific, mean_of_clips(log_variance, real).unsqueeze(2)], 2).transpose(0, 1)
+        everything = self.together.gather(everything).transpose(0, 1)
+        mean, specific, variance = everything.split([codes.shape[2], specific.shape[2], 1], 2)
+        variance = variance.squeeze(2).exp()                                                # (M, B, S)
+        real = gathered(real, self.together, mean)
+        matched = mean_of_clips((mean - specific) ** 2, real) / variance
+        other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
+        shuffled = mean_of_clips((mean - other) ** 2, None if real is None else real & real[permutations]) / variance
+        return (shuffled - matched).sum(2).mean(1) / 2
+
+    def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):
+        """The bound of one network on clips without seconds, such as the means of FCID: a scalar, in nats.
+
+        Args:
+            codes, specific: (B, G, D) and (B, G, S), G rows per clip: first rows of all clips, then the second ones.
+            permutation: (G * B,), of the whole batch's rows.
+            form: "intended", every row a clip of one second; "released" averages errors and log-variances over the
+                channels, as if they were seconds, and sums over the rows.
+        """
+        mean, log_variance = (x.view(*codes.shape[:2], -1) for x in self.gaussians(codes.flatten(0, 1).unsqueeze(0)))
+        rows = self.together.gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
+        mean, specific, log_variance = rows.chunk(3, 1)
+        matched, shuffled = (mean - specific) ** 2, (mean - specific[permutation]) ** 2
+        if form == "released":
+            return ((shuffled - matched).mean(1) / log_variance.mean(1).exp()).sum() / 2
+        return ((shuffled - matched) / log_variance.exp()).sum(1).mean() / 2

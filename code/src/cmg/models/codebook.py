@@ -1,0 +1,297 @@
+"""The unified codebook: lookup, commitment, CMCM, MM-EMA, code reset (NeurIPS 2023, section 3.2)."""
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmg.models.masking import first_rows, gathered, mean_of_clips, mean_of_seconds
+from cmg.models.random import RESET_NOISE
+from cmg.utils.collectives import ALONE
+
+DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
+RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
+COMMITMENT = 0.25
+HASH_BASE = 6364136223846793005         # odd, of a 64-bit congruential generator (Knuth)
+INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16,
+            torch.float16: torch.int16}
+
+
+class Pass:
+    """One pass over codes that has `perplexity` and `equal_num`."""
+
+    @property
+    def metrics(self):
+        """What the log shows of it."""
+        return {f"{m}_perplexity": value for m, value in self.perplexity.items()} | {"equal_num": self.equal_num}
+
+
+@dataclass
+class Quantized(Pass):
+    """What one pass over the codebook gives; every dict is keyed by modality."""
+
+    codes: Tensor       # (K, D) that the seconds were compared with
+    vectors: dict       # (B, T, D) nearest codes; backward passes straight through to the features
+    indices: dict       # (B, T) int64
+    commitment: dict    # scalars
+    cmcm: Tensor        # scalar
+    perplexity: dict    # scalars, 1..K
+    equal_num: Tensor   # clips whose most frequent code is the same in all modalities
+
+
+def squared_distance(rows, codes):
+    """Squared Euclidean distance of every row (..., N, D) to every code (..., K, D): (..., N, K), never negative."""
+    squares = (rows ** 2).sum(-1, keepdim=True) + (codes ** 2).sum(-1).unsqueeze(-2)
+    return (squares - 2 * rows @ codes.mT).clamp_min(0)
+
+
+def lowest_equal(codes):
+    """Lowest index of a row equal to each row of `codes` (K, D): (K,) int64, found without waiting for the device.
+
+    Rows are grouped by an integer hash of their bits, which is exact in any order of summation, and then compared:
+    where different rows share a hash (one chance in about 2^64 a pair), some keep their own index.
+    """
+    bits = (codes + 0.0).view(INTEGERS[codes.dtype]).long()                     # -0.0 equals 0.0
+    bits = bits ^ (bits >> 32)                                                  # signs count in the lower bits, too
+    hashes = (bits * torch.full_like(bits[0], HASH_BASE).cumprod(0)).sum(1)     # modulo 2^64
+    ordered, order = hashes.sort(stable=True)
+    first = order[torch.searchsorted(ordered, hashes)]
+    return torch.where((codes[first] == codes).all(1), first, torch.arange(len(codes), device=codes.device))
+
+
+def nearest(distance, codes):
+    """Index of the nearest code (N,) int64, given the distances (N, K) to `codes` (K, D).
+
+    Of equal codes always the lowest index: a matrix product may give equal columns distances that differ in the last
+    bit. Different codes whose distances differ by less than rounding may go either way from processor to processor.
+    """
+    return lowest_equal(codes)[distance.detach().argmin(1)]
+
+
+def cmcm_pair(p_x, p_y):
+    """Cross-modal code matching loss of two modalities (NeurIPS 2023, eq. 9).
+
+    Code distributions p_x, p_y (..., B, K) -> (...):
+    mean_i -log( exp(S_ii - m) / (sum_j exp(S_ij - m) + 1e-5) ) with m = min S, computed in the log domain.
+    """
+    scores = p_x @ torch.log(p_y + 1e-10).mT + p_y @ torch.log(p_x + 1e-10).mT      # (..., B, B)
+    scores = scores - scores.amin((-2, -1), keepdim=True)
+    floor = scores.new_full((), math.log(1e-5))         # torch.tensor would make the host wait for a GPU
+    return (torch.logaddexp(scores.logsumexp(-1), floor) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
+
+
+def code_matching(distance, together=ALONE, real=None):
+    """Half the sum of `cmcm_pair` over the pairs of modalities, of squared distances (M, B, T, K) to the codes.
+
+    A feature that lies on its code has no gradient here: the root's is infinite.
+    """
+    root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
+    chances = mean_of_clips(torch.softmax(-root, -1), real)                                         # (M, B, K)
+    chances = together.gather(chances.transpose(0, 1)).unbind(1)
+    return 0.5 * cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
+
+
+def code_figures(indices, codes, together=ALONE, real=None):
+    """(perplexity (M,), clips whose most frequent code is the same in all modalities) of choices (M, B, T) of `codes`
+    (K, ...); of equally frequent codes the lowest counts."""
+    chosen = codes.new_zeros(*indices.shape[:-1], len(codes))                                       # (M, B, K)
+    each = torch.ones_like(indices, dtype=codes.dtype) if real is None else real.to(codes.dtype).expand(indices.shape)
+    chosen.scatter_add_(-1, indices, each)
+    favourite = together.own(chosen.argmax(2).T)                                                    # (B, M)
+    usage = together.average(chosen.sum(1) / (indices[0].numel() if real is None else real.sum()), real)
+    perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
+    return perplexity, together.total((favourite == favourite[:, :1]).all(1).sum())
+
+
+def count_unused(counter, indices, together=ALONE, real=None):
+    """One pass more since each code was chosen; none for those that any modality has chosen now.
+
+    Args:
+        counter: (K,), changed in place.
+        indices: modality -> (B, T).
+    """
+    chosen = together.own(torch.stack(list(indices.values()), 1)).flatten()
+    used = torch.zeros_like(counter)
+    if real is None:
+        used.index_fill_(0, chosen, 1)
+    else:
+        counts = together.own(real).to(used.dtype).unsqueeze(1).expand(-1, len(indices), -1)
+        used.index_add_(0, chosen, counts.flatten())
+    counter.add_(1).masked_fill_(together.total(used) > 0, 0)
+
+
+@dataclass(frozen=True)
+class Reset:
+    """How codes that nobody chooses are re-drawn; the defaults but for the mode are the published ones.
+
+    Attributes:
+        mode: "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
+            code alone, which that step mostly undoes; "off" only counts.
+        after: passes without use until a code is due; those that may replace it were chosen in the last third.
+        distance: largest of the noise in each channel.
+        to: "code", an active code; "second", what the modalities of a random second of the batch have between them.
+    """
+
+    mode: str = "full"
+    after: int = RESET_AFTER
+    distance: float = RESET_NOISE
+    to: str = "code"
+
+
+def replacements(counter, draws, after=RESET_AFTER):
+    """Codes that are due for a reset (K,) bool, and for every code a random active one (K,) int64."""
+    due = counter > after
+    active = (counter >= 0) & (counter < after * ACTIVE_BELOW / RESET_AFTER)
+    in_order = torch.argsort((~active).to(torch.int8), stable=True)                 # active codes first, ascending
+    return due, in_order[draws.reset_positions(due, active.sum())]
+
+
+def attention_teacher(z, other, real=None):
+    """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of NeurIPS 2023, eq. 7."""
+    scores = z @ other.transpose(1, 2) / z.shape[-1] ** 0.5
+    return torch.softmax(scores if real is None else scores.masked_fill(~real.unsqueeze(1), -torch.inf), -1) @ other
+
+
+class Codebook(nn.Module):
+    """K codes shared by all modalities.
+
+    State are four buffers that change only in `start_from`, `ema_step` and `count_and_reset`: `embedding` (K, D),
+    `ema_count` (K,), `ema_weight` (K, D), `unactivated_count` (K,). They start as published; a data start is
+    `start_from`.
+    """
+
+    def __init__(self, num_codes, code_dim):
+        super().__init__()
+        embedding = torch.empty(num_codes, code_dim).uniform_(-1 / 400, 1 / 400)
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("ema_count", torch.zeros(num_codes))
+        self.register_buffer("ema_weight", embedding.clone())
+        self.register_buffer("unactivated_count", -torch.ones(num_codes))
+        self.together = ALONE
+
+    def forward(self, z, with_cmcm=True, real=None, joint=()):
+        """Assign every second to its nearest code (`nearest`). Changes nothing.
+
+        Args:
+            z: modality -> (B, T, D) semantic features.
+            with_cmcm: False leaves the matching loss at zero.
+            real: mask of the seconds (cmg/models/masking.py), here and below.
+            joint: modalities of which a second chooses one code, that of the smallest sum of squared distances.
+        """
+        for modality, x in z.items():
+            if x.shape[-1] != self.embedding.shape[1]:
+                raise ValueError(f"{modality} features are {x.shape[-1]} wide, the codebook {self.embedding.shape[1]}")
+        codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
+        x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
+        distance = squared_distance(x.flatten(0, 2), codes)
+        indices = nearest(self._joined(distance.detach().unflatten(0, x.shape[:3]), z, joint).flatten(0, 2),
+                          codes).unflatten(0, x.shape[:3])
+        quantized = codes[indices]
+        cmcm = codes.new_zeros(())
+        if with_cmcm and len(z) > 1:
+            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), self.together, real)
+        perplexity, equal_num = code_figures(indices, codes, self.together, real)
+        commitment = self.together.average(self._commitment(x, quantized, real), real)
+        vectors = x + (quantized - x).detach()
+        return Quantized(
+            codes=codes,
+            vectors=dict(zip(z, vectors)),
+            indices=dict(zip(z, indices)),
+            commitment=dict(zip(z, commitment)),
+            cmcm=cmcm,
+            perplexity=dict(zip(z, perplexity)),
+            equal_num=equal_num)
+
+    @staticmethod
+    def _joined(distance, modalities, joint):
+        """Distances (M, B, T, K) by which codes are chosen: those of `joint` modalities are replaced by their mean."""
+        members = [x for m, x in zip(modalities, distance) if m in joint]
+        if len(members) < 2:
+            return distance
+        mean = sum(members) / len(members)
+        return torch.stack([mean if m in joint else x for m, x in zip(modalities, distance)])
+
+    @staticmethod
+    def _commitment(x, quantized, real):
+        """Twice the mean squared error to the own codes and the mean of those to the others': (M,) of (M, B, T, D)."""
+        errors = (x.unsqueeze(1) - quantized) ** 2                          # (M, M, ...): whose features, whose codes
+        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
+        others = max(len(x) - 1, 1)
+        return COMMITMENT * (errors.sum(1) / others + (2 - 1 / others) * errors.diagonal())
+
+    def lookup(self, z):
+        """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
+        distance = squared_distance(z.detach().flatten(0, 1), self.embedding)
+        indices = nearest(distance, self.embedding).unflatten(0, z.shape[:2])
+        codes = self.embedding[indices]         # exactly, where no gradient asks for the sum: equal codes stay equal
+        return (z + (codes - z).detach() if z.requires_grad else codes), indices
+
+    @torch.no_grad()
+    def start_from(self, z, draws, real=None):
+        """Start the codes from features of a first batch, all modalities together, each with a count of 1."""
+        rows = torch.cat([self.together.gather(x.detach()).flatten(0, 1) for x in z.values()])
+        real = None if real is None else gathered(real, self.together, rows).flatten().repeat(len(z))
+        chosen = first_rows(draws, len(rows), len(self.embedding), real).to(rows.device)
+        self.embedding.copy_(rows[chosen])
+        self.ema_weight.copy_(self.embedding)
+        self.ema_count.fill_(1)
+        self.unactivated_count.fill_(-1)
+
+    @torch.no_grad()
+    def ema_step(self, z, indices, teacher="mean", real=None):
+        """One MM-EMA update in the order of the dict: each modality sees the state left by the one before (eq. 7).
+
+        Args:
+            z: modality -> (B, T, D) features before quantisation.
+            indices: modality -> (B, T) codes that the seconds chose.
+            teacher: "mean" of the other modalities' vectors at the same second (released), "attention" over the
+                seconds of the clip, or "own" (ablation): no other modality.
+        """
+        features = {m: x.detach() for m, x in z.items()}
+        targets = []
+        for modality, x in features.items():
+            others = [other for name, other in features.items() if name != modality]
+            if teacher == "attention":
+                others = [attention_teacher(x, other, real) for other in others]
+            targets.append(0.5 * x + 0.5 * sum(others) / len(others) if others and teacher != "own" else x)
+        rows = self.together.own(torch.stack(targets, 1)).transpose(0, 1).flatten(1, 2)             # (M, N, D)
+        chosen = self.together.own(torch.stack(list(indices.values()), 1)).transpose(0, 1).flatten(1)
+        hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                                # (M, N, K)
+        if real is not None:
+            hits = hits * self.together.own(real).flatten().unsqueeze(1)
+        moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ rows], 2))
+        for count, weight in zip(moved[..., 0], moved[..., 1:]):
+            self.ema_count.mul_(DECAY).add_(count, alpha=1 - DECAY)
+            total = self.ema_count.sum()
+            self.ema_count.add_(EPSILON).mul_(total / (total + len(self.embedding) * EPSILON))
+            self.ema_weight.mul_(DECAY).add_(weight, alpha=1 - DECAY)
+            self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
+
+    @torch.no_grad()
+    def count_and_reset(self, indices, draws, reset=Reset(), z=None, real=None):
+        """Count passes since each code was chosen; re-draw those unused for too long.
+
+        Args:
+            indices: modality -> (B, T) codes that count as chosen.
+            reset: Reset.
+            z: modality -> (B, T, D) features, for resets to seconds.
+        """
+        count_unused(self.unactivated_count, indices, self.together, real)
+        if reset.mode == "off":
+            return
+        due, source = replacements(self.unactivated_count, draws, reset.after)
+        near = self.embedding[source]
+        if reset.to == "second":
+            seconds = self.together.gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
+            whole = None if real is None else gathered(real, self.together, seconds).flatten()
+            rows = first_rows(draws, len(seconds), len(near), whole).to(seconds.device, non_blocking=True)
+            near = seconds[rows].to(near.dtype)
+        fresh = near + reset.distance / RESET_NOISE * draws.reset_noise(self.embedding)
+        self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
+        if reset.mode == "full":
+            self.ema_weight.copy_(torch.where(due.unsqueeze(1), fresh, self.ema_weight))
+            self.ema_count.masked_fill_(due, 1)
+        self.unactivated_count.masked_fill_(due, 0)

@@ -1,0 +1,136 @@
+"""Semantic (modality-agnostic) and specific encoders of a level."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from cmg.models.map_conv import MapConv
+
+
+class TemporalEncoder(nn.Module):
+    """Linear map to the code width, then post-norm Transformer layers over time, no positional encoding.
+
+    (B, T, input_dim) -> (B, T, D); no second looks at one that is not `real` (cmg/models/masking.py). The layers start from
+    independent weights; the published program's start as copies.
+    """
+
+    def __init__(self, config, input_dim):
+        super().__init__()
+        self.affine = nn.Linear(input_dim, config.code_dim)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(config.code_dim, config.num_heads, config.feed_forward, config.dropout,
+                                       batch_first=True) for _ in range(config.num_layers))
+
+    def forward(self, x, real=None):
+        x = self.affine(x)
+        for layer in self.layers:
+            x = layer(x) if real is None else layer(x, src_key_padding_mask=~real)
+        return x
+
+
+class MapSemanticEncoder(nn.Module):
+    """Squeeze-excitation over channels, pooling over places, then the temporal encoder.
+
+    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` is the published numerics: its softmax runs over an axis of
+    length 1, so every place has weight 1. "softmax" is the attention that was meant. The three attention layers exist
+    in published files and stay untouched in "sum".
+    """
+
+    def __init__(self, config, channels, widths):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, widths.squeeze, bias=False)
+        self.excite = nn.Linear(widths.squeeze, channels, bias=False)
+        self.average_attention = nn.Linear(channels, widths.attention)
+        self.place_attention = nn.Linear(channels, widths.attention)
+        self.attention = nn.Linear(widths.attention, 1)
+        self.temporal = TemporalEncoder(config, channels)
+        self.spatial_attention = config.spatial_attention
+
+    @property
+    def unread(self):
+        """Names of parameters that nothing reads."""
+        layers = ("average_attention", "place_attention", "attention") if self.spatial_attention == "sum" else ()
+        return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
+
+    def gate(self, x):
+        """The factors of squeeze-excitation, x * gate + x = x * factor: (B, T, H, W, C) -> (factor, average over the
+        places), (B, T, C) each."""
+        average = x.flatten(-3, -2).mean(-2)
+        return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(average)))), average
+
+    def pool(self, x, factor=None, average=None):
+        """(B, T, H, W, C) -> (B, T, C); `gate(x)` where the caller has it already."""
+        if factor is None:
+            factor, average = self.gate(x)
+        places = x.flatten(-3, -2)                                          # (B, T, H*W, C)
+        if self.spatial_attention == "sum":
+            return factor * average * places.shape[-2]                      # sum over places of x * factor
+        places = places * factor.unsqueeze(-2)
+        match = F.relu(self.place_attention(places)) * F.relu(self.average_attention(average)).unsqueeze(-2)
+        weights = torch.tanh(self.attention(match)).softmax(-2)
+        return (weights * places).sum(-2)
+
+    def forward(self, x, real=None):
+        return self.temporal(self.pool(x), real)
+
+
+@dataclass
+class Specific:
+    """Modality-specific features: `full` for the decoder, `pooled` (B, T, width) for the MI term and the next level."""
+
+    full: Tensor
+    pooled: Tensor
+
+
+class LinearSpecificEncoder(nn.Module):
+    """Linear and ReLU: vectors and tokens at level 1, everything at level 2."""
+
+    def __init__(self, input_dim, output_dim):
+        super().__init__()
+        self.linear = nn.Linear(input_dim, output_dim)
+
+    def forward(self, x):
+        y = F.relu(self.linear(x))
+        return Specific(y, y)
+
+
+class ResidualBlock(nn.Module):
+    """relu(x) + Conv1x1(relu(Conv3x3(relu(x)))), then ReLU. The published block rectifies in place, so its skip
+    carries relu(x), not x. (N, H, W, C) -> the same."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.spread = MapConv(channels, channels, 3, padding=1, bias=False)
+        self.mix = MapConv(channels, channels, 1, bias=False)
+
+    def forward(self, x):
+        x = F.relu(x)
+        return F.relu(x + self.mix(F.relu(self.spread(x))))
+
+
+class MapSpecificEncoder(nn.Module):
+    """Convolutions over the places of each second: (B, T, H, W, C) -> full (B, T, H-4, W-4, O), pooled (B, T, C)."""
+
+    def __init__(self, channels, widths):
+        super().__init__()
+        self.conv1 = MapConv(channels, widths.hidden, 3)
+        self.conv2 = MapConv(widths.hidden, widths.specific, 3)
+        self.conv3 = MapConv(widths.specific, widths.specific, 1)
+        self.residual = ResidualBlock(widths.specific)
+        self.pool1 = nn.Linear(widths.specific, widths.pool_hidden)
+        self.pool2 = nn.Linear(widths.pool_hidden, channels)
+        self.recompute = False          # in the backward pass, instead of keeping what is between input and output
+
+    def forward(self, x):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._encode, x, use_reentrant=False)
+        return self._encode(x)
+
+    def _encode(self, x):
+        maps = F.relu(self.conv2(F.relu(self.conv1(x.flatten(0, 1)))))
+        full = self.residual(self.conv3(maps)).unflatten(0, x.shape[:2])
+        pooled = self.pool2(F.relu(self.pool1(full.mean((-3, -2)))))
+        return Specific(full, pooled)

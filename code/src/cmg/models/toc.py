@@ -1,0 +1,105 @@
+"""TOC: training-free choice of codebook channels (arXiv 2403.05168)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from cmg.utils.errors import InputError
+
+SIMILARITY_WEIGHT, VARIANCE_WEIGHT = 0.7, 0.3
+TERMS = ("both", "similarity", "variance")      # of the criterion; one alone is an ablation
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many channels to keep, and the shares of the best and the worst among them (released options).
+
+    Raises:
+        TypeError: other values than three whole numbers and one of `TERMS`.
+    """
+
+    choose_channel: int
+    toc_max_num: int = 1
+    toc_min_num: int = 0
+    terms: str = "both"
+
+    def __post_init__(self):
+        numbers = self.choose_channel, self.toc_max_num, self.toc_min_num
+        if not all(type(number) is int for number in numbers) or self.terms not in TERMS:
+            raise TypeError(f"a choice of channels is three whole numbers and one of {', '.join(TERMS)}, not "
+                            f"{(*numbers, self.terms)}")
+
+    def counts(self, width):
+        """(best, worst) channels kept of `width`; InputError names the nearest valid setting."""
+        total = self.toc_max_num + self.toc_min_num
+        if self.toc_max_num < 0 or self.toc_min_num < 0 or not 0 < total <= width:
+            raise InputError(f"--toc_max_num {self.toc_max_num} --toc_min_num {self.toc_min_num}: expected shares that "
+                             f"are not negative, not both 0, and together at most the {width} channels; "
+                             f"the nearest valid setting is {' and '.join(map(str, self._nearest_shares(width)))}")
+        if self.choose_channel < 1 or self.choose_channel > width or self.choose_channel % total:
+            nearest = min(max(round(self.choose_channel / total), 1), width // total) * total
+            raise InputError(f"--choose_channel {self.choose_channel}: expected a multiple of toc_max_num + "
+                             f"toc_min_num = {total} between {total} and {width // total * total}; "
+                             f"the nearest valid value is {nearest}")
+        unit = self.choose_channel // total
+        return unit * self.toc_max_num, unit * self.toc_min_num
+
+    def _nearest_shares(self, width):
+        best = min(max(self.toc_max_num, 0), width)
+        worst = min(max(self.toc_min_num, 0), width - best)
+        return (best, worst) if best + worst else (1, 0)
+
+
+def criterion(codes, terms="both"):
+    """-0.7 mean pairwise product + 0.3 variance of every channel: codes (K, D) -> (D,) float64, larger is better.
+
+    The mean over ordered pairs i != j of E_ik E_jk is (s^2 - q) / (K (K - 1)) with s the sum and q the sum of squares.
+    The published program adds the pairs up one by one in float32. `terms`: one of `TERMS`.
+
+    Raises:
+        InputError: a codebook of one code has no pairs.
+    """
+    codes = codes.detach().double()
+    number = len(codes)
+    if number < 2:
+        raise InputError(f"TOC compares the codes of a codebook, this one has {number}; leave --choose_channel out")
+    similarity = (codes.sum(0) ** 2 - (codes ** 2).sum(0)) / (number * (number - 1))
+    value = {"similarity": -SIMILARITY_WEIGHT * similarity, "variance": VARIANCE_WEIGHT * codes.var(0)}
+    return sum(value.values()) if terms == "both" else value[terms]
+
+
+def select(codes, selection):
+    """Channels that TOC keeps of one codebook (K, D): the best in descending, then the worst in ascending order, int64.
+
+    Raises:
+        InputError: numbers of channels that this codebook cannot give.
+    """
+    best, worst = selection.counts(codes.shape[1])
+    value = criterion(codes, selection.terms)
+    descending = torch.argsort(value, descending=True, stable=True)
+    ascending = torch.argsort(value, stable=True)
+    return torch.cat([descending[:best], ascending[:worst]])
+
+
+def head_channels(codebooks, selection):
+    """Places of the kept channels in the vector that a head receives: the levels' codes one after the other.
+
+    Every level is selected from its own codebook with the same setting. `selection` None (TOC off) keeps all: None.
+    """
+    if selection is None:
+        return None
+    starts = range(0, sum(codes.shape[1] for codes in codebooks), codebooks[0].shape[1])
+    return torch.cat([start + select(codes, selection) for start, codes in zip(starts, codebooks)])
+
+
+def cosines(codes):
+    """Cosine similarity of all pairs of code vectors: (K, S) -> (K, K) float64. A zero code has 0 with everything."""
+    unit = F.normalize(codes.detach().double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+    return unit @ unit.T
+
+
+def mean_cosine(codes):
+    """Mean off-diagonal cosine similarity of code vectors (K, S)."""
+    pairs = cosines(codes)
+    return float((pairs.sum() - pairs.diagonal().sum()) / (len(pairs) * (len(pairs) - 1)))

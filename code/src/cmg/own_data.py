@@ -1,0 +1,89 @@
+"""Arguments of the user's own data (code/docs/your-data.md): --manifest, --features, --modality."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmg.models.config import KINDS, MODALITIES, check_name, in_order
+from cmg.utils import settings
+from cmg.utils.errors import InputError
+from cmg.utils.settings import setting
+
+
+def features_argument(text):
+    """Argument type of --features: MODALITY=PATH."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH")
+    return name, Path(value)
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The user's own data set (code/docs/your-data.md)."""
+
+    manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
+                             "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
+    features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
+                              "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
+                              nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
+
+
+def modality_argument(text):
+    """Argument type of --modality: NAME=KIND."""
+    name, _, kind = text.partition("=")
+    if kind not in KINDS.values() or name in MODALITIES:
+        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
+                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
+    try:
+        check_name(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name, kind
+
+
+@dataclass(frozen=True)
+class OwnModalities:
+    """Modalities besides the published ones."""
+
+    modality: tuple = setting((), "another modality than audio, video and text, for example depth=map, and what its "
+                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
+                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
+
+
+def own_arguments(parser):
+    """Add what names the user's own data."""
+    settings.add_arguments(parser, OwnData, "own data")
+    settings.add_arguments(parser, OwnModalities, "modalities")
+
+
+def check_own(parser, opts):
+    """The options of the user's own data: --manifest and --features together, each modality once and known."""
+    opts.modality, found = kinds_of(parser, opts.modality), dict(opts.features)
+    if len(found) < len(opts.features):
+        parser.error("--features: a modality is given twice; one path for each is expected")
+    if bool(opts.manifest) != bool(found):
+        parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (code/docs/your-data.md)")
+    for name in found:
+        if name not in MODALITIES and name not in opts.modality:
+            parser.error(f"--features {name}: {', '.join((*MODALITIES, *opts.modality))} are known; declare another "
+                         f"with --modality {name}=vector (or map, or tokens)")
+    for name in opts.modality if opts.manifest else ():
+        if name not in found:
+            parser.error(f"--modality {name}: there are no features of it; give them with --features {name}=PATH")
+    opts.features = found
+
+
+def require_own(parser, opts, what):
+    """Refuse a run on the user's own data without any, or with one modality."""
+    if len(opts.own_modalities) < 2:
+        parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
+                     "(code/docs/your-data.md)")
+
+
+def kinds_of(parser, declared):
+    """modality -> kind, of what --modality declares, in the fixed order."""
+    kinds = dict(declared)
+    if len(kinds) < len(declared):
+        parser.error("--modality: a name is given twice; one kind for each is expected")
+    return {m: kinds[m] for m in in_order(kinds)}

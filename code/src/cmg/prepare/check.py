@@ -1,0 +1,238 @@
+"""Dataset validation, `prepare.py check`: what is present, what is wrong with it, and whether a run would work."""
+
+import logging
+import textwrap
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from cmg.data import origins
+from cmg.data.csv import class_indices, read_classes, read_header, read_table
+from cmg.data.labels import clip_class
+from cmg.data.manifest import OWN, SPLITS, Manifest
+from cmg.data.sets.avs_s4 import S4
+from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
+from cmg.data.text import TextFeatures
+from cmg.utils.errors import InputError
+
+SHOWN = 5                       # ids and reasons named in a report
+EARLY_UPLOAD = range(18_000, 22_000)    # rows of a 40k list that was cut (warned of by the authors)
+
+
+@dataclass
+class Report:
+    """Findings on one dataset. `lines` describe it, `warnings` are worth knowing, `problems` would stop a run."""
+
+    name: str
+    lines: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+
+    def problem(self, title, text):
+        """Add a problem, unless another step has found it already."""
+        if not any(text in known for known in self.problems):
+            self.problems.append(f"{title}: {text}")
+
+    def __str__(self):
+        rows = [self.name] + [f"  {line}" for line in self.lines]
+        rows += [f"  warning: {line}" for line in self.warnings] + [f"  PROBLEM: {line}" for line in self.problems]
+        return "\n".join(rows + ["  ok: a run would work" if not self.problems else "  not ready"])
+
+
+def check(name, places, source, steps):
+    """Read everything that a run reads and report on it.
+
+    Args:
+        name: of the report, e.g. "vggsound_AVT".
+        places: dotted name -> Path of what a run opens.
+        source: where to get them.
+        steps: list of (title, function (report, title)); `clips` makes those that open clips as a run does.
+    Returns:
+        `Report`; it takes as long as reading all features once (progress bars).
+    """
+    report = Report(name)
+    absent = {dotted: path for dotted, path in places.items() if not path.exists()}
+    for dotted, path in absent.items():
+        family, short = dotted.split(".")
+        make = f"make it with `python prepare.py text --dataset {family}`"
+        flag = f"--path {dotted}=FILE"
+        if family == OWN:
+            make = f"make it with `python prepare.py text --manifest {places[f'{OWN}.manifest']}`"
+            flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
+        report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
+                       f"{flag}")
+    for dotted, path in places.items():
+        report.warnings += [f"{dotted}: {note}" for note in origins.notes(path, dotted.split(".")[1])]
+    with _kept_warnings(report):
+        for title, step in steps:
+            try:
+                step(report, title)
+            except InputError as error:
+                if not any(str(path) in str(error) for path in absent.values()):
+                    report.problem(title, str(error))
+    if report.problems:
+        report.lines.append(f"get it from: {source}")
+    return report
+
+
+def clips(title, load):
+    """A step that opens clips with the loader call of a run, bad ones skipped; `load`: see tasks.Part."""
+    return title, lambda report, title: describe(report, title, load(on_bad_clip="skip"))
+
+
+def manifest(report, path, modalities):
+    """Describe a list of the user's own clips, and what its sentences are good for."""
+    found = Manifest(path)
+    splits = Counter(clip.split for clip in found.clips.values())
+    report.lines.append(f"{path}: {len(found.clips):,} clips ("
+                        f"{', '.join(f'{split} {splits[split]:,}' for split in SPLITS if splits[split])}), "
+                        f"columns {', '.join(found.columns)}")
+    bare = sum(not clip.events for clip in found.clips.values() if clip.split == "train")
+    if "label" not in found.columns:
+        report.lines.append("no column 'label': for pretraining alone")
+    elif bare:
+        report.lines.append(f"train: {bare:,} clips without a label, for pretraining alone")
+    if found.has_prompts and "text" not in modalities:
+        report.lines.append(f"prompts: text is no modality until `python prepare.py text --manifest {path}` has made "
+                            "their word vectors and --features text=FILE names them")
+
+
+def vggsound_list(path, categories):
+    """A step that describes a VGGSound list."""
+    return "list", lambda report, title: _describe_list(report, path, categories)
+
+
+def text(path):
+    """A step that describes the word vectors of the prompts."""
+    return "text", lambda report, title: _describe_text(report, path)
+
+
+def no_text(path):
+    """A step that says what the absence of the prompts means."""
+    return "text", lambda report, title: report.lines.append(
+        f"text: there is no {path}; directions with text are skipped until `python prepare.py text` has made it")
+
+
+def avs(paths):
+    """The steps that open the splits of AVSBench-S4 as a run does."""
+    return [(split, lambda report, title: _check_avs(report, title, S4(paths, title))) for split in S4_SPLITS]
+
+
+def describe(report, title, clips):
+    """Add rows, features, classes and bad clips of a dataset that was read with on_bad_clip="skip"."""
+    sizes = ", ".join(f"{m} {' x '.join(map(str, shape))}" for m, shape in clips.shapes.items())
+    report.lines.append(f"{title}: {len(clips) + len(clips.skipped):,} clips, {len(clips):,} with good "
+                        f"{', '.join(clips.modalities)} ({sizes})")
+    _describe_lengths(report, title, clips)
+    missing = clips.missing
+    bad = [reason for key, reason in clips.skipped.items() if key not in set(missing)]
+    if missing:
+        report.problem(title, f"{len(missing):,} clips have no feature file: {', '.join(missing[:SHOWN])}"
+                       f"{', ...' if len(missing) > SHOWN else ''}; get them, or run with --on_bad_clip skip")
+    for reason in bad[:SHOWN]:
+        report.problem(title, reason)
+    if len(bad) > SHOWN:
+        report.problems.append(f"{title}: and {len(bad) - SHOWN:,} more bad clips")
+    if clips.labels is not None:
+        present = clips.labels[..., :-1].any(1).sum(0)                      # clips with each class
+        report.lines.append(_counts(title, dict(zip(clips.classes, present.astype(int)))))
+        empty = int((~clips.labels[..., :-1].any((1, 2))).sum())
+        if empty:
+            report.warnings.append(f"{title}: {empty} clips have no foreground second")
+        if len(clip_class(clips.labels).unique()) < 2:
+            report.warnings.append(f"{title}: all clips have the same class")
+    elif getattr(clips, "categories", None):
+        report.lines.append(_counts(title, Counter(clips.categories)))
+
+
+def _describe_lengths(report, title, clips):
+    """How long the clips are, and what happens to those that have not T seconds."""
+    for modality, own in clips.lengths.items():
+        if modality not in clips.timed or (own == clips.seconds).all():
+            continue
+        shorter, longer = int((own < clips.seconds).sum()), int((own > clips.seconds).sum())
+        text = f"{title}: {modality} of {own.min()} to {own.max()} seconds, T = {clips.seconds}:"
+        if shorter:
+            text += (f" {shorter:,} of {len(clips):,} clips are padded (their last second is repeated; --padding mask "
+                     "of pretrain.py leaves it out)")
+        if longer:
+            text += f"{',' if shorter else ''} {longer:,} are cut"
+        if shorter == len(clips) or longer == len(clips):
+            report.warnings.append(f"{text}; is T right? pretrain.py --seconds {own.max()} takes the clips whole")
+        else:
+            report.lines.append(text)
+
+
+def _counts(title, counts):
+    numbers = sorted(counts.values())
+    table = ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+    absent = sum(n == 0 for n in numbers)
+    sizes = f"{numbers[0]} to {numbers[-1]} clips each, median {numbers[len(numbers) // 2]}"
+    head = (f"{title}: {len(counts)} classes{f' ({absent} without clips)' if absent else ''}, "
+            f"{sizes if numbers[0] < numbers[-1] else f'{numbers[0]} clips each'}:")
+    return head + "\n" + textwrap.fill(table, 110, initial_indent="      ", subsequent_indent="      ")
+
+
+def _describe_list(report, path, categories):
+    """Rows of the VGGSound list, its classes against the class list where there is one, whether it was cut."""
+    bare = "id" in read_header(path) and "video_id" not in read_header(path)
+    table = read_table(path, ("id",) if bare else ("category", "video_id", "split"))
+    rows = len(next(iter(table.values())))
+    splits = ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(table.get("split", [])).items()))
+    report.lines.append(f"{path}: {rows:,} rows{f' ({splits})' if splits else ''}")
+    if not bare and categories.exists():
+        try:
+            class_indices(path, table["category"], read_classes(categories), categories)
+        except InputError as error:         # only runs with segment labels or prompts need the classes
+            report.warnings.append(str(error))
+    if rows in EARLY_UPLOAD:
+        report.warnings.append(f"{path}: {rows:,} rows; the full 40k list has 40,801; an early upload of the data "
+                               "package was cut to 20k: get the current one")
+
+
+def _describe_text(report, path):
+    """What a text feature file is."""
+    features = TextFeatures(path)
+    words = "every word" if features.text_vocabulary == "all" else "words of the word list (cnt.pkl)"
+    report.lines.append(f"text: {len(features.labels)} prompts by {features.backend}, {words}")
+    silent = [label for label, x in zip(features.labels, features.vectors) if not x.any()]
+    if silent:
+        report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
+
+
+def _check_avs(report, title, clips):
+    """Clips and classes of one split of AVSBench-S4; every clip is read."""
+    report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, sounds and sentences")
+    report.lines.append(_counts(title, Counter(clips.categories)))
+    bad = []
+    for i in tqdm(range(len(clips)), f"checking {title}", unit="clip", disable=None, leave=False):
+        try:
+            clips[i]
+        except InputError as error:
+            bad.append(str(error))
+    for reason in bad[:SHOWN]:
+        report.problem(title, reason)
+    if len(bad) > SHOWN:
+        report.problems.append(f"{title}: and {len(bad) - SHOWN:,} more bad clips")
+
+
+@contextmanager
+def _kept_warnings(report):
+    """Warnings of the loaders go into the report; skipped clips are there already (`describe`)."""
+    class Keep(logging.Handler):
+        def emit(self, record):
+            kind = getattr(record, "skipped", None)         # what --on_bad_clip skip had to do
+            if kind == "rows":                              # without that flag it stops a run
+                report.problem(report.name, record.getMessage())
+            elif kind is None and record.getMessage() not in report.warnings:
+                report.warnings.append(record.getMessage())
+    logger, handler = logging.getLogger("dataset"), Keep(logging.WARNING)
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -1,0 +1,195 @@
+"""Pack a store of clips (zips, or AVE's array) into one HDF5 file, resumably and verified.
+
+The unfinished pack is <out>.partial: its arrays are laid out once at full size, so that later writes touch clip data,
+checksums, lengths and flags only, in this order. A killed run resumes where it was; a clip counts as written when its
+flag is set and its checksum holds.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from cmg.data.features import PACK_FORMAT, Pack, open_features
+from cmg.data.origins import ORIGIN, describe
+from cmg.utils.errors import InputError
+from cmg.utils.signals import stop_on_signals
+
+PENDING, WRITTEN, SKIPPED = 0, 1, 2
+BATCH = 64                      # clips between two flushes
+SAMPLE = 64                     # clips compared with their source at the end
+
+
+@dataclass
+class Packed:
+    """What `pack` did: clips in the pack, of which from an earlier run, clips skipped (id -> reason), bytes."""
+
+    clips: int
+    resumed: int
+    skipped: dict
+    size: int
+
+
+def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
+    """Pack all clips of a store, sorted by id, fitted to `seconds` rows.
+
+    Args:
+        source: folder of zips, or an HDF5 file as AVE's.
+        out: pack to write.
+        kind: "audio", "video" or "label".
+        dtype: "float16" or "float32" of the stored features.
+        seconds: T.
+        on_bad_clip: "error" stops at a bad clip (what is packed stays in the partial file), "skip" skips it.
+    Returns:
+        `Packed`.
+    Raises:
+        Stopped: a signal came; what is packed stays in the partial file.
+        InputError: a bad clip, nothing to pack, a value beyond float16, a full disk, a partial file of something else,
+            or a clip that reads back wrongly.
+    """
+    source, out = Path(source), Path(out)
+    store = open_features(source, kind, seconds)
+    if isinstance(store, Pack):
+        raise InputError(f"{source}: a pack already; a folder of zips or AVE's HDF5 file is expected; nothing to do")
+    ids = sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+    if not ids:
+        raise InputError(f"{source}: no <id>.zip in it; one zip per clip is expected; unpack the features there")
+    partial = Path(f"{out}.partial")
+    first = _first_good(store, ids, on_bad_clip)
+    store.probe(first)
+    shape = (len(ids), seconds, *store.tail)
+    try:
+        if not partial.exists():
+            _lay_out(partial, ids, shape, dtype, json.dumps(describe(source, kind)))
+        with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
+            _check_same(file, partial, ids, shape, dtype)
+            resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
+            _verify(file, store, ids, stop)
+            file.attrs.modify("complete", True)         # in place: nothing else of a whole file moves
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, out)
+    except (OSError, RuntimeError) as error:                # h5py raises either when a disk is full
+        raise InputError(f"{out}: cannot be written ({str(error)[:100]}); {_gigabytes(shape, dtype):.1f} GB of free, "
+                         f"writable space are expected; make room and run again to continue, or remove "
+                         f"{partial}") from None
+    return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
+
+
+def _gigabytes(shape, dtype):
+    return np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize / 1e9
+
+
+def _first_good(store, ids, on_bad_clip):
+    for name in ids:
+        try:
+            store.read(name)
+            return name
+        except InputError:
+            if on_bad_clip == "error":
+                raise
+    raise InputError(f"{store.path}: none of {len(ids)} clips can be read; features are expected; get them again")
+
+
+def _lay_out(partial, ids, shape, dtype, origin):
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(partial.parent).free / 1e9
+    if free < _gigabytes(shape, dtype):
+        raise OSError(f"{free:.1f} GB are free")
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    temporary = Path(f"{partial}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["format"], file.attrs["complete"], file.attrs[ORIGIN] = PACK_FORMAT, False, origin
+            file["ids"] = np.array([name.encode() for name in ids])
+            file["state"], file["checksum"] = np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.uint32)
+            file["seconds"] = np.zeros(len(ids), np.uint32)
+            file.create_dataset("features", shape, dtype, chunks=(1, *shape[1:]), dcpl=layout)
+        os.replace(temporary, partial)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_same(file, partial, ids, shape, dtype):
+    found = [name.decode() for name in file["ids"][:]] if "ids" in file and "seconds" in file else []
+    if found != ids or file["features"].shape != shape or file["features"].dtype != np.dtype(dtype):
+        raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; one of these "
+                         f"{len(ids)} clips in {dtype} is expected; remove it, or choose another --out")
+
+
+def _fill(file, store, ids, dtype, on_bad_clip, stop):
+    """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those skipped)."""
+    features, state, checksum, seconds = file["features"], file["state"][:], file["checksum"][:], file["seconds"][:]
+    for n in np.flatnonzero(state == WRITTEN):
+        if zlib.crc32(_chunk(features, n)) != checksum[n]:
+            state[n] = PENDING                          # the run was killed inside this write
+    resumed, skipped = int((state == WRITTEN).sum()), {}
+    pending = np.flatnonzero(state != WRITTEN)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(
+            total=len(ids), initial=resumed, desc=f"packing {store.kind}", unit="clip", disable=None) as bar:
+        for k in range(0, len(pending), BATCH):
+            batch = pending[k:k + BATCH]
+            for n, (data, own, reason) in zip(batch, pool.map(lambda n: _read(store, ids[n], dtype), batch)):
+                if reason is None:
+                    features.id.write_direct_chunk((n,) + (0,) * (features.ndim - 1), data)
+                    state[n], checksum[n], seconds[n] = WRITTEN, zlib.crc32(data), own
+                elif on_bad_clip == "skip":
+                    state[n], skipped[ids[n]] = SKIPPED, reason
+                else:
+                    _save(file, state, checksum, seconds)
+                    raise InputError(reason)
+            _save(file, state, checksum, seconds)
+            bar.update(len(batch))
+            _go_on_unless(stop, f"with {int((state != PENDING).sum()):,} of {len(ids):,} clips packed")
+    return resumed, skipped
+
+
+def _go_on_unless(stop, done):
+    stop.here(lambda: None, done, "run again to continue")        # all of it is in the partial file
+
+
+def _save(file, state, checksum, seconds):
+    file.flush()
+    file["checksum"][:], file["seconds"][:] = checksum, seconds
+    file["state"][:] = state
+    file.flush()
+
+
+def _read(store, name, dtype):
+    """(bytes of the clip in `dtype`, its own seconds, None) or (None, 0, what is wrong with it)."""
+    try:
+        clip, own = store.measure(name)
+        if dtype == np.float16 and np.abs(clip).max() > np.finfo(np.float16).max:
+            raise InputError(f"{store.path}, clip {name}: a value of {np.abs(clip).max():.3g}, beyond float16; up to "
+                             "65,504 is expected; pack with --dtype float32")
+        return clip.astype(dtype).tobytes(), own, None
+    except InputError as error:
+        return None, 0, str(error)
+
+
+def _chunk(features, n):
+    return features.id.read_direct_chunk((n,) + (0,) * (features.ndim - 1))[1]
+
+
+def _verify(file, store, ids, stop):
+    """Compare a sample of the pack with its source, and every clip with its checksum."""
+    features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
+    written = np.flatnonzero(state == WRITTEN)
+    sample = set(np.random.default_rng(0).choice(written, min(SAMPLE, len(written)), replace=False).tolist())
+    for n in tqdm(written, "verifying", unit="clip", disable=None, leave=False):
+        _go_on_unless(stop, "with all clips packed, but not all verified")
+        data = _chunk(features, n)
+        same = zlib.crc32(data) == checksum[n] and (
+            n not in sample or data == store.read(ids[n]).astype(features.dtype).tobytes())
+        if not same:
+            raise InputError(f"{file.filename}: clip {ids[n]} does not read back as it was written; a disk that keeps "
+                             "what it is given is expected; check the disk, remove this file and pack again")

@@ -1,0 +1,36 @@
+"""Clips by captions and captions by clips, without a head: cosine similarity of one code a clip (ACL 2025 Findings).
+
+The list (place captions.csv) has a row a caption: label, prompt, clip. Clips may have several captions; the best-ranked
+one counts for clip->text, every one is a query for text->clip.
+"""
+
+from cmg.cli import parse_clip_retrieval
+from cmg.data import doubts
+from cmg.data.sets.captions import Captions
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.training.run_logger import kept_warnings
+from cmg.transfer import captions
+from cmg.transfer.task import Pretrained
+from cmg.utils.errors import InputError
+from cmg.utils.settings import read
+
+
+def main(argv, local):
+    opts = parse_clip_retrieval(argv, local)
+    paths = opts.paths("captions")
+    modalities = opts.modalities or [m for m in ("video", "audio") if paths[m].exists()]
+    if not modalities:
+        raise InputError(f"{paths['video']}, {paths['audio']}: neither is there; features of the clips are expected; "
+                         "set --path captions.video=FOLDER or captions.audio=FOLDER")
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
+    dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
+    record = provenance.write(opts.results.parent, provenance.collect(
+        opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
+    with kept_warnings(opts.results.parent):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                              [(m, paths[m]) for m in ("text", *modalities)]))
+    rows = captions.evaluate(dataset, pretrained, read(captions.RetrievalSettings, opts),
+                                      results.Output(opts.results, record), 0 if opts.in_memory else opts.workers)
+    print(results.summary(rows))
+    print(f"\nresults: {opts.results}")

@@ -1,0 +1,66 @@
+"""What the task scripts and evaluate.py share: from options to an open task, and to where its results go."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cmg.cli import parse_downstream
+from cmg.data import doubts
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.training.run_logger import kept_warnings
+from cmg.transfer import encode, toc
+from cmg.transfer.run import modalities_of
+from cmg.transfer.task import HeadSettings, Pretrained
+from cmg.transfer.toc import TocSettings
+from cmg.utils.files import alone
+from cmg.utils.settings import read
+
+
+def head_settings(opts, entry):
+    """HeadSettings of one task: its own number of epochs and the preset's values for it, unless flags were given."""
+    return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
+
+
+def toc_choices(opts, entry, directions, pretrained):
+    """What the TOC options ask for in these directions; wrong ones are refused here, before any data is read."""
+    found = toc.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
+                                  pretrained.encoder.system.TOC_RELEASED)
+    if pretrained.encoder.zero_code0:           # other codes are another measurement: its lines must not replace these
+        found = [replace(variant, name=" ".join(filter(None, [variant.name, "zero_code0"]))) for variant in found]
+    return found
+
+
+def open_task(opts, entry, directions, config):
+    """The data of some directions, its clips read as for a system with this config."""
+    settings = read(entry.settings, opts) if entry.settings else None
+    return entry.open(opts.data_path, modalities_of(directions), opts.protocol, settings, **opts.reading, **config.reading)
+
+
+def measure(opts, entry, task, pretrained, variants):
+    """Heads of one task over one encoder; writes what they were made with first. Returns the result lines."""
+    settings = head_settings(opts, entry)
+    directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
+    options = opts.resolved() | opts.by_task.get(entry.name, {})
+    options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
+    places = {name: opts.data_path(name) for name in entry.all_places()}
+    touched = modalities_of(directions)
+    record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
+    name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
+    with kept_warnings(opts.results.parent), alone(opts.results.parent / name, "choose another --results"):
+        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+                                              doubts.places_of(touched, entry.all_places(), opts.data_path)))
+        return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
+
+
+def run_script(name, argv, local):
+    """A task script: encoder, data, heads, the table of this run."""
+    opts = parse_downstream(name, argv, local)
+    entry = opts.entry(name)
+    pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
+    variants = toc_choices(opts, entry, opts.directions, pretrained)
+    for modality in modalities_of(opts.directions):
+        encode.check_modality(pretrained.encoder, modality, pretrained.path)
+    task = open_task(opts, entry, opts.directions, pretrained.encoder.config)
+    rows = measure(opts, entry, task, pretrained, variants)
+    print(results.summary(rows))
+    print(f"\nresults: {opts.results}")

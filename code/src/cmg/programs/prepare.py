@@ -1,0 +1,288 @@
+"""Get real data ready: check what is there, make text features, the word list, derived lists, and packs.
+
+    python prepare.py check --dataset vggsound_AVT           validate: is a run possible, and what is missing or wrong
+    python prepare.py lists                                  derived lists from the official annotation files
+    python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
+    python prepare.py text --pieces                          the same as word pieces, for CoDAAR
+    python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
+    python prepare.py features VIDEOS --out DIR ...          videos -> features (code/docs/features.md)
+    python prepare.py new DIR                                an example of your own data (code/docs/your-data.md)
+    python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
+"""
+
+import argparse
+import pickle
+import shlex
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from cmg import cli, own_data
+from cmg.data.layout import DATA_PATHS
+from cmg.data.manifest import OWN, Manifest
+from cmg.data.sets import pretraining
+from cmg.data.sets.custom import is_prompts_file
+from cmg.data.sets.vggsound import SPLITS as VGGSOUND_SPLITS
+from cmg.data.text import VOCABULARIES, read_prompts, write_text_features
+from cmg.extract import command as extract_command
+from cmg.prepare import check as checking
+from cmg.prepare import pack as packing
+from cmg.prepare.lists import write_lists
+from cmg.transfer.run import modalities_of
+from cmg.transfer.tasks import TASKS
+from cmg.utils.errors import InputError, Parser
+from cmg.utils.files import output_file
+from cmg.utils.settings import positive
+
+PROMPTS = files("cmg.data") / "prompts"       # ours, where the user has none
+TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
+SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
+AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
+AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
+CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
+# What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
+ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
+                         if entry.family not in ("vggsound", OWN)}.values(), "avs")
+
+
+def check(opts):
+    """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
+    reports = []
+    for name in ALL if opts.dataset == "all" else (opts.dataset,):
+        places, source, steps = _checked(name, opts)
+        reports.append(checking.check(name, {dotted: opts.data_path(dotted) for dotted in places}, source, steps))
+        print(reports[-1])
+    return 1 if any(report.problems for report in reports) else 0
+
+
+def _checked(name, opts):
+    """(dotted names of the places that a run needs, where to get them, steps of the check)."""
+    place = opts.data_path
+    if name == "avs":
+        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
+    if name in TASKS:
+        entry = opts.entry(name)
+        modalities = modalities_of([entry.usable(place)])
+        if name == OWN:
+            return entry.places, entry.source, _own_steps(opts, entry, modalities)
+        parts = entry.parts(entry.paths(place), modalities, "default")
+        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
+        if "text" in modalities:
+            steps.append(checking.text(place(entry.prompts)))
+        elif entry.prompts:
+            steps.append(checking.no_text(place(entry.prompts)))
+        return entry.needed(), entry.source, steps
+    needed = pretraining.places(name)
+    steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
+             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
+                                              seconds=opts.seconds))]
+    if "vggsound.text" in needed:
+        steps.append(checking.text(place("vggsound.text")))
+    return needed, pretraining.SOURCE, steps
+
+
+def _own_steps(opts, entry, modalities):
+    """Steps of the check of the user's own data: what pretraining reads, and the task's parts if there are labels."""
+    steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities))]
+    try:
+        has_labels = "label" in Manifest(opts.manifest).columns
+    except InputError:                      # the first step says it
+        return steps
+    steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.data_path, ("train",),
+                                                       opts.own_modalities, seconds=opts.seconds)))
+    if has_labels:
+        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds))
+                  for part in entry.parts(entry.paths(opts.data_path), modalities, "default")]
+    if "text" in opts.own and is_prompts_file(opts.own["text"]):
+        steps.append(checking.text(opts.own["text"]))
+    return steps
+
+
+def _own_text(opts):
+    """Encode the sentences of a manifest: its prompts, or its labels where it has none."""
+    manifest = Manifest(opts.manifest)
+    sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
+    labels = [label for clip in manifest.clips.values() for _, label, *_ in clip.events]
+    given = read_prompts(opts.prompts) if opts.prompts else {}
+    prompts = given or {sentence: sentence for sentence in sentences} or {
+        label: label.replace("_", " ") for label in sorted(labels)}
+    if not prompts:
+        raise InputError(f"{opts.manifest}: no prompt and no label; sentences to encode are expected; add the column "
+                         "'prompt', or pass --prompts FILE with label, prompt")
+    out = opts.out or opts.manifest.parent / "prompts.h5"
+    _write_text(opts, "manifest", prompts, _encoder(opts)(list(prompts.values())), opts.prompts or opts.manifest, out)
+    print(f"  use it: --features text={out}")
+
+
+def text(opts):
+    """Encode the prompts of the chosen datasets, or of a manifest."""
+    if opts.manifest:
+        return _own_text(opts)
+    names = TEXTS if opts.dataset == "all" else (opts.dataset,)
+    if (opts.prompts or opts.out) and len(names) > 1:
+        raise InputError("--prompts and --out: for one dataset; --dataset all is given; choose one with --dataset")
+    encode = None
+    for name in names:
+        own = opts.prompts or opts.data_path(f"{name}.prompts")
+        source = own if opts.prompts or own.exists() else SHIPPED[name]
+        out = opts.out or opts.data_path(f"{name}.text")
+        prompts = read_prompts(source)
+        encode = encode or _encoder(opts)
+        _write_text(opts, name, prompts, encode(list(prompts.values())), source, out)
+
+
+def _write_text(opts, name, prompts, sentences, source, out):
+    empty = write_text_features(out, prompts, sentences, opts.backend,
+                                opts.model if opts.backend == "transformers" else "", opts.text_vocabulary,
+                                opts.cnt, source, "pieces" if opts.pieces else "words")
+    print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
+    if empty:
+        print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
+
+
+def _encoder(opts):
+    if opts.pieces and opts.backend != "transformers":
+        raise InputError(f"--pieces --backend {opts.backend}: only BERT's own tokenizer gives pieces; leave --backend "
+                         "out, or --pieces")
+    if opts.backend == "bert-embedding":
+        from cmg.prepare.export_bert_embedding import bert_sentences
+        return bert_sentences
+    from cmg.data.text_backends import Bert, find_vocabulary, hashing_sentences
+    if opts.backend == "transformers" and opts.pieces:
+        return Bert(opts.model, pieces=True).sentences
+    if opts.backend == "transformers":
+        from cmg.extract.hub import HubText
+        from cmg.extract.text import encode_sentences
+        model = HubText(opts.model, torch.device("cpu"))
+        if opts.text_vocabulary == "cnt" and not model.is_uncased_bert:
+            raise InputError(f"{opts.model}: --text_vocabulary cnt is a list of words of bert-base-uncased, which this "
+                             "model is not; an uncased BERT is expected; leave --text_vocabulary out")
+        return partial(encode_sentences, model)
+    if opts.text_vocabulary == "cnt" and not opts.vocab:
+        raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
+                         "the word list; pass --vocab")
+    vocabulary = find_vocabulary(opts.vocab) if opts.vocab else None
+    return lambda sentences: hashing_sentences(sentences, vocabulary)
+
+
+def vocabulary(opts):
+    """Make the word list (cnt.pkl) from prompts, in the published form."""
+    from cmg.data.text_backends import find_vocabulary, word_list
+    files = opts.prompts or list(SHIPPED.values())
+    counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
+    with output_file(opts.out, remedy="choose another place with --out") as file:
+        pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
+    print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
+
+
+def lists(opts):
+    """Write derived lists from the official files that are there."""
+    report = write_lists(opts.data_path, opts.overwrite)
+    for path, happened in report:
+        print(f"{path}: {happened}")
+    if not report:
+        names = ("ave.annotations", "ave.train_list", "avvp.official_audio", "avvp.official_visual", "vggsound.csv")
+        raise InputError(f"{opts.data_root}: no official annotation file; at least one of "
+                         f"{', '.join(str(opts.data_path(name)) for name in names)} is expected; see data/README.md")
+
+
+def pack(opts):
+    """Pack the named feature places; say how to use the packs."""
+    if opts.out and len(opts.places) > 1:
+        raise InputError("--out: for one place; several are given; pack them one by one")
+    for name in opts.places:
+        source = opts.data_path(name)
+        out = opts.out or (source.parent / "pack.h5" if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
+        if out.exists() and not opts.overwrite:
+            print(f"{out}: exists, kept as it is (--overwrite makes it again)")
+        else:
+            result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
+                                  opts.on_bad_clip)
+            print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
+                  f"{len(result.skipped):,} skipped")
+            for reason in result.skipped.values():
+                print(f"  skipped: {reason}")
+        print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
+
+
+def new(opts):
+    """Write the example of a data set of one's own."""
+    from cmg.demos import own_example  # here, because no other command draws clips
+    for path in own_example.write(opts.folder, opts.local.scripts):
+        print(path)
+    print(f"next: bash {shlex.quote(str(opts.folder / 'run.sh'))}   (README.md beside it explains its commands)")
+
+
+FEATURES = [name for name in DATA_PATHS if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
+
+
+def parser(local):
+    """Arguments of prepare.py."""
+    shared = Parser(add_help=False)
+    shared.add_argument("--data_root", type=Path, default=cli.root("data", local),
+                        help="root of all data (environment: CMG_DATA)")
+    shared.add_argument("--path", type=cli.path_argument, action="append", default=[], metavar="NAME=FILE",
+                        help="override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    main_parser = Parser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(function, description):
+        result = commands.add_parser(function.__name__, help=description, description=description, parents=[shared])
+        result.set_defaults(function=function)
+        return result
+
+    one = command(check, "validate a dataset; exit code 0 only if a run would work")
+    one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
+    one.add_argument("--seconds", type=positive, default=10, help="T of the system that is to read it")
+    own_data.own_arguments(one)
+    one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
+    one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
+    one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
+                     help="BERT by transformers, by the original package (Python 3.7), or hashed n-grams (demo only)")
+    one.add_argument("--model", default="bert-base-uncased",
+                     help="any text model of transformers: its folder, or its name on the hub")
+    one.add_argument("--text_vocabulary", choices=VOCABULARIES, default="all",
+                     help="all: every word; cnt: only words of the word list, as published")
+    one.add_argument("--cnt", type=Path, default=local.vocabulary, help="word list for --text_vocabulary cnt")
+    one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
+    one.add_argument("--pieces", action="store_true", help="word pieces in place of words, for CoDAAR; a file of its "
+                     "own, which --pieces makes the other programs read")
+    one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
+                     "there, else ours)")
+    one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their "
+                     "labels where there are none, in place of those of --dataset")
+    one.add_argument("--out", type=Path, help="file to write (default: the dataset's place; prompts.h5 beside the "
+                     "manifest)")
+    one = command(new, "a dozen drawn clips as a data set of your own, with the commands that lead to a result")
+    one.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
+    one = command(vocabulary, "make the word list cnt.pkl from prompts")
+    one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
+    one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
+    one.add_argument("--out", type=Path, default=local.vocabulary, help="file to write")
+    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
+    one.add_argument("--overwrite", action="store_true", help="also where a list is there")
+    extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
+    one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
+    one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
+    one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
+    one.add_argument("--seconds", type=positive, default=10, help="length of all clips")
+    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
+    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
+    one.add_argument("--overwrite", action="store_true", help="make it again")
+    return main_parser
+
+
+def main(argv, local):
+    """Run one command."""
+    made = parser(local)
+    opts = made.parse_args(argv, cli.Options(local=local))
+    opts.path = dict(opts.path)
+    if opts.command == "check":
+        own_data.check_own(made, opts)
+        if opts.dataset == OWN and not opts.manifest:
+            made.error(f"check --dataset {OWN} needs --manifest CSV and --features MODALITY=PATH "
+                       "(code/docs/your-data.md)")
+    return opts.function(opts)

@@ -1,0 +1,80 @@
+"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the codes.
+
+Nothing is trained: the choice is a formula over the code vectors. Downstream scripts make the same choice when they are
+given the same --choose_channel, --toc_max_num and --toc_min_num.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from cmg.checkpoints import checkpoint
+from cmg.cli import root
+from cmg.models import toc
+from cmg.report import style
+from cmg.transfer.toc import Shares, selection_of
+from cmg.utils import settings
+from cmg.utils.errors import Parser
+from cmg.utils.files import output_file
+
+NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
+
+
+def parse(argv, local):
+    parser = Parser(prog="toc.py", description="Show TOC's choice of code channels and draw its effect.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
+    parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
+                        help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
+    settings.add_arguments(parser, Shares)
+    parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc", help="folder of the pictures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    return parser.parse_args(argv)
+
+
+def report(number, codes, choice):
+    """Print one codebook's choice; returns the channels."""
+    start = time.perf_counter()
+    channels = toc.select(codes, choice)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    best, worst = choice.counts(codes.shape[1])
+    value = toc.criterion(codes, choice.terms)[channels]
+    print(f"\ncodebook {number}: {codes.shape[0]} codes, {best} best and {worst} worst of {codes.shape[1]} channels, "
+          f"selected in {milliseconds:.2f} ms")
+    print(f"mean cosine of two codes: {toc.mean_cosine(codes):.4f} before, "
+          f"{toc.mean_cosine(codes[:, channels]):.4f} after")
+    print("channel   criterion")
+    for channel, figure in zip(channels.tolist(), value.tolist()):
+        print(f"{channel:7d}  {figure:10.3e}")
+    return channels
+
+
+@style.styled
+def draw(codes, channels, path):
+    """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG."""
+    pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
+    lowest = min(float(p.min()) for p in pairs)
+    ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
+    figure, axes = style.new_figure(1, 2, size=(20, 8))
+    for axis, similarity, title in zip(axes[0], pairs, ("Before TOC Select", "After TOC Select")):
+        image = axis.imshow(similarity, cmap="viridis", vmin=lowest, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=18)
+        axis.set(xticks=ticks, yticks=ticks)
+    figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)
+    for suffix in (".pdf", ".png"):
+        with output_file(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
+            figure.savefig(file, format=suffix[1:], dpi=80)
+
+
+def main(argv, local):
+    opts = parse(argv, local)
+    choice = selection_of(opts, opts.choose_channel)
+    encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
+    for codes in encoder.codebooks:             # refused before anything is drawn
+        choice.counts(codes.shape[1])
+    print(f"{opts.checkpoint}: {encoder.system.name}, {', '.join(encoder.config.modalities)}")
+    for number, codes in enumerate(encoder.codebooks, 1):
+        channels = report(number, codes, choice)
+        path = opts.snapshot_pref / (NAME.format("" if number == 1 else f"_{number}") + ".pdf")
+        draw(codes, channels, path)
+        print(f"drawn: {path} and .png")

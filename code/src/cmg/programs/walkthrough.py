@@ -1,0 +1,53 @@
+"""From data to a result, the stages that demo.py and spoken.py share: build, pretrain, evaluate, draw, report."""
+
+from pathlib import Path
+
+from cmg.cli import parse_pretrain
+from cmg.programs import evaluate, pretrain
+from cmg.report import page, pictures
+from cmg.systems.registry import SYSTEMS
+from cmg.utils.errors import Parser
+
+SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      # options of every stage
+
+
+def arguments(preset, description, local):
+    """The parser of a walk-through's own options."""
+    parser = Parser(prog=f"{preset}.py", description=description, epilog="Every other option goes to pretrain.py.")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and heads")
+    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="what is pretrained")
+    parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
+    for name in SHARED:
+        parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
+    return parser
+
+
+def walk(preset, parser, build, argv, local):
+    """Run all stages under a preset.
+
+    Args:
+        parser: of `arguments`; options that it does not know go to pretrain.py. Wrong ones end here, before any work.
+        build: makes the data, called with the parsed options and the data root.
+        local: LocalPaths of this machine.
+    """
+    own, pretraining = parser.parse_known_args(argv)
+    shared = ["--preset", preset, "--seed", str(own.seed)]
+    for name in SHARED:
+        shared += [f"--{name}", getattr(own, name)] if getattr(own, name) else []
+    pretraining = ["--system", own.system, *pretraining]
+    opts = parse_pretrain(shared + pretraining, local)
+    name = opts.model_save_path.name
+    folder = opts.runs_root / name
+
+    print(f"1/4  data in {opts.data_root}", flush=True)
+    build(own, opts.data_root)
+    print("2/4  pretraining without labels", flush=True)
+    pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)
+    print("3/4  heads on one modality, tested on another", flush=True)
+    checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
+    evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)], local)
+    print("4/4  pictures and report", flush=True)
+    drawn = pictures.draw_run(folder, own.figures / name)
+    written = page.write([folder], folder / "report.html", drawn=drawn)
+    print(f"\nresults   {folder / 'results.jsonl'}\npictures  {own.figures / name} ({len(drawn)})\n"
+          f"report    {written} (open it in a browser)")

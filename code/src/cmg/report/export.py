@@ -1,0 +1,105 @@
+"""A checkpoint's encoder for others: safetensors, config.json and a model card. cmg/checkpoints/hub.py reads them.
+
+    python -m cmg.checkpoints.checkpoint export DCID-model-5.pt --out dcid --results Exps/ave/results.jsonl
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+
+from cmg.checkpoints import checkpoint
+from cmg.checkpoints.hub import CONFIG, FORMAT, WEIGHTS
+from cmg.report import tables
+from cmg.results import rows as results
+from cmg.results.provenance import source_commit
+from cmg.utils.errors import InputError
+from cmg.utils.files import output_file
+
+CARD = "README.md"
+INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
+EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
+
+
+def export(path, out, results_files=()):
+    """Write a checkpoint's encoder to the folder `out`; returns the files.
+
+    Optimisers, decoders and everything else that only training needs stay behind. config.json is written last and holds
+    the hash of the weights: a folder that was not finished is refused.
+
+    Args:
+        path: checkpoint, published or ours.
+        out: folder.
+        results_files: results.jsonl whose rows of this checkpoint go into the model card.
+
+    Raises:
+        InputError: no checkpoint, no row of it in the results, or the folder cannot be written.
+    """
+    loaded, sha256 = checkpoint.open_file(path), checkpoint.sha256(path)
+    rows = [row for file in results_files for row in results.read(file) if row["checkpoint_sha256"] == sha256]
+    if results_files and not rows:
+        raise InputError(f"{', '.join(map(str, results_files))}: no result of {path} (SHA-256 {sha256[:12]}...); "
+                         "measure this file, or name the results of it")
+    encoder, out = loaded.system.encoder, Path(out)
+    weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
+    about = {"format": FORMAT, "config": checkpoint.config_to_dict(loaded.system), "epoch": loaded.epoch,
+             "total_step": loaded.total_step, "weights_sha256": hashlib.sha256(weights).hexdigest(),
+             "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.features}
+    written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, out.name).encode(),
+               CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
+    for name, content in written.items():
+        with output_file(out / name, remedy="choose another --out") as file:
+            file.write(content)
+    return [out / name for name in written]
+
+
+def _card(loaded, about, rows, name):
+    """The model card: what it is, how to use it, what was measured, where it comes from."""
+    system, config = loaded.system, loaded.system.config
+    options = (loaded.contents.get("run") or {}).get("options", {})
+    inputs = "\n".join(f"* {m}: {INPUTS[config.kind(m)]}{EXAMPLES.get((m, config.kind(m)), '')}, `{config.axes(m)}`"
+                       for m in config.modalities)
+    training = ", ".join(f"{key} {value}" for key, value in options.items()) or "not stored in the checkpoint"
+    sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
+    rows = [row for row in rows if row["metric"] == tables.main_metric(row["task"], rows)]
+    measured = _plain(results.summary(rows, "markdown")) if rows else "No results were named when this was exported."
+    return f"""---
+library_name: cmg
+tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modalities)}]
+---
+# {_plain(name)}: {system.title} encoder of {', '.join(config.modalities)}
+
+Turns features of {', '.join(config.modalities)} into codes of {_codebooks(system)}. A head that is trained on the codes
+of one modality works, without further training, on those of another.
+
+```python
+import cmg
+encoder = cmg.load("{_plain(name)}")                   # this folder, or its name on the hub
+codes = encoder.embed("{config.modalities[0]}", x)     # codes.vectors (B, T, {system.encoder.head_dim}), codes.indices
+```
+
+Inputs, float32:
+
+{inputs}
+
+## Measured
+
+{measured}
+
+## Training
+
+{about['epoch'] + 1} epochs, {about['total_step']} steps. Settings: {_plain(training)}. Sizes: {sizes}.
+
+Exported from the checkpoint with SHA-256 `{about['checkpoint_sha256']}` by commit `{about['exported_by_commit']}`.
+"""
+
+
+def _codebooks(system):
+    sizes = " and ".join(f"{len(codes)} codes" for codes in system.encoder.codebooks)
+    return f"{'one codebook' if len(system.encoder.codebooks) == 1 else 'codebooks'} ({sizes})"
+
+
+def _plain(text):
+    """Text without HTML, as it stands in Markdown."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\\n", " ")

@@ -1,0 +1,413 @@
+"""`report.html`: one run, or several side by side, on one page that needs nothing but a browser.
+
+Made from the files of the runs alone. Everything that comes from them is escaped, and the page's own policy forbids
+any script but the one below (page.js) and any request.
+"""
+
+import base64
+import hashlib
+import io
+import time
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from cmg.report import pictures as figures
+from cmg.report import tables
+from cmg.report.run_files import read_runs
+from cmg.report.style import DPI
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.systems.registry import SYSTEMS
+from cmg.utils.errors import InputError
+from cmg.utils.files import output_file
+
+LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are left out, and the page says so
+CSS_DPI = 96
+BROAD = 760                     # CSS pixels; wider pictures take a whole row
+ROOM_FOR_TAGS = 100             # bytes around a picture
+SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
+SECTIONS = {                    # id -> (title, what it shows)
+    "what": ("What was run", ""),
+    "results": ("Results", results.NOTES.replace("+-", "±")),
+    "losses": ("Losses", "Pretraining, every logged step; a colour a modality."),
+    "codes": ("Use of the codes", "How many codes are in use and shared by all modalities while the codebook is "
+              "trained, and who uses which code on the test clips."),
+    "heads": ("Heads over their epochs", "The figure that chooses the best epoch, on the evaluation set."),
+    "classes": ("Transfer by class", "What each class loses between the head of its own modality and one of another."),
+    "confusion": ("Confusion", "Rows are the classes of the clips, columns what the heads say."),
+    "timelines": ("Timelines", "Clips with several events, second by second, from best to worst."),
+    "clips": ("Clips", "What the encoder receives, and what a head that never saw this modality says."),
+    "retrieval": ("Retrieval", "Queries and the sounds found first."),
+    "open": ("Open set", "Confidence of known and unknown clips, and what each threshold gives."),
+    "other": ("Other pictures", ""),
+    "warnings": ("Warnings", "What the monitors found while the runs went on."),
+    "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
+                   "files as they are now."),
+}
+SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes"}      # by the first word of a picture's name
+HEADS = ("task", "tested on", "direction", "metric")
+IF_ANY = ("open", "other")      # sections that most runs have nothing for
+FEATURES = ("clips", "retrieval")       # pictures of features keep their colours in the dark
+
+
+@dataclass
+class Section:
+    """A part of the page."""
+
+    html: list = field(default_factory=list)
+    pictures: list = field(default_factory=list)        # (run's name, path)
+
+
+@dataclass
+class Measured:
+    """Result lines of one measurement on one checkpoint: mean and deviation are over seeds."""
+
+    run: str
+    names: tuple                # of HEADS
+    seeds: list
+    columns: dict               # column -> values of the seeds
+    is_main: bool               # the figure of its task
+
+
+def write(folders, out, drawn=None, pool=False):
+    """Write the report of some runs.
+
+    Args:
+        folders: of runs; searched with everything below them.
+        out: the page.
+        drawn: pictures that `figures.draw_run` has made of the only run; None draws them.
+        pool: checkpoints of one file name are one run with several seeds.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: a folder without a run, a damaged file, or more result lines than a page can show.
+    """
+    runs = read_runs(folders)
+    with TemporaryDirectory() as scratch:
+        pictures = [("", path) for path in drawn] if drawn else draw(runs, Path(scratch), pool)
+        page = build(runs, pictures, pool)
+    with output_file(out, "w", "choose another --out") as file:
+        file.write(page)
+    return Path(out)
+
+
+def draw(runs, folder, pool):
+    """Pictures of all runs, (run's name, path); of several runs the figures of results are drawn together."""
+    found = []
+    for number, run in enumerate(runs):
+        drawn = figures.draw_run(run.folder, folder / str(number))
+        found += [(run.name if len(runs) > 1 else "", path) for path in drawn
+                  if len(runs) == 1 or SECTION_OF.get(path.stem.split("-")[0]) != "results"]
+    if len(runs) > 1:
+        found += [("", path) for path in figures.draw_tables(rows_of(runs, pool), folder / "all")]
+    return found
+
+
+def rows_of(runs, pool):
+    """Result lines of all runs, each measurement once."""
+    rows = list({results.identity(row): row for run in runs for row in run.rows}.values())
+    return tables.pooled(rows) if pool else rows
+
+
+def build(runs, pictures, pool=False):
+    """The page as text; `pictures`: of `draw`."""
+    sections = {name: Section() for name in SECTIONS}
+    measured = measure(rows_of(runs, pool))
+    sections["what"].html = what(runs)
+    sections["results"].html = result_tables(measured)
+    sections["warnings"].html = warnings(runs)
+    sections["provenance"].html = sources(runs)
+    for run, path in pictures:
+        word = path.stem.split("-")[0]
+        name = SECTION_OF.get(word, word if word in SECTIONS else "other")
+        sections[name].pictures.append((run, path))
+    for name in IF_ANY:
+        if not sections[name].pictures:
+            del sections[name]
+    names = list(dict.fromkeys(run.name for run in runs))
+    title = ("Run " if len(names) == 1 else "Runs ") + ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
+    template = Template(Path(__file__).with_name("page.html").read_text())
+    script = Path(__file__).with_name("page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    def page(shown):
+        return template.substitute(
+            title=escape(title), subtitle=f"made {time.strftime('%Y-%m-%d %H:%M')} from the runs' files by python -m "
+            "engine.report", script=script, script_hash=f"sha256-{digest}",
+            links="".join(f'<a href="#{name}">{SECTIONS[name][0]}</a>' for name in sections),
+            sections="\n".join(_section(name, section, shown) for name, section in sections.items()))
+
+    room = LARGEST_PAGE - ROOM_FOR_TAGS - len(page({}).encode())
+    if room < 0:
+        raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements are more than a "
+                         f"page of {LARGEST_PAGE / 1e6:.0f} MB can show; give fewer runs")
+    return page(_embedded(sections, room))
+
+
+def _embedded(sections, room):
+    """path -> <img> of as many pictures as there is room for: the first of every section, then the second ..."""
+    waiting, shown = [list(section.pictures) for section in sections.values()], {}
+    while any(waiting):
+        for pictures in filter(None, waiting):
+            _, path = pictures.pop(0)
+            image = _image(path)
+            if len(image.html) <= room:
+                shown[path] = image
+                room -= len(image.html) + ROOM_FOR_TAGS
+    return shown
+
+
+@dataclass
+class Embedded:
+    """A picture as an <img> that holds its own data; `kind`: class of one that takes a whole row."""
+
+    html: str
+    kind: str
+
+
+def _image(path):
+    """`Embedded` of a file."""
+    data = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            size = [round(side * CSS_DPI / DPI) for side in image.size]
+            image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a whole picture ({str(error)[:80]}); draw it again with python -m "
+                         "cmg.report.pictures") from error
+    return Embedded(f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
+                    f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">',
+                    " broad" if size[0] > BROAD else "")
+
+
+def _section(name, section, shown):
+    """One section with the pictures that are in `shown`."""
+    title, about = SECTIONS[name]
+    parts = [f'<section id="{name}"><h2>{title}</h2>']
+    parts += [f'<p class="soft">{escape(about)}</p>'] if about else []
+    parts += section.html
+    for run in dict.fromkeys(run for run, _ in section.pictures):
+        of_run = [path for other, path in section.pictures if other == run]
+        parts += [f"<h3>{escape(run)}</h3>"] if run else []
+        parts.append('<div class="grid">' if len(of_run) > 1 else "<div>")
+        parts += [f'<figure class="{"features" if name in FEATURES else "drawn"}{shown[path].kind}">{shown[path].html}'
+                  "</figure>" for path in of_run if path in shown]
+        parts.append("</div>")
+        left = [path.stem for path in of_run if path not in shown]
+        if left:
+            parts.append(f'<p class="soft">Left out to keep the page small: {escape(", ".join(left))}; python -m '
+                         "cmg.report.pictures draws them.</p>")
+    if len(parts) <= 2:
+        parts.append("<p>The runs' files hold nothing of this.</p>")
+    return "\n".join([*parts, "</section>"])
+
+
+# --------------------------------------------------------------------------------------------------------- the results
+def measure(rows):
+    """`Measured` of result lines, in their order; controls stand in columns of their own."""
+    short, groups = tables.names(rows), {}
+    for row in rows:
+        names = (row["task"], row["dataset"], row["direction"].replace("->", " → "), row["metric"]
+                 + (" (released)" if row["protocol"] == "released" else ""))
+        groups.setdefault((names, tables.row_key(row)), []).append(row)
+    found = []
+    for (names, key), group in groups.items():
+        picked = {selection: [row for row in group if row["selection"] == selection and not row["control"]]
+                  for selection in results.SELECTIONS}
+        reference = picked["last"] or picked["best"]
+        columns = {selection: [row["value"] for row in of] for selection, of in picked.items()}
+        columns["validation"] = [row.get("value_at_validation") for row in reference]
+        columns["same modality"] = [row["same_modality"] for row in reference]
+        for row in group:
+            if row["control"] and row["selection"] == "last":
+                columns.setdefault(row["control"], []).append(row["value"])
+        columns["chance"] = [results.mean_std([row["chance"] for row in reference])[0]]
+        found.append(Measured(short[key], names, [row["seed"] for row in reference], columns,
+                              group[0]["metric"] == tables.main_metric(group[0]["task"], rows)))
+    return found
+
+
+def result_tables(measured):
+    """Side by side where there are several runs; and every figure of every run."""
+    if not measured:
+        return []
+    runs = list(dict.fromkeys(m.run for m in measured))
+    columns = list(dict.fromkeys(column for m in measured for column, values in m.columns.items()
+                                 if results.mean_std(values)[0] is not None))
+    columns.sort(key=lambda column: column == "chance")                 # chance last
+    main = [m for m in measured if m.is_main]
+    first = _all_columns(main, runs, columns) if len(runs) == 1 else _side_by_side(main, runs)
+    return [first, "<details><summary>All metrics" + " and columns of every run" * (len(runs) > 1) + "</summary>",
+            _all_columns(measured, runs, columns), "</details>"]
+
+
+def _all_columns(measured, runs, columns):
+    """One row a measurement of a run."""
+    rows = [[*m.names, *([m.run] if len(runs) > 1 else []), *(_figure(m.columns.get(c, [])) for c in columns),
+             " ".join(map(str, m.seeds))] for m in measured]
+    return _sortable([*HEADS, *(["run"] if len(runs) > 1 else [])], columns, rows, ["seeds"])
+
+
+def _side_by_side(measured, runs):
+    """One row a measurement, a column a run: last epoch, mean ± deviation over seeds, difference to the first."""
+    of_names = {}
+    for m in measured:
+        of_names.setdefault(m.names, {})[m.run] = m.columns["last"] or m.columns["best"]
+    rows = []
+    for names, of_runs in of_names.items():
+        first = results.mean_std(of_runs.get(runs[0], []))[0]
+        cells = [_figure(of_runs.get(runs[0], []))]
+        for run in runs[1:]:
+            mean = results.mean_std(of_runs.get(run, []))[0]
+            cells += [_figure(of_runs.get(run, [])),
+                      _number("" if None in (mean, first) else f"{mean - first:+.1f}",
+                              None if None in (mean, first) else mean - first)]
+        rows.append([*names, *cells])
+    columns = [runs[0]]
+    for run in runs[1:]:
+        columns += [run, "difference"]
+    return ('<p class="soft">After the last epoch; several seeds: mean ± standard deviation; difference to '
+            f"{escape(runs[0])}.</p>" + _sortable(HEADS, columns, rows))
+
+
+class Number(str):
+    """HTML of a table cell that sorts by a number."""
+
+
+def _figure(values):
+    mean, _ = results.mean_std(values)
+    return _number(results.show(values).replace("+-", "±"), mean)
+
+
+def _number(text, value):
+    return Number(f'<td class="n" data-value="{"" if value is None else f"{value:.6g}"}">{escape(text)}</td>')
+
+
+def _sortable(texts, numbers, rows, more=()):
+    """A table with heads to click. Cells are texts or `Number`s."""
+    kinds = ["dataset" if name == "tested on" else "t" for name in texts] + ["n"] * len(numbers) + ["t"] * len(more)
+    head = "".join(f'<th class="{kind}"><button>{escape(str(name))}</button></th>'
+                   for name, kind in zip([*texts, *numbers, *more], kinds))
+    body = "".join("<tr>" + "".join(c if isinstance(c, Number) else f'<td class="{kind}">{escape(c)}</td>'
+                                    for c, kind in zip(row, kinds)) + "</tr>\n" for row in rows)
+    return (f'<div class="wide"><table class="figures"><thead><tr>{head}</tr></thead><tbody>\n'
+            f'{body}</tbody></table></div>')
+
+
+# ------------------------------------------------------------------------------------------------ what, warnings, files
+def what(runs):
+    """Facts of every pretraining run, a column each; of runs that were only measured those of their records."""
+    columns = {}
+    for run in runs:
+        for pretraining in run.pretrainings:
+            inside = pretraining.folder.relative_to(run.folder).as_posix()
+            columns[run.name + ("" if inside == "." else f"/{inside}")] = _facts(pretraining)
+        if not run.pretrainings and run.records:
+            columns[run.name] = _machine(run.records[0][1])
+    names = list(dict.fromkeys(name for facts in columns.values() for name in facts))
+    rows = "".join(f"<tr><th>{name}</th>" + "".join(f"<td>{escape(facts.get(name, ''))}</td>" for facts in
+                                                  columns.values()) + "</tr>" for name in names)
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    parts = [f'<div class="wide"><table class="facts"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>'
+             "</table></div>"] if columns else []
+    for run in runs:
+        for pretraining in run.pretrainings:
+            text = ", ".join(f"{name} {value}" for name, value in sorted(pretraining.options.items()))
+            if text:
+                parts.append(f"<details><summary>All options of {escape(str(pretraining.folder))}</summary>"
+                             f"<p><code>{escape(text[:20000])}</code></p></details>")
+    return parts
+
+
+def _facts(pretraining):
+    """Name -> text."""
+    options, lines, record = pretraining.options, pretraining.lines, pretraining.record
+    system = SYSTEMS.get(str(options.get("system")))
+    facts = {}
+    if system:
+        without = options.get("without")
+        facts["system"] = system.title + (f" without {_joined(without)}" if without else "")
+    facts["modalities"] = _joined(options.get("modalities", ""))
+    clips = record.get("clips")
+    facts["data"] = " ".join(str(options[name]) for name in ("dataset_name", "data_root") if name in options) + (
+        f", {clips.get('number')} clips" if isinstance(clips, dict) else "")
+    facts["seed"] = str(options.get("seed", ""))
+    facts["codes"] = str(options.get("n_embeddings", ""))
+    if lines:
+        facts["length"] = (f"{lines[-1]['epoch'] + 1} epochs, {lines[-1]['step']} steps of "
+                           f"{options.get('batch_size', '?')} clips")
+    if pretraining.began:
+        facts["time"] = f"{pretraining.began} to {pretraining.ended}"
+    speeds = sorted(line["clips_per_second"] for line in lines
+                    if isinstance(line.get("clips_per_second"), (int, float)))
+    if speeds:
+        facts["speed"] = f"{speeds[len(speeds) // 2]:.0f} clips a second (median)"
+    if "precision" in options:
+        facts["precision"] = str(options["precision"])
+    return {name: text for name, text in facts.items() if text} | (_machine(record) if record else {})
+
+
+def _machine(record):
+    """Facts of a provenance record."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return {"commit": str(record.get("commit", "")) + (", files changed since" if record.get("changed_since_commit")
+                                                       else ""),
+            "machine": f"{record.get('device', '')}, {record.get('threads', '?')} threads", "versions": versions}
+
+
+def _joined(value):
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def warnings(runs):
+    """What was warned of, every text once."""
+    found = {}
+    for run in runs:
+        for folder, line in run.warnings:
+            found.setdefault((run.name, folder, line["message"]), []).append(line)
+    if not found:
+        return ["<p>None.</p>"]
+    items = [f'<li><strong>{escape(run)}</strong> {escape(lines[0]["time"])}'
+             f'{f" ({len(lines)} times)" * (len(lines) > 1)}: {escape(message[:2000])}</li>'
+             for (run, _, message), lines in list(found.items())[:SHOWN_WARNINGS]]
+    more = len(found) - SHOWN_WARNINGS
+    return ["<ul>", *items, "</ul>"] + ([f"<p>And {more} more in warnings.jsonl.</p>"] if more > 0 else [])
+
+
+def sources(runs):
+    """Checkpoints and data behind the result lines, and whether they are still the same."""
+    checked = [found for run in runs for folder, rows in run.results for found in provenance.verify(rows, folder)]
+    if not checked:
+        return []
+    good, problems = sum(not found for _, found in checked), {}
+    for _, found in checked:
+        for problem in found:
+            problems[problem] = problems.get(problem, 0) + 1
+    kind = "good" if good == len(checked) else "bad"
+    parts = [f'<p class="{kind}">{good} of {len(checked)} result lines match their files.</p>']
+    if problems:
+        parts += ["<ul>", *(f"<li>{escape(problem)} ({count} lines)</li>"
+                            for problem, count in list(problems.items())[:SHOWN_PROBLEMS]), "</ul>"]
+    paths = {(row["checkpoint"], row["checkpoint_sha256"]): row for row, _ in checked if row["checkpoint"]}
+    parts.append(_files("checkpoint", [(path, sha, f"{row['seconds']} s, commit {row['commit']}")
+                                       for (path, sha), row in paths.items()], "first measurement"))
+    files = {(found["path"], str(found.get("sha256", "")) or f"{found.get('bytes', '?')} bytes"): name
+             for run in runs for _, record in [*run.records, *(("", p.record) for p in run.pretrainings if p.record)]
+             for name, found in record["data"].items()}
+    parts += ["<details><summary>Data files</summary>",
+              _files("file", [(path, sha, name) for (path, sha), name in sorted(files.items())], "place"), "</details>"]
+    return parts
+
+
+def _files(title, rows, more):
+    body = "".join(f"<tr><td>{escape(str(path))}</td><td><code>{escape(str(sha))}</code></td>"
+                   f"<td>{escape(str(text))}</td></tr>" for path, sha, text in rows)
+    return (f'<div class="wide"><table class="files"><thead><tr><th>{title}</th><th>SHA-256</th><th>{more}</th></tr>'
+            f"</thead><tbody>{body}</tbody></table></div>")

@@ -1,0 +1,112 @@
+"""What the files of a run say, read for the report: options, records, log, result lines, warnings."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmg.report.pictures import read_log, read_text
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.training.run_logger import WARNINGS
+from cmg.utils.errors import InputError
+
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+
+
+@dataclass
+class Pretraining:
+    """One folder of cmg.training.run_logger.Run."""
+
+    folder: Path
+    options: dict
+    lines: list                                     # of metrics.jsonl
+    record: dict = field(default_factory=dict)      # of provenance; {} where there is none
+    began: str = ""                                 # first and last time in log.txt
+    ended: str = ""
+
+
+@dataclass
+class RunFiles:
+    """Everything below one folder that was named on the command line.
+
+    Attributes:
+        pretrainings: list of Pretraining.
+        results: (folder of a results.jsonl, its rows).
+        records: (path, provenance record) of all result lines.
+        warnings: (folder, {"time", "level", "message"}) of pretraining and tasks, in this order.
+    """
+
+    name: str
+    folder: Path
+    pretrainings: list
+    results: list
+    records: list
+    warnings: list
+
+    @property
+    def rows(self):
+        """Result lines, the latest of each measurement."""
+        return list({results.identity(row): row for _, rows in self.results for row in rows}.values())
+
+
+def read_runs(folders):
+    """`RunFiles` of some folders; their names are as much of the paths as tells them apart."""
+    runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).absolute() for folder in folders)]
+    depth = 1
+    while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
+        depth += 1
+    for run in runs:
+        run.name = "/".join(run.folder.parts[-depth:])
+    return runs
+
+
+def read_run(folder):
+    """`RunFiles` of a folder.
+
+    Raises:
+        InputError: no folder, no file of a run in it, or a file that is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a run's folder with results.jsonl or metrics.jsonl")
+    logs = [path.parent for path in sorted(folder.rglob("metrics.jsonl"))]
+    found = [(path.parent, results.read(path)) for path in sorted(folder.rglob("results.jsonl"))]
+    if not logs and not found:
+        raise InputError(f"{folder}: neither metrics.jsonl nor results.jsonl in or below it; name the folder of a run")
+    records = dict.fromkeys(inside / row["provenance"] for inside, rows in found for row in rows
+                            if row.get("provenance"))
+    warned = [(path.parent, line) for path in sorted(folder.rglob(WARNINGS)) for line in _warnings(path)]
+    return RunFiles(folder.absolute().name, folder, [_pretraining(log) for log in logs], found,
+                    [(path, provenance.read(path)) for path in records if path.is_file()], warned)
+
+
+def _pretraining(folder):
+    path = folder / "options.json"
+    options = _object(path, read_text(path)) if path.exists() else {}
+    found = Pretraining(folder, options, read_log(folder / "metrics.jsonl"))
+    records = sorted((folder / "provenance").glob("*.json"), key=lambda record: record.stat().st_mtime)
+    if records:
+        found.record = provenance.read(records[-1])
+    if (folder / "log.txt").exists():
+        times = TIME.findall(read_text(folder / "log.txt"))
+        if times:
+            found.began, found.ended = times[0], times[-1]
+    return found
+
+
+def _warnings(path):
+    lines = [_object(path, line) for line in read_text(path).splitlines() if line.strip()]
+    return [{name: str(line.get(name, "")) for name in ("time", "level", "message")} for line in lines]
+
+
+def _object(path, text):
+    """The JSON object in a text of the file `path`."""
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: a JSON object is expected, found something else ({error}); remove it or run the "
+                         "program again") from error
+    return found

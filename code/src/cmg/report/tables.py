@@ -1,0 +1,218 @@
+"""The papers' main table from result lines: one row per checkpoint, two columns per task (NeurIPS 2023, Table 3)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from cmg.data.manifest import OWN
+from cmg.results.rows import SELECTIONS, caption, mean_std, render, show
+from cmg.transfer.tasks import OWN_SECONDS_BY, TASKS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The content of a column of the table."""
+
+    task: str
+    metric: str
+    source: str
+    target: str
+
+    @property
+    def direction(self):
+        return f"{self.source}->{self.target}"
+
+
+CELLS = {                        # column -> Cell
+    f"{entry.title} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
+    for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
+PUBLISHED = {}                   # row -> column -> figure
+for _entry in (entry for entry in TASKS.values() if entry.column):
+    for _row, _figures in _entry.published.items():
+        PUBLISHED.setdefault(_row, {}).update(zip(
+            (column for column, cell in CELLS.items() if cell.task == _entry.name), _figures, strict=True))
+
+ABOUT = (f"Columns: {', '.join(f'{entry.title} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
+         "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
+         f"number stands beside it (of {len(CELLS)}). Published rows: NeurIPS 2023, on the real data, best epoch on "
+         "the evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
+         "comparable with other data.")
+
+
+@dataclass
+class Row:
+    """One row of the table."""
+
+    name: str
+    figures: dict                               # column -> run (checkpoint, seed) -> figure
+    key: tuple = ()                             # of `row_key`; rows of this table
+    seeds: tuple = ()
+    checkpoints: tuple = field(default=())
+
+    @property
+    def cells(self):
+        """Column -> its figures, one per run."""
+        return {column: list(of_runs.values()) for column, of_runs in self.figures.items()}
+
+    @property
+    def runs(self):
+        """What the figures of a column are of: seeds of heads, and pretraining runs if there are several."""
+        count = len(self.checkpoints)
+        return " ".join(map(str, self.seeds)) + (f" x {count} checkpoints" if count > 1 else "")
+
+    @property
+    def mean(self):
+        """Mean over the measured columns, one for each run that has them all; where none has, the one of the columns'
+        means; empty without columns."""
+        columns = list(self.figures.values())
+        complete = [run for run in columns[0] if all(run in column for column in columns)] if columns else []
+        if columns and not complete:
+            return [sum(mean_std(column.values())[0] for column in columns) / len(columns)]
+        return [sum(column[run] for column in columns) / len(columns) for run in complete]
+
+
+def row_key(row):
+    """What makes result lines those of one row of the table: the checkpoint and what was done to its codes."""
+    return row["checkpoint_sha256"], row.get("variant") or ""
+
+
+def pooled(rows):
+    """The same results with checkpoints of one file name, as pretraining with other seeds leaves them in other folders,
+    as one: their rows become a single one with mean and standard deviation over them."""
+    return [row | {"checkpoint_sha256": Path(row["checkpoint"]).name} for row in rows]
+
+
+def names(rows):
+    """row_key -> a short name: the file's name, with as much of its folders as tells it from the others, and with the
+    first digits of its SHA-256 where one file was written over."""
+    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in rows}
+    files = {sha: path for (sha, _), path in paths.items()}
+    short = {}
+    for sha, path in files.items():
+        others = {other for other in files.values() if other != path}
+        name = next((tail for tail in _tails(path) if not any(tail == other_tail for other in others
+                                                             for other_tail in _tails(other))), str(path))
+        alike = [of for of, other in files.items() if other == path]
+        short[sha] = name if len(alike) == 1 else f"{name} ({str(sha)[:6]})"
+    return {(sha, variant): short[sha] + (f" + {variant}" if variant else "") for sha, variant in paths}
+
+
+def _tails(path):
+    """Ends of a path, the shortest first: "c.pt", "b/c.pt", "a/b/c.pt"."""
+    return ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
+
+
+def column_of(row):
+    """The column that a result belongs to; None for those of no column."""
+    if row["task"] == OWN and row["metric"] in (TASKS[OWN].best_by, OWN_SECONDS_BY):
+        return f"{TASKS[OWN].title} {row['direction'].replace('->', '>')}"
+    found = row["task"], row["metric"], row["direction"]
+    return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
+
+
+def is_own(rows):
+    """Whether all results are of the user's own data: nothing in the papers compares with them."""
+    return all(row["task"] == OWN for row in rows)
+
+
+def cells_of(rows):
+    """Column -> Cell: the papers', then those of the user's own data among the results; the latter alone where there is
+    nothing else."""
+    own = {column_of(row): Cell(OWN, row["metric"], *row["direction"].split("->")) for row in rows
+           if row["task"] == OWN and column_of(row)}
+    return own if own and is_own(rows) else CELLS | own
+
+
+def main_metric(task, rows):
+    """The metric of a task in the papers' table, else the one that chooses its epoch, else its first in `rows`."""
+    metrics = [row["metric"] for row in rows if row["task"] == task]
+    if task == OWN and OWN_SECONDS_BY in metrics:
+        return OWN_SECONDS_BY
+    if task in TASKS:
+        return TASKS[task].column or TASKS[task].best_by
+    return metrics[0]
+
+
+def collect(rows, selection, control=None, field="value"):
+    """The measured rows of the table for one selection, in the order of the results.
+
+    Args:
+        rows: result lines of one protocol (cmg/results/rows.py).
+        selection: "last" or "best".
+        control: None, or the name of a control.
+        field: "value" or "same_modality".
+    """
+    short = names(rows)
+    keys = list(short)                          # in the order of the results
+    found = [row | {"number": keys.index(row_key(row)), "column": column_of(row)} for row in rows
+             if row["selection"] == selection and row["control"] == control and row[field] is not None]
+    frame = pd.DataFrame([row for row in found if row["column"]])
+    if frame.empty:
+        return []
+    table = []
+    for number, group in frame.sort_values("seed", kind="stable").groupby("number"):
+        key = keys[number]
+        figures = {column: dict(zip(zip(of_column["checkpoint"], of_column["seed"]), of_column[field]))
+                   for column, of_column in group.groupby("column", sort=False)}
+        table.append(Row(short[key], figures, key, tuple(group["seed"].unique().tolist()),
+                         tuple(group["checkpoint"].unique())))
+    return table
+
+
+def chance(rows):
+    """The row of guesses that ignore their input."""
+    figures = {column_of(row): {None: row["chance"]} for row in rows if row["control"] is None and row["chance"]
+               is not None}
+    return Row("chance", {column: of_runs for column, of_runs in figures.items() if column})
+
+
+def all_rows(rows):
+    """All rows of the table, from top to bottom."""
+    table = []
+    for selection in SELECTIONS:
+        table += [replace(row, name=f"{row.name} ({selection})") for row in collect(rows, selection)]
+    table += [replace(row, name=f"{row.name}, same modality (last)")
+              for row in collect(rows, "last", field="same_modality")]
+    table += [replace(row, name=f"{row.name}, untrained control (last)")
+              for row in collect(rows, "last", "untrained")]
+    table.append(chance(rows))
+    table += [Row(name, {column: {None: figure} for column, figure in figures.items()})
+              for name, figures in PUBLISHED.items() if not rows or not is_own(rows)]
+    return table
+
+
+def paper_table(rows, form="text"):
+    """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
+    def cell(figures):
+        return show(figures) if form != "csv" else "" if not figures else f"{mean_std(figures)[0]:.2f}"
+    cells = cells_of(rows)
+    entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
+               | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
+    table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
+    about = "" if rows and is_own(rows) else f"{ABOUT}\n"
+    return table if form == "csv" else f"{table}\n\n{about}{caption(rows)}"
+
+
+@dataclass
+class Choice:
+    """The checkpoint that the AVE validation split would choose."""
+
+    name: str
+    key: tuple                   # of `row_key`
+    validation: float            # percent on the validation split, mean over directions and seeds
+    cells: dict                  # its row of the table, last epoch
+
+
+def choose(rows):
+    """The checkpoint with the best AVE accuracy on the VALIDATION split (tested modality); None without such figures.
+
+    It never sees a test clip, unlike the choice by test figures that the papers report.
+    """
+    validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] == "ave"]
+    means = {row.key: mean_std([value for column in row.cells.values() for value in column])[0]
+             for row in collect(validated, "last", field="validation")}
+    if not means:
+        return None
+    best = next(row for row in collect(rows, "last") if row.key == max(means, key=means.get))
+    return Choice(best.name, best.key, means[best.key], best.cells)

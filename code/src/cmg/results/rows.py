@@ -1,0 +1,299 @@
+"""Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results.rows FILE` prints."""
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import logging
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cmg.utils import errors
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+# What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
+# median_rank a rank. More keys are allowed.
+KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection", "same_modality", "chance", "seed",
+        "protocol", "modalities", "checkpoint", "checkpoint_sha256", "commit", "seconds", "control")
+KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,), "selection": (str,),
+         "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
+         "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
+OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int}      # kinds, where these keys are there
+log = logging.getLogger(__name__)
+SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
+# A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
+IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
+            "checkpoint_sha256", "control", "variant")
+
+CAPTIONS = {
+    "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
+               "from counts pooled over the whole set (the published program averages batches: not the same figures).",
+    "released": "Protocol released, as the published program: dropout stays on in the frozen encoder while the head "
+                "trains, AVE on its TRAINING clips, precision and recall averaged over batches of 80 clips, F1 from "
+                "these averages (pooled counts differ), fewer epochs after a later checkpoint.",
+}
+NOTES = ("last: after the last epoch. best: at the epoch that is best on the evaluation set itself, as the papers "
+         "report. val: at the epoch that is best on a validation split, where there is one. same: the head "
+         "trained on the tested modality, last epoch (where a task has no split by clip, on its own training clips). "
+         "chance: a guess that ignores its input. Several seeds: mean +- standard deviation.")
+SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: means over batches). last: after "
+                "the last epoch. best: at the epoch that is best on the validation split under the tested "
+                "modality's queries, as published. val: under the training modality's, a choice that needs nothing "
+                "of the other. same: the same network under the queries it was trained with. chance: every pixel "
+                "called foreground.")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a call puts its results."""
+
+    path: Path                  # results.jsonl
+    record: str                 # the provenance record that its lines name, relative to the file's folder
+
+    @property
+    def record_name(self):
+        """Tells calls with other options or data apart."""
+        return Path(self.record).stem
+
+    def beside(self, name):
+        """A file of this call beside the results."""
+        return Path(self.path).parent / name
+
+
+def append(path, row):
+    """Add one line. Concurrent writers are kept apart by a lock, and a line is written in one call.
+
+    Raises:
+        ValueError: `row` lacks a key or has a value that no table could show (a mistake of ours, not of the user).
+        InputError: the file cannot be written; what was in it is untouched.
+    """
+    problem = find_problem(row)
+    if problem:
+        raise ValueError(problem)
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _append_line(descriptor, json.dumps(row))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another place "
+                         "with --results; what was there before is untouched") from error
+
+
+def _append_line(descriptor, text):
+    """A whole line at the end of an open, locked file, or none."""
+    size = os.fstat(descriptor).st_size
+    end = size
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        end -= 1
+    is_whole = end < size and _is_json(os.pread(descriptor, size - end, end))
+    if end < size and not is_whole:         # its writer was killed within it, and its call will be repeated
+        os.ftruncate(descriptor, size := end)
+    line = ("\n" * is_whole + text + "\n").encode()
+    try:
+        written = os.write(descriptor, line)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _is_json(data):
+    try:
+        json.loads(data)
+        return True
+    except (ValueError, RecursionError):
+        return False
+
+
+def find_problem(row):
+    """What is wrong with a row, in words; None where nothing is."""
+    if not isinstance(row, dict):
+        return f"a result is an object with keys, not {type(row).__name__}"
+    missing = [key for key in KEYS if key not in row]
+    if missing:
+        return f"keys missing: {', '.join(missing)}"
+    for key in ("value", "same_modality", "chance"):
+        number = row[key]
+        if number is None and key != "value":
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < LIMITS.figure:
+            return f"{key} is {number!r}, not a finite number"
+    for key, kinds in KINDS.items():
+        if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+            return f"{key} is {row[key]!r:.60}, not {' or '.join(kind.__name__ for kind in kinds)}"
+    for key, kind in OPTIONAL.items():
+        if not isinstance(row.get(key), (kind, type(None))):
+            return f"{key} is {row[key]!r:.60}, not {kind.__name__}"
+    if not all(isinstance(modality, str) for modality in row["modalities"]):
+        return f"modalities are {row['modalities']!r:.60}, not names"
+    if row["selection"] not in SELECTIONS:
+        return f"selection is {row['selection']!r}, not one of {', '.join(SELECTIONS)}"
+    if row["protocol"] not in PROTOCOLS:
+        return f"protocol is {row['protocol']!r}, not one of {', '.join(PROTOCOLS)}"
+    if "->" not in str(row["direction"]):
+        return f"direction is {row['direction']!r}, not like 'audio->video'"
+    return None
+
+
+def read(path):
+    """All rows of a results file, the latest of each identity, in the order of their first appearance.
+
+    Raises:
+        InputError: no such file, or a line that is no result.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > LIMITS.text_bytes:
+            raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "
+                         "wrote") from error
+    rows, lines = {}, text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if rows and number == len(lines) and not text.endswith("\n"):
+                log.warning("%s: its last line was cut off within a write and is left out; repeat that call", path)
+                break
+            raise InputError(f"{path}: line {number} is not JSON ({getattr(error, 'msg', error)}); remove this "
+                             "line") from error
+        problem = find_problem(row)
+        if problem:
+            raise InputError(f"{path}: line {number}: {problem}; remove or mend this line")
+        rows[identity(row)] = row
+    if not rows:
+        raise InputError(f"{path}: no results in it; expected one JSON object per line; run a task script first")
+    return list(rows.values())
+
+
+def identity(row):
+    """What makes two rows results of the same measurement."""
+    return tuple(json.dumps(row.get(key)) for key in IDENTITY)
+
+
+def mean_std(values):
+    """Mean and standard deviation (of the sample; None for a single value) of some values without their Nones."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def show(values):
+    """'83.2', '83.2 +- 0.4' or '-'."""
+    mean, deviation = mean_std(values)
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
+
+
+COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "metric", "last", "best", "val", "same",
+           "chance", "seeds")
+
+
+def tabulate(rows):
+    """Rows of the summary table: one for each checkpoint, task, direction, metric and control, seeds put together.
+
+    Returns:
+        list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
+        below the rows of its direction.
+    """
+    same = [name for name in IDENTITY if name not in ("selection", "seed")]
+    keys = pd.DataFrame([{name: json.dumps(row.get(name)) for name in same} for row in rows])
+    table = []
+    for _, alike in keys.groupby(same, sort=False):         # pandas 2 sorts what `.groups` gives
+        group = [rows[number] for number in alike.index]
+        first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
+        reference = picked["last"] or picked["best"]
+        name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
+        table.append({
+            "checkpoint": name + (f" + {first['variant']}" if first.get("variant") else ""),
+            "pretrained on": "+".join(first["modalities"]),
+            "task": first["task"],
+            "tested on": first["dataset"],
+            "direction": first["direction"] + (f" [{first['control']}]" if first["control"] else ""),
+            "metric": first["metric"],
+            "last": show([row["value"] for row in picked["last"]]),
+            "best": show([row["value"] for row in picked["best"]]),
+            "val": show([row.get("value_at_validation") for row in reference]),
+            "same": show([row["same_modality"] for row in reference]),
+            "chance": show([mean_std([row["chance"] for row in reference])[0]]),
+            "seeds": " ".join(str(row["seed"]) for row in reference),
+        })
+    order = list(dict.fromkeys((entry["checkpoint"], entry["task"]) for entry in table))
+    return sorted(table, key=lambda entry: order.index((entry["checkpoint"], entry["task"])))
+
+
+def caption(rows):
+    """What the table's figures are: the tasks and protocols that occur in it, and the columns."""
+    heads = {row["protocol"] for row in rows if row["task"] != "avs"}
+    parts = [CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in heads] + [NOTES] * bool(heads)
+    return " ".join(parts + [SEGMENTATION] * any(row["task"] == "avs" for row in rows))
+
+
+def render(table, columns, form="text"):
+    """A table (list of {column -> text}) as aligned text, markdown or csv, without columns that are all empty."""
+    columns = [column for column in columns if any(entry[column] not in ("-", "") for entry in table)]
+    cells = [list(columns)] + [[str(entry[column]) for column in columns] for entry in table]
+    if form == "csv":
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(cells)
+        return buffer.getvalue().rstrip("\n")
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in cells]
+    if form == "markdown":
+        rule = ["-" * width for width in widths]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
+
+
+def summary(rows, form="text"):
+    """The whole report of some rows: one table per protocol, each with its caption."""
+    parts = []
+    for protocol in PROTOCOLS:
+        of_protocol = [row for row in rows if row["protocol"] == protocol]
+        if of_protocol:
+            table = render(tabulate(of_protocol), COLUMNS, form)
+            parts.append(table if form == "csv" else f"{table}\n\n{caption(of_protocol)}")
+    return "\n\n".join(parts)
+
+
+def main(argv=None):
+    """Print the tables of one or more results files, or whether their rows still match the files they came from."""
+    parser = errors.Parser(prog="python -m cmg.results.rows", description="Print the table of results files.")
+    parser.add_argument("files", nargs="+", type=Path, help="results.jsonl of one or more runs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_const", const="markdown", dest="form", default="text")
+    form.add_argument("--csv", action="store_const", const="csv", dest="form", default="text")
+    form.add_argument("--verify", action="store_true",
+                      help="hash the checkpoints and data lists that the rows name and say which rows no longer match "
+                           "(exit code 1)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    if options.verify:
+        from cmg.results import provenance  # here, because nothing else of this command needs PyTorch
+        checked = [found for file in options.files for found in provenance.verify(read(file), file.parent)]
+        print(provenance.report(checked))
+        return 1 if any(problems for _, problems in checked) else 0
+    print(summary([row for file in options.files for row in read(file)], options.form))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,391 @@
+"""The contract of a system: all that training, checkpoints, downstream tasks and reports know of it.
+
+A system is one file of this folder. It encodes a batch, moves its codebooks, and gives named loss terms; the trainer
+(cmg/training/step.py) adds them up with their weights, takes the optimiser step and saves. Its encoder is what downstream
+tasks use. Everything from the batch to the losses is a dict over modalities.
+"""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cmg.models.blocks import Blocks
+from cmg.models.config import MODALITIES, Config, in_order, short
+from cmg.models.masking import Features, mean_of_clips
+from cmg.systems.state_dicts import rules
+from cmg.systems.state_dicts.rules import OWN
+from cmg.utils.collectives import ALONE
+from cmg.utils.settings import setting
+
+
+@dataclass(frozen=True)
+class Term:
+    """A kind of loss.
+
+    Attributes:
+        weight: in the total.
+        switch: its name for --without; empty: the key under which it stands in `System.TERMS`.
+        title: in tables and pictures.
+    """
+
+    weight: float = 1.0
+    switch: str = ""
+    title: str = ""
+
+
+@dataclass
+class Losses:
+    """What `System.losses` gives.
+
+    Attributes:
+        terms: kind of loss (a key of `System.TERMS`) -> scalar, or a dict modality -> scalar.
+        metrics: name -> scalar that is only reported.
+    """
+
+    terms: dict
+    metrics: dict = field(default_factory=dict)
+
+    def named(self):
+        """(kind, name in the log, scalar) of every term: "cpc", "audio_recon"."""
+        for kind, value in self.terms.items():
+            for modality, scalar in value.items() if isinstance(value, dict) else [("", value)]:
+                yield kind, f"{modality}_{kind}" if modality else kind, scalar
+
+
+@dataclass
+class Group:
+    """Parameters that are clipped together, to one norm, and that one Adam updates.
+
+    Attributes:
+        name: in the log, and the section of the file for those with a published name.
+        parameters: our name -> parameter.
+        optimizer: "main", or the name of an auxiliary Adam, which steps only in `System.inner_step`.
+        clipped: False: its gradient counts whatever its norm is.
+    """
+
+    name: str
+    parameters: dict
+    optimizer: str = "main"
+    clipped: bool = True
+
+
+@dataclass
+class Codes:
+    """Codes of a batch of one modality, as downstream tasks get them."""
+
+    vectors: Tensor     # (B, T, head_dim)
+    indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
+
+
+def to_seconds(features, config, real=None):
+    """`Features`: what the encoders read of all modalities, side by side in time, as losses and codebooks compare it in
+    training.
+
+    Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
+    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T
+    is the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other
+    tokens.
+
+    Args:
+        features: modality -> (B, T, ...), of tokens (B, L, ...).
+        config: of the system.
+        real: mask of the seconds (cmg/models/masking.py).
+    """
+    seconds = next(x.shape[1] for m, x in features.items() if config.kind(m) != "tokens")
+    found = Features(features, real)
+    for modality in (m for m in features if config.kind(m) == "tokens"):
+        x = features[modality]
+        places = torch.arange(seconds, device=x.device) * x.shape[1]
+        if real is not None:
+            tokens = (places // real.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
+            found[modality] = x.gather(1, tokens.unsqueeze(2).expand(-1, -1, x.shape[2]))
+        elif seconds != x.shape[1]:
+            found[modality] = x[:, places // seconds]
+    return found
+
+
+def precise(x):
+    """A context in which what becomes codes keeps the precision of its weights, under autocast too."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class Encoder(nn.Module):
+    """The part of a system that downstream tasks use.
+
+    Attributes:
+        config: sizes and modalities.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    @property
+    def head_dim(self):
+        """Width of the vectors that heads see."""
+        return sum(codes.shape[1] for codes in self.codebooks)
+
+    @property
+    def codebooks(self):
+        """The code vectors (K, D) of every codebook, in the order in which a head's vector holds them."""
+        raise NotImplementedError
+
+    def add_lstms(self):
+        """Give every modality of tokens the LSTM that reads them: `<modality>_lstm`."""
+        for modality in self.config.modalities:
+            if self.config.kind(modality) == "tokens":
+                self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
+
+    def inputs(self, modality, x):
+        """What the semantic encoder of a modality reads: features (B, T, ...) as they are, or tokens (B, L, W) through
+        their LSTM where there is one, (B, L, 2 * text_hidden)."""
+        lstm = getattr(self, f"{modality}_lstm", None)
+        with precise(x):
+            return lstm(x)[0] if lstm else x
+
+    def embed_inputs(self, modality, inputs, real=None):
+        """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`.
+
+        `real`: mask of the seconds (cmg/models/masking.py), here and below; codes of padded ones mean nothing.
+        """
+        raise NotImplementedError
+
+    def embed_clips(self, modality, inputs, real=None):
+        """One vector per clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
+        return mean_of_clips(self.embed_inputs(modality, inputs, real).vectors, real)
+
+
+class FrozenEncoder(nn.Module):
+    """The encoder of a checkpoint in evaluation mode and without gradients of its own: raw features in, codes out.
+
+    Attributes:
+        config: sizes and modalities of the system.
+        epoch: epoch of the checkpoint, None if it was never trained.
+        system: class of the system.
+        zero_code0: code 0 is the zero vector, as in the published evaluation of MICU.
+        features: modality -> what it was pretrained on (cmg/data/origins.py); None where the file does not say it.
+    """
+
+    def __init__(self, encoder, system, epoch=None, zero_code0=False, features=None):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self.config, self.system, self.epoch, self.zero_code0 = encoder.config, system, epoch, zero_code0
+        self.features = features
+        if zero_code0:
+            for codes in encoder.codebooks:
+                codes[0] = 0
+        self.eval()
+
+    @property
+    def head_dim(self):
+        """Width of the vectors that `embed` gives."""
+        return self.encoder.head_dim
+
+    @property
+    def codebooks(self):
+        """Code vectors of every codebook, (K, D) each."""
+        return self.encoder.codebooks
+
+    def inputs(self, modality, x):
+        """What the semantic encoder of a modality reads, of raw features; see `Encoder.inputs`."""
+        self._require(modality)
+        return self.encoder.inputs(modality, x.to(self.codebooks[0]))
+
+    def embed_inputs(self, modality, inputs, real=None):
+        """`Codes` of what `inputs` gives, with a straight-through gradient to it; see `Encoder.embed_inputs`."""
+        self._require(modality)
+        return self.encoder.embed_inputs(modality, inputs, real)
+
+    def embed(self, modality, x, real=None):
+        """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
+        with torch.no_grad():
+            return self.embed_inputs(modality, self.inputs(modality, x), real)
+
+    def embed_clips(self, modality, x, real=None):
+        """One vector per clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
+        with torch.no_grad():
+            return self.encoder.embed_clips(modality, self.inputs(modality, x), real)
+
+    def _require(self, modality):
+        if modality not in self.config.modalities:
+            raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
+
+    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3); each system has "
+                             "parts of its own, a wrong name lists them")
+
+
+@dataclass(frozen=True)
+class CodebookOptions(Options):
+    """How a codebook with moving averages starts and is reset."""
+
+    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
+                                 choices=("data", "released"))
+    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
+                              choices=("full", "released"))
+
+
+class System(nn.Module):
+    """Encoder and everything that only training needs.
+
+    A subclass sets the class attributes, builds its parts in `__init__(config)` and overrides the methods below.
+    Every parameter is optimised, clipped and saved: those that match no prefix of GROUPS are a group of their own.
+
+    Class attributes:
+        name: for --system and in files.
+        title: for people.
+        FILE: name of its checkpoints, {} standing for the epoch, {modalities} for their initials; see `file`.
+        EPOCHS: of pretraining, as published.
+        Config, Options: dataclasses of its sizes and of its settings.
+        TERMS: kind of loss -> Term, in the order in which they are added up.
+        SWITCHES: further names for --without -> title, of what is no loss term.
+        ORDER: modalities that come first wherever GROUPS, AUXILIARY and CLUB networks go through them; others follow.
+        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts. {m}, {M} in it stand for
+            every modality.
+        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only; {m}, {M} as in GROUPS.
+        UNCLIPPED: groups whose gradients are not clipped.
+        PARTS: table of published names (cmg/systems/state_dicts/rules.py); empty: no published file exists.
+        TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
+            and the criterion's terms (cmg/models/toc.py) where they say which.
+
+    Attributes:
+        options: an instance of Options.
+        started: for each codebook whether it has left its initial state.
+        autocast: makes the context in which matrix products may run in 16 bits.
+    """
+
+    Config, Options = Config, Options
+    name = title = FILE = ""
+    EPOCHS = 6
+    TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
+    ORDER = MODALITIES
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.options = config, self.Options()
+        self.autocast, self.together = nullcontext, ALONE
+        self.started = []
+
+    # ---------------------------------------------------------------------------------------- what a system computes
+    def features(self, batch):
+        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step.
+
+        Under --padding mask the batch has "real" as well, the mask of the seconds.
+        """
+        return Features({m: batch[m] for m in self.config.modalities}, batch.get("real"))
+
+    def encode(self, features, epoch):
+        """One pass of the encoder: outputs in whatever form the other methods of the system take. No state changes."""
+        raise NotImplementedError
+
+    def start_codebooks(self, features, epoch, draws):
+        """Start those codebooks from data that are used at this epoch and have not been started."""
+
+    def update_codebooks(self, outputs, draws):
+        """Move the codebooks on after one training pass: moving averages, resets."""
+        raise NotImplementedError
+
+    def inner_step(self, outputs, adam, iterations):
+        """Fit the auxiliary networks to detached outputs.
+
+        Args:
+            adam: called with names of AUXILIARY groups, takes a step of their optimisers with the gradients there.
+        Returns:
+            name -> figure for the log.
+        """
+        return {}
+
+    def training_pass(self, features, epoch, draws, adam):
+        """The passes of one training step, codebook updates and inner steps in their order.
+
+        Returns:
+            (outputs for `losses`, figures of the inner steps).
+        """
+        outputs = self.encode(features, epoch)
+        self.update_codebooks(outputs, draws)
+        return outputs, self.inner_step(outputs, adam, 1)
+
+    def losses(self, outputs, draws):
+        """`Losses` of a pass."""
+        raise NotImplementedError
+
+    def weights(self, epoch):
+        """Kind of loss -> weight in the total; 0 leaves it out."""
+        return {kind: 0.0 if (term.switch or kind) in self.options.without else term.weight
+                for kind, term in self.TERMS.items()}
+
+    # ----------------------------------------------------------------------------------------- what others ask about
+    @property
+    def codebooks(self):
+        """Suffix of names in the log -> codebook with `embedding`, `ema_count` and `unactivated_count`."""
+        raise NotImplementedError
+
+    def chosen(self, outputs):
+        """Suffix of names in the log -> modality -> (B, T) codes that a pass chose, (n,) in its real seconds."""
+        raise NotImplementedError
+
+    def mark_started(self, epoch):
+        """Set `started` for a published file of this epoch, which does not say it."""
+        self.started = [True] * len(self.codebooks)
+
+    @contextmanager
+    def evaluating(self):
+        """Evaluation mode, no gradients and no compiled layers within the block: how a codebook's start is computed."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            self.train(was_training)
+
+    def is_on(self, switch):
+        """Is a component in, that is, not left out by --without?"""
+        return switch not in self.options.without
+
+    @classmethod
+    def file(cls, modalities, epoch):
+        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt", "CoDAAR-model-AVTDepth-5.pt"; epoch "*"
+        makes a pattern."""
+        return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
+
+    @classmethod
+    def switches(cls):
+        """Name for --without -> title, of every component that can be left out."""
+        titles = {}
+        for kind, term in cls.TERMS.items():
+            titles.setdefault(term.switch or kind, term.title or kind)      # the first of several levels names it
+        return titles | cls.SWITCHES
+
+    @property
+    def order(self):
+        """The modalities in the order of ORDER."""
+        return in_order(self.config.modalities, self.ORDER)
+
+    @property
+    def auxiliary(self):
+        """AUXILIARY of this system's modalities."""
+        return rules.expand(self.AUXILIARY, self.order)
+
+    def parameter_groups(self):
+        """All parameters in `Group`s, in the order of GROUPS.
+
+        Within a group the parameters with a published name come first, in their published order: norms are then added
+        up as in the published program.
+        """
+        rank = {name: number for number, name in enumerate(rules.our_names(self))}
+        groups, auxiliary = {}, self.auxiliary
+        prefixes = rules.expand(self.GROUPS, self.order)
+        for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
+            group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), OWN)
+            groups.setdefault(group, Group(group, {}, group if group in auxiliary else "main",
+                                           group not in self.UNCLIPPED))
+            groups[group].parameters[name] = parameter
+        order = [*dict.fromkeys(prefixes.values()), OWN]
+        return [groups[name] for name in order if name in groups]

@@ -1,0 +1,453 @@
+"""CoDAAR: a codebook for each modality, aligned by the number of the code (arXiv 2605.12145).
+
+The codebooks are the segments of one table: code k of every modality lies in row k. A second picks a row by its own
+modality's segment; decoders and downstream heads get the whole row, whichever modality picked it. What ties the
+segments together is the update of the table. The equations of the paper could not be read: that features of the other
+modalities in the moving averages are its Discrete Temporal Alignment (DTA), and the averaging of the segments its
+Cascading Semantic Alignment (CSA), is our reading of the published program.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmg.losses.cross_cpc import CrossCPC
+from cmg.models import config as sizes
+from cmg.models.blocks import Blocks
+from cmg.models.codebook import (
+    COMMITMENT,
+    DECAY,
+    EPSILON,
+    Pass,
+    code_figures,
+    code_matching,
+    count_unused,
+    nearest,
+    replacements,
+    squared_distance,
+)
+from cmg.models.config import in_order, short
+from cmg.models.encoders import Specific
+from cmg.models.map_conv import MapConv
+from cmg.models.masking import first_rows, gathered, mean_of_seconds, only_real, squared_error
+from cmg.systems import base
+from cmg.systems.base import Codes, Losses, Term, precise
+from cmg.systems.state_dicts import codaar
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
+from cmg.utils.collectives import ALONE
+from cmg.utils.errors import InputError
+from cmg.utils.settings import setting
+
+SEGMENTS = ("video", "audio", "text")       # their order in a row; others follow
+OWN_SHARE = 3                               # weight of the own features in the moving averages; another's is 1
+OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; a second's own has 2
+NOISE = 1e-3                                # standard deviation, of rows that are reset or repeated
+TEMPERATURE = 0.1                           # of the reported segment alignment
+
+
+@dataclass(frozen=True)
+class Config(sizes.Config):
+    """Sizes of CoDAAR: `num_codes` rows with a segment of `code_dim` for each modality."""
+
+    num_codes: int = 800
+
+    @property
+    def segments(self):
+        """The modalities in the order of their segments."""
+        return in_order(self.modalities, SEGMENTS)
+
+    @property
+    def row_dim(self):
+        """Width of a row."""
+        return len(self.modalities) * self.code_dim
+
+
+@dataclass(frozen=True)
+class Options(base.CodebookOptions):
+    """How CoDAAR is trained."""
+
+    cascade_order: tuple = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
+                                   "replaced by the mean of all: the first becomes the plain mean, the last keeps most "
+                                   "of its own", choices=SEGMENTS)
+
+    def __post_init__(self):
+        if sorted(self.cascade_order) != sorted(SEGMENTS):
+            raise InputError(f"--cascade_order {' '.join(self.cascade_order)}: expected each of {', '.join(SEGMENTS)} "
+                             "once; a modality that is not trained on is passed over, others come last")
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+@dataclass
+class QuantizedRows(Pass):
+    """What one pass over the table gives; dicts over modalities in the order of the segments."""
+
+    rows: dict          # (B, T, nD) rows picked; backward passes straight through to the features of ALL modalities
+    indices: dict       # (B, T) int64
+    commitment: dict    # scalars
+    cmcm: Tensor        # scalar
+    perplexity: dict    # scalars, 1..K
+    equal_num: Tensor   # clips whose most frequent row is the same in all modalities
+
+
+class RowTable(nn.Module):
+    """K rows of one segment (D columns) per modality, in the order of SEGMENTS.
+
+    State are buffers under the published names, which change only in `start_from`, `ema_step` and `count_and_reset`:
+    `embedding` and `ema_weight` (K, nD), `ema_count_<short name>` (K,) of each modality, `ema_count` their sum,
+    `unactivated_count` (K,). They start as published. After an `ema_step`, embedding = cascade(weight / count).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.segments, self.width = config.segments, config.code_dim
+        rows = config.num_codes
+        embedding = torch.empty(rows, config.row_dim).uniform_(-1 / rows, 1 / rows)
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("ema_count", torch.zeros(rows))
+        for modality in self.segments:
+            self.register_buffer(f"ema_count_{short(modality)}", torch.zeros(rows))
+        self.register_buffer("ema_weight", embedding.clone())
+        self.register_buffer("unactivated_count", -torch.ones(rows))
+        self.together = ALONE
+
+    def split(self, table):
+        """The segments of a table (K, nD), side by side: (n, K, D), no copy."""
+        return table.unflatten(1, (len(self.segments), self.width)).transpose(0, 1)
+
+    @property
+    def counts(self):
+        """`ema_count_<short name>` of the segments, (K,) each."""
+        return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
+
+    def forward(self, z, with_cmcm=True, real=None):
+        """Pick a row for every second of every modality (`nearest`). Changes nothing.
+
+        Args:
+            z: modality -> (B, T, D) semantic features.
+            with_cmcm: False leaves the matching loss at zero.
+            real: mask of the seconds (cmg/models/masking.py), here and below.
+        """
+        table = self.embedding.clone()          # the update rewrites the buffer before backward reads it
+        segments, x = self.split(table), torch.stack([z[m] for m in self.segments])         # (n, K, D), (n, B, T, D)
+        distance = squared_distance(x.flatten(1, 2), segments).unflatten(1, x.shape[1:3])   # (n, B, T, K)
+        indices = torch.stack([nearest(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
+                               for of, codes in zip(distance, segments)])
+        codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
+        features = torch.cat(x.unbind(), -1)
+        rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
+        cmcm = code_matching(distance, self.together, real) if with_cmcm and len(x) > 1 else table.new_zeros(())
+        perplexity, equal_num = code_figures(indices, table, self.together, real)
+        commitment = self.together.average(self._commitment(x, codes, real), real)
+        return QuantizedRows(
+            rows=dict(zip(self.segments, rows)), indices=dict(zip(self.segments, indices)),
+            commitment=dict(zip(self.segments, commitment)), cmcm=cmcm,
+            perplexity=dict(zip(self.segments, perplexity)), equal_num=equal_num)
+
+    @staticmethod
+    def _commitment(x, codes, real):
+        """Mean squared errors to the own code, twice, and to the others' at the same second, half of each: (n,)."""
+        errors = (x.unsqueeze(1) - codes) ** 2                              # (n, n, ...): whose features, whose codes
+        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
+        return COMMITMENT * (OTHERS_COMMITMENT * errors.sum(1) + (2 - OTHERS_COMMITMENT) * errors.diagonal())
+
+    def lookup(self, modality, z):
+        """The rows that one modality picks: z (B, T, D) -> rows (B, T, nD), indices (B, T).
+
+        The gradient passes straight through the modality's own segment.
+        """
+        number = self.segments.index(modality)
+        codes = self.split(self.embedding)[number]
+        indices = nearest(squared_distance(z.detach().flatten(0, 1), codes), codes).unflatten(0, z.shape[:2])
+        rows = self.embedding[indices]
+        if z.requires_grad:
+            before = number * self.width, (len(self.segments) - 1 - number) * self.width
+            rows = rows + F.pad(z - z.detach(), before)
+        return rows, indices
+
+    @torch.no_grad()
+    def start_from(self, z, order, draws, with_cascade=True, real=None):
+        """Start every row from one second of a first batch, the same for all segments, each with a count of 1.
+
+        Where there are fewer seconds than rows they are repeated with a little noise.
+        """
+        seconds = torch.cat([self.together.gather(z[m].detach()).flatten(0, 1) for m in self.segments], 1)
+        real = None if real is None else gathered(real, self.together, seconds).flatten()
+        picked = seconds[first_rows(draws, len(seconds), len(self.embedding), real).to(seconds.device)]
+        if real is not None:
+            picked = picked + NOISE * draws.normal(picked) * (real.sum() < len(picked))
+        elif len(seconds) < len(picked):
+            picked = picked + NOISE * draws.normal(picked)
+        self.ema_weight.copy_(picked)
+        for count in self.counts:
+            count.fill_(1)
+        self.ema_count.fill_(len(self.segments))
+        self.unactivated_count.fill_(-1)
+        self.embedding.copy_(self._cascaded(picked, order, with_cascade))
+
+    def _cascaded(self, means, order, with_cascade=True):
+        """CSA: in `order`, every segment becomes the mean of all, those already replaced included. (K, nD) -> same."""
+        parts = dict(zip(self.segments, self.split(means)))
+        for modality in order if with_cascade else ():
+            if modality in parts:
+                parts[modality] = sum(parts.values()) / len(parts)
+        return torch.cat(list(parts.values()), 1)
+
+    def _means(self):
+        """weight / count of every row, segment by segment: (K, nD)."""
+        return self.ema_weight / torch.stack(self.counts, 1).repeat_interleave(self.width, 1)
+
+    @torch.no_grad()
+    def ema_step(self, z, indices, order, with_others=True, with_cascade=True, real=None):
+        """Move every segment's average on by the seconds at which its modality picked the row, then cascade.
+
+        The features that enter are those of all modalities at the same second (DTA): 0.6, 0.2, 0.2 of three, the own
+        first; 0.75 and 0.25 of two. The averages themselves stay unmixed, so that the cascade does not accumulate.
+
+        Args:
+            z: modality -> (B, T, D) features before quantisation.
+            indices: modality -> (B, T) rows that the seconds picked.
+            order: of the cascade.
+            with_others, with_cascade: False leaves DTA, CSA out.
+        """
+        x = torch.stack([z[m].detach() for m in self.segments], 1)                          # (B, n, T, D)
+        number = len(self.segments)
+        share = 1 / (OWN_SHARE + number - 1) if with_others else 0.0
+        mixed = (1 - number * share) * x + share * x.sum(1, keepdim=True)                   # own: 1 - (n - 1) * share
+        mixed = self.together.own(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
+        picked = self.together.own(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
+        hits = F.one_hot(picked, len(self.embedding)).to(mixed.dtype)                       # (n, N, K)
+        if real is not None:
+            hits = hits * self.together.own(real).flatten().unsqueeze(1)
+        moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
+        counts = DECAY * torch.stack(self.counts) + (1 - DECAY) * moved[..., 0]             # (n, K)
+        total = counts.sum(1, keepdim=True)
+        counts = (counts + EPSILON) / (total + len(self.embedding) * EPSILON) * total
+        for count, now in zip(self.counts, counts):
+            count.copy_(now)
+        self.ema_count.copy_(counts.sum(0))
+        self.ema_weight.mul_(DECAY).add_(moved[..., 1:].transpose(0, 1).flatten(1), alpha=1 - DECAY)
+        self.embedding.copy_(self._cascaded(self._means(), order, with_cascade))
+
+    @torch.no_grad()
+    def count_and_reset(self, indices, order, draws, mode="full", with_cascade=True, real=None):
+        """Count passes since each row was picked by any modality; redraw rows unused for more than 300.
+
+        mode "full": the means of an active row and noise become the new averages, with a count of 1, so that the next
+        update keeps the row; "released" writes the row alone, which that update undoes completely; "off" only counts.
+        """
+        count_unused(self.unactivated_count, indices, self.together, real)
+        if mode == "off":
+            return
+        due, source = replacements(self.unactivated_count, draws)
+        rows, noise = due.unsqueeze(1), NOISE * draws.normal(self.embedding)
+        if mode == "released":
+            fresh = self.embedding[source] + noise
+        else:
+            means = self._means()[source] + noise
+            self.ema_weight.copy_(torch.where(rows, means, self.ema_weight))
+            for count in self.counts:
+                count.masked_fill_(due, 1)
+            self.ema_count.copy_(sum(self.counts))
+            fresh = self._cascaded(means, order, with_cascade)
+        self.embedding.copy_(torch.where(rows, fresh, self.embedding))
+        self.unactivated_count.masked_fill_(due, 0)
+
+    @torch.no_grad()
+    def alignment(self):
+        """How far the segments of a row are from being each other's nearest, in nats; only reported.
+
+        l_xy = mean_k(logsumexp_j S[k, j] - S[k, k]) with S the cosines of the segments x and y over 0.1; half the mean
+        over va, vt, at.
+        """
+        unit = dict(zip(self.segments, F.normalize(self.split(self.embedding), dim=2)))
+        scores = torch.stack([unit[x] @ unit[y].T for x, y in combinations(self.segments, 2)]) / TEMPERATURE
+        return 0.5 * (scores.logsumexp(2) - scores.diagonal(dim1=1, dim2=2)).mean()
+
+
+# --------------------------------------------------------------------------------------------------------- the encoder
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of the channels of maps (N, H, W, C), over maps and places of all processes' clips."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.together = ALONE
+
+    def forward(self, x, clips, real=None):
+        """`clips`: as a tensor whose first dimension they are; `real`: mask of the seconds, a map each."""
+        rows = x.flatten(0, -2)
+        if not self.training or self.together is ALONE and real is None:
+            return super().forward(rows).view_as(x)
+        wide = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
+        places = rows.unflatten(0, (*clips.shape[:2], -1)).shape[2]
+        counts = None if real is None else real.flatten().repeat_interleave(places).unsqueeze(1)
+
+        def mean_of(values):
+            mean = values.mean(0) if counts is None else (values * counts).sum(0) / counts.sum()
+            return self.together.pool(mean, real)
+        mean = mean_of(wide)
+        variance = mean_of((wide - mean) ** 2)
+        with torch.no_grad():
+            number = self.together.clips(clips) * (len(rows) // len(clips))
+            if real is not None:
+                number = self.together.total(self.together.own(real).sum()) * places
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return ((wide - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype).view_as(x)
+
+
+class MapConvStack(nn.Module):
+    """Convolutions over the places of each second: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O)."""
+
+    def __init__(self, channels, widths):
+        super().__init__()
+        self.conv1 = MapConv(channels, widths.hidden, 3)
+        self.norm1 = BatchNorm(widths.hidden)
+        self.conv2 = MapConv(widths.hidden, widths.specific, 3)
+        self.norm2 = BatchNorm(widths.specific)
+
+    def forward(self, x, real=None):
+        maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x, real))
+        return Specific(F.relu(self.norm2(self.conv2(maps), x, real)).unflatten(0, x.shape[:2]), None)
+
+
+@dataclass
+class PassOutput:
+    """One pass; dicts over modalities."""
+
+    inputs: dict                # what the decoders reconstruct
+    semantic: dict              # (B, T, D) before quantisation
+    specific: dict              # of vectors and tokens (B, T, D), of maps (B, T, H-4, W-4, O)
+    quantized: QuantizedRows
+    real: Tensor = None         # (B, T) mask of the seconds (cmg/models/masking.py)
+    alignment: Tensor = None    # of the table after this pass's update; None without one
+
+
+class Encoder(base.Encoder):
+    """The LSTM of tokens, semantic and specific encoders, and the table."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.add_lstms()
+        semantic, specific = {}, {}
+        for m in config.modalities:
+            blocks = Blocks(config, m)
+            semantic[m], specific[m] = blocks.semantic(), blocks.specific(MapConvStack)
+        self.semantic, self.specific = nn.ModuleDict(semantic), nn.ModuleDict(specific)
+        self.table = RowTable(config)
+
+    @property
+    def codebooks(self):
+        """The segments: one codebook (K, D) for each modality."""
+        return list(self.table.split(self.table.embedding))
+
+    def forward(self, features, with_cmcm=True, real=None):
+        """modality -> `inputs` of it -> PassOutput."""
+        semantic, specific = {}, {}
+        for m, x in features.items():
+            with precise(x):
+                exact = x.to(self.table.embedding.dtype)
+                if self.config.kind(m) == "map":    # squeeze-excitation serves both of its paths
+                    factor, average = self.semantic[m].gate(exact)
+                    semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), real)
+                    x = x * factor.to(x.dtype)[:, :, None, None]
+                else:
+                    semantic[m] = self.semantic[m](exact, real)
+            specific[m] = (self.specific[m](x, real) if self.config.kind(m) == "map" else self.specific[m](x)).full
+        with precise(self.table.embedding):
+            return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, real), real)
+
+    def embed_inputs(self, modality, inputs, real=None):
+        """The convolutions, and with them batch normalisation, do not run."""
+        with precise(inputs):
+            z = self.semantic[modality](inputs.to(self.table.embedding.dtype), real)
+            return Codes(*self.table.lookup(modality, z))
+
+
+# ---------------------------------------------------------------------------------------------------------- the system
+class RowDecoder(nn.Module):
+    """A linear map of the row to the width of a code, before the decoder of a code."""
+
+    def __init__(self, config, modality):
+        super().__init__()
+        self.row_linear = nn.Linear(config.row_dim, config.code_dim)
+        self.of_code = Blocks(config, modality).decoder()
+
+    def forward(self, rows, specific):
+        return self.of_code(self.row_linear(rows), specific)
+
+
+class CoDAAR(base.System):
+    """One encoder pass per step, no mutual-information networks."""
+
+    name, title, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
+    Config, Options, PARTS = Config, Options, codaar.PARTS
+    TERMS = {"recon": Term(title="reconstruction"), "commit": Term(title="commitment"), "cpc": Term(title="CPC"),
+             "cmcm": Term(title="CMCM")}
+    SWITCHES = {"dta": "DTA", "csa": "CSA", "reset": "reset"}
+    GROUPS = {"encoder.{m}_lstm.": LSTMS, "encoder.": ENCODER, "cpc.": "CPC_parameters", "decoders.": DECODER}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.cpc = CrossCPC(config.modalities, config.code_dim)
+        self.decoders = nn.ModuleDict({m: RowDecoder(config, m) for m in config.modalities})
+        self.started = [False]
+
+    @property
+    def cascade_order(self):
+        """Of all modalities: those that are not published come last."""
+        return in_order(self.config.modalities, self.options.cascade_order)
+
+    def features(self, batch):
+        features = {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
+        return base.to_seconds(features, self.config, batch.get("real"))
+
+    def encode(self, features, epoch):
+        with self.autocast():
+            return self.encoder(features, self.is_on("cmcm"), features.real)
+
+    def start_codebooks(self, features, epoch, draws):
+        if not self.started[0] and self.options.codebook_init == "data":
+            with self.evaluating():
+                outputs = self.encode(features, epoch)
+            self.encoder.table.start_from(outputs.semantic, self.cascade_order, draws, self.is_on("csa"),
+                                          features.real)
+        self.started = [True]
+
+    def update_codebooks(self, outputs, draws):
+        table, order, with_cascade = self.encoder.table, self.cascade_order, self.is_on("csa")
+        indices = outputs.quantized.indices
+        table.ema_step(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.real)
+        outputs.alignment = table.alignment()
+        table.count_and_reset(indices, order, draws, self.options.code_reset if self.is_on("reset") else "off",
+                              with_cascade, outputs.real)
+
+    def losses(self, outputs, draws):
+        quantized, recon = outputs.quantized, {}
+        for m, target in outputs.inputs.items():
+            with self.autocast():
+                rebuilt = self.decoders[m](quantized.rows[m], outputs.specific[m])
+            target = target.to(quantized.rows[m].dtype)
+            error = squared_error(rebuilt.to(target.dtype), target, outputs.real)
+            recon[m] = self.cpc.together.average(error, outputs.real)
+        terms = {"recon": recon, "commit": quantized.commitment}
+        metrics = quantized.metrics
+        if outputs.alignment is not None:
+            metrics["segment_alignment"] = outputs.alignment
+        if self.is_on("cpc"):
+            second = draws.second(min(z.shape[1] for z in outputs.semantic.values()))
+            prediction = self.cpc(outputs.semantic, second, outputs.real)
+            terms["cpc"] = prediction.loss
+            metrics |= prediction.metrics
+        return Losses(terms | {"cmcm": quantized.cmcm}, metrics)
+
+    @property
+    def codebooks(self):
+        return {"": self.encoder.table}
+
+    def chosen(self, outputs):
+        return {"": only_real(outputs.quantized.indices, outputs.real)}

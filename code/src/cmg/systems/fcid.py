@@ -1,0 +1,289 @@
+"""FCID: audio and video aligned second by second, all modalities as whole clips over one coarse codebook (ACL 2025
+Findings)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmg.losses.club import Club, Clubs, Evidence
+from cmg.losses.cross_cpc import CrossCPC
+from cmg.losses.info_nce import info_nce
+from cmg.models import config as sizes
+from cmg.models.blocks import Blocks
+from cmg.models.codebook import Codebook, Quantized
+from cmg.models.config import in_order
+from cmg.models.decoders import LinearDecoder
+from cmg.models.masking import mean_of_clips, squared_error
+from cmg.systems import base, dcid
+from cmg.systems.base import Codes, Losses, Term, precise
+from cmg.systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO, collect, fit_clubs
+from cmg.systems.state_dicts import fcid
+from cmg.systems.state_dicts.rules import DECODER, ENCODER
+from cmg.utils.settings import setting
+
+ORDER = ("video", "audio", "text")      # of the published program's EMA: the codebook depends on it; others follow
+PAIR = "audiovisual"                    # what audio, video and all else with seconds share: projections, a CLUB network
+
+
+@dataclass(frozen=True)
+class Config(sizes.Config):
+    """Sizes of FCID: one Transformer layer, and word vectors that no LSTM reads."""
+
+    num_layers: int = 1
+
+    @property
+    def fine(self):
+        """Modalities that are aligned second by second: vectors and maps. Tokens are aligned as whole clips."""
+        return [m for m in in_order(self.modalities, ORDER) if self.kind(m) != "tokens"]
+
+    def clip_encoder(self, modality):
+        """Name of the clip encoder that a modality uses."""
+        return PAIR if modality in self.fine else modality
+
+    @property
+    def clip_encoders(self):
+        """Names of the clip encoders: the shared one, then those of tokens."""
+        return [PAIR, *(m for m in in_order(self.modalities, ORDER) if m not in self.fine)]
+
+    def input_dim(self, modality):
+        return self.feature_dim(modality)
+
+
+@dataclass(frozen=True)
+class Options(dcid.CodebookOptions):
+    """How FCID is trained."""
+
+    club_coarse: str = setting("intended", "FCID: CLUB bound of clips with a clip as one second, or with channels "
+                               "taken for seconds as published", choices=("intended", "released"))
+
+
+@dataclass
+class Output:
+    """What one pass gives; dicts over modalities."""
+
+    inputs: dict            # features of the data
+    semantic: dict          # (B, T, D)
+    specific: dict          # Specific, of modalities with seconds
+    clips: dict             # (B, D) means over time, projected
+    general: dict           # (B, 1, D), not negative; what is quantised, in the order of the EMA
+    private: dict           # (B, D), not negative
+    quantized: Quantized
+    real: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
+
+
+class ClipEncoder(nn.Module):
+    """Projection of a clip's mean, and its general and specific part; modalities with seconds share one."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.project = nn.Linear(width, width)
+        self.general = nn.Linear(width, width)
+        self.specific = nn.Linear(width, width)
+
+    def to_general(self, x):
+        """(..., D) semantic features -> (..., D) that the codebook quantises."""
+        return F.relu(self.general(self.project(x)))
+
+
+class Encoder(base.Encoder):
+    """Semantic and specific encoders of seconds, encoders of clips, and the codebook."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.code_dim
+        self.semantic = nn.ModuleDict({m: Blocks(config, m).semantic() for m in config.modalities})
+        self.specific = nn.ModuleDict({m: Blocks(config, m).specific() for m in config.modalities if m in config.fine})
+        self.clip = nn.ModuleDict({name: ClipEncoder(width) for name in config.clip_encoders})
+        self.codebook = Codebook(config.num_codes, width)
+
+    @property
+    def codebooks(self):
+        return [self.codebook.embedding]
+
+    def encode_semantic(self, modality, x, real=None):
+        """Semantic features (B, T, D) in the codebook's precision, under autocast too (as cmg/systems/dcid.py)."""
+        with precise(x):
+            return self.semantic[modality](x.to(self.codebook.embedding.dtype), real)
+
+    def forward(self, features, with_cmcm=True, real=None, joint=()):
+        """modality -> features of the data: an `Output`."""
+        masks = {m: None if self.config.kind(m) == "tokens" else real for m in features}
+        semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
+        specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
+        with precise(self.codebook.embedding):
+            clips, general, private = {}, {}, {}
+            for m in in_order(semantic, ORDER):
+                encoder = self.clip[self.config.clip_encoder(m)]
+                clips[m] = encoder.project(mean_of_clips(semantic[m], masks[m]))    # text: over all word positions
+                general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
+                private[m] = F.relu(encoder.specific(clips[m]))
+            quantized = self.codebook(general, with_cmcm, joint=joint)
+        return Output(features, semantic, specific, clips, general, private, quantized, real)
+
+    def embed_inputs(self, modality, inputs, real=None):
+        """Every second as a clip of its own, after the semantic encoder has seen the whole."""
+        return self._codes(modality, self.encode_semantic(modality, inputs, real))
+
+    def embed_clips(self, modality, inputs, real=None):
+        """One code per clip: that of the mean over its seconds, which the codebook was trained on."""
+        means = mean_of_clips(self.encode_semantic(modality, inputs, real), real)
+        return self._codes(modality, means.unsqueeze(1)).vectors.squeeze(1)
+
+    def _codes(self, modality, semantic):
+        with precise(semantic):
+            return Codes(*self.codebook.lookup(self.clip[self.config.clip_encoder(modality)].to_general(semantic)))
+
+
+class FCID(base.System):
+    """Fine alignment by Cross-CPC, coarse alignment by codes and InfoNCE."""
+
+    name, title, FILE, EPOCHS = "fcid", "FCID", "FCID-model-{}.pt", 4
+    Config, Options, PARTS = Config, Options, fcid.PARTS
+    TERMS = {"fine_recon": Term(title="reconstruction of seconds"), "coarse_recon": Term(title="of clips"),
+             "commit": Term(title="commitment"), "mi": Term(switch="club", title="CLUB"), "cpc": Term(title="CPC"),
+             "cmcm": Term(title="CMCM"), "infonce": Term(title="InfoNCE")}
+    SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
+    ORDER = ORDER
+    GROUPS = {"encoder.": ENCODER, "cpc.": "CPC_parameters", "fine_decoders.": DECODER, "coarse_decoders.": DECODER,
+              "club.{m}.": "{M}_mi_net_parameters", f"club.{PAIR}.": "AudioVisual_mi_net_parameters"}
+    AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net",
+                 "AudioVisual_mi_net_parameters": f"optimizer_{PAIR}_mi_net"}
+    # One direction of each task, three without the variance term, against the paper.
+    TOC_RELEASED = {
+        "ave": {AUDIO_VIDEO: (256, 1, 0, "both")},
+        "avvp": {AUDIO_VIDEO: (196, 1, 0, "similarity")},
+        "ave_avvp": {VIDEO_AUDIO: (128, 1, 0, "similarity")},
+        "ucf_vggsound": {AUDIO_VIDEO: (168, 1, 0, "similarity")},
+    }
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.code_dim
+        fine = config.fine
+        self.encoder = Encoder(config)
+        self.cpc = CrossCPC(fine, width, accuracy_over="predictions") if len(fine) > 1 else None
+        self.club = nn.ModuleDict({name: Club(width, width if name == PAIR else config.pooled_dim(name),
+                                              config.club_hidden)
+                                   for name in (*self.order, PAIR)})      # the order of their permutations
+        self.fine_decoders = nn.ModuleDict({m: Blocks(config, m).decoder() for m in fine})
+        self.coarse_decoders = nn.ModuleDict({m: LinearDecoder(width, width, width, width) for m in self.order})
+        self.started = [False]
+        self._clubs = {}                # of the running step
+
+    def clubs(self):
+        """CLUB networks of one number of rows side by side: of seconds, of each modality of tokens, of all clips with
+        seconds."""
+        return {key: Clubs([self.club[name] for name in names], self.together)
+                for key, names in self._members().items()}
+
+    def encode(self, features, epoch):
+        with self.autocast():
+            return self.encoder(features, self.is_on("cmcm"), features.real, self.options.together(self.config))
+
+    def start_codebooks(self, features, epoch, draws):
+        if not self.started[0] and self.options.codebook_init == "data":
+            with self.evaluating(), self.autocast():
+                output = self.encoder(features, with_cmcm=False, real=features.real)
+            self.encoder.codebook.start_from(output.general, draws)
+        self.started = [True]
+
+    def update_codebooks(self, outputs, draws):
+        teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
+        codebook, chosen = self.encoder.codebook, outputs.quantized.indices
+        codebook.ema_step(outputs.general, chosen, teacher)
+        codebook.count_and_reset(chosen, draws, self.options.reset(self.is_on("reset")),
+                                 {m: outputs.general[m] for m in dcid.with_seconds(self.config)})
+
+    def training_pass(self, features, epoch, draws, adam):
+        self._clubs = self.clubs() if self.is_on("club") else {}
+        collect(self._clubs, self.together)
+        outputs = self.encode(features, epoch)
+        self.update_codebooks(outputs, draws)
+        return outputs, self.inner_step(outputs, adam, MI_ITERATIONS)
+
+    def inner_step(self, outputs, adam, iterations):
+        """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
+        groups = {key: ["AudioVisual_mi_net_parameters" if name == PAIR else f"{name.capitalize()}_mi_net_parameters"
+                        for name in names] for key, names in self._members().items() if key in self._clubs}
+        evidence = {key: Evidence.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
+                                       outputs.real if key == "fine" else None) for key in self._clubs}
+        return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
+
+    def _members(self):
+        """Key of `clubs` -> names of its networks."""
+        tokens = {m: [m] for m in self.order if m not in self.fine_decoders}
+        return {"fine": list(self.fine_decoders), **tokens, PAIR: [PAIR]}
+
+    def _pairs(self, outputs, key):
+        """(what is given, what is predicted) of a key of `clubs`, in the codebook's precision: seconds (M, B, T, .);
+        clips (1, B, G, .), G modalities that share a network."""
+        if key == "fine":
+            specific = [outputs.specific[m].pooled for m in self.fine_decoders]
+            width = max(x.shape[-1] for x in specific)
+            specific = torch.stack([F.pad(x, (0, width - x.shape[-1])) for x in specific])
+            semantic = torch.stack([outputs.semantic[m] for m in self.fine_decoders])
+            return semantic, specific.to(semantic.dtype)
+        members = [m for m in outputs.private if self.config.clip_encoder(m) == key]
+        general = torch.cat([outputs.general[m] for m in members], 1)
+        return general.unsqueeze(0), torch.stack([outputs.private[m] for m in members], 1).unsqueeze(0)
+
+    def losses(self, outputs, draws):
+        terms = self._reconstruction(outputs)
+        terms["commit"] = outputs.quantized.commitment
+        if self.is_on("club"):
+            terms["mi"] = self._bounds(outputs, draws)
+        metrics = outputs.quantized.metrics
+        if self.cpc and self.is_on("cpc"):
+            fine = {m: outputs.semantic[m] for m in self.fine_decoders}
+            prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())), outputs.real)
+            terms["cpc"] = prediction.loss
+            metrics |= prediction.metrics
+        terms["cmcm"] = outputs.quantized.cmcm
+        tokens = [m for m in outputs.general if m not in self.fine_decoders]
+        if tokens:                          # all others find the clip's text
+            names = in_order(outputs.general, [m for m in self.order if m != tokens[0]])
+            clips = torch.cat([outputs.general[m] for m in names], 1)
+            clips = self.together.gather(clips).transpose(0, 1)                                 # (M, B, D)
+            terms["infonce"] = dict(zip(names, info_nce(clips[:-1], clips[-1:])))
+        return Losses(terms, metrics)
+
+    def _reconstruction(self, outputs):
+        fine, coarse = {}, {}
+        for m, decoder in self.fine_decoders.items():
+            target = outputs.inputs[m].to(outputs.semantic[m].dtype)
+            with self.autocast():
+                y = decoder(outputs.semantic[m], outputs.specific[m].full)
+            fine[m] = self.together.average(squared_error(y.to(target.dtype), target, outputs.real), outputs.real)
+        for m, decoder in self.coarse_decoders.items():
+            y = decoder(outputs.quantized.vectors[m].squeeze(1), outputs.private[m])
+            coarse[m] = self.together.average(F.mse_loss(y, outputs.clips[m]))
+        return {"fine_recon": fine, "coarse_recon": coarse}
+
+    def _bounds(self, outputs, draws):
+        """CLUB bounds; the permutations are drawn in the published order, of both modalities' rows together for the
+        network that they share."""
+        clips = self.together.clips(outputs.private[next(iter(outputs.private))])
+        rows = clips * len(self.fine_decoders)
+        device = self.encoder.codebook.embedding.device
+        orders = {name: draws.permutation(rows if name == PAIR else clips).to(device, non_blocking=True)
+                  for name in self.club}
+        clubs, self._clubs = self._clubs or self.clubs(), {}
+        found = {}
+        for key, side_by_side in clubs.items():
+            given, predicted = self._pairs(outputs, key)
+            if key == "fine":
+                order = torch.stack([orders[m] for m in self.fine_decoders])
+                found |= dict(zip(self.fine_decoders, side_by_side.upper_bounds(given, predicted, order, outputs.real)))
+            else:
+                found[key] = side_by_side.upper_bounds_of_clips(given[0], predicted[0], orders[key],
+                                                                self.options.club_coarse)
+        return found
+
+    @property
+    def codebooks(self):
+        return {"": self.encoder.codebook}
+
+    def chosen(self, outputs):
+        return {"": outputs.quantized.indices}

@@ -1,0 +1,92 @@
+"""H-DCID: a second level of alignment on the specific features of the first (arXiv 2403.05168)."""
+
+from dataclasses import dataclass
+
+from cmg.models.decoders import LinearDecoder
+from cmg.models.encoders import LinearSpecificEncoder, TemporalEncoder
+from cmg.systems import dcid
+from cmg.systems.base import Term
+from cmg.systems.dcid import AUDIO_VIDEO, DCID, VIDEO_AUDIO, Level, Objective, first_decoder, first_level
+from cmg.systems.state_dicts import h_dcid
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
+from cmg.utils.settings import setting
+
+SECOND_LEVEL_FROM = 3                   # epoch at which the losses of the second level start
+SECOND_LEVEL_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Options(dcid.Options):
+    """How H-DCID is trained."""
+
+    layer2_start: str = setting("released", "H-DCID: the second codebook adapts from epoch 0, as published, or "
+                                "starts from data when its losses start", choices=("released", "data"))
+    detach_targets: bool = setting(False, "H-DCID: no gradient into the targets of the second level's reconstruction")
+
+
+def second_level(config):
+    """Level 2: the pooled specific features of level 1 as if they were raw inputs."""
+    return Level(config, {m: TemporalEncoder(config, config.pooled_dim(m)) for m in config.modalities},
+                 {m: LinearSpecificEncoder(config.pooled_dim(m), config.pooled_dim(m)) for m in config.modalities})
+
+
+def second_decoder(config, modality):
+    """Decoder of level 2: it reconstructs the level's inputs."""
+    width = config.pooled_dim(modality)
+    return LinearDecoder(config.code_dim, width, width, width)
+
+
+class HDCID(DCID):
+    """Two levels of alignment. There is no CMCM term: it stays in the log as a zero."""
+
+    name, title, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
+    Options, PARTS = Options, h_dcid.PARTS
+    TERMS = DCID.TERMS | {
+        f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, term.switch or kind, f"{term.title}, level 2")
+        for kind, term in DCID.TERMS.items()}
+    GROUPS = {
+        "encoder.{m}_lstm.": LSTMS,
+        "encoder.": ENCODER,
+        "objectives.0.cpc.": "CPC_parameters",
+        "objectives.1.cpc.": "CPC_2_parameters",
+        "objectives.0.decoders.": DECODER,
+        "objectives.1.decoders.": DECODER,
+        "objectives.0.club.{m}.": "{M}_mi_net_parameters",
+        "objectives.1.club.{m}.": "{M}_mi_net_2_parameters",
+    }
+    AUXILIARY = DCID.AUXILIARY | {"{M}_mi_net_2_parameters": "optimizer_{m}_mi_net_2"}
+    # The published avvp_av is trained in the other direction by mistake.
+    TOC_RELEASED = {
+        "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
+        "avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (128, 1, 0)},
+        "ave_avvp": {VIDEO_AUDIO: (196, 1, 1), AUDIO_VIDEO: (224, 3, 1)},
+        "ucf_vggsound": {VIDEO_AUDIO: (196, 1, 0), AUDIO_VIDEO: (224, 1, 1)},
+    }
+
+    def levels(self):
+        return [first_level(self.config), second_level(self.config)]
+
+    def level_objectives(self):
+        return [Objective(self.config, first_decoder), Objective(self.config, second_decoder)]
+
+    def depth(self, epoch):
+        """The second level is there from the beginning, as published, or rests until its losses start."""
+        return 1 if epoch < SECOND_LEVEL_FROM and self.options.layer2_start == "data" else 2
+
+    def is_trained(self, level, epoch):
+        return level == 0 or epoch >= SECOND_LEVEL_FROM
+
+    def encode(self, features, epoch):
+        return self._levels(features, self.depth(epoch), with_cmcm=False)
+
+    def weights(self, epoch):
+        found = super().weights(epoch)
+        if epoch < SECOND_LEVEL_FROM:
+            found |= {kind: 0.0 for kind in found if kind.endswith("_2")}
+        return found
+
+    def detaches_targets(self, level):
+        return level > 0 and self.options.detach_targets
+
+    def mark_started(self, epoch):
+        self.started = [True, self.depth(epoch) > 1]

@@ -1,0 +1,9 @@
+"""The systems, by the name that --system and checkpoint files know them by."""
+
+from cmg.systems.codaar import CoDAAR
+from cmg.systems.dcid import DCID
+from cmg.systems.fcid import FCID
+from cmg.systems.h_dcid import HDCID
+from cmg.systems.micu import MICU
+
+SYSTEMS = {system.name: system for system in (DCID, HDCID, FCID, MICU, CoDAAR)}

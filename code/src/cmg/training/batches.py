@@ -1,0 +1,112 @@
+"""Batches of a dataset in a reproducible order: from memory (or a GPU) where it fits, else through workers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+
+from cmg.utils.signals import left_to_the_run
+
+
+def epoch_order(num_clips, seed, epoch):
+    """Order of the clips in one epoch, (N,) int64: a function of seed and epoch; a resumed run needs no state."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_clips, generator=generator)
+
+
+def stored_dtype(precision, dtype):
+    """What features are kept as in memory: 16 bits for --precision bf16, else the dtype of the batches."""
+    return torch.float16 if precision == "bf16" else dtype
+
+
+class Text:
+    """Word vectors of the sentences of a data set, and which of them a batch shows.
+
+    Args:
+        text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
+        draws: cmg.models.random.Draws, by which each step has one of a clip's sentences; None: the first.
+        device, dtype: of the batches.
+    """
+
+    def __init__(self, text, draws, device, dtype):
+        table, rows = (torch.as_tensor(x) for x in text)
+        self.table, self.rows, self.draws = table.to(device, dtype), rows.view(len(rows), -1), draws
+        self.counts, self.first = (self.rows >= 0).sum(1), self.rows[:, 0].to(device)
+
+    @property
+    def is_drawn(self):
+        return self.draws is not None and self.rows.shape[1] > 1
+
+    def drawn(self, chosen):
+        """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. It is called once a step, right before the
+        step: a resumed run goes on with the same draws, and worker processes that read ahead take no part."""
+        rows = self.rows[chosen, self.draws.sentences(self.counts)[chosen]]
+        return self.table[rows.to(self.table.device, non_blocking=True)]
+
+
+@dataclass
+class Resident:
+    """All features of a dataset as tensors on one device, modality -> (N, T, ...)."""
+
+    features: dict
+    text: Text              # None: text is among the features, or not asked for
+    dtype: torch.dtype      # of the batches
+    seconds: torch.Tensor = None    # (N,) that each clip has, under --padding mask
+    length: int = 0                 # T
+
+    @classmethod
+    def of(cls, dataset, modalities, device, dtype, stored, draws=None):
+        """Read everything once; a progress bar shows the clips. They are kept as `stored`, and batches are `dtype`:
+        in 16 bits the video of VGGSound-40K takes 20 GB. `draws`: see `Text`."""
+        features = {}
+        for modality in modalities:
+            if modality != "text" or dataset.text is None:
+                loaded = dataset.memory.get(modality)
+                loaded = dataset.load(modality) if loaded is None else loaded
+                features[modality] = torch.from_numpy(loaded).to(stored).to(device)
+        has_table = "text" in modalities and dataset.text is not None
+        own = torch.from_numpy(dataset.real_seconds).to(device) if dataset.padding == "mask" else None
+        return cls(features, Text(dataset.text, draws, device, dtype) if has_table else None, dtype, own,
+                   dataset.seconds)
+
+    def __call__(self, order, batch_size):
+        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "real" -> (B, T) bool.
+
+        The last one may be smaller.
+        """
+        device = next(iter(self.features.values()), self.text and self.text.table).device
+        for clips, chosen in zip(order.split(batch_size), order.to(device).split(batch_size)):
+            batch = {m: x[chosen].to(self.dtype) for m, x in self.features.items()}
+            if self.text is not None:
+                drawn = self.text.is_drawn
+                batch["text"] = self.text.drawn(clips) if drawn else self.text.table[self.text.first[chosen]]
+            if self.seconds is not None:
+                batch["real"] = torch.arange(self.length, device=device) < self.seconds[chosen].unsqueeze(1)
+            yield batch
+
+
+@dataclass
+class Streamed:
+    """Clips read by worker processes while the device computes."""
+
+    dataset: object
+    modalities: tuple
+    device: torch.device
+    dtype: torch.dtype
+    workers: int
+    draws: object = None        # see `Text`
+
+    def __call__(self, order, batch_size):
+        """As `Resident.__call__`."""
+        loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=left_to_the_run,
+                            generator=torch.Generator())       # its own: else it draws from dropout's
+        has_table = "text" in self.modalities and self.dataset.text is not None
+        text = Text(self.dataset.text, self.draws, self.device, self.dtype) if has_table else None
+        for item, chosen in zip(loader, order.split(batch_size)):
+            batch = {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
+            if text is not None and text.is_drawn:
+                batch["text"] = text.drawn(chosen)
+            if "real" in item:
+                batch["real"] = item["real"].to(self.device, non_blocking=True)
+            yield batch

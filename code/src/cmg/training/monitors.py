@@ -1,0 +1,261 @@
+"""Monitors of a run: figures that are not finite, codebooks that collapse, learning that stays at chance."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from cmg.utils.errors import InputError
+
+log = logging.getLogger(__name__)
+COLLAPSED_SHARE = 0.1           # a batch that uses fewer codes than this share of K, or of its seconds, is a collapse
+COLLAPSED_PERPLEXITY = 0.02     # or a perplexity below this share of K, and below 4
+SETTLED = 200                   # passes before a codebook is judged
+JUDGED = 500                    # steps before Cross-CPC is judged, and steps over which its accuracy is averaged
+ABOVE_CHANCE = 1.5              # times chance is what counts as learning
+ADVICE = {
+    "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
+            "(--n_embeddings) or larger batches",
+    "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
+    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/defaults.md), keep cmcm, cpc and "
+              "mm_ema (--without), and check that the features of a clip belong together",
+    "chance": "check that audio, video and text of a clip belong together, and --lr",
+}
+
+
+@dataclass
+class Figures:
+    """The figures of one step, in an asynchronous device-to-host copy."""
+
+    names: list                 # of the values: losses, metrics, then "gradient of <group>"
+    values: torch.Tensor        # on the CPU, valid once `arrived`
+    num_losses: int
+    num_metrics: int
+    clips: object               # the clips' numbers in the dataset
+    batch: dict
+    before: object              # run_loop.Position before the step
+    event: object = None        # None: there already
+
+    def arrived(self, wait=False):
+        if self.event is not None and wait:
+            self.event.synchronize()
+        return self.event is None or wait or self.event.query()
+
+    @property
+    def step(self):
+        return self.before.step + 1
+
+    @property
+    def losses(self):
+        """name -> number."""
+        return dict(zip(self.names[:self.num_losses], self.values.tolist()))
+
+    @property
+    def metrics(self):
+        """name -> number."""
+        end = self.num_losses + self.num_metrics
+        return dict(zip(self.names[self.num_losses:end], self.values[self.num_losses:end].tolist()))
+
+    def not_finite(self):
+        """name -> value of the losses and gradient norms that are NaN or infinite."""
+        judged = {*self.names[:self.num_losses], *self.names[self.num_losses + self.num_metrics:]}
+        return {name: value for name, value in zip(self.names, self.values.tolist())
+                if name in judged and not math.isfinite(value)}
+
+
+class NotFinite(InputError):
+    """A step whose loss or gradient is not finite; `figures` are those of this step."""
+
+    def __init__(self, message, figures):
+        super().__init__(message)
+        self.figures = figures
+
+
+class Finite:
+    """Looks at the losses and gradient norms of every step.
+
+    On the CPU before the weights change. On a GPU the values are copied without waiting and looked at when they have
+    arrived, a step or two later: nothing waits, and `settle` does before anything is saved.
+    """
+
+    def __init__(self, ids):
+        self.ids = ids                                  # names of the clips
+        self.pending = []
+        self.coming = None                              # (clips, batch, before) of the newest step, see `Figures`
+
+    def expect(self, clips, batch, before):
+        """Announce the step whose report comes next, taken at the position `before`."""
+        self.coming = clips, batch, before
+
+    def begun_since(self, figures):
+        """How many steps were begun after the one of these figures."""
+        return self.coming[-1].step - figures.before.step
+
+    def look(self, report):
+        """Called by the trainer between the gradients and the change of the weights; `report`: trainer.Report."""
+        groups = report.losses, report.metrics, {f"gradient of {s}": norm for s, norm in report.grad_norms.items()}
+        names = [name for group in groups for name in group]
+        like = report.losses["total"].detach()
+        values = torch.stack([torch.as_tensor(value).detach().to(like) for group in groups for value in group.values()])
+        event = None
+        if values.is_cuda:
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.pending.append(Figures(names, values, len(groups[0]), len(groups[1]), *self.coming, event))
+        self._judge(wait=False)
+
+    def settle(self):
+        """Wait for the last step and return its figures; None before the first."""
+        self._judge(wait=True)
+        return self.pending[-1] if self.pending else None
+
+    def _judge(self, wait):
+        while self.pending and self.pending[0].arrived(wait):
+            figures = self.pending[0]
+            found = figures.not_finite()
+            if found:
+                raise NotFinite(self._message(figures, found), figures)
+            if len(self.pending) == 1:
+                return                                  # the newest is kept for the log
+            self.pending.pop(0)
+
+    def _message(self, figures, found):
+        bad = torch.zeros(len(figures.clips), dtype=torch.bool)
+        for x in figures.batch.values():
+            if len(x) == len(bad):                      # one of several processes sees a part of the clips only
+                bad |= ~x.flatten(1).isfinite().all(1).cpu()
+        clips = [self.ids[i] for i in (figures.clips[bad] if bad.any() else figures.clips).tolist()]
+        shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
+        more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""
+        whose = "not finite in the features of" if bad.any() else "in a batch with"
+        return (f"epoch {figures.before.epoch}, step {figures.step}: {shown}; finite numbers are expected; {whose} "
+                f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or mend these clips")
+
+
+@dataclass
+class Health:
+    """Warns once of every way in which a run goes wrong without stopping. `state` goes into checkpoints."""
+
+    warned: list = field(default_factory=list)
+    accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of looks]
+    apart: list = field(default_factory=list, init=False)       # codebooks that shared no code at the last look
+
+    def state(self):
+        return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
+
+    def look(self, system, outputs, step, metrics, batch_size):
+        """Judge the system at a line of the log.
+
+        Args:
+            outputs: of the system's last pass.
+            step: steps taken.
+            metrics: name -> number of this step.
+            batch_size: clips of a step; chance of Cross-CPC is 1 / batch_size.
+
+        Returns:
+            further metrics of the codebooks: name -> number.
+        """
+        found = {}
+        self.apart = []
+        for suffix, chosen in system.chosen(outputs).items():
+            codebook = system.codebooks[suffix]
+            usage = code_usage(codebook, chosen)
+            found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
+                      "code_perplexity" + suffix: usage.perplexity}
+            if usage.codes_shared == 0:
+                self.apart.append(suffix)
+            if step >= SETTLED:
+                self._judge_codebook(usage, len(codebook.embedding), suffix)
+        self._judge_cpc(metrics, step, batch_size)
+        return found
+
+    def conclude(self):
+        """At the end of a run, however short: say which codebooks shared no code when they were looked at last."""
+        for suffix in self.apart:
+            self._judge_shared(suffix)
+
+    def _judge_codebook(self, usage, num_codes, suffix):
+        name = f"codebook{suffix.replace('_', ' ')}"
+        if usage.codes_used < COLLAPSED_SHARE * min(num_codes, usage.seconds):
+            self._warn("used" + suffix, f"{name} has collapsed: the batch uses {usage.codes_used} of {num_codes} codes",
+                       ADVICE["used"])
+        elif usage.perplexity < max(4, COLLAPSED_PERPLEXITY * num_codes):
+            self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
+                       f"{usage.perplexity:.1f} of {num_codes}", ADVICE["perplexity"])
+        if usage.codes_shared == 0:
+            self._judge_shared(suffix)
+
+    def _judge_shared(self, suffix):
+        self._warn("shared" + suffix, f"codebook{suffix.replace('_', ' ')}: no code of this batch is used by all "
+                   "modalities", ADVICE["shared"])
+
+    def _judge_cpc(self, metrics, step, batch_size):
+        for name, value in metrics.items():
+            if name.startswith("cpc_accuracy"):
+                total = self.accuracies.setdefault(name, [0.0, 0])
+                total[0], total[1] = total[0] + value, total[1] + 1
+        means = {name: total / looks for name, (total, looks) in self.accuracies.items()}
+        if step >= JUDGED and means and max(means.values()) < ABOVE_CHANCE / batch_size:
+            self._warn("chance", f"Cross-CPC is at chance after {step} steps: best accuracy "
+                       f"{100 * max(means.values()):.1f} %, chance {100 / batch_size:.1f} %", ADVICE["chance"])
+
+    def _warn(self, name, found, advice):
+        if name not in self.warned:
+            self.warned.append(name)
+            log.warning("warning: %s; %s", found, advice)
+
+
+@dataclass
+class CodeUsage:
+    """How much of a codebook is in use."""
+
+    codes_used: int             # in one batch
+    codes_shared: int           # of these, by all modalities
+    seconds: int                # of the batch, of one modality
+    perplexity: float           # of the moving counts, 1..K
+
+
+@torch.no_grad()
+def code_usage(codebook, chosen):
+    """`CodeUsage` of a codebook. Its own counter of passes without use does not tell: a reset sets it back, too.
+
+    Args:
+        codebook: has `ema_count`, see `code_perplexity`.
+        chosen: modality -> (B, T) codes of one batch.
+    """
+    used = torch.stack([torch.zeros(len(codebook.embedding), dtype=torch.bool, device=indices.device)
+                        .index_fill_(0, indices.flatten(), True) for indices in chosen.values()])
+    return CodeUsage(int(used.any(0).sum()), int(used.all(0).sum()), max(x.numel() for x in chosen.values()),
+                     code_perplexity(codebook))
+
+
+@torch.no_grad()
+def code_perplexity(codebook):
+    """Perplexity, 1..K, of `codebook.ema_count` (..., K), for each modality or for all."""
+    count = codebook.ema_count.double().clamp_min(0)
+    count = count.reshape(-1, count.shape[-1]).sum(0)
+    share = count / count.sum().clamp_min(1e-12)
+    return float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
+
+
+def warn_of_chance(rows, metric, clips):
+    """Say which directions never left chance, in any epoch and with any seed.
+
+    Args:
+        rows: result lines of a task; those of the pretrained encoder, selection "best", are looked at.
+        metric: the figure that chooses the best epoch.
+        clips: modality -> number of test clips, which gives the standard deviation of a guess.
+    """
+    curves = {}
+    for row in rows:
+        if row["metric"] == metric and row["selection"] == "best" and not row["control"] and row["chance"] is not None:
+            curves.setdefault((row["direction"], row["variant"]), []).append(row)
+    for (direction, variant), found in curves.items():
+        value, chance = max(row["value"] for row in found), found[0]["chance"]
+        spread = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
+        if value <= chance + 2 * spread:
+            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the "
+                        "checkpoint is pretrained well (cmg.checkpoints.checkpoint FILE), and the same-modality figure",
+                        found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance, spread)

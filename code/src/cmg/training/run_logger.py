@@ -1,0 +1,248 @@
+"""A run's folder: the log, the resolved options, the figures over time; and the random state of a run."""
+
+import json
+import logging
+import random
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from cmg.utils.errors import InputError
+from cmg.utils.files import append_lines, remove_leftovers, whole_file
+
+log = logging.getLogger(__name__)
+WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch, and return the run's sampling generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def random_state(generator):
+    """State of all generators, as plain values and tensors: Python, NumPy, torch, GPUs, sampling of the run."""
+    version, numbers, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest],
+            "torch": torch.get_rng_state(), "run": generator.get_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state, generator):
+    """Put back what `random_state` gave. GPUs that the state does not know keep what they have.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError, OverflowError: not such a state.
+    """
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    generator.set_state(state["run"])
+    for device, of_device in zip(range(torch.cuda.device_count()), state["cuda"]):
+        torch.cuda.set_rng_state(of_device, device)
+
+
+class _Console(logging.Handler):
+    """Prints log lines without tearing a progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+class _File(logging.FileHandler):
+    """A file of a log. What cannot be written is lost; it costs no more than that: the console has it."""
+
+    def handleError(self, record):
+        pass
+
+    def close(self):
+        with suppress(OSError):         # a last line that the disk had no room for
+            super().close()
+
+
+class _Warnings(logging.Handler):
+    """Adds warnings and errors to a file, one JSON object a line: {"time", "level", "message"}. The file is made with
+    the first of them."""
+
+    def __init__(self, file):
+        super().__init__(logging.WARNING)
+        self.file = Path(file).absolute()
+
+    def format(self, record):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
+
+    def emit(self, record):
+        with suppress(OSError):         # as for the log
+            append_lines(self.file, self.format(record).encode() + b"\n")
+
+
+@contextmanager
+def kept_warnings(folder):
+    """Add what the block warns of to WARNINGS in a folder, beside showing it."""
+    logger, handler = logging.getLogger(), _Warnings(Path(folder) / WARNINGS)
+    handlers = [handler] if logger.handlers else [handler, logging.lastResort]      # which serves a bare logger only
+    for each in handlers:
+        logger.addHandler(each)
+    try:
+        yield
+    finally:
+        for each in handlers:
+            logger.removeHandler(each)
+        handler.close()
+
+
+def show_log(file=None):
+    """Send log lines to the console and, with their time, to the end of `file`, warnings to the file WARNINGS beside it
+    as well; nowhere else any more.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    _forget_log()
+    logger = logging.getLogger()
+    handlers = [(_Console(), "%(message)s")]
+    if file:
+        handlers.append((_File(file), "%(asctime)s %(message)s"))
+        handlers.append((_Warnings(Path(file).with_name(WARNINGS)), ""))
+    for handler, form in handlers:
+        handler.of_run = True
+        handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _forget_log():
+    """Take off what `show_log` has put on."""
+    logger = logging.getLogger()
+    for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def restored_log():
+    """Leave the log of the surrounding program as it was before the block."""
+    level = logging.getLogger().level
+    try:
+        yield
+    finally:
+        _forget_log()
+        logging.getLogger().setLevel(level)
+
+
+def beginning(folder):
+    """Position of a run that keeps its records in `folder` and takes its first step again."""
+    return {"folder": str(Path(folder).absolute()), "bytes": 0, "step": 0}
+
+
+class Run:
+    """One run's folder with `log.txt`, `options.json`, `metrics.jsonl` and TensorBoard events.
+
+    Args:
+        folder: made where it is absent; files of an earlier run in it are added to, not replaced.
+        options: resolved options as JSON values.
+        position: of a resumed run, as `position` gave it when its checkpoint was saved, or `beginning` where it ended
+            before its first; later lines of metrics.jsonl, whose steps are taken again, move to discarded.jsonl. None
+            for a new run.
+    """
+
+    def __init__(self, folder, options, position=None):
+        self.folder, self.is_full = Path(folder), False
+        self._hook, threading.excepthook = threading.excepthook, self._of_thread
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
+            with whole_file(self.folder / "options.json", "w") as file:
+                file.write(json.dumps(options, indent=1) + "\n")
+            show_log(self.folder / "log.txt")
+            if position and position["folder"] == str(self.folder.absolute()):
+                self._cut(position["bytes"])
+            self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
+        except OSError as error:
+            threading.excepthook = self._hook
+            raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
+                             "with --snapshot_pref") from error
+
+    @property
+    def metrics_file(self):
+        return self.folder / "metrics.jsonl"
+
+    def position(self, step):
+        """Where this folder's records end now, for a checkpoint saved after `step` steps."""
+        size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        return beginning(self.folder) | {"bytes": size, "step": step}
+
+    def _cut(self, size):
+        """Move what metrics.jsonl has beyond `size` bytes to discarded.jsonl."""
+        if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
+            with open(self.metrics_file, "r+b") as file:
+                file.seek(size)
+                append_lines(self.folder / "discarded.jsonl", file.read(), flushed=True)     # before they go
+                file.truncate(size)
+
+    def code_use(self, step, chosen, figures=None):
+        """Add to TensorBoard which codes a batch takes.
+
+        Args:
+            chosen: suffix of a codebook -> modality -> (K,) how often each of its codes was taken.
+            figures: suffix -> matplotlib figure of it, closed here.
+        """
+        try:
+            for suffix, of_modalities in chosen.items():
+                for modality, counts in of_modalities.items():
+                    codes = np.arange(len(counts))
+                    self.writer.add_histogram_raw(
+                        f"codes{suffix}/{modality}", min=0, max=len(counts) - 1, num=int(counts.sum()),
+                        sum=float(counts @ codes), sum_squares=float(counts @ codes ** 2),
+                        bucket_limits=(codes + 0.5).tolist(), bucket_counts=counts.tolist(), global_step=step)
+            for suffix, figure in (figures or {}).items():
+                self.writer.add_figure(f"codes{suffix}/by modality", figure, step)
+        except OSError as error:
+            self._disk_is_full(error)
+
+    def scalars(self, step, epoch, losses, metrics, clips_per_second):
+        """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers.
+
+        A full disk costs figures, not the run; one warning is logged.
+        """
+        line = {"epoch": epoch, "step": step, "losses": losses, "metrics": metrics,
+                "clips_per_second": round(clips_per_second, 2)}
+        try:
+            append_lines(self.metrics_file, json.dumps(line).encode() + b"\n")
+            for group, values in (("loss", losses), ("metric", metrics)):
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
+            self.writer.add_scalar("clips_per_second", clips_per_second, step)
+        except OSError as error:
+            self._disk_is_full(error)
+
+    def _of_thread(self, failed):
+        """TensorBoard writes in a thread of its own, whose failure would be a traceback; its next call raises the
+        same."""
+        if not issubclass(failed.exc_type, OSError):
+            self._hook(failed)
+
+    def _disk_is_full(self, error):
+        if not self.is_full:
+            log.error("%s: figures cannot be written (%s); training continues without them, free space", self.folder,
+                      error.strerror)
+        self.is_full = True
+
+    def close(self):
+        try:
+            self.writer.close()
+        except OSError as error:
+            self._disk_is_full(error)
+        threading.excepthook = self._hook

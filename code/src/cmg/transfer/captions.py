@@ -1,0 +1,150 @@
+"""Retrieval of whole clips by captions and back, without a head (FCID, ACL 2025 Findings): cosine of clip codes."""
+
+import time
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cmg.results import rows as results
+from cmg.transfer import encode, run, toc
+from cmg.utils.settings import positive, setting
+
+RANKS = (1, 5, 10, 50)           # of R@k
+ROWS = 512                       # queries compared at once; bounds memory, changes no figure
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """What is measured, and with which control."""
+
+    seeds: tuple = setting((43,), "seed of the untrained-encoder control", flags=("--seed",), type=int, nargs=1)
+    test_batch_size: int = setting(80, "clips and captions encoded at a time", type=positive)
+    no_control: bool = setting(False, "skip the untrained-encoder control")
+    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
+                               "MICU")
+    protocol: str = "default"
+
+
+@dataclass
+class Placed:
+    """Where the first right answer of each query stands: (Q,) numbers of candidates.
+
+    Attributes:
+        better: more similar than the most similar right answer.
+        tied: exactly as similar as it, itself included; in random order.
+        right: right answers among the tied.
+    """
+
+    better: Tensor
+    tied: Tensor
+    right: Tensor
+
+    def figures(self):
+        """{"r@k", "median_rank", "mean_rank"}: expected values over the order of ties; ranks from 1."""
+        better, tied, right = (x.double() for x in (self.better, self.tied, self.right))
+        found = {}
+        for k in RANKS:
+            taken = (k - better).clamp(min=0).minimum(tied)             # of the tied, those among the first k
+            wrong = tied - right
+            missed = torch.exp(_log_choose(wrong, taken.minimum(wrong)) - _log_choose(tied, taken))
+            found[f"r@{k}"] = float(100 * (1 - torch.where(taken > wrong, 0.0, missed)).mean())
+        rank = better + (tied + 1) / (right + 1)
+        return found | {"median_rank": float(rank.quantile(0.5)), "mean_rank": float(rank.mean())}
+
+
+def _log_choose(n, k):
+    """Log of the binomial coefficient."""
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+
+def place(queries, candidates, is_right):
+    """`Placed` of unit vectors (Q, D) among candidates (C, D).
+
+    Args:
+        is_right: (first, last) query -> (n, C) bool, at least one right answer a query.
+    """
+    parts = []
+    for first in range(0, len(queries), ROWS):
+        similarity = queries[first:first + ROWS] @ candidates.T
+        right = is_right(first, first + len(similarity))
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        tied = similarity == best
+        parts.append(torch.stack([(similarity > best).sum(1), tied.sum(1), (tied & right).sum(1)]))
+    return Placed(*torch.cat(parts, 1))
+
+
+def both_ways(clips, captions, owner):
+    """Figures of clip -> caption, the best-ranked caption counting, and of caption -> clip: {"clip", "caption"}.
+
+    Args:
+        clips, captions: unit vectors (N, D), (C, D).
+        owner: (C,) the clip of each caption.
+    """
+    numbers = torch.arange(len(clips), device=owner.device)
+    return {"clip": place(clips, captions, lambda a, b: owner == numbers[a:b, None]).figures(),
+            "caption": place(captions, clips, lambda a, b: owner[a:b, None] == numbers).figures()}
+
+
+def chance(num_clips, owner):
+    """What `both_ways` gives where everything is equally similar."""
+    counts, clips = owner.bincount(minlength=num_clips), torch.full_like(owner, num_clips)
+    return {"clip": Placed(torch.zeros_like(counts), torch.full_like(counts, len(owner)), counts).figures(),
+            "caption": Placed(torch.zeros_like(owner), clips, torch.ones_like(owner)).figures()}
+
+
+@torch.no_grad()
+def vectors(encoder, dataset, modality, batch_size, workers=0):
+    """Unit vectors (N, head_dim) of the clips of a `cmg.data.sets.captions.Captions`, or ("text") of its captions."""
+    device = encoder.codebooks[0].device
+    if modality == "text":
+        starts = range(0, len(dataset.owner), batch_size)
+        batches = ({"text": torch.from_numpy(dataset.caption_vectors(start, start + batch_size))} for start in starts)
+    else:
+        batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
+    found = []
+    for item in shown:
+        real = item["real"].to(device) if "real" in item and modality != "text" else None
+        found.append(encoder.embed_clips(modality, item[modality].to(device), real))
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+def evaluate(dataset, pretrained, settings, output, workers=0):
+    """Every modality of the clips against their captions, both ways.
+
+    Args:
+        dataset: cmg.data.sets.captions.Captions.
+        pretrained: cmg.transfer.task.Pretrained, of text and the clips' modalities.
+        settings: RetrievalSettings.
+        output: results.Output.
+    Returns:
+        Result lines (cmg/results/rows.py), task "clip_retrieval", appended to the results file as well.
+    """
+    start, rows = time.monotonic(), []
+    encoders = run.with_control(pretrained.encoder, settings)
+    for modality in ("text", *dataset.modalities):
+        encode.check_modality(pretrained.encoder, modality, pretrained.path)
+    owner = torch.from_numpy(dataset.owner).to(pretrained.encoder.codebooks[0].device)
+    guess = chance(len(dataset), owner)
+    variant = "zero_code0" if settings.zero_code0 else toc.OFF
+    for control, encoder in encoders.items():
+        found = {m: vectors(encoder, dataset, m, settings.test_batch_size, workers)
+                 for m in ("text", *dataset.modalities)}
+        for modality in dataset.modalities:
+            figures = both_ways(found[modality], found["text"], owner)
+            for (query, direction), metric in product(
+                    (("clip", (modality, "text")), ("caption", ("text", modality))), guess["clip"]):
+                rows.append(run.line(
+                    "clip_retrieval", dataset.name, direction, metric, figures[query][metric], epoch=0,
+                    selection="last", chance=guess[query][metric], seed=settings.seeds[0], control=control,
+                    variant=variant, choice=None))
+    about = run.describe(pretrained, settings.protocol, start, output)
+    rows = [about | row for row in rows]
+    for row in rows:
+        results.append(output.path, row)
+    return rows

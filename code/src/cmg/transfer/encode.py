@@ -1,0 +1,148 @@
+"""Codes of a dataset from frozen encoders, each dataset read once; and whether an encoder fits a dataset."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cmg.data.labels import clip_class
+from cmg.models.config import describe_shape
+from cmg.models.masking import mean_of_clips
+from cmg.utils.errors import InputError
+
+
+@dataclass
+class CodeSet:
+    """One part of a dataset, in one modality, as the frozen encoder gives it: few different codes, many seconds."""
+
+    table: Tensor                # (U, D) the different codes that occur
+    numbers: Tensor              # (U,) int64, their numbers in the codebook; (U, L) where there are L codebooks
+    rows: Tensor                 # (N, T) int64, which row of the table each second has
+    labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
+    real: Tensor = None          # (N, T) bool, under --padding mask (cmg/models/masking.py); text has none
+
+    def __len__(self):
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, vectors, indices, labels, real=None):
+        """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, L).
+
+        Seconds that are not `real` get the code of the clip's first one: none occurs on their account.
+        """
+        if real is not None:
+            where = torch.where(real, torch.arange(real.shape[1], device=real.device), 0)
+            clips = torch.arange(len(real), device=real.device).unsqueeze(1)
+            vectors, indices = vectors[clips, where], indices[clips, where]
+        numbers, rows = indices.flatten(0, 1).unique(dim=0, return_inverse=True)
+        flat = vectors.flatten(0, 1)
+        table = flat.new_empty(len(numbers), flat.shape[-1])
+        table[rows] = flat                      # all seconds of one code have one vector, but for rounding
+        assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
+        return cls(table, numbers, rows.view(vectors.shape[:2]), labels, real)
+
+    def select(self, channels):
+        """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
+        return self if channels is None else replace(self, table=self.table[:, channels])
+
+    def of_clips(self, keep):
+        """Some of the clips: their numbers (n,) or a mask (N,)."""
+        return replace(self, rows=self.rows[keep], labels=self.labels[keep],
+                       real=None if self.real is None else self.real[keep])
+
+    @property
+    def indices(self):
+        """(N, T) or (N, T, L) code numbers."""
+        return self.numbers[self.rows]
+
+    @cached_property
+    def clip_classes(self):
+        """(N,) int64 class of each clip."""
+        return clip_class(self.labels)
+
+
+def check_modality(encoder, modality, checkpoint):
+    """InputError unless the encoder was pretrained on a modality."""
+    if modality not in encoder.config.modalities:
+        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked "
+                         "for; choose other directions or a checkpoint with this modality")
+
+
+def check_fit(encoder, dataset, modality, checkpoint):
+    """InputError unless the encoder takes what the dataset holds; one clip is read.
+
+    Args:
+        encoder: a frozen encoder (cmg/checkpoints/checkpoint.py).
+        dataset: items are dicts of arrays.
+        modality: name of one.
+        checkpoint: name for the message.
+    """
+    check_modality(encoder, modality, checkpoint)
+    found = dataset[0][modality].shape
+    store = getattr(dataset, "stores", {}).get(modality)
+    check_shape(encoder, modality, found if encoder.config.kind(modality) == "tokens" else found[1:],
+                f"{dataset.name} ({store.path})" if store else dataset.name, checkpoint)
+
+
+def check_shape(encoder, modality, shape, name, checkpoint):
+    """InputError unless the encoder takes features of this shape (cmg/models/config.py) of data with this name."""
+    if not encoder.config.fits(modality, shape):
+        raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
+                         f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
+                         "kind")
+
+
+def seconds_of(encoder, modality, real):
+    """The mask of a modality's codes, given that of the clips' seconds; tokens have none."""
+    return None if real is None or encoder.config.kind(modality) == "tokens" else real
+
+
+@torch.no_grad()
+def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, workers=0, precision="float32",
+          training=False):
+    """Codes of a dataset, read once for all encoders and modalities.
+
+    Args:
+        encoders: name -> frozen encoder, for example {None: pretrained, "untrained": control}, all on one device.
+        dataset: items are dicts of arrays with the modalities and the labels.
+        modalities: those to encode.
+        labels: which entry of an item goes with the codes as it is.
+        batch_size, workers: of the DataLoader; they change no figure.
+        precision: "bf16" runs the encoders under autocast.
+        training: leave dropout on (protocol="released"); the codebooks never change.
+
+    Returns:
+        {(name, modality): CodeSet} on the encoders' device.
+    """
+    device = next(iter(encoders.values())).codebooks[0].device
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
+    for encoder in encoders.values():
+        encoder.train(training)                        # of all its parts only dropout knows the difference
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
+            real = item["real"].to(device) if "real" in item else None
+            kept.append(item[labels].to(device))
+            if real is not None:
+                masks.append(real)
+                if labels != "label":               # sounds, whose mean over time is then that of their own seconds
+                    kept[-1] = torch.where(real.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], real).unsqueeze(1))
+            for modality in modalities:
+                x = item[modality].to(device)
+                for name, encoder in encoders.items():
+                    got = encoder.embed(modality, x, seconds_of(encoder, modality, real))
+                    vectors[name, modality].append(got.vectors)
+                    indices[name, modality].append(got.indices)
+    for encoder in encoders.values():
+        encoder.eval()
+    kept, real, sets = torch.cat(kept), torch.cat(masks) if masks else None, {}
+    for key, parts in vectors.items():
+        parts = torch.cat(parts)
+        parts = parts.float() if parts.dtype == torch.bfloat16 else parts
+        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
+                               seconds_of(encoders[key[0]], key[1], real))
+    return sets

@@ -1,0 +1,110 @@
+"""X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without training."""
+
+import time
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+import torch
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from cmg.models import toc
+from cmg.models.masking import mean_of_clips
+from cmg.results import rows as results
+from cmg.transfer import encode, fit_heads, metrics, run
+from cmg.transfer.task import SHOWN, Task
+
+RANKS = (1, 5, 10)               # of R@k
+TOP = 5                          # candidates kept for the pictures
+
+
+@dataclass
+class Retrieval(Task):
+    """Training on source->audio, testing on target->audio. Candidate i is the sound of clip i, the one right answer.
+
+    The sounds are the audio FEATURES, not audio codes: the encoder need not know audio (the paper's is visual-text).
+    """
+
+    label_key = "audio"
+    metrics = (*(f"r@{k}" for k in RANKS), "median_rank")
+
+    def make(self, width, segment_layers=2):
+        return self.head(width, next(iter(self.train.values()))[0]["audio"].shape[-1])
+
+    def targets(self, part):
+        return part.labels
+
+    def measure(self, heads, part, batch_size=None):
+        found = [metrics.recall_at(query @ sound.mT, RANKS) for query, sound in zip(*embed(heads, part))]
+        return {name: torch.tensor([of_head[name] for of_head in found]) for name in found[0]}
+
+    def chance(self, part, batch_size=None):
+        return metrics.recall_chance(len(part), RANKS)
+
+    def pictured(self, heads, part, dataset):
+        query, sound = embed(heads[:1], part)
+        similarity = query[0] @ sound[0].mT
+        categories = np.array(getattr(dataset, "categories", None) or dataset.ids)
+        shown = np.unique(categories, return_index=True)[1][:SHOWN]
+        top = similarity[torch.from_numpy(shown).to(similarity.device)].topk(min(TOP, len(part))).indices.cpu().numpy()
+        return {"classes": categories, "shown": shown, "top": top,
+                "sounds": np.stack([[dataset[i]["audio"] for i in row] for row in top]),
+                "own_sounds": np.stack([dataset[i]["audio"] for i in shown])}
+
+
+class _SoundEmbedding(torch.nn.Module):
+    """A retrieval head whose call embeds sounds: functional_call replaces the parameters of calls only."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, audio):
+        return self.head.hear(audio)
+
+
+@torch.no_grad()
+def embed(heads, part):
+    """Unit vectors of a set's codes and of its sounds for each head: two (E, N, width)."""
+    whole = _SoundEmbedding(heads[0])
+    parameters = {f"head.{name}": value for name, value in fit_heads.stacked(heads).items()}
+    sounds = vmap(lambda p, x: functional_call(whole, p, (x,)), in_dims=(0, None))
+    return (fit_heads.predict(heads, part),
+            torch.cat([sounds(parameters, x) for x in part.labels.split(fit_heads.CHUNK)], 1))
+
+
+def training_free(dataset, pretrained, variants, settings, output):
+    """Retrieval by cosine similarity of the clips' mean codes, for every ordered pair of the encoder's modalities.
+
+    Returns:
+        Result lines (cmg/results/rows.py), task "retrieval_free", appended to the results file as well.
+    """
+    start = time.monotonic()
+    encoders = run.with_control(pretrained.encoder, settings)
+    modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
+    parts = encode.codes(encoders, dataset, modalities, labels="audio", batch_size=settings.test_batch_size,
+                            precision=settings.precision, workers=settings.readers)
+    chance, rows = metrics.recall_chance(len(dataset), RANKS), []
+    for variant in variants:
+        choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
+        channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
+        means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.real), dim=-1)
+                 for key, part in parts.items()}
+        for (source, target), control in product(permutations(modalities, 2), encoders):
+            found = metrics.recall_at(means[control, source] @ means[control, target].T, RANKS)
+            rows += [run.line("retrieval_free", dataset.name, (source, target), metric, value, epoch=0,
+                                   selection="last", chance=chance[metric], seed=settings.seeds[0], control=control,
+                                   variant=variant.name, choice=choice) for metric, value in found.items()]
+    about = run.describe(pretrained, settings.protocol, start, output)
+    rows = [about | row for row in rows]
+    for row in rows:
+        results.append(output.path, row)
+    return rows
+
+
+def evaluate(task, pretrained, variants, settings, output):
+    """Both kinds of retrieval; arguments and lines as of run_task.evaluate."""
+    dataset = next(iter(task.test.values()))
+    return (run.evaluate(task, pretrained, variants, settings, output)
+            + training_free(dataset, pretrained, variants, settings, output))

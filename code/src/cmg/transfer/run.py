@@ -1,0 +1,242 @@
+"""One downstream task, from a frozen encoder to lines of results: any labelled modality to any other."""
+
+import time
+from dataclasses import astuple
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cmg.checkpoints import checkpoint
+from cmg.data import doubts
+from cmg.models import toc
+from cmg.models.config import in_order
+from cmg.results import provenance
+from cmg.results import rows as results
+from cmg.training import monitors
+from cmg.transfer import encode, fit_heads
+from cmg.transfer import toc as toc_variants
+from cmg.transfer.resume import Progress
+from cmg.transfer.task import check
+from cmg.utils.errors import InputError
+from cmg.utils.files import output_file, remove_leftovers
+
+
+class PartKey(NamedTuple):
+    """Of a CodeSet with TOC's choice of channels."""
+
+    role: str                   # "train", "test", "val"
+    control: str                # None: the pretrained encoder; "untrained"
+    modality: str
+    choice: object              # cmg.models.toc.Selection; None: all channels
+
+
+class HeadKey(NamedTuple):
+    """Of a head: over which codes it is trained, and its seed."""
+
+    control: str
+    source: str
+    choice: object
+    seed: int
+
+
+def evaluate(task, pretrained, variants, settings, output):
+    """Train and test the heads of one task: every direction, seed, choice of channels and control in one pass.
+
+    Args:
+        task: cmg.transfer.task.Task.
+        pretrained: the encoder.
+        variants: of toc_variants.variants; they name the directions.
+        settings: HeadSettings, `n_epoch` given.
+        output: results.Output; the first variant's predictions go beside its file.
+
+    Returns:
+        Result lines (cmg/results/rows.py), appended to the results file as well.
+
+    Raises:
+        InputError: encoder and data do not fit, or there is nothing to train.
+    """
+    start = time.monotonic()
+    directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
+    check(task, pretrained, directions)
+    encoders = with_control(pretrained.encoder, settings)
+    touched = modalities_of(directions)
+    measured = {s: [t for t in touched if (s, t) in directions or (s == t and t in task.test)]
+                for s in touched if s in task.train}
+    channels = {(control, choice): toc.head_channels(encoder.codebooks, choice)
+                for control, encoder in encoders.items() for v in variants for choice in v.choices.values()}
+    parts = {PartKey(role, control, modality, choice): part.select(kept)
+             for (role, control, modality), part in _encode(task, encoders, measured, settings).items()
+             for (of, choice), kept in channels.items() if of == control}
+    trials = {}
+    for control, source, choice in _heads(encoders, measured, variants):
+        on = {(role, target): parts[PartKey(role, control, target, choice)] for target in measured[source]
+              for role in ("test", "val") if PartKey(role, control, target, choice) in parts}
+        part, held = task.training(parts[PartKey("train", control, source, choice)])
+        for seed in settings.seeds:
+            trials[HeadKey(control, source, choice, seed)] = fit_heads.Trial(part, task.targets(part), seed, on, held)
+    pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
+                                  for item in v.choices.items())))
+    first_epoch, refresh, averaged = 0, None, None
+    if settings.protocol == "released":
+        first_epoch = (pretrained.encoder.epoch or 0) + 1
+        refresh = _with_dropout(task, encoders, trials, channels, settings)
+        averaged = settings.batch_size          # the released metrics are averages over batches
+    if settings.n_epoch <= first_epoch:
+        raise InputError(
+            f"--n_epoch {settings.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
+            f"with {pretrained.path}; raise --n_epoch")
+    progress = Progress(output.beside(f"heads-{output.record_name}-{pretrained.sha256[:12]}.pt"))
+    make = partial(task.make, segment_layers=settings.segment_layers)
+    fit_heads.fit(list(trials.values()), make, lambda heads, part: task.measure(heads, part, averaged),
+                  epochs=settings.n_epoch - first_epoch, batch_size=settings.batch_size, lr=settings.lr,
+                  clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
+                  progress=progress, title=f"{task.name}: {len(trials)} heads")
+    about = describe(pretrained, settings.protocol, start, output)
+    rows = [about | row for variant in variants
+            for row in _rows(task, variant, trials, parts, settings.seeds, first_epoch, averaged)]
+    for row in rows:
+        results.append(output.path, row)
+    _keep_predictions(task, variants[0], trials, parts, pretrained, settings, output)
+    progress.finish()
+    monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
+    return rows
+
+
+def modalities_of(directions):
+    """Modalities that directions touch, in the fixed order."""
+    return in_order({m for direction in directions for m in direction})
+
+
+def with_control(encoder, settings):
+    """The encoders of a call, {None: pretrained, "untrained": control}; the latter unless --no_control."""
+    if settings.no_control:
+        return {None: encoder}
+    return {None: encoder, "untrained": checkpoint.untrained_like(encoder, settings.seeds[0])}
+
+
+def describe(pretrained, protocol, start, output):
+    """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
+    return {"protocol": protocol, "modalities": list(pretrained.encoder.config.modalities),
+            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
+            "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
+            "commit": provenance.source_commit(), "seconds": round(time.monotonic() - start, 2),
+            "provenance": output.record}
+
+
+def line(task, dataset, direction, metric, value, *, chance, epoch, selection, seed, control, variant, choice,
+         same_modality=None, **more):
+    """A result line without what `describe` gives."""
+    return {"variant": variant, "channels": choice and astuple(choice), "task": task, "dataset": dataset,
+            "direction": "->".join(direction), "metric": metric, "value": value, "epoch": epoch,
+            "selection": selection, "same_modality": same_modality, "chance": chance, "seed": seed,
+            "control": control, **more}
+
+
+def _heads(encoders, sources, variants):
+    """(control, source, choice) of every kind of head that some direction needs, each once."""
+    needed = {(modality, choice): None for v in variants for direction, choice in v.choices.items()
+              for modality in direction if modality in sources}
+    return [(control, *head) for control in encoders for head in needed]
+
+
+def _encode(task, encoders, measured, settings):
+    """Codes of everything that is needed, each dataset read once: (role, control, modality) -> CodeSet."""
+    needs = {("train", m): task.train[m] for m in measured}
+    needs |= {(role, t): clips[t] for role, clips in (("test", task.test), ("val", task.val))
+              for targets in measured.values() for t in targets if t in clips}
+    datasets = {id(dataset): dataset for dataset in needs.values()}
+    found = {}
+    for key, dataset in datasets.items():
+        modalities = in_order({m for (_, m), d in needs.items() if id(d) == key})
+        for (control, m), part in _codes(task, encoders, dataset, modalities, settings).items():
+            found |= {(role, control, m): part for (role, n), d in needs.items() if n == m and id(d) == key}
+    return found
+
+
+def _codes(task, encoders, dataset, modalities, settings, training=False):
+    return encode.codes(encoders, dataset, modalities, labels=task.label_key, batch_size=settings.test_batch_size,
+                           precision=settings.precision, workers=settings.readers, training=training)
+
+
+def _with_dropout(task, encoders, trials, channels, settings):
+    """For protocol="released": new codes of the training clips before each epoch, dropout on."""
+    sources = {key.source for key in trials}
+
+    def refresh(epoch):
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seeds[0] * 1000 + epoch)
+            fresh = {source: _codes(task, encoders, task.train[source], [source], settings, training=True)
+                     for source in in_order(sources)}
+        for (control, source, choice, _), trial in trials.items():
+            trial.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
+    return refresh
+
+
+def _nothing_shared(task, parts, direction, choice):
+    """See doubts.nothing_shared; of the pretrained encoder."""
+    train, test = (parts[PartKey(role, None, modality, choice)]
+                   for role, modality in zip(("train", "test"), direction))
+    return doubts.nothing_shared(task.name, direction, train.numbers, test.numbers)
+
+
+def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
+    """Result lines without what is the same for all: each direction, control, seed, chosen epoch and metric."""
+    for (source, target), choice in variant.choices.items():
+        for control in {key.control: None for key in trials}:
+            chance = task.chance(parts[PartKey("test", control, target, choice)], averaged)
+            for seed in seeds:
+                trial = trials[HeadKey(control, source, choice, seed)]
+                curves = trial.curves
+                test, val, same = curves["test", target], curves.get(("val", target)), None
+                if HeadKey(control, target, choice, seed) in trials:
+                    same = trials[HeadKey(control, target, choice, seed)].curves["test", target]
+                epochs = {"last": len(test[task.best_by]) - 1, "best": _argmax(test[task.best_by])}
+                same_epochs = {"last": -1, "best": _argmax(same[task.best_by])} if same else None
+                chosen = _argmax(val[task.best_by]) if val else None
+                for selection, epoch in epochs.items():
+                    for metric, values in test.items():
+                        yield line(
+                            task.name, task.test[target].name, (source, target), metric, values[epoch],
+                            epoch=first_epoch + epoch, selection=selection, chance=chance[metric], seed=seed,
+                            control=control, variant=variant.name, choice=choice,
+                            same_modality=same[metric][same_epochs[selection]] if same else None,
+                            value_at_validation=values[chosen] if val else None,
+                            validation_epoch=first_epoch + chosen if val else None,
+                            validation=val[metric][chosen] if val else None)
+                part = parts[PartKey("test", control, target, choice)]
+                for metric, value in task.at_end(trial.head, part, trial.held).items():
+                    yield line(task.name, task.test[target].name, (source, target), metric, value, chance=None,
+                               epoch=first_epoch + epochs["last"], selection="last", seed=seed, control=control,
+                               variant=variant.name, choice=choice)
+
+
+def _argmax(values):
+    return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
+
+
+def _keep_predictions(task, variant, trials, parts, pretrained, settings, output):
+    """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves."""
+    for (source, target), choice in variant.choices.items():
+        dataset, test = task.test[target], parts[PartKey("test", None, target, choice)]
+        kept = {role: [trials[key] for key in (HeadKey(None, s, choice, seed) for seed in settings.seeds)
+                       if key in trials] for role, s in (("cross", source), ("same", target))}
+        arrays = task.pictured([of_role[0].head for of_role in kept.values() if of_role], test, dataset)
+        curves = {f"{role}_curves": np.array([t.curves["test", target][task.best_by] for t in of_role])
+                  for role, of_role in kept.items()}
+        features = np.stack([dataset[i][target] for i in arrays["shown"]])
+        _save(output.beside(f"predictions/{task.name}-{source}-{target}.npz"), task=task.name, source=source,
+              target=target, dataset=dataset.name, ids=np.array(dataset.ids), best_by=task.best_by,
+              seed=settings.seeds[0], checkpoint=pretrained.path.name, protocol=settings.protocol, features=features,
+              **arrays, **curves)
+    used = {key.modality: part.indices.cpu().numpy() for key, part in parts.items()
+            if key.role == "test" and key.control is None}
+    _save(output.beside(f"predictions/codes-{task.name}.npz"), checkpoint=pretrained.path.name,
+          num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
+
+
+def _save(path, **arrays):
+    remove_leftovers(path.parent, path.name)
+    with output_file(path, remedy="choose another place with --results") as file:
+        np.savez_compressed(file, **arrays)

@@ -1,0 +1,165 @@
+"""What a downstream task is once its data is open: clips by modality, the head, its metrics; and its settings."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmg.checkpoints import checkpoint, hub
+from cmg.models.heads import DeepSegmentHead, SegmentHead
+from cmg.transfer import encode, fit_heads, metrics
+from cmg.utils.errors import InputError
+from cmg.utils.settings import positive, setting
+
+log = logging.getLogger(__name__)
+SHOWN = 8                        # test clips whose features are kept for the pictures
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How heads are trained and measured; the same for all tasks of a call."""
+
+    n_epoch: int = setting(None, "epochs of a head (default: as published)", type=positive)
+    batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
+    test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, decisive=False)
+    lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
+    clip_gradient: float = setting(0.5, "largest gradient norm of a head")
+    segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
+                                  choices=(2, 4))
+    weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
+    seeds: tuple = setting((43,), "seeds of the heads, which train together", type=int)
+    protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
+                            "encoder, AVE on its training clips, precision and recall averaged over batches",
+                            choices=("default", "released"))
+    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
+                               "MICU")
+    no_control: bool = setting(False, "skip the untrained-encoder control")
+    precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
+    workers: int = 4
+    in_memory: bool = False
+
+    @property
+    def readers(self):
+        """Worker processes that are of use."""
+        return 0 if self.in_memory else self.workers
+
+
+@dataclass
+class Task:
+    """A task whose data is open."""
+
+    name: str
+    head: type                                   # ClipHead or SegmentHead (cmg/models/heads.py)
+    best_by: str                                 # the metric that chooses the best epoch, one of `metrics`
+    train: dict                                  # modality -> labelled clips on which a head may be trained
+    test: dict                                   # modality -> clips on which any head is tested
+    val: dict = field(default_factory=dict)      # modality -> clips that may choose an epoch, where the task has them
+    label_key = "label"                          # entry of an item that goes with its codes
+
+    @property
+    def metrics(self):
+        """Names of what `measure` gives."""
+        return ("accuracy", "macro_precision") if self.head.clipwise else ("precision", "recall", "f1")
+
+    @property
+    def classes(self):
+        return next(iter(self.train.values())).classes
+
+    def make(self, width, segment_layers=2):
+        """A new head for codes of this width; `segment_layers`: of a head that classifies seconds."""
+        head = DeepSegmentHead if segment_layers == 4 and self.head is SegmentHead else self.head
+        return head(width, len(self.classes))
+
+    def training(self, part):
+        """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
+        return part, None
+
+    def targets(self, part):
+        """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
+        return part.clip_classes if self.head.clipwise else part.labels
+
+    def measure(self, heads, part, batch_size=None):
+        """metric -> (E,) percent of E heads on a CodeSet. `batch_size`: see metrics.segment_scores, macro_precision."""
+        outputs = fit_heads.predict(heads, part)
+        if self.head.clipwise:
+            return {"accuracy": metrics.accuracy(outputs, part.clip_classes),
+                    "macro_precision": metrics.macro_precision(outputs, part.clip_classes, batch_size)}
+        return metrics.segment_scores(outputs, part.labels, batch_size, part.real)
+
+    def chance(self, part, batch_size=None):
+        """metric -> percent of a guess that ignores its input."""
+        if self.head.clipwise:
+            return dict.fromkeys(self.metrics, 100 / len(self.classes))
+        return metrics.segment_chance(part.labels, batch_size, part.real)
+
+    def at_end(self, head, part, held):
+        """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
+        return {}
+
+    def pictured(self, heads, part, dataset):
+        """Arrays from which the pictures of a direction are made.
+
+        `shown` are the clips whose features are kept: the first of each class.
+
+        Args:
+            heads: the direction's, then the same-modality one.
+            part: CodeSet of the tested clips.
+            dataset: these clips.
+        """
+        outputs = fit_heads.predict(heads, part).float().cpu().numpy()
+        shown = np.unique(part.clip_classes.cpu().numpy(), return_index=True)[1]
+        if len(shown) < SHOWN:
+            shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
+        shown, labels = shown[:SHOWN], part.labels.cpu().numpy().astype(np.uint8)
+        if part.real is not None and not self.head.clipwise:        # nothing is labelled or predicted in padded seconds
+            padded = ~part.real.cpu().numpy()
+            labels[padded], outputs[:, padded] = 0, -np.inf
+        return {"classes": np.array(self.classes), "labels": labels,
+                "clipwise": self.head.clipwise, "cross": outputs[0], "same": outputs[-1],
+                "shown": shown}
+
+
+@dataclass
+class Pretrained:
+    """A frozen encoder and where it came from."""
+
+    path: Path
+    encoder: torch.nn.Module
+    sha256: str
+    warned: set = field(default_factory=set)
+
+    def warn(self, lines):
+        """Log each of these lines, unless that was done for this encoder before."""
+        for line in lines:
+            if line not in self.warned:
+                self.warned.add(line)
+                log.warning(line)
+
+    @classmethod
+    def load(cls, path, device, precision, zero_code0=False):
+        """The frozen encoder of a checkpoint, of an exported folder, or of its name on the hub (cmg/checkpoints/hub.py);
+        float64 only for `precision` "float64"."""
+        dtype, path = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
+        return cls(path, hub.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
+
+    @property
+    def code_dim(self):
+        """Width of the codes of one codebook, in which TOC counts channels."""
+        return self.encoder.codebooks[0].shape[1]
+
+
+def check(task, pretrained, directions):
+    """InputError unless the task's data and the encoder have every direction; reads one clip of each dataset."""
+    for source, target in directions:
+        for role, modality, parts in (("labelled", source, task.train), ("test", target, task.test)):
+            if modality not in parts:
+                raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}, which this task "
+                                 "has not; choose another --source and --target")
+            encode.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
+    classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
+    if len({len(names) for names in classes}) > 1:
+        counts = " and ".join(str(len(names)) for names in classes)
+        raise InputError(f"{task.name}: its parts have {counts} classes; one list is expected; check the category "
+                         "files")

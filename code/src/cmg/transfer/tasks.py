@@ -1,0 +1,253 @@
+"""The table of tasks. Arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation read it.
+
+A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The entry of
+the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import permutations
+
+from cmg.data.csv import read_header
+from cmg.data.manifest import OWN, Manifest
+from cmg.data.sets.ave import AVE
+from cmg.data.sets.ave import SPLITS as AVE_SPLITS
+from cmg.data.sets.ave_avvp import AVEShared, AVVPShared
+from cmg.data.sets.avvp import AVVP
+from cmg.data.sets.custom import Custom
+from cmg.data.sets.ucf51 import UCF51
+from cmg.data.sets.ucf_vggsound import UCFVGGSound
+from cmg.data.sets.vggsound import VGGSound
+from cmg.models.config import in_order
+from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
+from cmg.transfer import open_set, retrieval, run
+from cmg.transfer.task import Task
+from cmg.utils.errors import InputError
+
+PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
+# Rows of the paper's tables that stand below ours: NeurIPS 2023, best epoch on the evaluation set, released protocol.
+UNI_CODE_AVT = "published: Uni-Code, AVT 40K (Table 3)"
+SAME_AVT = "published: same modality, AVT 40K (Table 3)"
+UNI_CODE_AV = "published: Uni-Code, AV 40K (Table 1)"
+BASELINE_AV = "published: baseline, AV 40K (Table 1)"
+PAIRED = ("video", "audio", "text")     # the order of the papers' pairs
+OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data has labels by second
+
+
+@dataclass(frozen=True)
+class Part:
+    """Clips that one call of a loader opens: a run and `prepare.py check` make the same call."""
+
+    title: str              # in reports
+    roles: tuple            # what they serve as: of "train", "val", "test"
+    load: Callable          # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> cmg.data.clips.Clips
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """All that the project knows of a task.
+
+    `places` are what a run opens, the first of them tells whether the data is there at all; `optional` may be absent.
+    A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
+    """
+
+    name: str                       # of --tasks, of result lines, of the script
+    title: str                      # in tables
+    about: str                      # what is measured, and where in the papers
+    family: str                     # prefix of its own places
+    places: tuple                   # dotted names of cmg.cli.PLACES
+    source: str                     # where to get them
+    directions: dict                # --dataset_name -> (labelled modality, tested modality)
+    epochs: int                     # of the heads, as published
+    head: type                      # cmg/models/heads.py
+    best_by: str                    # the metric that chooses the best epoch
+    parts: Callable                 # (short name -> Path, modalities, protocol) -> list of Part
+    optional: tuple = ()
+    prompts: str = None             # place of the class prompts' word vectors; None: no direction with text
+    modalities: tuple = ("video", "audio")      # that a direction may name, in the order of evaluate.py's pairs
+    column: str = None              # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
+    published: dict = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
+    settings: type = None           # dataclass of arguments of this task alone, which its class gets as `settings`
+    task: type = Task
+    evaluate: Callable = run.evaluate
+
+    def of(self, manifest, kinds):
+        """This entry; that of the user's own data with its places, modalities and directions: each to each other.
+
+        Args:
+            manifest: Path of --manifest, or None.
+            kinds: modality -> kind of --features, None for the kinds that audio, video and text may have.
+        """
+        if self.family != OWN or not manifest:
+            return self
+        try:
+            has_times = "onset" in read_header(manifest)
+        except InputError:                      # those who read all of it say what is wrong with it
+            has_times = False
+        modalities = in_order([m for m, kind in kinds.items() if not has_times or m != "text" and kind != "tokens"],
+                              PAIRED)           # words have no seconds
+        return replace(
+            self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=modalities,
+            prompts=f"{OWN}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
+            directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
+
+    def needed(self):
+        """The places without which the script's own directions do not work."""
+        always_text = all("text" in direction for direction in self.directions.values())
+        return (*self.places, self.prompts) if always_text else self.places
+
+    def all_places(self):
+        """Every place that a run may open."""
+        return (*self.places, *self.optional, *((self.prompts,) if self.prompts else ()))
+
+    def paths(self, place):
+        """Short name -> Path, as loaders want them; `place`: dotted name -> Path."""
+        return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
+
+    def open(self, place, modalities, protocol, settings=None, **reading):
+        """The task with its data read; `reading`: keyword arguments of the loaders (cmg/data/clips.py)."""
+        roles = {"train": {}, "val": {}, "test": {}}
+        for part in self.parts(self.paths(place), modalities, protocol):
+            clips = part.load(**reading)
+            for role in part.roles:
+                roles[role] |= dict.fromkeys(clips.modalities, clips)
+        more = {"settings": settings or self.settings()} if self.settings else {}
+        return self.task(self.name, self.head, self.best_by, **roles, **more)
+
+    def usable(self, place):
+        """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
+        return tuple(m for m in self.modalities if m != "text" or place(self.prompts).exists())
+
+
+def ave_parts(paths, modalities, protocol):
+    """Heads are trained on the train split and tested on the test split; the released script tests on its TRAINING
+    clips, in the other modality."""
+    if protocol == "released":
+        return [Part("train", ("train", "test"), partial(AVE, paths, modalities, "train"))]
+    return [Part(split, (split,), partial(AVE, paths, modalities, split)) for split in AVE_SPLITS]
+
+
+def avvp_parts(paths, modalities, protocol):
+    """As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same
+    videos."""
+    return [Part(m, ("train", "test"), partial(AVVP, paths, m)) for m in ("audio", "video") if m in modalities]
+
+
+def ave_avvp_parts(paths, modalities, protocol):
+    """Clips of the shared classes: AVE's to train on, AVVP's to test on."""
+    return [Part(f"{side} {m}", (role,), partial(loader, paths, m))
+            for side, role, loader in (("AVE", "train", AVEShared), ("AVVP", "test", AVVPShared))
+            for m in ("audio", "video") if m in modalities]
+
+
+def ucf_vggsound_parts(paths, modalities, protocol):
+    """Each side's clips are what its head is trained on and what the other's is tested on; prompts are those of the
+    UCF clips' classes."""
+    sides = [("audio",)] if "audio" in modalities else []
+    if {"video", "text"} & set(modalities):
+        sides.append(("video", "text") if "text" in modalities else ("video",))
+    return [Part(side[0], ("train", "test"), partial(UCFVGGSound, paths, side)) for side in sides]
+
+
+def ave_oscmg_parts(paths, modalities, protocol):
+    """AVE's own splits, as published here."""
+    return ave_parts(paths, modalities, "default")
+
+
+def ucf_oscmg_parts(paths, modalities, protocol):
+    """UCF-101 clips with sound: tested on all of them, those of the training clips in the other modality among them."""
+    return [Part(m, ("train", "test"), partial(UCF51, paths, (m,))) for m in ("audio", "video") if m in modalities]
+
+
+def retrieval_parts(paths, modalities, protocol):
+    """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
+    modalities = ("audio", *(m for m in modalities if m != "audio"))
+    return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
+
+
+def own_parts(paths, modalities, protocol, kinds=None):
+    """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
+    epoch."""
+    has_val = Manifest(paths["manifest"]).ids(("val",))
+    return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True, kinds=kinds))
+            for split in ("train", *(("val",) if has_val else ()), "test")]
+
+
+def own_task(name, head, best_by, train, **parts):
+    """The task of a manifest: classes of clips; of seconds where it has onsets."""
+    if any(clips.has_times for clips in train.values()):
+        head, best_by = SegmentHead, OWN_SECONDS_BY
+    return Task(name, head, best_by, train, **parts)
+
+
+OPEN_SET = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
+ENTRIES = (
+    TaskEntry(
+        "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",
+        ("ave.label", "ave.audio", "ave.video", "ave.train", "ave.val", "ave.test"), optional=("ave.categories",),
+        source="AVE_Dataset features of github.com/YapengTian/AVE-ECCV18, folder AVE; lists: prepare.py lists",
+        directions={"ave_va": ("video", "audio"), "ave_av": ("audio", "video")},
+        modalities=("video", "audio", "text"), prompts="ave.text",
+        epochs=30, head=ClipHead, best_by="accuracy", parts=ave_parts, column="accuracy",
+        published={UNI_CODE_AVT: (54.1, 55.0), SAME_AVT: (64.8, 65.8), UNI_CODE_AV: (47.7, 52.3),
+                   BASELINE_AV: (5.5, 5.4)}),
+    TaskEntry(
+        "avvp", "AVVP", "AVVP event localisation, second by second (NeurIPS 2023, Table 1)", "avvp",
+        ("avvp.audio_csv", "avvp.visual_csv", "avvp.categories", "avvp.audio", "avvp.video"),
+        source=f"{PACKAGE}, folder AVVP; lists from github.com/YapengTian/AVVP-ECCV20 by prepare.py lists",
+        directions={"avvp_va": ("video", "audio"), "avvp_av": ("audio", "video")},
+        epochs=50, head=SegmentHead, best_by="precision", parts=avvp_parts, column="precision",
+        published={UNI_CODE_AVT: (63.4, 71.0), SAME_AVT: (71.0, 72.9), UNI_CODE_AV: (64.0, 65.6),
+                   BASELINE_AV: (6.9, 8.7)}),
+    TaskEntry(
+        "ave_avvp", "AVE>AVVP", "trained on AVE, tested on AVVP (NeurIPS 2023, Table 3)", "ave_avvp",
+        ("ave_avvp.audio_csv", "ave_avvp.visual_csv", "ave_avvp.categories", "ave_avvp.label", "ave_avvp.order",
+         "ave.audio", "ave.video", "avvp.audio", "avvp.video"),
+        source=f"{PACKAGE}, folder AVE_AVVP; or prepare.py lists from AVE's and AVVP's annotations",
+        directions={"ave_avvp_va": ("video", "audio"), "ave_avvp_av": ("audio", "video")},
+        epochs=50, head=SegmentHead, best_by="f1", parts=ave_avvp_parts, column="f1",
+        published={UNI_CODE_AVT: (53.0, 52.4)}),
+    TaskEntry(
+        "ucf_vggsound", "UCF/VGG", "UCF-101 video and VGGSound audio, one class a clip (NeurIPS 2023, Table 3)",
+        "ucf_vggsound",
+        ("ucf_vggsound.ucf_csv", "ucf_vggsound.vggsound_csv", "ucf_vggsound.ucf_categories",
+         "ucf_vggsound.vggsound_categories", "ucf_vggsound.audio", "ucf_vggsound.video"),
+        source=f"{PACKAGE}, folder UCF101; VGGSound audio from vggsound40k",
+        directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")},
+        modalities=("video", "audio", "text"), prompts="ucf_vggsound.text",
+        epochs=30, head=ClipHead, best_by="accuracy", parts=ucf_vggsound_parts, column="accuracy",
+        published={UNI_CODE_AVT: (67.1, 60.6), SAME_AVT: (80.0, 85.4)}),
+    TaskEntry(
+        "retrieval", "retrieval", "X-to-audio retrieval (NeurIPS 2023, Table 5)", "vggsound",
+        ("vggsound.csv", "vggsound.audio", "vggsound.video"), prompts="vggsound.text",
+        source=f"{PACKAGE}, folder vggsound40k",
+        directions={"V2T": ("video", "text"), "T2V": ("text", "video")}, modalities=("video", "text"),
+        epochs=30, head=RetrievalHead, best_by="r@5", parts=retrieval_parts, task=retrieval.Retrieval,
+        evaluate=retrieval.evaluate),
+    TaskEntry(
+        "ave_oscmg", "AVE open", "AVE with unknown classes in the test part (ICCV 2025)", "ave",
+        ("ave.label", "ave.audio", "ave.video", "ave.train", "ave.val", "ave.test"), optional=("ave.categories",),
+        source="AVE_Dataset features of github.com/YapengTian/AVE-ECCV18, folder AVE; lists: prepare.py lists",
+        directions={"ave_va": ("video", "audio"), "ave_av": ("audio", "video")}, parts=ave_oscmg_parts, epochs=25,
+        **OPEN_SET),
+    TaskEntry(
+        "ucf_oscmg", "UCF51 open", "UCF-101 clips with sound, with unknown classes in the test part (ICCV 2025)",
+        "ucf51", ("ucf51.csv", "ucf51.categories", "ucf51.audio", "ucf51.video"),
+        source="UCF-101 features, folder UCF101; lists: prepare.py lists",
+        directions={"ucf_va": ("video", "audio"), "ucf_av": ("audio", "video")}, parts=ucf_oscmg_parts, epochs=16,
+        **OPEN_SET),
+    TaskEntry(
+        "ucf_vggsound_oscmg", "UCF/VGG open", "UCF-101 video and VGGSound audio, with unknown classes in the test part "
+        "(ICCV 2025)", "ucf_vggsound",
+        ("ucf_vggsound.ucf_csv", "ucf_vggsound.vggsound_csv", "ucf_vggsound.ucf_categories",
+         "ucf_vggsound.vggsound_categories", "ucf_vggsound.audio", "ucf_vggsound.video"),
+        source=f"{PACKAGE}, folder UCF101; VGGSound audio from vggsound40k",
+        directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")}, parts=ucf_vggsound_parts,
+        epochs=25, **OPEN_SET),
+    TaskEntry(
+        OWN, "own", "Your own clips: their class, or events second by second where the manifest has onsets", OWN,
+        (f"{OWN}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
+        modalities=(), epochs=30, head=ClipHead, best_by="accuracy", parts=own_parts, task=own_task),
+)
+TASKS = {entry.name: entry for entry in ENTRIES}
