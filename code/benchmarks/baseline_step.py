@@ -78,8 +78,8 @@ class PlainStep:
         draws: as in cmg/models/random.py.
     """
 
-    def __init__(self, model, draws, lr=4e-4, mi_lr=1e-3):
-        self.model, self.draws = model, draws
+    def __init__(self, model, rng, lr=4e-4, mi_lr=1e-3):
+        self.model, self.rng = model, rng
         self.encoder, self.level, self.objective = model.encoder, model.encoder.levels[0], model.objectives[0]
         mi = {m: list(net.parameters()) for m, net in self.objective.club.items()}
         self.sections = [list(self.objective.cpc.parameters()), list(self.level.parameters()),
@@ -122,7 +122,7 @@ class PlainStep:
             losses[f"{m}_recon"] = F.mse_loss(rebuilt, inputs[m])
         for m in objective.club_order:
             losses[f"{m}_mi"] = self._bound(objective.club[m], vectors[m], pooled[m],
-                                            self.draws.permutation(len(vectors[m])))
+                                            self.rng.permutation(len(vectors[m])))
         losses["cpc"] = self._cpc(semantic)
         losses["total"] = sum(losses.values())
         self.main.zero_grad()
@@ -180,8 +180,8 @@ class PlainStep:
         count = book.unactivated_count
         active = [code for code in range(len(count)) if 0 <= count[code].item() < ACTIVE_BELOW]
         due = count > RESET_AFTER
-        positions = self.draws.reset_positions(due, torch.tensor(len(active)))
-        noise = self.draws.reset_noise(book.embedding)
+        positions = self.rng.reset_positions(due, torch.tensor(len(active)))
+        noise = self.rng.reset_noise(book.embedding)
         before = book.embedding.clone()
         for code in range(len(count)):
             if due[code].item():
@@ -204,7 +204,7 @@ class PlainStep:
 
     def _cpc(self, semantic):
         cpc = self.objective.cpc
-        second = self.draws.second(min(z.shape[1] for z in semantic.values()))
+        second = self.rng.second(min(z.shape[1] for z in semantic.values()))
         context = {m: cpc.predictor[m](cpc.lstm[m](z[:, :second + 1])[0][:, -1]) for m, z in semantic.items()}
         loss = 0
         for m, z in semantic.items():

@@ -29,10 +29,10 @@ import pretrain  # noqa: E402
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain  # noqa: E402
 from cmg.data.layout import DATA_PATHS
+from cmg.downstream import encode, fit_heads  # noqa: E402
+from cmg.downstream.task import Pretrained  # noqa: E402
+from cmg.downstream.tasks import TASKS  # noqa: E402
 from cmg.results import provenance  # noqa: E402
-from cmg.transfer import encode, fit_heads  # noqa: E402
-from cmg.transfer.task import Pretrained  # noqa: E402
-from cmg.transfer.tasks import TASKS  # noqa: E402
 from cmg.utils.errors import InputError, Parser, run  # noqa: E402
 from configs.opts import LOCAL
 
@@ -87,7 +87,7 @@ def measure(path, data_root):
         part = sets["train"][None, source]
         measured = {(role, target): sets[role][None, target]
                     for role in ("val", "test") for target in ("audio", "video")}
-        trials[source] = fit_heads.Trial(part, task.targets(part), HEAD_SEED, measured)
+        trials[source] = fit_heads.HeadRun(part, task.targets(part), HEAD_SEED, measured)
     fit_heads.fit(list(trials.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
     found = {}
     for role in ("val", "test"):

@@ -3,7 +3,7 @@
     python code/benchmarks/downstream.py [--clips 3000] [--epochs 3] [--json FILE]
 
 Codes as a frozen encoder of the published widths gives them (K = 400, D = 256, 10 seconds) are drawn at random: only
-their shapes matter. Eight clip heads with eight seeds are trained by cmg/transfer/fit_heads.py in one pass, as the
+their shapes matter. Eight clip heads with eight seeds are trained by cmg/downstream/fit_heads.py in one pass, as the
 scripts do, then each alone; both ways end with the same weights (tests/test_transfer.py).
 """
 
@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from timing import seconds  # noqa: E402
 
 from cmg.cli import device as device_of  # noqa: E402
+from cmg.downstream.encode import EncodedSplit  # noqa: E402
+from cmg.downstream.fit_heads import HeadRun, fit  # noqa: E402
 from cmg.models.heads import ClipHead  # noqa: E402
-from cmg.transfer.encode import CodeSet  # noqa: E402
-from cmg.transfer.fit_heads import Trial, fit  # noqa: E402
 from cmg.utils.errors import Parser, run  # noqa: E402
 
 HEADS, CLASSES, CODES, WIDTH, SECONDS = 8, 28, 400, 256, 10
@@ -33,13 +33,13 @@ def random_codes(clips, device):
     labels = torch.zeros(clips, SECONDS, CLASSES + 1)
     labels[torch.arange(clips), :, torch.randint(CLASSES, (clips,), generator=generator)] = 1
     rows = torch.randint(CODES, (clips, SECONDS), generator=generator)
-    return CodeSet(torch.randn(CODES, WIDTH, generator=generator).to(device), torch.arange(CODES, device=device),
+    return EncodedSplit(torch.randn(CODES, WIDTH, generator=generator).to(device), torch.arange(CODES, device=device),
                    rows.to(device), labels.to(device))
 
 
 def train(seeds, codes, epochs):
     """Train a head for each seed; nothing is measured, the training alone is timed."""
-    trials = [Trial(codes, codes.clip_classes, seed, {}) for seed in seeds]
+    trials = [HeadRun(codes, codes.clip_classes, seed, {}) for seed in seeds]
     fit(trials, lambda width: ClipHead(width, CLASSES), lambda heads, part: {}, epochs=epochs)
 
 

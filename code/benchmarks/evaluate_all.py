@@ -20,13 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from cmg.cli import device as device_of  # noqa: E402
+from cmg.downstream import toc  # noqa: E402
+from cmg.downstream.task import HeadSettings, Pretrained  # noqa: E402
+from cmg.downstream.tasks import TASKS  # noqa: E402
 from cmg.results.rows import Output  # noqa: E402
 from cmg.systems.base import FrozenEncoder  # noqa: E402
 from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.training.precision import has_bf16_units  # noqa: E402
-from cmg.transfer import toc  # noqa: E402
-from cmg.transfer.task import HeadSettings, Pretrained  # noqa: E402
-from cmg.transfer.tasks import TASKS  # noqa: E402
+from cmg.training.runtime import has_bf16_units  # noqa: E402
 from cmg.utils.errors import Parser, run  # noqa: E402
 
 DIFFERENT, SECONDS = 64, 10

@@ -32,7 +32,7 @@ from cmg.data.layout import DATA_PATHS  # noqa: E402
 from cmg.demos import dialled  # noqa: E402
 from cmg.report import tables  # noqa: E402
 from cmg.utils.errors import Parser, run  # noqa: E402
-from cmg.utils.files import whole_folder  # noqa: E402
+from cmg.utils.files import atomic_folder  # noqa: E402
 from configs.opts import DATA
 
 WIDTHS = {"audio": 1024, "video": 768}
@@ -63,7 +63,7 @@ def build(demo, out):
     def skip(folder, names):
         inside = Path(folder).relative_to(demo)
         return [name for name in names if str(inside / name) in places]
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         shutil.copytree(demo, partial, ignore=skip, dirs_exist_ok=True,
                         copy_function=lambda source, copy: os.symlink(Path(source).resolve(), copy))
         for place, modality in places.items():

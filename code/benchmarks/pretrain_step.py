@@ -30,13 +30,15 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 
 from cmg.cli import device as device_of  # noqa: E402
 from cmg.models.config import MODALITIES  # noqa: E402
-from cmg.models.random import Draws  # noqa: E402
+from cmg.models.random import StepRandom  # noqa: E402
 from cmg.systems.dcid import MI_ITERATIONS  # noqa: E402
 from cmg.systems.registry import SYSTEMS  # noqa: E402
 from cmg.training.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
-from cmg.training.malloc import keep_freed_memory  # noqa: E402
-from cmg.training.precision import has_bf16_units  # noqa: E402
-from cmg.training.step import Settings, Trainer  # noqa: E402
+from cmg.training.runtime import (
+    has_bf16_units,  # noqa: E402
+    keep_freed_memory,  # noqa: E402
+)
+from cmg.training.step import OptimConfig, TrainStep  # noqa: E402
 from cmg.utils.errors import Parser, run  # noqa: E402
 from cmg.utils.settings import positive  # noqa: E402
 
@@ -122,7 +124,7 @@ def breakdown(trainer, batches, device, steps):
     watch = Stopwatch(device)
     system = trainer.system
     for part, title in (("features", "encode"), ("encode", "encode"), ("update_codebooks", "codebooks"),
-                        ("inner_step", "auxiliary networks"), ("losses", "decode, losses")):
+                        ("fit_auxiliary", "auxiliary networks"), ("losses", "decode, losses")):
         watch.wrap(system, part, title)
     watch.wrap(trainer.rollback, "keep", "undo: keep and judge")
     watch.wrap(trainer.rollback, "judge", "undo: keep and judge")
@@ -187,8 +189,8 @@ def main(argv=None):
     clips = opts.clips or 2 * opts.batch_size
     resident = random_data(config, clips, opts.seconds, device, stored, stored_dtype(opts.precision, stored))
     data = Endless(resident, clips, opts.batch_size)
-    trainer = Trainer(model, Draws(torch.Generator().manual_seed(0)),
-                      Settings(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
+    trainer = TrainStep(model, StepRandom(torch.Generator().manual_seed(0)),
+                      OptimConfig(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
     for _ in range(2):
         trainer.step(data(), LATE_EPOCH)
@@ -200,7 +202,7 @@ def main(argv=None):
     if opts.compare_baseline:
         for ours, theirs in zip(plain_model.encoder.levels, model.encoder.levels):
             ours.codebook.load_state_dict(theirs.codebook.state_dict())
-        plain = PlainStep(plain_model.train(), Draws(torch.Generator().manual_seed(0)))
+        plain = PlainStep(plain_model.train(), StepRandom(torch.Generator().manual_seed(0)))
         plain_batch = {m: x.double() for m, x in data().items()}
         plain.step(plain_batch)
 

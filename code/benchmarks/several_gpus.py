@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from pretrain_step import LATE_EPOCH, WIDTHS, random_data  # noqa: E402
 
 from cmg.models.config import MODALITIES  # noqa: E402
-from cmg.models.random import Draws  # noqa: E402
+from cmg.models.random import StepRandom  # noqa: E402
 from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.training.step import Settings, Trainer  # noqa: E402
+from cmg.training.step import OptimConfig, TrainStep  # noqa: E402
 from cmg.utils.dist import BUCKET_BYTES, Ranks  # noqa: E402
 from cmg.utils.errors import Parser, run  # noqa: E402
 from cmg.utils.settings import positive  # noqa: E402
@@ -75,7 +75,7 @@ def messages(system, widths, clips):
     config = SYSTEMS[system].Config.for_data(MODALITIES, **WIDTHS[widths])
     together, device = Ranks(seed=0), torch.device("cpu")
     model = SYSTEMS[system](config).train()
-    trainer = Trainer(model, Draws(torch.Generator().manual_seed(0)), Settings(), together)
+    trainer = TrainStep(model, StepRandom(torch.Generator().manual_seed(0)), OptimConfig(), together)
     resident = random_data(config, LARGE, 10, device, torch.float32, torch.float32)
     counted = {}
     for number, size in enumerate((SMALL, LARGE, SMALL, LARGE)):    # the first also starts codebooks

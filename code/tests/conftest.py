@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts/avs_s4")]
 torch.set_num_threads(1)
-RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
+RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "mask"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 

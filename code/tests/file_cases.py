@@ -34,7 +34,7 @@ from cmg.extract import hub, weights
 from cmg.extract.build import pca_filters
 from cmg.report import export, page, pictures
 from cmg.systems.dcid import DCID
-from cmg.training.run_logger import Run, restored_log
+from cmg.training.run_logger import RunLogger, restored_log
 from made_videos import make_video
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
@@ -169,7 +169,7 @@ def scenes(tools, folder):
 
 def demo(tools, folder):
     # the parts without a clip of their own but one: they write every kind of file
-    with mock.patch.object(dialled, "PARTS", {name: dialled.PARTS[name] for name in DEMO_PARTS}):
+    with mock.patch.object(dialled, "PARTS", {name: dialled.KEY_RULES[name] for name in DEMO_PARTS}):
         dialled.build(folder / "data", DATA_PATHS, clips=80, progress=False)
 
 
@@ -217,7 +217,7 @@ def demo_again(tools, folder):
 def discarded(tools, folder):
     # a run that goes on from before the second line of its figures
     with restored_log():
-        Run(folder, {}, {"folder": str(folder), "bytes": 7, "step": 0}).close()
+        RunLogger(folder, {}, {"folder": str(folder), "bytes": 7, "step": 0}).close()
 
 
 def readers(tools, folder):

@@ -72,8 +72,8 @@ def train(arguments, log, is_tiny, rank=None, port=None):
 def measure(arguments, log):
     """AVE's heads; their state is kept after every epoch."""
     import ave
-    from cmg.transfer import resume as head_resume
-    from cmg.transfer import run as run_task
+    from cmg.downstream import resume as head_resume
+    from cmg.downstream import run as run_task
     run_task.Progress = lambda path: head_resume.Progress(path, 0)
     process(lambda: ave.main(arguments), log)
 
@@ -266,7 +266,7 @@ EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
 
 
 def kinds():
-    """Name of --what -> function of (folder, demo tree, tiny) that gives the `Work`."""
+    """Name of --what -> function of (folder, demo tree, tiny) that gives the `PlannedTask`."""
     from cmg.systems.registry import SYSTEMS
 
     def of_system(system, processes):
@@ -363,7 +363,7 @@ def prove(folder, work, kills, seed=0, report=print):
 
     Args:
         folder: for the runs.
-        work: `Work`.
+        work: `PlannedTask`.
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         report: called with a line of text now and then.
     """

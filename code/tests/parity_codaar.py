@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
+from cmg.downstream import metrics
 from cmg.models.heads import DeepSegmentHead
 from cmg.systems.codaar import CoDAAR
 from cmg.systems.state_dicts import rules
-from cmg.transfer import metrics
 from golden_io import ABSOLUTE, FORWARD, STEPPED, det, load
 from parity_dcid import ACCURACY, INPUTS, LETTER, Worst, filled, manifest
 from tiny import trainer_for
@@ -126,7 +126,7 @@ def compare_training(worst, run, arrays, facts):
                 is_norm = name.startswith("spatial")
                 key = f"video_semantic_encoder.{name}" if is_norm else f"Cross_quantizer.{name}"
                 worst.add("batch statistics" if is_norm else "table", stored[key], theirs, STEPPED)
-    worst.add("resets left over", len(run.trainer.draws.picks), 0, 0)
+    worst.add("resets left over", len(run.trainer.rng.picks), 0, 0)
     sections = run.published()
     for name, theirs in facts["train_param_norms"].items():
         section, key = name.split(".", 1)

@@ -189,7 +189,7 @@ def check_dcid_small(folder):
     surplus = [norm for name, norm in ours.items() if name not in facts["eval_grad_norms"]]
     worst.add("eval gradients where there are none", sum(surplus, torch.zeros(())), 0.0, 0)
     codebook = run.system.encoder.levels[0].codebook
-    codebook.count_and_reset(output.quantized.indices, run.trainer.draws, Reset("released"))
+    codebook.expire_codes(output.quantized.indices, run.trainer.rng, Reset("released"))
     worst.add("eval reset counter", codebook.unactivated_count, facts["eval_unactivated_count"], 0)
 
     run = Run(folder, "dcid", arrays, facts)
@@ -211,10 +211,10 @@ def check_h_dcid_small(folder):
     """Two steps at epoch 0 and two at epoch 3, each pair from fresh weights, six encoder passes per step."""
     arrays, facts = load(folder, "h_dcid_small")
     worst = Worst("h_dcid_small")
-    draws = Recorded(facts)
+    rng = Recorded(facts)
     for epoch in (0, 3):
         run = Run(folder, "h_dcid", arrays, facts)
-        run.trainer.draws = draws               # the lists of draws run on from pair to pair
+        run.trainer.rng = rng               # the lists of draws run on from pair to pair
         run.system.train()
         for number, golden in enumerate(facts[f"epoch{epoch}_steps"]):
             report = run.trainer.step(run.batch, epoch)
@@ -243,7 +243,7 @@ def check_spread(folder, system):
         used = [[len(output.quantized.indices[m].unique()) for m in INPUTS] for output in report.outputs]
         worst.add("distinct codes", used, golden["distinct_codes"], 0)
         run.compare_codebook(worst, arrays, f"step{number}", "train codebook buffers")
-    worst.add("resets left over", len(run.trainer.draws.picks), 0, 0)
+    worst.add("resets left over", len(run.trainer.rng.picks), 0, 0)
     compare_norms(worst, run, facts["param_norms"])
     return worst.checks()
 
@@ -263,8 +263,8 @@ def check_parts(folder):
     z = {m: tensor(f"reset_semantic_{LETTER[m]}") for m in INPUTS}
     positions = facts["reset"].split("positions ")[1].split(" of ")[0]
     picks = [int(p) for p in positions.split(",")]
-    draws = Recorded({"cpc_t": [], "club_permutations": []}, picks)
-    codebook.count_and_reset(codebook(z).indices, draws, Reset("released"))
+    rng = Recorded({"cpc_t": [], "club_permutations": []}, picks)
+    codebook.expire_codes(codebook(z).indices, rng, Reset("released"))
     worst.add("code reset", codebook.embedding, arrays["reset_embedding_after"], FORWARD)
     worst.add("code reset: counter", codebook.unactivated_count, arrays["reset_count_after"], 0)
 
@@ -281,7 +281,7 @@ def check_parts(folder):
         for mode in ("eval", "train"):
             for name, theirs in facts[f"{pair}_{mode}"].items():
                 worst.add("two-modality codebook", ours[name], theirs, FORWARD)
-        codebook.ema_step(z, quantized.indices)
+        codebook.update_ema(z, quantized.indices)
         worst.add("two-modality EMA", codebook.embedding, arrays[f"{pair}_embedding_after"], FORWARD)
         worst.add("two-modality EMA", codebook.ema_count, arrays[f"{pair}_ema_count_after"], FORWARD)
 

@@ -10,7 +10,7 @@ from cmg.models import toc
 from cmg.models.codebook import Reset
 from cmg.models.random import RESET_NOISE
 from cmg.systems.base import FrozenEncoder
-from cmg.systems.dcid import collect
+from cmg.systems.dcid import share_gradients
 from cmg.systems.micu import JIGSAW
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
@@ -39,7 +39,7 @@ class Draws(Recorded):
 class Run:
     """A system filled by the rule from the manifest and the stored codebook, its trainer, and the batch."""
 
-    def __init__(self, folder, name, arrays, draws, started=True, **settings):
+    def __init__(self, folder, name, arrays, rng, started=True, **settings):
         sections = filled(manifest(folder, f"{name}_small_manifest"))
         self.jigsaws = {section: sections.pop(section) for section in list(sections) if section.startswith("Jigsaw")}
         self.quantizer = codebook_name(sections)
@@ -56,7 +56,7 @@ class Run:
         state, self.unused = rules.from_published(sections, self.tensors, sections)
         self.system.load_state_dict(state, strict=False)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
-        self.trainer = trainer_for(self.system, draws, codebook_init="released", code_reset="released", **settings)
+        self.trainer = trainer_for(self.system, rng, codebook_init="released", code_reset="released", **settings)
 
     @property
     def codebook(self):
@@ -135,8 +135,8 @@ def likelihoods(run, outputs):
     """Group -> log-likelihood of FCID's CLUB networks, without an update."""
     system = run.system
     system._clubs = system.clubs()
-    collect(system._clubs, system.together)
-    found = system.inner_step(outputs, lambda names: None, 1)
+    share_gradients(system._clubs, system.together)
+    found = system.fit_auxiliary(outputs, lambda names: None, 1)
     for side_by_side in system._clubs.values():
         side_by_side.zero_gradients()
     return found
@@ -147,9 +147,9 @@ def check_fcid(folder):
     arrays, facts = load(folder, "fcid_small")
     worst = Worst("fcid_small")
     for form, ending in (("released", ""), ("intended", "_intended")):
-        def draws(picks=()):
+        def rng(picks=()):
             return Draws(facts["cpc_t"], facts["club_permutations"], picks)
-        run = Run(folder, "fcid", arrays, draws(), started=False, club_coarse=form)
+        run = Run(folder, "fcid", arrays, rng(), started=False, club_coarse=form)
         outputs, report = run.evaluate()
         compare_losses(worst, "eval losses" + ending, report, facts["eval_losses" + ending], FORWARD)
         report.losses["total"].backward()
@@ -158,7 +158,7 @@ def check_fcid(folder):
         if form == "released":
             compare_eval(worst, folder, run, outputs, arrays, facts)
         picks = [pick for step in facts["steps" + ending] for pick in step["reset_picks"]]
-        run = Run(folder, "fcid", arrays, draws(picks), club_coarse=form)
+        run = Run(folder, "fcid", arrays, rng(picks), club_coarse=form)
         run.system.train()
         for number, golden in enumerate(facts["steps" + ending]):
             report = run.trainer.step(run.batch, 0)
@@ -167,7 +167,7 @@ def check_fcid(folder):
             worst.add("distinct codes" + ending, used, golden["distinct_codes"], 0)
             run.compare_codebook(worst, arrays, ending[1:] + "_" * bool(ending) + f"step{number}",
                                  "train codebook buffers" + ending)
-        worst.add("resets left over" + ending, len(run.trainer.draws.picks), 0, 0)
+        worst.add("resets left over" + ending, len(run.trainer.rng.picks), 0, 0)
         run.compare_norms(worst, "parameter norms after the steps" + ending, facts["param_norms" + ending])
     return worst.checks()
 
@@ -186,7 +186,7 @@ def compare_eval(worst, folder, run, outputs, arrays, facts):
     worst.add("eval outputs", outputs.specific["audio"].full, arrays["eval_audio_specific"], FORWARD)
     start = Run(folder, "fcid", arrays, Draws([], [], facts["eval_reset_picks"]))
     codebook = start.codebook
-    codebook.count_and_reset(outputs.quantized.indices, start.trainer.draws, Reset("released"))
+    codebook.expire_codes(outputs.quantized.indices, start.trainer.rng, Reset("released"))
     worst.add("eval reset", codebook.embedding, arrays["eval_after_embedding"], FORWARD)
     worst.add("eval reset counter", codebook.unactivated_count, arrays["eval_after_unactivated_count"], 0)
     frozen = FrozenEncoder(run.system.encoder, type(run.system))
@@ -232,16 +232,16 @@ def set_jigsaw(run, section, permutations):
     run.system.config = replace(run.system.config, jigsaw_blocks=blocks, jigsaw_permutations=number)
 
 
-def micu_run(folder, arrays, facts, section="Jigsaw_parameters", started=True, draws=None, numbers=None, splits=None,
+def micu_run(folder, arrays, facts, section="Jigsaw_parameters", started=True, rng=None, numbers=None, splits=None,
              **settings):
     """A MICU run whose draws are the recorded ones."""
-    recorded = facts["draws"]
-    draws = draws or Draws(recorded["cpc_t"], recorded["club_permutations"], (), recorded["masks"],
+    recorded = facts["rng"]
+    rng = rng or Draws(recorded["cpc_t"], recorded["club_permutations"], (), recorded["masks"],
                            recorded["modalities"])
-    run = Run(folder, "micu", arrays, draws, started, reset_counter="released", **settings)
+    run = Run(folder, "micu", arrays, rng, started, reset_counter="released", **settings)
     set_jigsaw(run, section, lexicographic(recorded["permutation_indices"] if numbers is None else numbers,
                                      splits or len(recorded["modalities"][0])))
-    run.trainer = trainer_for(run.system, draws, codebook_init="released", code_reset="released",
+    run.trainer = trainer_for(run.system, rng, codebook_init="released", code_reset="released",
                               reset_counter="released", **settings)
     return run
 
@@ -271,9 +271,9 @@ def check_micu(folder):
     run.compare_gradients(worst, "eval gradient norms", facts["eval_grad_norms"], jigsaw_gradients(run, JIGSAW))
 
     four = facts["four_blocks"]
-    draws = Draws(facts["draws"]["cpc_t"], facts["draws"]["club_permutations"], (), [four["mask"]],
+    rng = Draws(facts["rng"]["cpc_t"], facts["rng"]["club_permutations"], (), [four["mask"]],
                   [four["modalities"]])
-    run = micu_run(folder, arrays, facts, "Jigsaw4_parameters", False, draws, four["permutation_indices"],
+    run = micu_run(folder, arrays, facts, "Jigsaw4_parameters", False, rng, four["permutation_indices"],
                    four["splits"])
     worst.add("four blocks: permutations", run.system.jigsaw.permutations, four["permutations"], 0)
     _, report = run.evaluate()
@@ -293,7 +293,7 @@ def check_micu(folder):
     for passes, prefix, steps, norms in (("released", "step{}", "steps", "param_norms"),
                                          ("once", "one_pass", "one_pass_steps", "one_pass_param_norms")):
         run = micu_run(folder, arrays, facts, encoder_passes=passes)
-        run.trainer.draws.picks = [pick for step in facts[steps] for pick in step["reset_picks"]]
+        run.trainer.rng.picks = [pick for step in facts[steps] for pick in step["reset_picks"]]
         run.system.train()
         for number, golden in enumerate(facts[steps]):
             report = run.trainer.step(run.batch, 0)
@@ -303,7 +303,7 @@ def check_micu(folder):
             worst.add(f"{passes}: distinct codes", used, golden["distinct_codes"], 0)
             if "{}" in prefix or number + 1 == len(facts[steps]):
                 run.compare_codebook(worst, arrays, prefix.format(number), f"{passes}: codebook buffers")
-        worst.add(f"{passes}: resets left over", len(run.trainer.draws.picks), 0, 0)
+        worst.add(f"{passes}: resets left over", len(run.trainer.rng.picks), 0, 0)
         run.compare_norms(worst, f"{passes}: parameter norms", facts[norms])
     check_nce(worst, facts["nce"])
     return worst.checks()

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from cmg.transfer.open_set import Rates, Scores, fixed_threshold
+from cmg.downstream.open_set import Rates, Scores, fixed_threshold
 from golden_io import FORWARD, load
 from parity_dcid import Worst
 

@@ -3,8 +3,8 @@
 import torch
 
 from cmg.data.labels import clip_class
+from cmg.downstream import metrics
 from cmg.models.heads import ClipHead, ExpLog, SegmentHead
-from cmg.transfer import metrics
 from golden_io import FORWARD, Check, det, load, relative_error
 
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from cmg.results import rows
-from cmg.training.run_logger import Run
+from cmg.training.run_logger import RunLogger
 from cmg.utils.errors import InputError
-from cmg.utils.files import remove_leftovers, whole_file
+from cmg.utils.files import atomic_write, remove_leftovers
 
 ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
        "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
@@ -22,18 +22,18 @@ ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metri
 def test_a_failure_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(type(error)), whole_file(path, "w") as file:
+    with pytest.raises(type(error)), atomic_write(path, "w") as file:
         file.write("new")
         raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
-    with whole_file(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
 
 
 def write_for_ever(path):
-    with whole_file(path, "w") as file:
+    with atomic_write(path, "w") as file:
         file.write("half")
         file.flush()
         time.sleep(60)
@@ -68,7 +68,7 @@ def test_half_a_result_is_taken_back(tmp_path, monkeypatch):
 
 
 def test_figures_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog):
-    run = Run(tmp_path / "run", {})
+    run = RunLogger(tmp_path / "run", {})
     monkeypatch.setattr(json, "dumps", lambda line: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for step in (1, 2):
         run.scalars(step, 0, {"total": 1.0}, {}, 3.0)

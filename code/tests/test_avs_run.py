@@ -29,6 +29,7 @@ from cmg.models.config import Config
 from cmg.models.toc import Selection, head_channels, select
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.dcid import DCID
+from cmg.utils import files
 from cmg.utils.errors import InputError
 from kill_resume import differences
 
@@ -101,7 +102,7 @@ def test_train_and_test_leave_everything_behind(tree, trained, capsys):
     assert found == {(d, c, m, s) for d, c in (("audio->text", None), ("audio->audio", None), ("audio->text", "zero"),
                                                ("audio->text", "shuffled"))
                      for m in ("mIoU", "F") for s in ("last", "best")}
-    assert {row["checkpoint_sha256"] for row in rows} == {checkpoint.sha256(tree / "encoder0.pt")}
+    assert {row["checkpoint_sha256"] for row in rows} == {files.sha256(tree / "encoder0.pt")}
     masks = sorted((trained / "tests").glob("S4_at_*/pred_masks/*/*/*.png"))
     assert len(masks) == 7 * 5 and {path.stem[-1] for path in masks} == set("12345")
     with Image.open(masks[0]) as image:
@@ -303,7 +304,7 @@ def test_matching_loss_trains_all_frames(tree, tmp_path):
 def test_stored_network_is_the_trained_one(trained, tree):
     run, = trained.glob("S4_at_*")
     unknown = settings.Conditions(*[None] * 6)
-    more = unknown, "default", checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)]
+    more = unknown, "default", files.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)]
     stored = network_files.load(run / "checkpoints" / "last.pth", *more)
     assert stored.epoch == 2 and stored.direction == "at" and stored.network.config.tpavi_stages == (2, 3)
     assert not torch.allclose(stored.adapter.weight, Adapter("tied").weight) and not stored.network.training
@@ -323,7 +324,7 @@ def test_stored_network_is_the_trained_one(trained, tree):
 def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, entry, value):
     edited = edit(trained, tmp_path, **{entry: value})
     with pytest.raises(InputError, match=r"last.pth: settings of no network \(.*expected a file of train.py") as found:
-        network_files.load(*edited, checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
+        network_files.load(*edited, files.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
     assert "\n" not in str(found.value)
 
 
@@ -334,7 +335,7 @@ def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, e
 def test_an_entry_of_another_kind_is_refused(tree, trained, tmp_path, entry, value, message):
     edited = edit(trained, tmp_path, **{entry: value})
     with pytest.raises(InputError, match=rf"last\.pth: .*{message}"):
-        network_files.load(*edited, checkpoint.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
+        network_files.load(*edited, files.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
 
 
 def edit(trained, folder, **entries):
@@ -348,7 +349,7 @@ def test_decisive_settings_are_read_from_the_declarations():
     """Those of unfinished runs that exist, and the batch of validation where metrics are means over batches."""
     def names(*more):
         opts = settings.parse_train(["--checkpoint", "x", *NETWORK, *more])
-        return set(settings.decisive(opts, "sha"))
+        return set(settings.affects_results(opts, "sha"))
     known = set("""direction visual_backbone tpavi_stages tpavi_vv_flag tpavi_va_flag image_size channels
         tpavi_norm_start align_start adapter_start train_batch_size lr adapter_lr wt_dec sa_loss_flag lambda_1
         sa_loss_stages mask_pooling_type protocol seed weights backbone_weights choose_channel toc_max_num toc_min_num

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 import clip_retrieval
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.captions import Captions
+from cmg.downstream.captions import Placed, both_ways, chance
 from cmg.results import rows as results
-from cmg.transfer.captions import Placed, both_ways, chance
 from cmg.utils.errors import InputError
 from test_tasks import tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 

@@ -9,7 +9,7 @@ import torch
 
 from cmg.checkpoints import checkpoint
 from cmg.models.config import Config
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
@@ -102,7 +102,7 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
     loaded = checkpoint.open_file(tmp_path / "run.pt")
     resumed = trainer_for(loaded.system, seed=1)
     checkpoint.load_optimizers(loaded, resumed.optimizers)
-    resumed.system.started, trainer.draws = [True], Draws(torch.Generator().manual_seed(1))
+    resumed.system.started, trainer.rng = [True], StepRandom(torch.Generator().manual_seed(1))
     batch = batch_of(("audio", "video", "text"))
     for one in (trainer, resumed):
         torch.manual_seed(5)

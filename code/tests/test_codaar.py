@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_evaluate, parse_pretrain
 from cmg.data.sets.vggsound import read_list
+from cmg.downstream import encode, metrics
+from cmg.downstream import toc as toc_variants
+from cmg.downstream.tasks import TASKS
 from cmg.models import toc
 from cmg.models.heads import DeepSegmentHead
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.programs.downstream import head_settings
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.codaar import SEGMENTS, CoDAAR, Config, Options
 from cmg.systems.state_dicts import rules
-from cmg.transfer import encode, metrics
-from cmg.transfer import toc as toc_variants
-from cmg.transfer.tasks import TASKS
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from parity_dcid import manifest
@@ -119,7 +119,7 @@ def test_two_modalities_follow_the_two_segment_formulas():
     count = 0.99 * count + 0.01 * hits.sum(0)
     expected = (count + 1e-5) / (count.sum() + 48 * 1e-5) * count.sum()
     moved = hits.T @ (0.75 * z["audio"] + 0.25 * z["video"]).flatten(0, 1)
-    table.ema_step(z, picked, ORDER)
+    table.update_ema(z, picked, ORDER)
     torch.testing.assert_close(table.ema_count_a, expected)
     torch.testing.assert_close(table.ema_weight[:, 16:], 0.99 * weight[:, 16:] + 0.01 * moved.detach())
 
@@ -129,7 +129,7 @@ def test_audios_reconstruction_reaches_the_features_of_every_modality():
     system = trainer.system
     trainer.step(batch_of(ALL), 0)
     output = system.encode(system.features(batch_of(ALL)), 0)
-    loss = system.losses(output, trainer.draws).terms["recon"]["audio"]
+    loss = system.losses(output, trainer.rng).terms["recon"]["audio"]
     for gradient in torch.autograd.grad(loss, [output.semantic[m] for m in ALL]):
         assert gradient.abs().max() > 0
 
@@ -164,7 +164,7 @@ def test_downstream_leaves_the_encoder_as_it_is_to_the_bit():
     assert [tuple(codes.shape) for codes in encoder.codebooks] == [(48, 16)] * 3
     after = encoder.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    part = encode.CodeSet.of(vectors["audio"].vectors, vectors["audio"].indices, torch.ones(5, 10, 3))
+    part = encode.EncodedSplit.of(vectors["audio"].vectors, vectors["audio"].indices, torch.ones(5, 10, 3))
     assert torch.equal(part.table[part.rows], vectors["audio"].vectors)
 
 
@@ -180,13 +180,13 @@ def test_the_gradient_passes_straight_through_the_own_segment():
 def test_identical_features_stay_identical():
     """Equal means of all modalities, equal segments, and every modality picks the same row."""
     system = trainer_of().system
-    table, draws = system.encoder.table, Draws(torch.Generator().manual_seed(0))
+    table, rng = system.encoder.table, StepRandom(torch.Generator().manual_seed(0))
     x = torch.randn(6, 10, 16, dtype=F64)
     z = dict.fromkeys(ALL, x)
-    table.start_from(z, ORDER, draws)
+    table.init_from_data(z, ORDER, rng)
     for _ in range(5):
         indices = table(z).indices
-        table.ema_step(z, indices, ORDER)
+        table.update_ema(z, indices, ORDER)
         assert torch.equal(indices["video"], indices["audio"]) and torch.equal(indices["video"], indices["text"])
     mean, (video, audio, text) = means_of(table), table.split(table.embedding)
     chosen = indices["video"].unique()
@@ -196,14 +196,14 @@ def test_identical_features_stay_identical():
 
 def test_the_data_start_is_one_second_a_row():
     system = trainer_of().system
-    table, draws = system.encoder.table, Draws(torch.Generator().manual_seed(0))
+    table, rng = system.encoder.table, StepRandom(torch.Generator().manual_seed(0))
     z = {m: torch.randn(6, 10, 16, dtype=F64) for m in ALL}
     seconds = torch.cat([z[m].flatten(0, 1) for m in SEGMENTS], 1)
-    table.start_from(z, ORDER, draws)                               # 60 seconds, 48 rows
+    table.init_from_data(z, ORDER, rng)                               # 60 seconds, 48 rows
     assert all(int((seconds == row).all(1).sum()) == 1 for row in table.ema_weight)
     assert all((count == 1).all() for count in table.counts) and (table.unactivated_count == -1).all()
     few = {m: x[:2] for m, x in z.items()}                          # 20 seconds: repeated, with noise
-    table.start_from(few, ORDER, draws)
+    table.init_from_data(few, ORDER, rng)
     distance = torch.cdist(table.ema_weight, seconds)
     assert 0 < distance.amin(1).max() < 0.02 and len(table.ema_weight.unique(dim=0)) == 48
 
@@ -218,7 +218,7 @@ def test_released_start_leaves_the_table_to_the_first_update():
 def test_a_reset_row_survives_the_next_update_only_in_full(mode):
     trainer = trainer_of()
     trainer.step(batch_of(ALL), 0)
-    table, draws = trainer.system.encoder.table, trainer.draws
+    table, rng = trainer.system.encoder.table, trainer.rng
     z = {m: torch.randn(5, 10, 16, dtype=F64) for m in ALL}
     indices = table(z).indices
     used = torch.zeros(48, dtype=torch.bool)
@@ -227,12 +227,12 @@ def test_a_reset_row_survives_the_next_update_only_in_full(mode):
     due = ~used
     assert due.any()
     table.unactivated_count[due] = 300
-    table.count_and_reset(indices, ORDER, draws, mode)
+    table.expire_codes(indices, ORDER, rng, mode)
     assert (table.unactivated_count == 0).all()
     fresh = table.embedding[due].clone()
     active = table.embedding[used]
     assert torch.cdist(fresh, active).amin(1).max() < 0.1           # the whole row, all segments, of an active one
-    table.ema_step(z, indices, ORDER)
+    table.update_ema(z, indices, ORDER)
     is_kept = torch.allclose(table.embedding[due], fresh, rtol=1e-3)
     assert is_kept == (mode == "full")
     assert torch.equal(table.ema_count, sum(table.counts))
@@ -261,7 +261,7 @@ def test_components_can_be_left_out(without, share):
     torch.testing.assert_close(torch.cat(list(means_of(table).values()), 1), table.embedding)
     before, z = table.ema_weight.clone(), {m: torch.randn(1, 1, 16, dtype=F64) for m in ALL}
     indices = {m: torch.full((1, 1), 7) for m in ALL}
-    table.ema_step(z, indices, ORDER, "dta" not in without, False)
+    table.update_ema(z, indices, ORDER, "dta" not in without, False)
     moved = (table.ema_weight - 0.99 * before)[7, :16] / 0.01
     rest = (1 - share) / 2
     torch.testing.assert_close(moved, share * z["video"][0, 0] + rest * (z["audio"] + z["text"])[0, 0])
@@ -304,7 +304,7 @@ def test_a_file_comes_back_with_its_buffers(modalities, dtype, tmp_path):
     trainer.step(batch_of(modalities), 0)
     path = tmp_path / "CoDAAR-model-0.pt"
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}, dtype)
-    assert checkpoint.OWN_OPTIMIZER not in contents and rules.OWN not in contents      # every name is published
+    assert checkpoint.OWN_OPTIMIZER not in contents and rules.EXTRA_SECTION not in contents      # every name is published
     checkpoint.save(path, contents)
     loaded = checkpoint.open_file(path, torch.float64)
     assert loaded.complete and loaded.system.config == trainer.system.config

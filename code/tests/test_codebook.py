@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmg.models.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 
 F64 = torch.float64
 
@@ -15,10 +15,10 @@ F64 = torch.float64
 def make(num_codes=7, width=5, seed=0):
     torch.manual_seed(seed)
     codebook = Codebook(num_codes, width).double()
-    draws = Draws(torch.Generator().manual_seed(seed))
+    rng = StepRandom(torch.Generator().manual_seed(seed))
     z = {m: torch.randn(4, 6, width, dtype=F64) for m in ("audio", "video", "text")}
-    codebook.start_from(z, draws)
-    return codebook, z, draws
+    codebook.init_from_data(z, rng)
+    return codebook, z, rng
 
 
 def test_lookup_changes_nothing_and_an_ema_step_does():
@@ -27,7 +27,7 @@ def test_lookup_changes_nothing_and_an_ema_step_does():
     quantized = codebook(z)
     codebook.lookup(z["audio"])
     assert all(torch.equal(before[name], buffer) for name, buffer in codebook.named_buffers())
-    codebook.ema_step(z, quantized.indices)
+    codebook.update_ema(z, quantized.indices)
     assert not torch.equal(before["embedding"], codebook.embedding)
     assert not list(codebook.parameters())
 
@@ -56,32 +56,32 @@ def test_ema_step_equals_the_loop_over_codes():
         total = count.sum()
         count = (count + 1e-5) / (total + len(count) * 1e-5) * total
         weight = 0.99 * weight + 0.01 * sums
-    codebook.ema_step(z, indices)
+    codebook.update_ema(z, indices)
     np.testing.assert_allclose(codebook.ema_count.numpy(), count, rtol=1e-12)
     np.testing.assert_allclose(codebook.embedding.numpy(), weight / count[:, None], rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode, survives", [("full", True), ("released", False)])
 def test_a_reset_code_after_the_next_step(mode, survives):
-    codebook, z, draws = make()
+    codebook, z, rng = make()
     buried = 3
     codebook.embedding[buried] = 1e3
     codebook.ema_weight[buried] = 1e3
     codebook.unactivated_count[buried] = RESET_AFTER
     indices = codebook(z).indices
-    codebook.count_and_reset(indices, draws, Reset(mode))
+    codebook.expire_codes(indices, rng, Reset(mode))
     born = codebook.embedding[buried].clone()
     assert codebook.unactivated_count[buried] == 0 and born.abs().max() < 10
     nobody = {m: torch.where(i == buried, (buried + 1) % 7, i) for m, i in indices.items()}
-    codebook.ema_step(z, nobody)
+    codebook.update_ema(z, nobody)
     assert torch.allclose(codebook.embedding[buried], born, rtol=1e-3) == survives
 
 
 def test_off_counts_without_a_reset():
-    codebook, z, draws = make()
+    codebook, z, rng = make()
     codebook.unactivated_count.fill_(10 * RESET_AFTER)
     before = codebook.embedding.clone()
-    codebook.count_and_reset({"audio": torch.zeros(1, 1, dtype=torch.int64)}, draws, Reset("off"))
+    codebook.expire_codes({"audio": torch.zeros(1, 1, dtype=torch.int64)}, rng, Reset("off"))
     assert torch.equal(before, codebook.embedding)
     assert codebook.unactivated_count[0] == 0 and codebook.unactivated_count[1] == 10 * RESET_AFTER + 1
 
@@ -97,7 +97,7 @@ def test_cmcm_is_finite_at_every_scale(dtype, scale):
     torch.manual_seed(0)
     codebook = Codebook(20, 32)
     z = {m: (scale * torch.randn(6, 10, 32)).to(dtype).float().requires_grad_() for m in ("audio", "video")}
-    codebook.start_from(z, Draws(torch.Generator().manual_seed(0)))     # some features lie exactly on codes
+    codebook.init_from_data(z, StepRandom(torch.Generator().manual_seed(0)))     # some features lie exactly on codes
     loss = codebook(z).cmcm
     loss.backward()
     assert torch.isfinite(loss) and all(torch.isfinite(x.grad).all() for x in z.values())
@@ -166,11 +166,11 @@ def test_attention_teacher_and_own_vectors():
     twin, _, _ = make()
     z = {m: torch.randn(9, 1, 5, dtype=F64) for m in ("audio", "video", "text")}
     indices = codebook(z).indices
-    codebook.ema_step(z, indices, "attention")
-    twin.ema_step(z, indices, "mean")
+    codebook.update_ema(z, indices, "attention")
+    twin.update_ema(z, indices, "mean")
     assert torch.allclose(codebook.embedding, twin.embedding)
     alone, _, _ = make()
-    alone.ema_step(z, indices, "own")
+    alone.update_ema(z, indices, "own")
     assert not torch.allclose(alone.embedding, twin.embedding)
 
 
@@ -188,10 +188,10 @@ def test_modalities_choose_a_code_together():
 
 @pytest.mark.parametrize("after", [30, RESET_AFTER])
 def test_a_code_is_due_after_its_age_and_drawn_from_those_of_a_third_of_it(after):
-    codebook, _, draws = make()
+    codebook, _, rng = make()
     codebook.unactivated_count.copy_(torch.tensor([after, after - 1, 0, after // 3 - 2, after // 3, after // 3, 0]))
     before = codebook.embedding.clone()
-    codebook.count_and_reset({"audio": torch.tensor([[2, 6]])}, draws, Reset(after=after, distance=1e-3))
+    codebook.expire_codes({"audio": torch.tensor([[2, 6]])}, rng, Reset(after=after, distance=1e-3))
     assert torch.equal(before[1:], codebook.embedding[1:]) and codebook.unactivated_count[0] == 0
     distance = (codebook.embedding[0] - before).abs().amax(1)
     assert distance.argmin() in (2, 3, 6) and distance.min() <= 1e-3
@@ -199,9 +199,9 @@ def test_a_code_is_due_after_its_age_and_drawn_from_those_of_a_third_of_it(after
 
 def test_the_published_distance_is_that_of_the_draws():
     books = [make() for _ in range(2)]
-    for (codebook, _, draws), reset in zip(books, (Reset(), Reset(distance=8 / 1024))):
+    for (codebook, _, rng), reset in zip(books, (Reset(), Reset(distance=8 / 1024))):
         codebook.unactivated_count[3] = RESET_AFTER
-        codebook.count_and_reset({"audio": torch.tensor([[0]])}, draws, reset)
+        codebook.expire_codes({"audio": torch.tensor([[0]])}, rng, reset)
     start = make()[0].embedding
     moved = [book.embedding[3] - start for book, *_ in books]
     nearest_code = moved[0].abs().amax(1).argmin()
@@ -210,10 +210,10 @@ def test_the_published_distance_is_that_of_the_draws():
 
 
 def test_a_reset_to_a_second_lies_between_its_modalities():
-    codebook, z, draws = make()
+    codebook, z, rng = make()
     codebook.unactivated_count[3] = RESET_AFTER
     pair = {m: z[m] for m in ("audio", "video")}
-    codebook.count_and_reset({"audio": torch.tensor([[0]])}, draws, Reset(to="second"), pair)
+    codebook.expire_codes({"audio": torch.tensor([[0]])}, rng, Reset(to="second"), pair)
     midway = ((z["audio"] + z["video"]) / 2).flatten(0, 1)
     assert (codebook.embedding[3] - midway).abs().amax(1).min() <= 1 / 1024
     assert torch.allclose(codebook.ema_weight[3], codebook.embedding[3]) and codebook.ema_count[3] == 1

@@ -23,12 +23,12 @@ from cmg.data.features import open_features
 from cmg.data.manifest import Manifest
 from cmg.data.sets.custom import Custom
 from cmg.demos import own_example
+from cmg.downstream.tasks import TASKS
 from cmg.extract import lists
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.training.batches import Resident, Streamed
-from cmg.transfer.tasks import TASKS
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from data_trees import hashed_text, write_zips
@@ -288,10 +288,10 @@ def test_word_vectors_by_clip(tmp_path):
 def batches_of(clips, seed, modalities=("audio", "text"), workers=0, order=None):
     """Batches of two, streamed and from memory, each with a generator of its own from `seed`."""
     order = torch.arange(len(clips)) if order is None else order
-    draws = [seed if seed is None else Draws(torch.Generator().manual_seed(seed)) for _ in range(2)]
+    rng = [seed if seed is None else StepRandom(torch.Generator().manual_seed(seed)) for _ in range(2)]
     cpu = torch.device("cpu"), torch.float32
-    return (list(Streamed(clips, modalities, *cpu, workers, draws[0])(order, 2)),
-            list(Resident.of(clips, modalities, *cpu, torch.float32, draws[1])(order, 2)))
+    return (list(Streamed(clips, modalities, *cpu, workers, rng[0])(order, 2)),
+            list(Resident.of(clips, modalities, *cpu, torch.float32, rng[1])(order, 2)))
 
 
 def test_one_sentence_is_drawn_a_step_whoever_reads(tmp_path):
@@ -328,12 +328,12 @@ def test_one_sentence_a_clip_draws_nothing(example, tmp_path):
     path["manifest"].write_text("id,split,label\nball-0,train,ball\ncross-1,train,cross\n")        # by the classes
     clips = Custom(path, ("audio", "text"))
     assert clips.text[1].tolist() == [0, 1]
-    draws = Draws(torch.Generator().manual_seed(0))
-    before = draws.generator.get_state()
-    for kind in (Resident.of(clips, ("audio", "text"), torch.device("cpu"), torch.float32, torch.float32, draws),
-                 Streamed(clips, ("audio", "text"), torch.device("cpu"), torch.float32, 0, draws)):
+    rng = StepRandom(torch.Generator().manual_seed(0))
+    before = rng.generator.get_state()
+    for kind in (Resident.of(clips, ("audio", "text"), torch.device("cpu"), torch.float32, torch.float32, rng),
+                 Streamed(clips, ("audio", "text"), torch.device("cpu"), torch.float32, 0, rng)):
         assert torch.equal(next(iter(kind(torch.arange(2), 2)))["text"], torch.from_numpy(clips.text[0][:2]))
-    assert torch.equal(draws.generator.get_state(), before)
+    assert torch.equal(rng.generator.get_state(), before)
 
 
 @pytest.mark.parametrize("rows, finding", [
@@ -566,5 +566,5 @@ def test_from_the_example_to_a_report(tmp_path, monkeypatch):
     assert len(results.read(folder / "heads" / "results.jsonl")) == 6 * 2 * 2 * 2
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "clips.csv test" in page and "custom" in page
-    for command in ("prepare.py check", "./pretrain.sh --dataset_name custom", "./custom.sh", "engine.report"):
+    for command in ("prepare.py check", "./pretrain.sh --dataset_name custom", "./custom.sh", "cmg.report"):
         assert command in (folder / "README.md").read_text()

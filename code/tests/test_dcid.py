@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cmg.losses.club import Club, Clubs, Evidence
+from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.models.config import Config
 from cmg.systems.dcid import DCID
 from tiny import trainer_for
@@ -106,7 +106,7 @@ def test_softmax_attention_weighs_places_and_learns():
 def club_inputs(dtype=F64, scale=1):
     """Two modalities, the second with narrower features: networks, codes, features as the networks take them."""
     torch.manual_seed(4)
-    clubs = [Club(3, 4, 8).to(dtype), Club(3, 2, 8).to(dtype)]
+    clubs = [CLUB(3, 4, 8).to(dtype), CLUB(3, 2, 8).to(dtype)]
     codes, specific = (scale * torch.randn(2, 4, 5, 3)).to(dtype), (scale * torch.randn(2, 4, 5, 4)).to(dtype)
     specific[1, ..., 2:] = 0
     return clubs, codes.requires_grad_(), specific.requires_grad_()
@@ -117,15 +117,15 @@ SHUFFLES = torch.tensor([[2, 0, 3, 1], [1, 2, 3, 0]])
 
 def test_club_gradient():
     clubs, codes, specific = club_inputs()
-    side_by_side = Clubs(clubs)
+    side_by_side = BatchedCLUB(clubs)
     assert torch.autograd.gradcheck(lambda c, s: side_by_side.upper_bounds(c, s, SHUFFLES), (codes, specific))
     assert torch.autograd.gradcheck(
-        lambda z, y: side_by_side.log_likelihoods(Evidence.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
+        lambda z, y: side_by_side.log_likelihoods(SufficientStats.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
 
 
 def test_club_equals_the_loop():
     clubs, codes, specific = club_inputs()
-    bounds = Clubs(clubs).upper_bounds(codes, specific, SHUFFLES)
+    bounds = BatchedCLUB(clubs).upper_bounds(codes, specific, SHUFFLES)
     for club, z, y, shuffle, width, ours in zip(clubs, codes, specific, SHUFFLES, (4, 2), bounds, strict=True):
         mean, logvar = club.mean(z), club.log_variance(z)
         total = 0.0
@@ -141,14 +141,14 @@ def test_club_equals_the_loop():
 def test_clubs_side_by_side_are_the_networks():
     """Likelihood and gradients of each are those of its own networks, also after these have moved."""
     clubs, codes, specific = club_inputs()
-    side_by_side = Clubs(clubs)
+    side_by_side = BatchedCLUB(clubs)
     side_by_side.collect_gradients()
     with torch.no_grad():
         for club in clubs:
             for parameter in club.parameters():
                 parameter.mul_(1.5)
     side_by_side.refresh()
-    evidence = Evidence.each(codes.detach().flatten(1, 2), specific.detach().flatten(1, 2))
+    evidence = SufficientStats.each(codes.detach().flatten(1, 2), specific.detach().flatten(1, 2))
     values = side_by_side.log_likelihoods(evidence)
     values.sum().backward()
     for club, z, y, width, ours in zip(clubs, codes.detach(), specific.detach(), (4, 2), values, strict=True):
@@ -164,9 +164,9 @@ def test_clubs_side_by_side_are_the_networks():
 @pytest.mark.parametrize("scale", [1, 1e2, 1e4])
 def test_club_is_finite_at_every_scale(dtype, scale):
     clubs, codes, specific = club_inputs(dtype, scale)
-    side_by_side = Clubs(clubs)
+    side_by_side = BatchedCLUB(clubs)
     bounds = side_by_side.upper_bounds(codes, specific, SHUFFLES)
-    bounds = bounds + side_by_side.log_likelihoods(Evidence.each(codes.flatten(1, 2), specific.flatten(1, 2)))
+    bounds = bounds + side_by_side.log_likelihoods(SufficientStats.each(codes.flatten(1, 2), specific.flatten(1, 2)))
     bounds.sum().backward()
     for x in (bounds, codes.grad, specific.grad):
         assert torch.isfinite(x).all()

@@ -6,15 +6,15 @@ import defaults
 import pytest
 import torch
 
-from cmg.cli import decisive, parse_pretrain
+from cmg.cli import affects_results, parse_pretrain
 from cmg.data.layout import DATA_PATHS
+from cmg.downstream.encode import EncodedSplit
 from cmg.presets import RECIPES
-from cmg.transfer.encode import CodeSet
 from configs.opts import LOCAL
 
 
 def part(indices, labels):
-    return CodeSet.of(torch.eye(10)[indices], indices, labels)
+    return EncodedSplit.of(torch.eye(10)[indices], indices, labels)
 
 
 def test_code_figures_of_known_codes():
@@ -31,7 +31,7 @@ def test_code_figures_of_known_codes():
 
 
 def test_every_arm_is_a_pretraining_run_of_its_own():
-    options = {name: decisive(parse_pretrain(["--preset", "spoken", *flags], LOCAL)) for name, flags in defaults.ARMS.items()}
+    options = {name: affects_results(parse_pretrain(["--preset", "spoken", *flags], LOCAL)) for name, flags in defaults.ARMS.items()}
     plain = [json.dumps(value, sort_keys=True) for value in options.values()]
     assert len(set(plain)) == len(plain)
 
@@ -40,8 +40,8 @@ def test_every_arm_is_a_pretraining_run_of_its_own():
 def test_a_recipe_changes_defaults_and_flags_win(recipe, capsys):
     plain = parse_pretrain(["--preset", "spoken"], LOCAL)
     chosen = parse_pretrain(["--preset", "spoken", "--recipe", recipe], LOCAL)
-    assert decisive(chosen) != decisive(plain)
-    assert decisive(chosen) == decisive(plain) | RECIPES[recipe]
+    assert affects_results(chosen) != affects_results(plain)
+    assert affects_results(chosen) == affects_results(plain) | RECIPES[recipe]
     assert chosen.model_save_path.name == f"dcid-seed0-{recipe}"
     assert parse_pretrain(["--recipe", recipe, "--reset_after", "7"], LOCAL).reset_after == 7
     assert parse_pretrain(["--recipe", recipe, "--system", "h_dcid"], LOCAL).code_choice == chosen.code_choice

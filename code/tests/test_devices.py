@@ -9,7 +9,7 @@ import torch
 import evaluate
 from cmg import cli
 from cmg.checkpoints import checkpoint
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.systems.registry import SYSTEMS
 from other_device import DEVICE, DEVICES, GPU, needs_gpu
 from test_speed_equal import SMALL, batches
@@ -18,7 +18,7 @@ from tiny import checkpoints, train, trainer_for
 on_devices = pytest.mark.parametrize("device", DEVICES, ids=str)
 
 
-class SameNoise(Draws):
+class SameNoise(StepRandom):
     """Normal numbers too are drawn on the CPU, so that all devices have the same."""
 
     def normal(self, like):
@@ -30,11 +30,11 @@ def config_of(name):
     return SYSTEMS[name].Config.for_data(("audio", "video", "text"), **SMALL)
 
 
-def trained(name, device, steps, dtype=torch.float64, draws=SameNoise, **settings):
+def trained(name, device, steps, dtype=torch.float64, rng=SameNoise, **settings):
     """(trainer, its last report) after these batches."""
     torch.manual_seed(3)
     config = config_of(name)
-    trainer = trainer_for(SYSTEMS[name](config).to(device, dtype).train(), draws(torch.Generator().manual_seed(0)),
+    trainer = trainer_for(SYSTEMS[name](config).to(device, dtype).train(), rng(torch.Generator().manual_seed(0)),
                           **settings)
     for batch in steps:
         report = trainer.step({m: x.to(device, dtype) for m, x in batch.items()}, 3)
@@ -57,7 +57,7 @@ def test_a_step_waits_for_nothing(name):
     first, second = batches(config_of(name), 4, 2)
     batch, totals = {m: x.to(GPU, torch.float32) for m, x in second.items()}, []
     for bf16 in (False, True):
-        trainer, _ = trained(name, GPU, [first], torch.float32, Draws, bf16=bf16)       # the codebooks start here
+        trainer, _ = trained(name, GPU, [first], torch.float32, StepRandom, bf16=bf16)       # the codebooks start here
         torch.cuda.set_sync_debug_mode("error")
         try:
             report = trainer.step(batch, 3)

@@ -62,7 +62,7 @@ def train(name, together):
     shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
     if name.endswith("masked"):
-        data["real"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)
+        data["mask"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)
     order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
     results = []
     for number, chosen in enumerate(order.split(size)):

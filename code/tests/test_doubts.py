@@ -13,7 +13,7 @@ import evaluate
 import ucf_vggsound
 from cmg.checkpoints import checkpoint, hub
 from cmg.cli import parse_pretrain
-from cmg.data import doubts, origins
+from cmg.data import origins
 from cmg.data.layout import DATA_PATHS
 from cmg.prepare import check
 from cmg.prepare.pack import pack
@@ -202,9 +202,9 @@ def test_codes_that_no_modality_shares_are_said(run, demo_data, tmp_path):
 
 def test_levels_are_judged_one_by_one():
     one, other = torch.tensor([[0, 1], [2, 3]]), torch.tensor([[2, 5], [9, 7]])
-    assert "no code of codebook 2 of audio" in doubts.nothing_shared("ave", ("audio", "video"), one, other)
-    assert doubts.nothing_shared("ave", ("audio", "video"), one, one) is None
-    assert doubts.nothing_shared("ave", ("audio", "video"), torch.tensor([1, 2]), torch.tensor([2])) is None
+    assert "no code of codebook 2 of audio" in origins.nothing_shared("ave", ("audio", "video"), one, other)
+    assert origins.nothing_shared("ave", ("audio", "video"), one, one) is None
+    assert origins.nothing_shared("ave", ("audio", "video"), torch.tensor([1, 2]), torch.tensor([2])) is None
 
 
 def test_a_short_run_that_shares_nothing_says_so_at_its_end(demo_data, tmp_path, monkeypatch):

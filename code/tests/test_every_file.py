@@ -44,7 +44,7 @@ WRITERS = {
     "cmg/report/page.py:write": "report", "cmg/report/style.py:save": "table_pictures",
     "cmg/results/rows.py:_append_line": "evaluated", "cmg/results/rows.py:append": "evaluated",
     "cmg/training/run_logger.py:__init__": WORKS, "cmg/training/run_logger.py:_cut": "discarded",
-    "cmg/transfer/run.py:_save": "evaluated",
+    "cmg/downstream/run.py:_save": "evaluated",
     "evaluate.py:main": "evaluated", "cmg/extract/build.py:pca_filters": MEMORY, "cmg/extract/lists.py:link_places": WORKS,
     "cmg/extract/output.py:__init__": WORKS, "cmg/extract/output.py:_locked": WORKS,
     "cmg/extract/output.py:write_ave": "ave_arrays", "cmg/extract/output.py:write_pictures": MEMORY,

@@ -93,14 +93,14 @@ def test_two_shards_and_an_interrupted_run_equal_one_run(videos, tmp_path, monke
     assert features(videos, tmp_path / "one", *more) == 1           # clip3 has no sound
     for part in ("2/2", "1/2"):
         features(videos, tmp_path / "two", *more, "--shard", part)
-    real, made = run.extract, []
+    mask, made = run.extract, []
 
     def interrupted(path, name, *rest):
         if name == "clip2" and "clip2" not in made:
             made.append(name)
             raise KeyboardInterrupt
         made.append(name)
-        return real(path, name, *rest)
+        return mask(path, name, *rest)
 
     monkeypatch.setattr(run, "extract", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -254,12 +254,12 @@ def test_folder_without_videos(videos, tmp_path):
 def test_a_crash_in_one_clip_is_its_own(videos, tmp_path, monkeypatch):
     for name in "abc":
         make_video(videos / f"{name}.mp4", seconds=1)
-    real = media.Media.timeline
+    mask = media.Media.timeline
 
     def broken(self, limit=None):
         if self.path.stem == "b":
             raise RuntimeError("decoder fell over")
-        return real(self, limit)
+        return mask(self, limit)
 
     monkeypatch.setattr(media.Media, "timeline", broken)
     code, rows = features(videos, tmp_path / "out", "--seconds", "1")

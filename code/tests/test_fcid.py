@@ -5,7 +5,7 @@ import torch
 
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain
-from cmg.losses.club import Club, Clubs
+from cmg.losses.club import CLUB, BatchedCLUB
 from cmg.programs import pretrain
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.fcid import FCID
@@ -34,7 +34,7 @@ def test_the_encoder_has_the_published_number_of_elements():
 
 def test_the_bound_of_clips_is_that_of_clips_of_one_second():
     torch.manual_seed(0)
-    clubs = Clubs([Club(8, 8, 6).double()])
+    clubs = BatchedCLUB([CLUB(8, 8, 6).double()])
     codes, specific = torch.randn(7, 1, 8).double(), torch.randn(7, 1, 8).double()
     order = torch.randperm(7)
     of_seconds = clubs.upper_bounds(codes.unsqueeze(0), specific.unsqueeze(0), order.unsqueeze(0))
@@ -47,7 +47,7 @@ def test_the_bound_of_clips_is_that_of_clips_of_one_second():
 
 def test_rows_of_two_modalities_are_stacked_video_first():
     torch.manual_seed(0)
-    clubs = Clubs([Club(8, 8, 6).double()])
+    clubs = BatchedCLUB([CLUB(8, 8, 6).double()])
     codes, specific = torch.randn(3, 2, 8).double(), torch.randn(3, 2, 8).double()
     order = torch.tensor([1, 0, 2, 5, 3, 4])
     stacked = [x.transpose(0, 1).reshape(6, 1, 8) for x in (codes, specific)]

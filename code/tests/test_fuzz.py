@@ -14,10 +14,10 @@ from cmg.data import csv as annotation_csv
 from cmg.data import text
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets import avs_s4, avvp, vggsound
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.prepare import lists
 from cmg.results import rows
-from cmg.training.step import Settings, Trainer
+from cmg.training.step import OptimConfig, TrainStep
 from cmg.training.trainer import RunState
 from cmg.utils.errors import InputError
 from tiny import train
@@ -156,7 +156,7 @@ def resume(path):
     """All that resuming reads of a file."""
     loaded = checkpoint.open_file(path)
     if loaded.complete:
-        trainer = Trainer(loaded.system, Draws(torch.Generator()), Settings())
+        trainer = TrainStep(loaded.system, StepRandom(torch.Generator()), OptimConfig())
         checkpoint.load_optimizers(loaded, trainer.optimizers)
         RunState.of(loaded)
     return loaded

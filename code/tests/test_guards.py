@@ -16,7 +16,7 @@ from cmg.programs import pretrain
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training import monitors
-from cmg.training.step import Trainer
+from cmg.training.step import TrainStep
 from cmg.training.trainer import Position
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
@@ -57,7 +57,7 @@ def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_pat
 
 
 def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
-    losses, steps = Trainer._losses, []
+    losses, steps = TrainStep._losses, []
 
     def with_a_cliff(self, *args):
         report = losses(self, *args)
@@ -66,7 +66,7 @@ def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
             weight = next(iter(self.system.objectives[0].decoders["audio"].parameters()))
             report.losses["total"] = report.losses["total"] + torch.sqrt((weight * 0).sum())
         return report
-    monkeypatch.setattr(Trainer, "_losses", with_a_cliff)
+    monkeypatch.setattr(TrainStep, "_losses", with_a_cliff)
     with pytest.raises(InputError, match="step 3: gradient of Decoder_parameters is nan; .* in a batch with .* more; "):
         train(demo_data, tmp_path)
 
@@ -86,15 +86,15 @@ def test_finite_steps_pass_and_late_ones_are_awaited():
 
         def synchronize(self):
             self.there = True
-    finite = monitors.Finite(["a", "b", "c"])
+    finite = monitors.FiniteCheck(["a", "b", "c"])
 
     def figures(value, step):
-        return monitors.Figures(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
+        return monitors.StepMetrics(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
                                 {"audio": torch.ones(2, 3)}, Position(step=step - 1), Event())
     finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
     finite._judge(wait=False)
     assert len(finite.pending) == 3
-    with pytest.raises(monitors.NotFinite, match="step 2: total is inf; .* in a batch with a, c; "):
+    with pytest.raises(monitors.NonFiniteError, match="step 2: total is inf; .* in a batch with a, c; "):
         finite.settle()
 
 
@@ -114,7 +114,7 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     if apart:
         indices["audio"].clamp_(max=48)
         indices["video"] = torch.full((6, 10), 49)
-    health, found = monitors.Health(), monitors.code_usage(codebook, indices)
+    health, found = monitors.CodebookMonitor(), monitors.code_usage(codebook, indices)
     assert found.codes_used == used and found.perplexity == pytest.approx(used, rel=1e-4)
     for _ in range(3):
         health._judge_codebook(found, 50, "")
@@ -123,13 +123,13 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     if expected:
         assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
         caplog.clear()
-        monitors.Health(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not warn again
+        monitors.CodebookMonitor(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not warn again
         assert not caplog.records
 
 
 @pytest.mark.parametrize("accuracy, says", [(0.12, True), (0.5, False)])
 def test_contrastive_learning_at_chance_is_said(caplog, accuracy, says):
-    health = monitors.Health()
+    health = monitors.CodebookMonitor()
     for step in (300, 400, 500, 600):
         health._judge_cpc({"cpc_accuracy_a_to_v": accuracy, "equal_num": 3.0}, step, batch_size=8)
     assert caplog.text.count("Cross-CPC is at chance after 500 steps") == says

@@ -8,7 +8,7 @@ import torch
 from cmg.checkpoints import checkpoint
 from cmg.models.codebook import Codebook
 from cmg.models.config import Config
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.programs import pretrain
 from cmg.systems.h_dcid import HDCID
 from cmg.systems.state_dicts import rules
@@ -96,12 +96,12 @@ def test_a_resting_second_level_is_left_alone_then_starts_from_its_features(monk
         trainer.system.eval()
         expected = trainer.system.encoder(trainer.system.encoder.features(batch_of()))[1].semantic
         trainer.system.train()
-    started, start_from = [], Codebook.start_from
+    started, init_from_data = [], Codebook.init_from_data
 
-    def recorded(codebook, z, draws, real=None):
-        start_from(codebook, z, draws, real)
+    def recorded(codebook, z, rng, mask=None):
+        init_from_data(codebook, z, rng, mask)
         started.append((codebook, z, buffers(codebook)))
-    monkeypatch.setattr(Codebook, "start_from", recorded)
+    monkeypatch.setattr(Codebook, "init_from_data", recorded)
     for _ in range(2):
         trainer.step(batch_of(), 3)
     assert len(started) == 1 and started[0][0] is level.codebook           # once, and the first codebook is left alone
@@ -143,7 +143,7 @@ def test_second_level_losses_reach_the_first_levels_specific_encoders_and_the_ls
     outputs = model.encoder(model.encoder.features(batch_of()))
 
     def norms(detach_targets):
-        terms = model.objectives[1](outputs[1], model.objectives[1].reconstruct(outputs[1]), trainer.draws,
+        terms = model.objectives[1](outputs[1], model.objectives[1].reconstruct(outputs[1]), trainer.rng,
                                     with_club=True, with_cpc=True, detach_targets=detach_targets).terms
         loss = sum(terms["recon"].values())
         wanted = [*model.encoder.levels[0].specific.parameters(), *model.encoder.text_lstm.parameters()]
@@ -212,9 +212,9 @@ def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(layer2_
         go(trainer, epoch)
     loaded = checkpoint.open_file(save(trainer, tmp_path / "h.pt", 2))
     assert loaded.complete and loaded.epoch == 2
-    draws = Draws(torch.Generator())
-    draws.generator.set_state(trainer.draws.generator.get_state())
-    again = trainer_for(loaded.system.train(), draws, layer2_start=layer2_start)
+    rng = StepRandom(torch.Generator())
+    rng.generator.set_state(trainer.rng.generator.get_state())
+    again = trainer_for(loaded.system.train(), rng, layer2_start=layer2_start)
     again.system.mark_started(2)
     checkpoint.load_optimizers(loaded, again.optimizers)
     first, second = end(trainer), end(again)

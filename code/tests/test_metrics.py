@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from cmg.data.labels import clip_class
-from cmg.transfer import metrics
+from cmg.downstream import metrics
 from parity_parts import CHECKS
 
 

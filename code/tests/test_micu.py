@@ -137,7 +137,7 @@ def test_a_code_that_text_alone_chooses_ages_as_published():
         outputs = system.encode(system.features(batch_of(ALL)), 0)
         quantized = outputs.reconstructed[0].quantized
         quantized.indices = {m: torch.full_like(i, 5 if m == "text" else 2) for m, i in quantized.indices.items()}
-        system.update_codebooks(outputs, trainer.draws)
+        system.update_codebooks(outputs, trainer.rng)
         assert codebook.unactivated_count[[2, 5]].tolist() == [0, 8 if ages else 0]
 
 

@@ -14,12 +14,12 @@ import ucf_vggsound_oscmg
 from cmg.data.csv import read_classes
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.ucf51 import CLASSES
+from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.open_set import OpenSet, OpenSetSettings, Scores, fixed_threshold
 from cmg.models.heads import ClipHead
 from cmg.prepare.lists import write_lists
 from cmg.report import pictures as figures
 from cmg.results import rows as results
-from cmg.transfer.encode import CodeSet
-from cmg.transfer.open_set import OpenSet, OpenSetSettings, Scores, fixed_threshold
 from cmg.utils.errors import InputError
 from test_tasks import arguments, tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 
@@ -87,7 +87,7 @@ class Some:
     def part(self):
         count = len(self.labels)
         rows = torch.arange(2 * count).view(count, 2)
-        return CodeSet(torch.randn(2 * count, 3), rows.flatten(), rows, torch.from_numpy(self.labels))
+        return EncodedSplit(torch.randn(2 * count, 3), rows.flatten(), rows, torch.from_numpy(self.labels))
 
 
 def task_of(known, train=(0, 1, 2, 3) * 10, test=(0, 1, 2, 3), protocol="default"):

@@ -14,17 +14,17 @@ from cmg.data.archive import read_zip
 from cmg.data.clips import Clips
 from cmg.data.layout import DATA_PATHS
 from cmg.demos import dialled
-from cmg.losses.club import Club, Clubs
+from cmg.downstream import metrics
+from cmg.losses.club import CLUB, BatchedCLUB
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
 from cmg.models.masking import first_rows
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.prepare.pack import pack
 from cmg.systems.base import FrozenEncoder, to_seconds
 from cmg.systems.registry import SYSTEMS
 from cmg.training.batches import Resident, Streamed
-from cmg.transfer import metrics
 from cmg.utils.errors import InputError
 from tiny import train, trainer_for
 
@@ -34,7 +34,7 @@ ALL = ("audio", "video", "text")
 F64 = torch.float64
 
 
-class Fixed(Draws):
+class Fixed(StepRandom):
     """Draws that are the same for clips alone and for the same clips padded: the last second that may be chosen, the
     first rows, one pattern of kept seconds."""
 
@@ -81,7 +81,7 @@ def padded(clips, seconds, seed=0):
         else:
             batch[m] = torch.stack([torch.cat([clip[m], torch.rand(
                 seconds - len(clip[m]), *clip[m].shape[1:], generator=draw, dtype=clip[m].dtype)]) for clip in clips])
-    batch["real"] = torch.arange(seconds) < own.unsqueeze(1)
+    batch["mask"] = torch.arange(seconds) < own.unsqueeze(1)
     return batch
 
 
@@ -93,7 +93,7 @@ def alone(clips):
 def steps(name, batches, epoch, last=True, modalities=ALL, **settings):
     """Some steps of a fresh system; (figures of each, state in the end)."""
     system = system_of(name, modalities)
-    trainer = trainer_for(system, draws=Fixed(last), **settings)
+    trainer = trainer_for(system, rng=Fixed(last), **settings)
     found = []
     for batch in batches:
         for codebook in system.codebooks.values():
@@ -162,7 +162,7 @@ def test_codes_of_mixed_lengths_are_those_of_each_clip_alone(name):
     clips = clips_of([1, 4, 10, 7])
     batch = padded(clips, 12)
     for m in ("audio", "video"):
-        codes, means = encoder.embed(m, batch[m], batch["real"]), encoder.embed_clips(m, batch[m], batch["real"])
+        codes, means = encoder.embed(m, batch[m], batch["mask"]), encoder.embed_clips(m, batch[m], batch["mask"])
         for k, clip in enumerate(clips):
             single, own = encoder.embed(m, clip[m].unsqueeze(0)), len(clip[m])
             assert torch.equal(codes.indices[k, :own], single.indices[0])
@@ -211,12 +211,12 @@ def test_cross_cpc_of_mixed_lengths_equals_a_loop():
 
 def test_club_of_mixed_lengths_equals_a_loop():
     torch.manual_seed(0)
-    club = Club(6, 4, 5).double()
+    club = CLUB(6, 4, 5).double()
     own, seconds = [2, 5, 1, 4], 6
     codes, specific = torch.randn(1, 4, seconds, 6, dtype=F64), torch.randn(1, 4, seconds, 4, dtype=F64)
     order = torch.tensor([[2, 0, 1, 3]])
-    real = torch.arange(seconds) < torch.tensor(own).unsqueeze(1)
-    found = Clubs([club]).upper_bounds(codes, specific, order, real)[0]
+    mask = torch.arange(seconds) < torch.tensor(own).unsqueeze(1)
+    found = BatchedCLUB([club]).upper_bounds(codes, specific, order, mask)[0]
     mean, log_variance = club.mean(codes[0]), club.log_variance(codes[0])
     bounds = []
     for i, n in enumerate(own):
@@ -236,9 +236,9 @@ def test_tokens_are_those_of_the_clip_alone():
 
 
 def test_codes_start_from_real_seconds():
-    real = torch.tensor([True, False, True, False, False, True])
+    mask = torch.tensor([True, False, True, False, False, True])
     for wanted in (2, 3, 8):
-        rows = first_rows(Draws(torch.Generator().manual_seed(0)), 6, wanted, real)
+        rows = first_rows(StepRandom(torch.Generator().manual_seed(0)), 6, wanted, mask)
         assert set(rows.tolist()) <= {0, 2, 5} and len(rows) == wanted
         assert len(set(rows[:3].tolist())) == min(wanted, 3)
 
@@ -250,13 +250,13 @@ def test_a_head_sees_real_seconds_only(kind):
     own, seconds = 4, 9
     head = (kind(6, 5) if kind is RetrievalHead else kind(6, 3)).double()
     codes = torch.randn(2, seconds, 6, dtype=F64) + 5
-    real = torch.arange(seconds).expand(2, seconds) < own
+    mask = torch.arange(seconds).expand(2, seconds) < own
     short = codes[:, :own]
     targets = {ClipHead: torch.tensor([0, 2]), RetrievalHead: torch.randn(2, own, 5, dtype=F64),
                SegmentHead: torch.randint(2, (2, seconds, 4)).double()}[kind]
     cut = targets[:, :own] if kind is SegmentHead else targets
-    torch.testing.assert_close(head.loss(targets, codes, real=real), head.loss(cut, short))
-    ours = head(codes, real=real)
+    torch.testing.assert_close(head.loss(targets, codes, mask=mask), head.loss(cut, short))
+    ours = head(codes, mask=mask)
     torch.testing.assert_close(ours[:, :own] if kind is SegmentHead else ours, head(short))
 
 
@@ -279,16 +279,16 @@ def test_loaders_give_the_seconds_that_all_modalities_have(varied):
     own = [min(6, *(len(read_zip(place[m] / f"{name}.zip")) for m in place)) for name in ids]
     data, repeated = (Clips("x", tuple(place), ids, place, seconds=6, padding=padding)
                       for padding in ("mask", "repeat"))
-    assert len(set(own)) > 3 and data.real_seconds.tolist() == own and "real" not in repeated[0]
-    assert all(data[i]["real"].tolist() == [t < own[i] for t in range(6)] for i in range(len(ids)))
+    assert len(set(own)) > 3 and data.real_seconds.tolist() == own and "mask" not in repeated[0]
+    assert all(data[i]["mask"].tolist() == [t < own[i] for t in range(6)] for i in range(len(ids)))
     order = torch.randperm(len(ids))
     device = torch.device("cpu")
     streamed = list(Streamed(data, tuple(place), device, torch.float32, 0)(order, 32))
     resident = list(Resident.of(data, tuple(place), device, torch.float32, torch.float32)(order, 32))
     for one, other in zip(streamed, resident, strict=True):
-        assert one.keys() == other.keys() == {"audio", "video", "real"}
+        assert one.keys() == other.keys() == {"audio", "video", "mask"}
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert "real" not in next(iter(Streamed(repeated, tuple(place), device, torch.float32, 0)(order, 32)))
+    assert "mask" not in next(iter(Streamed(repeated, tuple(place), device, torch.float32, 0)(order, 32)))
 
 
 def test_packs_know_how_long_clips_are_and_old_ones_are_refused(varied, tmp_path):
@@ -297,7 +297,7 @@ def test_packs_know_how_long_clips_are_and_old_ones_are_refused(varied, tmp_path
     ids = sorted(path.stem for path in source.glob("*.zip"))
     data, packed = (Clips("x", ("audio",), ids, {"audio": path}, seconds=6, padding="mask") for path in (source, out))
     assert np.array_equal(data.real_seconds, packed.real_seconds)
-    assert all(np.array_equal(data[i]["real"], packed[i]["real"]) for i in range(len(ids)))
+    assert all(np.array_equal(data[i]["mask"], packed[i]["mask"]) for i in range(len(ids)))
     old = shutil.copyfile(out, tmp_path / "old.h5")
     with h5py.File(old, "r+") as file:
         del file["seconds"]
@@ -343,13 +343,13 @@ def test_padded_seconds_are_neither_right_nor_wrong():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 7, 5, 4), torch.randint(2, (7, 5, 4)).float()
     own = torch.tensor([1, 5, 3, 2, 4, 5, 1])
-    real = torch.arange(5) < own.unsqueeze(1)
-    nothing = torch.where(real.unsqueeze(2), logits, -9.0), torch.where(real.unsqueeze(2), labels, 0.0)
+    mask = torch.arange(5) < own.unsqueeze(1)
+    nothing = torch.where(mask.unsqueeze(2), logits, -9.0), torch.where(mask.unsqueeze(2), labels, 0.0)
     for batch in (None, 3):
-        found, expected = metrics.segment_scores(logits, labels, batch, real), metrics.segment_scores(*nothing, batch)
+        found, expected = metrics.segment_scores(logits, labels, batch, mask), metrics.segment_scores(*nothing, batch)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
-    flat = labels[real].unsqueeze(0)
-    assert metrics.segment_chance(labels, None, real) == pytest.approx(metrics.segment_chance(flat))
+    flat = labels[mask].unsqueeze(0)
+    assert metrics.segment_chance(labels, None, mask) == pytest.approx(metrics.segment_chance(flat))
 
 
 @pytest.mark.parametrize("seconds", [4, 30])

@@ -15,7 +15,7 @@ from cmg.models.config import MODALITIES
 from cmg.report import __main__, page
 from cmg.report import pictures as figures
 from cmg.results import rows as results
-from cmg.training.run_logger import Run, kept_warnings, show_log
+from cmg.training.run_logger import RunLogger, kept_warnings, setup_logging
 from cmg.utils import errors
 from test_results import row
 from tiny import STEPS, checkpoints, train
@@ -128,14 +128,14 @@ def test_pictures_beyond_the_limit_are_named(run, pictures, monkeypatch, tmp_pat
 
 def test_warnings_reach_the_file_of_their_run(tmp_path):
     """Those of a pretraining run its folder's, those of a task the file beside its results; figures go on elsewhere."""
-    folder = Run(tmp_path / "run", {})
+    folder = RunLogger(tmp_path / "run", {})
     logging.warning("codes %d", 3)
     logging.info("no warning")
     folder.close()
     with kept_warnings(tmp_path):
         logging.error("at chance")
     logging.warning("after the block")
-    show_log()
+    setup_logging()
     for file, message in ((tmp_path / "run" / "warnings.jsonl", "codes 3"), (tmp_path / "warnings.jsonl", "at chance")):
         assert json.loads(file.read_text().splitlines()[0])["message"] == message
     assert len((tmp_path / "warnings.jsonl").read_text().splitlines()) == 1

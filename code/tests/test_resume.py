@@ -16,7 +16,7 @@ import pretrain
 from cmg.checkpoints import checkpoint
 from cmg.demos import dialled
 from cmg.training import trainer
-from cmg.training.step import Trainer
+from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
 from tiny import STEPS, checkpoints, command, run_once, train
 
@@ -41,7 +41,7 @@ def whole(demo_data, small_model, tmp_path_factory):
 
 def signal_after(monkeypatch, steps, number=None, error=None):
     """Send this process a signal, or raise an error, within the step after `steps` steps."""
-    taken, step = [0], Trainer.step
+    taken, step = [0], TrainStep.step
 
     def counted(self, batch, epoch):
         taken[0] += 1
@@ -50,7 +50,7 @@ def signal_after(monkeypatch, steps, number=None, error=None):
                 raise error
             os.kill(os.getpid(), number)
         return step(self, batch, epoch)
-    monkeypatch.setattr(Trainer, "step", counted)
+    monkeypatch.setattr(TrainStep, "step", counted)
 
 
 def test_killed_runs_end_as_the_unbroken_one(demo_data, tmp_path):

@@ -8,7 +8,7 @@ import torch
 import train as training_script
 import train_resume
 
-from cmg.transfer.resume import Progress
+from cmg.downstream.resume import Progress
 from cmg.utils.errors import InputError
 from kill_resume import differences
 from test_avs_run import train_arguments, tree  # noqa: F401

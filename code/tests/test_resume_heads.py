@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.downstream import encode, fit_heads, resume
 from cmg.models.heads import ClipHead
 from cmg.results import rows
-from cmg.transfer import encode, fit_heads, resume
 from cmg.utils.errors import InputError
 
 
@@ -16,9 +16,9 @@ def trials():
     for seed, clips in enumerate((30, 17, 30)):
         labels = torch.zeros(clips, 4, 6)
         labels[torch.arange(clips), :, torch.randint(5, (clips,), generator=draw)] = 1
-        part = encode.CodeSet(torch.randn(12, 8, generator=draw), torch.arange(12),
+        part = encode.EncodedSplit(torch.randn(12, 8, generator=draw), torch.arange(12),
                                  torch.randint(12, (clips, 4), generator=draw), labels)
-        made.append(fit_heads.Trial(part, part.clip_classes, seed, {"test": part}))
+        made.append(fit_heads.HeadRun(part, part.clip_classes, seed, {"test": part}))
     return made
 
 
@@ -66,8 +66,8 @@ def test_a_state_of_other_heads_is_refused(tmp_path, damage):
 
 def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_path, monkeypatch, capsys):
     import ave
-    from cmg.transfer import run as run_task
-    from cmg.transfer.task import Task
+    from cmg.downstream import run as run_task
+    from cmg.downstream.task import Task
     from tiny import train as pretrain
     pretrain(demo_data, tmp_path, "--max_steps", 2)
     file = next((tmp_path / "checkpoints").glob("*.pt"))

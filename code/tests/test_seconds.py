@@ -20,7 +20,7 @@ from cmg.models.config import Config
 from cmg.prepare.pack import pack
 from cmg.systems.base import to_seconds
 from cmg.systems.registry import SYSTEMS
-from cmg.training import run_length
+from cmg.training import runtime
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from data_trees import features, write_zips
@@ -202,7 +202,7 @@ def test_check_says_that_it_pads(short_data, capsys):
 
 # ---------------------------------------------------------------------------------------------------- the steps hint
 def test_the_published_run_is_long_enough():
-    assert run_length.lines(40_801, 80, 6, 400) == [
+    assert runtime.run_length(40_801, 80, 6, 400) == [
         "3,066 steps in all (511 an epoch, 6 epochs, 80 clips a step), 102.0 clips a code"]
 
 
@@ -211,5 +211,5 @@ def test_the_published_run_is_long_enough():
     (40_801, 80, 6, 100, "100 steps .* --max_steps ends it there"), (1, 80, 1, None, "--n_epoch 3066")])
 def test_a_short_run_names_the_flag(clips, batch, epochs, limit, words):
     import re
-    lines = run_length.lines(clips, batch, epochs, 400, limit)
+    lines = runtime.run_length(clips, batch, epochs, 400, limit)
     assert len(lines) == 2 and re.search(words, lines[1])

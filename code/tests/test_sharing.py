@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import ave
 from cmg.checkpoints import checkpoint, hub
 from cmg.results import rows as results
-from cmg.utils import errors
+from cmg.utils import errors, files
 from test_results import row
 from tiny import checkpoints, train
 
@@ -32,7 +32,7 @@ def file(demo_data, small_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(file, tmp_path_factory):
     out = tmp_path_factory.mktemp("shared") / "h_dcid"
-    results.append(out.parent / "results.jsonl", row(checkpoint=str(file), checkpoint_sha256=checkpoint.sha256(file),
+    results.append(out.parent / "results.jsonl", row(checkpoint=str(file), checkpoint_sha256=files.sha256(file),
                                                      value=61.5, dataset="AVE <b>test</b>"))
     checkpoint.main(["export", str(file), "--out", str(out), "--results", str(out.parent / "results.jsonl")])
     return out
@@ -121,7 +121,7 @@ def test_scripts_take_it_as_a_checkpoint(shared, demo_data, tmp_path):
               "--n_epoch", "1", "--gpu", "cpu", "--no_control", "--dataset_name", "ave_va"])
     rows = results.read(tmp_path / "results.jsonl")
     assert rows[0]["checkpoint"] == str(shared / "model.safetensors")
-    assert rows[0]["checkpoint_sha256"] == checkpoint.sha256(shared / "model.safetensors")
+    assert rows[0]["checkpoint_sha256"] == files.sha256(shared / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -159,7 +159,7 @@ def test_weights_of_another_shape_or_kind(copy, change, said):
     state = load_file(copy / "model.safetensors")
     change(state)
     save_file(state, copy / "model.safetensors")
-    rewrite(copy, weights_sha256=checkpoint.sha256(copy / "model.safetensors"))
+    rewrite(copy, weights_sha256=files.sha256(copy / "model.safetensors"))
     with pytest.raises(errors.InputError, match=said):
         hub.load_encoder(copy)
 

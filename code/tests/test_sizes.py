@@ -17,6 +17,7 @@ from cmg.cli import parse_pretrain
 from cmg.data.archive import read_zip
 from cmg.data.clips import Clips
 from cmg.data.features import open_features
+from cmg.downstream import encode
 from cmg.models.config import Config, MapWidths, check_name, in_order
 from cmg.prepare.pack import pack
 from cmg.programs import pretrain
@@ -28,7 +29,6 @@ from cmg.systems.base import FrozenEncoder
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
-from cmg.transfer import encode
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from data_trees import write_zips
@@ -113,7 +113,7 @@ def test_the_share_of_own_features_in_codaar_follows_the_published_ones():
         table, number = trainer.system.encoder.table, len(modalities)
         z = {m: torch.full((1, 1, 16), float(m == modalities[0])) for m in modalities}
         table.ema_weight.zero_()
-        table.ema_step(z, {m: torch.zeros(1, 1, dtype=torch.int64) for m in modalities}, modalities)
+        table.update_ema(z, {m: torch.zeros(1, 1, dtype=torch.int64) for m in modalities}, modalities)
         moved = dict(zip(table.segments, table.split(table.ema_weight)))
         for m in modalities:
             share = (3 if m == modalities[0] else 1) / (number + 2)

@@ -12,10 +12,10 @@ from baseline_step import PlainStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmg.checkpoints import checkpoint
-from cmg.losses.club import Club, Clubs, Evidence
+from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.models import map_conv
 from cmg.models.config import Config
-from cmg.models.random import Draws
+from cmg.models.random import StepRandom
 from cmg.systems import base, dcid, fcid, micu
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
@@ -46,7 +46,7 @@ def test_step_equals_the_plain_form(modalities):
         codebook.ema_count.fill_(1)
         codebook.unactivated_count.copy_(torch.arange(11) * 60)             # some are due at once
     trainer = trainer_for(model, codebook_init="released")
-    plain = PlainStep(plain_model, Draws(torch.Generator().manual_seed(0)))
+    plain = PlainStep(plain_model, StepRandom(torch.Generator().manual_seed(0)))
     for batch in batches(config, 4, 3):
         fast, slow = trainer.step(batch, 0).losses, plain.step(batch)
         assert fast.keys() == slow.keys()
@@ -69,7 +69,7 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
         state |= {name: state[name].contiguous() for name in ("exp_avg", "exp_avg_sq")}
     torch.save(contents, tmp_path / "two_steps.pt")
     loaded = checkpoint.open_file(tmp_path / "two_steps.pt", torch.float64)
-    resumed = trainer_for(loaded.system, Draws(trainer.draws.generator.clone_state()), codebook_init="released")
+    resumed = trainer_for(loaded.system, StepRandom(trainer.rng.generator.clone_state()), codebook_init="released")
     checkpoint.load_optimizers(loaded, resumed.optimizers)
     for one in (trainer, resumed):
         one.system.eval()                                    # no dropout: the loaded config has the default
@@ -81,11 +81,11 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
 def test_likelihood_of_codes_equals_that_of_seconds():
     """Grouped by code, the evidence gives the same likelihood and gradients as second by second."""
     torch.manual_seed(0)
-    clubs = Clubs([Club(16, 5, 12).double(), Club(16, 5, 12).double()])
+    clubs = BatchedCLUB([CLUB(16, 5, 12).double(), CLUB(16, 5, 12).double()])
     codes, indices = torch.randn(7, 16).double(), torch.randint(6, (2, 4, 10))          # code 6 is never chosen
     specific = torch.randn(2, 4, 10, 5).double()
-    grouped = Evidence.of(codes, indices, specific)
-    single = Evidence.each(codes[indices].flatten(1, 2), specific.flatten(1, 2))
+    grouped = SufficientStats.of(codes, indices, specific)
+    single = SufficientStats.each(codes[indices].flatten(1, 2), specific.flatten(1, 2))
     assert grouped.mean.shape == (2, 7, 5) and single.mean.shape == (2, 40, 5)
     results = []
     for evidence in (grouped, single):
@@ -129,7 +129,7 @@ def test_a_step_never_waits_for_the_device(system, epoch, masked):
     trainer = trainer_for(SYSTEMS[system](config).train())
     batch = {"audio": torch.randn(4, 10, 6), "video": torch.randn(4, 10, 7, 7, 8), "text": torch.randn(4, 10, 9)}
     if masked:
-        batch["real"] = torch.arange(10) < torch.tensor([[1], [10], [4], [7]])
+        batch["mask"] = torch.arange(10) < torch.tensor([[1], [10], [4], [7]])
     trainer.step(batch, epoch)              # the codebooks start here
     with Waiting() as waiting:
         trainer.step(batch, epoch)
@@ -156,9 +156,9 @@ def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
     batch = {"audio": torch.empty(4, 10, 6, device="meta"), "video": torch.empty(4, 10, 7, 7, 8, device="meta"),
              "text": torch.empty(4, 10, 9, device="meta")}
     if masked:
-        batch["real"] = torch.ones(4, 10, dtype=torch.bool, device="meta")
+        batch["mask"] = torch.ones(4, 10, dtype=torch.bool, device="meta")
     with Waiting() as waiting:
-        outputs, _ = model.training_pass(model.features(batch), epoch, trainer.draws, lambda names: None)
+        outputs, _ = model.training_pass(model.features(batch), epoch, trainer.rng, lambda names: None)
         trainer._losses(outputs, epoch)
     assert not [line for line in waiting.lines if "generator=self.generator" not in line]
     with Waiting() as waiting:

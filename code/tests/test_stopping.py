@@ -12,10 +12,10 @@ import train as avs_train
 from network.avs import AVSNetwork
 
 import kill_resume
+from cmg.downstream import fit_heads
+from cmg.downstream.resume import Progress
 from cmg.extract import run
 from cmg.prepare.pack import pack
-from cmg.transfer import fit_heads
-from cmg.transfer.resume import Progress
 from cmg.utils import signals
 from conftest import ROOT
 from kill_resume import differences, networks_left
@@ -32,13 +32,13 @@ def test_killed_programs_end_as_unbroken_ones(what, demo_data, tmp_path):
 
 def calling(monkeypatch, place, name, at, action):
     """Call `action` before the call number `at` of a function."""
-    real, calls = getattr(place, name), []
+    mask, calls = getattr(place, name), []
 
     def counted(*args, **kwargs):
         calls.append(1)
         if len(calls) == at:
             action()
-        return real(*args, **kwargs)
+        return mask(*args, **kwargs)
     monkeypatch.setattr(place, name, counted)
 
 

@@ -20,7 +20,7 @@ from cmg.systems.h_dcid import HDCID
 from cmg.systems.micu import MICU
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
-from cmg.training.monitors import Figures
+from cmg.training.monitors import StepMetrics
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from other_device import DEVICES
@@ -40,8 +40,8 @@ class Student(DCID):
         super().__init__(config)
         self.judge = nn.Linear(config.code_dim, 1)
 
-    def losses(self, outputs, draws):
-        found = super().losses(outputs, draws)
+    def losses(self, outputs, rng):
+        found = super().losses(outputs, rng)
         found.terms["spread"] = {m: self.judge(z).square().mean() for m, z in outputs[0].semantic.items()}
         return found
 
@@ -113,7 +113,7 @@ def everything(trainer):
     for name, optimizer in trainer.optimizers.items():
         for number, state in enumerate(optimizer.state.values()):
             found |= {f"{name}.{number}.{key}": value.clone() for key, value in state.items()}
-    return found | {"draws": trainer.draws.generator.get_state(), "dropout": torch.get_rng_state(),
+    return found | {"rng": trainer.rng.generator.get_state(), "dropout": torch.get_rng_state(),
                     "started": torch.tensor(trainer.system.started)}
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(is_late, demo_dat
     from tiny import train
     poison(monkeypatch, 17, float("inf"))
     if is_late:
-        monkeypatch.setattr(Figures, "arrived", lambda self, wait=False: wait)
+        monkeypatch.setattr(StepMetrics, "arrived", lambda self, wait=False: wait)
     with pytest.raises(InputError, match="everything about this step is in"):
         train(demo_data, tmp_path, "--save_every_steps", 1, "--keep", 100, "--print_freq", 1)
     bundle = torch.load(next((tmp_path / "run" / "debug").glob("*.pt")), weights_only=True)

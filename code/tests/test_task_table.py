@@ -15,19 +15,19 @@ import evaluate
 import prepare
 from cmg.cli import parse_downstream
 from cmg.data.layout import DATA_PATHS
-from cmg.data.manifest import OWN
+from cmg.data.manifest import CUSTOM
+from cmg.downstream import fit_heads
+from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.run import modalities_of
+from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES
 from cmg.report import pictures, tables
 from cmg.results import rows as results
-from cmg.transfer import fit_heads
-from cmg.transfer.encode import CodeSet
-from cmg.transfer.run import modalities_of
-from cmg.transfer.tasks import TASKS
 from configs.opts import LOCAL
 from test_results import row
 
 SRC = Path(evaluate.__file__).parent
-PUBLISHED = [name for name in TASKS if name != OWN]      # tasks of published data; the user's own: test_custom.py
+PUBLISHED = [name for name in TASKS if name != CUSTOM]      # tasks of published data; the user's own: test_custom.py
 READING = {"on_bad_clip": "error", "in_memory": False}
 
 
@@ -62,7 +62,7 @@ def test_a_task_opens_measures_what_it_says_and_cannot_fail_after_training(name,
         clips = task.test[target]
         labels = torch.from_numpy(np.stack([clips[i][task.label_key] for i in range(len(clips))]))
         indices = torch.arange(10 * len(clips)).view(-1, 10)
-        part = CodeSet.of(torch.randn(len(clips), 10, 6), indices, labels)
+        part = EncodedSplit.of(torch.randn(len(clips), 10, 6), indices, labels)
         head = fit_heads.build_head(partial(task.make, 6), 0, part.table)
         assert torch.isfinite(head.loss(task.targets(part), part.table, part.rows)) and source in task.train
         for averaged in (None, 3):

@@ -21,15 +21,16 @@ from cmg.cli import parse_downstream
 from cmg.data.layout import DATA_PATHS
 from cmg.demos import dialled
 from cmg.demos.dialled_clips import CHANNELS
+from cmg.downstream import encode
+from cmg.downstream.task import Pretrained
+from cmg.downstream.tasks import TASKS as TABLE
 from cmg.programs import ablation as ablation_program
 from cmg.programs import downstream
 from cmg.report import pictures
 from cmg.results import rows as results
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
-from cmg.transfer import encode
-from cmg.transfer.task import Pretrained
-from cmg.transfer.tasks import TASKS as TABLE
+from cmg.utils import files
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 
@@ -71,7 +72,7 @@ def test_both_directions_in_one_call(task, tree, tmp_path, capsys):
     assert {r["direction"] for r in rows} == {"video->audio", "audio->video"}
     assert {r["control"] for r in rows} == {None, "untrained"} and {r["epoch"] for r in rows} <= {0, 1}
     assert all(0 <= r["value"] <= 100 and r["same_modality"] is not None and r["chance"] > 0 for r in rows)
-    assert all(r["checkpoint_sha256"] == checkpoint.sha256(tree / "model.pt") for r in rows)
+    assert all(r["checkpoint_sha256"] == files.sha256(tree / "model.pt") for r in rows)
     best = {(r["direction"], r["seed"], r["control"]): r["value"] for r in rows
             if r["selection"] == "best" and r["metric"] in ("accuracy", {"ave_avvp": "f1"}.get(task, "precision"))}
     last = {(r["direction"], r["seed"], r["control"]): r["value"] for r in rows

@@ -12,6 +12,11 @@ import ave
 import toc as script
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_downstream
+from cmg.downstream import run
+from cmg.downstream import toc as toc_variants
+from cmg.downstream.task import HeadSettings, Pretrained
+from cmg.downstream.tasks import TASKS
+from cmg.downstream.toc import TocSettings
 from cmg.models import toc
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead
@@ -19,11 +24,6 @@ from cmg.programs import downstream
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
-from cmg.transfer import run
-from cmg.transfer import toc as toc_variants
-from cmg.transfer.task import HeadSettings, Pretrained
-from cmg.transfer.tasks import TASKS
-from cmg.transfer.toc import TocSettings
 from cmg.utils.errors import InputError
 from cmg.utils.settings import read
 from configs.opts import LOCAL

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from cmg.downstream import encode, fit_heads
+from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.fit_heads import HeadRun
+from cmg.downstream.task import Task
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead, SegmentHead
-from cmg.transfer import encode, fit_heads
-from cmg.transfer.encode import CodeSet
-from cmg.transfer.fit_heads import Trial
-from cmg.transfer.task import Task
 from cmg.utils.errors import InputError
 from tiny import Waiting
 
@@ -31,11 +31,11 @@ def code_set(clips, seed, codes=12, many=False):
     else:
         indices = 4 * classes[:, None] + torch.randint(4, (clips, SECONDS), generator=g)
     table = torch.randn(codes, WIDTH, generator=torch.Generator().manual_seed(7), dtype=F64)
-    return CodeSet.of(table[indices], indices, labels)
+    return EncodedSplit.of(table[indices], indices, labels)
 
 
 def trial_of(part, make, seed, test):
-    return Trial(part, part.clip_classes if make.clipwise else part.labels, seed, {"test": test})
+    return HeadRun(part, part.clip_classes if make.clipwise else part.labels, seed, {"test": test})
 
 
 def fit(trials, make, **options):
@@ -119,7 +119,7 @@ class StandIn(torch.nn.Module):
         self.maps = {"audio": torch.randn(5, WIDTH, generator=g), "video": torch.randn(2, WIDTH, generator=g)}
         self.dropout = torch.nn.Dropout(0.5)
 
-    def embed(self, modality, x, real=None):
+    def embed(self, modality, x, mask=None):
         self.calls += 1
         x = x.mean((2, 3)) if modality == "video" else x
         indices = torch.cdist(self.dropout(x @ self.maps[modality]), self.codebooks[0]).argmin(-1)
@@ -165,7 +165,7 @@ def test_dropout_only_when_asked_for():
 def test_two_codebooks_make_pairs():
     pairs = torch.tensor([[[0, 1], [0, 2], [0, 1]]])
     vectors = torch.randn(3, 4)[pairs].flatten(2)
-    part = CodeSet.of(vectors, pairs, torch.zeros(1, 3, 2))
+    part = EncodedSplit.of(vectors, pairs, torch.zeros(1, 3, 2))
     assert len(part.table) == 2 and torch.equal(part.indices, pairs) and torch.equal(part.table[part.rows], vectors)
 
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
 from cmg.checkpoints import checkpoint
-from cmg.models.random import Draws
-from cmg.training.step import Settings, Trainer
+from cmg.models.random import StepRandom
+from cmg.training.step import OptimConfig, TrainStep
 from cmg.utils.collectives import ALONE
 from cmg.utils.signals import Stopped
 
@@ -48,26 +48,26 @@ def checkpoints(folder):
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
 
 
-def trainer_for(system, draws=None, seed=0, together=ALONE, **settings):
+def trainer_for(system, rng=None, seed=0, together=ALONE, **settings):
     """A Trainer of a system; `settings` are fields of trainer.Settings or of the system's Options.
 
     Args:
-        draws: default: `Draws` from `seed`.
+        draws: default: `StepRandom` from `seed`.
     """
-    own = {field.name for field in fields(Settings)}
+    own = {field.name for field in fields(OptimConfig)}
     system.options = type(system).Options(**{name: value for name, value in settings.items() if name not in own})
-    return Trainer(system, draws or Draws(torch.Generator().manual_seed(seed)),
-                   Settings(**{name: value for name, value in settings.items() if name in own}), together)
+    return TrainStep(system, rng or StepRandom(torch.Generator().manual_seed(seed)),
+                   OptimConfig(**{name: value for name, value in settings.items() if name in own}), together)
 
 
 def assert_goes_on_bit_exactly(trainer, loaded, batch):
     """The next step of a trainer and of one made from its file, checkpoint.Loaded, end in equal systems."""
-    again = trainer_for(loaded.system.train(), draws=trainer.draws)
+    again = trainer_for(loaded.system.train(), rng=trainer.rng)
     checkpoint.load_optimizers(loaded, again.optimizers)
     again.system.started = [True] * len(again.system.codebooks)
-    state = trainer.draws.generator.get_state()
+    state = trainer.rng.generator.get_state()
     for one in (trainer, again):
-        trainer.draws.generator.set_state(state)
+        trainer.rng.generator.set_state(state)
         torch.manual_seed(7)
         one.step(batch, 0)
     ours, theirs = trainer.system.state_dict(), again.system.state_dict()

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from cmg.checkpoints import hub
 from cmg.checkpoints.checkpoint import untrained_like
+from cmg.downstream import fit_heads, metrics
+from cmg.downstream.encode import EncodedSplit
 from cmg.models.heads import ClipHead, SegmentHead
 from cmg.systems.base import Codes
-from cmg.transfer import fit_heads, metrics
-from cmg.transfer.encode import CodeSet
 from cmg.utils.errors import InputError
 
 BATCH = 64                      # clips encoded at once; changes no figure
@@ -40,7 +40,7 @@ class Encoder:
     epoch = property(lambda self: self.frozen.epoch)
 
     def __repr__(self):
-        return (f"<{self.frozen.system.title} encoder of {', '.join(self.modalities)}: "
+        return (f"<{self.frozen.system.label} encoder of {', '.join(self.modalities)}: "
                 f"{' and '.join(str(len(codes)) for codes in self.codebooks)} codes, D = {self.head_dim}>")
 
     def embed(self, modality, x):
@@ -126,7 +126,7 @@ def load(source, device="cpu", dtype=torch.float32, revision=None):
     """The `Encoder` of a checkpoint or of what somebody shares.
 
     Args:
-        source: a checkpoint file, published or ours; a folder that `python -m cmg.checkpoints.checkpoint export` wrote; or its
+        source: a checkpoint file, published or ours; a folder that `python -m cmg.checkpoints export` wrote; or its
             name on the Hugging Face hub, such as "somebody/dcid", which is downloaded once.
         device, dtype: of the encoder.
         revision: on the hub: branch, tag or commit.
@@ -228,7 +228,7 @@ def fit_head(encoder, modality, x, labels, *, num_classes=None, epochs=30, seed=
     Returns:
         `Head`.
     """
-    trial = fit_heads.Trial(*_training(encoder, modality, x, labels), seed, {})
+    trial = fit_heads.HeadRun(*_training(encoder, modality, x, labels), seed, {})
     _fit([trial], num_classes, epochs, batch_size, lr)
     return Head(encoder, trial.head, trial.losses)
 
@@ -272,7 +272,7 @@ def transfer(encoder, train, test, *, num_classes=None, epochs=30, seeds=(0,), b
         if aims.ndim != targets.ndim or aims.ndim > 1 and aims.shape[-1] != targets.shape[-1]:
             raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; the "
                              "same classes are expected in both")
-        trials[name] = [fit_heads.Trial(part, targets, seed, {"test": tested}) for seed in seeds]
+        trials[name] = [fit_heads.HeadRun(part, targets, seed, {"test": tested}) for seed in seeds]
     if aims.ndim == 1:
         num_classes = num_classes or int(max(aims.max(), targets.max())) + 1
     _fit(sum(trials.values(), []), num_classes, epochs, batch_size, lr)
@@ -293,7 +293,7 @@ def _training(encoder, modality, x, labels):
         if labels.shape[1] != codes.vectors.shape[1]:
             raise InputError(f"labels of {labels.shape[1]} seconds, codes of {codes.vectors.shape[1]}; as many are "
                              "expected")
-    return CodeSet.of(codes.vectors, codes.indices, labels), labels
+    return EncodedSplit.of(codes.vectors, codes.indices, labels), labels
 
 
 def _labels(labels, clips):
@@ -330,7 +330,7 @@ def _measure(outputs, labels):
 
 # ----------------------------------------------------------------------------------------------------------- retrieval
 @dataclass
-class Found:
+class RetrievalResult:
     """Candidates of every query, the most similar first."""
 
     indices: Tensor             # (Q, k) int64
@@ -347,11 +347,11 @@ def retrieve(encoder, query, candidates, k=5):
         k: candidates to return, at most as many as there are.
 
     Returns:
-        `Found`.
+        `RetrievalResult`.
     """
     found = [F.normalize(encoder.embed_clips(modality, x), dim=-1) for modality, x in (query, candidates)]
     similarity, indices = (found[0] @ found[1].T).topk(min(k, len(found[1])), dim=-1)
-    return Found(indices, similarity)
+    return RetrievalResult(indices, similarity)
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -383,14 +383,14 @@ def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *
         features (N, T, ...), `labels` (N, T, C + 1), `classes` the names; `task.classes` as well.
     """
     from cmg.data.layout import DATA_PATHS
-    from cmg.data.manifest import OWN
-    from cmg.transfer.tasks import TASKS
+    from cmg.data.manifest import CUSTOM
+    from cmg.downstream.tasks import TASKS
     if name not in TASKS:
         raise InputError(f"{name}: no such task; one of {', '.join(TASKS)} is expected")
-    if name == OWN:
+    if name == CUSTOM:
         if manifest is None or not features:
             raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
-        places = {OWN + ".manifest": Path(manifest), **{f"{OWN}.{m}": Path(path) for m, path in features.items()}}
+        places = {CUSTOM + ".manifest": Path(manifest), **{f"{CUSTOM}.{m}": Path(path) for m, path in features.items()}}
         entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
         return entry.open(places.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
                           seconds=seconds)

@@ -13,21 +13,23 @@ from pathlib import Path
 import torch
 
 from cmg.data.layout import DATA_PATHS
-from cmg.data.manifest import OWN
+from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
 from cmg.data.sets.pretraining import SETS as PRETRAINING_SETS
+from cmg.downstream.captions import RetrievalSettings
+from cmg.downstream.task import HeadSettings
+from cmg.downstream.tasks import TASKS
+from cmg.downstream.toc import TocSettings
 from cmg.models.config import Config, in_order
 from cmg.models.random import LEAST_SECONDS
 from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
 from cmg.presets import PRESETS, RECIPES
+from cmg.systems.base import weight_argument
 from cmg.systems.registry import SYSTEMS
-from cmg.training.precision import default_workers, resolve
-from cmg.training.step import Settings
+from cmg.training.optim import OptimConfig, default_decay
+from cmg.training.runtime import default_workers, resolve
+from cmg.training.step import StepConfig
 from cmg.training.trainer import RunSettings
-from cmg.transfer.captions import RetrievalSettings
-from cmg.transfer.task import HeadSettings
-from cmg.transfer.tasks import TASKS
-from cmg.transfer.toc import TocSettings
 from cmg.utils import settings
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.settings import positive, setting
@@ -70,8 +72,8 @@ class Options(argparse.Namespace):
     def data_path(self, name):
         """One path by its dotted name, such as "vggsound.csv"; --path wins over the environment variable
         (CMG_VGGSOUND_CSV), which wins over configs/opts.py. --manifest and --features give those of own data."""
-        if name.startswith(f"{OWN}."):
-            return self.own[name.removeprefix(f"{OWN}.")]
+        if name.startswith(f"{CUSTOM}."):
+            return self.own[name.removeprefix(f"{CUSTOM}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
         path = Path(chosen) if chosen else Path(self.data_root) / self.local.data_paths[name]
         is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
@@ -139,37 +141,37 @@ def path_argument(text):
 class Paths:
     """Where things lie."""
 
-    data_root: Path = setting(None, "root of all data (environment: CMG_DATA)", type=Path, decisive=False)
+    data_root: Path = setting(None, "root of all data (environment: CMG_DATA)", type=Path, affects_results=False)
     checkpoint_root: Path = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
-                                    decisive=False)
-    runs_root: Path = setting(None, "where run folders are made (CMG_RUNS)", type=Path, decisive=False)
+                                    affects_results=False)
+    runs_root: Path = setting(None, "where run folders are made (CMG_RUNS)", type=Path, affects_results=False)
     path: tuple = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
-                          type=path_argument, nargs=None, action="append", metavar="NAME=FILE", decisive=False)
+                          type=path_argument, nargs=None, action="append", metavar="NAME=FILE", affects_results=False)
     snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
-                                  "RUNS/<program>)", type=Path, decisive=False)
+                                  "RUNS/<program>)", type=Path, affects_results=False)
 
 
 @dataclass(frozen=True)
 class Machine:
     """What computes, and how features are read."""
 
-    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
     precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
                              "losses stay float32", choices=("float64", "float32", "bf16"))
-    workers: int = setting(default_workers(), "processes that read clips from disk", decisive=False)
+    workers: int = setting(default_workers(), "processes that read clips from disk", affects_results=False)
     in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
-                              decisive=lambda opts: opts.precision == "bf16")
+                              affects_results=lambda opts: opts.precision == "bf16")
     pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
     on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
-                               choices=("error", "skip"), decisive=False)
+                               choices=("error", "skip"), affects_results=False)
 
 
 @dataclass(frozen=True)
 class Program:
     """What every script takes."""
 
-    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), decisive=False)
-    debug: bool = setting(False, "show the traceback of an input error", decisive=False)
+    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), affects_results=False)
+    debug: bool = setting(False, "show the traceback of an input error", affects_results=False)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Published:
     """Arguments that the published scripts know and that have no effect."""
 
     eval_freq: int = setting(1, "accepted because the published scripts know it; it has no effect here: a checkpoint "
-                             "is saved and heads are measured after every epoch", type=positive, decisive=False)
+                             "is saved and heads are measured after every epoch", type=positive, affects_results=False)
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class PretrainData:
     dataset_name: str = setting("vggsound_AVT", "which clips and modalities. Letters: A audio, V video, T text; none: "
                                 "audio and video. _90k, 81k, 179k: other lists of VGGSound (_40k: the same as "
                                 "none); custom: the clips of --manifest",
-                                choices=(*PRETRAINING_SETS, OWN))
+                                choices=(*PRETRAINING_SETS, CUSTOM))
     splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
 
@@ -197,10 +199,8 @@ class SystemChoice:
     """Which system, of which size."""
 
     system: str = setting("dcid", "what is pretrained: " + ", ".join(
-        f"{name} ({system.title})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
+        f"{name} ({system.label})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
     n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
-    spatial_attention: str = setting("sum", "video pooling: the published sum, or the attention that was meant",
-                                     choices=("sum", "softmax"))
 
 
 @dataclass(frozen=True)
@@ -208,16 +208,16 @@ class Pretraining:
     """What only pretrain.py takes."""
 
     recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
-                          "modalities share their codes, in half the steps (DCID, H-DCID; docs/defaults.md)",
-                          choices=tuple(RECIPES), decisive=False)
+                          "modalities share their codes, in half the steps (DCID, H-DCID; docs/decisions.md)",
+                          choices=tuple(RECIPES), affects_results=False)
     model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
-                                    "own)", type=Path, decisive=False)
+                                    "own)", type=Path, affects_results=False)
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
-                          "run, else from the beginning", metavar="auto|FILE", decisive=False)
-    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", decisive=False)
-    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, decisive=False)
+                          "run, else from the beginning", metavar="auto|FILE", affects_results=False)
+    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", affects_results=False)
+    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, affects_results=False)
     loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
-                                  "here", type=float, decisive=False)
+                                  "here", type=float, affects_results=False)
 
 
 def root(name, local):
@@ -237,12 +237,12 @@ def _parser(program, description, local):
 
 # The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
 PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
-            Settings: "learning", SystemChoice: "system"}
+            OptimConfig: "learning", StepConfig: "memory", SystemChoice: "system"}
 
 
 def pretrain_parser(local):
     """Arguments of pretrain.py."""
-    titles = ", ".join(system.title for system in SYSTEMS.values())
+    titles = ", ".join(system.label for system in SYSTEMS.values())
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).", local)
     for cls, title in PRETRAIN.items():
         settings.add_arguments(parser, cls, title)
@@ -251,11 +251,13 @@ def pretrain_parser(local):
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
         for cls in filter(is_dataclass, reversed(system.Options.__mro__)):
-            users = ", ".join(other.title for other in SYSTEMS.values() if issubclass(other.Options, cls))
+            users = ", ".join(other.label for other in SYSTEMS.values() if issubclass(other.Options, cls))
             settings.add_arguments(parser, cls, f"settings of {users}")
-        settings.add_arguments(parser, system.Config, f"sizes of {system.title}")
+        settings.add_arguments(parser, system.Config, f"sizes of {system.label}")
     without = next(action for action in parser._actions if action.dest == "without")
     without.choices = tuple(switches)
+    parser.add_argument("--contrast", type=lambda weight: weight_argument(f"contrast={weight}"), action="append",
+                        dest="weights", metavar="W", help="the same as --weights contrast=W")
     settings.add_arguments(parser, Pretraining, "recipe, checkpoints")
     settings.add_arguments(parser, Published, "published")
     return parser
@@ -282,10 +284,10 @@ def downstream_parser(task, local):
     group = _heads(parser, entry.epochs)
     group.add_argument("--checkpoint", "--resume", type=Path, default=None,
                        help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
-    if task == OWN:
+    if task == CUSTOM:
         own_arguments(parser)
     group = parser.add_argument_group("direction")
-    group.add_argument("--dataset_name", choices=tuple(entry.directions) or (OWN,), default=None,
+    group.add_argument("--dataset_name", choices=tuple(entry.directions) or (CUSTOM,), default=None,
                        help="va trains on video and tests on audio; default: all directions")
     if entry.settings:
         settings.add_arguments(group, entry.settings)
@@ -314,7 +316,7 @@ def evaluate_parser(local):
     own_arguments(parser)
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
-                       help=f"which tasks (default: all; {OWN} where there is a --manifest)")
+                       help=f"which tasks (default: all; {CUSTOM} where there is a --manifest)")
     for entry in TASKS.values():
         if entry.settings:
             settings.add_arguments(group, entry.settings)
@@ -345,8 +347,10 @@ def _parse(parser, program, argv, local):
         check_own(parser, opts)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
-    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0 or opts.weight_decay < 0):
-        parser.error("--lr and --clip_gradient must be positive, --weight_decay not negative")
+    if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
+        parser.error("--lr and --clip_gradient must be positive")
+    if opts.__dict__.get("warmup", 0) < 0:
+        parser.error(f"--warmup {opts.warmup}: a number of steps, 0 or more, is expected")
     return opts
 
 
@@ -366,10 +370,11 @@ def parse_pretrain(argv, local):
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
     opts.n_epoch = opts.n_epoch or system.EPOCHS
     opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
-    if opts.dataset_name == OWN:
-        require_own(parser, opts, f"--dataset_name {OWN}")
+    if opts.dataset_name == CUSTOM:
+        require_own(parser, opts, f"--dataset_name {CUSTOM}")
     elif opts.manifest:
-        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {OWN} for your own data")
+        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own data")
+    opts.weight_decay = default_decay(opts.optimizer) if opts.weight_decay is None else opts.weight_decay
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
     opts.modalities = pretraining.modalities_of(opts.dataset_name, opts.own_modalities)
     own = {name for cls in (system.Options, system.Config) for name in settings.settings(cls)}
@@ -378,26 +383,29 @@ def parse_pretrain(argv, local):
             for name, default in settings.settings(cls).items():
                 if name not in own and getattr(opts, name) not in (default, None):
                     by = f"--recipe {opts.recipe}: " if name in RECIPES.get(opts.recipe, {}) else ""
-                    parser.error(f"{by}--{name} is a setting of {other.title}; --system is {opts.system}")
+                    parser.error(f"{by}--{name} is a setting of {other.label}; --system is {opts.system}")
     if opts.seconds != "auto" and opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
         parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least {LEAST_SECONDS} seconds; leave it "
                      "out with --without cpc")
+    for kind, _ in opts.weights:
+        if kind not in system.TERMS:
+            parser.error(f"--weights {kind}: {system.label} has no such loss; it has {', '.join(system.TERMS)}")
     for switch in opts.without:
         if switch not in system.switches():
-            parser.error(f"--without {switch}: {system.title} has no such part; it has {', '.join(system.switches())}")
+            parser.error(f"--without {switch}: {system.label} has no such part; it has {', '.join(system.switches())}")
     return opts
 
 
-def decisive(opts):
+def affects_results(opts):
     """Name -> plain value of the options on which the numbers of a pretraining run depend."""
-    return settings.decisive(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
+    return settings.affects_results(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
 
 
 def parse_downstream(task, argv, local):
     """Options of a downstream run; `opts.directions` lists the (labelled, tested) pairs to run."""
     parser = downstream_parser(task, local)
     opts = _parse(parser, task, argv, local)
-    if task == OWN:
+    if task == CUSTOM:
         require_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
         parser.error("give --dataset_name, or --source and --target together")
@@ -426,8 +434,8 @@ def parse_evaluate(argv, local):
     """Options of evaluate.py."""
     parser = evaluate_parser(local)
     opts = _parse(parser, "evaluate", argv, local)
-    opts.tasks = opts.tasks or [name for name in TASKS if name != OWN or opts.manifest]
-    if OWN in opts.tasks:
-        require_own(parser, opts, f"--tasks {OWN}")
+    opts.tasks = opts.tasks or [name for name in TASKS if name != CUSTOM or opts.manifest]
+    if CUSTOM in opts.tasks:
+        require_own(parser, opts, f"--tasks {CUSTOM}")
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts

@@ -23,10 +23,10 @@ class OwnData:
     """The user's own data set (code/docs/your-data.md)."""
 
     manifest: Path = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
-                             "label, onset, offset, prompt", type=Path, metavar="CSV", decisive=False)
+                             "label, onset, offset, prompt", type=Path, metavar="CSV", affects_results=False)
     features: tuple = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
                               "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
-                              nargs=None, action="append", metavar="MODALITY=PATH", decisive=False)
+                              nargs=None, action="append", metavar="MODALITY=PATH", affects_results=False)
 
 
 def modality_argument(text):

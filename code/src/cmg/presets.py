@@ -22,10 +22,10 @@ PRESETS = {
 }
 
 # A recipe changes defaults of learning and goes with any preset; flags win over it, too. What each was chosen by:
-# docs/defaults.md.
+# docs/decisions.md.
 RECIPES = {
     # Clips contrasted in the codebook's space, one code for a second of audio and video, unused codes re-drawn early
     # and between them: modalities share their codes, in half the steps.
-    "shared": {"contrast": 3.0, "codebook_init": "data", "code_reset": "full", "code_choice": "joint",
+    "shared": {"weights": [("contrast", 3.0)], "codebook_init": "data", "code_reset": "full", "code_choice": "joint",
                "reset_to": "second", "reset_after": 60},
 }

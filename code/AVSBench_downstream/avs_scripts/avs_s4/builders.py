@@ -6,9 +6,9 @@ from pathlib import Path
 
 import demo_scenes
 
-from cmg.data import doubts
+from cmg.data import origins
 from cmg.data.sets import avs_s4
-from cmg.transfer.encode import check_fit, check_modality, check_shape
+from cmg.downstream.encode import check_fit, check_modality, check_shape
 from cmg.utils.errors import InputError
 from cmg.utils.files import remove_leftovers
 
@@ -74,7 +74,7 @@ def require_fit(pretrained, dataset):
 
 def warn_of_features(pretrained, paths, modalities):
     """Say which features are of another kind than those of pretraining; `paths`: as S4 takes them."""
-    pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+    pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                           [(m, Path(paths[m])) for m in dict.fromkeys(modalities)]))
 
 

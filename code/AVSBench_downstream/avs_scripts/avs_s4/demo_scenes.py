@@ -22,7 +22,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import SECONDS
 from cmg.demos import dialled, dialled_clips
 from cmg.utils.errors import InputError, Parser, readable, run
-from cmg.utils.files import one_line
+from cmg.utils.files import as_input_error
 
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
@@ -95,7 +95,7 @@ def build(root, places, seed=0, clips=None, progress=True):
                          "run code/src/demo.sh first")
     with readable(words):
         vectors = words.read_bytes()
-    with one_line(root, "choose another data root"), _beside(root) as partial:
+    with as_input_error(root, "choose another data root"), _beside(root) as partial:
         partial.chmod(0o755)            # mkdtemp makes private folders
         with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
                   disable=None if progress else True) as bar:

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmg.data.sets.avs_s4 import warn_of_greys
-from cmg.utils.signals import left_to_the_run
+from cmg.utils.signals import ignore_signals
 
 CHUNK = 256                     # clips whose codes are computed at once
 
@@ -14,7 +14,7 @@ CHUNK = 256                     # clips whose codes are computed at once
 def loader(dataset, batch_size, workers, sampler=None):
     """Batches of a split, in the order of a sampler where one is given."""
     return DataLoader(dataset, batch_size, sampler=sampler, generator=torch.Generator(), num_workers=workers,
-                      persistent_workers=workers > 0, worker_init_fn=left_to_the_run)
+                      persistent_workers=workers > 0, worker_init_fn=ignore_signals)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from PIL import Image
 
 from cmg.data.sets.avs_s4 import DEVIATION, MEAN, SECONDS
 from cmg.report import style
-from cmg.utils.files import one_line
+from cmg.utils.files import as_input_error
 
 TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the figure
 
@@ -80,7 +80,7 @@ class Pictures:
         """Predicted masks (5, S, S) of clip i as PNG."""
         name = self.dataset.ids[i]
         folder = self.mask_folder / self.dataset.categories[i] / name
-        with one_line(folder, "choose another --log_dir"):
+        with as_input_error(folder, "choose another --log_dir"):
             folder.mkdir(parents=True, exist_ok=True)
             for k, mask in enumerate(masks, self.first):
                 Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}_{k}.png")

@@ -13,9 +13,9 @@ from network.backbones import NAMES
 
 from cmg import cli
 from cmg.data.layout import DATA_PATHS
+from cmg.downstream.toc import TocRatios
 from cmg.presets import PRESETS as SHARED_PRESETS
-from cmg.training.precision import default_workers
-from cmg.transfer.toc import Shares
+from cmg.training.runtime import default_workers
 from cmg.utils import settings
 from cmg.utils.errors import Parser
 from cmg.utils.settings import positive, setting
@@ -48,7 +48,7 @@ class Common:
     protocol: str = setting("default", "released, as the published program: adapter never trained, dropout on in the "
                             "frozen encoder, metrics as means over batches, masks numbered from 0", choices=PROTOCOLS)
     seed: int = setting(123, "seed of weights, order and shuffled queries")
-    num_workers: int = setting(default_workers(), "processes that read pictures", decisive=False)
+    num_workers: int = setting(default_workers(), "processes that read pictures", affects_results=False)
 
     @property
     def released(self):
@@ -60,9 +60,9 @@ class Session(Common):
     """What every run has."""
 
     checkpoint: Path = setting(None, "pretrained encoder with audio and text (required; --preset demo knows its own)",
-                               type=Path, decisive=False)            # its SHA-256 counts, wherever it lies
-    session_name: str = setting("S4", "prefix of the run folder", decisive=False)
-    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", decisive=False)
+                               type=Path, affects_results=False)            # its SHA-256 counts, wherever it lies
+    session_name: str = setting("S4", "prefix of the run folder", affects_results=False)
+    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Toc(Shares):
+class Toc(TocRatios):
     """Which code channels the network sees; testing takes them from the trained file."""
 
     choose_channel: int = setting(None, "TOC: code channels kept of each codebook (off if absent)", type=int,
@@ -111,8 +111,8 @@ class Learning(Common):
 
     train_batch_size: int = setting(4, "clips a step", type=positive)
     val_batch_size: int = setting(1, "clips a step in validation", type=positive,
-                                  decisive=lambda opts: opts.protocol == "released")        # means over batches
-    max_epoches: int = setting(1, "epochs", type=positive, decisive=False)
+                                  affects_results=lambda opts: opts.protocol == "released")        # means over batches
+    max_epoches: int = setting(1, "epochs", type=positive, affects_results=False)
     lr: float = setting(1e-4, "Adam's learning rate, constant")
     adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); what it learns on sounds acts on "
                                 "sentences too, whose features are smaller", type=float)
@@ -249,6 +249,6 @@ def parse_test(argv=None):
     return _parse(test_parser(), argv, unset=[condition.name for condition in fields(Conditions)])
 
 
-def decisive(opts, encoder_sha256):
+def affects_results(opts, encoder_sha256):
     """What two training runs must share for their numbers to be comparable, as plain values."""
-    return settings.decisive(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}
+    return settings.affects_results(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}

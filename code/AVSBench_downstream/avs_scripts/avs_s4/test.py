@@ -20,10 +20,10 @@ from settings import DIRECTIONS, Conditions, Testing, parse_test
 
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import S4
+from cmg.downstream import toc
+from cmg.downstream.task import Pretrained
 from cmg.results import provenance, rows
-from cmg.training.run_logger import Run, seed_everything
-from cmg.transfer import toc
-from cmg.transfer.task import Pretrained
+from cmg.training.run_logger import RunLogger, seed_everything
 from cmg.utils import settings
 from cmg.utils.errors import InputError, run
 
@@ -72,7 +72,7 @@ def main(argv=None):
             builders.require_fit(pretrained, dataset)
             batches = evaluation.loader(dataset, testing.test_batch_size, testing.num_workers)
             folder = builders.RunFolders(opts.log_dir, opts.session_name, trained.direction).create()
-            log_folder = Run(folder / "log", {**opts.resolved(), "commit": provenance.source_commit(),
+            log_folder = RunLogger(folder / "log", {**opts.resolved(), "commit": provenance.source_commit(),
                                               "encoder_sha256": pretrained.sha256})
             builders.warn_of_features(pretrained, opts.paths("avs"), modalities)
         same = next((row for row in tested.values() if row[0] == trained.epoch), None)

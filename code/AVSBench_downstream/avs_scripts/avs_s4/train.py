@@ -18,18 +18,18 @@ from network import published
 from network.avs import AVSNetwork, NetworkConfig
 from network.backbones import load_weights
 from query import Adapter, Query
-from settings import DIRECTIONS, Learning, decisive, parse_train
+from settings import DIRECTIONS, Learning, affects_results, parse_train
 
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import S4
+from cmg.downstream.task import Pretrained
+from cmg.downstream.toc import selection_of
 from cmg.models.toc import head_channels
 from cmg.results.provenance import source_commit
-from cmg.training.run_logger import Run, seed_everything
-from cmg.transfer.task import Pretrained
-from cmg.transfer.toc import selection_of
+from cmg.training.run_logger import RunLogger, seed_everything
 from cmg.utils import settings as declare
 from cmg.utils.errors import run
-from cmg.utils.files import alone
+from cmg.utils.files import file_lock
 
 
 def main(argv=None):
@@ -39,7 +39,7 @@ def main(argv=None):
     builders.require_modalities(pretrained, modalities)
     selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
     channels = head_channels(pretrained.encoder.codebooks, selection)        # refused before any work
-    settings = decisive(opts, pretrained.sha256)
+    settings = affects_results(opts, pretrained.sha256)
     folders = builders.RunFolders(opts.log_dir, opts.session_name, opts.direction)
     unfinished = train_resume.find(opts.resume, folders, settings)
     data = builders.data_name(opts.preset == "demo", opts.data_root, DATA_PATHS)
@@ -61,7 +61,7 @@ def main(argv=None):
         network.decoder.whiten(clip_codes(query, modalities[0], train_set.queries()).flatten(0, 1))
 
     folder = unfinished.folder if unfinished else folders.create()
-    log_folder = Run(folder / "log", {**opts.resolved(), "commit": source_commit(),
+    log_folder = RunLogger(folder / "log", {**opts.resolved(), "commit": source_commit(),
                                       "encoder_sha256": pretrained.sha256}, unfinished and unfinished.records)
     builders.warn_of_features(pretrained, opts.paths("avs"), modalities)
     logging.info(f"{len(train_set)} training and {len(val_set)} validation clips, {len(train_set.classes)} classes; "
@@ -69,7 +69,7 @@ def main(argv=None):
                  f"with {modalities[1]}")
     trained = network_files.Trained(network, adapter, opts.direction, opts.image_size, opts.protocol,
                                     pretrained.sha256, opts.seed, selection, channels)
-    with alone(folder / ".lock", "leave --resume out"):
+    with file_lock(folder / ".lock", "leave --resume out"):
         chosen = training.fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder)
     log_folder.close()
     for kind, choice in chosen.items():

@@ -10,7 +10,7 @@ from query import Adapter
 from torch.utils.data import Sampler
 
 from cmg.checkpoints import checkpoint
-from cmg.training.run_logger import Run, random_state, set_random_state
+from cmg.training.run_logger import RunLogger, random_state, set_random_state
 from cmg.training.trainer import differences
 from cmg.utils.errors import InputError
 
@@ -31,7 +31,7 @@ def find(resume, folders, settings):
     Args:
         resume: "auto" for the newest, a run folder, or "" for a new run.
         folders: builders.RunFolders.
-        settings: what must agree, as plain values (settings.decisive).
+        settings: what must agree, as plain values (settings.affects_results).
 
     Raises:
         InputError: a folder without an unfinished run, of other settings, or a damaged state.
@@ -105,14 +105,14 @@ class Within:
 
 @dataclass
 class TrainState:
-    """Everything that training changes; cmg.transfer.resume.Progress keeps it."""
+    """Everything that training changes; cmg.downstream.resume.Progress keeps it."""
 
     settings: dict              # see `find`
     network: AVSNetwork
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     order: Order                # of the clips
-    log: Run
+    log: RunLogger
     within: Within = field(default_factory=Within)
     step: int = 0               # steps taken in all, when an epoch was finished last
     chosen: dict = field(default_factory=dict)      # kind of network_files.FILES -> {"epoch", "mIoU" of validation}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from train_resume import FILE, Means, Order, TrainState, Within
 
 from cmg.data.sets.avs_s4 import warn_of_greys
-from cmg.transfer.resume import Progress
+from cmg.downstream.resume import Progress
 from cmg.utils.errors import InputError
 from cmg.utils.signals import stop_on_signals
 
@@ -57,7 +57,7 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
         learning: settings.Learning.
         settings: what a resumed run must agree in, as plain values.
         folder: the run's folder.
-        log_folder: cmg.training.run_logger.Run that takes the curves.
+        log_folder: cmg.training.run_logger.RunLogger that takes the curves.
 
     Returns:
         kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.

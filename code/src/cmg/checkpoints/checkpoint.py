@@ -4,13 +4,10 @@ A file is a dict of the published sections (cmg/systems/state_dicts/rules.py), t
 `total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
 optimiser state, `features` (what the features were made with: cmg/data/origins.py), and `run` (random state, position,
 options). Nothing is stored twice, nothing is left out.
-`python -m cmg.checkpoints.checkpoint FILE` describes a file, `... export FILE --out DIR` writes its encoder for others
-(cmg/report/export.py).
+`python -m cmg.checkpoints FILE` describes a file.
 """
 
-import hashlib
 import pickle
-import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +17,18 @@ from torch.utils._pytree import tree_map_only
 
 from cmg.data import origins
 from cmg.data.archive import require_stored
+from cmg.models.codebook import code_perplexity
 from cmg.models.config import numbers
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
-from cmg.systems.state_dicts.rules import OWN
-from cmg.training.monitors import code_perplexity
-from cmg.utils.errors import InputError, Parser, readable, run
-from cmg.utils.files import whole_file
+from cmg.systems.state_dicts.rules import EXTRA_SECTION
+from cmg.utils.errors import InputError
+from cmg.utils.files import atomic_write
 from cmg.utils.limits import LIMITS
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+STATE = {"Adam": ADAM_STATE, "AdamW": ADAM_STATE, "SGD": ()}      # what torch's optimizers keep of a parameter
 OWN_OPTIMIZER = "own_optimizer"     # Adam's state of parameters without a published name
 
 
@@ -52,7 +50,7 @@ class Loaded:
         return not self.missing
 
     @property
-    def features(self):
+    def feature_origins(self):
         """modality -> what its features were made with (cmg/data/origins.py); None in our files of before this was kept.
         Published files do not say it and are taken for what they are: None for every modality."""
         if "config" not in self.contents:
@@ -60,21 +58,12 @@ class Loaded:
         return self.contents.get("features")
 
 
-def sha256(path):
-    """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
-    digest = hashlib.sha256()
-    with readable(path), open(path, "rb") as file:
-        while part := file.read(1 << 20):           # hashlib.file_digest is of Python 3.11
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def save(path, contents):
     """Write a file whole or not at all. Its tensors are on the CPU, so that a machine without a GPU can read them."""
     path, contents = Path(path), tree_map_only(torch.Tensor, torch.Tensor.cpu, contents)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             torch.save(contents, file)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__     # torch's writer hides a full disk
@@ -140,7 +129,7 @@ def open_file(path, dtype=torch.float32):
     for parameter in system.parameters():
         parameter.requires_grad_(True)
     section_of = {name: tensor.section for tensor in tensors for name in tensor.ours}
-    missing = list(dict.fromkeys(section_of.get(name, f"{OWN}.{name}") for name in absent))
+    missing = list(dict.fromkeys(section_of.get(name, f"{EXTRA_SECTION}.{name}") for name in absent))
     epoch, step = contents.get("epoch", -1), contents.get("total_step", 0)
     if not isinstance(epoch, int) or not isinstance(step, int):
         raise InputError(f"{path}: epoch and total_step are {epoch!r} and {step!r}; expected integers")
@@ -162,20 +151,20 @@ def config_of(contents):
     except (AssertionError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"its config is of no {kind.title} ({error}); it was written by another version of this "
+        raise InputError(f"its config is of no {kind.label} ({error}); it was written by another version of this "
                          "program") from None
 
 
 def _own_tensors(contents, kind, config, state):
     """Our tensors that have no published name, checked against the system."""
-    own = contents.get(OWN, {})
+    own = contents.get(EXTRA_SECTION, {})
     expected = {name: value for name, value in rules.meta(kind, config).state_dict().items() if name not in state}
     known = {name for tensor in rules.layout(kind, config) for name in tensor.ours}
     for name, value in own.items():
         if name not in expected or name in known:
-            raise InputError(f"{OWN} has an unknown key {name}")
-        rules.require_shape(f"{OWN}.{name}", value, expected[name].shape)
-        rules.require_numbers(f"{OWN}.{name}", value, not expected[name].is_floating_point())
+            raise InputError(f"{EXTRA_SECTION} has an unknown key {name}")
+        rules.require_shape(f"{EXTRA_SECTION}.{name}", value, expected[name].shape)
+        rules.require_numbers(f"{EXTRA_SECTION}.{name}", value, not expected[name].is_floating_point())
     return own
 
 
@@ -215,7 +204,7 @@ def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
     """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see cmg.systems.base.FrozenEncoder."""
     loaded = open_file(path, dtype)
     return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0,
-                         loaded.features).to(device)
+                         loaded.feature_origins).to(device)
 
 
 def untrained_like(encoder, seed):
@@ -229,91 +218,99 @@ def untrained_like(encoder, seed):
     return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
 
 
-def _optimizer_names(system, optimizers):
-    """name of a trainer's optimiser -> its section in files."""
-    return {name: "optimizer" if name == "main" else system.auxiliary[name] for name in optimizers}
+def _sections(system, optimizers):
+    """Section of a file -> (torch optimizer, names of its groups): the main one, and one for each auxiliary group."""
+    main = [name for name, group in optimizers.groups.items() if not group.auxiliary]
+    return {"optimizer": (optimizers.main, main)} | {
+        system.auxiliary[name]: (optimizers.auxiliary, [name]) for name in optimizers.groups if name not in main}
 
 
-def _published_order(system, name):
-    """Published parameters of one optimiser in the order in which it numbers them.
-
-    Which they are follows from the system's groups: a section with a parameter of the optimiser belongs to it whole.
-    """
-    groups = [group for group in system.parameter_groups()
-              if (group.optimizer == "main" if name == "main" else group.name == name)]
+def _published_order(system, names):
+    """Published parameters of an optimizer section, given its groups, in the order in which it numbers them. A section
+    of the file with a parameter of the optimizer belongs to it whole."""
     tensors = rules.layout(type(system), system.config)
-    return [tensor for group in groups for tensor in tensors if tensor.section == group.name and not tensor.is_buffer]
+    return [tensor for name in names for tensor in tensors if tensor.section == name and not tensor.is_buffer]
 
 
 def optimizer_sections(system, optimizers):
-    """Optimiser state under the published names and parameter numbers, and that of our own parameters by name.
+    """Optimizer state under the published names and parameter numbers, and that of our own parameters by name.
 
     Args:
-        optimizers: "main" and every auxiliary group -> torch optimiser that holds our parameters.
+        optimizers: cmg.training.optim.Optimizers.
     """
-    parameters, result, own_state = dict(system.named_parameters()), {}, {}
-    for name, section in _optimizer_names(system, optimizers).items():
-        optimizer, order = optimizers[name], _published_order(system, name)
-        moved = {parameter: {key: state[key].detach().cpu() for key in ADAM_STATE}
-                 for parameter, state in optimizer.state.items() if state and float(state["step"])}
+    result, own_state = {}, {}
+    for section, (optimizer, names) in _sections(system, optimizers).items():
+        order = _published_order(system, names)
+        parameters = {ours: p for name in names for ours, p in optimizers.groups[name].parameters.items()}
+        moved = {ours: {key: value.detach().cpu() for key, value in state.items() if value is not None}
+                 for ours, p in parameters.items() if (state := optimizer.state.get(p)) and float(state.get("step", 1))}
         numbers = {tensor.ours[0]: number for number, tensor in enumerate(order) if tensor.ours}
-        group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        group = next(group for group in optimizer.param_groups if group["name"] == names[0])
+        group = {key: value for key, value in group.items() if key not in ("params", "name")}
         group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
-        state = {number: moved[parameters[ours]] for ours, number in numbers.items() if parameters[ours] in moved}
-        result[section] = {"state": state, "param_groups": [group | {"params": list(range(len(order)))}]}
-        own = {ours: moved[parameter] for ours, parameter in parameters.items()
-               if parameter in moved and ours not in numbers}
+        result[section] = {"state": {number: moved[ours] for ours, number in numbers.items() if ours in moved},
+                           "param_groups": [group | {"params": list(range(len(order)))}]}
+        own = {ours: state for ours, state in moved.items() if ours not in numbers}
         own_state |= {section: own} if own else {}
     return result | ({OWN_OPTIMIZER: own_state} if own_state else {})
 
 
 def load_optimizers(loaded, optimizers):
-    """Put the file's optimiser sections into `optimizers` (as in `optimizer_sections`)."""
+    """Put the file's optimizer sections into `optimizers` (as in `optimizer_sections`)."""
     system = loaded.system
-    parameters = dict(system.named_parameters())
-    for name, section in _optimizer_names(system, optimizers).items():
+    for section, (optimizer, names) in _sections(system, optimizers).items():
+        parameters = {ours: p for name in names for ours, p in optimizers.groups[name].parameters.items()}
         try:
             stored = loaded.contents[section]["state"]
             groups = loaded.contents[section]["param_groups"]
-            order = _published_order(system, name)
+            order = _published_order(system, names)
             if len(groups) != 1 or len(groups[0]["params"]) != len(order):
                 raise InputError(f"{loaded.path}: {section} is for {sum(len(g['params']) for g in groups)} parameters; "
                                  f"expected one group of {len(order)}; this file cannot be resumed")
             found = {order[number].ours[0]: own for number, own in stored.items() if order[number].ours}
             found |= loaded.contents.get(OWN_OPTIMIZER, {}).get(section, {})
             for ours, own in found.items():
-                _load_adam(optimizers[name], parameters[ours], own, f"{loaded.path}: {section} has state of another "
-                           f"shape or kind for {ours}; it is damaged: this file cannot be resumed")
+                _load_state(optimizer, parameters[ours], own, f"{loaded.path}: {section}: state of {ours}")
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{loaded.path}: section {section} is missing or not an Adam state ({error}); "
+            raise InputError(f"{loaded.path}: section {section} is missing or not the state of an optimizer ({error}); "
                              "this file cannot be resumed") from error
 
 
-def _load_adam(optimizer, parameter, own, damaged):
-    """Give a parameter its stored state; InputError with the text `damaged` where that does not fit."""
-    moments, step = (own["exp_avg"], own["exp_avg_sq"]), torch.as_tensor(own["step"], dtype=torch.float32)
-    if step.shape or not all(rules.is_plain(x) and x.shape == parameter.shape for x in moments):
-        raise InputError(damaged)
-    on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-    optimizer.state[parameter] = {
-        "step": step.to(parameter.device if on_device else "cpu", copy=True),
+def _load_state(optimizer, parameter, stored, what):
+    """Give a parameter its stored state.
+
+    Raises:
+        InputError: damaged, or of another kind of optimizer.
+    """
+    kind = type(optimizer).__name__
+    expected = STATE.get(kind, stored.keys())
+    if set(stored) != set(expected):
+        raise InputError(f"{what} holds {', '.join(map(str, stored)) or 'nothing'}; {kind} keeps "
+                         f"{', '.join(expected) or 'nothing'}; resume with the --optimizer of that run")
+    state, on_device = {}, optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+    for key, value in stored.items():
+        value = torch.as_tensor(value, dtype=torch.float32) if key == "step" else value
+        if not rules.is_plain(value) or value.shape != (() if key == "step" else parameter.shape):
+            raise InputError(f"{what} has another shape or kind; it is damaged: this file cannot be resumed")
         # laid out in memory as the parameter is: the fused kernels walk through both side by side
-        "exp_avg": torch.empty_like(parameter.detach()).copy_(own["exp_avg"]),
-        "exp_avg_sq": torch.empty_like(parameter.detach()).copy_(own["exp_avg_sq"])}
+        state[key] = value.to(parameter.device if on_device else "cpu", copy=True) if key == "step" else \
+            torch.empty_like(parameter.detach()).copy_(value)
+    optimizer.state[parameter] = state
 
 
-def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, features=None):
-    """The dict of a pretraining file: published sections in `dtype`, optimisers, position, config, our `run` state, and
-    `features`, modality -> what they were made with, where that is known."""
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32,
+         feature_origins=None):
+    """The dict of a pretraining file: published sections in `dtype`, optimizers, position, config, our `run` state, and
+    `features`, modality -> what they were made with (`feature_origins`), where that is known."""
     state = system.state_dict()
     contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
     own = {name: rules.stored(state[name], dtype) for name in rules.own_names(system)}
-    contents |= {OWN: own} if own else {}
+    contents |= {EXTRA_SECTION: own} if own else {}
     contents |= optimizer_sections(system, optimizers)
     contents |= {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
-    return contents | ({} if features is None else {"features": features})
+    return contents | ({} if feature_origins is None else {"features": feature_origins})
 
 
 def config_to_dict(system):
@@ -328,12 +325,12 @@ def describe(path):
     config, tensors = system.config, rules.layout(type(system), system.config)
     absent = {name for tensor in tensors if tensor.section in loaded.missing for name in tensor.ours}
     stored = [parameter.numel() for name, parameter in system.named_parameters()
-              if name not in absent and f"{OWN}.{name}" not in loaded.missing]
+              if name not in absent and f"{EXTRA_SECTION}.{name}" not in loaded.missing]
     dead = [*loaded.unused, *(name for module in system.modules() for name in getattr(module, "unread", ()))]
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
                      for v in s.values() if isinstance(v, torch.Tensor)})
     own = rules.own_names(system)
-    lines = [f"file            {path}", f"system          {system.name} ({system.title})",
+    lines = [f"file            {path}", f"system          {system.name} ({system.label})",
              f"modalities      {', '.join(config.modalities)}",
              f"codes           K = {config.num_codes}, D = {config.code_dim}",
              "features        " + ", ".join(f"{m} {config.kind(m)} {' x '.join(map(str, shape))}"
@@ -353,32 +350,3 @@ def describe(path):
                      f"{code_perplexity(codebook):.1f}, "
                      f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
     return lines
-
-
-def main(argv=None):
-    """Describe a file, or with `export` as the first argument write its encoder for others."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["export"]:
-        return _export(argv[1:])
-    parser = Parser(prog="cmg.checkpoints.checkpoint", description="Describe a pretraining checkpoint, published or ours.",
-                    epilog="cmg.checkpoints.checkpoint export FILE --out DIR writes its encoder as safetensors")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    print("\n".join(describe(parser.parse_args(argv).file)))
-
-
-def _export(argv):
-    from cmg.report.export import export  # here, because it needs this module
-    parser = Parser(prog="cmg.checkpoints.checkpoint export", description="Write a checkpoint's encoder for others: "
-                    "safetensors, config.json and a model card.")
-    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    options = parser.parse_args(argv)
-    for path in export(options.file, options.out, options.results):
-        print(path)
-
-
-if __name__ == "__main__":
-    run(main)

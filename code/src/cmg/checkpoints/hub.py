@@ -13,6 +13,7 @@ from cmg.checkpoints import checkpoint
 from cmg.data import origins
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.state_dicts import rules
+from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
@@ -66,9 +67,9 @@ def _read(path, dtype, zero_code0):
     """The encoder of an exported folder, given its file of weights."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as python -m "
-                         "cmg.checkpoints.checkpoint export writes them")
+                         "cmg.checkpoints export writes them")
     about = _config(path.with_name(CONFIG))
-    if checkpoint.sha256(path) != about["weights_sha256"]:
+    if files.sha256(path) != about["weights_sha256"]:
         raise InputError(f"{path}: not the weights that {CONFIG} beside it was written with (SHA-256 differs); "
                          "download or export both again")
     try:

@@ -85,7 +85,7 @@ class Clips(Dataset):
                 item[m], seconds = self._clip(m, i)
                 own += [seconds] if self.stores[m].leading else []
         if self.padding == "mask":
-            item["real"] = np.arange(self.seconds) < min(own)
+            item["mask"] = np.arange(self.seconds) < min(own)
         if self.text is not None:
             vectors, index = self.text
             item["text"] = vectors[np.ravel(index[i])[0]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from cmg.data.csv import read_header, read_rows
 from cmg.utils.errors import InputError
 
-OWN = "custom"                  # --dataset_name, task and family of places of the user's own data
+CUSTOM = "custom"                  # --dataset_name, task and family of places of the user's own data
 SPLITS = ("train", "val", "test")
 OPTIONAL = ("label", "onset", "offset", "prompt")
 FORM = "the columns id, split and, as far as there are, label, onset, offset, prompt"

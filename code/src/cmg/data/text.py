@@ -20,7 +20,7 @@ from cmg.data.archive import read_counts
 from cmg.data.csv import read_table
 from cmg.data.hdf5 import hdf5_array, open_hdf5, reading, texts
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 FORMAT = "cmg-text-1"
 WORDS = 10                              # the encoder takes the first ten kept words
@@ -166,7 +166,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         file["word_index"] = np.array(rows["word_index"], np.int32)
         file["word_kept"] = np.array(rows["word_kept"], bool)
         file["word_vectors"] = np.concatenate(words)
-    with output_file(path, remedy="choose another place with --out or --path") as file:
+    with atomic_output(path, remedy="choose another place with --out or --path") as file:
         file.write(content.getvalue())
     return empty
 

@@ -28,7 +28,7 @@ from cmg.data.text import read_prompts, write_text_features
 from cmg.data.text_backends import hashing_sentences
 from cmg.demos import dialled_clips
 from cmg.utils.errors import InputError, Parser, run
-from cmg.utils.files import one_line, output_file, whole_folder
+from cmg.utils.files import as_input_error, atomic_folder, atomic_output
 
 VERSION = 4                             # of the contents; a change makes trees built earlier unusable
 MARKER = "demo.json"                    # written last: a folder that has it is whole
@@ -427,7 +427,7 @@ def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
     there = parts_there(out, seed, clips, seconds)
     if there:
         return add_parts(out, places, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
-    with whole_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
+    with atomic_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
         total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(dialled_clips.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
@@ -442,7 +442,7 @@ def add_parts(out, places, seed, clips, seconds, names, progress):
     """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
-                threadpool_limits(1), one_line(out, "choose another --out"):
+                threadpool_limits(1), as_input_error(out, "choose another --out"):
             tree = Tree(out, places, seed, clips, bar, seconds)
             for name in names:
                 PARTS[name](tree)
@@ -451,7 +451,7 @@ def add_parts(out, places, seed, clips, seconds, names, progress):
 
 
 def write_marker(root, seed, clips, seconds):
-    with output_file(root / MARKER, "w", "choose another --out") as file:
+    with atomic_output(root / MARKER, "w", "choose another --out") as file:
         file.write(json.dumps(settings(seed, clips, seconds), indent=1) + "\n")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cmg.data.text import write_text_features
 from cmg.data.text_backends import hashing_sentences
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file, whole_folder
+from cmg.utils.files import atomic_folder, atomic_output
 
 SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
 EPOCHS = 50
@@ -74,7 +74,7 @@ DATA=(--manifest "$DIR/clips.csv" --features audio="$DIR/audio" --features video
 # 3. Train a head on each modality, test it on the others.
 ./custom.sh "${{DATA[@]}}" --checkpoint "$DIR/checkpoint/DCID-model-{last}.pt" --workers 0 --snapshot_pref "$DIR/heads"
 # 4. Everything on one page: open report.html in a browser.
-{python} -m engine.report "$DIR/pretraining" "$DIR/heads" --out "$DIR/report.html\""""
+{python} -m cmg.report "$DIR/pretraining" "$DIR/heads" --out "$DIR/report.html\""""
 
 
 def clips():
@@ -119,7 +119,7 @@ def write(folder, src):
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: there is something already; a new or empty folder is expected; choose another")
-    with whole_folder(folder, remedy="choose another DIR") as partial:
+    with atomic_folder(folder, remedy="choose another DIR") as partial:
         _fill(partial, folder, src)
     return sorted(path for path in folder.iterdir())
 
@@ -151,5 +151,5 @@ def _save(path, array):
 
 
 def _write(path, data):
-    with output_file(path, remedy="choose another folder") as file:
+    with atomic_output(path, remedy="choose another folder") as file:
         file.write(data if isinstance(data, bytes) else data.encode())

@@ -37,7 +37,7 @@ from cmg.demos.dialled_clips import CLASSES, EMPTY, WORDS
 from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
 from cmg.extract.video import GRID
 from cmg.utils.errors import InputError, Parser, run
-from cmg.utils.files import output_file, whole_folder
+from cmg.utils.files import atomic_folder, atomic_output
 
 VERSION = 1                             # of the contents
 MARKER = "spoken.json"                  # written last: a folder that has it is whole
@@ -177,14 +177,14 @@ def build(out, places, recordings, seed=0, clips=2400, progress=True, writer=Wri
     if is_there(out, settings):
         return False
     speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
-    with whole_folder(out, lambda: is_there(out, settings)) as partial:
+    with atomic_folder(out, lambda: is_there(out, settings)) as partial:
         total = sum(clips // share for share in (1, HELD_SHARE, HELD_SHARE, *AVE_SHARES, AVVP_SHARE, UCF_SHARE))
         with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar, \
                 threadpool_limits(1):                                           # sums depend on the threads
             tree = writer(partial, places, seed, clips, bar).start(speech, images)
             for part in PARTS:
                 part(tree)
-        with output_file(partial / MARKER, "w") as file:
+        with atomic_output(partial / MARKER, "w") as file:
             file.write(json.dumps(settings, indent=1) + "\n")
     return True
 

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 from cmg.utils.limits import LIMITS
 
 RATE = 8000                             # samples a second
@@ -104,7 +104,7 @@ def fetch(folder):
             if len(content) > LIMITS.download_bytes:
                 raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get "
                                  "it elsewhere and name its folder with --recordings")
-            with output_file(path) as file:
+            with atomic_output(path) as file:
                 file.write(content)
 
 

@@ -28,7 +28,7 @@ from cmg.data.features import fit_length
 from cmg.data.origins import SIDECAR, read_sidecar
 from cmg.extract.clip import Row
 from cmg.utils.errors import InputError
-from cmg.utils.files import one_line, output_file
+from cmg.utils.files import as_input_error, atomic_output
 
 REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
@@ -40,7 +40,7 @@ PACKAGES = ("torch", "numpy", "scipy", "transformers", "av")
 
 def write_whole(path, data):
     """Put bytes at a path below the output folder, whole or not at all; InputError where that cannot be done."""
-    with output_file(path, remedy=OTHER) as file:
+    with atomic_output(path, remedy=OTHER) as file:
         file.write(data)
 
 
@@ -109,7 +109,7 @@ class Report:
     def __init__(self, folder, shard):
         self.folder = Path(folder)
         path = self.path = self.folder / f".report-{shard[0]}-of-{shard[1]}.journal"
-        with one_line(path, OTHER):
+        with as_input_error(path, OTHER):
             self.own = open(path, "a", encoding="utf-8")
         try:
             fcntl.flock(self.own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +118,7 @@ class Report:
             raise InputError(f"{path}: another run is making this shard; one at a time is expected; wait for it, or "
                              "take another shard") from None
         try:
-            with one_line(path, OTHER):
+            with as_input_error(path, OTHER):
                 self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may have been cut off
             self.rows = self._known()
         except BaseException:
@@ -137,7 +137,7 @@ class Report:
     def add(self, row):
         """Keep a clip's line, before anything else happens."""
         self.rows[row.id] = row
-        with one_line(self.path, OTHER):
+        with as_input_error(self.path, OTHER):
             self.own.write(_line(asdict(row).values()))
             self.own.flush()
 
@@ -167,7 +167,7 @@ class Report:
 
 @contextmanager
 def _locked(path):
-    with one_line(path, OTHER):
+    with as_input_error(path, OTHER):
         file = open(path, "w")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -256,7 +256,7 @@ def write_ave(path, rows, zips, seconds, dtype):
     shape = next((read_zip(zips / f"{name}.zip").shape[1:] for name in rows if (zips / f"{name}.zip").exists()), None)
     if shape is None:
         raise InputError(f"{zips}: no feature of the {len(rows)} rows asked for; one at least is expected; see --order")
-    with output_file(path, "w+b", OTHER) as file:
+    with atomic_output(path, "w+b", OTHER) as file:
         patient = _Patient(file)
         with h5py.File(patient, "w") as out:
             array = out.create_dataset("avadataset", (len(rows), seconds, *shape), dtype, chunks=(1, seconds, *shape))

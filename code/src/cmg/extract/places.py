@@ -10,7 +10,7 @@ from cmg.data.features import fit_length
 from cmg.extract import audio, output
 from cmg.extract.media import Media
 from cmg.extract.output import write_whole
-from cmg.utils.files import one_line
+from cmg.utils.files import as_input_error
 
 
 class Zips:
@@ -33,7 +33,7 @@ class Zips:
         for modality in self.modalities:
             feature, place = getattr(made, modality), self.place(modality, made.row.id)
             if feature is None:
-                with one_line(place, output.OTHER):
+                with as_input_error(place, output.OTHER):
                     place.unlink(missing_ok=True)
             else:
                 write_whole(place, output.zip_bytes(made.row.id, feature))

@@ -16,7 +16,7 @@ from cmg.extract.output import write_whole
 from cmg.extract.places import AVSBench, Zips
 from cmg.prepare.lists import read_annotations
 from cmg.utils.errors import InputError
-from cmg.utils.files import one_line, remove_leftovers
+from cmg.utils.files import as_input_error, remove_leftovers
 from cmg.utils.signals import stop_on_signals
 
 SUFFIXES = {f".{name}" for name in (
@@ -94,7 +94,7 @@ def run(opts):
     starts = {name: float(value) for name, value in labels.first(column).items()} if column else {}
     clips = _labelled_only(clips, labels, opts, column)
     device = find_device(opts.device_name)
-    with one_line(opts.out, output.OTHER):
+    with as_input_error(opts.out, output.OTHER):
         opts.out.mkdir(parents=True, exist_ok=True)
     sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
     timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, last=opts.preset == "avsbench")

@@ -1,4 +1,8 @@
-"""CLUB: an upper bound of the mutual information of codes and specific features (NeurIPS 2023, eq. 2)."""
+"""CLUB: an upper bound of the mutual information of codes and specific features (NeurIPS 2023, eq. 2).
+
+`CLUB` is the network of one modality with the plain form of its two equations. Training uses `BatchedCLUB`, the same
+numbers for all modalities in one product per layer: `fit` takes the optimizer steps of q, `upper_bounds` gives the loss.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmg.models.masking import gathered, mean_of_clips
-from cmg.utils.collectives import ALONE
+from cmg.utils import dist
 
 
 def _mlp(widths, last=None):
@@ -17,8 +21,8 @@ def _mlp(widths, last=None):
     return nn.Sequential(*layers[:-1], *([last] if last else []))
 
 
-class Club(nn.Module):
-    """q(specific | code) of one modality, a Gaussian with mean and log-variance from two MLPs; `Clubs` computes it."""
+class CLUB(nn.Module):
+    """q(specific | code) of one modality, a Gaussian with mean and log-variance from two MLPs."""
 
     def __init__(self, code_dim, specific_dim, hidden):
         super().__init__()
@@ -26,28 +30,43 @@ class Club(nn.Module):
         self.mean = _mlp(widths)
         self.log_variance = _mlp(widths, nn.Tanh())
 
+    def log_likelihood(self, codes, specific):
+        """Mean log q(specific | code) over seconds, up to a constant, in nats: (B, T, D), (B, T, S) -> scalar."""
+        mean, log_variance = self.mean(codes), self.log_variance(codes)
+        return (-(mean - specific) ** 2 / log_variance.exp() - log_variance).sum(-1).mean() / 2
+
+    def upper_bound(self, codes, specific, permutation):
+        """The bound on I(code; specific), in nats: clips against clips in the order `permutation` (B,).
+
+        As published, errors and log-variances are averaged over the seconds of a clip before they are divided.
+        """
+        mean, variance = self.mean(codes), self.log_variance(codes).mean(1).exp()               # (B, T, S), (B, S)
+        matched = ((mean - specific) ** 2).mean(1) / variance
+        shuffled = ((mean - specific[permutation]) ** 2).mean(1) / variance
+        return (shuffled - matched).sum(-1).mean() / 2
+
 
 @dataclass
-class Evidence:
+class SufficientStats:
     """Sufficient statistics of a batch for fitting q: per modality R groups of seconds that share a code."""
 
     codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
     share: Tensor       # (M, R, 1) of all seconds, 0..1
     mean: Tensor        # (M, R, S) of the group's features
     spread: Tensor      # (M, R, S) mean squared deviation from it
-    real: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
+    mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
 
     @classmethod
-    def each(cls, codes, specific, real=None):
+    def each(cls, codes, specific, mask=None):
         """Every second a group of its own: codes (M, N, D), specific (M, N, S), real (B, T), N = B * T."""
         share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
-        if real is not None:
-            share = (real.flatten().to(specific.dtype) / real.sum()).view(1, -1, 1).expand_as(share)
-        return cls(codes, share, specific, torch.zeros_like(specific), real)
+        if mask is not None:
+            share = (mask.flatten().to(specific.dtype) / mask.sum()).view(1, -1, 1).expand_as(share)
+        return cls(codes, share, specific, torch.zeros_like(specific), mask)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, codes, indices, specific, real=None):
+    def of(cls, codes, indices, specific, mask=None):
         """Seconds grouped by code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
 
         A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
@@ -55,18 +74,18 @@ class Evidence:
         """
         rows, chosen = specific.flatten(1, 2), indices.flatten(1)
         if len(codes) >= rows.shape[1]:
-            return cls.each(codes[chosen], rows, real)
+            return cls.each(codes[chosen], rows, mask)
         hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (M, N, K)
-        if real is not None:
-            hits = hits * real.flatten().unsqueeze(1)
+        if mask is not None:
+            hits = hits * mask.flatten().unsqueeze(1)
         number = hits.sum(1).unsqueeze(2)
         mean = hits.mT @ rows / number.clamp_min(1)
         deviation = rows - mean.gather(1, chosen.unsqueeze(2).expand_as(rows))
-        return cls(codes.unsqueeze(0), number / (rows.shape[1] if real is None else real.sum()), mean,
-                   hits.mT @ deviation ** 2 / number.clamp_min(1), real)
+        return cls(codes.unsqueeze(0), number / (rows.shape[1] if mask is None else mask.sum()), mean,
+                   hits.mT @ deviation ** 2 / number.clamp_min(1), mask)
 
 
-class Clubs:
+class BatchedCLUB:
     """The CLUB networks of M modalities side by side: one batched product per layer instead of one per network.
 
     It computes with copies of the networks' weights, which `refresh` brings up to date. Where modalities differ in the
@@ -78,34 +97,36 @@ class Clubs:
             log-variances'.
     """
 
-    def __init__(self, clubs, together=ALONE):
-        self.together, self.tensors, self._places = together, [], []
+    def __init__(self, clubs):
+        self.tensors, self._slots = [], []
         networks = [club.mean for club in clubs] + [club.log_variance for club in clubs]
         for layer in zip(*([part for part in network if isinstance(part, nn.Linear)] for network in networks)):
             weight, width = layer[0].weight, max(part.out_features for part in layer)
             for number, part in enumerate(layer):
-                self._places += [(part.weight, len(self.tensors), (number, slice(part.out_features))),
+                self._slots += [(part.weight, len(self.tensors), (number, slice(part.out_features))),
                                  (part.bias, len(self.tensors) + 1, (number, 0, slice(part.out_features)))]
             self.tensors += [weight.new_zeros(len(layer), width, part.in_features, requires_grad=True),
                              weight.new_zeros(len(layer), 1, width, requires_grad=True)]
-        self._parameters = [parameter for parameter, *_ in self._places]
+        self._parameters = [parameter for parameter, *_ in self._slots]
         self._copies = self._views([tensor.detach() for tensor in self.tensors])
         self.refresh()
 
     def _views(self, tensors):
-        return [tensors[number][place] for _, number, place in self._places]
+        return [tensors[number][place] for _, number, place in self._slots]
 
     @torch.no_grad()
     def refresh(self):
         """Copy the networks' weights."""
         torch._foreach_copy_(self._copies, self._parameters)
 
-    def collect_gradients(self):
-        """From now on the gradients of the copies, zero at first, are those of the networks."""
+    def share_gradients(self):
+        """From now on the gradients of the copies, zero at first, are those of the networks: for the optimizer, and for
+        the norms before clipping."""
         for tensor in self.tensors:
             tensor.grad = torch.zeros_like(tensor)
         for parameter, gradient in zip(self._parameters, self._views([tensor.grad for tensor in self.tensors])):
             parameter.grad = gradient
+        dist.sum_gradients(self.tensors)
 
     def zero_gradients(self):
         torch._foreach_zero_([tensor.grad for tensor in self.tensors])
@@ -119,14 +140,14 @@ class Clubs:
         mean, log_variance = x.chunk(2)
         return mean, log_variance.tanh()
 
-    def log_likelihoods(self, evidence):
+    def log_likelihoods(self, stats):
         """Mean log-likelihood of a second, up to a constant: (M,), in nats."""
-        mean, log_variance = self.gaussians(evidence.codes)
-        error = (mean - evidence.mean) ** 2 + evidence.spread
-        values = (evidence.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
-        return self.together.average(values, evidence.real)
+        mean, log_variance = self.gaussians(stats.codes)
+        error = (mean - stats.mean) ** 2 + stats.spread
+        values = (stats.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
+        return dist.mean(values, stats.mask)
 
-    def upper_bounds(self, codes, specific, permutations, real=None):
+    def upper_bounds(self, codes, specific, permutations, mask=None):
         """The bounds on I(code; specific), (M,), in nats: clips against clips in another order, over the seconds that
         both have.
 
@@ -137,14 +158,14 @@ class Clubs:
             real: mask of the seconds (cmg/models/masking.py).
         """
         mean, log_variance = (x.unflatten(1, codes.shape[1:3]) for x in self.gaussians(codes.flatten(1, 2)))
-        everything = torch.cat([mean, specific, mean_of_clips(log_variance, real).unsqueeze(2)], 2).transpose(0, 1)
-        everything = self.together.gather(everything).transpose(0, 1)
+        everything = torch.cat([mean, specific, mean_of_clips(log_variance, mask).unsqueeze(2)], 2).transpose(0, 1)
+        everything = dist.all_gather(everything).transpose(0, 1)
         mean, specific, variance = everything.split([codes.shape[2], specific.shape[2], 1], 2)
         variance = variance.squeeze(2).exp()                                                # (M, B, S)
-        real = gathered(real, self.together, mean)
-        matched = mean_of_clips((mean - specific) ** 2, real) / variance
+        mask = gathered(mask, mean)
+        matched = mean_of_clips((mean - specific) ** 2, mask) / variance
         other = specific.gather(1, permutations[:, :, None, None].expand_as(specific))
-        shuffled = mean_of_clips((mean - other) ** 2, None if real is None else real & real[permutations]) / variance
+        shuffled = mean_of_clips((mean - other) ** 2, None if mask is None else mask & mask[permutations]) / variance
         return (shuffled - matched).sum(2).mean(1) / 2
 
     def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):
@@ -157,9 +178,40 @@ class Clubs:
                 channels, as if they were seconds, and sums over the rows.
         """
         mean, log_variance = (x.view(*codes.shape[:2], -1) for x in self.gaussians(codes.flatten(0, 1).unsqueeze(0)))
-        rows = self.together.gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
+        rows = dist.all_gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
         mean, specific, log_variance = rows.chunk(3, 1)
         matched, shuffled = (mean - specific) ** 2, (mean - specific[permutation]) ** 2
         if form == "released":
             return ((shuffled - matched).mean(1) / log_variance.mean(1).exp()).sum() / 2
         return ((shuffled - matched) / log_variance.exp()).sum(1).mean() / 2
+
+
+def fit(clubs, stats, optimizer, iterations):
+    """Fit CLUB networks by maximum likelihood of the specific features given what they are predicted from.
+
+    The gradients of the last iteration stay and join those of the bound in the main backward pass, so that the norms
+    before clipping are the published ones; the next iteration clears them.
+
+    Args:
+        clubs: any key -> BatchedCLUB whose gradients are shared (`share_gradients`).
+        stats: the same keys -> SufficientStats of the batch, without gradient.
+        optimizer: torch optimizer of the networks.
+        iterations: steps to take.
+
+    Returns:
+        key -> (M,) log-likelihoods of the last iteration before its update.
+    """
+    likelihoods = {}
+    for _ in range(iterations if clubs else 0):
+        for key, batched in clubs.items():
+            batched.zero_gradients()
+            likelihoods[key] = batched.log_likelihoods(stats[key])
+        (-sum(values.sum() for values in likelihoods.values())).backward()
+        dist.wait_gradients()
+        optimizer.step()
+        for batched in clubs.values():
+            batched.refresh()
+    if not dist.is_main():              # what has been added up over the processes counts once
+        for batched in clubs.values():
+            batched.zero_gradients()
+    return {key: values.detach() for key, values in likelihoods.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmg.models.config import short
-from cmg.utils.collectives import ALONE
+from cmg.utils import dist
 
 SAME_MODALITY = 0.1         # weight of predicting one's own future
 
@@ -40,28 +40,27 @@ class CrossCPC(nn.Module):
         super().__init__()
         self.accuracy_over = accuracy_over
         self.lstm = nn.ModuleDict({m: nn.LSTM(code_dim, code_dim, 2, batch_first=True) for m in modalities})
-        self.together = ALONE
         self.predictor = nn.ModuleDict({m: nn.Linear(code_dim, code_dim) for m in modalities})
 
-    def forward(self, z, second, real=None):
+    def forward(self, z, second, mask=None):
         """Predict second + 1 from seconds 0..second of `z`, modality -> (B, T, D).
 
-        With a mask `real` (cmg/models/masking.py) the second is one of each clip's own, as far along in it as `second` is in
+        With a mask `mask` (cmg/models/masking.py) the second is one of each clip's own, as far along in it as `second` is in
         T; clips of less than three seconds are neither predicted nor compared with.
         """
-        if real is None:
+        if mask is None:
             counts = None
             seen = [self.lstm[m](x[:, :second + 1])[0][:, -1] for m, x in z.items()]
             coming = [x[:, second + 1] for x in z.values()]
         else:
-            own, clips = real.sum(1), torch.arange(len(real), device=real.device)
-            counts = self.together.gather((own >= 3).to(next(iter(z.values())).dtype))      # (B,) 0 or 1, of all clips
-            last = (1 + (second - 1) * (own - 2) // (real.shape[1] - 2)).clamp_min(0)
+            own, clips = mask.sum(1), torch.arange(len(mask), device=mask.device)
+            counts = dist.all_gather((own >= 3).to(next(iter(z.values())).dtype))      # (B,) 0 or 1, of all clips
+            last = (1 + (second - 1) * (own - 2) // (mask.shape[1] - 2)).clamp_min(0)
             seen = [self.lstm[m](x)[0][clips, last] for m, x in z.items()]
             coming = [x[clips, last + 1] for x in z.values()]
         predicted = [self.predictor[m](x) for m, x in zip(z, seen)]
         both = torch.stack([torch.stack(coming), torch.stack(predicted)])
-        futures, predicted = self.together.gather(both.movedim(2, 0)).movedim(0, 2)         # (M, B, D)
+        futures, predicted = dist.all_gather(both.movedim(2, 0)).movedim(0, 2)         # (M, B, D)
         scores = (futures.flatten(0, 1) @ predicted.flatten(0, 1).T).unflatten(1, predicted.shape[:2])
         if counts is not None:
             scores = scores.masked_fill(counts == 0, torch.finfo(scores.dtype).min)         # finite: all may be masked

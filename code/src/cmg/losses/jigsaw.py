@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cmg.models.masking import mean_of_seconds
-from cmg.utils.collectives import ALONE
+from cmg.utils import dist
 from cmg.utils.errors import InputError
 
 
@@ -44,9 +44,8 @@ class Jigsaw(nn.Module):
         self.register_buffer("permutations", sample_permutations(blocks, permutations))
         self.hidden = nn.Linear(code_dim, hidden)
         self.classify = nn.Linear(hidden, permutations)
-        self.together = ALONE
 
-    def forward(self, vectors, modalities, real=None):
+    def forward(self, vectors, modalities, mask=None):
         """Mean cross-entropy over permutations, clips and seconds.
 
         Args:
@@ -60,7 +59,7 @@ class Jigsaw(nn.Module):
         shuffled = mixed[self.permutations].transpose(1, 2).flatten(2)              # (P, N, D)
         scores = self.classify(F.relu(self.hidden(shuffled)))
         classes = torch.arange(number, device=scores.device).repeat_interleave(scores.shape[1])
-        if real is None:
-            return self.together.average(F.cross_entropy(scores.flatten(0, 1), classes))
-        costs = F.cross_entropy(scores.flatten(0, 1), classes, reduction="none").view(number, *real.shape)
-        return self.together.average(mean_of_seconds(costs, real).mean(), real)
+        if mask is None:
+            return dist.mean(F.cross_entropy(scores.flatten(0, 1), classes))
+        costs = F.cross_entropy(scores.flatten(0, 1), classes, reduction="none").view(number, *mask.shape)
+        return dist.mean(mean_of_seconds(costs, mask).mean(), mask)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmg.models.masking import first_rows, gathered, mean_of_clips, mean_of_seconds
-from cmg.models.random import RESET_NOISE
-from cmg.utils.collectives import ALONE
+from cmg.utils import dist
 
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and its Laplace smoothing
 RESET_AFTER, ACTIVE_BELOW = 300, 100    # passes without use until a code is re-drawn; codes that may replace it
@@ -83,44 +82,53 @@ def cmcm_pair(p_x, p_y):
     return (torch.logaddexp(scores.logsumexp(-1), floor) - scores.diagonal(dim1=-2, dim2=-1)).mean(-1)
 
 
-def code_matching(distance, together=ALONE, real=None):
+def code_matching(distance, mask=None):
     """Half the sum of `cmcm_pair` over the pairs of modalities, of squared distances (M, B, T, K) to the codes.
 
     A feature that lies on its code has no gradient here: the root's is infinite.
     """
     root = distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5).sqrt()
-    chances = mean_of_clips(torch.softmax(-root, -1), real)                                         # (M, B, K)
-    chances = together.gather(chances.transpose(0, 1)).unbind(1)
+    chances = mean_of_clips(torch.softmax(-root, -1), mask)                                         # (M, B, K)
+    chances = dist.all_gather(chances.transpose(0, 1)).unbind(1)
     return 0.5 * cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
 
 
-def code_figures(indices, codes, together=ALONE, real=None):
+def code_figures(indices, codes, mask=None):
     """(perplexity (M,), clips whose most frequent code is the same in all modalities) of choices (M, B, T) of `codes`
     (K, ...); of equally frequent codes the lowest counts."""
     chosen = codes.new_zeros(*indices.shape[:-1], len(codes))                                       # (M, B, K)
-    each = torch.ones_like(indices, dtype=codes.dtype) if real is None else real.to(codes.dtype).expand(indices.shape)
+    each = torch.ones_like(indices, dtype=codes.dtype) if mask is None else mask.to(codes.dtype).expand(indices.shape)
     chosen.scatter_add_(-1, indices, each)
-    favourite = together.own(chosen.argmax(2).T)                                                    # (B, M)
-    usage = together.average(chosen.sum(1) / (indices[0].numel() if real is None else real.sum()), real)
+    favourite = dist.local(chosen.argmax(2).T)                                                    # (B, M)
+    usage = dist.mean(chosen.sum(1) / (indices[0].numel() if mask is None else mask.sum()), mask)
     perplexity = torch.exp(-(usage * torch.log(usage + 1e-10)).sum(1))
-    return perplexity, together.total((favourite == favourite[:, :1]).all(1).sum())
+    return perplexity, dist.all_reduce((favourite == favourite[:, :1]).all(1).sum())
 
 
-def count_unused(counter, indices, together=ALONE, real=None):
+def count_unused(counter, indices, mask=None):
     """One pass more since each code was chosen; none for those that any modality has chosen now.
 
     Args:
         counter: (K,), changed in place.
         indices: modality -> (B, T).
     """
-    chosen = together.own(torch.stack(list(indices.values()), 1)).flatten()
+    chosen = dist.local(torch.stack(list(indices.values()), 1)).flatten()
     used = torch.zeros_like(counter)
-    if real is None:
+    if mask is None:
         used.index_fill_(0, chosen, 1)
     else:
-        counts = together.own(real).to(used.dtype).unsqueeze(1).expand(-1, len(indices), -1)
+        counts = dist.local(mask).to(used.dtype).unsqueeze(1).expand(-1, len(indices), -1)
         used.index_add_(0, chosen, counts.flatten())
-    counter.add_(1).masked_fill_(together.total(used) > 0, 0)
+    counter.add_(1).masked_fill_(dist.all_reduce(used) > 0, 0)
+
+
+@torch.no_grad()
+def code_perplexity(codebook):
+    """Perplexity, 1..K, of `codebook.ema_count` (..., K), for each modality or for all."""
+    count = codebook.ema_count.double().clamp_min(0)
+    count = count.reshape(-1, count.shape[-1]).sum(0)
+    share = count / count.sum().clamp_min(1e-12)
+    return float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
 
 
 @dataclass(frozen=True)
@@ -131,36 +139,34 @@ class Reset:
         mode: "full" sets weight and count with the code, so that the next EMA step keeps it; "released" rewrites the
             code alone, which that step mostly undoes; "off" only counts.
         after: passes without use until a code is due; those that may replace it were chosen in the last third.
-        distance: largest of the noise in each channel.
         to: "code", an active code; "second", what the modalities of a random second of the batch have between them.
     """
 
     mode: str = "full"
     after: int = RESET_AFTER
-    distance: float = RESET_NOISE
     to: str = "code"
 
 
-def replacements(counter, draws, after=RESET_AFTER):
+def replacements(counter, rng, after=RESET_AFTER):
     """Codes that are due for a reset (K,) bool, and for every code a random active one (K,) int64."""
     due = counter > after
     active = (counter >= 0) & (counter < after * ACTIVE_BELOW / RESET_AFTER)
     in_order = torch.argsort((~active).to(torch.int8), stable=True)                 # active codes first, ascending
-    return due, in_order[draws.reset_positions(due, active.sum())]
+    return due, in_order[rng.reset_positions(due, active.sum())]
 
 
-def attention_teacher(z, other, real=None):
+def attention_teacher(z, other, mask=None):
     """softmax(z otherT / sqrt(D)) other over the seconds of a clip: (B, T, D); our reading of NeurIPS 2023, eq. 7."""
     scores = z @ other.transpose(1, 2) / z.shape[-1] ** 0.5
-    return torch.softmax(scores if real is None else scores.masked_fill(~real.unsqueeze(1), -torch.inf), -1) @ other
+    return torch.softmax(scores if mask is None else scores.masked_fill(~mask.unsqueeze(1), -torch.inf), -1) @ other
 
 
 class Codebook(nn.Module):
     """K codes shared by all modalities.
 
-    State are four buffers that change only in `start_from`, `ema_step` and `count_and_reset`: `embedding` (K, D),
+    State are four buffers that change only in `init_from_data`, `update_ema` and `expire_codes`: `embedding` (K, D),
     `ema_count` (K,), `ema_weight` (K, D), `unactivated_count` (K,). They start as published; a data start is
-    `start_from`.
+    `init_from_data`.
     """
 
     def __init__(self, num_codes, code_dim):
@@ -170,9 +176,8 @@ class Codebook(nn.Module):
         self.register_buffer("ema_count", torch.zeros(num_codes))
         self.register_buffer("ema_weight", embedding.clone())
         self.register_buffer("unactivated_count", -torch.ones(num_codes))
-        self.together = ALONE
 
-    def forward(self, z, with_cmcm=True, real=None, joint=()):
+    def forward(self, z, with_cmcm=True, mask=None, joint=()):
         """Assign every second to its nearest code (`nearest`). Changes nothing.
 
         Args:
@@ -192,9 +197,9 @@ class Codebook(nn.Module):
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
         if with_cmcm and len(z) > 1:
-            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), self.together, real)
-        perplexity, equal_num = code_figures(indices, codes, self.together, real)
-        commitment = self.together.average(self._commitment(x, quantized, real), real)
+            cmcm = code_matching(distance.unflatten(0, x.shape[:3]), mask)
+        perplexity, equal_num = code_figures(indices, codes, mask)
+        commitment = dist.mean(self._commitment(x, quantized, mask), mask)
         vectors = x + (quantized - x).detach()
         return Quantized(
             codes=codes,
@@ -215,10 +220,10 @@ class Codebook(nn.Module):
         return torch.stack([mean if m in joint else x for m, x in zip(modalities, distance)])
 
     @staticmethod
-    def _commitment(x, quantized, real):
+    def _commitment(x, quantized, mask):
         """Twice the mean squared error to the own codes and the mean of those to the others': (M,) of (M, B, T, D)."""
         errors = (x.unsqueeze(1) - quantized) ** 2                          # (M, M, ...): whose features, whose codes
-        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
+        errors = errors.mean((2, 3, 4)) if mask is None else mean_of_seconds(errors.mean(4), mask)
         others = max(len(x) - 1, 1)
         return COMMITMENT * (errors.sum(1) / others + (2 - 1 / others) * errors.diagonal())
 
@@ -230,18 +235,18 @@ class Codebook(nn.Module):
         return (z + (codes - z).detach() if z.requires_grad else codes), indices
 
     @torch.no_grad()
-    def start_from(self, z, draws, real=None):
+    def init_from_data(self, z, rng, mask=None):
         """Start the codes from features of a first batch, all modalities together, each with a count of 1."""
-        rows = torch.cat([self.together.gather(x.detach()).flatten(0, 1) for x in z.values()])
-        real = None if real is None else gathered(real, self.together, rows).flatten().repeat(len(z))
-        chosen = first_rows(draws, len(rows), len(self.embedding), real).to(rows.device)
+        rows = torch.cat([dist.all_gather(x.detach()).flatten(0, 1) for x in z.values()])
+        mask = None if mask is None else gathered(mask, rows).flatten().repeat(len(z))
+        chosen = first_rows(rng, len(rows), len(self.embedding), mask).to(rows.device)
         self.embedding.copy_(rows[chosen])
         self.ema_weight.copy_(self.embedding)
         self.ema_count.fill_(1)
         self.unactivated_count.fill_(-1)
 
     @torch.no_grad()
-    def ema_step(self, z, indices, teacher="mean", real=None):
+    def update_ema(self, z, indices, teacher="mean", mask=None):
         """One MM-EMA update in the order of the dict: each modality sees the state left by the one before (eq. 7).
 
         Args:
@@ -255,14 +260,14 @@ class Codebook(nn.Module):
         for modality, x in features.items():
             others = [other for name, other in features.items() if name != modality]
             if teacher == "attention":
-                others = [attention_teacher(x, other, real) for other in others]
+                others = [attention_teacher(x, other, mask) for other in others]
             targets.append(0.5 * x + 0.5 * sum(others) / len(others) if others and teacher != "own" else x)
-        rows = self.together.own(torch.stack(targets, 1)).transpose(0, 1).flatten(1, 2)             # (M, N, D)
-        chosen = self.together.own(torch.stack(list(indices.values()), 1)).transpose(0, 1).flatten(1)
+        rows = dist.local(torch.stack(targets, 1)).transpose(0, 1).flatten(1, 2)             # (M, N, D)
+        chosen = dist.local(torch.stack(list(indices.values()), 1)).transpose(0, 1).flatten(1)
         hits = F.one_hot(chosen, len(self.embedding)).to(rows.dtype)                                # (M, N, K)
-        if real is not None:
-            hits = hits * self.together.own(real).flatten().unsqueeze(1)
-        moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ rows], 2))
+        if mask is not None:
+            hits = hits * dist.local(mask).flatten().unsqueeze(1)
+        moved = dist.all_reduce(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ rows], 2))
         for count, weight in zip(moved[..., 0], moved[..., 1:]):
             self.ema_count.mul_(DECAY).add_(count, alpha=1 - DECAY)
             total = self.ema_count.sum()
@@ -271,7 +276,7 @@ class Codebook(nn.Module):
             self.embedding.copy_(self.ema_weight / self.ema_count.unsqueeze(1))
 
     @torch.no_grad()
-    def count_and_reset(self, indices, draws, reset=Reset(), z=None, real=None):
+    def expire_codes(self, indices, rng, reset=Reset(), z=None, mask=None):
         """Count passes since each code was chosen; re-draw those unused for too long.
 
         Args:
@@ -279,17 +284,17 @@ class Codebook(nn.Module):
             reset: Reset.
             z: modality -> (B, T, D) features, for resets to seconds.
         """
-        count_unused(self.unactivated_count, indices, self.together, real)
+        count_unused(self.unactivated_count, indices, mask)
         if reset.mode == "off":
             return
-        due, source = replacements(self.unactivated_count, draws, reset.after)
+        due, source = replacements(self.unactivated_count, rng, reset.after)
         near = self.embedding[source]
         if reset.to == "second":
-            seconds = self.together.gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
-            whole = None if real is None else gathered(real, self.together, seconds).flatten()
-            rows = first_rows(draws, len(seconds), len(near), whole).to(seconds.device, non_blocking=True)
+            seconds = dist.all_gather(sum(x.detach() for x in z.values()) / len(z)).flatten(0, 1)
+            whole = None if mask is None else gathered(mask, seconds).flatten()
+            rows = first_rows(rng, len(seconds), len(near), whole).to(seconds.device, non_blocking=True)
             near = seconds[rows].to(near.dtype)
-        fresh = near + reset.distance / RESET_NOISE * draws.reset_noise(self.embedding)
+        fresh = near + rng.reset_noise(self.embedding)
         self.embedding.copy_(torch.where(due.unsqueeze(1), fresh, self.embedding))
         if reset.mode == "full":
             self.ema_weight.copy_(torch.where(due.unsqueeze(1), fresh, self.ema_weight))

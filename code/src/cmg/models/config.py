@@ -16,7 +16,7 @@ KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), 
 SMALLEST_MAP = 5                            # places in each direction: two 3x3 convolutions without padding
 NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones are letters of the published names
 # Other keys of batches, losses and files of predictions, and FCID's shared networks.
-TAKEN = ("label", "real", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
+TAKEN = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
 
 def in_order(modalities, first=MODALITIES):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cmg.models.encoders import ResidualBlock
-from cmg.models.map_conv import MapSpreadConv
+from cmg.models.map_conv import MapConvTranspose
 
 
 class LinearDecoder(nn.Module):
@@ -27,10 +27,10 @@ class MapDecoder(nn.Module):
     def __init__(self, code_dim, channels, widths):
         super().__init__()
         self.code_linear = nn.Linear(code_dim, code_dim)
-        self.deconv1 = MapSpreadConv(code_dim + widths.specific, widths.hidden, 3)
+        self.deconv1 = MapConvTranspose(code_dim + widths.specific, widths.hidden, 3)
         self.residual = ResidualBlock(widths.hidden)
-        self.deconv2 = MapSpreadConv(widths.hidden, channels, 3)
-        self.deconv3 = MapSpreadConv(channels, channels, 1)
+        self.deconv2 = MapConvTranspose(widths.hidden, channels, 3)
+        self.deconv3 = MapConvTranspose(channels, channels, 1)
         self.recompute = False          # as in MapSpecificEncoder
 
     def forward(self, codes, specific):

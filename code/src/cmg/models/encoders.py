@@ -13,7 +13,7 @@ from cmg.models.map_conv import MapConv
 class TemporalEncoder(nn.Module):
     """Linear map to the code width, then post-norm Transformer layers over time, no positional encoding.
 
-    (B, T, input_dim) -> (B, T, D); no second looks at one that is not `real` (cmg/models/masking.py). The layers start from
+    (B, T, input_dim) -> (B, T, D); no second looks at one that is not `mask` (cmg/models/masking.py). The layers start from
     independent weights; the published program's start as copies.
     """
 
@@ -24,10 +24,10 @@ class TemporalEncoder(nn.Module):
             nn.TransformerEncoderLayer(config.code_dim, config.num_heads, config.feed_forward, config.dropout,
                                        batch_first=True) for _ in range(config.num_layers))
 
-    def forward(self, x, real=None):
+    def forward(self, x, mask=None):
         x = self.affine(x)
         for layer in self.layers:
-            x = layer(x) if real is None else layer(x, src_key_padding_mask=~real)
+            x = layer(x) if mask is None else layer(x, src_key_padding_mask=~mask)
         return x
 
 
@@ -73,8 +73,8 @@ class MapSemanticEncoder(nn.Module):
         weights = torch.tanh(self.attention(match)).softmax(-2)
         return (weights * places).sum(-2)
 
-    def forward(self, x, real=None):
-        return self.temporal(self.pool(x), real)
+    def forward(self, x, mask=None):
+        return self.temporal(self.pool(x), mask)
 
 
 @dataclass

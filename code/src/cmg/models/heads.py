@@ -1,7 +1,7 @@
 """Downstream heads over frozen codes: one class per clip, classes per second, retrieval; ExpLog loss of localisation.
 
 There are few different codes and many seconds. A head therefore also takes the codes as a table (U, D) with `rows`
-(..., T) that say which of them each second has: whatever depends on one second alone is computed once per code. `real`
+(..., T) that say which of them each second has: whatever depends on one second alone is computed once per code. `mask`
 (..., T) is a mask of the seconds (cmg/models/masking.py).
 """
 
@@ -29,17 +29,17 @@ class ClipHead(nn.Module):
         self.linear = nn.Linear(code_dim, code_dim)
         self.event_classifier = nn.Linear(code_dim, num_classes)
 
-    def forward(self, codes, rows=None, real=None):
+    def forward(self, codes, rows=None, mask=None):
         """Class scores (..., C) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
         hidden = self.linear(codes)
         hidden = hidden if rows is None else F.embedding(rows, hidden)
-        if real is not None:
-            hidden = hidden.masked_fill(~real.unsqueeze(-1), -torch.inf)
+        if mask is not None:
+            hidden = hidden.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         return self.event_classifier(hidden.amax(-2))
 
-    def loss(self, targets, codes, rows=None, real=None):
+    def loss(self, targets, codes, rows=None, mask=None):
         """Mean cross-entropy (nats) against clip classes (B,), int64; codes and rows as in `forward`."""
-        return F.cross_entropy(self(codes, rows, real), targets)
+        return F.cross_entropy(self(codes, rows, mask), targets)
 
 
 class SegmentHead(nn.Module):
@@ -62,20 +62,20 @@ class SegmentHead(nn.Module):
         """Logits of every second alone."""
         return self.event_classifier(self.linear(codes))
 
-    def forward(self, codes, rows=None, real=None):
+    def forward(self, codes, rows=None, mask=None):
         """Logits (..., T, C + 1) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
         logits = self.classify(codes)
         return logits if rows is None else F.embedding(rows, logits)
 
-    def loss(self, labels, codes, rows=None, real=None):
+    def loss(self, labels, codes, rows=None, mask=None):
         """Binary cross-entropy (mean over cells) plus ExpLog against labels (B, T, C + 1) of 0 and 1."""
         logits = self(codes, rows)
-        if real is None:
+        if mask is None:
             cells = F.binary_cross_entropy_with_logits(logits, labels)
         else:
             cells = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
-            cells = mean_of_seconds(cells, real)
-        return cells + self.explog(logits, labels, real)
+            cells = mean_of_seconds(cells, mask)
+        return cells + self.explog(logits, labels, mask)
 
 
 class DeepSegmentHead(SegmentHead):
@@ -102,10 +102,10 @@ class ExpLog(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.full((num_classes,), 0.1))
 
-    def forward(self, logits, labels, real=None):
+    def forward(self, logits, labels, mask=None):
         """-mean over rows of sum_c y_c * log_softmax(logits)_c * exp(-alpha_c), for logits and labels (..., C)."""
         rows = (labels * logits.log_softmax(-1) * torch.exp(-self.alpha)).sum(-1)
-        return -(rows.mean() if real is None else mean_of_seconds(rows, real))
+        return -(rows.mean() if mask is None else mean_of_seconds(rows, mask))
 
 
 class RetrievalHead(nn.Module):
@@ -128,17 +128,17 @@ class RetrievalHead(nn.Module):
         self.sound = nn.Sequential(nn.Linear(audio_dim, width), nn.ReLU(), nn.Linear(width, width))
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, codes, rows=None, real=None):
+    def forward(self, codes, rows=None, mask=None):
         """Unit vectors (..., width) of codes (..., T, D), or of a table (U, D) and rows (..., T)."""
         hidden = self.query(codes)
-        return F.normalize(mean_of_clips(hidden if rows is None else F.embedding(rows, hidden), real), dim=-1)
+        return F.normalize(mean_of_clips(hidden if rows is None else F.embedding(rows, hidden), mask), dim=-1)
 
     def hear(self, audio):
         """Unit vectors (N, width) of the means of sounds (N, T, audio_dim), or maps (N, T, H, W, audio_dim)."""
         return F.normalize(self.sound(audio.flatten(1, -2).mean(1)), dim=-1)
 
-    def loss(self, audio, codes, rows=None, real=None):
+    def loss(self, audio, codes, rows=None, mask=None):
         """Mean of the two cross-entropies (nats) of finding clip i's sound (B, T, audio_dim) by its codes and back."""
-        scores = self.log_scale.exp() * self(codes, rows, real) @ self.hear(audio).mT          # (B, B)
+        scores = self.log_scale.exp() * self(codes, rows, mask) @ self.hear(audio).mT          # (B, B)
         right = torch.arange(len(scores), device=scores.device)
         return (F.cross_entropy(scores, right) + F.cross_entropy(scores.mT, right)) / 2

@@ -157,7 +157,7 @@ class MapConv(nn.Conv2d):
         return _Conv.apply(x, self.weight, self.bias, self.padding[0], dtype)
 
 
-class MapSpreadConv(nn.ConvTranspose2d):
+class MapConvTranspose(nn.ConvTranspose2d):
     """nn.ConvTranspose2d, 3x3 or 1x1, over maps (N, H, W, C)."""
 
     def forward(self, x, shared=None):

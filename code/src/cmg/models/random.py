@@ -6,7 +6,7 @@ RESET_NOISE = 1 / 1024
 LEAST_SECONDS = 3               # of a clip: Cross-CPC predicts the last from those before
 
 
-class Draws:
+class StepRandom:
     """CPC second, CLUB permutations, code resets, masks and blocks. Dropout keeps torch's own generator.
 
     A test replaces this object by one that repeats recorded choices.

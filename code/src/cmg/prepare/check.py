@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cmg.data import origins
 from cmg.data.csv import class_indices, read_classes, read_header, read_table
 from cmg.data.labels import clip_class
-from cmg.data.manifest import OWN, SPLITS, Manifest
+from cmg.data.manifest import CUSTOM, SPLITS, Manifest
 from cmg.data.sets.avs_s4 import S4
 from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
 from cmg.data.text import TextFeatures
@@ -50,7 +50,7 @@ def check(name, places, source, steps):
         source: where to get them.
         steps: list of (title, function (report, title)); `clips` makes those that open clips as a run does.
     Returns:
-        `Report`; it takes as long as reading all features once (progress bars).
+        `StepOutput`; it takes as long as reading all features once (progress bars).
     """
     report = Report(name)
     absent = {dotted: path for dotted, path in places.items() if not path.exists()}
@@ -58,8 +58,8 @@ def check(name, places, source, steps):
         family, short = dotted.split(".")
         make = f"make it with `python prepare.py text --dataset {family}`"
         flag = f"--path {dotted}=FILE"
-        if family == OWN:
-            make = f"make it with `python prepare.py text --manifest {places[f'{OWN}.manifest']}`"
+        if family == CUSTOM:
+            make = f"make it with `python prepare.py text --manifest {places[f'{CUSTOM}.manifest']}`"
             flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
         report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
                        f"{flag}")
@@ -78,7 +78,7 @@ def check(name, places, source, steps):
 
 
 def clips(title, load):
-    """A step that opens clips with the loader call of a run, bad ones skipped; `load`: see tasks.Part."""
+    """A step that opens clips with the loader call of a run, bad ones skipped; `load`: see tasks.Split."""
     return title, lambda report, title: describe(report, title, load(on_bad_clip="skip"))
 
 

@@ -16,7 +16,7 @@ from cmg.data.sets.ave_avvp import SHARED
 from cmg.data.sets.avvp import COLUMNS
 from cmg.data.sets.ucf51 import CLASSES as UCF51_CLASSES
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 SECONDS = 10
 # Label order of the released AVVP class list (that of the LLP program is another one).
@@ -194,5 +194,5 @@ def _write_array(path, name, array):
 
 
 def _write(path, data):
-    with output_file(path, remedy="choose another place with --path") as file:
+    with atomic_output(path, remedy="choose another place with --path") as file:
         file.write(data)

@@ -7,13 +7,13 @@ Table 3; sizes: the number of codes (Figure 3); modalities: what pretraining see
 from pathlib import Path
 
 from cmg.cli import parse_pretrain
+from cmg.downstream.tasks import TASKS
 from cmg.programs import evaluate, pretrain
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
-from cmg.transfer.tasks import TASKS
 from cmg.utils.errors import Parser
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 BASIC = ("recon", "commit")      # without these there is nothing to compare
 PAPER = {                        # study -> what is left out in each row, in the papers' order
@@ -93,7 +93,7 @@ def main(argv, local):
         evaluate.main([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)], local)
     table = show(results.read(folder / "results.jsonl"), own.study, system)
-    with output_file(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
+    with atomic_output(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")
     print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
           f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")

@@ -5,13 +5,13 @@ one counts for clip->text, every one is a query for text->clip.
 """
 
 from cmg.cli import parse_clip_retrieval
-from cmg.data import doubts
+from cmg.data import origins
 from cmg.data.sets.captions import Captions
+from cmg.downstream import captions
+from cmg.downstream.task import Pretrained
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
-from cmg.transfer import captions
-from cmg.transfer.task import Pretrained
 from cmg.utils.errors import InputError
 from cmg.utils.settings import read
 
@@ -28,7 +28,7 @@ def main(argv, local):
     record = provenance.write(opts.results.parent, provenance.collect(
         opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
     with kept_warnings(opts.results.parent):
-        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
+        pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               [(m, paths[m]) for m in ("text", *modalities)]))
     rows = captions.evaluate(dataset, pretrained, read(captions.RetrievalSettings, opts),
                                       results.Output(opts.results, record), 0 if opts.in_memory else opts.workers)

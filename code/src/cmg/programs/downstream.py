@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmg.cli import parse_downstream
-from cmg.data import doubts
+from cmg.data import origins
+from cmg.downstream import encode, toc
+from cmg.downstream.run import modalities_of
+from cmg.downstream.task import HeadSettings, Pretrained
+from cmg.downstream.toc import TocSettings
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
-from cmg.transfer import encode, toc
-from cmg.transfer.run import modalities_of
-from cmg.transfer.task import HeadSettings, Pretrained
-from cmg.transfer.toc import TocSettings
-from cmg.utils.files import alone
+from cmg.utils.files import file_lock
 from cmg.utils.settings import read
 
 
@@ -46,9 +46,9 @@ def measure(opts, entry, task, pretrained, variants):
     touched = modalities_of(directions)
     record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
     name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
-    with kept_warnings(opts.results.parent), alone(opts.results.parent / name, "choose another --results"):
-        pretrained.warn(doubts.other_features(pretrained.path, pretrained.encoder.features,
-                                              doubts.places_of(touched, entry.all_places(), opts.data_path)))
+    with kept_warnings(opts.results.parent), file_lock(opts.results.parent / name, "choose another --results"):
+        pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
+                                              origins.places_of(touched, entry.all_places(), opts.data_path)))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 

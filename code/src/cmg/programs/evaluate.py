@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from cmg.cli import parse_evaluate
+from cmg.downstream.task import Pretrained
+from cmg.downstream.tasks import TaskEntry
 from cmg.programs.downstream import measure, open_task, toc_choices
 from cmg.report import pictures as figures
 from cmg.report import tables
 from cmg.results import rows as results
-from cmg.transfer.task import Pretrained
-from cmg.transfer.tasks import TaskEntry
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 
 @dataclass
-class Work:
+class PlannedTask:
     """A task, and of each encoder the variants to measure."""
 
     entry: TaskEntry
@@ -48,7 +48,7 @@ def plan(opts, encoders):
             if not pairs:
                 print(f"{entry.name}: skipped for {pretrained.path}, pretrained on "
                       f"{', '.join(pretrained.encoder.config.modalities)}")
-        works.append(Work(entry, list(dict.fromkeys(sum(wanted, []))), variants))
+        works.append(PlannedTask(entry, list(dict.fromkeys(sum(wanted, []))), variants))
     if not works:
         raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
                          "--path")
@@ -75,7 +75,7 @@ def main(argv, local):
     shown = tables.pooled(rows) if opts.pool else rows
     folder = opts.results.parent
     for form, suffix in (("text", "txt"), ("markdown", "md"), ("csv", "csv")):
-        with output_file(folder / f"table.{suffix}", "w", "choose another place with --results") as file:
+        with atomic_output(folder / f"table.{suffix}", "w", "choose another place with --results") as file:
             file.write(tables.paper_table(shown, form) + "\n")
     print(f"{results.summary(rows)}\n\n{tables.paper_table(shown)}")
     choice = tables.choose(shown)

@@ -21,19 +21,19 @@ import torch
 
 from cmg import cli, own_data
 from cmg.data.layout import DATA_PATHS
-from cmg.data.manifest import OWN, Manifest
+from cmg.data.manifest import CUSTOM, Manifest
 from cmg.data.sets import pretraining
 from cmg.data.sets.custom import is_prompts_file
 from cmg.data.sets.vggsound import SPLITS as VGGSOUND_SPLITS
 from cmg.data.text import VOCABULARIES, read_prompts, write_text_features
+from cmg.downstream.run import modalities_of
+from cmg.downstream.tasks import TASKS
 from cmg.extract import command as extract_command
 from cmg.prepare import check as checking
 from cmg.prepare import pack as packing
 from cmg.prepare.lists import write_lists
-from cmg.transfer.run import modalities_of
-from cmg.transfer.tasks import TASKS
 from cmg.utils.errors import InputError, Parser
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 from cmg.utils.settings import positive
 
 PROMPTS = files("cmg.data") / "prompts"       # ours, where the user has none
@@ -44,7 +44,7 @@ AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSB
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
 # What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
 ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
-                         if entry.family not in ("vggsound", OWN)}.values(), "avs")
+                         if entry.family not in ("vggsound", CUSTOM)}.values(), "avs")
 
 
 def check(opts):
@@ -65,7 +65,7 @@ def _checked(name, opts):
     if name in TASKS:
         entry = opts.entry(name)
         modalities = modalities_of([entry.usable(place)])
-        if name == OWN:
+        if name == CUSTOM:
             return entry.places, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(place), modalities, "default")
         steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
@@ -90,7 +90,7 @@ def _own_steps(opts, entry, modalities):
         has_labels = "label" in Manifest(opts.manifest).columns
     except InputError:                      # the first step says it
         return steps
-    steps.append(checking.clips("pretraining", partial(pretraining.open_clips, OWN, opts.data_path, ("train",),
+    steps.append(checking.clips("pretraining", partial(pretraining.open_clips, CUSTOM, opts.data_path, ("train",),
                                                        opts.own_modalities, seconds=opts.seconds)))
     if has_labels:
         steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds))
@@ -172,7 +172,7 @@ def vocabulary(opts):
     from cmg.data.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
-    with output_file(opts.out, remedy="choose another place with --out") as file:
+    with atomic_output(opts.out, remedy="choose another place with --out") as file:
         pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
@@ -282,7 +282,7 @@ def main(argv, local):
     opts.path = dict(opts.path)
     if opts.command == "check":
         own_data.check_own(made, opts)
-        if opts.dataset == OWN and not opts.manifest:
-            made.error(f"check --dataset {OWN} needs --manifest CSV and --features MODALITY=PATH "
+        if opts.dataset == CUSTOM and not opts.manifest:
+            made.error(f"check --dataset {CUSTOM} needs --manifest CSV and --features MODALITY=PATH "
                        "(code/docs/your-data.md)")
     return opts.function(opts)

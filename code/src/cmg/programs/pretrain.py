@@ -7,24 +7,24 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
-from cmg.cli import decisive, parse_pretrain
-from cmg.data import doubts, origins
+from cmg.cli import affects_results, parse_pretrain
+from cmg.data import origins
 from cmg.data.sets import pretraining
 from cmg.models.config import describe_shape
-from cmg.models.random import LEAST_SECONDS, Draws
+from cmg.models.random import LEAST_SECONDS, StepRandom
+from cmg.report import plots
 from cmg.results import provenance
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts.rules import own_names
-from cmg.training import run_length
+from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
-from cmg.training.malloc import keep_freed_memory
-from cmg.training.run_logger import Run, beginning, seed_everything, show_log
-from cmg.training.step import Settings, Trainer
-from cmg.training.trainer import Loop, RunSettings, RunState, find_newest, fingerprint
+from cmg.training.optim import OptimConfig
+from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
+from cmg.training.step import StepConfig, TrainStep
+from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, fingerprint
 from cmg.utils import dist, settings
-from cmg.utils.collectives import ALONE
 from cmg.utils.errors import InputError
-from cmg.utils.files import alone, remove_leftovers
+from cmg.utils.files import file_lock, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def find_resumed(opts, is_first):
     name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
-    found = find_newest(opts.model_save_path, name, decisive(opts))
+    found = find_newest(opts.model_save_path, name, affects_results(opts))
     if found is None and opts.evaluate:
         raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; name one with --resume FILE")
     if found is None:
@@ -76,7 +76,7 @@ def open_system(opts, resumed, shapes):
         require_fit(opts, loaded, shapes)
         system = loaded.system
     else:
-        sizes = {"num_codes": opts.n_embeddings, "spatial_attention": opts.spatial_attention}
+        sizes = {"num_codes": opts.n_embeddings}
         sizes |= {name: getattr(opts, name) for name in settings.settings(kind.Config)}
         system = kind(kind.Config.for_data(shapes, **sizes)).to(dtype=dtype)
     system.options = settings.read(kind.Options, opts)
@@ -93,9 +93,6 @@ def require_fit(opts, loaded, shapes):
         if not config.fits(modality, shape):
             raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
                              f"{describe_shape(modality, shape)}; use the data it was pretrained on")
-    if config.spatial_attention != opts.spatial_attention:
-        raise InputError(f"{loaded.path}: pretrained with --spatial_attention {config.spatial_attention}, not "
-                         f"{opts.spatial_attention}; pass the same")
     if config.num_codes != opts.n_embeddings:
         raise InputError(f"{loaded.path}: pretrained with --n_embeddings {config.num_codes}, not {opts.n_embeddings}; "
                          "pass the same")
@@ -115,92 +112,95 @@ def main(argv, local):
     if opts.evaluate and not opts.resume:
         raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
     if opts.gpu is None and torch.cuda.is_available():
-        opts.gpu = dist.local_number()
+        opts.gpu = dist.local_rank()
     if opts.device.type == "cpu":
-        keep_freed_memory()
-    with dist.ranks(opts.device, opts.seed) as together, _alone(opts, together):
-        return pretrain(opts, together)
+        runtime.keep_freed_memory()
+    with dist.process_group(opts.device, opts.seed), _lock_outputs(opts):
+        return pretrain(opts)
 
 
 @contextmanager
-def _alone(opts, together):
+def _lock_outputs(opts):
     """No other run may write the same log or checkpoints meanwhile."""
-    if opts.evaluate or not together.is_first:
+    if opts.evaluate or not dist.is_main():
         yield
         return
     name = SYSTEMS[opts.system].file(opts.modalities, "run")
-    with alone(opts.snapshot_pref / ".lock", "choose another --snapshot_pref"), alone(
+    with file_lock(opts.snapshot_pref / ".lock", "choose another --snapshot_pref"), file_lock(
             opts.model_save_path / f".{name}.lock", "choose another --model_save_path"):
         yield
 
 
-def pretrain(opts, together):
+def pretrain(opts):
     """One process of a run, the only one or one of several (cmg/utils/dist.py); the first logs and saves, and
     returns the last checkpoint."""
-    if opts.evaluate and together is not ALONE:
+    if opts.evaluate and dist.world_size() > 1:
         raise InputError("--evaluate: one process does this; start it without torchrun")
     generator = seed_everything(opts.seed)
     data = open_data(opts)                                  # before anything compares --seconds auto
-    resumed = find_resumed(opts, together.is_first)
+    resumed = find_resumed(opts, dist.is_main())
     system, loaded = open_system(opts, resumed, data.shapes)
-    trainer = Trainer(system, Draws(generator), settings.read(Settings, opts, bf16=opts.precision == "bf16"), together)
+    rng = StepRandom(generator)
+    train_step = TrainStep(system, rng, settings.read(OptimConfig, opts),
+                           settings.read(StepConfig, opts, bf16=opts.precision == "bf16"))
     state = RunState.of(loaded) if loaded else None
     names = pretraining.places(opts.dataset_name, opts.own_modalities)
     folder = None
     if opts.evaluate:
-        show_log()
-    elif together.is_first:
+        setup_logging()
+    elif dist.is_main():
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
-        folder = Run(opts.snapshot_pref, opts.resolved(), records)
+        folder = RunLogger(opts.snapshot_pref, opts.resolved(), records)
         provenance.write(folder.folder, provenance.collect(
             opts.resolved(), opts.device, {name: opts.data_path(name) for name in names}, clips=fingerprint(data)))
-    log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.title, opts.device, len(data),
+    log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.label, opts.device, len(data),
              "+".join(opts.modalities), system.config.seconds, system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
-    if together.is_first:
-        _tell(opts, data, system)
-    own = own_names(system) if system.PARTS else []
+    if dist.is_main():
+        _log_run_summary(opts, data, system)
+    own = own_names(system) if system.KEY_RULES else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = doubts.places_of(opts.modalities, names, opts.data_path)
-    if loaded and together.is_first:
-        for line in doubts.other_features(loaded.path, loaded.features, places):
+    places = origins.places_of(opts.modalities, names, opts.data_path)
+    if loaded and dist.is_main():
+        for line in origins.other_features(loaded.path, loaded.feature_origins, places):
             log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
         batches = Resident.of(data, opts.modalities, opts.device, dtype, stored_dtype(opts.precision, dtype),
-                              trainer.draws)
+                              rng)
     else:
-        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, trainer.draws)
+        batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, rng)
 
     if opts.evaluate:
-        evaluate(trainer, batches, len(data), loaded.epoch, opts.test_batch_size)
+        evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None
-    return Loop(settings.read(RunSettings, opts), decisive(opts), trainer, data, batches, generator,
-                opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in places}).run()
+    return Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
+                   opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in places},
+                   plots.codebook_figure).run()
 
 
-def _tell(opts, data, system):
+def _log_run_summary(opts, data, system):
     """What the log says of the clips and the length of a run. The demo is meant to be short."""
     config, own = system.config, [data.first_lengths[m] for m in data.timed]
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
-        told, *doubt = run_length.lines(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
+        told, *doubt = runtime.run_length(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
         log.info(told)
         for line in doubt:                      # into the report as well
             log.warning("warning: %s", line)
 
 
-def evaluate(trainer, batches, num_clips, epoch, batch_size):
+def evaluate(train_step, batches, num_clips, epoch, batch_size):
     """Mean losses of a checkpoint over the data, weighted by clips; nothing is trained or written."""
-    trainer.system.eval()
+    train_step.system.eval()
     totals, count = {}, 0
     with tqdm(total=num_clips, desc="evaluating", unit="clip", disable=None) as bar:
         for batch in batches(torch.arange(num_clips), batch_size):
             clips = len(next(iter(batch.values())))
-            for name, value in trainer.evaluate(batch, epoch).losses.items():
+            for name, value in train_step.evaluate(batch, epoch).losses.items():
                 totals[name] = totals.get(name, 0) + value * clips
             count += clips
             bar.update(clips)

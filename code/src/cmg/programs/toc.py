@@ -11,12 +11,12 @@ import torch
 
 from cmg.checkpoints import checkpoint
 from cmg.cli import root
+from cmg.downstream.toc import TocRatios, selection_of
 from cmg.models import toc
 from cmg.report import style
-from cmg.transfer.toc import Shares, selection_of
 from cmg.utils import settings
 from cmg.utils.errors import Parser
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
 
@@ -26,7 +26,7 @@ def parse(argv, local):
     parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
     parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
                         help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
-    settings.add_arguments(parser, Shares)
+    settings.add_arguments(parser, TocRatios)
     parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc", help="folder of the pictures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     return parser.parse_args(argv)
@@ -62,7 +62,7 @@ def draw(codes, channels, path):
         axis.set(xticks=ticks, yticks=ticks)
     figure.colorbar(image, ax=axes, label="cosine similarity of two codes", pad=0.01)
     for suffix in (".pdf", ".png"):
-        with output_file(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
+        with atomic_output(path.with_suffix(suffix), remedy="choose another folder with --snapshot_pref") as file:
             figure.savefig(file, format=suffix[1:], dpi=80)
 
 

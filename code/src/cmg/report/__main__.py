@@ -1,4 +1,4 @@
-"""`python -m engine.report RUN...`: report.html of one run, or of several side by side."""
+"""`python -m cmg.report RUN...`: report.html of one run, or of several side by side."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from cmg.utils.errors import Parser, run
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m engine.report", description="One page about one or more runs, for any browser.")
+    parser = Parser(prog="python -m cmg.report", description="One page about one or more runs, for any browser.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN",
                         help="folders of runs, each searched with all folders below it; differences are to the first")
     parser.add_argument("--out", type=Path, default=None, help="the page (default: report.html in the first RUN)")

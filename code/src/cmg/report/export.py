@@ -1,6 +1,6 @@
 """A checkpoint's encoder for others: safetensors, config.json and a model card. cmg/checkpoints/hub.py reads them.
 
-    python -m cmg.checkpoints.checkpoint export DCID-model-5.pt --out dcid --results Exps/ave/results.jsonl
+    python -m cmg.checkpoints export DCID-model-5.pt --out dcid --results Exps/ave/results.jsonl
 """
 
 import hashlib
@@ -14,8 +14,9 @@ from cmg.checkpoints.hub import CONFIG, FORMAT, WEIGHTS
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
+from cmg.utils import files
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 CARD = "README.md"
 INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
@@ -36,7 +37,7 @@ def export(path, out, results_files=()):
     Raises:
         InputError: no checkpoint, no row of it in the results, or the folder cannot be written.
     """
-    loaded, sha256 = checkpoint.open_file(path), checkpoint.sha256(path)
+    loaded, sha256 = checkpoint.open_file(path), files.sha256(path)
     rows = [row for file in results_files for row in results.read(file) if row["checkpoint_sha256"] == sha256]
     if results_files and not rows:
         raise InputError(f"{', '.join(map(str, results_files))}: no result of {path} (SHA-256 {sha256[:12]}...); "
@@ -49,7 +50,7 @@ def export(path, out, results_files=()):
     written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, out.name).encode(),
                CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
     for name, content in written.items():
-        with output_file(out / name, remedy="choose another --out") as file:
+        with atomic_output(out / name, remedy="choose another --out") as file:
             file.write(content)
     return [out / name for name in written]
 
@@ -68,7 +69,7 @@ def _card(loaded, about, rows, name):
 library_name: cmg
 tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modalities)}]
 ---
-# {_plain(name)}: {system.title} encoder of {', '.join(config.modalities)}
+# {_plain(name)}: {system.label} encoder of {', '.join(config.modalities)}
 
 Turns features of {', '.join(config.modalities)} into codes of {_codebooks(system)}. A head that is trained on the codes
 of one modality works, without further training, on those of another.

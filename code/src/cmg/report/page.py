@@ -24,7 +24,7 @@ from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are left out, and the page says so
 CSS_DPI = 96
@@ -93,7 +93,7 @@ def write(folders, out, drawn=None, pool=False):
     with TemporaryDirectory() as scratch:
         pictures = [("", path) for path in drawn] if drawn else draw(runs, Path(scratch), pool)
         page = build(runs, pictures, pool)
-    with output_file(out, "w", "choose another --out") as file:
+    with atomic_output(out, "w", "choose another --out") as file:
         file.write(page)
     return Path(out)
 
@@ -140,7 +140,7 @@ def build(runs, pictures, pool=False):
     def page(shown):
         return template.substitute(
             title=escape(title), subtitle=f"made {time.strftime('%Y-%m-%d %H:%M')} from the runs' files by python -m "
-            "engine.report", script=script, script_hash=f"sha256-{digest}",
+            "cmg.report", script=script, script_hash=f"sha256-{digest}",
             links="".join(f'<a href="#{name}">{SECTIONS[name][0]}</a>' for name in sections),
             sections="\n".join(_section(name, section, shown) for name, section in sections.items()))
 
@@ -333,7 +333,7 @@ def _facts(pretraining):
     facts = {}
     if system:
         without = options.get("without")
-        facts["system"] = system.title + (f" without {_joined(without)}" if without else "")
+        facts["system"] = system.label + (f" without {_joined(without)}" if without else "")
     facts["modalities"] = _joined(options.get("modalities", ""))
     clips = record.get("clips")
     facts["data"] = " ".join(str(options[name]) for name in ("dataset_name", "data_root") if name in options) + (

@@ -15,11 +15,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES, in_order
 from cmg.report import plots, tables
 from cmg.report.style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save, styled
 from cmg.results import rows as results
-from cmg.transfer.tasks import TASKS
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.limits import LIMITS
 
@@ -86,7 +86,7 @@ def draw_sharing(lines, path):
 
     Args:
         lines: of metrics.jsonl; their metrics hold codes_used, codes_shared and code_perplexity, with the codebook's
-            suffix (`monitors.Health.look`).
+            suffix (`monitors.CodebookMonitor.look`).
         path: picture to write.
     """
     suffixes = [name.removeprefix("codes_used") for name in lines[0]["metrics"] if name.startswith("codes_used")]

@@ -1,6 +1,6 @@
 """Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, use of the codes.
 
-Each function takes the arrays of one predictions file (cmg/transfer/task.py, `Task.pictured`) and
+Each function takes the arrays of one predictions file (cmg/downstream/task.py, `Task.pictured`) and
 writes one picture.
 """
 
@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from scipy.special import softmax
 
 from cmg.data.labels import clip_class
+from cmg.downstream.open_set import Scores
 from cmg.models.config import in_order
 from cmg.report.style import (
     GREY,
@@ -28,7 +29,6 @@ from cmg.report.style import (
     save,
     styled,
 )
-from cmg.transfer.open_set import Scores
 
 LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
 TIMELINES = 6

@@ -16,7 +16,7 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 @dataclass
 class Pretraining:
-    """One folder of cmg.training.run_logger.Run."""
+    """One folder of cmg.training.run_logger.RunLogger."""
 
     folder: Path
     options: dict

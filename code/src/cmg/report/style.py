@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from cmg.models.config import in_order
-from cmg.utils.files import output_file
+from cmg.utils.files import atomic_output
 
 # Told apart with any kind of colour vision (tests/test_pictures.py); the first three and WRONG are Okabe and Ito's.
 COLOUR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
@@ -55,6 +55,6 @@ def ink_on(colour):
 
 def save(figure, path, dpi=DPI):
     """Write a PNG whole or not at all; returns the path."""
-    with output_file(path, remedy="choose another folder") as file:
+    with atomic_output(path, remedy="choose another folder") as file:
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return Path(path)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmg.data.manifest import OWN
+from cmg.data.manifest import CUSTOM
+from cmg.downstream.tasks import OWN_SECONDS_BY, TASKS
 from cmg.results.rows import SELECTIONS, caption, mean_std, render, show
-from cmg.transfer.tasks import OWN_SECONDS_BY, TASKS
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,29 @@ def _tails(path):
 
 def column_of(row):
     """The column that a result belongs to; None for those of no column."""
-    if row["task"] == OWN and row["metric"] in (TASKS[OWN].best_by, OWN_SECONDS_BY):
-        return f"{TASKS[OWN].title} {row['direction'].replace('->', '>')}"
+    if row["task"] == CUSTOM and row["metric"] in (TASKS[CUSTOM].best_by, OWN_SECONDS_BY):
+        return f"{TASKS[CUSTOM].title} {row['direction'].replace('->', '>')}"
     found = row["task"], row["metric"], row["direction"]
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 
 
 def is_own(rows):
     """Whether all results are of the user's own data: nothing in the papers compares with them."""
-    return all(row["task"] == OWN for row in rows)
+    return all(row["task"] == CUSTOM for row in rows)
 
 
 def cells_of(rows):
     """Column -> Cell: the papers', then those of the user's own data among the results; the latter alone where there is
     nothing else."""
-    own = {column_of(row): Cell(OWN, row["metric"], *row["direction"].split("->")) for row in rows
-           if row["task"] == OWN and column_of(row)}
+    own = {column_of(row): Cell(CUSTOM, row["metric"], *row["direction"].split("->")) for row in rows
+           if row["task"] == CUSTOM and column_of(row)}
     return own if own and is_own(rows) else CELLS | own
 
 
 def main_metric(task, rows):
     """The metric of a task in the papers' table, else the one that chooses its epoch, else its first in `rows`."""
     metrics = [row["metric"] for row in rows if row["task"] == task]
-    if task == OWN and OWN_SECONDS_BY in metrics:
+    if task == CUSTOM and OWN_SECONDS_BY in metrics:
         return OWN_SECONDS_BY
     if task in TASKS:
         return TASKS[task].column or TASKS[task].best_by

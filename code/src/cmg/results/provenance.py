@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from cmg.checkpoints import checkpoint
+from cmg.utils import files
 from cmg.utils.errors import InputError, readable
-from cmg.utils.files import output_file, remove_leftovers
+from cmg.utils.files import atomic_output, remove_leftovers
 from cmg.utils.limits import LIMITS
 
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
@@ -47,7 +47,7 @@ def fingerprint(path):
     if path.suffix in (".csv", ".txt"):
         with readable(path):
             found["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    return found | {"sha256": checkpoint.sha256(path)}
+    return found | {"sha256": files.sha256(path)}
 
 
 def collect(options, device, places, **facts):
@@ -85,7 +85,7 @@ def write(folder, record):
     path = Path(folder) / name
     if not path.exists():
         remove_leftovers(path.parent)
-        with output_file(path, "w", "choose another --snapshot_pref or --results") as file:
+        with atomic_output(path, "w", "choose another --snapshot_pref or --results") as file:
             file.write(text)
     return str(name)
 
@@ -123,7 +123,7 @@ def verify(rows, folder):
 
     def hashed(file):
         if file not in seen:
-            seen[file] = checkpoint.sha256(file) if Path(file).is_file() else None
+            seen[file] = files.sha256(file) if Path(file).is_file() else None
         return seen[file]
 
     for row in rows:

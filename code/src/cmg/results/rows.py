@@ -1,4 +1,4 @@
-"""Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results.rows FILE` prints."""
+"""Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results FILE` prints."""
 
 import csv
 import errno
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmg.utils import errors
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
@@ -273,27 +272,3 @@ def summary(rows, form="text"):
             table = render(tabulate(of_protocol), COLUMNS, form)
             parts.append(table if form == "csv" else f"{table}\n\n{caption(of_protocol)}")
     return "\n\n".join(parts)
-
-
-def main(argv=None):
-    """Print the tables of one or more results files, or whether their rows still match the files they came from."""
-    parser = errors.Parser(prog="python -m cmg.results.rows", description="Print the table of results files.")
-    parser.add_argument("files", nargs="+", type=Path, help="results.jsonl of one or more runs")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_const", const="markdown", dest="form", default="text")
-    form.add_argument("--csv", action="store_const", const="csv", dest="form", default="text")
-    form.add_argument("--verify", action="store_true",
-                      help="hash the checkpoints and data lists that the rows name and say which rows no longer match "
-                           "(exit code 1)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    options = parser.parse_args(argv)
-    if options.verify:
-        from cmg.results import provenance  # here, because nothing else of this command needs PyTorch
-        checked = [found for file in options.files for found in provenance.verify(read(file), file.parent)]
-        print(provenance.report(checked))
-        return 1 if any(problems for _, problems in checked) else 0
-    print(summary([row for file in options.files for row in read(file)], options.form))
-
-
-if __name__ == "__main__":
-    errors.run(main)

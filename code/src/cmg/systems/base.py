@@ -1,10 +1,11 @@
 """The contract of a system: all that training, checkpoints, downstream tasks and reports know of it.
 
-A system is one file of this folder. It encodes a batch, moves its codebooks, and gives named loss terms; the trainer
-(cmg/training/step.py) adds them up with their weights, takes the optimiser step and saves. Its encoder is what downstream
-tasks use. Everything from the batch to the losses is a dict over modalities.
+A system is one file of this folder. It encodes a batch, updates its codebooks, and gives named loss terms;
+cmg/training/step.py adds them up with their weights and takes the optimizer step. Its encoder is what downstream tasks
+use. Everything from the batch to the losses is a dict over modalities.
 """
 
+import argparse
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -15,9 +16,8 @@ from cmg.models.blocks import Blocks
 from cmg.models.config import MODALITIES, Config, in_order, short
 from cmg.models.masking import Features, mean_of_clips
 from cmg.systems.state_dicts import rules
-from cmg.systems.state_dicts.rules import OWN
-from cmg.utils.collectives import ALONE
-from cmg.utils.settings import setting
+from cmg.systems.state_dicts.rules import EXTRA_SECTION
+from cmg.utils.settings import not_negative, setting
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,15 @@ class Term:
     """A kind of loss.
 
     Attributes:
-        weight: in the total.
-        switch: its name for --without; empty: the key under which it stands in `System.TERMS`.
-        title: in tables and pictures.
+        weight: in the total, unless --weights gives another; a term of weight 0 is computed for the log alone, or not at
+            all.
+        switch: its name for --without; default: its key in `System.TERMS`.
+        label: in tables and pictures.
     """
 
     weight: float = 1.0
     switch: str = ""
-    title: str = ""
+    label: str = ""
 
 
 @dataclass
@@ -56,18 +57,18 @@ class Losses:
 
 @dataclass
 class Group:
-    """Parameters that are clipped together, to one norm, and that one Adam updates.
+    """Parameters that are clipped together, to one norm.
 
     Attributes:
         name: in the log, and the section of the file for those with a published name.
         parameters: our name -> parameter.
-        optimizer: "main", or the name of an auxiliary Adam, which steps only in `System.inner_step`.
+        auxiliary: the auxiliary optimizer updates them, which steps only within `System.training_pass`.
         clipped: False: its gradient counts whatever its norm is.
     """
 
     name: str
     parameters: dict
-    optimizer: str = "main"
+    auxiliary: bool = False
     clipped: bool = True
 
 
@@ -79,7 +80,7 @@ class Codes:
     indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
 
 
-def to_seconds(features, config, real=None):
+def to_seconds(features, config, mask=None):
     """`Features`: what the encoders read of all modalities, side by side in time, as losses and codebooks compare it in
     training.
 
@@ -94,19 +95,19 @@ def to_seconds(features, config, real=None):
         real: mask of the seconds (cmg/models/masking.py).
     """
     seconds = next(x.shape[1] for m, x in features.items() if config.kind(m) != "tokens")
-    found = Features(features, real)
+    found = Features(features, mask)
     for modality in (m for m in features if config.kind(m) == "tokens"):
         x = features[modality]
         places = torch.arange(seconds, device=x.device) * x.shape[1]
-        if real is not None:
-            tokens = (places // real.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
+        if mask is not None:
+            tokens = (places // mask.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
             found[modality] = x.gather(1, tokens.unsqueeze(2).expand(-1, -1, x.shape[2]))
         elif seconds != x.shape[1]:
             found[modality] = x[:, places // seconds]
     return found
 
 
-def precise(x):
+def full_precision(x):
     """A context in which what becomes codes keeps the precision of its weights, under autocast too."""
     return torch.autocast(x.device.type, enabled=False)
 
@@ -142,19 +143,19 @@ class Encoder(nn.Module):
         """What the semantic encoder of a modality reads: features (B, T, ...) as they are, or tokens (B, L, W) through
         their LSTM where there is one, (B, L, 2 * text_hidden)."""
         lstm = getattr(self, f"{modality}_lstm", None)
-        with precise(x):
+        with full_precision(x):
             return lstm(x)[0] if lstm else x
 
-    def embed_inputs(self, modality, inputs, real=None):
+    def embed_inputs(self, modality, inputs, mask=None):
         """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`.
 
-        `real`: mask of the seconds (cmg/models/masking.py), here and below; codes of padded ones mean nothing.
+        `mask`: mask of the seconds (cmg/models/masking.py), here and below; codes of padded ones mean nothing.
         """
         raise NotImplementedError
 
-    def embed_clips(self, modality, inputs, real=None):
+    def embed_clips(self, modality, inputs, mask=None):
         """One vector per clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
-        return mean_of_clips(self.embed_inputs(modality, inputs, real).vectors, real)
+        return mean_of_clips(self.embed_inputs(modality, inputs, mask).vectors, mask)
 
 
 class FrozenEncoder(nn.Module):
@@ -193,37 +194,48 @@ class FrozenEncoder(nn.Module):
         self._require(modality)
         return self.encoder.inputs(modality, x.to(self.codebooks[0]))
 
-    def embed_inputs(self, modality, inputs, real=None):
+    def embed_inputs(self, modality, inputs, mask=None):
         """`Codes` of what `inputs` gives, with a straight-through gradient to it; see `Encoder.embed_inputs`."""
         self._require(modality)
-        return self.encoder.embed_inputs(modality, inputs, real)
+        return self.encoder.embed_inputs(modality, inputs, mask)
 
-    def embed(self, modality, x, real=None):
+    def embed(self, modality, x, mask=None):
         """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
         with torch.no_grad():
-            return self.embed_inputs(modality, self.inputs(modality, x), real)
+            return self.embed_inputs(modality, self.inputs(modality, x), mask)
 
-    def embed_clips(self, modality, x, real=None):
+    def embed_clips(self, modality, x, mask=None):
         """One vector per clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
         with torch.no_grad():
-            return self.encoder.embed_clips(modality, self.inputs(modality, x), real)
+            return self.encoder.embed_clips(modality, self.inputs(modality, x), mask)
 
     def _require(self, modality):
         if modality not in self.config.modalities:
             raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
 
 
+def weight_argument(text):
+    """Argument type of --weights: KIND=W."""
+    kind, _, weight = text.partition("=")
+    if not kind:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KIND=W, such as cpc=0.5")
+    return kind, not_negative(weight)
+
+
 @dataclass(frozen=True)
 class Options:
     """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3); each system has "
-                             "parts of its own, a wrong name lists them")
+    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight "
+                             "0, and parts that are no loss; a wrong name lists those of the system")
+    weights: tuple = setting((), "weights of losses in the total, by their names in the log without the modality: "
+                             "cpc=0.5 contrast=3; a wrong name lists those of the system", type=weight_argument,
+                             nargs="+", action="extend", metavar="KIND=W")
 
 
 @dataclass(frozen=True)
 class CodebookOptions(Options):
-    """How a codebook with moving averages starts and is reset."""
+    """How a codebook with moving averages is initialized and reset."""
 
     codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
                                  choices=("data", "released"))
@@ -239,16 +251,16 @@ class System(nn.Module):
 
     Class attributes:
         name: for --system and in files.
-        title: for people.
+        label: for people.
         FILE: name of its checkpoints, {} standing for the epoch, {modalities} for their initials; see `file`.
         EPOCHS: of pretraining, as published.
         Config, Options: dataclasses of its sizes and of its settings.
         TERMS: kind of loss -> Term, in the order in which they are added up.
-        SWITCHES: further names for --without -> title, of what is no loss term.
+        SWITCHES: further names for --without -> label, of what is no loss.
         ORDER: modalities that come first wherever GROUPS, AUXILIARY and CLUB networks go through them; others follow.
         GROUPS: prefix of our parameter names -> name of the group; the first that fits counts. {m}, {M} in it stand for
             every modality.
-        AUXILIARY: group -> name in files of its own Adam, which steps in `inner_step` only; {m}, {M} as in GROUPS.
+        AUXILIARY: groups of the auxiliary optimizer -> name of their optimizer section in files; {m}, {M} as in GROUPS.
         UNCLIPPED: groups whose gradients are not clipped.
         PARTS: table of published names (cmg/systems/state_dicts/rules.py); empty: no published file exists.
         TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
@@ -256,21 +268,21 @@ class System(nn.Module):
 
     Attributes:
         options: an instance of Options.
-        started: for each codebook whether it has left its initial state.
+        initialized: for each codebook whether it has left its initial state.
         autocast: makes the context in which matrix products may run in 16 bits.
     """
 
     Config, Options = Config, Options
-    name = title = FILE = ""
+    name = label = FILE = ""
     EPOCHS = 6
-    TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, PARTS, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
+    TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, KEY_RULES, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
     ORDER = MODALITIES
 
     def __init__(self, config):
         super().__init__()
         self.config, self.options = config, self.Options()
-        self.autocast, self.together = nullcontext, ALONE
-        self.started = []
+        self.autocast = nullcontext
+        self.initialized = []
 
     # ---------------------------------------------------------------------------------------- what a system computes
     def features(self, batch):
@@ -278,47 +290,40 @@ class System(nn.Module):
 
         Under --padding mask the batch has "real" as well, the mask of the seconds.
         """
-        return Features({m: batch[m] for m in self.config.modalities}, batch.get("real"))
+        return Features({m: batch[m] for m in self.config.modalities}, batch.get("mask"))
 
     def encode(self, features, epoch):
         """One pass of the encoder: outputs in whatever form the other methods of the system take. No state changes."""
         raise NotImplementedError
 
-    def start_codebooks(self, features, epoch, draws):
-        """Start those codebooks from data that are used at this epoch and have not been started."""
+    def init_codebooks(self, features, epoch, rng):
+        """Initialize from data those codebooks that are used at this epoch and have not been."""
 
-    def update_codebooks(self, outputs, draws):
-        """Move the codebooks on after one training pass: moving averages, resets."""
+    def update_codebooks(self, outputs, rng):
+        """Update the codebooks after one training pass: moving averages, resets."""
         raise NotImplementedError
 
-    def inner_step(self, outputs, adam, iterations):
-        """Fit the auxiliary networks to detached outputs.
+    def training_pass(self, features, epoch, rng, auxiliary):
+        """The passes of one training step, with the codebook updates and the steps of the auxiliary optimizer.
 
         Args:
-            adam: called with names of AUXILIARY groups, takes a step of their optimisers with the gradients there.
-        Returns:
-            name -> figure for the log.
-        """
-        return {}
-
-    def training_pass(self, features, epoch, draws, adam):
-        """The passes of one training step, codebook updates and inner steps in their order.
+            auxiliary: torch optimizer of the AUXILIARY groups, None where there are none.
 
         Returns:
-            (outputs for `losses`, figures of the inner steps).
+            outputs for `losses`; name -> log-likelihood of the auxiliary networks.
         """
         outputs = self.encode(features, epoch)
-        self.update_codebooks(outputs, draws)
-        return outputs, self.inner_step(outputs, adam, 1)
+        self.update_codebooks(outputs, rng)
+        return outputs, {}
 
-    def losses(self, outputs, draws):
+    def losses(self, outputs, rng):
         """`Losses` of a pass."""
         raise NotImplementedError
 
     def weights(self, epoch):
         """Kind of loss -> weight in the total; 0 leaves it out."""
-        return {kind: 0.0 if (term.switch or kind) in self.options.without else term.weight
-                for kind, term in self.TERMS.items()}
+        weights = {kind: term.weight for kind, term in self.TERMS.items()} | dict(self.options.weights)
+        return {kind: 0.0 if self._switch(kind) in self.options.without else weight for kind, weight in weights.items()}
 
     # ----------------------------------------------------------------------------------------- what others ask about
     @property
@@ -326,13 +331,13 @@ class System(nn.Module):
         """Suffix of names in the log -> codebook with `embedding`, `ema_count` and `unactivated_count`."""
         raise NotImplementedError
 
-    def chosen(self, outputs):
-        """Suffix of names in the log -> modality -> (B, T) codes that a pass chose, (n,) in its real seconds."""
+    def assigned_codes(self, outputs):
+        """Suffix of names in the log -> modality -> (B, T) codes that a pass assigned, (n,) under a mask."""
         raise NotImplementedError
 
-    def mark_started(self, epoch):
-        """Set `started` for a published file of this epoch, which does not say it."""
-        self.started = [True] * len(self.codebooks)
+    def mark_initialized(self, epoch):
+        """Set `initialized` for a published file of this epoch, which does not say it."""
+        self.initialized = [True] * len(self.codebooks)
 
     @contextmanager
     def evaluating(self):
@@ -345,9 +350,16 @@ class System(nn.Module):
         finally:
             self.train(was_training)
 
+    @classmethod
+    def _switch(cls, kind):
+        return cls.TERMS[kind].switch or kind
+
     def is_on(self, switch):
-        """Is a component in, that is, not left out by --without?"""
-        return switch not in self.options.without
+        """Is a component in, that is, neither left out by --without nor given the weight 0?"""
+        given = dict(self.options.weights)
+        zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
+        return switch not in self.options.without and (not zero or any(
+            given.get(kind, term.weight) for kind, term in self.TERMS.items() if self._switch(kind) == switch))
 
     @classmethod
     def file(cls, modalities, epoch):
@@ -357,11 +369,11 @@ class System(nn.Module):
 
     @classmethod
     def switches(cls):
-        """Name for --without -> title, of every component that can be left out."""
-        titles = {}
+        """Name for --without -> label, of every component that can be left out."""
+        labels = {}
         for kind, term in cls.TERMS.items():
-            titles.setdefault(term.switch or kind, term.title or kind)      # the first of several levels names it
-        return titles | cls.SWITCHES
+            labels.setdefault(cls._switch(kind), term.label or kind)        # the first of several levels names it
+        return labels | cls.SWITCHES
 
     @property
     def order(self):
@@ -383,9 +395,8 @@ class System(nn.Module):
         groups, auxiliary = {}, self.auxiliary
         prefixes = rules.expand(self.GROUPS, self.order)
         for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
-            group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), OWN)
-            groups.setdefault(group, Group(group, {}, group if group in auxiliary else "main",
-                                           group not in self.UNCLIPPED))
+            group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), EXTRA_SECTION)
+            groups.setdefault(group, Group(group, {}, group in auxiliary, group not in self.UNCLIPPED))
             groups[group].parameters[name] = parameter
-        order = [*dict.fromkeys(prefixes.values()), OWN]
+        order = [*dict.fromkeys(prefixes.values()), EXTRA_SECTION]
         return [groups[name] for name in order if name in groups]

@@ -34,10 +34,10 @@ from cmg.models.encoders import Specific
 from cmg.models.map_conv import MapConv
 from cmg.models.masking import first_rows, gathered, mean_of_seconds, only_real, squared_error
 from cmg.systems import base
-from cmg.systems.base import Codes, Losses, Term, precise
+from cmg.systems.base import Codes, Losses, Term, full_precision
 from cmg.systems.state_dicts import codaar
 from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
-from cmg.utils.collectives import ALONE
+from cmg.utils import dist
 from cmg.utils.errors import InputError
 from cmg.utils.settings import setting
 
@@ -95,9 +95,9 @@ class QuantizedRows(Pass):
 class RowTable(nn.Module):
     """K rows of one segment (D columns) per modality, in the order of SEGMENTS.
 
-    State are buffers under the published names, which change only in `start_from`, `ema_step` and `count_and_reset`:
+    State are buffers under the published names, which change only in `init_from_data`, `update_ema` and `expire_codes`:
     `embedding` and `ema_weight` (K, nD), `ema_count_<short name>` (K,) of each modality, `ema_count` their sum,
-    `unactivated_count` (K,). They start as published. After an `ema_step`, embedding = cascade(weight / count).
+    `unactivated_count` (K,). They start as published. After an `update_ema`, embedding = cascade(weight / count).
     """
 
     def __init__(self, config):
@@ -111,7 +111,6 @@ class RowTable(nn.Module):
             self.register_buffer(f"ema_count_{short(modality)}", torch.zeros(rows))
         self.register_buffer("ema_weight", embedding.clone())
         self.register_buffer("unactivated_count", -torch.ones(rows))
-        self.together = ALONE
 
     def split(self, table):
         """The segments of a table (K, nD), side by side: (n, K, D), no copy."""
@@ -122,7 +121,7 @@ class RowTable(nn.Module):
         """`ema_count_<short name>` of the segments, (K,) each."""
         return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
 
-    def forward(self, z, with_cmcm=True, real=None):
+    def forward(self, z, with_cmcm=True, mask=None):
         """Pick a row for every second of every modality (`nearest`). Changes nothing.
 
         Args:
@@ -138,19 +137,19 @@ class RowTable(nn.Module):
         codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
         features = torch.cat(x.unbind(), -1)
         rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
-        cmcm = code_matching(distance, self.together, real) if with_cmcm and len(x) > 1 else table.new_zeros(())
-        perplexity, equal_num = code_figures(indices, table, self.together, real)
-        commitment = self.together.average(self._commitment(x, codes, real), real)
+        cmcm = code_matching(distance, mask) if with_cmcm and len(x) > 1 else table.new_zeros(())
+        perplexity, equal_num = code_figures(indices, table, mask)
+        commitment = dist.mean(self._commitment(x, codes, mask), mask)
         return QuantizedRows(
             rows=dict(zip(self.segments, rows)), indices=dict(zip(self.segments, indices)),
             commitment=dict(zip(self.segments, commitment)), cmcm=cmcm,
             perplexity=dict(zip(self.segments, perplexity)), equal_num=equal_num)
 
     @staticmethod
-    def _commitment(x, codes, real):
+    def _commitment(x, codes, mask):
         """Mean squared errors to the own code, twice, and to the others' at the same second, half of each: (n,)."""
         errors = (x.unsqueeze(1) - codes) ** 2                              # (n, n, ...): whose features, whose codes
-        errors = errors.mean((2, 3, 4)) if real is None else mean_of_seconds(errors.mean(4), real)
+        errors = errors.mean((2, 3, 4)) if mask is None else mean_of_seconds(errors.mean(4), mask)
         return COMMITMENT * (OTHERS_COMMITMENT * errors.sum(1) + (2 - OTHERS_COMMITMENT) * errors.diagonal())
 
     def lookup(self, modality, z):
@@ -168,18 +167,18 @@ class RowTable(nn.Module):
         return rows, indices
 
     @torch.no_grad()
-    def start_from(self, z, order, draws, with_cascade=True, real=None):
+    def init_from_data(self, z, order, rng, with_cascade=True, mask=None):
         """Start every row from one second of a first batch, the same for all segments, each with a count of 1.
 
         Where there are fewer seconds than rows they are repeated with a little noise.
         """
-        seconds = torch.cat([self.together.gather(z[m].detach()).flatten(0, 1) for m in self.segments], 1)
-        real = None if real is None else gathered(real, self.together, seconds).flatten()
-        picked = seconds[first_rows(draws, len(seconds), len(self.embedding), real).to(seconds.device)]
-        if real is not None:
-            picked = picked + NOISE * draws.normal(picked) * (real.sum() < len(picked))
+        seconds = torch.cat([dist.all_gather(z[m].detach()).flatten(0, 1) for m in self.segments], 1)
+        mask = None if mask is None else gathered(mask, seconds).flatten()
+        picked = seconds[first_rows(rng, len(seconds), len(self.embedding), mask).to(seconds.device)]
+        if mask is not None:
+            picked = picked + NOISE * rng.normal(picked) * (mask.sum() < len(picked))
         elif len(seconds) < len(picked):
-            picked = picked + NOISE * draws.normal(picked)
+            picked = picked + NOISE * rng.normal(picked)
         self.ema_weight.copy_(picked)
         for count in self.counts:
             count.fill_(1)
@@ -200,7 +199,7 @@ class RowTable(nn.Module):
         return self.ema_weight / torch.stack(self.counts, 1).repeat_interleave(self.width, 1)
 
     @torch.no_grad()
-    def ema_step(self, z, indices, order, with_others=True, with_cascade=True, real=None):
+    def update_ema(self, z, indices, order, with_others=True, with_cascade=True, mask=None):
         """Move every segment's average on by the seconds at which its modality picked the row, then cascade.
 
         The features that enter are those of all modalities at the same second (DTA): 0.6, 0.2, 0.2 of three, the own
@@ -216,12 +215,12 @@ class RowTable(nn.Module):
         number = len(self.segments)
         share = 1 / (OWN_SHARE + number - 1) if with_others else 0.0
         mixed = (1 - number * share) * x + share * x.sum(1, keepdim=True)                   # own: 1 - (n - 1) * share
-        mixed = self.together.own(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
-        picked = self.together.own(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
+        mixed = dist.local(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
+        picked = dist.local(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
         hits = F.one_hot(picked, len(self.embedding)).to(mixed.dtype)                       # (n, N, K)
-        if real is not None:
-            hits = hits * self.together.own(real).flatten().unsqueeze(1)
-        moved = self.together.total(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
+        if mask is not None:
+            hits = hits * dist.local(mask).flatten().unsqueeze(1)
+        moved = dist.all_reduce(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
         counts = DECAY * torch.stack(self.counts) + (1 - DECAY) * moved[..., 0]             # (n, K)
         total = counts.sum(1, keepdim=True)
         counts = (counts + EPSILON) / (total + len(self.embedding) * EPSILON) * total
@@ -232,17 +231,17 @@ class RowTable(nn.Module):
         self.embedding.copy_(self._cascaded(self._means(), order, with_cascade))
 
     @torch.no_grad()
-    def count_and_reset(self, indices, order, draws, mode="full", with_cascade=True, real=None):
+    def expire_codes(self, indices, order, rng, mode="full", with_cascade=True, mask=None):
         """Count passes since each row was picked by any modality; redraw rows unused for more than 300.
 
         mode "full": the means of an active row and noise become the new averages, with a count of 1, so that the next
         update keeps the row; "released" writes the row alone, which that update undoes completely; "off" only counts.
         """
-        count_unused(self.unactivated_count, indices, self.together, real)
+        count_unused(self.unactivated_count, indices, mask)
         if mode == "off":
             return
-        due, source = replacements(self.unactivated_count, draws)
-        rows, noise = due.unsqueeze(1), NOISE * draws.normal(self.embedding)
+        due, source = replacements(self.unactivated_count, rng)
+        rows, noise = due.unsqueeze(1), NOISE * rng.normal(self.embedding)
         if mode == "released":
             fresh = self.embedding[source] + noise
         else:
@@ -273,26 +272,25 @@ class BatchNorm(nn.BatchNorm1d):
 
     def __init__(self, channels):
         super().__init__(channels)
-        self.together = ALONE
 
-    def forward(self, x, clips, real=None):
-        """`clips`: as a tensor whose first dimension they are; `real`: mask of the seconds, a map each."""
+    def forward(self, x, clips, mask=None):
+        """`clips`: as a tensor whose first dimension they are; `mask`: mask of the seconds, a map each."""
         rows = x.flatten(0, -2)
-        if not self.training or self.together is ALONE and real is None:
+        if not self.training or dist.world_size() == 1 and mask is None:
             return super().forward(rows).view_as(x)
         wide = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
         places = rows.unflatten(0, (*clips.shape[:2], -1)).shape[2]
-        counts = None if real is None else real.flatten().repeat_interleave(places).unsqueeze(1)
+        counts = None if mask is None else mask.flatten().repeat_interleave(places).unsqueeze(1)
 
         def mean_of(values):
             mean = values.mean(0) if counts is None else (values * counts).sum(0) / counts.sum()
-            return self.together.pool(mean, real)
+            return dist.pooled_mean(mean, mask)
         mean = mean_of(wide)
         variance = mean_of((wide - mean) ** 2)
         with torch.no_grad():
-            number = self.together.clips(clips) * (len(rows) // len(clips))
-            if real is not None:
-                number = self.together.total(self.together.own(real).sum()) * places
+            number = dist.global_batch_size(clips) * (len(rows) // len(clips))
+            if mask is not None:
+                number = dist.all_reduce(dist.local(mask).sum()) * places
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * number / (number - 1), self.momentum)
             self.num_batches_tracked.add_(1)
@@ -309,9 +307,9 @@ class MapConvStack(nn.Module):
         self.conv2 = MapConv(widths.hidden, widths.specific, 3)
         self.norm2 = BatchNorm(widths.specific)
 
-    def forward(self, x, real=None):
-        maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x, real))
-        return Specific(F.relu(self.norm2(self.conv2(maps), x, real)).unflatten(0, x.shape[:2]), None)
+    def forward(self, x, mask=None):
+        maps = F.relu(self.norm1(self.conv1(x.flatten(0, 1)), x, mask))
+        return Specific(F.relu(self.norm2(self.conv2(maps), x, mask)).unflatten(0, x.shape[:2]), None)
 
 
 @dataclass
@@ -322,7 +320,7 @@ class PassOutput:
     semantic: dict              # (B, T, D) before quantisation
     specific: dict              # of vectors and tokens (B, T, D), of maps (B, T, H-4, W-4, O)
     quantized: QuantizedRows
-    real: Tensor = None         # (B, T) mask of the seconds (cmg/models/masking.py)
+    mask: Tensor = None         # (B, T) mask of the seconds (cmg/models/masking.py)
     alignment: Tensor = None    # of the table after this pass's update; None without one
 
 
@@ -344,26 +342,26 @@ class Encoder(base.Encoder):
         """The segments: one codebook (K, D) for each modality."""
         return list(self.table.split(self.table.embedding))
 
-    def forward(self, features, with_cmcm=True, real=None):
+    def forward(self, features, with_cmcm=True, mask=None):
         """modality -> `inputs` of it -> PassOutput."""
         semantic, specific = {}, {}
         for m, x in features.items():
-            with precise(x):
+            with full_precision(x):
                 exact = x.to(self.table.embedding.dtype)
                 if self.config.kind(m) == "map":    # squeeze-excitation serves both of its paths
                     factor, average = self.semantic[m].gate(exact)
-                    semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), real)
+                    semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), mask)
                     x = x * factor.to(x.dtype)[:, :, None, None]
                 else:
-                    semantic[m] = self.semantic[m](exact, real)
-            specific[m] = (self.specific[m](x, real) if self.config.kind(m) == "map" else self.specific[m](x)).full
-        with precise(self.table.embedding):
-            return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, real), real)
+                    semantic[m] = self.semantic[m](exact, mask)
+            specific[m] = (self.specific[m](x, mask) if self.config.kind(m) == "map" else self.specific[m](x)).full
+        with full_precision(self.table.embedding):
+            return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, mask), mask)
 
-    def embed_inputs(self, modality, inputs, real=None):
+    def embed_inputs(self, modality, inputs, mask=None):
         """The convolutions, and with them batch normalisation, do not run."""
-        with precise(inputs):
-            z = self.semantic[modality](inputs.to(self.table.embedding.dtype), real)
+        with full_precision(inputs):
+            z = self.semantic[modality](inputs.to(self.table.embedding.dtype), mask)
             return Codes(*self.table.lookup(modality, z))
 
 
@@ -383,10 +381,10 @@ class RowDecoder(nn.Module):
 class CoDAAR(base.System):
     """One encoder pass per step, no mutual-information networks."""
 
-    name, title, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
-    Config, Options, PARTS = Config, Options, codaar.PARTS
-    TERMS = {"recon": Term(title="reconstruction"), "commit": Term(title="commitment"), "cpc": Term(title="CPC"),
-             "cmcm": Term(title="CMCM")}
+    name, label, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
+    Config, Options, KEY_RULES = Config, Options, codaar.KEY_RULES
+    TERMS = {"recon": Term(label="reconstruction"), "commit": Term(label="commitment"), "cpc": Term(label="CPC"),
+             "cmcm": Term(label="CMCM")}
     SWITCHES = {"dta": "DTA", "csa": "CSA", "reset": "reset"}
     GROUPS = {"encoder.{m}_lstm.": LSTMS, "encoder.": ENCODER, "cpc.": "CPC_parameters", "decoders.": DECODER}
 
@@ -395,7 +393,7 @@ class CoDAAR(base.System):
         self.encoder = Encoder(config)
         self.cpc = CrossCPC(config.modalities, config.code_dim)
         self.decoders = nn.ModuleDict({m: RowDecoder(config, m) for m in config.modalities})
-        self.started = [False]
+        self.initialized = [False]
 
     @property
     def cascade_order(self):
@@ -404,43 +402,43 @@ class CoDAAR(base.System):
 
     def features(self, batch):
         features = {m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}
-        return base.to_seconds(features, self.config, batch.get("real"))
+        return base.to_seconds(features, self.config, batch.get("mask"))
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"), features.real)
+            return self.encoder(features, self.is_on("cmcm"), features.mask)
 
-    def start_codebooks(self, features, epoch, draws):
-        if not self.started[0] and self.options.codebook_init == "data":
+    def init_codebooks(self, features, epoch, rng):
+        if not self.initialized[0] and self.options.codebook_init == "data":
             with self.evaluating():
                 outputs = self.encode(features, epoch)
-            self.encoder.table.start_from(outputs.semantic, self.cascade_order, draws, self.is_on("csa"),
-                                          features.real)
-        self.started = [True]
+            self.encoder.table.init_from_data(outputs.semantic, self.cascade_order, rng, self.is_on("csa"),
+                                          features.mask)
+        self.initialized = [True]
 
-    def update_codebooks(self, outputs, draws):
+    def update_codebooks(self, outputs, rng):
         table, order, with_cascade = self.encoder.table, self.cascade_order, self.is_on("csa")
         indices = outputs.quantized.indices
-        table.ema_step(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.real)
+        table.update_ema(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.mask)
         outputs.alignment = table.alignment()
-        table.count_and_reset(indices, order, draws, self.options.code_reset if self.is_on("reset") else "off",
-                              with_cascade, outputs.real)
+        table.expire_codes(indices, order, rng, self.options.code_reset if self.is_on("reset") else "off",
+                              with_cascade, outputs.mask)
 
-    def losses(self, outputs, draws):
+    def losses(self, outputs, rng):
         quantized, recon = outputs.quantized, {}
         for m, target in outputs.inputs.items():
             with self.autocast():
                 rebuilt = self.decoders[m](quantized.rows[m], outputs.specific[m])
             target = target.to(quantized.rows[m].dtype)
-            error = squared_error(rebuilt.to(target.dtype), target, outputs.real)
-            recon[m] = self.cpc.together.average(error, outputs.real)
+            error = squared_error(rebuilt.to(target.dtype), target, outputs.mask)
+            recon[m] = dist.mean(error, outputs.mask)
         terms = {"recon": recon, "commit": quantized.commitment}
         metrics = quantized.metrics
         if outputs.alignment is not None:
             metrics["segment_alignment"] = outputs.alignment
         if self.is_on("cpc"):
-            second = draws.second(min(z.shape[1] for z in outputs.semantic.values()))
-            prediction = self.cpc(outputs.semantic, second, outputs.real)
+            second = rng.second(min(z.shape[1] for z in outputs.semantic.values()))
+            prediction = self.cpc(outputs.semantic, second, outputs.mask)
             terms["cpc"] = prediction.loss
             metrics |= prediction.metrics
         return Losses(terms | {"cmcm": quantized.cmcm}, metrics)
@@ -449,5 +447,5 @@ class CoDAAR(base.System):
     def codebooks(self):
         return {"": self.encoder.table}
 
-    def chosen(self, outputs):
-        return {"": only_real(outputs.quantized.indices, outputs.real)}
+    def assigned_codes(self, outputs):
+        return {"": only_real(outputs.quantized.indices, outputs.mask)}

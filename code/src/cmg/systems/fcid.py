@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmg.losses.club import Club, Clubs, Evidence
+from cmg.losses import club
+from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.losses.info_nce import info_nce
 from cmg.models import config as sizes
@@ -17,10 +18,11 @@ from cmg.models.config import in_order
 from cmg.models.decoders import LinearDecoder
 from cmg.models.masking import mean_of_clips, squared_error
 from cmg.systems import base, dcid
-from cmg.systems.base import Codes, Losses, Term, precise
-from cmg.systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO, collect, fit_clubs
+from cmg.systems.base import Codes, Losses, Term, full_precision
+from cmg.systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO
 from cmg.systems.state_dicts import fcid
 from cmg.systems.state_dicts.rules import DECODER, ENCODER
+from cmg.utils import dist
 from cmg.utils.settings import setting
 
 ORDER = ("video", "audio", "text")      # of the published program's EMA: the codebook depends on it; others follow
@@ -70,7 +72,8 @@ class Output:
     general: dict           # (B, 1, D), not negative; what is quantised, in the order of the EMA
     private: dict           # (B, D), not negative
     quantized: Quantized
-    real: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
+    mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
+    clubs: dict = None      # networks that have been fitted to this pass, as of `FCID.clubs`
 
 
 class ClipEncoder(nn.Module):
@@ -102,17 +105,17 @@ class Encoder(base.Encoder):
     def codebooks(self):
         return [self.codebook.embedding]
 
-    def encode_semantic(self, modality, x, real=None):
+    def encode_semantic(self, modality, x, mask=None):
         """Semantic features (B, T, D) in the codebook's precision, under autocast too (as cmg/systems/dcid.py)."""
-        with precise(x):
-            return self.semantic[modality](x.to(self.codebook.embedding.dtype), real)
+        with full_precision(x):
+            return self.semantic[modality](x.to(self.codebook.embedding.dtype), mask)
 
-    def forward(self, features, with_cmcm=True, real=None, joint=()):
+    def forward(self, features, with_cmcm=True, mask=None, joint=()):
         """modality -> features of the data: an `Output`."""
-        masks = {m: None if self.config.kind(m) == "tokens" else real for m in features}
+        masks = {m: None if self.config.kind(m) == "tokens" else mask for m in features}
         semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
-        with precise(self.codebook.embedding):
+        with full_precision(self.codebook.embedding):
             clips, general, private = {}, {}, {}
             for m in in_order(semantic, ORDER):
                 encoder = self.clip[self.config.clip_encoder(m)]
@@ -120,30 +123,30 @@ class Encoder(base.Encoder):
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
                 private[m] = F.relu(encoder.specific(clips[m]))
             quantized = self.codebook(general, with_cmcm, joint=joint)
-        return Output(features, semantic, specific, clips, general, private, quantized, real)
+        return Output(features, semantic, specific, clips, general, private, quantized, mask)
 
-    def embed_inputs(self, modality, inputs, real=None):
+    def embed_inputs(self, modality, inputs, mask=None):
         """Every second as a clip of its own, after the semantic encoder has seen the whole."""
-        return self._codes(modality, self.encode_semantic(modality, inputs, real))
+        return self._codes(modality, self.encode_semantic(modality, inputs, mask))
 
-    def embed_clips(self, modality, inputs, real=None):
+    def embed_clips(self, modality, inputs, mask=None):
         """One code per clip: that of the mean over its seconds, which the codebook was trained on."""
-        means = mean_of_clips(self.encode_semantic(modality, inputs, real), real)
+        means = mean_of_clips(self.encode_semantic(modality, inputs, mask), mask)
         return self._codes(modality, means.unsqueeze(1)).vectors.squeeze(1)
 
     def _codes(self, modality, semantic):
-        with precise(semantic):
+        with full_precision(semantic):
             return Codes(*self.codebook.lookup(self.clip[self.config.clip_encoder(modality)].to_general(semantic)))
 
 
 class FCID(base.System):
     """Fine alignment by Cross-CPC, coarse alignment by codes and InfoNCE."""
 
-    name, title, FILE, EPOCHS = "fcid", "FCID", "FCID-model-{}.pt", 4
-    Config, Options, PARTS = Config, Options, fcid.PARTS
-    TERMS = {"fine_recon": Term(title="reconstruction of seconds"), "coarse_recon": Term(title="of clips"),
-             "commit": Term(title="commitment"), "mi": Term(switch="club", title="CLUB"), "cpc": Term(title="CPC"),
-             "cmcm": Term(title="CMCM"), "infonce": Term(title="InfoNCE")}
+    name, label, FILE, EPOCHS = "fcid", "FCID", "FCID-model-{}.pt", 4
+    Config, Options, KEY_RULES = Config, Options, fcid.KEY_RULES
+    TERMS = {"fine_recon": Term(label="reconstruction of seconds"), "coarse_recon": Term(label="of clips"),
+             "commit": Term(label="commitment"), "club": Term(label="CLUB"), "cpc": Term(label="CPC"),
+             "cmcm": Term(label="CMCM"), "infonce": Term(label="InfoNCE")}
     SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
     ORDER = ORDER
     GROUPS = {"encoder.": ENCODER, "cpc.": "CPC_parameters", "fine_decoders.": DECODER, "coarse_decoders.": DECODER,
@@ -164,52 +167,53 @@ class FCID(base.System):
         fine = config.fine
         self.encoder = Encoder(config)
         self.cpc = CrossCPC(fine, width, accuracy_over="predictions") if len(fine) > 1 else None
-        self.club = nn.ModuleDict({name: Club(width, width if name == PAIR else config.pooled_dim(name),
+        self.club = nn.ModuleDict({name: CLUB(width, width if name == PAIR else config.pooled_dim(name),
                                               config.club_hidden)
                                    for name in (*self.order, PAIR)})      # the order of their permutations
         self.fine_decoders = nn.ModuleDict({m: Blocks(config, m).decoder() for m in fine})
         self.coarse_decoders = nn.ModuleDict({m: LinearDecoder(width, width, width, width) for m in self.order})
-        self.started = [False]
-        self._clubs = {}                # of the running step
+        self.initialized = [False]
 
     def clubs(self):
         """CLUB networks of one number of rows side by side: of seconds, of each modality of tokens, of all clips with
         seconds."""
-        return {key: Clubs([self.club[name] for name in names], self.together)
+        return {key: BatchedCLUB([self.club[name] for name in names])
                 for key, names in self._members().items()}
 
     def encode(self, features, epoch):
         with self.autocast():
-            return self.encoder(features, self.is_on("cmcm"), features.real, self.options.together(self.config))
+            return self.encoder(features, self.is_on("cmcm"), features.mask, self.options.joint_modalities(self.config))
 
-    def start_codebooks(self, features, epoch, draws):
-        if not self.started[0] and self.options.codebook_init == "data":
+    def init_codebooks(self, features, epoch, rng):
+        if not self.initialized[0] and self.options.codebook_init == "data":
             with self.evaluating(), self.autocast():
-                output = self.encoder(features, with_cmcm=False, real=features.real)
-            self.encoder.codebook.start_from(output.general, draws)
-        self.started = [True]
+                output = self.encoder(features, with_cmcm=False, mask=features.mask)
+            self.encoder.codebook.init_from_data(output.general, rng)
+        self.initialized = [True]
 
-    def update_codebooks(self, outputs, draws):
+    def update_codebooks(self, outputs, rng):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
         codebook, chosen = self.encoder.codebook, outputs.quantized.indices
-        codebook.ema_step(outputs.general, chosen, teacher)
-        codebook.count_and_reset(chosen, draws, self.options.reset(self.is_on("reset")),
-                                 {m: outputs.general[m] for m in dcid.with_seconds(self.config)})
+        codebook.update_ema(outputs.general, chosen, teacher)
+        codebook.expire_codes(chosen, rng, self.options.reset(self.is_on("reset")),
+                                 {m: outputs.general[m] for m in dcid.timed_modalities(self.config)})
 
-    def training_pass(self, features, epoch, draws, adam):
-        self._clubs = self.clubs() if self.is_on("club") else {}
-        collect(self._clubs, self.together)
+    def training_pass(self, features, epoch, rng, auxiliary):
+        clubs = self.clubs() if self.is_on("club") else {}
+        for batched in clubs.values():
+            batched.share_gradients()
         outputs = self.encode(features, epoch)
-        self.update_codebooks(outputs, draws)
-        return outputs, self.inner_step(outputs, adam, MI_ITERATIONS)
+        self.update_codebooks(outputs, rng)
+        likelihoods = self.fit_auxiliary(clubs, outputs, auxiliary)
+        outputs.clubs = clubs
+        return outputs, likelihoods
 
-    def inner_step(self, outputs, adam, iterations):
+    def fit_auxiliary(self, clubs, outputs, optimizer):
         """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
-        groups = {key: ["AudioVisual_mi_net_parameters" if name == PAIR else f"{name.capitalize()}_mi_net_parameters"
-                        for name in names] for key, names in self._members().items() if key in self._clubs}
-        evidence = {key: Evidence.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
-                                       outputs.real if key == "fine" else None) for key in self._clubs}
-        return fit_clubs(self._clubs, evidence, groups, adam, iterations, self.together)
+        stats = {key: SufficientStats.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
+                                           outputs.mask if key == "fine" else None) for key in clubs}
+        found, members = club.fit(clubs, stats, optimizer, MI_ITERATIONS), self._members()
+        return {f"{name}_club": value for key, values in found.items() for name, value in zip(members[key], values)}
 
     def _members(self):
         """Key of `clubs` -> names of its networks."""
@@ -229,15 +233,15 @@ class FCID(base.System):
         general = torch.cat([outputs.general[m] for m in members], 1)
         return general.unsqueeze(0), torch.stack([outputs.private[m] for m in members], 1).unsqueeze(0)
 
-    def losses(self, outputs, draws):
+    def losses(self, outputs, rng):
         terms = self._reconstruction(outputs)
         terms["commit"] = outputs.quantized.commitment
         if self.is_on("club"):
-            terms["mi"] = self._bounds(outputs, draws)
+            terms["club"] = self._bounds(outputs, rng)
         metrics = outputs.quantized.metrics
         if self.cpc and self.is_on("cpc"):
             fine = {m: outputs.semantic[m] for m in self.fine_decoders}
-            prediction = self.cpc(fine, draws.second(min(z.shape[1] for z in fine.values())), outputs.real)
+            prediction = self.cpc(fine, rng.second(min(z.shape[1] for z in fine.values())), outputs.mask)
             terms["cpc"] = prediction.loss
             metrics |= prediction.metrics
         terms["cmcm"] = outputs.quantized.cmcm
@@ -245,7 +249,7 @@ class FCID(base.System):
         if tokens:                          # all others find the clip's text
             names = in_order(outputs.general, [m for m in self.order if m != tokens[0]])
             clips = torch.cat([outputs.general[m] for m in names], 1)
-            clips = self.together.gather(clips).transpose(0, 1)                                 # (M, B, D)
+            clips = dist.all_gather(clips).transpose(0, 1)                                 # (M, B, D)
             terms["infonce"] = dict(zip(names, info_nce(clips[:-1], clips[-1:])))
         return Losses(terms, metrics)
 
@@ -255,29 +259,28 @@ class FCID(base.System):
             target = outputs.inputs[m].to(outputs.semantic[m].dtype)
             with self.autocast():
                 y = decoder(outputs.semantic[m], outputs.specific[m].full)
-            fine[m] = self.together.average(squared_error(y.to(target.dtype), target, outputs.real), outputs.real)
+            fine[m] = dist.mean(squared_error(y.to(target.dtype), target, outputs.mask), outputs.mask)
         for m, decoder in self.coarse_decoders.items():
             y = decoder(outputs.quantized.vectors[m].squeeze(1), outputs.private[m])
-            coarse[m] = self.together.average(F.mse_loss(y, outputs.clips[m]))
+            coarse[m] = dist.mean(F.mse_loss(y, outputs.clips[m]))
         return {"fine_recon": fine, "coarse_recon": coarse}
 
-    def _bounds(self, outputs, draws):
+    def _bounds(self, outputs, rng):
         """CLUB bounds; the permutations are drawn in the published order, of both modalities' rows together for the
         network that they share."""
-        clips = self.together.clips(outputs.private[next(iter(outputs.private))])
+        clips = dist.global_batch_size(outputs.private[next(iter(outputs.private))])
         rows = clips * len(self.fine_decoders)
         device = self.encoder.codebook.embedding.device
-        orders = {name: draws.permutation(rows if name == PAIR else clips).to(device, non_blocking=True)
+        orders = {name: rng.permutation(rows if name == PAIR else clips).to(device, non_blocking=True)
                   for name in self.club}
-        clubs, self._clubs = self._clubs or self.clubs(), {}
         found = {}
-        for key, side_by_side in clubs.items():
+        for key, batched in (outputs.clubs or self.clubs()).items():
             given, predicted = self._pairs(outputs, key)
             if key == "fine":
                 order = torch.stack([orders[m] for m in self.fine_decoders])
-                found |= dict(zip(self.fine_decoders, side_by_side.upper_bounds(given, predicted, order, outputs.real)))
+                found |= dict(zip(self.fine_decoders, batched.upper_bounds(given, predicted, order, outputs.mask)))
             else:
-                found[key] = side_by_side.upper_bounds_of_clips(given[0], predicted[0], orders[key],
+                found[key] = batched.upper_bounds_of_clips(given[0], predicted[0], orders[key],
                                                                 self.options.club_coarse)
         return found
 
@@ -285,5 +288,5 @@ class FCID(base.System):
     def codebooks(self):
         return {"": self.encoder.codebook}
 
-    def chosen(self, outputs):
+    def assigned_codes(self, outputs):
         return {"": outputs.quantized.indices}

@@ -39,11 +39,11 @@ def second_decoder(config, modality):
 class HDCID(DCID):
     """Two levels of alignment. There is no CMCM term: it stays in the log as a zero."""
 
-    name, title, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
-    Options, PARTS = Options, h_dcid.PARTS
+    name, label, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
+    Options, KEY_RULES = Options, h_dcid.KEY_RULES
     TERMS = DCID.TERMS | {
-        f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, term.switch or kind, f"{term.title}, level 2")
-        for kind, term in DCID.TERMS.items()}
+        f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, kind, f"{term.label}, level 2")
+        for kind, term in DCID.TERMS.items() if term.weight}
     GROUPS = {
         "encoder.{m}_lstm.": LSTMS,
         "encoder.": ENCODER,
@@ -88,5 +88,5 @@ class HDCID(DCID):
     def detaches_targets(self, level):
         return level > 0 and self.options.detach_targets
 
-    def mark_started(self, epoch):
-        self.started = [True, self.depth(epoch) > 1]
+    def mark_initialized(self, epoch):
+        self.initialized = [True, self.depth(epoch) > 1]

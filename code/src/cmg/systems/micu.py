@@ -9,9 +9,9 @@ from cmg.losses.jigsaw import Jigsaw
 from cmg.models import config as sizes
 from cmg.models.masking import gathered
 from cmg.systems import dcid
-from cmg.systems.base import Term, precise
+from cmg.systems.base import Term, full_precision
 from cmg.systems.dcid import DCID, Objective, first_decoder
-from cmg.systems.state_dicts import micu
+from cmg.utils import dist
 from cmg.utils.settings import positive, setting
 
 MASKED = 0.3                            # probability of a second to be left out of the queries
@@ -38,7 +38,7 @@ class Options(dcid.CodebookOptions):
 
 
 @dataclass
-class Passes:
+class TwoPassOutput:
     """DCID's outputs of the passes of a step; one and the same where there is one pass."""
 
     contrasted: list
@@ -48,14 +48,13 @@ class Passes:
 class MICU(DCID):
     """CPC, CLUB and CMCM are computed for the log only: their networks keep their start values."""
 
-    name, title, FILE, EPOCHS = "micu", "MICU", "MICU-model-{}.pt", 5
-    Config, Options, PARTS = Config, Options, micu.PARTS
-    TERMS = {kind: Term(term.weight if kind in ("recon", "commit") else 0.0, term.switch, term.title)
-             for kind, term in DCID.TERMS.items()} | {
-        "fcmi_fine": Term(title="FCMI, seconds"), "fcmi_coarse": Term(title="FCMI, clips"), "cujp": Term(title="CUJP")}
+    name, label, FILE, EPOCHS = "micu", "MICU", "MICU-model-{}.pt", 5
+    Config, Options = Config, Options       # published names are those of DCID; the jigsaw has none
+    TERMS = {kind: Term(term.weight if kind in ("recon", "commit") else 0.0, label=term.label)
+             for kind, term in DCID.TERMS.items() if kind != "contrast"} | {
+        "fcmi_fine": Term(label="FCMI, seconds"), "fcmi_coarse": Term(label="FCMI, clips"), "cujp": Term(label="CUJP")}
     GROUPS = {**DCID.GROUPS, "jigsaw.": JIGSAW}
     UNCLIPPED, AUXILIARY, TOC_RELEASED = (JIGSAW,), {}, {}
-    contrast = 0.0                      # it has one of its own
 
     def __init__(self, config):
         super().__init__(config)
@@ -66,35 +65,35 @@ class MICU(DCID):
 
     def encode(self, features, epoch):
         outputs = super().encode(features, epoch)
-        return Passes(outputs, outputs)
+        return TwoPassOutput(outputs, outputs)
 
-    def update_codebooks(self, outputs, draws):
-        super().update_codebooks(outputs.reconstructed, draws)
+    def update_codebooks(self, outputs, rng):
+        super().update_codebooks(outputs.reconstructed, rng)
 
-    def counted(self, indices):
+    def codes_in_use(self, indices):
         if self.options.reset_counter == "released":
             return {m: chosen for m, chosen in indices.items() if self.config.kind(m) != "tokens"}
         return indices
 
-    def training_pass(self, features, epoch, draws, adam):
-        outputs = self._pass(features, epoch, draws)
+    def training_pass(self, features, epoch, rng, auxiliary):
+        outputs = self._pass(features, epoch, rng)
         if self.options.encoder_passes == "released":
-            outputs = Passes(outputs.reconstructed, self._pass(features, epoch, draws).reconstructed)
+            outputs = TwoPassOutput(outputs.reconstructed, self._pass(features, epoch, rng).reconstructed)
         return outputs, {}
 
-    def losses(self, outputs, draws):
-        found = super().losses(outputs.reconstructed, draws)
+    def losses(self, outputs, rng):
+        found = super().losses(outputs.reconstructed, rng)
         output = outputs.contrasted[0]
         semantic = torch.stack(list(output.semantic.values()), 1)                       # (B, M, T, D)
-        with precise(semantic):
-            whole = self.together.gather(semantic)
-            kept = draws.kept(len(whole), whole.shape[2], MASKED).to(whole.device, non_blocking=True)
+        with full_precision(semantic):
+            whole = dist.all_gather(semantic)
+            kept = rng.kept(len(whole), whole.shape[2], MASKED).to(whole.device, non_blocking=True)
             found.terms["fcmi_fine"], found.terms["fcmi_coarse"] = masked_pairs(
-                whole, kept, gathered(output.real, self.together, whole))
-            blocks = draws.modalities(self.config.jigsaw_blocks, semantic.shape[1])
+                whole, kept, gathered(output.mask, whole))
+            blocks = rng.modalities(self.config.jigsaw_blocks, semantic.shape[1])
             found.terms["cujp"] = self.jigsaw(torch.stack(list(output.quantized.vectors.values())),
-                                              blocks.to(whole.device, non_blocking=True), output.real)
+                                              blocks.to(whole.device, non_blocking=True), output.mask)
         return found
 
-    def chosen(self, outputs):
-        return super().chosen(outputs.reconstructed)
+    def assigned_codes(self, outputs):
+        return super().assigned_codes(outputs.reconstructed)

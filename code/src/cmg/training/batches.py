@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader
 
-from cmg.utils.signals import left_to_the_run
+from cmg.utils.signals import ignore_signals
 
 
 def epoch_order(num_clips, seed, epoch):
@@ -24,23 +24,23 @@ class Text:
 
     Args:
         text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
-        draws: cmg.models.random.Draws, by which each step has one of a clip's sentences; None: the first.
+        draws: cmg.models.random.StepRandom, by which each step has one of a clip's sentences; None: the first.
         device, dtype: of the batches.
     """
 
-    def __init__(self, text, draws, device, dtype):
+    def __init__(self, text, rng, device, dtype):
         table, rows = (torch.as_tensor(x) for x in text)
-        self.table, self.rows, self.draws = table.to(device, dtype), rows.view(len(rows), -1), draws
+        self.table, self.rows, self.rng = table.to(device, dtype), rows.view(len(rows), -1), rng
         self.counts, self.first = (self.rows >= 0).sum(1), self.rows[:, 0].to(device)
 
     @property
     def is_drawn(self):
-        return self.draws is not None and self.rows.shape[1] > 1
+        return self.rng is not None and self.rows.shape[1] > 1
 
     def drawn(self, chosen):
         """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. It is called once a step, right before the
         step: a resumed run goes on with the same draws, and worker processes that read ahead take no part."""
-        rows = self.rows[chosen, self.draws.sentences(self.counts)[chosen]]
+        rows = self.rows[chosen, self.rng.sentences(self.counts)[chosen]]
         return self.table[rows.to(self.table.device, non_blocking=True)]
 
 
@@ -55,9 +55,9 @@ class Resident:
     length: int = 0                 # T
 
     @classmethod
-    def of(cls, dataset, modalities, device, dtype, stored, draws=None):
+    def of(cls, dataset, modalities, device, dtype, stored, rng=None):
         """Read everything once; a progress bar shows the clips. They are kept as `stored`, and batches are `dtype`:
-        in 16 bits the video of VGGSound-40K takes 20 GB. `draws`: see `Text`."""
+        in 16 bits the video of VGGSound-40K takes 20 GB. `rng`: see `Text`."""
         features = {}
         for modality in modalities:
             if modality != "text" or dataset.text is None:
@@ -66,7 +66,7 @@ class Resident:
                 features[modality] = torch.from_numpy(loaded).to(stored).to(device)
         has_table = "text" in modalities and dataset.text is not None
         own = torch.from_numpy(dataset.real_seconds).to(device) if dataset.padding == "mask" else None
-        return cls(features, Text(dataset.text, draws, device, dtype) if has_table else None, dtype, own,
+        return cls(features, Text(dataset.text, rng, device, dtype) if has_table else None, dtype, own,
                    dataset.seconds)
 
     def __call__(self, order, batch_size):
@@ -81,7 +81,7 @@ class Resident:
                 drawn = self.text.is_drawn
                 batch["text"] = self.text.drawn(clips) if drawn else self.text.table[self.text.first[chosen]]
             if self.seconds is not None:
-                batch["real"] = torch.arange(self.length, device=device) < self.seconds[chosen].unsqueeze(1)
+                batch["mask"] = torch.arange(self.length, device=device) < self.seconds[chosen].unsqueeze(1)
             yield batch
 
 
@@ -94,19 +94,19 @@ class Streamed:
     device: torch.device
     dtype: torch.dtype
     workers: int
-    draws: object = None        # see `Text`
+    rng: object = None        # see `Text`
 
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
-                            pin_memory=self.device.type == "cuda", worker_init_fn=left_to_the_run,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
                             generator=torch.Generator())       # its own: else it draws from dropout's
         has_table = "text" in self.modalities and self.dataset.text is not None
-        text = Text(self.dataset.text, self.draws, self.device, self.dtype) if has_table else None
+        text = Text(self.dataset.text, self.rng, self.device, self.dtype) if has_table else None
         for item, chosen in zip(loader, order.split(batch_size)):
             batch = {m: item[m].to(self.device, self.dtype, non_blocking=True) for m in self.modalities}
             if text is not None and text.is_drawn:
                 batch["text"] = text.drawn(chosen)
-            if "real" in item:
-                batch["real"] = item["real"].to(self.device, non_blocking=True)
+            if "mask" in item:
+                batch["mask"] = item["mask"].to(self.device, non_blocking=True)
             yield batch

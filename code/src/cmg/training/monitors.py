@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cmg.models.codebook import code_perplexity
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,23 +19,21 @@ ADVICE = {
     "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
             "(--n_embeddings) or larger batches",
     "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
-    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/defaults.md), keep cmcm, cpc and "
+    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/decisions.md), keep cmcm, cpc and "
               "mm_ema (--without), and check that the features of a clip belong together",
     "chance": "check that audio, video and text of a clip belong together, and --lr",
 }
 
 
 @dataclass
-class Figures:
-    """The figures of one step, in an asynchronous device-to-host copy."""
+class StepMetrics:
+    """The values of one step, in an asynchronous copy from the device to the host."""
 
-    names: list                 # of the values: losses, metrics, then "gradient of <group>"
+    names: list                 # kind and name of each value, kind being a field of StepOutput
     values: torch.Tensor        # on the CPU, valid once `arrived`
-    num_losses: int
-    num_metrics: int
     clips: object               # the clips' numbers in the dataset
     batch: dict
-    before: object              # run_loop.Position before the step
+    before: object              # trainer.Position before the step
     event: object = None        # None: there already
 
     def arrived(self, wait=False):
@@ -46,96 +45,89 @@ class Figures:
     def step(self):
         return self.before.step + 1
 
-    @property
-    def losses(self):
+    def of_kind(self, kind):
         """name -> number."""
-        return dict(zip(self.names[:self.num_losses], self.values.tolist()))
+        return {name: value for (of, name), value in zip(self.names, self.values.tolist()) if of == kind}
 
-    @property
-    def metrics(self):
-        """name -> number."""
-        end = self.num_losses + self.num_metrics
-        return dict(zip(self.names[self.num_losses:end], self.values[self.num_losses:end].tolist()))
+    losses = property(lambda self: self.of_kind("losses"))
+    metrics = property(lambda self: self.of_kind("metrics"))
+    likelihoods = property(lambda self: self.of_kind("likelihoods"))
+    grad_norms = property(lambda self: self.of_kind("grad_norms"))
 
     def not_finite(self):
         """name -> value of the losses and gradient norms that are NaN or infinite."""
-        judged = {*self.names[:self.num_losses], *self.names[self.num_losses + self.num_metrics:]}
-        return {name: value for name, value in zip(self.names, self.values.tolist())
-                if name in judged and not math.isfinite(value)}
+        judged = self.losses | {f"gradient of {name}": value for name, value in self.grad_norms.items()}
+        return {name: value for name, value in judged.items() if not math.isfinite(value)}
 
 
-class NotFinite(InputError):
-    """A step whose loss or gradient is not finite; `figures` are those of this step."""
+class NonFiniteError(InputError):
+    """A step whose loss or gradient is not finite; `values` are the StepMetrics of this step."""
 
-    def __init__(self, message, figures):
+    def __init__(self, message, values):
         super().__init__(message)
-        self.figures = figures
+        self.values = values
 
 
-class Finite:
-    """Looks at the losses and gradient norms of every step.
+class FiniteCheck:
+    """Checks the losses and gradient norms of every step.
 
-    On the CPU before the weights change. On a GPU the values are copied without waiting and looked at when they have
-    arrived, a step or two later: nothing waits, and `settle` does before anything is saved.
+    On the CPU before the weights change. On a GPU the values are copied without waiting and checked when they have
+    arrived, a step or two later: nothing waits, and `flush` does before anything is saved.
     """
 
     def __init__(self, ids):
         self.ids = ids                                  # names of the clips
         self.pending = []
-        self.coming = None                              # (clips, batch, before) of the newest step, see `Figures`
+        self.coming = None                              # (clips, batch, before) of the newest step, see `StepMetrics`
 
-    def expect(self, clips, batch, before):
-        """Announce the step whose report comes next, taken at the position `before`."""
+    def begin(self, clips, batch, before):
+        """Announce the step whose output comes next, taken at the position `before`."""
         self.coming = clips, batch, before
 
-    def begun_since(self, figures):
-        """How many steps were begun after the one of these figures."""
-        return self.coming[-1].step - figures.before.step
-
-    def look(self, report):
-        """Called by the trainer between the gradients and the change of the weights; `report`: trainer.Report."""
-        groups = report.losses, report.metrics, {f"gradient of {s}": norm for s, norm in report.grad_norms.items()}
-        names = [name for group in groups for name in group]
-        like = report.losses["total"].detach()
-        values = torch.stack([torch.as_tensor(value).detach().to(like) for group in groups for value in group.values()])
+    def check(self, output):
+        """Called by TrainStep between the gradients and the change of the weights; `output`: StepOutput."""
+        kinds = ("losses", "metrics", "likelihoods", "grad_norms")
+        found = [(kind, name, value) for kind in kinds for name, value in getattr(output, kind).items()]
+        like = output.losses["total"].detach()
+        values = torch.stack([torch.as_tensor(value).detach().to(like) for *_, value in found])
         event = None
         if values.is_cuda:
             values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self.pending.append(Figures(names, values, len(groups[0]), len(groups[1]), *self.coming, event))
+        self.pending.append(StepMetrics([(kind, name) for kind, name, _ in found], values, *self.coming, event))
         self._judge(wait=False)
 
-    def settle(self):
-        """Wait for the last step and return its figures; None before the first."""
+    def flush(self):
+        """Wait for the last step and return its StepMetrics; None before the first."""
         self._judge(wait=True)
         return self.pending[-1] if self.pending else None
 
     def _judge(self, wait):
         while self.pending and self.pending[0].arrived(wait):
-            figures = self.pending[0]
-            found = figures.not_finite()
+            values = self.pending[0]
+            found = values.not_finite()
             if found:
-                raise NotFinite(self._message(figures, found), figures)
+                raise NonFiniteError(self._message(values, found), values)
             if len(self.pending) == 1:
                 return                                  # the newest is kept for the log
             self.pending.pop(0)
 
-    def _message(self, figures, found):
-        bad = torch.zeros(len(figures.clips), dtype=torch.bool)
-        for x in figures.batch.values():
+    def _message(self, values, found):
+        bad = torch.zeros(len(values.clips), dtype=torch.bool)
+        for x in values.batch.values():
             if len(x) == len(bad):                      # one of several processes sees a part of the clips only
                 bad |= ~x.flatten(1).isfinite().all(1).cpu()
-        clips = [self.ids[i] for i in (figures.clips[bad] if bad.any() else figures.clips).tolist()]
+        clips = [self.ids[i] for i in (values.clips[bad] if bad.any() else values.clips).tolist()]
         shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
         more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""
         whose = "not finite in the features of" if bad.any() else "in a batch with"
-        return (f"epoch {figures.before.epoch}, step {figures.step}: {shown}; finite numbers are expected; {whose} "
-                f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or mend these clips")
+        return (f"epoch {values.before.epoch}, step {values.step}: {shown}; finite numbers are expected; {whose} "
+                f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or fix these clips")
 
 
 @dataclass
-class Health:
+class CodebookMonitor:
     """Warns once of every way in which a run goes wrong without stopping. `state` goes into checkpoints."""
 
     warned: list = field(default_factory=list)
@@ -145,7 +137,7 @@ class Health:
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
 
-    def look(self, system, outputs, step, metrics, batch_size):
+    def update(self, system, outputs, step, metrics, batch_size):
         """Judge the system at a line of the log.
 
         Args:
@@ -159,7 +151,7 @@ class Health:
         """
         found = {}
         self.apart = []
-        for suffix, chosen in system.chosen(outputs).items():
+        for suffix, chosen in system.assigned_codes(outputs).items():
             codebook = system.codebooks[suffix]
             usage = code_usage(codebook, chosen)
             found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
@@ -171,7 +163,7 @@ class Health:
         self._judge_cpc(metrics, step, batch_size)
         return found
 
-    def conclude(self):
+    def finish(self):
         """At the end of a run, however short: say which codebooks shared no code when they were looked at last."""
         for suffix in self.apart:
             self._judge_shared(suffix)
@@ -231,15 +223,6 @@ def code_usage(codebook, chosen):
                      code_perplexity(codebook))
 
 
-@torch.no_grad()
-def code_perplexity(codebook):
-    """Perplexity, 1..K, of `codebook.ema_count` (..., K), for each modality or for all."""
-    count = codebook.ema_count.double().clamp_min(0)
-    count = count.reshape(-1, count.shape[-1]).sum(0)
-    share = count / count.sum().clamp_min(1e-12)
-    return float(torch.exp(-(share * torch.log(share + 1e-10)).sum()))
-
-
 def warn_of_chance(rows, metric, clips):
     """Say which directions never left chance, in any epoch and with any seed.
 
@@ -257,5 +240,5 @@ def warn_of_chance(rows, metric, clips):
         spread = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
         if value <= chance + 2 * spread:
             log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the "
-                        "checkpoint is pretrained well (cmg.checkpoints.checkpoint FILE), and the same-modality figure",
+                        "checkpoint is pretrained well (cmg.checkpoints FILE), and the same-modality figure",
                         found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance, spread)

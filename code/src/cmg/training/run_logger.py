@@ -15,10 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cmg.utils.errors import InputError
-from cmg.utils.files import append_lines, remove_leftovers, whole_file
+from cmg.utils.files import append_lines, atomic_write, remove_leftovers
 
 log = logging.getLogger(__name__)
 WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
+TENSORBOARD = {"losses": "loss", "metrics": "metric", "likelihoods": "likelihood", "grad_norms": "grad_norm"}
 
 
 def seed_everything(seed):
@@ -103,7 +104,7 @@ def kept_warnings(folder):
         handler.close()
 
 
-def show_log(file=None):
+def setup_logging(file=None):
     """Send log lines to the console and, with their time, to the end of `file`, warnings to the file WARNINGS beside it
     as well; nowhere else any more.
 
@@ -124,7 +125,7 @@ def show_log(file=None):
 
 
 def _forget_log():
-    """Take off what `show_log` has put on."""
+    """Take off what `setup_logging` has put on."""
     logger = logging.getLogger()
     for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
         logger.removeHandler(handler)
@@ -147,7 +148,7 @@ def beginning(folder):
     return {"folder": str(Path(folder).absolute()), "bytes": 0, "step": 0}
 
 
-class Run:
+class RunLogger:
     """One run's folder with `log.txt`, `options.json`, `metrics.jsonl` and TensorBoard events.
 
     Args:
@@ -164,9 +165,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
-            with whole_file(self.folder / "options.json", "w") as file:
+            with atomic_write(self.folder / "options.json", "w") as file:
                 file.write(json.dumps(options, indent=1) + "\n")
-            show_log(self.folder / "log.txt")
+            setup_logging(self.folder / "log.txt")
             if position and position["folder"] == str(self.folder.absolute()):
                 self._cut(position["bytes"])
             self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
@@ -212,19 +213,19 @@ class Run:
         except OSError as error:
             self._disk_is_full(error)
 
-    def scalars(self, step, epoch, losses, metrics, clips_per_second):
-        """Add one line of figures to metrics.jsonl and to TensorBoard; values are plain numbers.
+    def scalars(self, step, epoch, values):
+        """Add one line of values to metrics.jsonl and to TensorBoard.
 
-        A full disk costs figures, not the run; one warning is logged.
+        A full disk costs values, not the run; one warning is logged.
+
+        Args:
+            values: name -> plain number, or name of a group ("losses", "grad_norms") -> name -> plain number.
         """
-        line = {"epoch": epoch, "step": step, "losses": losses, "metrics": metrics,
-                "clips_per_second": round(clips_per_second, 2)}
         try:
-            append_lines(self.metrics_file, json.dumps(line).encode() + b"\n")
-            for group, values in (("loss", losses), ("metric", metrics)):
-                for name, value in values.items():
-                    self.writer.add_scalar(f"{group}/{name}", value, step)
-            self.writer.add_scalar("clips_per_second", clips_per_second, step)
+            append_lines(self.metrics_file, json.dumps({"epoch": epoch, "step": step} | values).encode() + b"\n")
+            for name, value in values.items():
+                for part, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    self.writer.add_scalar(f"{TENSORBOARD.get(name, name)}/{part}" if part else name, number, step)
         except OSError as error:
             self._disk_is_full(error)
 

@@ -1,7 +1,7 @@
 """The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and bit-exact resume.
 
-Everything that a step depends on is in the checkpoint: weights, codebooks, optimisers (published sections), and under
-`run` the random states, the place in the epoch, which codebooks have started, and the state of the monitors.
+Everything that a step depends on is in the checkpoint: weights, codebooks, optimizers (published sections), and under
+`run` the random states, the position in the epoch, which codebooks are initialized, and the state of the monitors.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
-from cmg.report import plots
 from cmg.training.batches import epoch_order
-from cmg.training.monitors import Finite, Health, NotFinite
+from cmg.training.monitors import CodebookMonitor, FiniteCheck, NonFiniteError
 from cmg.training.run_logger import random_state, set_random_state
+from cmg.utils import dist
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 from cmg.utils.signals import Stopped, stop_on_signals
@@ -35,19 +35,19 @@ class RunSettings:
     seed: int = setting(43, "seed of weights, order and draws (released: 43)")
     batch_size: int = setting(80, "clips per step, of all processes together", flags=("-b", "--b", "--batch_size"),
                               type=positive)
-    n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive, decisive=False)
-    max_steps: int = setting(None, "stop after this many steps in all", type=positive, decisive=False)
-    start_epoch: int = setting(0, "number of the first epoch", decisive=False)
-    print_freq: int = setting(50, "steps between two lines of the log", type=positive, decisive=False)
-    save_freq: int = setting(1, "epochs between two checkpoints", type=positive, decisive=False)
+    n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive, affects_results=False)
+    max_steps: int = setting(None, "stop after this many steps in all", type=positive, affects_results=False)
+    start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
+    print_freq: int = setting(50, "steps between two lines of the log", type=positive, affects_results=False)
+    save_freq: int = setting(1, "epochs between two checkpoints", type=positive, affects_results=False)
     save_every_steps: int = setting(None, "also save within an epoch, after so many steps (default: off)",
-                                    type=positive, decisive=False)
+                                    type=positive, affects_results=False)
     keep: int = setting(None, "newest checkpoints of this run to keep (default: one per epoch, the last two within it)",
-                        type=positive, decisive=False)
+                        type=positive, affects_results=False)
     on_save_error: str = setting("stop", "a checkpoint cannot be written, say on a full disk: stop, or continue and "
-                                 "try at the next", choices=("stop", "continue"), decisive=False)
+                                 "try at the next", choices=("stop", "continue"), affects_results=False)
     save_dtype: str = setting("float32", "float64 as the published files; never less than --precision computes in",
-                              choices=("float32", "float64"), decisive=False)
+                              choices=("float32", "float64"), affects_results=False)
 
 
 @dataclass
@@ -64,13 +64,13 @@ class RunState:
     """What a checkpoint keeps under `run`; `to_dict` is plain data."""
 
     position: Position
-    started: list               # System.started
+    started: list               # System.initialized
     random: dict                # run_folder.random_state
     clips: dict                 # fingerprint of the clips: number and SHA-256 of their ids
     options: dict               # decisive options, as plain values
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
-    records: dict = field(default_factory=dict)     # Run.position
-    health: dict = field(default_factory=dict)      # Health.state
+    records: dict = field(default_factory=dict)     # RunLogger.position
+    health: dict = field(default_factory=dict)      # CodebookMonitor.state
     processes: int = None       # that shared a batch; None in files of before this was kept
 
     def to_dict(self):
@@ -97,7 +97,7 @@ class RunState:
                     type(flag) is bool for flag in state.started):
                 raise ValueError("values of other types")
             set_random_state(state.random, torch.Generator())
-            Health(**state.health)
+            CodebookMonitor(**state.health)
         except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError, IndexError) as error:
             raise InputError(f"{loaded.path}: its entry 'run' is no state of a run ({type(error).__name__}: "
                              f"{str(error)[:80]}); it is damaged: use another checkpoint, or remove this entry and "
@@ -108,6 +108,12 @@ class RunState:
 def fingerprint(data):
     """Number of clips and SHA-256 of their ids in order."""
     return {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest()}
+
+
+def total_steps(num_clips, settings):
+    """Steps of a run of these RunSettings from its first epoch to its end."""
+    steps = math.ceil(num_clips / settings.batch_size) * max(settings.n_epoch - settings.start_epoch, 0)
+    return min(steps, settings.max_steps or steps)
 
 
 def differences(stored, own):
@@ -141,44 +147,47 @@ def find_newest(folder, pattern, own):
     return max(found, default=(0, None))[1]
 
 
-class Loop:
+class Trainer:
     """A pretraining run from its position to its end.
 
     Args:
         settings: RunSettings.
         options: the run's decisive options, as plain values; a resumed run is compared with them.
-        trainer: Trainer.
+        train_step: TrainStep.
         data: the dataset.
         batches: Resident or Streamed.
-        generator: the run's sampling generator, that of the trainer's draws.
+        generator: the run's sampling generator, that of StepRandom.
         save_folder: where checkpoints go.
-        folder: Run; None in a process that neither logs nor saves.
+        folder: RunLogger; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
-        features: modality -> what the data was made with (cmg/data/origins.py), for the checkpoints.
+        feature_origins: modality -> what the data was made with (cmg/data/origins.py), for the checkpoints.
+        draw_codes: makes the picture of code use of an epoch for TensorBoard (report.plots.codebook_figure), or None.
     """
 
-    def __init__(self, settings, options, trainer, data, batches, generator, save_folder, folder, loaded=None,
-                 features=None):
-        self.settings, self.options, self.trainer, self.batches = settings, options, trainer, batches
-        self.generator, self.save_folder, self.folder, self.features = generator, save_folder, folder, features
+    def __init__(self, settings, options, train_step, data, batches, generator, save_folder, folder, loaded=None,
+                 feature_origins=None, draw_codes=None):
+        self.settings, self.options, self.train_step, self.batches = settings, options, train_step, batches
+        self.generator, self.save_folder, self.folder = generator, save_folder, folder
+        self.feature_origins, self.draw_codes = feature_origins, draw_codes
         self.num_clips, self.clips, self.resumed = len(data), fingerprint(data), loaded.path if loaded else None
         self.unused = loaded.unused if loaded else {}
-        self.position, self.saved, self.health = Position(settings.start_epoch), [], Health()
-        self.together, self.stopped = trainer.together, None
-        self.finite = Finite(data.ids)
+        self.position, self.saved, self.monitor = Position(settings.start_epoch), [], CodebookMonitor()
+        self.stopped = None
+        self.finite = FiniteCheck(data.ids)
         self.failed_save, self._last_step = None, settings.max_steps or math.inf
-        trainer.before_update = self.finite.look
+        train_step.total_steps = total_steps(self.num_clips, settings)
+        train_step.before_update = self.finite.check
         if loaded:
-            self._go_on(loaded)
+            self._resume(loaded)
         self.saved_at = self.position.step
 
-    def _go_on(self, loaded):
+    def _resume(self, loaded):
         """Take over the state of a checkpoint; a published one gives its epoch and optimisers only."""
-        checkpoint.load_optimizers(loaded, self.trainer.optimizers)
+        checkpoint.load_optimizers(loaded, self.train_step.optimizers)
         state = RunState.of(loaded)
         if state is None:
             self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
-            self.trainer.system.mark_started(loaded.epoch)
+            self.train_step.system.mark_initialized(loaded.epoch)
             log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
                      self.position.epoch)
             return
@@ -189,16 +198,17 @@ class Loop:
                              "whole epoch")
         others = differences(state.options, self.options)
         others += ["other clips"] if state.clips != self.clips else []
-        if others and self.together.is_first:
+        if others and dist.is_main():
             log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
                         "either run", loaded.path, "; ".join(others))
-        if self.together.is_first and state.processes and state.processes != self.together.size:
+        if dist.is_main() and state.processes and state.processes != dist.world_size():
             log.warning("warning: %s: saved by %d processes, now it is %d, with the same batches: dropout draws other "
                         "numbers; as good a run, but not the same to the last bit; start %d for that", loaded.path,
-                        state.processes, self.together.size, state.processes)
+                        state.processes, dist.world_size(), state.processes)
         is_own_folder = loaded.path.parent.resolve() == Path(self.save_folder).resolve()
         self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
-        self.trainer.system.started, self.health = list(state.started), Health(**state.health)
+        self.train_step.system.initialized = list(state.started)
+        self.monitor = CodebookMonitor(**state.health)
         set_random_state(state.random, self.generator)
         log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
                  self.position.clips, self.num_clips, self.position.step)
@@ -214,16 +224,14 @@ class Loop:
                 while not self._is_done() and not self.stopped:
                     self._epoch(stop)
                 if self.saved_at != self.position.step:
-                    self._save_here()
+                    self._save_checkpoint()
                 if not self.stopped:
-                    self.health.conclude()          # after the save: a run that goes on later is judged anew
-            except NotFinite as error:
+                    self.monitor.finish()           # after the save: a run that goes on later is judged anew
+            except NonFiniteError as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
-                self.trainer.rollback.forget(self.finite.begun_since(error.figures))
-                self.position = error.figures.before
-                bundle = self._save_bundle(error.figures)
-                raise InputError(f"{error}; everything about this step is in {bundle}") from None
+                raise InputError(f"{error}; the run ends, its batch is in {self._save_bundle(error.values)}; resume from "
+                                 f"{self._last_saved()}") from None
         if self.folder:
             self.folder.close()
         if self.stopped:
@@ -238,80 +246,85 @@ class Loop:
 
     def _epoch(self, stop):
         """Train what is left of the running epoch, saving on the way."""
-        settings, trainer, here = self.settings, self.trainer, self.position
+        settings, train_step, here = self.settings, self.train_step, self.position
         epoch, order = here.epoch, epoch_order(self.num_clips, settings.seed, here.epoch)
         is_whole = False
-        trainer.system.train()
+        train_step.system.train()
         shown, since = here.step, time.monotonic()
         with tqdm(total=self.num_clips, initial=here.clips, desc=f"epoch {epoch}", unit="clip",
                   disable=None if self.folder else True) as bar:
-            for batch in self.batches(*self.together.part(order[here.clips:], settings.batch_size)):
+            for batch in self.batches(*dist.shard(order[here.clips:], settings.batch_size)):
                 size = min(settings.batch_size, self.num_clips - here.clips)        # of all processes
-                self.together.expect(size, here.step)
-                self.finite.expect(order[here.clips:here.clips + size], batch, replace(here))
-                report = trainer.step(batch, epoch)
+                dist.begin_step(size, here.step)
+                self.finite.begin(order[here.clips:here.clips + size], batch, replace(here))
+                output = train_step.step(batch, epoch, here.step)
                 here.step, here.clips = here.step + 1, here.clips + size
                 bar.update(size)
                 is_last = here.step >= self._last_step
                 if here.step % settings.print_freq == 0 or is_last:
                     speed = (here.step - shown) * settings.batch_size / (time.monotonic() - since)
                     shown, since = here.step, time.monotonic()
-                    self._log(report, epoch, speed, bar)
+                    self._log(output, epoch, speed, bar)
                 is_whole = here.clips == self.num_clips
-                number = self.together.agree(int(stop.signal or 0))
+                number = dist.all_max(int(stop.signal or 0))
                 self.stopped = number or None
                 if is_last or is_whole or self.stopped:
                     break
                 if settings.save_every_steps and here.step % settings.save_every_steps == 0:
-                    self._save_here()
+                    self._save_checkpoint()
         if is_whole:
-            self._show_codes(report, epoch)
+            self._show_codes(output, epoch)
             here.epoch, here.clips = epoch + 1, 0
             if here.epoch % settings.save_freq == 0 or self._is_done():
-                self._save_here()
+                self._save_checkpoint()
 
-    def _log(self, report, epoch, speed, bar):
-        """One line of figures; the only place where the loop waits for the device."""
-        figures = self.finite.settle()
+    def _log(self, output, epoch, speed, bar):
+        """One line of the log; the only place where the loop waits for the device."""
+        values = self.finite.flush()
         if not self.folder:
             return
-        metrics = figures.metrics
-        metrics |= self.health.look(self.trainer.system, report.outputs, figures.step, metrics,
-                                    self.settings.batch_size)
-        bar.set_postfix(loss=f"{figures.losses['total']:.3f}")
-        log.info("epoch %d step %d  %s  %.0f clips/s", epoch, figures.step,
-                 " ".join(f"{name} {value:.4f}" for name, value in figures.losses.items()), speed)
-        self.folder.scalars(figures.step, epoch, figures.losses, metrics, speed)
-        self.folder.code_use(figures.step, self._code_counts(report))
+        metrics = values.metrics | self.monitor.update(self.train_step.system, output.outputs, values.step,
+                                                       values.metrics, self.settings.batch_size)
+        steps_left = self.train_step.total_steps - values.step
+        remaining = steps_left * self.settings.batch_size / speed
+        bar.set_postfix(loss=f"{values.losses['total']:.3f}")
+        log.info("epoch %d step %d  %s  lr %.3g  %.0f clips/s  %s left", epoch, values.step,
+                 " ".join(f"{name} {value:.4f}" for name, value in values.losses.items()), output.learning_rate, speed,
+                 tqdm.format_interval(remaining))
+        self.folder.scalars(values.step, epoch, {
+            "losses": values.losses, "metrics": metrics, "likelihoods": values.likelihoods,
+            "grad_norms": values.grad_norms, "learning_rate": output.learning_rate,
+            "clips_per_second": round(speed, 2), "remaining_seconds": round(remaining)})
+        self.folder.code_use(values.step, self._code_counts(output))
 
-    def _code_counts(self, report):
-        """Suffix of a codebook -> modality -> (K,) how often the step took each of its codes."""
-        system = self.trainer.system
+    def _code_counts(self, output):
+        """Suffix of a codebook -> modality -> (K,) how often the step assigned each of its codes."""
+        system = self.train_step.system
         return {suffix: {m: np.bincount(indices.flatten().cpu().numpy(),
                                         minlength=len(system.codebooks[suffix].embedding))
                          for m, indices in of_modalities.items()}
-                for suffix, of_modalities in system.chosen(report.outputs).items()}
+                for suffix, of_modalities in system.assigned_codes(output.outputs).items()}
 
-    def _show_codes(self, report, epoch):
+    def _show_codes(self, output, epoch):
         """A picture in TensorBoard: who uses which code, in the last step of an epoch."""
-        if not self.folder:
+        if not self.folder or not self.draw_codes:
             return
-        counts, order = self._code_counts(report), list(self.trainer.system.config.modalities)
+        counts, order = self._code_counts(output), list(self.train_step.system.config.modalities)
         self.folder.code_use(self.position.step, counts, {
-            suffix: plots.codebook_figure(np.stack([of[m] for m in order]), order,
-                                          f"Who uses which code: last step of epoch {epoch}")
+            suffix: self.draw_codes(np.stack([of[m] for m in order]), order,
+                                    f"Who uses which code: last step of epoch {epoch}")
             for suffix, of in counts.items()})
 
-    def _save_here(self):
+    def _save_checkpoint(self):
         """Write a checkpoint, named after its epoch, and within an epoch after its step too; when it is whole, remove
         those that are not to be kept."""
-        self.finite.settle()
+        self.finite.flush()
         here = self.position
         if not self.folder:
             self.saved_at = here.step
             return
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
-        path = self.save_folder / self.trainer.system.file(self.trainer.system.config.modalities, name)
+        path = self.save_folder / self.train_step.system.file(self.train_step.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
         keep, old = self._kept(saved)
         try:
@@ -341,21 +354,25 @@ class Loop:
     def _contents(self, saved):
         """The checkpoint of this moment. Its `epoch` is the last finished one, so that a program which knows only
         whole epochs repeats the running one from its start."""
-        trainer = self.trainer
-        own = next(trainer.system.parameters()).dtype
+        system = self.train_step.system
+        own = next(system.parameters()).dtype
         dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in
-        state = RunState(self.position, list(trainer.system.started), random_state(self.generator), self.clips,
-                         self.options, saved, self.folder.position(self.position.step), self.health.state(),
-                         self.together.size)
-        return checkpoint.pack(trainer.system, trainer.optimizers, self.unused, self.position.epoch - 1,
-                               self.position.step, state.to_dict(), dtype, self.features)
+        state = RunState(self.position, list(system.initialized), random_state(self.generator), self.clips,
+                         self.options, saved, self.folder.position(self.position.step), self.monitor.state(),
+                         dist.world_size())
+        return checkpoint.pack(system, self.train_step.optimizers, self.unused, self.position.epoch - 1,
+                               self.position.step, state.to_dict(), dtype, self.feature_origins)
 
-    def _save_bundle(self, figures):
-        """Keep everything about a step that went wrong; returns the file."""
-        path = self.folder.folder / "debug" / f"step-{figures.step}.pt"
-        clips = [self.finite.ids[i] for i in figures.clips.tolist()]
+    def _last_saved(self):
+        """The newest checkpoint of this run, as text."""
+        newest = self.save_folder / self.saved[-1] if self.saved else self.resumed
+        return newest or "the beginning: nothing was saved yet"
+
+    def _save_bundle(self, values):
+        """Keep the batch and the values of a step that went wrong; returns the file."""
+        path = self.folder.folder / "debug" / f"step-{values.step}.pt"
         checkpoint.save(path, {
-            "step": figures.step, "epoch": figures.before.epoch, "clips": clips, "options": self.options,
-            "figures": dict(zip(figures.names, figures.values.tolist())), "saved": list(self.saved),
-            "batch": dict(figures.batch), "contents": self._contents(self.saved)})
+            "step": values.step, "epoch": values.before.epoch, "options": self.options, "batch": dict(values.batch),
+            "clips": [self.finite.ids[i] for i in values.clips.tolist()],
+            "values": dict(zip(values.names, values.values.tolist()))})
         return path

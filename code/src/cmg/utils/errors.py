@@ -7,7 +7,7 @@ import re
 import sys
 from contextlib import contextmanager
 
-from cmg.utils.signals import Stopped, at_once, handled
+from cmg.utils.signals import Stopped, exit_now, handled
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -72,7 +72,7 @@ def run(main, several=False):
             raise InputError(f"{os.path.basename(sys.argv[0])}: {os.environ['WORLD_SIZE']} processes of torchrun; this "
                              "program is one process; start it without torchrun")
         if alone:
-            with handled(at_once):
+            with handled(exit_now):
                 code = main()
         else:               # a signal must also end a process that waits for others within a library
             code = main()

@@ -5,19 +5,20 @@ Valid Python 3.7, standard library alone: the exporter of text features imports 
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, readable
 
 LONGEST_LINE = 1 << 20          # bytes at the end of a file in which a cut line is looked for
 
 
 @contextmanager
-def whole_file(path, mode="wb"):
+def atomic_write(path, mode="wb"):
     """Open a temporary file beside `path`; it takes that name when the block ends without an error.
 
     Until then, and after any error, what was at `path` before is untouched. The temporary file is locked while it is
@@ -42,7 +43,7 @@ def whole_file(path, mode="wb"):
 
 
 @contextmanager
-def one_line(path, remedy="choose another place"):
+def as_input_error(path, remedy="choose another place"):
     """Turn an OSError of the block, in which something is written at `path`, into one line.
 
     Raises:
@@ -56,8 +57,8 @@ def one_line(path, remedy="choose another place"):
 
 
 @contextmanager
-def output_file(path, mode="wb", remedy="choose another place"):
-    """As `whole_file`, for a file that the user asked for: its folder is made, and what goes wrong is one line.
+def atomic_output(path, mode="wb", remedy="choose another place"):
+    """As `atomic_write`, for a file that the user asked for: its folder is made, and what goes wrong is one line.
 
     HDF5 files are built in memory and written here as bytes: on a full disk h5py complains without end.
 
@@ -69,14 +70,14 @@ def output_file(path, mode="wb", remedy="choose another place"):
     Raises:
         InputError: the place cannot be written; what was there stays.
     """
-    with one_line(path, remedy):
+    with as_input_error(path, remedy):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, mode) as file:
+        with atomic_write(path, mode) as file:
             yield file
 
 
 @contextmanager
-def whole_folder(out, is_there=lambda: False, remedy="choose another --out"):
+def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
     """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
 
     Args:
@@ -86,7 +87,7 @@ def whole_folder(out, is_there=lambda: False, remedy="choose another --out"):
     Raises:
         InputError: no place to write, or none any more.
     """
-    with one_line(out, remedy):
+    with as_input_error(out, remedy):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
         try:
@@ -102,7 +103,7 @@ def whole_folder(out, is_there=lambda: False, remedy="choose another --out"):
 
 
 @contextmanager
-def alone(path, remedy):
+def file_lock(path, remedy):
     """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
 
     Args:
@@ -160,7 +161,7 @@ def append_lines(path, data, flushed=False):
 
 
 def remove_leftovers(folder, name="*"):
-    """Remove temporary files of `whole_file` in a folder whose writers were killed; `name`: pattern of the files."""
+    """Remove temporary files of `atomic_write` in a folder whose writers were killed; `name`: pattern of the files."""
     for leftover in Path(folder).glob(f".{name}.*.tmp"):
         with suppress(OSError), open(leftover, "rb") as file:       # it is gone by now, or its writer lives
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,3 +182,12 @@ def _sync_folder(folder):
         pass                                    # some network file systems know no fsync of folders
     finally:
         os.close(descriptor)
+
+
+def sha256(path):
+    """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
+    digest = hashlib.sha256()
+    with readable(path), open(path, "rb") as file:
+        while part := file.read(1 << 20):           # hashlib.file_digest is of Python 3.11
+            digest.update(part)
+    return digest.hexdigest()

@@ -5,7 +5,7 @@
         lr: float = setting(4e-4, "Adam's learning rate")
 
 `add_arguments` makes the command line from such classes, `read` makes an instance of one from the parsed arguments,
-and `decisive` tells which values two runs must share for their numbers to be comparable.
+and `affects_results` tells which values two runs must share for their numbers to be comparable.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import math
 from dataclasses import field, fields
 
 
-def setting(default, help, *, flags=(), decisive=True, **argument):
+def setting(default, help, *, flags=(), affects_results=True, **argument):
     """A dataclass field that is a command line argument as well.
 
     Args:
@@ -24,7 +24,7 @@ def setting(default, help, *, flags=(), decisive=True, **argument):
         decisive: results depend on it: True, False, or a function of the parsed arguments.
         argument: more of argparse's add_argument: type, choices, nargs, metavar.
     """
-    return field(default=default, metadata={"help": help, "flags": flags, "decisive": decisive, "argument": argument})
+    return field(default=default, metadata={"help": help, "flags": flags, "affects_results": affects_results, "argument": argument})
 
 
 def positive(text):
@@ -83,11 +83,11 @@ def read(cls, namespace, **values):
     return cls(**values)
 
 
-def decisive(namespace, *classes):
+def affects_results(namespace, *classes):
     """Name -> plain value of every argument on which results depend, in the order of the declarations."""
     found = {}
     for declared in (declared for cls in classes for declared in fields(cls)):
-        counts = declared.metadata.get("decisive", False)
+        counts = declared.metadata.get("affects_results", False)
         if counts(namespace) if callable(counts) else counts:
             found[declared.name] = getattr(namespace, declared.name)
     return json.loads(json.dumps(found, default=str))

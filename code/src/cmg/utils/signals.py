@@ -76,14 +76,14 @@ def stop_on_signals():
         yield stop
 
 
-def at_once(number, frame):
+def exit_now(number, frame):
     """Handler where nothing is under way that a later call could go on with: end here."""
     for name in SIGNALS:
         signal.signal(name, signal.SIG_DFL)
     raise Stopped(number, "", "nothing that was written is lost; repeat the call to go on")
 
 
-def left_to_the_run(worker):
+def ignore_signals(worker):
     """`worker_init_fn` of a DataLoader: a signal reaches all processes of a terminal or job; the run finishes its step
     and needs its workers until then."""
     for name in SIGNALS:

@@ -1,6 +1,6 @@
 """The clips of pretraining, by --dataset_name: `pretrain.py` and `prepare.py check` open them with the same call."""
 
-from cmg.data.manifest import OWN
+from cmg.data.manifest import CUSTOM
 from cmg.data.sets import ave
 from cmg.data.sets.ave import AVE
 from cmg.data.sets.custom import Custom
@@ -25,18 +25,18 @@ SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k
 
 def modalities_of(name, own=()):
     """Modalities of a pretraining set; `own`: those of the user's data."""
-    return tuple(own) if name == OWN else SETS[name][1]
+    return tuple(own) if name == CUSTOM else SETS[name][1]
 
 
 def splits_of(name):
     """Parts of a list that are pretrained on unless the flags say otherwise."""
-    return ["train"] if name == OWN else ["train", "test", "val"]
+    return ["train"] if name == CUSTOM else ["train", "test", "val"]
 
 
 def places(name, own=()):
     """Dotted names of what a run of a pretraining set opens; `own`: modalities of the user's data."""
-    if name == OWN:
-        return [f"{OWN}.{short}" for short in ("manifest", *own)]
+    if name == CUSTOM:
+        return [f"{CUSTOM}.{short}" for short in ("manifest", *own)]
     source, modalities = SETS[name]
     if source == "ave":
         return [f"ave.{key}" for key in ("label", *modalities, *ave.SPLITS)]
@@ -54,7 +54,7 @@ def open_clips(name, place, splits, own=(), **reading):
         reading: on_bad_clip, in_memory, seconds and padding (cmg/data/clips.py).
     """
     paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
-    if name == OWN:
+    if name == CUSTOM:
         return Custom(paths, tuple(own), splits, kinds=own, **reading)
     source, modalities = SETS[name]
     if source == "ave":

@@ -1,7 +1,7 @@
 """Published names of CoDAAR's tensors (cmg/systems/state_dicts/rules.py), in published order."""
 
 from cmg.systems.state_dicts.dcid import TOKENS, cpc, decoder, pooling
-from cmg.systems.state_dicts.rules import DECODER, ENCODER, Part, temporal
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, KeyRule, temporal
 
 NUM_CLASSES = 142               # of the clip classifiers in the published decoder, used by no loss
 CONV = "encoder.specific.{m}."
@@ -15,18 +15,18 @@ def classifier(config):
             "event_classifier.weight": (NUM_CLASSES, width), "event_classifier.bias": (NUM_CLASSES,)}
 
 
-PARTS = (
-    Part(ENCODER, "Cross_quantizer.", "encoder.table."),
+KEY_RULES = (
+    KeyRule(ENCODER, "Cross_quantizer.", "encoder.table."),
     *pooling("{m}_semantic_encoder.", "encoder.semantic.{m}.", ALL),
-    Part(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.0.", CONV + "conv1.", ALL),
-    Part(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.1.", CONV + "norm1.", ALL),
-    Part(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.3.", CONV + "conv2.", ALL),
-    Part(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.4.", CONV + "norm2.", ALL),
-    Part(ENCODER, "{M}_encoder.{m}_linear.", CONV + "linear.", ALL),
+    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.0.", CONV + "conv1.", ALL),
+    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.1.", CONV + "norm1.", ALL),
+    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.3.", CONV + "conv2.", ALL),
+    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.4.", CONV + "norm2.", ALL),
+    KeyRule(ENCODER, "{M}_encoder.{m}_linear.", CONV + "linear.", ALL),
     *temporal(ENCODER, "{m}_self_att.", "encoder.semantic.{m}.", ALL),
     *cpc("CPC_parameters", "cpc.", ALL),
     *TOKENS,
     *decoder("{M}_decoder.", "decoders.{m}.of_code.", ALL,
-             [Part(DECODER, "{M}_decoder.{m}_linear_1.", "decoders.{m}.row_linear.", ALL)]),
-    Part(DECODER, "{m}_semantic_decoder.", modalities="video audio text", is_dead=True, shapes=classifier),
+             [KeyRule(DECODER, "{M}_decoder.{m}_linear_1.", "decoders.{m}.row_linear.", ALL)]),
+    KeyRule(DECODER, "{m}_semantic_decoder.", modalities="video audio text", is_dead=True, shapes=classifier),
 )

@@ -1,32 +1,32 @@
 """Published names of DCID's tensors (cmg/systems/state_dicts/rules.py), in published order."""
 
-from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS, Part, temporal
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS, KeyRule, temporal
 
 NUM_CLASSES = 141               # of the clip classifiers in the published decoder, used by no loss
 LEVEL, OBJECTIVE = "encoder.levels.0.", "objectives.0."
 
-TOKENS = [Part(LSTMS, "", "encoder.{m}_lstm.", "text *")]
+TOKENS = [KeyRule(LSTMS, "", "encoder.{m}_lstm.", "text *")]
 
 
 def specific(theirs, ours, modalities):
     """The specific encoders of level 1: convolutions of maps, the linear map of vectors and tokens."""
-    return [Part(ENCODER, theirs + "conv_stack.0.", ours + "conv1.", modalities),
-            Part(ENCODER, theirs + "conv_stack.2.", ours + "conv2.", modalities),
-            Part(ENCODER, theirs + "conv_stack.4.", ours + "conv3.", modalities),
-            Part(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.spread.", modalities),
-            Part(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.mix.", modalities),
-            Part(ENCODER, theirs + "feed_forward.0.", ours + "pool1.", modalities),
-            Part(ENCODER, theirs + "feed_forward.2.", ours + "pool2.", modalities),
-            Part(ENCODER, theirs + "{m}_linear.", ours + "linear.", modalities)]
+    return [KeyRule(ENCODER, theirs + "conv_stack.0.", ours + "conv1.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.2.", ours + "conv2.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.4.", ours + "conv3.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.spread.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            KeyRule(ENCODER, theirs + "feed_forward.0.", ours + "pool1.", modalities),
+            KeyRule(ENCODER, theirs + "feed_forward.2.", ours + "pool2.", modalities),
+            KeyRule(ENCODER, theirs + "{m}_linear.", ours + "linear.", modalities)]
 
 
 def pooling(theirs, ours, modalities):
     """The pooling of maps in the semantic encoders."""
-    return [Part(ENCODER, theirs + "se_layer.0.", ours + "squeeze.", modalities),
-            Part(ENCODER, theirs + "se_layer.2.", ours + "excite.", modalities),
-            Part(ENCODER, theirs + "affine_video_ave.", ours + "average_attention.", modalities),
-            Part(ENCODER, theirs + "affine_video_self.", ours + "place_attention.", modalities),
-            Part(ENCODER, theirs + "ave_v_att.", ours + "attention.", modalities)]
+    return [KeyRule(ENCODER, theirs + "se_layer.0.", ours + "squeeze.", modalities),
+            KeyRule(ENCODER, theirs + "se_layer.2.", ours + "excite.", modalities),
+            KeyRule(ENCODER, theirs + "affine_video_ave.", ours + "average_attention.", modalities),
+            KeyRule(ENCODER, theirs + "affine_video_self.", ours + "place_attention.", modalities),
+            KeyRule(ENCODER, theirs + "ave_v_att.", ours + "attention.", modalities)]
 
 
 def decoder(theirs, ours, modalities, row_linear=()):
@@ -35,37 +35,37 @@ def decoder(theirs, ours, modalities, row_linear=()):
     Args:
         row_linear: parts that stand before the linear map of the code.
     """
-    return [Part(DECODER, theirs + "inverse_conv_block.0.", ours + "deconv1.", modalities),
-            Part(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.spread.", modalities),
-            Part(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.mix.", modalities),
-            Part(DECODER, theirs + "inverse_conv_block.2.", ours + "deconv2.", modalities),
-            Part(DECODER, theirs + "inverse_conv_block.4.", ours + "deconv3.", modalities),
-            Part(DECODER, theirs + "{m}_rec.", ours + "reconstruct.", modalities),
+    return [KeyRule(DECODER, theirs + "inverse_conv_block.0.", ours + "deconv1.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.spread.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.2.", ours + "deconv2.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.4.", ours + "deconv3.", modalities),
+            KeyRule(DECODER, theirs + "{m}_rec.", ours + "reconstruct.", modalities),
             *row_linear,
-            Part(DECODER, theirs + "{m}_linear.", ours + "code_linear.", modalities)]
+            KeyRule(DECODER, theirs + "{m}_linear.", ours + "code_linear.", modalities)]
 
 
 def cpc(section, ours, modalities):
     """The networks of one Cross-CPC."""
-    return [Part(section, "{m}_ar_lstm.", ours + "lstm.{m}.", modalities),
-            Part(section, "{m}_predictors.0.", ours + "predictor.{m}.", modalities)]
+    return [KeyRule(section, "{m}_ar_lstm.", ours + "lstm.{m}.", modalities),
+            KeyRule(section, "{m}_predictors.0.", ours + "predictor.{m}.", modalities)]
 
 
 def club(section, ours, modalities=""):
     """CLUB networks, a section for each: the mean's network first."""
-    return [Part(section, "p_mu.", ours + "mean.", modalities),
-            Part(section, "p_logvar.", ours + "log_variance.", modalities)]
+    return [KeyRule(section, "p_mu.", ours + "mean.", modalities),
+            KeyRule(section, "p_logvar.", ours + "log_variance.", modalities)]
 
 
 SPECIFIC = specific("{M}_encoder.", LEVEL + "specific.{m}.", "video audio text *")
-CODEBOOK = [Part(ENCODER, "Cross_quantizer.", "encoder.levels.*.codebook.")]
+CODEBOOK = [KeyRule(ENCODER, "Cross_quantizer.", "encoder.levels.*.codebook.")]
 SEMANTIC = [*pooling("{m}_semantic_encoder.", LEVEL + "semantic.{m}.", "video audio text *"),
             *temporal(ENCODER, "{m}_self_att.", LEVEL + "semantic.{m}.", "video text audio *")]
 CPC = cpc("CPC_parameters", OBJECTIVE + "cpc.", "video audio text *")
 DECODERS = decoder("{M}_decoder.", OBJECTIVE + "decoders.{m}.", "video audio text *")
-CLASSIFIERS = [Part(DECODER, "{m}_semantic_decoder.", modalities="video text audio", is_dead=True, shapes=lambda c: {
+CLASSIFIERS = [KeyRule(DECODER, "{m}_semantic_decoder.", modalities="video text audio", is_dead=True, shapes=lambda c: {
     "linear.weight": (c.code_dim, c.code_dim), "linear.bias": (c.code_dim,),
     "event_classifier.weight": (NUM_CLASSES, c.code_dim), "event_classifier.bias": (NUM_CLASSES,)})]
 CLUBS = club("{M}_mi_net_parameters", OBJECTIVE + "club.{m}.", "video text audio *")
 
-PARTS = (*TOKENS, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *CLUBS)
+KEY_RULES = (*TOKENS, *SPECIFIC, *CODEBOOK, *SEMANTIC, *CPC, *DECODERS, *CLASSIFIERS, *CLUBS)

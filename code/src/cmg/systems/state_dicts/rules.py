@@ -1,9 +1,9 @@
 """Translation of published checkpoint files: their names to ours and back, and the sizes that their tensors tell.
 
-A published file is a dict of sections, each a state dict. A system's table `PARTS` (for example
+A published file is a dict of sections, each a state dict. A system's table `KEY_RULES` (for example
 cmg/systems/state_dicts/dcid.py) lists them in published order, which is also the order in which a published optimiser section
 numbers its parameters. What training optimises or clips does not depend on it. Tensors of ours without a published
-name lie in the section `OWN`, under our names.
+name lie in the section `EXTRA_SECTION`, under our names.
 """
 
 import re
@@ -17,14 +17,14 @@ from cmg.models.config import MODALITIES, numbers, short, with_numbers
 from cmg.utils.errors import InputError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)      # others can be stored, not computed with
-OWN = "own_parameters"
+EXTRA_SECTION = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
 
 
 @dataclass(frozen=True)
-class Part:
+class KeyRule:
     """One line of a table: all tensors below a published prefix.
 
     Attributes:
@@ -66,9 +66,9 @@ def expand(patterns, modalities):
 
 def transformer(section, theirs, ours, modalities):
     """The table lines of a temporal encoder: Linear, layers, and the template layer that published files hold."""
-    return [Part(section, theirs + "encoder_layer.", ours + "layers.0.", modalities, is_dead=True),
-            Part(section, theirs + "encoder.layers.{i}.", ours + "layers.{i}.", modalities),
-            Part(section, theirs + "affine_matrix.", ours + "affine.", modalities)]
+    return [KeyRule(section, theirs + "encoder_layer.", ours + "layers.0.", modalities, is_dead=True),
+            KeyRule(section, theirs + "encoder.layers.{i}.", ours + "layers.{i}.", modalities),
+            KeyRule(section, theirs + "affine_matrix.", ours + "affine.", modalities)]
 
 
 def temporal(section, theirs, ours, modalities):
@@ -95,7 +95,7 @@ def layout(system, config):
     made = meta(system, config)
     ours, buffers = made.state_dict(), {name for name, _ in made.named_buffers()}
     tensors = []
-    for block in _blocks(system.PARTS):
+    for block in _blocks(system.KEY_RULES):
         for modality in _named(block[0].modalities, config) if block[0].modalities else [""]:
             for part in block:
                 names = {"m": modality, "M": modality.capitalize(), "l": modality and short(modality)}
@@ -173,15 +173,15 @@ def recognise(sections, systems):
     """
     if not isinstance(sections.get(ENCODER), dict):
         raise InputError(f"section {ENCODER} is missing; expected a pretraining checkpoint of "
-                         f"{', '.join(system.title for system in systems if system.PARTS)}")
+                         f"{', '.join(system.label for system in systems if system.KEY_RULES)}")
     keys = {(section, key) for section, content in sections.items() if isinstance(content, dict)
-            and str(section).endswith("_parameters") and section != OWN for key in content}
+            and str(section).endswith("_parameters") and section != EXTRA_SECTION for key in content}
 
     def unlike(system):
         """Encoder tensors of one side only, and other tensors of the file only."""
         known = {(t.section, t.key) for t in layout(system, _structure(system, keys))}
         return len(keys - known) + len([key for key in known - keys if key[0] == ENCODER])
-    system = min((system for system in systems if system.PARTS), key=unlike)
+    system = min((system for system in systems if system.KEY_RULES), key=unlike)
     config = _structure(system, keys)
     if len(config.modalities) < 2:
         raise InputError(f"{ENCODER} holds encoders of {', '.join(config.modalities) or 'no modality'}; expected two "

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import permutations
 
 from cmg.data.csv import read_header
-from cmg.data.manifest import OWN, Manifest
+from cmg.data.manifest import CUSTOM, Manifest
 from cmg.data.sets.ave import AVE
 from cmg.data.sets.ave import SPLITS as AVE_SPLITS
 from cmg.data.sets.ave_avvp import AVEShared, AVVPShared
@@ -19,10 +19,10 @@ from cmg.data.sets.custom import Custom
 from cmg.data.sets.ucf51 import UCF51
 from cmg.data.sets.ucf_vggsound import UCFVGGSound
 from cmg.data.sets.vggsound import VGGSound
+from cmg.downstream import open_set, retrieval, run
+from cmg.downstream.task import Task
 from cmg.models.config import in_order
 from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
-from cmg.transfer import open_set, retrieval, run
-from cmg.transfer.task import Task
 from cmg.utils.errors import InputError
 
 PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
@@ -36,7 +36,7 @@ OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data ha
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Clips that one call of a loader opens: a run and `prepare.py check` make the same call."""
 
     title: str              # in reports
@@ -79,7 +79,7 @@ class TaskEntry:
             manifest: Path of --manifest, or None.
             kinds: modality -> kind of --features, None for the kinds that audio, video and text may have.
         """
-        if self.family != OWN or not manifest:
+        if self.family != CUSTOM or not manifest:
             return self
         try:
             has_times = "onset" in read_header(manifest)
@@ -88,8 +88,8 @@ class TaskEntry:
         modalities = in_order([m for m, kind in kinds.items() if not has_times or m != "text" and kind != "tokens"],
                               PAIRED)           # words have no seconds
         return replace(
-            self, places=(f"{OWN}.manifest", *(f"{OWN}.{m}" for m in modalities)), modalities=modalities,
-            prompts=f"{OWN}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
+            self, places=(f"{CUSTOM}.manifest", *(f"{CUSTOM}.{m}" for m in modalities)), modalities=modalities,
+            prompts=f"{CUSTOM}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
             directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
 
     def needed(self):
@@ -124,19 +124,19 @@ def ave_parts(paths, modalities, protocol):
     """Heads are trained on the train split and tested on the test split; the released script tests on its TRAINING
     clips, in the other modality."""
     if protocol == "released":
-        return [Part("train", ("train", "test"), partial(AVE, paths, modalities, "train"))]
-    return [Part(split, (split,), partial(AVE, paths, modalities, split)) for split in AVE_SPLITS]
+        return [Split("train", ("train", "test"), partial(AVE, paths, modalities, "train"))]
+    return [Split(split, (split,), partial(AVE, paths, modalities, split)) for split in AVE_SPLITS]
 
 
 def avvp_parts(paths, modalities, protocol):
     """As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same
     videos."""
-    return [Part(m, ("train", "test"), partial(AVVP, paths, m)) for m in ("audio", "video") if m in modalities]
+    return [Split(m, ("train", "test"), partial(AVVP, paths, m)) for m in ("audio", "video") if m in modalities]
 
 
 def ave_avvp_parts(paths, modalities, protocol):
     """Clips of the shared classes: AVE's to train on, AVVP's to test on."""
-    return [Part(f"{side} {m}", (role,), partial(loader, paths, m))
+    return [Split(f"{side} {m}", (role,), partial(loader, paths, m))
             for side, role, loader in (("AVE", "train", AVEShared), ("AVVP", "test", AVVPShared))
             for m in ("audio", "video") if m in modalities]
 
@@ -147,7 +147,7 @@ def ucf_vggsound_parts(paths, modalities, protocol):
     sides = [("audio",)] if "audio" in modalities else []
     if {"video", "text"} & set(modalities):
         sides.append(("video", "text") if "text" in modalities else ("video",))
-    return [Part(side[0], ("train", "test"), partial(UCFVGGSound, paths, side)) for side in sides]
+    return [Split(side[0], ("train", "test"), partial(UCFVGGSound, paths, side)) for side in sides]
 
 
 def ave_oscmg_parts(paths, modalities, protocol):
@@ -157,20 +157,20 @@ def ave_oscmg_parts(paths, modalities, protocol):
 
 def ucf_oscmg_parts(paths, modalities, protocol):
     """UCF-101 clips with sound: tested on all of them, those of the training clips in the other modality among them."""
-    return [Part(m, ("train", "test"), partial(UCF51, paths, (m,))) for m in ("audio", "video") if m in modalities]
+    return [Split(m, ("train", "test"), partial(UCF51, paths, (m,))) for m in ("audio", "video") if m in modalities]
 
 
 def retrieval_parts(paths, modalities, protocol):
     """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
     modalities = ("audio", *(m for m in modalities if m != "audio"))
-    return [Part(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
+    return [Split(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
 
 
 def own_parts(paths, modalities, protocol, kinds=None):
     """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
     epoch."""
     has_val = Manifest(paths["manifest"]).ids(("val",))
-    return [Part(split, (split,), partial(Custom, paths, modalities, (split,), True, kinds=kinds))
+    return [Split(split, (split,), partial(Custom, paths, modalities, (split,), True, kinds=kinds))
             for split in ("train", *(("val",) if has_val else ()), "test")]
 
 
@@ -246,8 +246,8 @@ ENTRIES = (
         directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")}, parts=ucf_vggsound_parts,
         epochs=25, **OPEN_SET),
     TaskEntry(
-        OWN, "own", "Your own clips: their class, or events second by second where the manifest has onsets", OWN,
-        (f"{OWN}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
+        CUSTOM, "own", "Your own clips: their class, or events second by second where the manifest has onsets", CUSTOM,
+        (f"{CUSTOM}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
         modalities=(), epochs=30, head=ClipHead, best_by="accuracy", parts=own_parts, task=own_task),
 )
 TASKS = {entry.name: entry for entry in ENTRIES}

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cmg.downstream import encode, run, toc
 from cmg.results import rows as results
-from cmg.transfer import encode, run, toc
 from cmg.utils.settings import positive, setting
 
 RANKS = (1, 5, 10, 50)           # of R@k
@@ -109,8 +109,8 @@ def vectors(encoder, dataset, modality, batch_size, workers=0):
     shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
     found = []
     for item in shown:
-        real = item["real"].to(device) if "real" in item and modality != "text" else None
-        found.append(encoder.embed_clips(modality, item[modality].to(device), real))
+        mask = item["mask"].to(device) if "mask" in item and modality != "text" else None
+        found.append(encoder.embed_clips(modality, item[modality].to(device), mask))
     return F.normalize(torch.cat(found), dim=-1)
 
 
@@ -119,7 +119,7 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
 
     Args:
         dataset: cmg.data.sets.captions.Captions.
-        pretrained: cmg.transfer.task.Pretrained, of text and the clips' modalities.
+        pretrained: cmg.downstream.task.Pretrained, of text and the clips' modalities.
         settings: RetrievalSettings.
         output: results.Output.
     Returns:

@@ -9,11 +9,11 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
+from cmg.downstream import encode, fit_heads, metrics, run
+from cmg.downstream.task import SHOWN, Task
 from cmg.models import toc
 from cmg.models.masking import mean_of_clips
 from cmg.results import rows as results
-from cmg.transfer import encode, fit_heads, metrics, run
-from cmg.transfer.task import SHOWN, Task
 
 RANKS = (1, 5, 10)               # of R@k
 TOP = 5                          # candidates kept for the pictures
@@ -89,7 +89,7 @@ def training_free(dataset, pretrained, variants, settings, output):
     for variant in variants:
         choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
         channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
-        means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.real), dim=-1)
+        means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.mask), dim=-1)
                  for key, part in parts.items()}
         for (source, target), control in product(permutations(modalities, 2), encoders):
             found = metrics.recall_at(means[control, source] @ means[control, target].T, RANKS)

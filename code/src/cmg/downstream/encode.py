@@ -16,34 +16,34 @@ from cmg.utils.errors import InputError
 
 
 @dataclass
-class CodeSet:
+class EncodedSplit:
     """One part of a dataset, in one modality, as the frozen encoder gives it: few different codes, many seconds."""
 
     table: Tensor                # (U, D) the different codes that occur
     numbers: Tensor              # (U,) int64, their numbers in the codebook; (U, L) where there are L codebooks
     rows: Tensor                 # (N, T) int64, which row of the table each second has
     labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
-    real: Tensor = None          # (N, T) bool, under --padding mask (cmg/models/masking.py); text has none
+    mask: Tensor = None          # (N, T) bool, under --padding mask (cmg/models/masking.py); text has none
 
     def __len__(self):
         return len(self.rows)
 
     @classmethod
-    def of(cls, vectors, indices, labels, real=None):
+    def of(cls, vectors, indices, labels, mask=None):
         """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, L).
 
-        Seconds that are not `real` get the code of the clip's first one: none occurs on their account.
+        Seconds that are not `mask` get the code of the clip's first one: none occurs on their account.
         """
-        if real is not None:
-            where = torch.where(real, torch.arange(real.shape[1], device=real.device), 0)
-            clips = torch.arange(len(real), device=real.device).unsqueeze(1)
+        if mask is not None:
+            where = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), 0)
+            clips = torch.arange(len(mask), device=mask.device).unsqueeze(1)
             vectors, indices = vectors[clips, where], indices[clips, where]
         numbers, rows = indices.flatten(0, 1).unique(dim=0, return_inverse=True)
         flat = vectors.flatten(0, 1)
         table = flat.new_empty(len(numbers), flat.shape[-1])
         table[rows] = flat                      # all seconds of one code have one vector, but for rounding
         assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
-        return cls(table, numbers, rows.view(vectors.shape[:2]), labels, real)
+        return cls(table, numbers, rows.view(vectors.shape[:2]), labels, mask)
 
     def select(self, channels):
         """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
@@ -52,7 +52,7 @@ class CodeSet:
     def of_clips(self, keep):
         """Some of the clips: their numbers (n,) or a mask (N,)."""
         return replace(self, rows=self.rows[keep], labels=self.labels[keep],
-                       real=None if self.real is None else self.real[keep])
+                       mask=None if self.mask is None else self.mask[keep])
 
     @property
     def indices(self):
@@ -96,9 +96,9 @@ def check_shape(encoder, modality, shape, name, checkpoint):
                          "kind")
 
 
-def seconds_of(encoder, modality, real):
+def seconds_of(encoder, modality, mask):
     """The mask of a modality's codes, given that of the clips' seconds; tokens have none."""
-    return None if real is None or encoder.config.kind(modality) == "tokens" else real
+    return None if mask is None or encoder.config.kind(modality) == "tokens" else mask
 
 
 @torch.no_grad()
@@ -125,24 +125,24 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
         encoder.train(training)                        # of all its parts only dropout knows the difference
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
-            real = item["real"].to(device) if "real" in item else None
+            mask = item["mask"].to(device) if "mask" in item else None
             kept.append(item[labels].to(device))
-            if real is not None:
-                masks.append(real)
+            if mask is not None:
+                masks.append(mask)
                 if labels != "label":               # sounds, whose mean over time is then that of their own seconds
-                    kept[-1] = torch.where(real.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], real).unsqueeze(1))
+                    kept[-1] = torch.where(mask.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], mask).unsqueeze(1))
             for modality in modalities:
                 x = item[modality].to(device)
                 for name, encoder in encoders.items():
-                    got = encoder.embed(modality, x, seconds_of(encoder, modality, real))
+                    got = encoder.embed(modality, x, seconds_of(encoder, modality, mask))
                     vectors[name, modality].append(got.vectors)
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
         encoder.eval()
-    kept, real, sets = torch.cat(kept), torch.cat(masks) if masks else None, {}
+    kept, mask, sets = torch.cat(kept), torch.cat(masks) if masks else None, {}
     for key, parts in vectors.items():
         parts = torch.cat(parts)
         parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = CodeSet.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
-                               seconds_of(encoders[key[0]], key[1], real))
+        sets[key] = EncodedSplit.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
+                               seconds_of(encoders[key[0]], key[1], mask))
     return sets

@@ -68,7 +68,7 @@ class Cells:
         return harmonic_mean(self.precision, self.recall)
 
 
-def count_cells(logits, labels, real=None):
+def count_cells(logits, labels, mask=None):
     """Counts over a whole set.
 
     Args:
@@ -77,8 +77,8 @@ def count_cells(logits, labels, real=None):
         real: (N, T) mask of the seconds that count (cmg/models/masking.py); None: all.
     """
     predicted, labelled = torch.sigmoid(logits) > THRESHOLD, labels > 0.5
-    if real is not None:
-        predicted, labelled = predicted & real.unsqueeze(-1), labelled & real.unsqueeze(-1)
+    if mask is not None:
+        predicted, labelled = predicted & mask.unsqueeze(-1), labelled & mask.unsqueeze(-1)
     cells = (-3, -2, -1)
     return Cells((predicted & labelled).sum(cells).double(), predicted.sum(cells).double(),
                  labelled.sum(cells).double().expand(logits.shape[:-3]))
@@ -90,7 +90,7 @@ def harmonic_mean(a, b):
     return torch.where(total > 0, 2 * a * b / total.where(total > 0, torch.ones_like(total)), torch.zeros_like(total))
 
 
-def segment_scores(logits, labels, batch=None, real=None):
+def segment_scores(logits, labels, batch=None, mask=None):
     """Precision, recall and F1 (percent) of second-wise predictions.
 
     The exact figures pool the counts over the set. The published program instead averages the figures of batches,
@@ -106,9 +106,9 @@ def segment_scores(logits, labels, batch=None, real=None):
         {"precision", "recall", "f1"} -> (...) percent.
     """
     if batch is None:
-        cells = count_cells(logits, labels, real)
+        cells = count_cells(logits, labels, mask)
         return {"precision": cells.precision, "recall": cells.recall, "f1": cells.f1}
-    counted = labels.new_ones(labels.shape[:2], dtype=torch.bool) if real is None else real
+    counted = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else mask
     parts = [(len(y), count_cells(x, y, r)) for x, y, r in zip(
         logits.split(batch, -3), labels.split(batch), counted.split(batch))]
     precision = sum(n * cells.precision for n, cells in parts) / len(labels)
@@ -116,12 +116,12 @@ def segment_scores(logits, labels, batch=None, real=None):
     return {"precision": precision, "recall": recall, "f1": harmonic_mean(precision, recall)}
 
 
-def segment_chance(labels, batch=None, real=None):
+def segment_chance(labels, batch=None, mask=None):
     """The figures of predicting, in every second, the one column that is labelled most often: what needs no input."""
     logits = torch.full_like(labels, -1.0)
-    counted = labels if real is None else labels * real.unsqueeze(-1)
+    counted = labels if mask is None else labels * mask.unsqueeze(-1)
     logits[..., counted.flatten(0, -2).sum(0).argmax()] = 1
-    return {name: float(value) for name, value in segment_scores(logits, labels, batch, real).items()}
+    return {name: float(value) for name, value in segment_scores(logits, labels, batch, mask).items()}
 
 
 def recall_at(similarity, k):

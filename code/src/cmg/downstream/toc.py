@@ -11,7 +11,7 @@ FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every 
 
 
 @dataclass(frozen=True)
-class Shares:
+class TocRatios:
     """TOC's numbers but for the first."""
 
     toc_max_num: int = setting(1, "TOC: parts of the kept channels that are best; the ratio to --toc_min_num counts")
@@ -20,7 +20,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class TocSettings(Shares):
+class TocSettings(TocRatios):
     """What a downstream call asks of TOC."""
 
     choose_channel: tuple = setting(None, "TOC: code channels kept of each codebook (off if absent); several counts "
@@ -83,7 +83,7 @@ def variants(settings, task, directions, code_dim, released):
 
 
 def selection_of(shares, count):
-    """`count` channels; `shares`: anything with the fields of `Shares`."""
+    """`count` channels; `shares`: anything with the fields of `TocRatios`."""
     return Selection(count, shares.toc_max_num, shares.toc_min_num, shares.toc_terms)
 
 

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 from cmg.checkpoints import checkpoint
-from cmg.data import doubts
+from cmg.data import origins
+from cmg.downstream import encode, fit_heads
+from cmg.downstream import toc as toc_variants
+from cmg.downstream.resume import Progress
+from cmg.downstream.task import check
 from cmg.models import toc
 from cmg.models.config import in_order
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training import monitors
-from cmg.transfer import encode, fit_heads
-from cmg.transfer import toc as toc_variants
-from cmg.transfer.resume import Progress
-from cmg.transfer.task import check
 from cmg.utils.errors import InputError
-from cmg.utils.files import output_file, remove_leftovers
+from cmg.utils.files import atomic_output, remove_leftovers
 
 
 class PartKey(NamedTuple):
@@ -45,7 +45,7 @@ def evaluate(task, pretrained, variants, settings, output):
     """Train and test the heads of one task: every direction, seed, choice of channels and control in one pass.
 
     Args:
-        task: cmg.transfer.task.Task.
+        task: cmg.downstream.task.Task.
         pretrained: the encoder.
         variants: of toc_variants.variants; they name the directions.
         settings: HeadSettings, `n_epoch` given.
@@ -75,7 +75,7 @@ def evaluate(task, pretrained, variants, settings, output):
               for role in ("test", "val") if PartKey(role, control, target, choice) in parts}
         part, held = task.training(parts[PartKey("train", control, source, choice)])
         for seed in settings.seeds:
-            trials[HeadKey(control, source, choice, seed)] = fit_heads.Trial(part, task.targets(part), seed, on, held)
+            trials[HeadKey(control, source, choice, seed)] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
     pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
                                   for item in v.choices.items())))
     first_epoch, refresh, averaged = 0, None, None
@@ -175,10 +175,10 @@ def _with_dropout(task, encoders, trials, channels, settings):
 
 
 def _nothing_shared(task, parts, direction, choice):
-    """See doubts.nothing_shared; of the pretrained encoder."""
+    """See origins.nothing_shared; of the pretrained encoder."""
     train, test = (parts[PartKey(role, None, modality, choice)]
                    for role, modality in zip(("train", "test"), direction))
-    return doubts.nothing_shared(task.name, direction, train.numbers, test.numbers)
+    return origins.nothing_shared(task.name, direction, train.numbers, test.numbers)
 
 
 def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
@@ -238,5 +238,5 @@ def _keep_predictions(task, variant, trials, parts, pretrained, settings, output
 
 def _save(path, **arrays):
     remove_leftovers(path.parent, path.name)
-    with output_file(path, remedy="choose another place with --results") as file:
+    with atomic_output(path, remedy="choose another place with --results") as file:
         np.savez_compressed(file, **arrays)

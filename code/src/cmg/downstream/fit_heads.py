@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from cmg.transfer.encode import CodeSet
+from cmg.downstream.encode import EncodedSplit
 from cmg.utils.errors import InputError
 from cmg.utils.signals import stop_on_signals
 
@@ -22,14 +22,14 @@ CHUNK = 512                      # clips that all heads predict at once; bounds 
 
 
 @dataclass
-class Trial:
+class HeadRun:
     """One head: what it is trained on, with which seed, on what it is measured after every epoch."""
 
-    train: CodeSet
+    train: EncodedSplit
     targets: Tensor                                      # (N, ...) what the head's loss takes with the codes
     seed: int
     measured: dict                                       # key -> CodeSet
-    held: CodeSet = None                                 # labelled clips that are not trained on (`Task.training`)
+    held: EncodedSplit = None                                 # labelled clips that are not trained on (`Task.training`)
     curves: dict = field(default_factory=dict)           # key -> metric -> list of figures, one an epoch
     losses: list = field(default_factory=list)           # mean training loss of each epoch
     head: nn.Module = None
@@ -56,8 +56,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, targets, codes, rows, real=None):
-        return self.head.loss(targets, codes, rows, real)
+    def forward(self, targets, codes, rows, mask=None):
+        return self.head.loss(targets, codes, rows, mask)
 
 
 def _losses(heads, *batch):
@@ -73,10 +73,10 @@ def _losses(heads, *batch):
 @torch.no_grad()
 def predict(heads, part):
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
-    outputs = vmap(lambda parameters, rows, real: functional_call(heads[0], parameters, (part.table, rows, real)),
+    outputs = vmap(lambda parameters, rows, mask: functional_call(heads[0], parameters, (part.table, rows, mask)),
                    in_dims=(0, None, None))
     parameters, rows = stacked(heads), part.rows.split(CHUNK)
-    masks = [None] * len(rows) if part.real is None else part.real.split(CHUNK)
+    masks = [None] * len(rows) if part.mask is None else part.mask.split(CHUNK)
     return torch.cat([outputs(parameters, *chunk) for chunk in zip(rows, masks)], 1)
 
 
@@ -167,7 +167,7 @@ def _train_epoch(state, widths, batch_size, clip_gradient, where):
         for number, parts in enumerate(batches):
             if step < len(parts):
                 part = trials[number].train
-                sizes[len(parts[step]), part.rows.shape[1], part.real is None, widths[number]].append(number)
+                sizes[len(parts[step]), part.rows.shape[1], part.mask is None, widths[number]].append(number)
         state.optimizer.zero_grad()
         for members in sizes.values():
             picked = [(trials[n], batches[n][step]) for n in members]
@@ -189,7 +189,7 @@ def _mean_loss(figures, clips, where):
         if not math.isfinite(norm):
             raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
                              f"{', '.join(map(str, numbers[:5].tolist()))}...; finite numbers are expected; lower "
-                             "--lr, or look at the checkpoint (cmg.checkpoints.checkpoint FILE)")
+                             "--lr, or look at the checkpoint (cmg.checkpoints FILE)")
     return sum(loss * len(numbers) for (loss, _), numbers in zip(figures, clips)) / sum(map(len, clips))
 
 
@@ -198,8 +198,8 @@ def _batch(picked):
     different codes than the step has seconds, only the codes of these seconds are taken."""
     targets = torch.stack([trial.targets[clips] for trial, clips in picked])
     rows = torch.stack([trial.train.rows[clips] for trial, clips in picked])                    # (E, B, T)
-    is_masked = picked[0][0].train.real is not None                     # of all: `fit` puts them together so
-    masks = [torch.stack([trial.train.real[clips] for trial, clips in picked])] if is_masked else []
+    is_masked = picked[0][0].train.mask is not None                     # of all: `fit` puts them together so
+    masks = [torch.stack([trial.train.mask[clips] for trial, clips in picked])] if is_masked else []
     tables = [trial.train.table for trial, _ in picked]
     if max(map(len, tables)) <= rows[0].numel():
         return targets, pad_sequence(tables, batch_first=True), rows, *masks

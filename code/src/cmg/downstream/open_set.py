@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cmg.data.labels import clip_class
-from cmg.transfer import fit_heads
-from cmg.transfer.metrics import harmonic_mean
-from cmg.transfer.task import Task
+from cmg.downstream import fit_heads
+from cmg.downstream.metrics import harmonic_mean
+from cmg.downstream.task import Task
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmg.checkpoints import checkpoint
 from cmg.utils.errors import InputError
-from cmg.utils.files import one_line, remove_leftovers
+from cmg.utils.files import as_input_error, remove_leftovers
 
 log = logging.getLogger(__name__)
 SECONDS = 20                    # between two saves; most tasks are done before
@@ -54,5 +54,5 @@ class Progress:
 
     def finish(self):
         """The training is done and its results are written: the file is not needed any more."""
-        with one_line(self.path, "choose another place with --results"):
+        with as_input_error(self.path, "choose another place with --results"):
             self.path.unlink(missing_ok=True)

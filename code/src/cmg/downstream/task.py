@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmg.checkpoints import checkpoint, hub
+from cmg.checkpoints import hub
+from cmg.downstream import encode, fit_heads, metrics
 from cmg.models.heads import DeepSegmentHead, SegmentHead
-from cmg.transfer import encode, fit_heads, metrics
+from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 
@@ -23,7 +24,7 @@ class HeadSettings:
 
     n_epoch: int = setting(None, "epochs of a head (default: as published)", type=positive)
     batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
-    test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, decisive=False)
+    test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, affects_results=False)
     lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
     clip_gradient: float = setting(0.5, "largest gradient norm of a head")
     segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
@@ -86,13 +87,13 @@ class Task:
         if self.head.clipwise:
             return {"accuracy": metrics.accuracy(outputs, part.clip_classes),
                     "macro_precision": metrics.macro_precision(outputs, part.clip_classes, batch_size)}
-        return metrics.segment_scores(outputs, part.labels, batch_size, part.real)
+        return metrics.segment_scores(outputs, part.labels, batch_size, part.mask)
 
     def chance(self, part, batch_size=None):
         """metric -> percent of a guess that ignores its input."""
         if self.head.clipwise:
             return dict.fromkeys(self.metrics, 100 / len(self.classes))
-        return metrics.segment_chance(part.labels, batch_size, part.real)
+        return metrics.segment_chance(part.labels, batch_size, part.mask)
 
     def at_end(self, head, part, held):
         """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
@@ -113,8 +114,8 @@ class Task:
         if len(shown) < SHOWN:
             shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
         shown, labels = shown[:SHOWN], part.labels.cpu().numpy().astype(np.uint8)
-        if part.real is not None and not self.head.clipwise:        # nothing is labelled or predicted in padded seconds
-            padded = ~part.real.cpu().numpy()
+        if part.mask is not None and not self.head.clipwise:        # nothing is labelled or predicted in padded seconds
+            padded = ~part.mask.cpu().numpy()
             labels[padded], outputs[:, padded] = 0, -np.inf
         return {"classes": np.array(self.classes), "labels": labels,
                 "clipwise": self.head.clipwise, "cross": outputs[0], "same": outputs[-1],
@@ -142,7 +143,7 @@ class Pretrained:
         """The frozen encoder of a checkpoint, of an exported folder, or of its name on the hub (cmg/checkpoints/hub.py);
         float64 only for `precision` "float64"."""
         dtype, path = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
-        return cls(path, hub.load_encoder(path, device, dtype, zero_code0), checkpoint.sha256(path))
+        return cls(path, hub.load_encoder(path, device, dtype, zero_code0), files.sha256(path))
 
     @property
     def code_dim(self):

@@ -1,0 +1,30 @@
+"""`python -m cmg.results FILE`: tables of result files; --verify compares them with the files they name."""
+
+from pathlib import Path
+
+from cmg.results import rows
+from cmg.utils.errors import Parser, run
+
+
+def main(argv=None):
+    """Print the tables of one or more results files, or whether their rows still match the files they came from."""
+    parser = Parser(prog="python -m cmg.results", description="Print the table of results files.")
+    parser.add_argument("files", nargs="+", type=Path, help="results.jsonl of one or more runs")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_const", const="markdown", dest="form", default="text")
+    form.add_argument("--csv", action="store_const", const="csv", dest="form", default="text")
+    form.add_argument("--verify", action="store_true",
+                      help="hash the checkpoints and data lists that the rows name and say which rows no longer match "
+                           "(exit code 1)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    options = parser.parse_args(argv)
+    if options.verify:
+        from cmg.results import provenance  # here, because nothing else of this command needs PyTorch
+        checked = [found for file in options.files for found in provenance.verify(rows.read(file), file.parent)]
+        print(provenance.report(checked))
+        return 1 if any(problems for _, problems in checked) else 0
+    print(rows.summary([row for file in options.files for row in rows.read(file)], options.form))
+
+
+if __name__ == "__main__":
+    run(main)

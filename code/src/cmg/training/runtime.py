@@ -1,0 +1,88 @@
+"""What the machine can compute in, its memory, and how long a run is."""
+
+import ctypes
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1                                            # names of mallopt(3)
+BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and of ARM, as PyTorch names them
+MOST_WORKERS = 4
+PUBLISHED_STEPS = 3066          # 40,801 clips, 80 a step, 6 epochs (NeurIPS 2023)
+FAR_BELOW = 1 / 3               # of these
+
+log = logging.getLogger(__name__)
+
+
+def keep_freed_memory():
+    """Let the C library keep freed blocks for the next step instead of handing them back to the system.
+
+    A step frees and asks again for gigabytes of gradients and weights in bf16; every page that the system gives anew
+    is cleared and mapped first, which costs a quarter of a step at published widths. Where the C library is not
+    glibc nothing happens; the results are the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
+def cpu_features():
+    """Names of the instruction sets of this CPU; empty where neither PyTorch (before 2.12) nor Linux tells."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name for name, has in torch.cpu.get_capabilities().items() if has is True}
+    cpuinfo = Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else set()
+
+
+def has_bf16_units(device):
+    """Does `device` multiply in bf16 faster than in float32? CPUs without such units emulate it, 60 times slower."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not BF16_UNITS.isdisjoint(cpu_features())
+
+
+def resolve(precision, device):
+    """The precision that a run computes in: `precision`, but float32 for bf16 on a device without bf16 units; one line
+    of the log says so."""
+    if precision != "bf16" or has_bf16_units(device):
+        return precision
+    log.warning("--precision bf16: %s has no bf16 units (a CPU needs AMX or AVX512-BF16, an NVIDIA GPU compute "
+                "capability 8.0), where bf16 is far slower than float32; computing in float32",
+                "this CPU" if device.type == "cpu" else f"GPU {device.index or 0}")
+    return "float32"
+
+
+def default_workers():
+    """Processes that read clips: 4, but not more than the cores that this process may use, so that PyTorch does not
+    warn of too many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores)
+
+
+def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
+    """Steps in all and clips a code; where the steps are far below the published run's, a line that says so and which
+    flag changes it.
+
+    Args:
+        num_clips, batch_size, n_epoch: of the run.
+        num_codes: K.
+        max_steps: at which it stops, if any.
+    Returns:
+        list of one or two lines.
+    """
+    an_epoch = math.ceil(num_clips / batch_size)
+    steps = min(an_epoch * n_epoch, max_steps or an_epoch * n_epoch)
+    found = [f"{steps:,} steps in all ({an_epoch:,} an epoch, {n_epoch} epochs, {batch_size} clips a step), "
+             f"{num_clips / num_codes:.1f} clips a code"]
+    if steps < FAR_BELOW * PUBLISHED_STEPS:
+        remedy = f"--n_epoch {math.ceil(PUBLISHED_STEPS / an_epoch)} or a smaller --batch_size brings it there"
+        if steps < an_epoch * n_epoch:
+            remedy = "--max_steps ends it there"
+        found.append(f"{steps:,} steps are far below the {PUBLISHED_STEPS:,} of the published run, in which codes "
+                     f"settle and modalities come to share them; {remedy}")
+    return found
