@@ -98,7 +98,7 @@ def log_mel(waveforms):
     window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
     frames = sliding_window_view(waveforms, FRAME, axis=1)[:, ::HOP] * window           # (N, 15, 1000)
     spectrum = np.fft.rfft(frames.astype(np.float32, copy=False), axis=-1)
-    power = (spectrum.mask ** 2 + spectrum.imag ** 2).mean(1)                           # (N, 501)
+    power = (spectrum.real ** 2 + spectrum.imag ** 2).mean(1)                           # (N, 501)
     return (0.5 * np.log1p(power @ mel_bank())).astype(np.float32)
 
 
