@@ -246,7 +246,7 @@ def pretrain_parser(local):
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).", local)
     for cls, title in PRETRAIN.items():
         settings.add_arguments(parser, cls, title)
-    settings.add_arguments(parser, Config, "clips")
+    settings.add_arguments(parser, Config, "clips", standardize=None)
     own_arguments(parser)
     switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
     for system in SYSTEMS.values():
@@ -374,6 +374,7 @@ def parse_pretrain(argv, local):
         require_own(parser, opts, f"--dataset_name {CUSTOM}")
     elif opts.manifest:
         parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own data")
+    opts.standardize = opts.standardize or ("channel" if opts.dataset_name == CUSTOM else "none")
     opts.weight_decay = default_decay(opts.optimizer) if opts.weight_decay is None else opts.weight_decay
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
     opts.modalities = pretraining.modalities_of(opts.dataset_name, opts.own_modalities)

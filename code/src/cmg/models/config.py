@@ -106,9 +106,13 @@ class Config:
                            "the list", type=seconds_or_auto, metavar="N|auto")
     padding: str = setting("repeat", "seconds that a clip does not have: its last one again, as published, or a mask: "
                            "no loss, code, attention or head sees them", choices=("repeat", "mask"))
+    standardize: str = setting("none", "channel: features minus their mean over the training clips, divided by their "
+                               "deviation, channel by channel (not those of tokens); none: as they are, as published "
+                               "(default: channel for --dataset_name custom, else none)", choices=("channel", "none"))
 
     def __post_init__(self):
         assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
+        assert self.standardize in ("channel", "none"), self.standardize
         assert 0 <= self.dropout < 1, f"dropout = {self.dropout}"
         assert self.modalities == in_order(self.modalities), self.modalities
         for modality, shape in self.shapes:

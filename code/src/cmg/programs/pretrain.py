@@ -20,6 +20,7 @@ from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
 from cmg.training.optim import OptimConfig
 from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
+from cmg.training.standardize import channel_statistics
 from cmg.training.step import StepConfig, TrainStep
 from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, fingerprint
 from cmg.utils import dist, settings
@@ -96,7 +97,10 @@ def require_fit(opts, loaded, shapes):
     if config.num_codes != opts.n_embeddings:
         raise InputError(f"{loaded.path}: pretrained with --n_embeddings {config.num_codes}, not {opts.n_embeddings}; "
                          "pass the same")
+    stored = (loaded.contents.get("run") or {}).get("options", {})
     for name in settings.settings(type(config)):
+        if name == "standardize" and name not in stored:        # of before it was an option
+            opts.standardize = config.standardize
         if getattr(config, name) != getattr(opts, name):
             raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
                              f"{getattr(opts, name)}; pass the same")
@@ -172,6 +176,10 @@ def pretrain(opts):
     else:
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, rng)
 
+    if not loaded and system.config.standardize == "channel":
+        state = generator.get_state()           # the pass draws sentences, too; the run draws its own
+        system.encoder.standardize(channel_statistics(batches, len(data), system.config))
+        generator.set_state(state)
     if opts.evaluate:
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None

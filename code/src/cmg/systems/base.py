@@ -139,11 +139,29 @@ class Encoder(nn.Module):
             if self.config.kind(modality) == "tokens":
                 self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
 
+    def add_standardization(self):
+        """Give every modality of vectors or maps the buffers of --standardize channel: the identity until `standardize`."""
+        for modality in self.config.modalities if self.config.standardize == "channel" else ():
+            if self.config.kind(modality) != "tokens":
+                channels = self.config.shape(modality)[-1]
+                self.register_buffer(f"{modality}_mean", torch.zeros(channels))
+                self.register_buffer(f"{modality}_deviation", torch.ones(channels))
+
+    def standardize(self, statistics):
+        """Take over modality -> (mean (C,), deviation (C,)) of the training features; a constant channel is only
+        centered."""
+        for modality, (mean, deviation) in statistics.items():
+            getattr(self, f"{modality}_mean").copy_(mean)
+            floor = torch.finfo(self.codebooks[0].dtype).eps * mean.abs().clamp_min(1)
+            getattr(self, f"{modality}_deviation").copy_(torch.where(deviation > floor, deviation, 1.0))
+
     def inputs(self, modality, x):
-        """What the semantic encoder of a modality reads: features (B, T, ...) as they are, or tokens (B, L, W) through
-        their LSTM where there is one, (B, L, 2 * text_hidden)."""
-        lstm = getattr(self, f"{modality}_lstm", None)
+        """What the semantic encoder of a modality reads: features (B, T, ...), standardized if the config says so, or
+        tokens (B, L, W) through their LSTM where there is one, (B, L, 2 * text_hidden)."""
+        mean, lstm = getattr(self, f"{modality}_mean", None), getattr(self, f"{modality}_lstm", None)
         with full_precision(x):
+            if mean is not None:
+                x = (x - mean) / getattr(self, f"{modality}_deviation")
             return lstm(x)[0] if lstm else x
 
     def embed_inputs(self, modality, inputs, mask=None):
@@ -288,9 +306,9 @@ class System(nn.Module):
     def features(self, batch):
         """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step.
 
-        Under --padding mask the batch has "real" as well, the mask of the seconds.
+        Under --padding mask the batch has "mask" as well, the mask of the seconds.
         """
-        return Features({m: batch[m] for m in self.config.modalities}, batch.get("mask"))
+        return Features({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}, batch.get("mask"))
 
     def encode(self, features, epoch):
         """One pass of the encoder: outputs in whatever form the other methods of the system take. No state changes."""
@@ -333,6 +351,10 @@ class System(nn.Module):
 
     def assigned_codes(self, outputs):
         """Suffix of names in the log -> modality -> (B, T) codes that a pass assigned, (n,) under a mask."""
+        raise NotImplementedError
+
+    def level_outputs(self, outputs):
+        """Suffix of names in the log -> what a pass gives at a level: `inputs` and `semantic`, dicts over modalities."""
         raise NotImplementedError
 
     def mark_initialized(self, epoch):

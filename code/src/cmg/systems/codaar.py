@@ -330,6 +330,7 @@ class Encoder(base.Encoder):
     def __init__(self, config):
         super().__init__(config)
         self.add_lstms()
+        self.add_standardization()
         semantic, specific = {}, {}
         for m in config.modalities:
             blocks = Blocks(config, m)
@@ -446,6 +447,9 @@ class CoDAAR(base.System):
     @property
     def codebooks(self):
         return {"": self.encoder.table}
+
+    def level_outputs(self, outputs):
+        return {"": outputs}
 
     def assigned_codes(self, outputs):
         return {"": only_real(outputs.quantized.indices, outputs.mask)}

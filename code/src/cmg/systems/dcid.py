@@ -123,6 +123,7 @@ class Encoder(base.Encoder):
     def __init__(self, config, levels):
         super().__init__(config)
         self.add_lstms()
+        self.add_standardization()
         self.levels = nn.ModuleList(levels)
 
     @property
@@ -355,6 +356,9 @@ class DCID(base.System):
     @property
     def codebooks(self):
         return {_suffix(number): level.codebook for number, level in enumerate(self.encoder.levels)}
+
+    def level_outputs(self, outputs):
+        return {_suffix(number): output for number, output in enumerate(outputs)}
 
     def assigned_codes(self, outputs):
         return {_suffix(number): only_real(output.quantized.indices, output.mask)

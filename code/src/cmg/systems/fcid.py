@@ -95,6 +95,7 @@ class Encoder(base.Encoder):
 
     def __init__(self, config):
         super().__init__(config)
+        self.add_standardization()
         width = config.code_dim
         self.semantic = nn.ModuleDict({m: Blocks(config, m).semantic() for m in config.modalities})
         self.specific = nn.ModuleDict({m: Blocks(config, m).specific() for m in config.modalities if m in config.fine})
@@ -287,6 +288,9 @@ class FCID(base.System):
     @property
     def codebooks(self):
         return {"": self.encoder.codebook}
+
+    def level_outputs(self, outputs):
+        return {"": outputs}
 
     def assigned_codes(self, outputs):
         return {"": outputs.quantized.indices}

@@ -95,5 +95,8 @@ class MICU(DCID):
                                               blocks.to(whole.device, non_blocking=True), output.mask)
         return found
 
+    def level_outputs(self, outputs):
+        return super().level_outputs(outputs.reconstructed)
+
     def assigned_codes(self, outputs):
         return super().assigned_codes(outputs.reconstructed)

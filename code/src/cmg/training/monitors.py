@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 COLLAPSED_SHARE = 0.1           # a batch that uses fewer codes than this share of K, or of its seconds, is a collapse
 COLLAPSED_PERPLEXITY = 0.02     # or a perplexity below this share of K, and below 4
 SETTLED = 200                   # passes before a codebook is judged
+YOUNG, SINGLE = 100, 2         # steps after which a modality that uses fewer codes than this has collapsed
 JUDGED = 500                    # steps before Cross-CPC is judged, and steps over which its accuracy is averaged
 ABOVE_CHANCE = 1.5              # times chance is what counts as learning
 ADVICE = {
@@ -160,6 +161,13 @@ class CodebookMonitor:
                 self.apart.append(suffix)
             if step >= SETTLED:
                 self._judge_codebook(usage, len(codebook.embedding), suffix)
+        for suffix, level in system.level_outputs(outputs).items():
+            for modality, z in level.semantic.items():
+                found[f"{modality}_spread{suffix}"] = feature_spread(z)
+                perplexity = metrics.get(f"{modality}_perplexity{suffix}", math.inf)
+                if step >= YOUNG and perplexity < SINGLE:
+                    spread = feature_spread(level.inputs[modality])
+                    self._judge_collapse(modality, suffix, perplexity, spread, step, system)
         self._judge_cpc(metrics, step, batch_size)
         return found
 
@@ -167,6 +175,13 @@ class CodebookMonitor:
         """At the end of a run, however short: say which codebooks shared no code when they were looked at last."""
         for suffix in self.apart:
             self._judge_shared(suffix)
+
+    def _judge_collapse(self, modality, suffix, perplexity, spread, step, system):
+        level, num_codes = suffix.replace("_", " of level "), len(system.codebooks[suffix].embedding)
+        ratio = math.sqrt(1 - spread ** 2) / max(spread, 1e-6)
+        advice = "lower --lr" if system.config.standardize == "channel" else "pretrain with --standardize channel"
+        self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at step "
+                   f"{step}, its features' mean is {ratio:.1f} times their deviation", advice)
 
     def _judge_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
@@ -197,6 +212,14 @@ class CodebookMonitor:
         if name not in self.warned:
             self.warned.append(name)
             log.warning("warning: %s; %s", found, advice)
+
+
+@torch.no_grad()
+def feature_spread(z):
+    """Root mean square of the deviations of features (B, T, D) from their mean over that of the features, 0..1: near 0
+    the features of all seconds point the same way."""
+    rows = z.flatten(0, -2).float()
+    return float(((rows - rows.mean(0)).pow(2).mean() / rows.pow(2).mean().clamp_min(1e-12)).sqrt())
 
 
 @dataclass
