@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 DECAY, EPSILON = 0.99, 1e-5
 RESET_AFTER, ACTIVE_BELOW = 300, 100
-MI_ITERATIONS = 5
+CLUB_ITERATIONS = 5
 CLIP = 0.5
 
 
 def residual(block, x):
     """relu(x) + Conv1x1(relu(Conv3x3(relu(x)))), ReLU; (N, C, H, W) -> the same."""
     x = F.relu(x)
-    spread = F.relu(F.conv2d(x, block.spread.weight.contiguous(), padding=1))
-    return F.relu(x + F.conv2d(spread, block.mix.weight))
+    spread = F.relu(F.conv2d(x, block.conv3x3.weight.contiguous(), padding=1))
+    return F.relu(x + F.conv2d(spread, block.conv1x1.weight))
 
 
 def temporal(encoder, x):
@@ -108,7 +108,7 @@ class PlainStep:
         self._move_codes(semantic, indices)
         self._reset_codes(indices)
 
-        for _ in range(MI_ITERATIONS):
+        for _ in range(CLUB_ITERATIONS):
             for m in objective.club_order:
                 self.mi[m].zero_grad()
                 (-self._likelihood(objective.club[m], vectors[m].detach(), pooled[m].detach())).backward()

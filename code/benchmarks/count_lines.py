@@ -1,4 +1,4 @@
-"""Counts the lines of code of Python files: lines that hold a token other than comments and docstrings.
+"""Count the lines of code of Python files: those that hold anything but comments and docstrings.
 
     python code/benchmarks/count_lines.py [FOLDER ...]       default: code/src and code/AVSBench_downstream
 """
@@ -18,10 +18,10 @@ def code_lines(source: str) -> int:
     """Number of lines of Python `source` without blank lines, comments and docstrings."""
     lines = {line for token in tokenize.generate_tokens(io.StringIO(source).readline)
              if token.type not in NOT_CODE for line in range(token.start[0], token.end[0] + 1)}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
-            docstring = node.body[0]
-            lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+        if isinstance(node, documented) and ast.get_docstring(node):
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
 
 

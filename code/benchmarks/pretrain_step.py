@@ -31,7 +31,7 @@ from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
 from cmg.cli import device as device_of  # noqa: E402
 from cmg.models.config import MODALITIES  # noqa: E402
 from cmg.models.random import StepRandom  # noqa: E402
-from cmg.systems.dcid import MI_ITERATIONS  # noqa: E402
+from cmg.systems.dcid import CLUB_ITERATIONS  # noqa: E402
 from cmg.systems.registry import SYSTEMS  # noqa: E402
 from cmg.training.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
 from cmg.training.runtime import (
@@ -48,8 +48,8 @@ WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
 DATA_PATHS = {                                                          # how often a kernel is applied to a second
     "specific.video.conv1": 25, "specific.video.conv2": 9, "specific.video.conv3": 9,
-    "specific.video.residual.spread": 9, "specific.video.residual.mix": 9, "decoders.video.deconv1": 9,
-    "decoders.video.residual.spread": 25, "decoders.video.residual.mix": 25, "decoders.video.deconv2": 25,
+    "specific.video.residual.conv3x3": 9, "specific.video.residual.conv1x1": 9, "decoders.video.deconv1": 9,
+    "decoders.video.residual.conv3x3": 25, "decoders.video.residual.conv1x1": 25, "decoders.video.deconv2": 25,
     "decoders.video.deconv3": 49}
 UNUSED = ("average_attention", "place_attention", "semantic.video.attention")
 UNDER_AUTOCAST, OUTSIDE = ("specific.", "decoders."), "coarse_decoders."
@@ -69,7 +69,7 @@ def flops_per_second(model):
         places = next((n for layer, n in DATA_PATHS.items() if f"{layer}." in name), 1)
         passes = 2 if any(part in name for part in FROM_DATA) else 3
         if ".club." in name:
-            passes += MI_ITERATIONS * (2 if ".0.weight" in name else 3)
+            passes += CLUB_ITERATIONS * (2 if ".0.weight" in name else 3)
         under_autocast = any(part in name for part in UNDER_AUTOCAST) and OUTSIDE not in name
         total["autocast" if under_autocast else "rest"] += 2 * weight.numel() * places * passes
     return total

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmg.models.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest, squared_distance
+from cmg.models.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest_codes, squared_distance
 from cmg.models.random import StepRandom
 
 F64 = torch.float64
@@ -155,7 +155,7 @@ def test_nearest_equals_distances_taken_pair_by_pair():
     pairs = (rows.double().unsqueeze(1) - codes.double()).square().sum(2)
     best, second = pairs[:, :20].topk(2, largest=False).values.unbind(1)
     is_clear = second - best > 1e-3
-    found = nearest(squared_distance(rows, codes), codes)
+    found = nearest_codes(squared_distance(rows, codes), codes)
     assert is_clear.float().mean() > 0.9
     assert torch.equal(found[is_clear], pairs[:, :20].argmin(1)[is_clear])
 

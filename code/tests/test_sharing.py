@@ -73,6 +73,17 @@ def test_codes_are_those_of_the_checkpoint(file, shared, small_model):
     assert (shared / "model.safetensors").stat().st_size < file.stat().st_size / 2
 
 
+def test_a_folder_that_an_earlier_version_exported_is_read(shared, copy):
+    """Its residual blocks have other names."""
+    before = {name.replace("conv3x3", "spread").replace("conv1x1", "mix"): value
+              for name, value in load_file(copy / "model.safetensors").items()}
+    assert any(".residual.spread." in name for name in before)
+    save_file(before, copy / "model.safetensors")
+    rewrite(copy, weights_sha256=files.sha256(copy / "model.safetensors"))
+    now, then = (hub.load_encoder(folder).encoder.state_dict() for folder in (shared, copy))
+    assert now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in now)
+
+
 def test_the_card_says_what_was_measured(shared):
     text = (shared / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: cmg\n") and "61.5" in text and "H-DCID" in text and "seed 43" in text

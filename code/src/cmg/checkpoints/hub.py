@@ -20,6 +20,7 @@ from cmg.utils.limits import LIMITS
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1                      # of config.json
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".residual.conv1x1."}
 
 
 def locate(source, revision=None):
@@ -78,7 +79,7 @@ def _read(path, dtype, zero_code0):
     except InputError as error:
         raise InputError(f"{path.with_name(CONFIG)}: {error}") from None
     try:
-        state = load_file(path)
+        state = {_current_name(name): value for name, value in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a file of safetensors ({error}); download or export it again") from error
     with torch.device("meta"):
@@ -95,6 +96,13 @@ def _read(path, dtype, zero_code0):
     encoder.load_state_dict({name: value.to(dtype if value.is_floating_point() else value.dtype)
                              for name, value in state.items()}, assign=True)
     return FrozenEncoder(encoder, kind, about["epoch"], zero_code0, about.get("features"))
+
+
+def _current_name(name):
+    """Name of a tensor in this version, given its name in an exported folder of any version."""
+    for earlier, current in EARLIER_NAMES.items():
+        name = name.replace(earlier, current)
+    return name
 
 
 def _config(path):

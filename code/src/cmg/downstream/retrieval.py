@@ -61,7 +61,7 @@ class _SoundEmbedding(torch.nn.Module):
         self.head = head
 
     def forward(self, audio):
-        return self.head.hear(audio)
+        return self.head.embed_audio(audio)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class SufficientStats:
     codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
     share: Tensor       # (M, R, 1) of all seconds, 0..1
     mean: Tensor        # (M, R, S) of the group's features
-    spread: Tensor      # (M, R, S) mean squared deviation from it
+    variance: Tensor      # (M, R, S) mean squared deviation from it
     mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
 
     @classmethod
@@ -143,7 +143,7 @@ class BatchedCLUB:
     def log_likelihoods(self, stats):
         """Mean log-likelihood of a second, up to a constant: (M,), in nats."""
         mean, log_variance = self.gaussians(stats.codes)
-        error = (mean - stats.mean) ** 2 + stats.spread
+        error = (mean - stats.mean) ** 2 + stats.variance
         values = (stats.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
         return dist.mean(values, stats.mask)
 

@@ -61,7 +61,7 @@ def lowest_equal(codes):
     return torch.where((codes[first] == codes).all(1), first, torch.arange(len(codes), device=codes.device))
 
 
-def nearest(distance, codes):
+def nearest_codes(distance, codes):
     """Index of the nearest code (N,) int64, given the distances (N, K) to `codes` (K, D).
 
     Of equal codes always the lowest index: a matrix product may give equal columns distances that differ in the last
@@ -93,7 +93,7 @@ def code_matching(distance, mask=None):
     return 0.5 * cmcm_pair(*(torch.stack(side) for side in zip(*combinations(chances, 2)))).sum()
 
 
-def code_figures(indices, codes, mask=None):
+def code_metrics(indices, codes, mask=None):
     """(perplexity (M,), clips whose most frequent code is the same in all modalities) of choices (M, B, T) of `codes`
     (K, ...); of equally frequent codes the lowest counts."""
     chosen = codes.new_zeros(*indices.shape[:-1], len(codes))                                       # (M, B, K)
@@ -178,7 +178,7 @@ class Codebook(nn.Module):
         self.register_buffer("unactivated_count", -torch.ones(num_codes))
 
     def forward(self, z, with_cmcm=True, mask=None, joint=()):
-        """Assign every second to its nearest code (`nearest`). Changes nothing.
+        """Assign every second to its nearest code (`nearest_codes`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
@@ -192,13 +192,13 @@ class Codebook(nn.Module):
         codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
         x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
         distance = squared_distance(x.flatten(0, 2), codes)
-        indices = nearest(self._joined(distance.detach().unflatten(0, x.shape[:3]), z, joint).flatten(0, 2),
+        indices = nearest_codes(self._joined(distance.detach().unflatten(0, x.shape[:3]), z, joint).flatten(0, 2),
                           codes).unflatten(0, x.shape[:3])
         quantized = codes[indices]
         cmcm = codes.new_zeros(())
         if with_cmcm and len(z) > 1:
             cmcm = code_matching(distance.unflatten(0, x.shape[:3]), mask)
-        perplexity, equal_num = code_figures(indices, codes, mask)
+        perplexity, equal_num = code_metrics(indices, codes, mask)
         commitment = dist.mean(self._commitment(x, quantized, mask), mask)
         vectors = x + (quantized - x).detach()
         return Quantized(
@@ -230,7 +230,7 @@ class Codebook(nn.Module):
     def lookup(self, z):
         """Nearest codes of one modality, straight through: z (B, T, D) -> vectors (B, T, D), indices (B, T)."""
         distance = squared_distance(z.detach().flatten(0, 1), self.embedding)
-        indices = nearest(distance, self.embedding).unflatten(0, z.shape[:2])
+        indices = nearest_codes(distance, self.embedding).unflatten(0, z.shape[:2])
         codes = self.embedding[indices]         # exactly, where no gradient asks for the sum: equal codes stay equal
         return (z + (codes - z).detach() if z.requires_grad else codes), indices
 

@@ -103,12 +103,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.spread = MapConv(channels, channels, 3, padding=1, bias=False)
-        self.mix = MapConv(channels, channels, 1, bias=False)
+        self.conv3x3 = MapConv(channels, channels, 3, padding=1, bias=False)
+        self.conv1x1 = MapConv(channels, channels, 1, bias=False)
 
     def forward(self, x):
         x = F.relu(x)
-        return F.relu(x + self.mix(F.relu(self.spread(x))))
+        return F.relu(x + self.conv1x1(F.relu(self.conv3x3(x))))
 
 
 class MapSpecificEncoder(nn.Module):

@@ -133,12 +133,12 @@ class RetrievalHead(nn.Module):
         hidden = self.query(codes)
         return F.normalize(mean_of_clips(hidden if rows is None else F.embedding(rows, hidden), mask), dim=-1)
 
-    def hear(self, audio):
+    def embed_audio(self, audio):
         """Unit vectors (N, width) of the means of sounds (N, T, audio_dim), or maps (N, T, H, W, audio_dim)."""
         return F.normalize(self.sound(audio.flatten(1, -2).mean(1)), dim=-1)
 
     def loss(self, audio, codes, rows=None, mask=None):
         """Mean of the two cross-entropies (nats) of finding clip i's sound (B, T, audio_dim) by its codes and back."""
-        scores = self.log_scale.exp() * self(codes, rows, mask) @ self.hear(audio).mT          # (B, B)
+        scores = self.log_scale.exp() * self(codes, rows, mask) @ self.embed_audio(audio).mT          # (B, B)
         right = torch.arange(len(scores), device=scores.device)
         return (F.cross_entropy(scores, right) + F.cross_entropy(scores.mT, right)) / 2

@@ -114,7 +114,7 @@ class _Conv(Function):
         return to_x, to_weight, to_bias, None, None
 
 
-class _SpreadConv(Function):
+class _ConvTranspose(Function):
     """Transposed convolution of [shared at every place, x]: shared (N, S), x (N, H, W, I), weight (S + I, O, 3, 3),
     bias (O,) -> (N, H + 2, W + 2, O). The shared channels, equal at all places, are multiplied once per map."""
 
@@ -166,4 +166,4 @@ class MapConvTranspose(nn.ConvTranspose2d):
         if self.kernel_size == (1, 1):
             rows = _Product.apply(x.flatten(0, -2), self.weight.flatten(1).T, self.bias, dtype)
             return rows.unflatten(0, x.shape[:-1])
-        return _SpreadConv.apply(x.new_empty(len(x), 0) if shared is None else shared, x, self.weight, self.bias, dtype)
+        return _ConvTranspose.apply(x.new_empty(len(x), 0) if shared is None else shared, x, self.weight, self.bias, dtype)

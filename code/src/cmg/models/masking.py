@@ -50,6 +50,6 @@ def first_rows(rng, number, wanted, mask):
     return order[torch.arange(wanted, device=mask.device) % mask.sum()]
 
 
-def only_real(of_modalities, mask):
+def unmasked(of_modalities, mask):
     """modality -> (B, T) as (n,), the real seconds' alone, for counts in the log: the host waits for their number."""
     return of_modalities if mask is None else {m: x[mask] for m, x in of_modalities.items()}

@@ -183,7 +183,7 @@ def draw_confusion(arrays, path):
     return save(figure, path)
 
 
-def class_figures(arrays, role):
+def class_metrics(arrays, role):
     """Figure of each class in percent: recall of clips, or F1 of seconds; NaN for classes that do not occur."""
     if arrays["clipwise"]:
         targets = clip_class(arrays["labels"]).numpy()
@@ -199,7 +199,7 @@ def class_figures(arrays, role):
 @styled
 def draw_classes(arrays, path):
     """Transfer by class: the same-modality head against the cross-modal one, classes in order of what is lost."""
-    same, cross = class_figures(arrays, "same"), class_figures(arrays, "cross")
+    same, cross = class_metrics(arrays, "same"), class_metrics(arrays, "cross")
     names = [str(name) for name in arrays["classes"]] + ([] if arrays["clipwise"] else ["(background)"])
     order = [k for k in np.argsort(same - cross, kind="stable") if not np.isnan(same[k])]
     y = np.arange(len(order))

@@ -22,17 +22,17 @@ from cmg.models.codebook import (
     DECAY,
     EPSILON,
     Pass,
-    code_figures,
+    code_metrics,
     code_matching,
     count_unused,
-    nearest,
+    nearest_codes,
     replacements,
     squared_distance,
 )
 from cmg.models.config import in_order, short
 from cmg.models.encoders import Specific
 from cmg.models.map_conv import MapConv
-from cmg.models.masking import first_rows, gathered, mean_of_seconds, only_real, squared_error
+from cmg.models.masking import first_rows, gathered, mean_of_seconds, unmasked, squared_error
 from cmg.systems import base
 from cmg.systems.base import Codes, Losses, Term, full_precision
 from cmg.systems.state_dicts import codaar
@@ -122,7 +122,7 @@ class RowTable(nn.Module):
         return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
 
     def forward(self, z, with_cmcm=True, mask=None):
-        """Pick a row for every second of every modality (`nearest`). Changes nothing.
+        """Pick a row for every second of every modality (`nearest_codes`). Changes nothing.
 
         Args:
             z: modality -> (B, T, D) semantic features.
@@ -132,13 +132,13 @@ class RowTable(nn.Module):
         table = self.embedding.clone()          # the update rewrites the buffer before backward reads it
         segments, x = self.split(table), torch.stack([z[m] for m in self.segments])         # (n, K, D), (n, B, T, D)
         distance = squared_distance(x.flatten(1, 2), segments).unflatten(1, x.shape[1:3])   # (n, B, T, K)
-        indices = torch.stack([nearest(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
+        indices = torch.stack([nearest_codes(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
                                for of, codes in zip(distance, segments)])
         codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
         features = torch.cat(x.unbind(), -1)
         rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
         cmcm = code_matching(distance, mask) if with_cmcm and len(x) > 1 else table.new_zeros(())
-        perplexity, equal_num = code_figures(indices, table, mask)
+        perplexity, equal_num = code_metrics(indices, table, mask)
         commitment = dist.mean(self._commitment(x, codes, mask), mask)
         return QuantizedRows(
             rows=dict(zip(self.segments, rows)), indices=dict(zip(self.segments, indices)),
@@ -159,7 +159,7 @@ class RowTable(nn.Module):
         """
         number = self.segments.index(modality)
         codes = self.split(self.embedding)[number]
-        indices = nearest(squared_distance(z.detach().flatten(0, 1), codes), codes).unflatten(0, z.shape[:2])
+        indices = nearest_codes(squared_distance(z.detach().flatten(0, 1), codes), codes).unflatten(0, z.shape[:2])
         rows = self.embedding[indices]
         if z.requires_grad:
             before = number * self.width, (len(self.segments) - 1 - number) * self.width
@@ -452,4 +452,4 @@ class CoDAAR(base.System):
         return {"": outputs}
 
     def assigned_codes(self, outputs):
-        return {"": only_real(outputs.quantized.indices, outputs.mask)}
+        return {"": unmasked(outputs.quantized.indices, outputs.mask)}

@@ -17,7 +17,7 @@ from cmg.losses.info_nce import clip_pairs
 from cmg.models.blocks import Blocks
 from cmg.models.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from cmg.models.config import in_order
-from cmg.models.masking import mean_of_clips, only_real, squared_error
+from cmg.models.masking import mean_of_clips, unmasked, squared_error
 from cmg.systems import base
 from cmg.systems.base import Codes, Losses, Term, full_precision
 from cmg.systems.state_dicts import dcid
@@ -25,7 +25,7 @@ from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
 from cmg.utils import dist
 from cmg.utils.settings import positive, setting
 
-MI_ITERATIONS = 5                           # Adam steps of the CLUB networks in each training step
+CLUB_ITERATIONS = 5                           # Adam steps of the CLUB networks in each training step
 CLUB_ORDER = ("video", "text", "audio")     # of the published program's MI networks and their permutations
 VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
@@ -302,12 +302,12 @@ class DCID(base.System):
         clubs = {n: self.objectives[n].clubs() for n in levels}
         for batched in clubs.values():
             batched.share_gradients()
-        likelihoods, passes = {}, MI_ITERATIONS if clubs and self.options.mi_forward == "released" else 0
+        likelihoods, passes = {}, CLUB_ITERATIONS if clubs and self.options.mi_forward == "released" else 0
         for _ in range(passes):
             likelihoods = self.fit_auxiliary(clubs, self._pass(features, epoch, rng), auxiliary, 1)
         outputs = self._pass(features, epoch, rng)
         if not passes:
-            likelihoods = self.fit_auxiliary(clubs, outputs, auxiliary, MI_ITERATIONS)
+            likelihoods = self.fit_auxiliary(clubs, outputs, auxiliary, CLUB_ITERATIONS)
         for n, batched in clubs.items():
             outputs[n].club = batched
         return outputs, likelihoods
@@ -361,7 +361,7 @@ class DCID(base.System):
         return {_suffix(number): output for number, output in enumerate(outputs)}
 
     def assigned_codes(self, outputs):
-        return {_suffix(number): only_real(output.quantized.indices, output.mask)
+        return {_suffix(number): unmasked(output.quantized.indices, output.mask)
                 for number, output in enumerate(outputs)}
 
 

@@ -19,7 +19,7 @@ from cmg.models.decoders import LinearDecoder
 from cmg.models.masking import mean_of_clips, squared_error
 from cmg.systems import base, dcid
 from cmg.systems.base import Codes, Losses, Term, full_precision
-from cmg.systems.dcid import AUDIO_VIDEO, MI_ITERATIONS, VIDEO_AUDIO
+from cmg.systems.dcid import AUDIO_VIDEO, CLUB_ITERATIONS, VIDEO_AUDIO
 from cmg.systems.state_dicts import fcid
 from cmg.systems.state_dicts.rules import DECODER, ENCODER
 from cmg.utils import dist
@@ -213,7 +213,7 @@ class FCID(base.System):
         """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
         stats = {key: SufficientStats.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
                                            outputs.mask if key == "fine" else None) for key in clubs}
-        found, members = club.fit(clubs, stats, optimizer, MI_ITERATIONS), self._members()
+        found, members = club.fit(clubs, stats, optimizer, CLUB_ITERATIONS), self._members()
         return {f"{name}_club": value for key, values in found.items() for name, value in zip(members[key], values)}
 
     def _members(self):

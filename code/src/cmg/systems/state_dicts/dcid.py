@@ -13,8 +13,8 @@ def specific(theirs, ours, modalities):
     return [KeyRule(ENCODER, theirs + "conv_stack.0.", ours + "conv1.", modalities),
             KeyRule(ENCODER, theirs + "conv_stack.2.", ours + "conv2.", modalities),
             KeyRule(ENCODER, theirs + "conv_stack.4.", ours + "conv3.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.spread.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.conv3x3.", modalities),
+            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.conv1x1.", modalities),
             KeyRule(ENCODER, theirs + "feed_forward.0.", ours + "pool1.", modalities),
             KeyRule(ENCODER, theirs + "feed_forward.2.", ours + "pool2.", modalities),
             KeyRule(ENCODER, theirs + "{m}_linear.", ours + "linear.", modalities)]
@@ -36,8 +36,8 @@ def decoder(theirs, ours, modalities, row_linear=()):
         row_linear: parts that stand before the linear map of the code.
     """
     return [KeyRule(DECODER, theirs + "inverse_conv_block.0.", ours + "deconv1.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.spread.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.mix.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.conv3x3.", modalities),
+            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.conv1x1.", modalities),
             KeyRule(DECODER, theirs + "inverse_conv_block.2.", ours + "deconv2.", modalities),
             KeyRule(DECODER, theirs + "inverse_conv_block.4.", ours + "deconv3.", modalities),
             KeyRule(DECODER, theirs + "{m}_rec.", ours + "reconstruct.", modalities),
