@@ -354,8 +354,9 @@ class System(nn.Module):
         raise NotImplementedError
 
     def level_outputs(self, outputs):
-        """Suffix of names in the log -> what a pass gives at a level: `inputs` and `semantic`, dicts over modalities."""
-        raise NotImplementedError
+        """Suffix of names in the log -> what a pass gives at a level: `inputs` and `semantic`, dicts over modalities.
+        Without it the monitors do not see the spread of the features."""
+        return {}
 
     def mark_initialized(self, epoch):
         """Set `initialized` for a published file of this epoch, which does not say it."""
