@@ -5,31 +5,48 @@ Valid Python 3.7 with the standard library alone: the text exporter for old envi
 
 import csv
 import io
+import itertools
 import logging
+import re
 
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
+# Published lists that have no header: (cells of the first row, their names).
+HEADERLESS = (
+    ((r"[\w-]{11}", r"\d+", r".+", r"train|val|test"), ("video_id", "start", "category", "split")),    # vggsound.csv
+    ((r"[\w-]{11}_\d{6}\.mp4", r".+"), ("file", "label")))                       # VGGSound's train.csv and test.csv
 
 
-def read_bytes(path):
-    """A text file as it is. Raises InputError where it is missing, unreadable or above 256 MB."""
+def read_bytes(path, flag="--path"):
+    """A text file as bytes.
+
+    Args:
+        path: file to read.
+        flag: command line option that names this file, for messages.
+    Raises:
+        InputError: the file is missing, unreadable or larger than 256 MB.
+    """
     try:
         with open(str(path), "rb") as file:
             data = file.read(LIMITS.list_bytes + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; get it from the data "
-                         "package, or set its place with --path") from None
+        source = "get it from the data package, or set its path with --path" if flag == "--path" else f"check {flag}"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; {source}") from None
     if len(data) > LIMITS.list_bytes:
         raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check "
                          "which file this is")
     return data
 
 
-def read_text(path):
-    """A text file without byte order mark. Raises InputError where it is missing, not UTF-8 or above 256 MB."""
-    data = read_bytes(path)
+def read_text(path, flag="--path"):
+    """A text file without its byte order mark.
+
+    Raises:
+        InputError: as `read_bytes`; text that is not UTF-8.
+    """
+    data = read_bytes(path, flag)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,13 +57,48 @@ def read_text(path):
     return text
 
 
-def read_header(path, separator=","):
-    """Column names of a table."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator)
-    return [name.strip() for name in next(rows, [])]
+def _records(path, separator, flag):
+    """(line number, cells) of every line.
+
+    One line is one record: a quoted cell may not contain a line break. Otherwise a quotation mark that is never closed,
+    or closed some rows below, would silently turn all rows in between into one cell.
+    """
+    for number, line in enumerate(io.StringIO(read_text(path, flag), newline=None), 1):
+        try:
+            yield number, next(csv.reader([line.rstrip("\n")], delimiter=separator, strict=True), [])
+        except csv.Error as error:
+            is_open = "end of data" in str(error)
+            reason = "a quotation mark that is not closed in this line" if is_open else error
+            raise InputError(f"{path}: line {number} cannot be read as csv ({reason}); one row in each line is "
+                             f"expected, with cells separated by {'tabs' if separator == chr(9) else 'commas'}; close "
+                             "or remove the quotation mark, write one within a quoted cell twice, and put a cell with "
+                             "line breaks on one line") from None
 
 
-def read_rows(path, columns, separator=",", optional=()):
+def _table(path, separator, names, flag):
+    """(column names, iterator of (line number, cells)) of a table; `names`: of one without a header."""
+    records = _records(path, separator, flag)
+    number, first = next(records, (1, []))
+    for patterns, known in () if names else HEADERLESS:
+        if len(first) == len(patterns) and all(map(re.fullmatch, patterns, (cell.strip() for cell in first))):
+            names = known
+    return (list(names), itertools.chain([(number, first)], records)) if names else (
+        [name.strip() for name in first], records)
+
+
+def read_header(path, separator=",", names=None, flag="--path"):
+    """Column names of a table; those of VGGSound's own lists, which have no header, are known.
+
+    Args:
+        path: csv file.
+        separator: "," or a tab.
+        names: the column names of a table without a header.
+        flag: command line option that names this file, for messages.
+    """
+    return _table(path, separator, names, flag)[0]
+
+
+def read_rows(path, columns, separator=",", optional=(), names=None, flag="--path"):
     """Rows of a table with a header line, every cell as text without surrounding blanks.
 
     Args:
@@ -54,48 +106,44 @@ def read_rows(path, columns, separator=",", optional=()):
         columns: names that must be there, with a value in each row.
         separator: "," or a tab.
         optional: names of columns that may be absent, and whose cells may be empty.
+        names: the column names of a table without a header.
+        flag: command line option that names this file, for messages.
     Yields:
         (line number, dict column -> str) for each row; other columns of the file are not read. An empty cell is "".
     Raises:
-        InputError: with the line number where there is one.
+        InputError: with the line number if the defect is in one line.
     """
     form = f"the columns {', '.join(columns)}"
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator)
-    try:
-        header = [name.strip() for name in next(rows, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
-            found = ", ".join(header)[:80] or "an empty file"
-            raise InputError(f"{path}: no column '{missing[0]}' in the header ({found}); {form} separated by "
-                             f"{'tabs' if separator == chr(9) else 'commas'} are expected; check that this is the "
-                             "right "
-                             "file")
-        if len(set(header)) != len(header):
-            raise InputError(f"{path}: a column name occurs twice in the header; {form} are expected; rename one")
-        wanted = [(header.index(name), name) for name in (*columns, *optional) if name in header]
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise InputError(f"{path}: line {rows.line_num} has {len(row)} cells; {len(header)} are expected; mend "
-                                 "the line")
-            cells = {name: row[k].strip() for k, name in wanted}
-            for name, cell in cells.items():
-                if cell.lower() in ("", "nan"):
-                    if name in columns:
-                        raise InputError(f"{path}: line {rows.line_num} has no {name}; a value is expected; mend or "
-                                         "remove the line")
-                    cells[name] = ""
-            yield rows.line_num, cells
-    except csv.Error as error:
-        raise InputError(f"{path}: line {rows.line_num} cannot be read as csv ({error}); {form} are expected; mend the "
-                         "line") from None
+    header, records = _table(path, separator, names, flag)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        found = ", ".join(header)[:80] or "an empty file"
+        raise InputError(f"{path}: no column '{missing[0]}' in the header ({found}); {form} separated by "
+                         f"{'tabs' if separator == chr(9) else 'commas'} are expected; check that this is the right "
+                         "file")
+    if len(set(header)) != len(header):
+        raise InputError(f"{path}: a column name occurs twice in the header; {form} are expected; rename one")
+    wanted = [(header.index(name), name) for name in (*columns, *optional) if name in header]
+    for number, row in records:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{path}: line {number} has {len(row)} cells; {len(header)} are expected; correct the "
+                             "line")
+        cells = {name: row[k].strip() for k, name in wanted}
+        for name, cell in cells.items():
+            if cell.lower() in ("", "nan"):
+                if name in columns:
+                    raise InputError(f"{path}: line {number} has no {name}; a value is expected; correct or remove the "
+                                     "line")
+                cells[name] = ""
+        yield number, cells
 
 
-def read_table(path, columns, separator=","):
+def read_table(path, columns, separator=",", flag="--path"):
     """Columns of a table: dict column -> list of str, all of one length and none empty; see `read_rows`."""
     table = {name: [] for name in columns}
-    for _, cells in read_rows(path, columns, separator):
+    for _, cells in read_rows(path, columns, separator, flag=flag):
         for name in table:
             table[name].append(cells[name])
     if not table[columns[0]]:
@@ -106,7 +154,7 @@ def read_table(path, columns, separator=","):
 def read_classes(path):
     """A class list: one name per line, the label is the line number.
 
-    A tab in a line is a slip (line 11 of the released UCF list): the name ends there, and a warning says so.
+    A tab ends the name, with a warning: line 11 of the published UCF list contains one.
 
     Raises:
         InputError: an empty or repeated name.
