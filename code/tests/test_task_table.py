@@ -40,9 +40,9 @@ def place_in(root):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_an_entry_is_whole(name):
     entry = TASKS[name]
-    assert entry.name == name and entry.title and entry.about and entry.source and entry.epochs > 0
+    assert entry.name == name and entry.label and entry.about and entry.source and entry.epochs > 0
     assert (SRC / f"{name}.py").is_file() and (SRC / f"{name}.sh").is_file()
-    assert set(entry.all_places()) <= set(DATA_PATHS) and entry.places
+    assert set(entry.all_names()) <= set(DATA_PATHS) and entry.required
     assert ("text" in entry.modalities) == (entry.prompts is not None) and set(entry.modalities) <= set(MODALITIES)
     assert entry.directions and all(set(pair) <= set(entry.modalities) for pair in entry.directions.values())
     assert parse_downstream(name, [], LOCAL).directions == list(entry.directions.values())
@@ -81,7 +81,7 @@ def test_a_run_and_its_check_open_the_same_files_by_the_same_calls(name, demo_da
     opened, calls = [], []
     reads = {dotted: opened.append for dotted in DATA_PATHS}
     entry.paths(lambda dotted: reads[dotted](dotted))
-    assert set(opened) == set(entry.all_places())
+    assert set(opened) == set(entry.all_names())
 
     def spied(part):
         def load(**reading):

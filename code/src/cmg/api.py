@@ -390,9 +390,9 @@ def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *
     if name == CUSTOM:
         if manifest is None or not features:
             raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
-        places = {CUSTOM + ".manifest": Path(manifest), **{f"{CUSTOM}.{m}": Path(path) for m, path in features.items()}}
+        paths = {CUSTOM + ".manifest": Path(manifest), **{f"{CUSTOM}.{m}": Path(path) for m, path in features.items()}}
         entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
-        return entry.open(places.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
+        return entry.open(paths.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
                           seconds=seconds)
     if data_root is None:
         raise InputError(f'open_task("{name}"): data_root=FOLDER is expected, laid out as in data/README.md; give it')

@@ -78,12 +78,12 @@ def warn_of_features(pretrained, paths, modalities):
                                           [(m, Path(paths[m])) for m in dict.fromkeys(modalities)]))
 
 
-def data_name(is_demo, root, places):
+def data_name(is_demo, root, paths):
     """Name of the data in results. The demo's scenes are made below the data root `root` where they are absent.
 
     Args:
-        places: name -> path below the root (configs/opts.py).
+        paths: name -> path below the root (configs/opts.py).
     """
     if is_demo:
-        demo_scenes.build(root, places)
+        demo_scenes.build(root, paths)
     return demo_scenes.NAME if is_demo else avs_s4.NAME

@@ -68,12 +68,12 @@ def scenes(count, split, rng):
     return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys
 
 
-def build(root, places, seed=0, clips=None, progress=True):
+def build(root, paths, seed=0, clips=None, progress=True):
     """Write the scenes below a data root, in a folder beside it that is renamed when whole; whole ones are left alone.
 
     Args:
         root: data root of the demo.
-        places: dotted name -> path relative to the root (cmg.cli.PLACES).
+        paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
         clips: split -> number of clips, CLIPS by default.
         progress: show a bar.
 
@@ -86,10 +86,10 @@ def build(root, places, seed=0, clips=None, progress=True):
     """
     root, clips = Path(root), dict(clips or CLIPS)
     settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
-    top = Path(places["avs.csv"]).parts[0]
+    top = Path(paths["avs.csv"]).parts[0]
     if _is_whole(root, top, settings):
         return False
-    words = root / places["vggsound.text"]
+    words = root / paths["vggsound.text"]
     if not words.is_file():
         raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; "
                          "run code/src/demo.sh first")
@@ -99,9 +99,9 @@ def build(root, places, seed=0, clips=None, progress=True):
         partial.chmod(0o755)            # mkdtemp makes private folders
         with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
                   disable=None if progress else True) as bar:
-            tree = dialled.Tree(partial, places, seed, clips, bar)
+            tree = dialled.Tree(partial, paths, seed, clips, bar)
             _write(tree)
-        tree.place("avs.text").write_bytes(vectors)
+        tree.path("avs.text").write_bytes(vectors)
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         try:
             (partial / top).rename(root / top)
@@ -156,8 +156,8 @@ def _write(tree):
             folder.mkdir(parents=True, exist_ok=True)
             dialled.write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
             tree.bar.update()
-    pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(tree.place("avs.csv"), index=False)
-    dialled.write_prompts(tree.place("avs.prompts"), dict(zip(CATEGORIES, dialled_clips.PROMPTS.values(), strict=True)))
+    pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(tree.path("avs.csv"), index=False)
+    dialled.write_prompts(tree.path("avs.prompts"), dict(zip(CATEGORIES, dialled_clips.PROMPTS.values(), strict=True)))
 
 
 def main(argv=None):

@@ -97,7 +97,7 @@ def main(argv=None):
 
     path = opts.results or folder / "results.jsonl"
     record = provenance.write(Path(path).parent, provenance.collect(
-        opts.resolved(), opts.device, opts.places(("avs",))))
+        opts.resolved(), opts.device, opts.data_paths(("avs",))))
     lines = report.result_lines(tested, modalities, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": opts.seed if trained.seed is None else trained.seed,
         "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),

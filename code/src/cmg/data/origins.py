@@ -137,19 +137,19 @@ def _title(description):
 
 
 
-def other_features(checkpoint, recorded, places):
+def other_features(checkpoint, recorded, paths):
     """Features of another kind than those that a checkpoint was pretrained on.
 
     Args:
         checkpoint: its name.
         recorded: modality -> description (cmg/data/py) that the checkpoint keeps; None: it keeps none.
-        places: (modality, path) of the data.
+        paths: (modality, path) of the data.
 
     Returns:
-        lines, one for each place that does not fit.
+        lines, one for each path that does not fit.
     """
     lines = []
-    for modality, path in places:
+    for modality, path in paths:
         if recorded is None or modality not in recorded or not path.exists():
             continue
         differ = difference(recorded[modality], describe(path, modality))
@@ -179,6 +179,6 @@ def nothing_shared(task, direction, labelled, tested):
             "belong together")
 
 
-def places_of(modalities, names, place):
-    """(modality, path) of those dotted names that are features of some modalities; `place`: dotted name -> Path."""
-    return [(name.split(".")[1], place(name)) for name in names if name.split(".")[1] in modalities]
+def feature_paths(modalities, names, path_of):
+    """(modality, path) of those dotted names that are features of some modalities; `path_of`: dotted name -> Path."""
+    return [(name.split(".")[1], path_of(name)) for name in names if name.split(".")[1] in modalities]

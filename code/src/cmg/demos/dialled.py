@@ -45,21 +45,21 @@ LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten cla
 class Tree:
     """A tree being built: where it lies, where each file belongs, and what decides its random choices."""
     root: Path
-    places: dict            # dotted name -> path relative to the root, as cmg.cli.PLACES
+    paths: dict             # dotted name -> path relative to the root, as cmg.data.layout.DATA_PATHS
     seed: int
     clips: int              # of pretraining; the other parts are proportionate
     bar: tqdm
     seconds: int = SECONDS
 
-    def place(self, name):
-        """Absolute path of a place; its folder is made."""
-        path = self.root / self.places[name]
+    def path(self, name):
+        """Absolute path of a file, by its dotted name; its folder is made."""
+        path = self.root / self.paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def folder(self, name):
-        """Absolute path of a place that is a folder, made."""
-        path = self.root / self.places[name]
+        """Absolute path of a folder, by its dotted name; it is made."""
+        path = self.root / self.paths[name]
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -99,9 +99,9 @@ def pretraining(tree):
     split = np.array(["train", "train", "train", "val", "test"])[np.arange(tree.clips) // len(dialled_clips.CLASSES) % 5]
     ids = video_ids(tree.clips, rng)
     table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": ids, "split": split})
-    table.to_csv(tree.place("vggsound.csv"), index=False)
+    table.to_csv(tree.path("vggsound.csv"), index=False)
     write_text(tree, "vggsound")
-    write_lines(tree.place("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), dialled_clips.CLASSES)
+    write_lines(tree.path("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), dialled_clips.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
     event = Events.draw(tree.clips, 1 / 3, 2, rng, tree.seconds)
     folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
@@ -133,22 +133,22 @@ def ave(tree):
     video = np.empty((count, tree.seconds, dialled_clips.PLACES_A_SIDE, dialled_clips.PLACES_A_SIDE, dialled_clips.CHANNELS))
     for pool in ("train", "val", "test"):
         rows = np.flatnonzero(split == pool)
-        write_h5(tree.place(f"ave.{pool}"), "order", rows)
+        write_h5(tree.path(f"ave.{pool}"), "order", rows)
         for block in blocks(rows):
             audio[block] = dialled_clips.audio_clips(second_keys[block], rng)
             video[block] = dialled_clips.video_clips(second_keys[block], pool, rng)
             tree.bar.update(len(block))
-    write_h5(tree.place("ave.audio"), "avadataset", audio)
-    write_h5(tree.place("ave.video"), "avadataset", video)
-    write_h5(tree.place("ave.label"), "avadataset", one_hot(second_keys, len(dialled_clips.CLASSES)))
+    write_h5(tree.path("ave.audio"), "avadataset", audio)
+    write_h5(tree.path("ave.video"), "avadataset", video)
+    write_h5(tree.path("ave.label"), "avadataset", one_hot(second_keys, len(dialled_clips.CLASSES)))
 
 
 def write_annotations(tree, keys, event, rng):
     """AVE's list of clips, ids drawn at random, and its classes."""
     table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
                           "quality": "good", "start": event.start, "end": event.end})
-    table.to_csv(tree.place("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
-    write_lines(tree.place("ave.categories"), dialled_clips.CLASSES)
+    table.to_csv(tree.path("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
+    write_lines(tree.path("ave.categories"), dialled_clips.CLASSES)
 
 
 def ave_rows(clips, shares=(6, 24, 12)):
@@ -156,8 +156,8 @@ def ave_rows(clips, shares=(6, 24, 12)):
     train, val and test."""
     counts = [clips // share for share in shares]
     split = np.repeat(["train", "val", "test"], counts)
-    place = np.concatenate([np.arange(n) for n in counts])
-    keys = place % len(dialled_clips.CLASSES)
+    position = np.concatenate([np.arange(n) for n in counts])
+    keys = position % len(dialled_clips.CLASSES)
     order = np.argsort(keys, kind="stable")
     return split[order], keys[order]
 
@@ -201,10 +201,10 @@ def avvp_lists(tree, count, rng):
         chosen = table[table[modality]]
         for event in chosen.itertuples():
             keys[modality][event.row, event.onset:event.offset] = event.key
-        write_events(tree.place(f"avvp.{modality}_csv"), chosen)
-        write_events(tree.place(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
-    write_lines(tree.place("avvp.categories"), names)
-    write_lines(tree.place("ave_avvp.categories"), shared)
+        write_events(tree.path(f"avvp.{modality}_csv"), chosen)
+        write_events(tree.path(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
+    write_lines(tree.path("avvp.categories"), names)
+    write_lines(tree.path("ave_avvp.categories"), shared)
     return ids, keys
 
 
@@ -233,10 +233,10 @@ def ave_avvp(tree):
 
 def write_shared(tree, keys):
     """`ave_avvp`, given the digit of every AVE row."""
-    with h5py.File(tree.place("ave.label")) as file:
+    with h5py.File(tree.path("ave.label")) as file:
         labels = file["avadataset"][:]
-    write_h5(tree.place("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(dialled_clips.CLASSES)]])
-    write_h5(tree.place("ave_avvp.order"), "order", np.flatnonzero(np.isin(keys, SHARED)))
+    write_h5(tree.path("ave_avvp.label"), "avadataset", labels[..., [*SHARED, len(dialled_clips.CLASSES)]])
+    write_h5(tree.path("ave_avvp.order"), "order", np.flatnonzero(np.isin(keys, SHARED)))
 
 
 def ucf_vggsound(tree):
@@ -247,20 +247,20 @@ def ucf_vggsound(tree):
     rng = tree.rng("ucf_vggsound")
     names = np.array([f"Digit{word.capitalize()}" for word in dialled_clips.WORDS])
     order = np.argsort(names)                                           # alphabetical
-    write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
-    write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(dialled_clips.CLASSES)[order])
+    write_lines(tree.path("ucf_vggsound.ucf_categories"), names[order])
+    write_lines(tree.path("ucf_vggsound.vggsound_categories"), np.array(dialled_clips.CLASSES)[order])
     write_text(tree, "ucf_vggsound")
-    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = pd.read_csv(tree.path("vggsound.csv"))
     clips["line"] = clips["category"].map(dict(zip(dialled_clips.CLASSES, np.argsort(order))))
     clips["part"] = clips["split"].map({"train": 0, "val": 1, "test": 2})
     clips = clips[clips.index % 60 < 10].sort_values(["line", "part"], kind="stable")     # a sixth of each class
-    clips[["category", "video_id", "split"]].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
+    clips[["category", "video_id", "split"]].to_csv(tree.path("ucf_vggsound.vggsound_csv"), index=False)
 
     count = tree.clips // UCF_SHARE
     keys, number = np.repeat(order, count), np.tile(np.arange(count), len(order))
     ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
     table = pd.DataFrame({"category": names[keys], "video_id": ids})
-    table.to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
+    table.to_csv(tree.path("ucf_vggsound.ucf_csv"), index=False)
     folder, shortest, longest = tree.folder("ucf_vggsound.video"), 6 * tree.seconds // 10, 12 * tree.seconds // 10
     for block in blocks(np.arange(len(keys))):
         length = rng.integers(shortest, longest + 1, len(block))
@@ -274,10 +274,10 @@ def ucf51(tree):
     """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
     which the first half is the closed part, as in every open-set task."""
     rng = tree.rng("ucf51")
-    clips = pd.read_csv(tree.place("ucf_vggsound.ucf_csv"))
-    clips[["category", "video_id"]].to_csv(tree.place("ucf51.csv"), index=False)
+    clips = pd.read_csv(tree.path("ucf_vggsound.ucf_csv"))
+    clips[["category", "video_id"]].to_csv(tree.path("ucf51.csv"), index=False)
     names = [f"Digit{word.capitalize()}" for word in dialled_clips.WORDS]
-    write_lines(tree.place("ucf51.categories"), names)
+    write_lines(tree.path("ucf51.categories"), names)
     keys, folder = clips["category"].map(names.index).to_numpy(), tree.folder("ucf51.audio")
     shortest, longest = 6 * tree.seconds // 10, 12 * tree.seconds // 10
     for block in blocks(np.arange(len(keys))):
@@ -289,16 +289,16 @@ def ucf51(tree):
 
 def captions(tree):
     """Clips with two captions each: test clips of `vggsound`, every caption a row."""
-    clips = pd.read_csv(tree.place("vggsound.csv"))
+    clips = pd.read_csv(tree.path("vggsound.csv"))
     clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
     word = dict(zip(dialled_clips.CLASSES, dialled_clips.WORDS))
     rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
             for number, sentence in enumerate((dialled_clips.PROMPTS[name], f"{word[name]} once more"))]
-    path = tree.place("captions.csv")
+    path = tree.path("captions.csv")
     pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
     prompts = read_prompts(path)
-    write_text_features(tree.place("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
-                        prompts_file=tree.places["captions.csv"])
+    write_text_features(tree.path("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.paths["captions.csv"])
     for kind in ("audio", "video"):
         folder = tree.folder(f"captions.{kind}")
         for clip in clips["video_id"]:
@@ -360,10 +360,10 @@ def write_prompts(path, prompts):
 def write_text(tree, name, prompts=dialled_clips.PROMPTS):
     """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
     the others."""
-    write_prompts(tree.place(f"{name}.prompts"), prompts)
-    prompts = read_prompts(tree.place(f"{name}.prompts"))
-    write_text_features(tree.place(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
-                        prompts_file=tree.places[f"{name}.prompts"])
+    write_prompts(tree.path(f"{name}.prompts"), prompts)
+    prompts = read_prompts(tree.path(f"{name}.prompts"))
+    write_text_features(tree.path(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
+                        prompts_file=tree.paths[f"{name}.prompts"])
 
 
 def write_lines(path, lines):
@@ -400,13 +400,13 @@ def parts_there(out, seed, clips, seconds):
     return tuple(there)
 
 
-def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
+def build(out, paths, seed=0, clips=2400, progress=True, seconds=SECONDS):
     """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone, and
     one that was built before parts were added gets these.
 
     Args:
         out: folder to make; the data root of the demo.
-        places: dotted name -> path relative to the root (cmg.cli.PLACES).
+        paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
         clips: pretraining clips; the other parts are proportionate.
         progress: show a bar.
         seconds: of a clip, 3 at least.
@@ -426,24 +426,24 @@ def build(out, places, seed=0, clips=2400, progress=True, seconds=SECONDS):
         raise InputError(f"--seconds {seconds}: expected {LEAST_SECONDS} or more; 10 is the default")
     there = parts_there(out, seed, clips, seconds)
     if there:
-        return add_parts(out, places, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
+        return add_parts(out, paths, seed, clips, seconds, [name for name in PARTS if name not in there], progress)
     with atomic_folder(out, lambda: parts_there(out, seed, clips, seconds)) as partial:
         total = clips + len(ave_rows(clips)[0]) + clips // AVVP_SHARE + clips // UCF_SHARE * len(dialled_clips.CLASSES)
         with tqdm(total=total, unit="clip", desc="demo data",
                   disable=None if progress else True) as bar, threadpool_limits(1):   # sums depend on the threads
-            tree = Tree(partial, places, seed, clips, bar, seconds)
+            tree = Tree(partial, paths, seed, clips, bar, seconds)
             for part in PARTS.values():
                 part(tree)
         write_marker(partial, seed, clips, seconds)
     return True
 
 
-def add_parts(out, places, seed, clips, seconds, names, progress):
+def add_parts(out, paths, seed, clips, seconds, names, progress):
     """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
                 threadpool_limits(1), as_input_error(out, "choose another --out"):
-            tree = Tree(out, places, seed, clips, bar, seconds)
+            tree = Tree(out, paths, seed, clips, bar, seconds)
             for name in names:
                 PARTS[name](tree)
         write_marker(out, seed, clips, seconds)

@@ -82,9 +82,9 @@ def pretraining(tree):
     keys = np.concatenate([np.arange(n) for n in (tree.clips, held, held)]) % len(WORDS)
     ids = rng.permutation(video_ids(len(keys), rng))
     pd.DataFrame({"category": np.array(CLASSES)[keys], "video_id": ids, "split": split}).to_csv(
-        tree.place("vggsound.csv"), index=False)
+        tree.path("vggsound.csv"), index=False)
     write_text(tree, "vggsound", PROMPTS)
-    write_lines(tree.place("vggsound.categories"), CLASSES)
+    write_lines(tree.path("vggsound.categories"), CLASSES)
     event = Events.draw(len(keys), WHOLE, SHORTEST, rng)
     digits = np.where(event.inside, keys[:, None], EMPTY)
     folders = {kind: tree.folder(f"vggsound.{kind}") for kind in ("audio", "video", "label")}
@@ -108,13 +108,13 @@ def ave(tree):
     video = np.empty((len(keys), SECONDS, GRID, GRID, tree.channels))
     for part in tree.pools:
         rows = np.flatnonzero(split == part)
-        write_h5(tree.place(f"ave.{part}"), "order", rows)
+        write_h5(tree.path(f"ave.{part}"), "order", rows)
         for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
             audio[row] = tree.audio(clip, part)
             video[row] = tree.video(clip, part)
-    write_h5(tree.place("ave.audio"), "avadataset", audio)
-    write_h5(tree.place("ave.video"), "avadataset", video)
-    write_h5(tree.place("ave.label"), "avadataset", one_hot(digits, len(CLASSES)))
+    write_h5(tree.path("ave.audio"), "avadataset", audio)
+    write_h5(tree.path("ave.video"), "avadataset", video)
+    write_h5(tree.path("ave.label"), "avadataset", one_hot(digits, len(CLASSES)))
     write_shared(tree, keys)
 
 
@@ -135,15 +135,15 @@ def ucf_vggsound(tree):
     rng = tree.rng("ucf_vggsound")
     names = np.array([f"Digit{word.capitalize()}" for word in WORDS])
     order = np.argsort(names)
-    write_lines(tree.place("ucf_vggsound.ucf_categories"), names[order])
-    write_lines(tree.place("ucf_vggsound.vggsound_categories"), np.array(CLASSES)[order])
+    write_lines(tree.path("ucf_vggsound.ucf_categories"), names[order])
+    write_lines(tree.path("ucf_vggsound.vggsound_categories"), np.array(CLASSES)[order])
     write_text(tree, "ucf_vggsound", PROMPTS)
-    clips = pd.read_csv(tree.place("vggsound.csv"))
-    clips[clips["split"] == "test"].to_csv(tree.place("ucf_vggsound.vggsound_csv"), index=False)
+    clips = pd.read_csv(tree.path("vggsound.csv"))
+    clips[clips["split"] == "test"].to_csv(tree.path("ucf_vggsound.vggsound_csv"), index=False)
     keys = np.sort(np.arange(tree.clips // UCF_SHARE) % len(WORDS))
     number = np.arange(len(keys)) - np.searchsorted(keys, keys)
     ids = [f"v_{names[key]}_g{n // 4 + 1:02d}_c{n % 4 + 1:02d}" for key, n in zip(keys, number)]
-    pd.DataFrame({"category": names[keys], "video_id": ids}).to_csv(tree.place("ucf_vggsound.ucf_csv"), index=False)
+    pd.DataFrame({"category": names[keys], "video_id": ids}).to_csv(tree.path("ucf_vggsound.ucf_csv"), index=False)
     folder, longest = tree.folder("ucf_vggsound.video"), 12
     seen = np.repeat(keys[:, None], longest, 1)
     for name, clip in zip(ids, tree.cast(np.full_like(seen, EMPTY), seen, "test", rng)):
@@ -153,12 +153,12 @@ def ucf_vggsound(tree):
 PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part reads no more than the parts before it
 
 
-def build(out, places, recordings, seed=0, clips=2400, progress=True, writer=Writer):
+def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writer):
     """Build the tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
 
     Args:
         out: folder to make; the data root.
-        places: dotted name -> path relative to the root (cmg.cli.PLACES).
+        paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
         recordings: folder of the archives (`sources`).
         clips: pretraining clips; the other parts are proportionate.
         writer: `Writer` or a subclass.
@@ -181,7 +181,7 @@ def build(out, places, recordings, seed=0, clips=2400, progress=True, writer=Wri
         total = sum(clips // share for share in (1, HELD_SHARE, HELD_SHARE, *AVE_SHARES, AVVP_SHARE, UCF_SHARE))
         with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar, \
                 threadpool_limits(1):                                           # sums depend on the threads
-            tree = writer(partial, places, seed, clips, bar).start(speech, images)
+            tree = writer(partial, paths, seed, clips, bar).start(speech, images)
             for part in PARTS:
                 part(tree)
         with atomic_output(partial / MARKER, "w") as file:

@@ -1,7 +1,7 @@
 """The table of tasks. Arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation read it.
 
 A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The entry of
-the user's own data, `custom`, gets its places and directions from the command line (`TaskEntry.of`).
+the user's own data, `custom`, gets its files and directions from the command line (`TaskEntry.of`).
 """
 
 from collections.abc import Callable
@@ -48,15 +48,15 @@ class Split:
 class TaskEntry:
     """All that the project knows of a task.
 
-    `places` are what a run opens, the first of them tells whether the data is there at all; `optional` may be absent.
-    A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
+    `required` names the files that a run opens; the first tells whether the data is there at all. `optional` ones may be
+    absent. A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
     """
 
     name: str                       # of --tasks, of result lines, of the script
-    title: str                      # in tables
+    label: str                      # in tables
     about: str                      # what is measured, and where in the papers
-    family: str                     # prefix of its own places
-    places: tuple                   # dotted names of cmg.cli.PLACES
+    family: str                     # prefix of the names of its own files
+    required: tuple                 # dotted names of cmg.data.layout.DATA_PATHS
     source: str                     # where to get them
     directions: dict                # --dataset_name -> (labelled modality, tested modality)
     epochs: int                     # of the heads, as published
@@ -64,7 +64,7 @@ class TaskEntry:
     best_by: str                    # the metric that chooses the best epoch
     parts: Callable                 # (short name -> Path, modalities, protocol) -> list of Part
     optional: tuple = ()
-    prompts: str = None             # place of the class prompts' word vectors; None: no direction with text
+    prompts: str = None             # file of the class prompts' word vectors; None: no direction with text
     modalities: tuple = ("video", "audio")      # that a direction may name, in the order of evaluate.py's pairs
     column: str = None              # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
     published: dict = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
@@ -73,7 +73,7 @@ class TaskEntry:
     evaluate: Callable = run.evaluate
 
     def of(self, manifest, kinds):
-        """This entry; that of the user's own data with its places, modalities and directions: each to each other.
+        """This entry; that of the user's own data with its files, modalities and directions: each to each other.
 
         Args:
             manifest: Path of --manifest, or None.
@@ -88,36 +88,36 @@ class TaskEntry:
         modalities = in_order([m for m, kind in kinds.items() if not has_times or m != "text" and kind != "tokens"],
                               PAIRED)           # words have no seconds
         return replace(
-            self, places=(f"{CUSTOM}.manifest", *(f"{CUSTOM}.{m}" for m in modalities)), modalities=modalities,
+            self, required=(f"{CUSTOM}.manifest", *(f"{CUSTOM}.{m}" for m in modalities)), modalities=modalities,
             prompts=f"{CUSTOM}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
             directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
 
     def needed(self):
-        """The places without which the script's own directions do not work."""
+        """The files without which the script's own directions do not work."""
         always_text = all("text" in direction for direction in self.directions.values())
-        return (*self.places, self.prompts) if always_text else self.places
+        return (*self.required, self.prompts) if always_text else self.required
 
-    def all_places(self):
-        """Every place that a run may open."""
-        return (*self.places, *self.optional, *((self.prompts,) if self.prompts else ()))
+    def all_names(self):
+        """Every file that a run may open."""
+        return (*self.required, *self.optional, *((self.prompts,) if self.prompts else ()))
 
-    def paths(self, place):
-        """Short name -> Path, as loaders want them; `place`: dotted name -> Path."""
-        return {name.removeprefix(f"{self.family}.").replace(".", "_"): place(name) for name in self.all_places()}
+    def paths(self, path_of):
+        """Short name -> Path, as loaders want them; `path_of`: dotted name -> Path."""
+        return {name.removeprefix(f"{self.family}.").replace(".", "_"): path_of(name) for name in self.all_names()}
 
-    def open(self, place, modalities, protocol, settings=None, **reading):
+    def open(self, path_of, modalities, protocol, settings=None, **reading):
         """The task with its data read; `reading`: keyword arguments of the loaders (cmg/data/clips.py)."""
         roles = {"train": {}, "val": {}, "test": {}}
-        for part in self.parts(self.paths(place), modalities, protocol):
+        for part in self.parts(self.paths(path_of), modalities, protocol):
             clips = part.load(**reading)
             for role in part.roles:
                 roles[role] |= dict.fromkeys(clips.modalities, clips)
         more = {"settings": settings or self.settings()} if self.settings else {}
         return self.task(self.name, self.head, self.best_by, **roles, **more)
 
-    def usable(self, place):
+    def usable(self, path_of):
         """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
-        return tuple(m for m in self.modalities if m != "text" or place(self.prompts).exists())
+        return tuple(m for m in self.modalities if m != "text" or path_of(self.prompts).exists())
 
 
 def ave_parts(paths, modalities, protocol):

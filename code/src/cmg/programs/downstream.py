@@ -42,13 +42,13 @@ def measure(opts, entry, task, pretrained, variants):
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
     options = opts.resolved() | opts.by_task.get(entry.name, {})
     options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
-    places = {name: opts.data_path(name) for name in entry.all_places()}
+    paths = {name: opts.data_path(name) for name in entry.all_names()}
     touched = modalities_of(directions)
-    record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, places))
+    record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, paths))
     name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
     with kept_warnings(opts.results.parent), file_lock(opts.results.parent / name, "choose another --results"):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
-                                              origins.places_of(touched, entry.all_places(), opts.data_path)))
+                                              origins.feature_paths(touched, entry.all_names(), opts.data_path)))
         return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
 
 

@@ -37,7 +37,7 @@ def plan(opts, encoders):
     """What can be measured, told before any work: tasks without data or directions are skipped and named."""
     works = []
     for entry in map(opts.entry, opts.tasks):
-        first = opts.data_path(entry.places[0])
+        first = opts.data_path(entry.required[0])
         if not first.exists():
             print(f"{entry.name}: skipped, there is no {first}")
             continue

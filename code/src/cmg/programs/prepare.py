@@ -66,7 +66,7 @@ def _checked(name, opts):
         entry = opts.entry(name)
         modalities = modalities_of([entry.usable(place)])
         if name == CUSTOM:
-            return entry.places, entry.source, _own_steps(opts, entry, modalities)
+            return entry.required, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(place), modalities, "default")
         steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
         if "text" in modalities:
@@ -74,7 +74,7 @@ def _checked(name, opts):
         elif entry.prompts:
             steps.append(checking.no_text(place(entry.prompts)))
         return entry.needed(), entry.source, steps
-    needed = pretraining.places(name)
+    needed = pretraining.path_names(name)
     steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
              checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
                                               seconds=opts.seconds))]

@@ -148,7 +148,7 @@ def pretrain(opts):
     train_step = TrainStep(system, rng, settings.read(OptimConfig, opts),
                            settings.read(StepConfig, opts, bf16=opts.precision == "bf16"))
     state = RunState.of(loaded) if loaded else None
-    names = pretraining.places(opts.dataset_name, opts.own_modalities)
+    names = pretraining.path_names(opts.dataset_name, opts.own_modalities)
     folder = None
     if opts.evaluate:
         setup_logging()
@@ -165,9 +165,9 @@ def pretrain(opts):
     own = own_names(system) if system.KEY_RULES else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    places = origins.places_of(opts.modalities, names, opts.data_path)
+    paths = origins.feature_paths(opts.modalities, names, opts.data_path)
     if loaded and dist.is_main():
-        for line in origins.other_features(loaded.path, loaded.feature_origins, places):
+        for line in origins.other_features(loaded.path, loaded.feature_origins, paths):
             log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
@@ -184,7 +184,7 @@ def pretrain(opts):
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None
     return Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
-                   opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in places},
+                   opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in paths},
                    plots.codebook_figure).run()
 
 

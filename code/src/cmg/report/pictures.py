@@ -139,7 +139,7 @@ def draw_cells(rows, path):
             axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GREY, linewidth=1, linestyle=":",
                       label=None if "chance" in labelled else "chance")
             labelled.add("chance")
-    axis.set_xticks(positions, [f"{TASKS[known[cell].task].title}\n{known[cell].source} to {known[cell].target}"
+    axis.set_xticks(positions, [f"{TASKS[known[cell].task].label}\n{known[cell].source} to {known[cell].target}"
                                 for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("percent")

@@ -25,7 +25,7 @@ class Cell:
 
 
 CELLS = {                        # column -> Cell
-    f"{entry.title} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
+    f"{entry.label} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
     for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
 PUBLISHED = {}                   # row -> column -> figure
 for _entry in (entry for entry in TASKS.values() if entry.column):
@@ -33,7 +33,7 @@ for _entry in (entry for entry in TASKS.values() if entry.column):
         PUBLISHED.setdefault(_row, {}).update(zip(
             (column for column, cell in CELLS.items() if cell.task == _entry.name), _figures, strict=True))
 
-ABOUT = (f"Columns: {', '.join(f'{entry.title} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
+ABOUT = (f"Columns: {', '.join(f'{entry.label} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
          "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
          f"number stands beside it (of {len(CELLS)}). Published rows: NeurIPS 2023, on the real data, best epoch on "
          "the evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
@@ -106,7 +106,7 @@ def _tails(path):
 def column_of(row):
     """The column that a result belongs to; None for those of no column."""
     if row["task"] == CUSTOM and row["metric"] in (TASKS[CUSTOM].best_by, OWN_SECONDS_BY):
-        return f"{TASKS[CUSTOM].title} {row['direction'].replace('->', '>')}"
+        return f"{TASKS[CUSTOM].label} {row['direction'].replace('->', '>')}"
     found = row["task"], row["metric"], row["direction"]
     return next((column for column, cell in CELLS.items() if (cell.task, cell.metric, cell.direction) == found), None)
 

@@ -33,7 +33,7 @@ def splits_of(name):
     return ["train"] if name == CUSTOM else ["train", "test", "val"]
 
 
-def places(name, own=()):
+def path_names(name, own=()):
     """Dotted names of what a run of a pretraining set opens; `own`: modalities of the user's data."""
     if name == CUSTOM:
         return [f"{CUSTOM}.{short}" for short in ("manifest", *own)]
@@ -43,20 +43,20 @@ def places(name, own=()):
     return [f"{source}.csv", *(f"vggsound.{m}" for m in modalities)]
 
 
-def open_clips(name, place, splits, own=(), **reading):
+def open_clips(name, path_of, splits, own=(), **reading):
     """The clips of a pretraining set.
 
     Args:
         name: of SETS, or OWN.
-        place: dotted name -> Path.
+        path_of: dotted name -> Path.
         splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
         own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
         reading: on_bad_clip, in_memory, seconds and padding (cmg/data/clips.py).
     """
-    paths = {dotted.split(".")[1]: place(dotted) for dotted in places(name, own)}
+    paths = {dotted.split(".")[1]: path_of(dotted) for dotted in path_names(name, own)}
     if name == CUSTOM:
         return Custom(paths, tuple(own), splits, kinds=own, **reading)
     source, modalities = SETS[name]
     if source == "ave":
-        return AVE(paths | {"categories": place("ave.categories")}, modalities, ave.SPLITS, **reading)
+        return AVE(paths | {"categories": path_of("ave.categories")}, modalities, ave.SPLITS, **reading)
     return VGGSound(paths, modalities, splits, **reading)
