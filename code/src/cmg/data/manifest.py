@@ -1,19 +1,20 @@
-"""The list of a user's own clips: a csv with the columns id, split and, as far as there are, label, onset, offset and
-prompt.
+"""The list of a user's own clips: a csv with the columns id and split and, optionally, label, onset, offset and prompt.
 
-Several rows of one id are several events of a clip, or several sentences about it; so are sentences joined by "|".
+Several rows of one id are several events of a clip, or several sentences about it; "|" separates sentences in one cell.
 """
 
 import math
+import unicodedata
 from dataclasses import dataclass, field
 
 from cmg.data.csv import read_header, read_rows
 from cmg.utils.errors import InputError
+from cmg.utils.files import safe_name
 
-CUSTOM = "custom"                  # --dataset_name, task and family of places of the user's own data
+CUSTOM = "custom"                  # --dataset_name, task and family of paths of the user's own data
 SPLITS = ("train", "val", "test")
 OPTIONAL = ("label", "onset", "offset", "prompt")
-FORM = "the columns id, split and, as far as there are, label, onset, offset, prompt"
+FORM = "the columns id, split and, optionally, label, onset, offset, prompt"
 
 
 @dataclass
@@ -45,24 +46,27 @@ class Manifest:
     Args:
         path: csv file, UTF-8, separated by commas.
         seconds: T, beyond which no event may lie.
+        table: (column names, rows as `read_rows` yields them) of another table that has been brought into this form;
+            `path` is then its name for messages.
     Attributes:
-        clips: id -> `Clip`, in the order of their first rows.
+        clips: id -> `Clip`, in the order of their first rows. Ids are in Unicode's form NFC.
         columns: of the header, those that are known.
     Raises:
         InputError: naming file and line: a defective csv, a missing column, an unknown split, an id that is no file
             name, a clip in two splits or of two classes, times that are no event.
     """
 
-    def __init__(self, path, seconds=math.inf):
+    def __init__(self, path, seconds=math.inf, table=None):
         self.path, self.clips = path, {}
-        header = read_header(path)
+        header, rows = table or (read_header(path, flag="--manifest"),
+                                 read_rows(path, ("id", "split"), optional=OPTIONAL, flag="--manifest"))
         self.columns = [name for name in ("id", "split", *OPTIONAL) if name in header]
         lonely = {"onset", "offset"} & set(header)
         if len(lonely) == 1 or lonely and "label" not in header:
             missing = next(name for name in ("onset", "offset", "label") if name not in header)
             raise InputError(f"{path}: a column '{min(lonely)}' but no column '{missing}'; label, onset and offset are "
                              f"expected together; add '{missing}', or remove '{min(lonely)}'")
-        for line, cells in read_rows(path, ("id", "split"), optional=OPTIONAL):
+        for line, cells in rows:
             self._add(line, cells, seconds)
         if not self.clips:
             raise InputError(f"{path}: no rows below the header; one row for each clip is expected, with {FORM}; add "
@@ -123,21 +127,25 @@ class Manifest:
 
     # ------------------------------------------------------------------------------------------------ reading
     def _add(self, line, cells, seconds):
-        name, split = cells["id"], cells["split"]
+        name, split = unicodedata.normalize("NFC", cells["id"]), cells["split"]
         where = f"{self.path}: line {line}"
-        if name in (".", "..") or any(letter in "/\\\0" for letter in name):
-            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it; a plain file name without its ending "
-                             "is expected; rename the clip, and give the folder with --features")
+        try:
+            safe_name(name, where)
+        except InputError:
+            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it, or is too long; a plain file name "
+                             "without its ending is expected; rename the clip, and give the folder with "
+                             "--features") from None
         if split not in SPLITS:
-            raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; mend the line")
+            raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; correct the "
+                             "line")
         clip = self.clips.setdefault(name, Clip(line, split))
         if clip.split != split:
             raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; all rows of a "
-                             "clip in one split are expected; mend one of the lines")
+                             "clip in one split are expected; correct one of the lines")
         sentences = sentences_in(cells.get("prompt", ""))
         if cells.get("prompt") and not all(sentences):
             raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; sentences separated "
-                             "by | are expected; mend the line")
+                             "by | are expected; correct the line")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence and sentence not in clip.prompts]
         event = self._event(where, line, cells, seconds)
         before = [known[1:] for known in clip.events]
@@ -149,8 +157,8 @@ class Manifest:
             return
         if clip.events and not self.has_times:
             raise InputError(f"{where}: {name} has the label '{event[1][:60]}', and '{clip.events[0][1][:60]}' in line "
-                             f"{clip.events[0][0]}; one class a clip is expected; mend one of the lines, or add onset "
-                             "and offset for clips with several events")
+                             f"{clip.events[0][0]}; one class per clip is expected; correct one of the lines, or add "
+                             "onset and offset for clips with several events")
         clip.events.append(event)
 
     def _event(self, where, line, cells, seconds):
@@ -170,11 +178,11 @@ class Manifest:
             onset = offset = math.nan
         if not (math.isfinite(onset) and math.isfinite(offset)):
             raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; two numbers of seconds "
-                             "are expected; mend the line")
+                             "are expected; correct the line")
         if not 0 <= onset < offset:
             raise InputError(f"{where}: an event from {onset:g} to {offset:g}; 0 <= onset < offset is expected, in "
-                             "seconds; mend the line")
+                             "seconds; correct the line")
         if offset > seconds:
             raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; times "
-                             "within the clip are expected; mend the line, or set the clips' length with --seconds")
+                             "within the clip are expected; correct the line, or set the clips' length with --seconds")
         return line, label, onset, offset

@@ -74,11 +74,18 @@ def read_run(folder):
     found = [(path.parent, results.read(path)) for path in sorted(folder.rglob("results.jsonl"))]
     if not logs and not found:
         raise InputError(f"{folder}: neither metrics.jsonl nor results.jsonl in or below it; name the folder of a run")
-    records = dict.fromkeys(inside / row["provenance"] for inside, rows in found for row in rows
-                            if row.get("provenance"))
+    records = filter(None, dict.fromkeys(_record(row, inside) for inside, rows in found for row in rows))
     warned = [(path.parent, line) for path in sorted(folder.rglob(WARNINGS)) for line in _warnings(path)]
     return RunFiles(folder.absolute().name, folder, [_pretraining(log) for log in logs], found,
                     [(path, provenance.read(path)) for path in records if path.is_file()], warned)
+
+
+def _record(row, folder):
+    """Path of a result line's record; None where it names none, or something else (`provenance.verify` reports it)."""
+    try:
+        return provenance.record_of(row, folder)
+    except InputError:
+        return None
 
 
 def _pretraining(folder):

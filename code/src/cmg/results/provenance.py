@@ -7,6 +7,7 @@ never overwritten by another run in the same folder, and shows by its name if it
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output, remove_leftovers
 from cmg.utils.limits import LIMITS
 
+RECORD = re.compile(r"provenance/[0-9a-f]{12}\.json")
 PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 
 
@@ -90,6 +92,20 @@ def write(folder, record):
     return str(name)
 
 
+def record_of(row, folder):
+    """Path of the record that a result line names, below the results file's folder; None where it names none.
+
+    Raises:
+        InputError: the name is not one that `write` gives.
+    """
+    if not row.get("provenance"):
+        return None
+    if not RECORD.fullmatch(row["provenance"]):
+        raise InputError(f"{folder}: a result names the record {row['provenance'][:60]!r}; provenance/<12 digits>.json "
+                         "is expected; measure again")
+    return Path(folder) / row["provenance"]
+
+
 def read(path):
     """A record: {"options", "commit", "versions", "device", "data": {name: {"path", ...}}, ...}.
 
@@ -132,16 +148,19 @@ def verify(rows, folder):
             now = hashed(row["checkpoint"])
             if now != row["checkpoint_sha256"]:
                 problems.append(f"{row['checkpoint']} is {'gone' if now is None else 'another file now'}")
-        problems += _verify_record(Path(folder), row.get("provenance"), hashed)
+        problems += _verify_record(Path(folder), row, hashed)
         checked.append((row, problems))
     return checked
 
 
-def _verify_record(folder, name, hashed):
+def _verify_record(folder, row, hashed):
     """Problems of the record that a row names."""
-    if not name:
+    try:
+        path = record_of(row, folder)
+    except InputError as error:
+        return [str(error)]
+    if path is None:
         return ["names no provenance"]
-    path = folder / name
     found = hashed(path)
     if found is None or not found.startswith(path.stem):
         return [f"{path} is {'gone' if found is None else 'changed'}"]

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cmg.training.monitors import CodebookMonitor, FiniteCheck, NonFiniteError
 from cmg.training.run_logger import random_state, set_random_state
 from cmg.utils import dist
 from cmg.utils.errors import InputError
+from cmg.utils.files import safe_name
 from cmg.utils.settings import positive, setting
 from cmg.utils.signals import Stopped, stop_on_signals
 
@@ -88,13 +90,15 @@ class RunState:
             return None
         try:
             state = cls(**{**stored, "position": Position(**stored["position"])})
-            numbers = [*asdict(state.position).values(), state.clips["number"], state.processes or 0]
+            numbers = [*asdict(state.position).values(), state.clips["number"], state.processes or 0,
+                       *(state.records[name] for name in ("bytes", "step") if state.records)]
             kinds = (state.started, list), (state.saved, list), (state.options, dict), (state.records, dict), (
                 state.health, dict), (state.random, dict)
             if not all(type(n) is int and n >= 0 for n in numbers) or (
                     len(state.started) != len(loaded.system.codebooks)) or not all(
                     isinstance(value, kind) for value, kind in kinds) or not all(
-                    type(flag) is bool for flag in state.started):
+                    type(flag) is bool for flag in state.started) or not all(
+                    isinstance(name, str) for name in (*state.saved, state.records.get("folder", ""))):
                 raise ValueError("values of other types")
             set_random_state(state.random, torch.Generator())
             CodebookMonitor(**state.health)
@@ -145,6 +149,36 @@ def find_newest(folder, pattern, own):
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("--resume auto skips: %s", str(error) or path)
     return max(found, default=(0, None))[1]
+
+
+def checkpoints_of_run(loaded, state):
+    """Names of a run's earlier checkpoints, oldest first: what `--keep` may remove later.
+
+    The names come from a file that anybody may have written. One counts only if it is a plain name of such a
+    checkpoint, and if the file of that name in the same folder was saved by the same run, not after this one.
+
+    Args:
+        loaded: checkpoint.Loaded of the resumed file.
+        state: its RunState.
+    """
+    system, folder, found, others = loaded.system, loaded.path.parent, [], []
+    pattern = system.file(system.config.modalities, "*")
+    for name in dict.fromkeys(state.saved):
+        try:
+            path = folder / safe_name(name, loaded.path)
+            if not fnmatchcase(name, pattern) or path.is_symlink():
+                raise InputError(f"{path}: not a checkpoint of {system.name}")
+            if path.is_file():
+                run = checkpoint.read(path, mmap=True)["run"]
+                if run["options"] != state.options or run["position"]["step"] > state.position.step:
+                    raise InputError(f"{path}: of another run")
+                found.append(name)
+        except (InputError, KeyError, TypeError):
+            others.append(name)
+    if others:
+        log.warning("warning: %s: names %d files as checkpoints of its run that are not (%s); they are left alone",
+                    loaded.path, len(others), ", ".join(name[:60] for name in others[:3]))
+    return found
 
 
 class Trainer:
@@ -205,8 +239,9 @@ class Trainer:
             log.warning("warning: %s: saved by %d processes, now it is %d, with the same batches: dropout draws other "
                         "numbers; as good a run, but not the same to the last bit; start %d for that", loaded.path,
                         state.processes, dist.world_size(), state.processes)
-        is_own_folder = loaded.path.parent.resolve() == Path(self.save_folder).resolve()
-        self.position, self.saved = state.position, list(state.saved) if is_own_folder else []
+        self.position = state.position
+        if self.folder and loaded.path.parent.resolve() == Path(self.save_folder).resolve():
+            self.saved = checkpoints_of_run(loaded, state)
         self.train_step.system.initialized = list(state.started)
         self.monitor = CodebookMonitor(**state.health)
         set_random_state(state.random, self.generator)

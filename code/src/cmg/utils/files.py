@@ -15,6 +15,26 @@ from pathlib import Path
 from cmg.utils.errors import InputError, readable
 
 LONGEST_LINE = 1 << 20          # bytes at the end of a file in which a cut line is looked for
+LONGEST_NAME = 255              # bytes of a file's name, on all common file systems
+
+
+def safe_name(text, where):
+    """A name that was read from a file, once it is known to name nothing but an entry of one folder.
+
+    Whatever is read from a file and then becomes a part of a path passes through here.
+
+    Args:
+        text: the name.
+        where: the file that holds it, for the message.
+
+    Raises:
+        InputError: no text, empty, "." or "..", with a separator of folders or a zero byte, or too long for a file.
+    """
+    if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\\0") or len(
+            text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; a name without folders, of at "
+                         f"most {LONGEST_NAME} bytes, is expected; correct it, or do not use this file")
+    return text
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from cmg.data.csv import read_header, read_table
 from cmg.data.features import SHAPES, check_clip
 from cmg.data.text import TextFeatures, read_prompts
 from cmg.utils.errors import InputError
+from cmg.utils.files import safe_name
 from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def read_list(path):
     Columns headed otherwise than `name` and `category` are found at their published positions.
 
     Raises:
-        InputError: see read_table; an unknown split, a clip listed twice, a name with a path in it.
+        InputError: see read_table; an unknown split, a clip listed twice, a name that is not a plain file name.
     """
     header = read_header(path)
 
@@ -55,9 +56,8 @@ def read_list(path):
         if row.split not in SPLITS:
             raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; train, val or test is "
                              "expected; mend the line")
-        if any(part in text for text in row[:2] for part in ("/", "\\", "..")):
-            raise InputError(f"{path}: clip '{row.name[:40]}' of class '{row.category[:40]}' has a path in its name; "
-                             "plain names are expected; mend the line")
+        for name in row[:2]:
+            safe_name(name, path)
     row, times = Counter(rows).most_common(1)[0]
     if times > 1:
         raise InputError(f"{path}: clip {row.name[:40]} is listed {times} times; once is expected; remove the other "
