@@ -303,12 +303,13 @@ def _load_state(optimizer, parameter, stored, what):
 def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32,
          feature_origins=None):
     """The dict of a pretraining file: published sections in `dtype`, optimizers, position, config, our `run` state, and
-    `features`, modality -> what they were made with (`feature_origins`), where that is known."""
+    `features`, modality -> what they were made with (`feature_origins`), where that is known. Without optimizers (None)
+    it is a file of weights alone."""
     state = system.state_dict()
     contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
     own = {name: rules.stored(state[name], dtype) for name in rules.own_names(system)}
     contents |= {EXTRA_SECTION: own} if own else {}
-    contents |= optimizer_sections(system, optimizers)
+    contents |= optimizer_sections(system, optimizers) if optimizers else {}
     contents |= {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
     return contents | ({} if feature_origins is None else {"features": feature_origins})
 
