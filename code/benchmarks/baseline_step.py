@@ -1,9 +1,9 @@
-"""The plain form of a DCID training step: the measure of everything that was made faster since.
+"""The plain form of a DCID training step, with which every faster formulation is compared.
 
 Every step of DCID in its published order, in the most literal form: channels-first convolutions, one modality and
 one code at a time, the attention whose weights are always 1, Adam tensor by tensor. In float64 it takes the time that
-the benchmarks compare with, and the same numbers as those of `cmg.training.step` come out (tests/test_speed_equal.py). It
-works on the parameters of a model of ours, one level, default settings, and is not meant to be improved.
+the benchmarks compare with, and it gives the numbers of `cmg.training.step` (tests/test_speed_equal.py). It works on
+the parameters of a model of ours with one level and default settings, and is not meant to be improved.
 """
 
 from itertools import permutations
@@ -36,10 +36,10 @@ def video_semantic(encoder, x):
     """Squeeze-excitation, the attention as released (a softmax over one entry), temporal encoder."""
     average = x.mean((2, 3))                                                            # (B, T, V)
     gate = torch.sigmoid(encoder.excite(F.relu(encoder.squeeze(average))))
-    places = (x * gate[:, :, None, None] + x).flatten(2, 3)                             # (B, T, 49, V)
-    match = F.relu(encoder.place_attention(places)) * F.relu(encoder.average_attention(average)).unsqueeze(2)
+    positions = (x * gate[:, :, None, None] + x).flatten(2, 3)                             # (B, T, 49, V)
+    match = F.relu(encoder.place_attention(positions)) * F.relu(encoder.average_attention(average)).unsqueeze(2)
     weights = torch.softmax(torch.tanh(encoder.attention(match)), -1)                   # (B, T, 49, 1), all 1
-    return temporal(encoder.temporal, (weights * places).sum(2))
+    return temporal(encoder.temporal, (weights * positions).sum(2))
 
 
 def video_specific(encoder, x):
@@ -74,8 +74,8 @@ class PlainStep:
     """Trains `model` (one level) step by step.
 
     Args:
-        model: cmg.systems.dcid.DCID in the dtype to be timed; its codebook has been started.
-        draws: as in cmg/models/random.py.
+        model: cmg.systems.dcid.DCID in the dtype to be timed; its codebook is initialized.
+        rng: cmg.models.random.StepRandom.
     """
 
     def __init__(self, model, rng, lr=4e-4, mi_lr=1e-3):

@@ -5,36 +5,33 @@
     python defaults.py --data_root ../../data/spoken --out study.jsonl --measure CHECKPOINT...
 
 A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
-measured and makes a point of the run's curve. A run is one line of --out; runs that are there already are passed over,
-a run that was killed resumes at its last checkpoint. Choose by "val", report "test" (code/docs/defaults.md).
+measured and gives a point of the run's curve. A run is one line of --out; finished runs are skipped, and a killed run
+resumes at its last checkpoint. Choose by "val", report "test" (studies/defaults.md).
 """
 
 import argparse
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from local_paths import LOCAL
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-import pretrain  # noqa: E402
 from cmg.checkpoints import checkpoint
-from cmg.cli import parse_pretrain  # noqa: E402
+from cmg.cli import parse_pretrain
 from cmg.data.layout import DATA_PATHS
-from cmg.downstream import encode, fit_heads  # noqa: E402
-from cmg.downstream.task import Pretrained  # noqa: E402
-from cmg.downstream.tasks import TASKS  # noqa: E402
-from cmg.results import provenance  # noqa: E402
-from cmg.utils.errors import InputError, Parser, run  # noqa: E402
-from configs.opts import LOCAL
+from cmg.downstream import encode, fit_heads
+from cmg.downstream.task import Pretrained
+from cmg.downstream.tasks import TASKS
+from cmg.programs import pretrain
+from cmg.results import provenance
+from cmg.utils.errors import InputError, Parser, run
 
 ARMS = {
     "default": [],
@@ -50,19 +47,17 @@ ARMS = {
     "age60_joint": ["--reset_after", "60", "--code_choice", "joint"],
     "age60_second": ["--reset_after", "60", "--reset_to", "second"],
     "age30": ["--reset_after", "30"],
-    "distance": ["--reset_distance", "0.1"],
-    "contrast": ["--contrast", "1"],
-    "contrast_slow": ["--contrast", "1", "--lr", "2e-4"],
+    "contrast": ["--weights", "contrast=1"],
+    "contrast_slow": ["--weights", "contrast=1", "--lr", "2e-4"],
     "shared": ["--recipe", "shared"],
-    "contrast_1": ["--recipe", "shared", "--contrast", "1"],
-    "contrast_1_slow": ["--recipe", "shared", "--contrast", "1", "--reset_after", "30", "--lr", "2e-4"],
-    "contrast_10": ["--recipe", "shared", "--contrast", "10"],
-    "no_contrast": ["--recipe", "shared", "--contrast", "0"],
-    "no_contrast_slow": ["--recipe", "shared", "--contrast", "0", "--reset_after", "30", "--lr", "2e-4"],
-    "no_contrast_quick": ["--recipe", "shared", "--contrast", "0", "--lr", "1e-3"],
+    "contrast_1": ["--recipe", "shared", "--weights", "contrast=1"],
+    "contrast_1_slow": ["--recipe", "shared", "--weights", "contrast=1", "--reset_after", "30", "--lr", "2e-4"],
+    "contrast_10": ["--recipe", "shared", "--weights", "contrast=10"],
+    "no_contrast": ["--recipe", "shared", "--weights", "contrast=0"],
+    "no_contrast_slow": ["--recipe", "shared", "--weights", "contrast=0", "--reset_after", "30", "--lr", "2e-4"],
+    "no_contrast_quick": ["--recipe", "shared", "--weights", "contrast=0", "--lr", "1e-3"],
     "quick": ["--lr", "8e-4"],
     "mi_forward_released": ["--mi_forward", "released"],
-    "attention_softmax": ["--spatial_attention", "softmax"],
     "h_dcid": ["--system", "h_dcid"],
     "h_dcid_layer2_data": ["--system", "h_dcid", "--layer2_start", "data"],
     "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
@@ -77,27 +72,27 @@ HEAD_EPOCHS, HEAD_SEED = 30, 0                  # of the AVE task's heads
 
 # ---------------------------------------------------------------------------------------------------------- measuring
 def measure(path, data_root):
-    """Figures of a checkpoint: "val" and "test" -> transfer in percent for each pair, and `code_figures`."""
+    """Metrics of a checkpoint: "val" and "test" -> transfer in percent for each pair, and `code_use`."""
     pretrained = Pretrained.load(path, torch.device("cpu"), "float32")
     task = TASKS["ave"].open(lambda name: data_root / DATA_PATHS[name], ("audio", "video"), "default", in_memory=True)
     sets = {role: encode.codes({None: pretrained.encoder}, clips["audio"], ("audio", "video"))
             for role, clips in (("train", task.train), ("val", task.val), ("test", task.test))}
-    trials = {}
+    runs = {}
     for source in ("audio", "video"):
         part = sets["train"][None, source]
         measured = {(role, target): sets[role][None, target]
                     for role in ("val", "test") for target in ("audio", "video")}
-        trials[source] = fit_heads.HeadRun(part, task.targets(part), HEAD_SEED, measured)
-    fit_heads.fit(list(trials.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
+        runs[source] = fit_heads.HeadRun(part, task.targets(part), HEAD_SEED, measured)
+    fit_heads.fit(list(runs.values()), task.make, task.measure, epochs=HEAD_EPOCHS)
     found = {}
     for role in ("val", "test"):
-        found[role] = {f"{s}->{t}": trials[s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
-        found[role] |= code_figures(*(sets[role][None, m] for m in ("audio", "video")))
+        found[role] = {f"{s}->{t}": runs[s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
+        found[role] |= code_use(*(sets[role][None, m] for m in ("audio", "video")))
     return found | {"test_distances": distances(pretrained.encoder, task.test["audio"])}
 
 
-def code_figures(audio, video):
-    """How modalities share codes in the event seconds of clips, two CodeSets of the same clips.
+def code_use(audio, video):
+    """How modalities share codes in the event seconds of clips, two EncodedSplits of the same clips.
 
     `common_codes`: codes used by both of those used by any, percent; `common_seconds`: event seconds, of both
     modalities, on such codes; `overlap`: sum over codes of the smaller of the modalities' shares of use; `same_code`:
@@ -159,14 +154,13 @@ def distances(encoder, clips):
 
 def probe(data_root):
     """Accuracy in percent of logistic regression on the raw features of single event seconds, AVE training to test."""
-    place = lambda name: data_root / DATA_PATHS[name]                                   # noqa: E731
-    task = TASKS["ave"].open(place, ("audio", "video"), "default", in_memory=True)
+    task = TASKS["ave"].open(lambda name: data_root / DATA_PATHS[name], ("audio", "video"), "default", in_memory=True)
     parts = [torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
              for clips in (task.train["audio"], task.test["audio"])]
     found = {}
     for name, of in (("audio", lambda part: part["audio"]),
-                     ("video, summed over places", lambda part: part["video"].sum((2, 3))),
-                     ("video, all places", lambda part: part["video"].flatten(2))):
+                     ("video, summed over positions", lambda part: part["video"].sum((2, 3))),
+                     ("video, all positions", lambda part: part["video"].flatten(2))):
         x, y = zip(*((of(part)[event].numpy(), part["label"].argmax(-1)[event].numpy()) for part in parts
                      for event in (part["label"][..., -1] == 0,)))
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x[0], y[0])
@@ -184,7 +178,7 @@ def train_and_measure(name, flags, seed, options):
                  "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
-    pretrain.main(arguments)
+    pretrain.main(arguments, LOCAL)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments, LOCAL)
     files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
@@ -225,10 +219,10 @@ def table(lines, part, step=None, columns=("audio->video", "video->audio", "audi
     rows = [f"| arm | data | batch | steps | seeds | {' | '.join(columns)} | CPU s / 100 steps |",
             f"|{' --- |' * (len(columns) + 6)}"]
     for kind in dict.fromkeys(kind for kind, *_ in points):
-        _, seeds, figures, seconds = zip(*(point for point in points if point[0] == kind))
+        _, seeds, metrics, seconds = zip(*(point for point in points if point[0] == kind))
         cells = []
         for column in columns:
-            values = [found[column] for found in figures]
+            values = [found[column] for found in metrics]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.1f}{spread}")
         rows.append(f"| {' | '.join(map(str, kind))} | {' '.join(map(str, seeds))} | {' | '.join(cells)} | "
@@ -252,7 +246,7 @@ def main(argv=None):
     parser.add_argument("--at", type=int, default=None, help="step of --table (default: the last of each run)")
     parser.add_argument("--probe", action="store_true", help="no run: a linear classifier of the raw features")
     parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
-                        help="no run: print the figures of these files")
+                        help="no run: print the metrics of these files")
     options = parser.parse_args(argv)
     if options.probe:
         print(json.dumps(probe(options.data_root)))

@@ -2,14 +2,13 @@
 
     python code/benchmarks/evaluate_all.py [--system dcid] [--share 0.02] [--json FILE]
 
-Features are random and lie in memory, 64 different clips of them; an untrained encoder of the published widths takes
-the checkpoint's place. The rest is what `evaluate.py` does: all directions of audio and video, the untrained control,
+Features are random and lie in memory, 64 different clips of them; an untrained encoder of the published widths replaces
+the checkpoint. The rest is what `evaluate.py` does: all directions of audio and video, the untrained control,
 the published number of epochs, heads side by side, result lines and predictions written to a temporary folder.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -17,17 +16,15 @@ from time import perf_counter
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.cli import device as device_of  # noqa: E402
-from cmg.downstream import toc  # noqa: E402
-from cmg.downstream.task import HeadSettings, Pretrained  # noqa: E402
-from cmg.downstream.tasks import TASKS  # noqa: E402
-from cmg.results.rows import Output  # noqa: E402
-from cmg.systems.base import FrozenEncoder  # noqa: E402
-from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.training.runtime import has_bf16_units  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.cli import device as device_of
+from cmg.downstream import toc
+from cmg.downstream.task import HeadSettings, Pretrained
+from cmg.downstream.tasks import TASKS
+from cmg.results.rows import Output
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.registry import SYSTEMS
+from cmg.training.runtime import has_bf16_units
+from cmg.utils.errors import Parser, run
 
 DIFFERENT, SECONDS = 64, 10
 CLIPS = {           # task -> (classes, {role: {modality: clips}}); counts of the official lists
@@ -72,7 +69,7 @@ def main(argv=None):
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--share", type=float, default=1.0, help="of the published clips")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     device, kind = device_of(opts.device), SYSTEMS[opts.system]
     torch.manual_seed(0)
@@ -84,13 +81,13 @@ def main(argv=None):
         for name in CLIPS:
             start = perf_counter()
             entry, task = open_task(name, config, opts.share)
-            chosen = toc.variants(toc.TocSettings(), name, list(entry.directions.values()),
-                                           pretrained.code_dim, kind.TOC_RELEASED)
+            chosen = toc.variants(toc.TocSettings(), name, list(entry.directions.values()), pretrained.code_dim,
+                                  kind.TOC_RELEASED)
             settings = HeadSettings(n_epoch=entry.epochs, precision=precision, in_memory=True)
             entry.evaluate(task, pretrained, chosen, settings, Output(Path(folder) / "results.jsonl", "none.json"))
             times[name] = perf_counter() - start
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{kind.title}, {opts.share:g} of the published clips, {precision} on {name}")
+    print(f"{kind.label}, {opts.share:g} of the published clips, {precision} on {name}")
     for task, time in (times | {"all": sum(times.values())}).items():
         print(f"{task:14} {time:8.1f} s")
     if opts.json:

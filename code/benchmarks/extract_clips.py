@@ -20,18 +20,15 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from local_paths import SOURCE
+from timing import Ceiling, Stopwatch, now
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
-
-from timing import Ceiling, Stopwatch, now  # noqa: E402
-
-from cmg.extract import audio, networks, output  # noqa: E402
-from cmg.extract.clip import Timing, extract  # noqa: E402
-from cmg.extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound  # noqa: E402
-from cmg.extract.media import Media  # noqa: E402
-from cmg.extract.weights import Weights  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.extract import audio, networks, output
+from cmg.extract.clip import Timing, extract
+from cmg.extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound
+from cmg.extract.media import Media
+from cmg.extract.weights import Weights
+from cmg.utils.errors import Parser, run
 
 RATE, SIZE, SOUND = 25, (640, 360), 44100
 VGG19_FLOP = 39e9               # a frame, to the fifth pooling: 2 x 19.5 G multiplications
@@ -141,7 +138,7 @@ def hour_memory(folder):
     torch.manual_seed(0)
     torch.save(networks.VGGish().state_dict(), folder / "vggish.pth")
     torch.save(networks.VGG19().state_dict(), folder / "vgg19.pth")
-    command = [sys.executable, HERE.parent / "src" / "prepare.py", "features", folder / "hour.mp4", "--device", "cpu"]
+    command = [sys.executable, SOURCE / "prepare.py", "features", folder / "hour.mp4", "--device", "cpu"]
     published = ["--vggish", folder / "vggish.pth", "--vggish-kind", "audioset", "--vgg19", folder / "vgg19.pth",
                  "--vgg19-kind", "caffe", "--out", folder / "published"]
     offline = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "auto",
@@ -157,28 +154,28 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=2, help="clips to time; 0 for none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--hour", action="store_true", help="also the memory of an hour-long video")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
-    figures = {}
+    metrics = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_clip(folder / "clip.mp4")
         if opts.clips:
             torch.backends.cudnn.allow_tf32 = False
-            figures |= time_clips(folder, opts.clips, torch.device(opts.device))
-            print(f"{figures['device']}, {figures['threads']} threads: {figures['seconds_per_clip']:.2f} s a clip "
-                  f"({1 / figures['seconds_per_clip']:.2f} clips a second), {figures['processor_seconds']:.1f} "
+            metrics |= time_clips(folder, opts.clips, torch.device(opts.device))
+            print(f"{metrics['device']}, {metrics['threads']} threads: {metrics['seconds_per_clip']:.2f} s a clip "
+                  f"({1 / metrics['seconds_per_clip']:.2f} clips a second), {metrics['processor_seconds']:.1f} "
                   "processor seconds")
-            for name, seconds in figures["parts"].items():
+            for name, seconds in metrics["parts"].items():
                 print(f"  {name:36}{seconds:9.3f} s")
-            print(f"  ceiling {figures['ceiling_tflops']:.3f} TFLOP/s: VGG-19 reaches {figures['share_vgg19']:.1%} of "
-                  f"it, the whole {figures['share_whole']:.1%}; in processor time {figures['share_processor']:.1%}")
+            print(f"  ceiling {metrics['ceiling_tflops']:.3f} TFLOP/s: VGG-19 reaches {metrics['share_vgg19']:.1%} of "
+                  f"it, the whole {metrics['share_whole']:.1%}; in processor time {metrics['share_processor']:.1%}")
         if opts.hour:
-            figures["hour"] = hour_memory(folder)
-            for name, value in figures["hour"].items():
+            metrics["hour"] = hour_memory(folder)
+            for name, value in metrics["hour"].items():
                 print(f"  hour-long video, {name}: {value:.2f}{'' if name == 'seconds' else ' GB'}")
     if opts.json:
-        opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        opts.json.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pretrain_step import DTYPES, WIDTHS
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from pretrain_step import DTYPES, WIDTHS  # noqa: E402
-
-from cmg.models.config import MODALITIES  # noqa: E402
-from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.utils.errors import InputError, Parser, run  # noqa: E402
+from cmg.models.config import MODALITIES
+from cmg.systems.registry import SYSTEMS
+from cmg.utils.errors import InputError, Parser, run
 
 BASE = {"n_embeddings": 400, "batch_size": 80, "seconds": 10, "modalities": MODALITIES}
 SIZES = {
@@ -35,7 +32,7 @@ TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "second
 
 
 def measure(sizes, more):
-    """Figures of pretrain_step.py with these sizes."""
+    """Metrics of pretrain_step.py with these sizes."""
     with tempfile.TemporaryDirectory() as folder:
         result, command = Path(folder) / "step.json", [sys.executable, Path(__file__).with_name("pretrain_step.py")]
         for name, value in sizes.items():
@@ -46,7 +43,7 @@ def measure(sizes, more):
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def row(name, sizes, figures, base):
+def row(name, sizes, metrics, base):
     """A row of the table."""
     size, usual = sizes.get(name), BASE.get(name)
     times = (len(size) / len(usual) if name == "modalities" else size / usual) if name else 1
@@ -54,10 +51,10 @@ def row(name, sizes, figures, base):
         "": f"{TITLES[name]} = {'+'.join(size) if name == 'modalities' else size}" if name else
         "base: " + ", ".join(f"{TITLES[n]} = {v if n != 'modalities' else '+'.join(v)}" for n, v in BASE.items()),
         "times the size": f"{times:.2f}",
-        "seconds per step": f"{figures['seconds_per_step']:.3f}",
-        "ratio": f"{figures['seconds_per_step'] / base['seconds_per_step']:.2f}",
-        "share of ceiling": f"{figures['share_of_ceiling']:.0%}",
-        "peak memory, GB": f"{figures['peak_memory_gb']:.2f}"}
+        "seconds per step": f"{metrics['seconds_per_step']:.3f}",
+        "ratio": f"{metrics['seconds_per_step'] / base['seconds_per_step']:.2f}",
+        "share of ceiling": f"{metrics['share_of_ceiling']:.0%}",
+        "peak memory, GB": f"{metrics['peak_memory_gb']:.2f}"}
 
 
 def main(argv=None):
@@ -69,7 +66,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=5, help="timed steps per row")
     parser.add_argument("--only", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="which sizes vary")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
-    parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write all values to this file")
     opts = parser.parse_args(argv)
     more = ["--system", opts.system, "--widths", opts.widths, "--precision", opts.precision, "--steps", str(opts.steps)]
     more += ["--device", opts.device] if opts.device is not None else []
@@ -78,7 +75,7 @@ def main(argv=None):
     for name, sizes in tqdm(cells, "measuring", unit="row", disable=None):
         measured.append(measure(BASE | sizes, more))
         rows.append(row(name, sizes, measured[-1], measured[0]))
-    print(f"{SYSTEMS[opts.system].title}, {opts.widths} widths, {opts.precision} on {measured[0]['device_name']}\n")
+    print(f"{SYSTEMS[opts.system].label}, {opts.widths} widths, {opts.precision} on {measured[0]['device_name']}\n")
     for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
         print("|", " | ".join(cells), "|")
     if opts.json:

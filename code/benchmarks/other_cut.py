@@ -10,20 +10,17 @@ reads no text, unless told to.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.data.layout import DATA_PATHS  # noqa: E402
-from cmg.demos import spoken  # noqa: E402
-from cmg.demos.spoken_clips import NONE, Cut  # noqa: E402
-from cmg.demos.spoken_sources import RATE  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
-from cmg.utils.settings import positive  # noqa: E402
+from cmg.data.layout import DATA_PATHS
+from cmg.demos import spoken
+from cmg.demos.spoken_clips import NONE, Cut
+from cmg.demos.spoken_sources import RATE
+from cmg.utils.errors import Parser, run
+from cmg.utils.settings import positive
 
 WINDOW, HOP, BANDS, QUARTERS, FLOOR = 256, 80, 32, 4, 1e-4      # samples at 8 kHz; FLOOR: added to the power
 LOWEST_HZ, HIGHEST_HZ = 80, 3900

@@ -2,10 +2,10 @@
 
     python code/benchmarks/other_features.py [--seeds 0 1 2] [--json FILE]
 
-A copy of the demo's data is made in which every second of audio (128 numbers) and of video (a 7 x 7 x 32 map) is a
-random projection of itself; everything else is the demo's. `pretrain.py --preset demo` and `evaluate.py --preset demo`
+The demo's data are copied; in the copy every second of audio (128 numbers) and of video (a 7 x 7 x 32 map) is a
+random projection of itself, everything else is the demo's. `pretrain.py --preset demo` and `evaluate.py --preset demo`
 are run on both as a user would, in folders of their own; finished runs are not repeated. For every cross-modal cell, a
-task and a direction, the figures after the heads' last epoch (percent, mean over the seeds) and their difference are
+task and a direction, the values after the heads' last epoch (percent, mean over the seeds) and their difference are
 printed. Exit code 1 if the mean over the cells of the papers' table (marked *) is more than five points below the
 demo's. A seed takes a few minutes.
 """
@@ -15,32 +15,27 @@ import json
 import os
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
+from local_paths import LOCAL
+from precision_equal import last_rows
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "code" / folder) for folder in ("src", "benchmarks")]
-
-from precision_equal import last_rows  # noqa: E402
-
-from cmg.data.archive import read_zip  # noqa: E402
-from cmg.data.layout import DATA_PATHS  # noqa: E402
-from cmg.demos import dialled  # noqa: E402
-from cmg.report import tables  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
-from cmg.utils.files import atomic_folder  # noqa: E402
-from configs.opts import DATA
+from cmg.data.archive import read_zip
+from cmg.data.layout import DATA_PATHS
+from cmg.demos import dialled
+from cmg.report import tables
+from cmg.utils.errors import Parser, run
+from cmg.utils.files import atomic_folder
 
 WIDTHS = {"audio": 1024, "video": 768}
 TOLERANCE = 5.0         # points of the mean over the cells
 
 
 def projector(modality):
-    """The projection of a modality: (t, ...) features -> (t, width) vectors of as large numbers, always the same."""
+    """The projection of a modality: (t, ...) features -> (t, width) vectors of the same scale, always the same."""
     matrices = {}
 
     def project(x):
@@ -57,29 +52,29 @@ def build(demo, out):
     """The projected copy of the demo tree in `out`; one that is there is left alone. Other files are links."""
     if out.exists():
         return
-    places = {DATA_PATHS[name]: name.split(".")[1] for name in DATA_PATHS
+    paths = {DATA_PATHS[name]: name.split(".")[1] for name in DATA_PATHS
               if name.split(".")[1] in WIDTHS and not name.startswith("avs.") and (demo / DATA_PATHS[name]).exists()}
 
     def skip(folder, names):
         inside = Path(folder).relative_to(demo)
-        return [name for name in names if str(inside / name) in places]
+        return [name for name in names if str(inside / name) in paths]
     with atomic_folder(out) as partial:
         shutil.copytree(demo, partial, ignore=skip, dirs_exist_ok=True,
                         copy_function=lambda source, copy: os.symlink(Path(source).resolve(), copy))
-        for place, modality in places.items():
+        for path, modality in paths.items():
             project = projector(modality)
-            if (demo / place).is_dir():
-                (partial / place).mkdir(parents=True)
-                for path in tqdm(sorted((demo / place).glob("*.zip")), place, unit="clip", disable=None, leave=False):
-                    dialled.write_zip(partial / place, path.stem, project(read_zip(path)))
+            if (demo / path).is_dir():
+                (partial / path).mkdir(parents=True)
+                for clip in tqdm(sorted((demo / path).glob("*.zip")), path, unit="clip", disable=None, leave=False):
+                    dialled.write_zip(partial / path, clip.stem, project(read_zip(clip)))
             else:
-                with h5py.File(demo / place) as file:
+                with h5py.File(demo / path) as file:
                     rows = np.stack([project(row) for row in file["avadataset"]])
-                dialled.write_h5(partial / place, "avadataset", rows)
+                dialled.write_h5(partial / path, "avadataset", rows)
 
 
 def measure(data, folder, seed, opts):
-    """Cell -> percent of one pretraining run on the data, trained and tested in `folder` unless it was before."""
+    """Cell -> percent of one pretraining run on the data, trained and tested in `folder` unless it has been."""
     limits = ["--max_steps", opts.max_steps] if opts.max_steps else []
     heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
     rows = last_rows(folder, ["--data_root", data, "--seed", seed, *limits], ["--data_root", data, *heads])
@@ -93,19 +88,19 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the pretraining")
     parser.add_argument("--max_steps", type=int, default=None, help="pretraining steps (default: the preset's)")
     parser.add_argument("--head_epochs", type=int, default=None, help="epochs of the heads (default: as published)")
-    parser.add_argument("--data_root", type=Path, default=DATA / "demo", help="the demo's data; made where absent")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips of data that is made")
-    parser.add_argument("--folder", type=Path, default=ROOT / "code" / "src" / "Exps" / "demo" / "other_features",
+    parser.add_argument("--data_root", type=Path, default=LOCAL.data / "demo", help="the demo's data; built if absent")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips of data that are built")
+    parser.add_argument("--folder", type=Path, default=LOCAL.runs / "demo" / "other_features",
                         help="where the projected data and the runs lie; finished ones are read, not repeated")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     demo, folder = opts.data_root.resolve(), opts.folder.resolve()
     dialled.build(demo, DATA_PATHS, clips=opts.clips)
     build(demo, folder / "data")
-    figures = {name: [measure(data, folder / f"{name}-{seed}", seed, opts) for seed in opts.seeds]
+    metrics = {name: [measure(data, folder / f"{name}-{seed}", seed, opts) for seed in opts.seeds]
                for name, data in (("demo", demo), ("projected", folder / "data"))}
     means = {name: {cell: statistics.fmean(of[cell] for of in seeds) for cell in seeds[0]}
-             for name, seeds in figures.items()}
+             for name, seeds in metrics.items()}
     print(f"{'':44}{'demo':>9}{'projected':>11}{'difference':>12}")
     for cell, value in means["demo"].items():
         other = means["projected"][cell]

@@ -3,7 +3,7 @@
     python code/benchmarks/precision_equal.py [--seeds 0 1 2 3 4] [--json FILE]
 
 For every precision and seed `pretrain.py --preset demo` and then `evaluate.py --preset demo` are run as a user would,
-into folders of their own; finished ones are not repeated. The figure of a run is the mean cross-modal accuracy, in
+into folders of their own; finished ones are not repeated. The result of a run is the mean cross-modal accuracy, in
 percent, last epoch: of AVE and UCF/VGG between every two of audio, video and text. One direction alone varies by three
 points from seed to seed. Exit code 1 if the mean over seeds of a precision lies more than a point below float64's.
 """
@@ -16,12 +16,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "code" / "src"))
+from local_paths import LOCAL, SOURCE
 
 from cmg.checkpoints import checkpoint
-from cmg.results import rows as results  # noqa: E402
-from cmg.utils.errors import InputError, Parser, run  # noqa: E402
+from cmg.results import rows as results
+from cmg.utils.errors import InputError, Parser, run
 
 TOLERANCE = 1.0         # points of accuracy
 TASKS = ("ave", "ucf_vggsound")     # those that measure accuracy
@@ -30,7 +29,7 @@ REFERENCE = "float64"
 
 def call(script, *arguments):
     """Run one of our scripts to its end; InputError with its last line if it fails."""
-    done = subprocess.run([sys.executable, script, "--preset", "demo", *map(str, arguments)], cwd=ROOT / "code" / "src",
+    done = subprocess.run([sys.executable, script, "--preset", "demo", *map(str, arguments)], cwd=SOURCE,
                           capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -38,7 +37,7 @@ def call(script, *arguments):
 
 
 def last_rows(folder, pretraining, evaluation):
-    """Result lines at the last epoch, without control, of the run in `folder`; it is made unless it was before.
+    """Result lines at the last epoch, without control, of the run in `folder`, which takes place now unless it has.
 
     Args:
         pretraining, evaluation: further arguments of pretrain.py and evaluate.py.
@@ -55,7 +54,7 @@ def last_rows(folder, pretraining, evaluation):
 
 
 def accuracy(folder, precision, seed, opts):
-    """Mean cross-modal accuracy (percent) of one run, trained and tested in `folder` unless it was before."""
+    """Mean cross-modal accuracy (percent) of one run, trained and tested in `folder` unless it has been."""
     epochs = ["--n_epoch", opts.n_epoch] if opts.n_epoch else []
     heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
     rows = last_rows(folder, ["--precision", precision, "--seed", seed, *epochs], ["--tasks", *TASKS, *heads])
@@ -73,29 +72,29 @@ def main(argv=None):
     parser.add_argument("--precisions", nargs="+", default=["float64", "float32", "bf16"], help="float64 among them")
     parser.add_argument("--n_epoch", type=int, default=None, help="pretraining epochs (default: the preset's)")
     parser.add_argument("--head_epochs", type=int, default=None, help="epochs of the heads (default: as published)")
-    parser.add_argument("--folder", type=Path, default=ROOT / "code" / "src" / "Exps" / "demo" / "precision_equal",
+    parser.add_argument("--folder", type=Path, default=LOCAL.runs / "demo" / "precision_equal",
                         help="where the runs lie; finished ones in it are read, not repeated")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     if REFERENCE not in opts.precisions:
         raise InputError(f"--precisions {' '.join(opts.precisions)}: has no {REFERENCE}, which the others are "
                          "compared with; add it")
     folder = opts.folder.resolve()
-    figures = {}
+    metrics = {}
     for precision in opts.precisions:
-        figures[precision] = []
+        metrics[precision] = []
         for seed in opts.seeds:
-            figures[precision].append(accuracy(folder / f"{precision}-{seed}", precision, seed, opts))
-            print(f"{precision:8} seed {seed}  {figures[precision][-1]:6.2f} %", flush=True)
-    means = {precision: statistics.mean(values) for precision, values in figures.items()}
+            metrics[precision].append(accuracy(folder / f"{precision}-{seed}", precision, seed, opts))
+            print(f"{precision:8} seed {seed}  {metrics[precision][-1]:6.2f} %", flush=True)
+    means = {precision: statistics.mean(values) for precision, values in metrics.items()}
     is_as_good = True
     for precision, mean in means.items():
         difference = mean - means[REFERENCE]
         is_as_good &= difference >= -TOLERANCE
-        spread = statistics.stdev(figures[precision]) if len(opts.seeds) > 1 else 0
+        spread = statistics.stdev(metrics[precision]) if len(opts.seeds) > 1 else 0
         print(f"{precision:8} mean {mean:6.2f} %  {difference:+.2f} points, standard deviation {spread:.2f}")
     if opts.json:
-        opts.json.write_text(json.dumps({"accuracy": figures, "means": means, "seeds": opts.seeds,
+        opts.json.write_text(json.dumps({"accuracy": metrics, "means": means, "seeds": opts.seeds,
                                          "n_epoch": opts.n_epoch, "is_as_good": is_as_good}, indent=1) + "\n",
                              encoding="utf-8")
     return 0 if is_as_good else 1

@@ -2,11 +2,11 @@
 
     python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
-Random features of the data set's shapes lie in memory as in a run with --in_memory; a step is drawn from them and taken
-by cmg/training/step.py. The work counted is that of the method's layers (convolutions dense, forward and backward;
-Adam, distances and losses not), so the rate of a faster formulation can be compared with that of a plain one. The
-ceiling is the fastest plain matrix product of the same device and precision, measured between the steps; with
---compare_baseline the plain float64 step (baseline_step.py) alternates with the fast one, too.
+Random features of the data set's shapes are kept in memory as with --in_memory, and cmg/training/step.py takes steps on
+batches of them. The work counted is that of the method's layers (dense convolutions, forward and backward, without
+optimizer, distances and losses), so that a faster formulation has the same work as a plain one. The ceiling is the
+fastest matrix product of the device in the same precision, measured between the steps. With --compare_baseline the
+plain float64 step (baseline_step.py) alternates with the fast one.
 """
 
 import argparse
@@ -15,38 +15,32 @@ import json
 import math
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
+from baseline_step import PlainStep
+from timing import Ceiling, Stopwatch, now, peak_memory
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from baseline_step import PlainStep  # noqa: E402
-from timing import Ceiling, Stopwatch, now, peak_memory  # noqa: E402
-
-from cmg.cli import device as device_of  # noqa: E402
-from cmg.models.config import MODALITIES  # noqa: E402
-from cmg.models.random import StepRandom  # noqa: E402
-from cmg.systems.dcid import CLUB_ITERATIONS  # noqa: E402
-from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.training.batches import Resident, Text, epoch_order, stored_dtype  # noqa: E402
-from cmg.training.runtime import (
-    has_bf16_units,  # noqa: E402
-    keep_freed_memory,  # noqa: E402
-)
-from cmg.training.step import OptimConfig, TrainStep  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
-from cmg.utils.settings import positive  # noqa: E402
+from cmg.cli import device as device_of
+from cmg.models.config import MODALITIES
+from cmg.models.random import StepRandom
+from cmg.systems.dcid import CLUB_ITERATIONS
+from cmg.systems.registry import SYSTEMS
+from cmg.training.batches import Resident, Text, epoch_order, stored_dtype
+from cmg.training.optim import OptimConfig
+from cmg.training.runtime import has_bf16_units, keep_freed_memory
+from cmg.training.step import StepConfig, TrainStep
+from cmg.utils.errors import Parser, run
+from cmg.utils.settings import positive
 
 LATE_EPOCH = 3                                                      # from here on every loss of every system counts
 CHUNK = 256                                                         # clips drawn at once
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
-DATA_PATHS = {                                                          # how often a kernel is applied to a second
+POSITIONS = {                                                       # at which a kernel is applied in each second
     "specific.video.conv1": 25, "specific.video.conv2": 9, "specific.video.conv3": 9,
     "specific.video.residual.conv3x3": 9, "specific.video.residual.conv1x1": 9, "decoders.video.deconv1": 9,
     "decoders.video.residual.conv3x3": 25, "decoders.video.residual.conv1x1": 25, "decoders.video.deconv2": 25,
@@ -59,19 +53,20 @@ FROM_DATA = ("specific.video.conv1", "semantic.audio.affine", "specific.audio.li
 def flops_per_second(model):
     """FLOP of a training step for each second of a clip, {"autocast": what --precision bf16 computes in bf16, "rest"}.
 
-    2 a weight and place forward, as many again for the gradient of the weight and for that of the input, the latter not
-    where the input is data.
+    Forward, 2 for each weight and position; as many for the gradient of the weight, and for that of the input unless
+    the input is data.
     """
     total = {"autocast": 0, "rest": 0}
     for name, weight in model.named_parameters():
+        name = name.replace("of_code.", "")                         # CoDAAR: the decoder within one of a row
         if weight.ndim < 2 or any(part in name for part in UNUSED):
             continue
-        places = next((n for layer, n in DATA_PATHS.items() if f"{layer}." in name), 1)
+        positions = next(n for layer, n in POSITIONS.items() if f"{layer}." in name) if weight.ndim == 4 else 1
         passes = 2 if any(part in name for part in FROM_DATA) else 3
         if ".club." in name:
             passes += CLUB_ITERATIONS * (2 if ".0.weight" in name else 3)
         under_autocast = any(part in name for part in UNDER_AUTOCAST) and OUTSIDE not in name
-        total["autocast" if under_autocast else "rest"] += 2 * weight.numel() * places * passes
+        total["autocast" if under_autocast else "rest"] += 2 * weight.numel() * positions * passes
     return total
 
 
@@ -93,14 +88,14 @@ def random_data(config, clips, seconds, device, dtype, stored):
     return Resident(features, Text((table, rows), None, device, dtype), dtype)
 
 
-def whole_run(trainer, resident, clips, batch_size, epochs):
+def whole_run(train_step, resident, clips, batch_size, epochs):
     """Seconds of a run of all epochs, as pretrain.py takes its steps, without log and checkpoints."""
-    device = next(trainer.system.parameters()).device
+    device = next(train_step.system.parameters()).device
     start = now(device)
     for epoch in range(epochs):
         batches = resident(epoch_order(clips, 0, epoch), batch_size)
         for batch in tqdm(batches, f"epoch {epoch}", math.ceil(clips / batch_size), unit="step", disable=None):
-            trainer.step(batch, epoch)
+            train_step.step(batch, epoch)
     return now(device) - start
 
 
@@ -119,31 +114,29 @@ class Endless:
         return batch
 
 
-def breakdown(trainer, batches, device, steps):
+def breakdown(train_step, batches, device, steps):
     """Seconds a step by what is done; the clocks wait for the device at each change, which costs a little."""
     watch = Stopwatch(device)
-    system = trainer.system
-    for part, title in (("features", "encode"), ("encode", "encode"), ("update_codebooks", "codebooks"),
-                        ("fit_auxiliary", "auxiliary networks"), ("losses", "decode, losses")):
-        watch.wrap(system, part, title)
-    watch.wrap(trainer.rollback, "keep", "undo: keep and judge")
-    watch.wrap(trainer.rollback, "judge", "undo: keep and judge")
-    watch.wrap(trainer, "_backward", "backward")
-    watch.wrap(trainer, "_update", "optimiser")
+    for owner, function, name in (
+            (train_step.system, "features", "encode"), (train_step.system, "encode", "encode"),
+            (train_step.system, "init_codebooks", "codebooks"), (train_step.system, "update_codebooks", "codebooks"),
+            (train_step.system, "training_pass", "auxiliary networks"), (train_step, "losses", "decode, losses"),
+            (train_step.optimizers, "clip_gradients", "clipping"), (train_step.optimizers, "step", "optimizer")):
+        watch.wrap(owner, function, name)
     for _ in range(steps):
         with watch.on("data"):
             batch = batches()
-        with watch.on("rest"):
-            trainer.step(batch, LATE_EPOCH)
+        with watch.on("backward"):                  # all that has no clock of its own
+            train_step.step(batch, LATE_EPOCH)
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
 
-def trace(trainer, batches, device, path):
+def trace(train_step, batches, device, path):
     """Record three steps with torch.profiler: a Chrome trace at `path`, and a table of what took longest."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as profiler:
         for _ in range(3):
-            trainer.step(batches(), LATE_EPOCH)
+            train_step.step(batches(), LATE_EPOCH)
         now(device)
     profiler.export_chrome_trace(str(path))
     print(profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=20))
@@ -172,7 +165,7 @@ def main(argv=None):
     parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
     parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, "
                         "print what took longest")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
     keep_freed_memory()
@@ -189,11 +182,11 @@ def main(argv=None):
     clips = opts.clips or 2 * opts.batch_size
     resident = random_data(config, clips, opts.seconds, device, stored, stored_dtype(opts.precision, stored))
     data = Endless(resident, clips, opts.batch_size)
-    trainer = TrainStep(model, StepRandom(torch.Generator().manual_seed(0)),
-                      OptimConfig(bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
+    train_step = TrainStep(model, StepRandom(torch.Generator().manual_seed(0)), OptimConfig(), StepConfig(
+        bf16=opts.precision == "bf16", compile=opts.compile, recompute=opts.recompute))
     model.train()
     for _ in range(2):
-        trainer.step(data(), LATE_EPOCH)
+        train_step.step(data(), LATE_EPOCH)
     ceilings = {precision: Ceiling(device, DTYPES[precision])
                 for precision in (opts.precision, *(["float32"] if opts.precision == "bf16" else []))}
     for ceiling in ceilings.values():
@@ -214,7 +207,7 @@ def main(argv=None):
         start = now(device)
         batch = data()
         drawn = now(device)
-        trainer.step(batch, LATE_EPOCH)
+        train_step.step(batch, LATE_EPOCH)
         host_times.append(time.perf_counter() - drawn)
         end = now(device)
         waits.append(drawn - start)
@@ -223,9 +216,9 @@ def main(argv=None):
             start = now(device)
             plain.step(plain_batch)
             plain_times.append(now(device) - start)
-    run_seconds = whole_run(trainer, resident, clips, opts.batch_size, opts.epochs) if opts.epochs else None
+    run_seconds = whole_run(train_step, resident, clips, opts.batch_size, opts.epochs) if opts.epochs else None
     memory = peak_memory(device)
-    parts = breakdown(trainer, data, device, max(2, opts.steps // 2))
+    parts = breakdown(train_step, data, device, max(2, opts.steps // 2))
 
     step = statistics.median(times)
     parts_of_work = {part: flops * opts.seconds * opts.batch_size for part, flops in flops_per_second(model).items()}
@@ -233,7 +226,7 @@ def main(argv=None):
     ceiling = ceilings[opts.precision]
     shortest = (parts_of_work["autocast"] / ceiling.best
                 + parts_of_work["rest"] / ceilings.get("float32", ceiling).best)
-    figures = {
+    metrics = {
         "system": opts.system, "widths": opts.widths, "batch_size": opts.batch_size, "seconds": opts.seconds,
         "num_codes": config.num_codes, "modalities": config.modalities,
         "precision": opts.precision, "device": str(device),
@@ -248,35 +241,35 @@ def main(argv=None):
         "baseline_seconds_per_step": statistics.median(plain_times) if plain_times else None,
         "clips": clips, "epochs": opts.epochs, "seconds_of_run": run_seconds,
         "times": times, "baseline_times": plain_times, "breakdown": parts}
-    report(figures)
+    report(metrics)
     if opts.trace:
-        trace(trainer, data, device, opts.trace)
+        trace(train_step, data, device, opts.trace)
     if opts.json:
-        opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        opts.json.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def report(figures):
-    """Print the figures."""
-    print("{system}, {widths} widths, {batch_size} clips per step, {precision} on {device_name}".format(**figures))
+def report(metrics):
+    """Print the metrics."""
+    print("{system}, {widths} widths, {batch_size} clips per step, {precision} on {device_name}".format(**metrics))
     print("step        {seconds_per_step:.4f} s (fastest {fastest_step:.4f}), {clips_per_second:.1f} clips/s"
-          .format(**figures))
+          .format(**metrics))
     print("work        {tflop_per_step:.3f} TFLOP, {tflops:.3f} TFLOP/s = {share_of_ceiling:.1%} of the measured "
-          "{ceiling_tflops:.3f} TFLOP/s of matrix products".format(**figures))
-    if figures["precision"] == "bf16":
+          "{ceiling_tflops:.3f} TFLOP/s of matrix products".format(**metrics))
+    if metrics["precision"] == "bf16":
         print("            {float32_tflop_per_step:.3f} TFLOP of it in float32: at the ceilings of both precisions "
               "{shortest_step:.4f} s = {share:.1%} of the step".format(
-                  share=figures["shortest_step"] / figures["seconds_per_step"], **figures))
-    if "cuda" in figures["device"]:
+                  share=metrics["shortest_step"] / metrics["seconds_per_step"], **metrics))
+    if "cuda" in metrics["device"]:
         print("host        {host_seconds_per_step:.4f} s until all of a step's work is handed to the device"
-              .format(**figures))
-    if figures["baseline_seconds_per_step"]:
-        ratio = figures["baseline_seconds_per_step"] / figures["seconds_per_step"]
-        print(f"baseline    {figures['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
-    if figures["epochs"]:
-        print("run         {epochs} epochs of {clips:,} clips in {seconds_of_run:.1f} s".format(**figures))
-    print("memory      {peak_memory_gb:.2f} GB at the peak; data {data_share:.1%} of a step".format(**figures))
-    whole = sum(figures["breakdown"].values())
-    for name, part in figures["breakdown"].items():
+              .format(**metrics))
+    if metrics["baseline_seconds_per_step"]:
+        ratio = metrics["baseline_seconds_per_step"] / metrics["seconds_per_step"]
+        print(f"baseline    {metrics['baseline_seconds_per_step']:.3f} s in plain float64: {ratio:.1f} times as long")
+    if metrics["epochs"]:
+        print("run         {epochs} epochs of {clips:,} clips in {seconds_of_run:.1f} s".format(**metrics))
+    print("memory      {peak_memory_gb:.2f} GB at the peak; data {data_share:.1%} of a step".format(**metrics))
+    whole = sum(metrics["breakdown"].values())
+    for name, part in metrics["breakdown"].items():
         print(f"  {name:20} {1e3 * part:9.2f} ms {part / whole:6.1%}")
 
 

@@ -4,7 +4,7 @@
 
 Clips of the published shapes are written to a temporary folder: audio (10, 128), video (10, 7, 7, 512), float32,
 non-negative with three quarters zeros like VGG-19's pool5, deflated as `zip` does. They are packed by the project's own
-command in float16. Then the same clips are read in the same random order through the same stores from both places,
+command in float16. Then the same clips are read in the same random order through the same stores from both paths,
 everything from the page cache, so that the work of reading is compared and not the disk.
 """
 
@@ -13,7 +13,6 @@ import io
 import json
 import pickle
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
@@ -22,11 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.data.features import open_features  # noqa: E402
-from cmg.prepare.pack import pack  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.data.features import open_features
+from cmg.prepare.pack import pack
+from cmg.utils.errors import Parser, run
 
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
 DIFFERENT = 50                  # clips with contents of their own; the others are copies, with files of their own
@@ -56,10 +53,10 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=2000, help="clips of each modality")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the pack")
     parser.add_argument("--folder", type=Path, default=None, help="where to write (default: the temporary folder)")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(1)                # as in a DataLoader worker
-    rng, figures = np.random.default_rng(0), {"clips": opts.clips, "dtype": opts.dtype}
+    rng, metrics = np.random.default_rng(0), {"clips": opts.clips, "dtype": opts.dtype}
     folder = Path(tempfile.mkdtemp(dir=opts.folder))
     try:
         for modality, shape in SHAPES.items():
@@ -71,23 +68,23 @@ def main(argv=None):
             start = time.perf_counter()
             pack(zips, folder / modality / "pack.h5", modality, opts.dtype)
             packing = time.perf_counter() - start
-            places = {"zips": zips, "pack": folder / modality / "pack.h5"}
-            stores = {name: open_features(place, modality) for name, place in places.items()}
+            paths = {"zips": zips, "pack": folder / modality / "pack.h5"}
+            stores = {name: open_features(path, modality) for name, path in paths.items()}
             ids = [f"clip{k:07d}" for k in rng.permutation(opts.clips)]
             times = {name: seconds_per_clip(store, ids) for name, store in stores.items()}
-            figures[modality] = {"zips_ms": 1e3 * times["zips"], "pack_ms": 1e3 * times["pack"],
+            metrics[modality] = {"zips_ms": 1e3 * times["zips"], "pack_ms": 1e3 * times["pack"],
                                  "ratio": times["zips"] / times["pack"],
                                  "packing_clips_per_second": opts.clips / packing}
     finally:
         shutil.rmtree(folder)
-    total = {name: sum(figures[m][f"{name}_ms"] for m in SHAPES) for name in ("zips", "pack")}
-    figures["both"] = {"zips_ms": total["zips"], "pack_ms": total["pack"], "ratio": total["zips"] / total["pack"]}
+    total = {name: sum(metrics[m][f"{name}_ms"] for m in SHAPES) for name in ("zips", "pack")}
+    metrics["both"] = {"zips_ms": total["zips"], "pack_ms": total["pack"], "ratio": total["zips"] / total["pack"]}
     print(f"{opts.clips} random clips, pack in {opts.dtype}\n{'':8}{'zips':>12}{'pack':>12}{'ratio':>8}")
     for name in (*SHAPES, "both"):
-        row = figures[name]
+        row = metrics[name]
         print(f"{name:8}{row['zips_ms']:9.3f} ms{row['pack_ms']:9.3f} ms{row['ratio']:8.1f}")
     if opts.json:
-        opts.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        opts.json.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,37 +2,38 @@
 
     python code/benchmarks/several_gpus.py --step_seconds 0.03 [--system dcid] [--gigabytes 50 300] [--gpus 8 64]
 
-The messages are counted in real steps of a gloo group of one process, whose messages are those of any process: at two
-batch sizes, because what is sent of clips grows with them and what is sent of weights does not. The step of one GPU is
-measured by pretrain_step.py and given here. The estimate: every GPU takes the same number of clips (the global batch
-grows); a ring adds up n bytes in 2 (N - 1) / N n, and gathers n bytes of each in (N - 1) n; each message waits once
-for the latency of the link. "exposed" takes nothing as hidden, "overlapped" hides gradients behind the backward pass
-(two thirds of a step), all but the last message.
+The messages are counted in real steps of two gloo processes; a process of a larger group sends the same ones. Two batch
+sizes are counted, because what is sent of clips grows with them and what is sent of weights does not. The step of one
+GPU is measured by pretrain_step.py and given here. The estimate: every GPU takes the same number of clips (the global
+batch grows); a ring adds up n bytes in 2 (N - 1) / N n, and gathers n bytes of each in (N - 1) n; each message waits
+once for the latency of the link. "exposed" takes nothing as hidden, "overlapped" hides gradients behind the backward
+pass (two thirds of a step), all but the last message.
 """
 
 import argparse
 import json
-import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from pretrain_step import LATE_EPOCH, WIDTHS, random_data
+from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from pretrain_step import LATE_EPOCH, WIDTHS, random_data  # noqa: E402
-
-from cmg.models.config import MODALITIES  # noqa: E402
-from cmg.models.random import StepRandom  # noqa: E402
-from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.training.step import OptimConfig, TrainStep  # noqa: E402
-from cmg.utils.dist import BUCKET_BYTES, Ranks  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
-from cmg.utils.settings import positive  # noqa: E402
+from cmg.models.config import MODALITIES
+from cmg.models.random import StepRandom
+from cmg.systems.registry import SYSTEMS
+from cmg.training.optim import OptimConfig
+from cmg.training.step import TrainStep
+from cmg.utils import dist
+from cmg.utils.errors import Parser, run
+from cmg.utils.settings import positive
 
 BACKWARD = 2 / 3            # of a step's time
-SMALL, LARGE = 2, 4         # clips of the counted steps
+PROCESSES = 2
+SMALL, LARGE = 2, 4         # clips per process in the counted steps
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Messages:
 
 def count(step):
     """`Messages` of a call. Gradients are what is sent asynchronously."""
-    found, inner = Messages(0, 0, 0, 0), (dist.all_reduce, dist.all_gather)
+    found, inner = Messages(0, 0, 0, 0), (distributed.all_reduce, distributed.all_gather)
 
     def all_reduce(tensor, *args, **kwargs):
         found.count += 1
@@ -61,27 +62,36 @@ def count(step):
         found.count += 1
         found.gathers += tensor.nbytes
         return inner[1](parts, tensor, *args, **kwargs)
-    dist.all_reduce, dist.all_gather = all_reduce, all_gather
+    distributed.all_reduce, distributed.all_gather = all_reduce, all_gather
     try:
         step()
     finally:
-        dist.all_reduce, dist.all_gather = inner
+        distributed.all_reduce, distributed.all_gather = inner
     return found
 
 
+def count_steps(system, widths):
+    """Clips per process -> `Messages` of a step, in a process of a group that `messages` starts."""
+    config, device = SYSTEMS[system].Config.for_data(MODALITIES, **WIDTHS[widths]), torch.device("cpu")
+    with dist.process_group(device, seed=0):
+        train_step = TrainStep(SYSTEMS[system](config).train(), StepRandom(torch.Generator().manual_seed(0)),
+                               OptimConfig())
+        resident = random_data(config, LARGE, 10, device, torch.float32, torch.float32)
+        counted = {}
+        for number, clips in enumerate((SMALL, LARGE, SMALL, LARGE)):       # the first also initializes codebooks
+            batch = next(iter(resident(torch.arange(clips), clips)))
+            dist.begin_step(PROCESSES * clips, number)
+            counted[clips] = count(lambda batch=batch: train_step.step(batch, LATE_EPOCH))
+    return counted
+
+
 def messages(system, widths, clips):
-    """`Messages` of a step with `clips` clips per process: exact at the counted sizes, on the line between them
-    elsewhere."""
-    config = SYSTEMS[system].Config.for_data(MODALITIES, **WIDTHS[widths])
-    together, device = Ranks(seed=0), torch.device("cpu")
-    model = SYSTEMS[system](config).train()
-    trainer = TrainStep(model, StepRandom(torch.Generator().manual_seed(0)), OptimConfig(), together)
-    resident = random_data(config, LARGE, 10, device, torch.float32, torch.float32)
-    counted = {}
-    for number, size in enumerate((SMALL, LARGE, SMALL, LARGE)):    # the first also starts codebooks
-        batch = next(iter(resident(torch.arange(size), size)))
-        together.expect(size, number)
-        counted[size] = asdict(count(lambda batch=batch: trainer.step(batch, LATE_EPOCH)))
+    """`Messages` of a step with `clips` clips per process: on the line through those of two measured sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch = LaunchConfig(1, 1, PROCESSES, run_id="messages", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                              start_method="spawn", logs_specs=DefaultLogsSpecs(folder))
+        of_first = elastic_launch(launch, count_steps)(system, widths)[0]
+        counted = {size: asdict(found) for size, found in of_first.items()}
     slope = {name: (counted[LARGE][name] - counted[SMALL][name]) / (LARGE - SMALL) for name in counted[SMALL]}
     return Messages(**{name: value + slope[name] * (clips - SMALL) for name, value in counted[SMALL].items()})
 
@@ -91,7 +101,7 @@ def efficiency(sent, gpus, step_seconds, bytes_per_second, latency):
     def ring(size):
         return 2 * (gpus - 1) / gpus * size / bytes_per_second
     small = ring(sent.sums) + (gpus - 1) * sent.gathers / bytes_per_second + sent.count * latency
-    last = min(BUCKET_BYTES, sent.gradients)
+    last = min(dist.BUCKET_BYTES, sent.gradients)
     hidden = max(ring(sent.gradients - last) - BACKWARD * step_seconds, 0) + ring(last)
     return tuple(step_seconds / (step_seconds + small + rest) for rest in (ring(sent.gradients), hidden))
 
@@ -107,14 +117,10 @@ def main(argv=None):
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[12.5, 50, 300],
                         help="per second and GPU of the slowest link: 100 Gbit Ethernet, 400 Gbit InfiniBand, NVLink")
     parser.add_argument("--latency", type=float, default=3e-5, help="seconds of a message of no bytes")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        sent = messages(opts.system, opts.widths, opts.batch_size)
-    finally:
-        dist.destroy_process_group()
-    print(f"{SYSTEMS[opts.system].title}, {opts.widths} widths, {opts.batch_size} clips per GPU and step: "
+    sent = messages(opts.system, opts.widths, opts.batch_size)
+    print(f"{SYSTEMS[opts.system].label}, {opts.widths} widths, {opts.batch_size} clips per GPU and step: "
           f"{sent.count:.0f} messages; {sent.gradients / 1e6:.1f} MB of gradients and {sent.sums / 1e6:.2f} MB of sums "
           f"are added up, {sent.gathers / 1e6:.2f} MB are gathered from each GPU\n")
     print("| GPUs | link, GB/s | efficiency, messages exposed | gradients overlapped |\n| --- | --- | --- | --- |")

@@ -7,16 +7,12 @@ does (there in float32 and before every head training).
 """
 
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.models import toc  # noqa: E402
-from cmg.utils.errors import Parser, run  # noqa: E402
+from cmg.models import toc
+from cmg.utils.errors import Parser, run
 
 CODES, WIDTH = 400, 256
 
