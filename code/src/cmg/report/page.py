@@ -49,7 +49,8 @@ SECTIONS = {                    # id -> (title, what it shows)
     "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
                    "files as they are now."),
 }
-SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes"}      # by the first word of a picture's name
+# by the first word of a picture's name
+SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes", "optimization": "losses"}
 HEADS = ("task", "tested on", "direction", "metric")
 IF_ANY = ("open", "other")      # sections that most runs have nothing for
 FEATURES = ("clips", "retrieval")       # pictures of features keep their colours in the dark

@@ -23,7 +23,7 @@ from cmg.results import rows as results
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.limits import LIMITS
 
-LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "mi": "CLUB bound (MI within a clip)",
+LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "club": "CLUB bound (MI within a clip)",
                "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
 MOST_PANELS = 60
 
@@ -105,6 +105,41 @@ def draw_sharing(lines, path):
         axis.margins(y=0.15)
         axis.legend(frameon=False, loc="best")
     figure.suptitle("Codebook while it is trained", fontsize=10)
+    return save(figure, path)
+
+
+@styled
+def draw_optimization(lines, path):
+    """Learning rate, gradient norms of each group before clipping, log-likelihoods of the CLUB networks, and speed.
+
+    Args:
+        lines: of metrics.jsonl, with "learning_rate", "grad_norms", "likelihoods" and "clips_per_second".
+        path: picture to write.
+    """
+    figure, axes = new_figure(2, 2, size=(9.6, 6.4))
+    steps, modalities = np.array([line["step"] for line in lines]), modalities_of(lines[0]["losses"])
+    colours = colours_of(modalities)
+    for axis, name, title in ((axes[0, 0], "learning_rate", "learning rate"),
+                              (axes[1, 0], "clips_per_second", "clips a second")):
+        axis.plot(steps, [line[name] for line in lines], color="black")
+        axis.set(title=title, ylim=(0, None))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    for axis, group, title in ((axes[0, 1], "grad_norms", "gradient norm of each group before clipping"),
+                               (axes[1, 1], "likelihoods", "log-likelihood of the CLUB networks (nats)")):
+        for number, name in enumerate(sorted(set().union(*(line[group] for line in lines)))):
+            curve = np.array([line[group].get(name, np.nan) for line in lines])
+            own = next((m for m in modalities if name.lower().startswith(m)), None)
+            axis.plot(steps, np.where(np.isfinite(curve), curve, np.nan), ("-", "--", ":", "-.")[number % 4],
+                      color=colours.get(own, GREY), label=name.removesuffix("_parameters").replace("_", " "))
+        axis.set_title(title)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes[0, 1].set_yscale("log")
+    axes[0, 1].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
+    for axis in axes[:, 0]:
+        axis.set_xlabel("step")
+    figure.suptitle("Optimization")
     return save(figure, path)
 
 
@@ -211,10 +246,13 @@ def read_log(path):
     lines, text = [], read_text(path)
     for number, of_line in enumerate(text.splitlines(), 1):
         try:
-            line = {"epoch": 0, "step": 0, "losses": {}, "metrics": {}} | json.loads(of_line)
-            for group in ("losses", "metrics"):
+            line = {"epoch": 0, "step": 0, "losses": {}, "metrics": {}, "likelihoods": {}, "grad_norms": {},
+                    "learning_rate": "nan", "clips_per_second": "nan"} | json.loads(of_line)
+            for group in ("losses", "metrics", "likelihoods", "grad_norms"):
                 line[group] = {name: float(value) for name, value in line[group].items()}
             line["step"], line["epoch"] = int(line["step"]), int(line["epoch"])
+            for name in ("learning_rate", "clips_per_second"):
+                line[name] = float(line[name])
             lines.append(line)
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if lines and not text.endswith("\n"):
@@ -279,6 +317,8 @@ def draw_run(folder, out):
                 written.append(draw_losses(lines, out / f"losses{ending}.png"))
                 if any(name.startswith("codes_used") for name in lines[0]["metrics"]):
                     written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
+                if lines[0]["grad_norms"]:
+                    written.append(draw_optimization(lines, out / f"optimization{ending}.png"))
     rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
     with drawing(folder / "results.jsonl"):
         written += draw_tables(rows, out)
