@@ -2,7 +2,7 @@
 # Make the virtual environment .venv at the root with everything in requirements.txt and the package cmg, editable; a
 # second call finds it ready. PYTHON3 chooses the interpreter (default: python3).
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 stamp=$root/.venv/.requirements
 wanted=$(cat "$root/requirements.txt" "$root/code/pyproject.toml")
 if [ -e "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then exit 0; fi

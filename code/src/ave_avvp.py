@@ -1,8 +1,10 @@
 """AVE to AVVP (NeurIPS 2023, Table 3): a head learns on AVE in one modality and is tested on AVVP in the other."""
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

@@ -1,8 +1,10 @@
 """Open-set AVE: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Open-set AVE, both directions, 14 known classes; further arguments win over this.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" ave_oscmg.py --source_class_num 14 "$@"

@@ -3,9 +3,11 @@
 As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same videos.
 """
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

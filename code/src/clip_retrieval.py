@@ -1,8 +1,10 @@
 """Retrieve clips by captions and captions by clips, without a head (ACL 2025 Findings)."""
 
+from cmg.cli import local_paths
 from cmg.programs import clip_retrieval
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

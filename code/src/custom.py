@@ -1,8 +1,10 @@
 """Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

@@ -2,6 +2,6 @@
 # Your own clips, every direction: custom.sh --manifest CSV --features audio=PATH --features video=PATH; see
 # docs/your-data.md.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" custom.py "$@"

@@ -3,10 +3,12 @@
 A classifier that was trained on telephone tones recognises handwritten digits for which it never saw a label.
 """
 
+from cmg.cli import local_paths
 from cmg.demos import dialled
 from cmg.programs.walkthrough import arguments, walk
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
@@ -14,4 +16,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, survives=True)

@@ -1,8 +1,10 @@
 """One or more checkpoints on every cross-modal task that the data allows: the papers' main table (Table 3)."""
 
+from cmg.cli import local_paths
 from cmg.programs import evaluate
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

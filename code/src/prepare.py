@@ -1,8 +1,10 @@
 """Get real data ready: check it, extract features, encode prompts, write lists and packs."""
 
+from cmg.cli import local_paths
 from cmg.programs import prepare
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

@@ -1,8 +1,10 @@
 """Pretrain a system: data -> encode -> quantize -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
+from cmg.cli import local_paths
 from cmg.programs import pretrain
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
@@ -10,4 +12,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main, several=True)
+    run(main, several=True, survives=True)

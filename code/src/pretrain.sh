@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrain DCID on audio, video and text of VGGSound-AVEL 40K, six epochs; further arguments win over these.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py \
     --dataset_name vggsound_AVT \

@@ -2,7 +2,7 @@
 # Pretrain CoDAAR on audio, video and text of VGGSound-AVEL 40K (arXiv 2605.12145), six epochs; further arguments win
 # over these: --dataset_name vggsound_AV_40k, vggsound_AVT_90k. Prompts as word pieces: prepare.py text --pieces.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py --system codaar --pieces \
     --dataset_name vggsound_AVT_40k \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pretrain MICU on audio, video and text of VGGSound-AVEL 40K, five epochs (ICCV 2025); further arguments win over these.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py --system micu \
     --dataset_name vggsound_AVT --n_epoch 5 --save_every_steps 200 \

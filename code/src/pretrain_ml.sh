@@ -2,7 +2,7 @@
 # Pretrain H-DCID on audio, video and text of VGGSound-AVEL 40K (arXiv 2403.05168); further arguments win over these.
 # Five epochs, the first three a warm start of the first level; the published checkpoint is that of epoch 3.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" pretrain.py --system h_dcid \
     --dataset_name vggsound_AVT \

@@ -1,6 +1,8 @@
-# Sourced by the scripts beside it: PYTHON is the project's .venv where it exists, else whatever python is active.
-PYTHON=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/.venv/bin/python
+# Sourced by the scripts beside it. PYTHON is the project's .venv where it exists, else whatever Python is active.
+PYTHON=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)/.venv/bin/python
 [ -x "$PYTHON" ] || PYTHON=python
-# CPU threads wait for each other in a short spin, then asleep: the long spin that is usual makes a step ten times slower
-# beside another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py).
+# Python finds `configs` and, without an installation, `cmg` beside the script; this variable would keep it from that.
+unset PYTHONSAFEPATH
+# CPU threads wait for each other in a short spin, then asleep: the usual long spin makes a step ten times slower beside
+# another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py).
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}

@@ -4,9 +4,11 @@ The result's direction names the two kinds of queries: "video->text" is V2T. Bel
 cosine similarity of mean codes for every ordered pair of the encoder's modalities (task retrieval_free).
 """
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

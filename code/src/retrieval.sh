@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # X-to-audio retrieval, V2T and T2V, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" retrieval.py "$@"

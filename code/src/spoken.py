@@ -7,10 +7,12 @@ The recordings are downloaded once (17 MB), unless --recordings or the environme
 import os
 from pathlib import Path
 
+from cmg.cli import local_paths
 from cmg.demos import spoken, spoken_sources
 from cmg.programs.walkthrough import arguments, walk
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def build(own, root):
@@ -30,4 +32,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, survives=True)

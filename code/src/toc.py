@@ -1,8 +1,10 @@
 """What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the codes."""
 
+from cmg.cli import local_paths
 from cmg.programs import toc
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

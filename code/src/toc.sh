@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What TOC keeps of a checkpoint's codebooks: toc.sh CHECKPOINT; further arguments win over the published figure's.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" toc.py --choose_channel 128 --toc_max_num 1 --toc_min_num 0 "$@"

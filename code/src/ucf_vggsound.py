@@ -1,8 +1,10 @@
 """UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class per clip."""
 
+from cmg.cli import local_paths
 from cmg.programs.downstream import run_script
 from cmg.utils.errors import run
-from configs.opts import LOCAL
+
+LOCAL = local_paths(__file__)
 
 
 def main(argv=None):

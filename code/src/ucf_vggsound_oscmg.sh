@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Open-set UCF-101 video and VGGSound audio, both directions, 8 known classes; further arguments win over this.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./python.sh
 exec "$PYTHON" ucf_vggsound_oscmg.py --source_class_num 8 "$@"

@@ -7,6 +7,7 @@ scripts read. Paths come from configs/opts.py, as `LocalPaths`.
 import argparse
 import json
 import os
+import runpy
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class LocalPaths:
     pretrained: str = "DCID-model-5.pt"
     vocabulary: Path = Path("cnt.pkl")
     data_paths: dict = field(default_factory=lambda: dict(DATA_PATHS))
+
+
+def local_paths(script):
+    """`LocalPaths` of configs/opts.py beside a script; the module search path is not asked (PYTHONSAFEPATH)."""
+    return runpy.run_path(str(Path(script).resolve().parent / "configs" / "opts.py"))["LOCAL"]
 
 
 class Options(argparse.Namespace):

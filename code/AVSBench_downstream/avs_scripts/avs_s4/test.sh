@@ -4,7 +4,7 @@
 #   test.sh --preset demo
 # Further arguments win over these; --direction or --weights tests one run only.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ../../../src/python.sh
 case " $* " in
 *" --preset"*) setting=(--save_pred_mask) ;;

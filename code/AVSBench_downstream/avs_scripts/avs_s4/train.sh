@@ -5,7 +5,7 @@
 # Further arguments win over these; --direction trains one direction only. The released script trains one epoch, the
 # AVS program it comes from 15.
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 . ../../../src/python.sh
 case " $* " in
 *" --preset"*) setting=() ;;

@@ -80,7 +80,7 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
     with stop_on_signals() as stop:
         for epoch in range(progress.restore(state) + 1, learning.max_epoches + 1):
             def pause(*_, kept=None, epoch=epoch):
-                stop.here(lambda: progress.save(kept or state.contents(), epoch - 1),
+                stop.save_and_exit(lambda: progress.save(kept or state.contents(), epoch - 1),
                           f"after step {state.within.steps} of {len(train_batches)} in epoch {epoch}",
                           "resume with --resume auto")
                 if time.monotonic() - progress.saved >= SECONDS:

@@ -149,8 +149,8 @@ def fit(trials, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=
             _measure(trials, heads, measure)
             if progress:
                 progress.keep(state, epoch + 1)
-                stop.here(lambda done=epoch + 1: progress.save(state.contents(), done),
-                          f"after epoch {epoch + 1} of {epochs} of the heads", "repeat the call to go on")
+                stop.save_and_exit(lambda done=epoch + 1: progress.save(state.contents(), done),
+                                   f"after epoch {epoch + 1} of {epochs} of the heads", "repeat the call to continue")
             bar.set_postfix(loss=f"{sum(t.losses[-1] for t in trials) / len(trials):.3f}")
     for trial, head in zip(trials, heads):
         trial.head = head.eval()

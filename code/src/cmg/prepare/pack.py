@@ -154,7 +154,7 @@ def _fill(file, store, ids, dtype, on_bad_clip, stop):
 
 
 def _go_on_unless(stop, done):
-    stop.here(lambda: None, done, "run again to continue")        # all of it is in the partial file
+    stop.save_and_exit(lambda: None, done, "run again to continue")        # all of it is in the partial file
 
 
 def _save(file, state, checksum, seconds):

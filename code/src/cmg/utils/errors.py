@@ -1,34 +1,38 @@
-"""Wrong input ends in one clear line and exit code 2; everything else is our own mistake and keeps its traceback."""
+"""How programs end: wrong input in one clear line and exit code 2, a signal in one line once what is under way is saved, a
+lost reader of the output quietly. Everything else is our own mistake and keeps its traceback.
+
+Valid Python 3.7, standard library alone.
+"""
 
 import argparse
 import logging
 import os
-import re
 import sys
 from contextlib import contextmanager
 
+from cmg.utils.console import OUTPUT_NAME, clean, one_line, open_console
 from cmg.utils.signals import Stopped, exit_now, handled
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")     # what torchrun sets, beside WORLD_SIZE
 
 
 class InputError(ValueError):
-    """A file or setting that the user can mend. One line: what was found where, what was expected, what to do.
+    """A file or setting that the user can fix. One line: what was found where, what was expected, what to do.
 
     Control characters, which names and cells of files may hold, become blanks: they could end the line or move the
     cursor of a terminal.
     """
 
     def __init__(self, message):
-        super().__init__(CONTROL.sub(" ", str(message)))
+        super().__init__(clean(str(message).replace("\n", " ").replace("\t", " ")))
 
 
 @contextmanager
 def readable(path, remedy="get or make the file again"):
-    """Turn an OSError of the block, in which `path` is read, into one line.
+    """Turn an OSError of the block, which reads `path`, into one line.
 
     Raises:
-        InputError: the file is absent, or the disk does not give it.
+        InputError: the file is absent, or cannot be read.
     """
     try:
         yield
@@ -38,15 +42,15 @@ def readable(path, remedy="get or make the file again"):
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds an argument's default where there is one and its text does not tell it."""
+    """Adds an argument's default where there is one and its text does not state it."""
 
     def _get_help_string(self, action):
-        is_told = action.default is False or action.default in (None, "", [], ()) or "default" in (action.help or "")
-        return action.help if is_told else super()._get_help_string(action)
+        is_stated = action.default is False or action.default in (None, "", [], ()) or "default" in (action.help or "")
+        return action.help if is_stated else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations and reports wrong use in one line."""
+    """An argument parser that accepts no abbreviations and reports wrong use in one line."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", Help)
@@ -56,37 +60,83 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def run(main, several=False):
-    """Run an entry point and turn `InputError` into one line on standard error and exit code 2.
+# ------------------------------------------------------------------------------------------- processes started together
+def world_size():
+    """Number of processes that were started together: WORLD_SIZE of the environment, 1 where it is not set or empty.
 
-    `--debug` anywhere on the command line shows the traceback as well. SIGTERM and Ctrl-C end with one line and exit
-    code 128 + signal (cmg/utils/signals.py).
+    Raises:
+        InputError: WORLD_SIZE is no number; or there are several processes, and the environment does not say which one
+            this is.
+    """
+    size = _environment_number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE") else 1
+    if size > 1:
+        missing = [name for name in LAUNCHED if not os.environ.get(name)]
+        if missing:
+            raise InputError(f"WORLD_SIZE={size} in the environment without {', '.join(missing)}; all that torchrun "
+                             "sets is expected; start with torchrun, or unset WORLD_SIZE to run one process")
+        _environment_number("LOCAL_RANK", 0)
+        _environment_number("MASTER_PORT", 0)
+        if _environment_number("RANK", 0) >= size:
+            raise InputError(f"RANK={os.environ['RANK']} in the environment of {size} processes; a number below "
+                             "WORLD_SIZE is expected; start with torchrun")
+    return size
+
+
+def local_rank():
+    """Number of this process on its machine, as text; None for a single process."""
+    return str(_environment_number("LOCAL_RANK", 0)) if world_size() > 1 else None
+
+
+def _environment_number(name, least):
+    text = os.environ[name].strip()
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < least:
+        raise InputError(f"{name}={text[:40]!r} in the environment; a whole number from {least} on is expected, as "
+                         f"torchrun sets it; unset {name} to run one process")
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------------------------- programs
+def run(main, several=False, survives=False):
+    """Run an entry point as a program and exit.
+
+    `InputError` becomes one line on standard error and exit code 2; `--debug` anywhere on the command line shows the
+    traceback as well. Signals end with one line and exit code 128 + signal (cmg/utils/signals.py). What is printed is
+    clean, and its reader may leave (cmg/utils/console.py).
 
     Args:
         main: the entry point; returns an exit code or None.
-        several: may several processes of torchrun do this together?
+        several: whether several processes of torchrun may do this together.
+        survives: whether the program goes on when nothing can be printed any more, as a training does.
     """
+    open_console(survives)
     try:
-        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-        if not alone and not several:
-            raise InputError(f"{os.path.basename(sys.argv[0])}: {os.environ['WORLD_SIZE']} processes of torchrun; this "
-                             "program is one process; start it without torchrun")
-        if alone:
+        size = world_size()
+        if size > 1 and not several:
+            raise InputError(f"{os.path.basename(sys.argv[0])}: {size} processes of torchrun; this program is one "
+                             "process; start it without torchrun")
+        if size == 1:
             with handled(exit_now):
                 code = main()
         else:               # a signal must also end a process that waits for others within a library
             code = main()
+        sys.stdout.flush()
     except InputError as error:
         if "--debug" in sys.argv:
             raise
         message = str(error).rsplit("InputError: ", 1)[-1]      # a DataLoader worker puts its traceback before it
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         code = 2
     except Stopped as stopped:
-        if str(stopped) and not logging.getLogger().isEnabledFor(logging.INFO):      # else the log has said it
+        if str(stopped) and not logging.getLogger().isEnabledFor(logging.INFO):      # else it was logged
             print(stopped, file=sys.stderr)
         code = stopped.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except OSError as error:
+        if error.filename != OUTPUT_NAME:
+            raise
+        print(f"error: {OUTPUT_NAME}: cannot be written ({error.strerror}); free space, or send it elsewhere",
+              file=sys.stderr)
+        code = 2
     sys.exit(code or 0)

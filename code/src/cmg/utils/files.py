@@ -1,21 +1,24 @@
-"""Files written whole or not at all: a temporary file beside the old one, flushed to disk, then renamed over it.
+"""Files that users name are opened in one way, and files are written whole or not at all: a temporary file beside the
+old one, flushed to disk, then renamed over it.
 
 Valid Python 3.7, standard library alone: the exporter of text features imports it there.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cmg.utils.errors import InputError, readable
+from cmg.utils.locks import flock, is_of_dead_process, lock_by_name, process_token, released_in_children
 
 LONGEST_LINE = 1 << 20          # bytes at the end of a file in which a cut line is looked for
-LONGEST_NAME = 255              # bytes of a file's name, on all common file systems
+LONGEST_NAME = 100              # bytes of a file's name that its temporary file repeats
+NAME_BYTES = 255                # of a file's name, on all common file systems
 
 
 def safe_name(text, where):
@@ -31,10 +34,74 @@ def safe_name(text, where):
         InputError: no text, empty, "." or "..", with a separator of folders or a zero byte, or too long for a file.
     """
     if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\\0") or len(
-            text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
-        raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; a name without folders, of at "
-                         f"most {LONGEST_NAME} bytes, is expected; correct it, or do not use this file")
+            text.encode("utf-8", "surrogatepass")) > NAME_BYTES:
+        raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; a name without folders, of "
+                         f"at most {NAME_BYTES} bytes, is expected; correct it, or do not use this file")
     return text
+
+
+def require_regular(path):
+    """Refuse to read what is no regular file: a pipe, terminal or other device may block for ever, or act when it is
+    opened. For libraries that open files themselves; see `open_input`.
+
+    Raises:
+        OSError: absent, a folder, or no regular file.
+    """
+    mode = os.stat(str(path)).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe or device, not a regular file", str(path))
+
+
+def open_input(path):
+    """Open a file that the user named for reading bytes.
+
+    Raises:
+        OSError: as of `require_regular`, or the file cannot be opened.
+    """
+    require_regular(path)
+    descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):          # replaced meanwhile
+            raise OSError(errno.EINVAL, "a pipe or device, not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_input(path, limit):
+    """All bytes of a file that the user named.
+
+    Raises:
+        OSError: as of `open_input`, or more than `limit` bytes.
+    """
+    with open_input(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than {limit:,} bytes", str(path))
+    return data
+
+
+def read_text_input(path, limit):
+    """The text of a UTF-8 file that the user named; line ends as in the file.
+
+    Raises:
+        OSError: as of `read_input`.
+        UnicodeDecodeError: not UTF-8.
+    """
+    return read_input(path, limit).decode("utf-8")
+
+
+def temporary_name(path):
+    """A name beside `path` that no other process on any machine takes, and that tells which one took it."""
+    path = Path(path)
+    return path.with_name(f".{_shortened(path.name)}.{process_token()}-{os.urandom(4).hex()}.tmp")
+
+
+def _shortened(name):
+    return os.fsencode(name)[:LONGEST_NAME].decode("utf-8", "ignore")
 
 
 @contextmanager
@@ -42,16 +109,16 @@ def atomic_write(path, mode="wb"):
     """Open a temporary file beside `path`; it takes that name when the block ends without an error.
 
     Until then, and after any error, what was at `path` before is untouched. The temporary file is locked while it is
-    written, so that `remove_leftovers` can tell one whose writer was killed.
+    written, so that `remove_leftovers` can tell one whose writer was killed. Text is UTF-8.
 
     Raises:
         OSError: no permission, no space.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path, temporary = Path(path), temporary_name(path)
     try:
-        with open(temporary, mode) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+        with open(str(temporary), mode.replace("w", "x"), **text) as file:
+            flock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -63,32 +130,32 @@ def atomic_write(path, mode="wb"):
 
 
 @contextmanager
-def as_input_error(path, remedy="choose another place"):
-    """Turn an OSError of the block, in which something is written at `path`, into one line.
+def as_input_error(path, remedy="choose another path"):
+    """Turn an OSError of the block, which writes at `path`, into one line.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the path cannot be written.
     """
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable place with free space is "
-                         f"expected; make room, or {remedy}; what was there before is untouched") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable path with free space is "
+                         f"expected; free some, or {remedy}; what was there before is untouched") from error
 
 
 @contextmanager
-def atomic_output(path, mode="wb", remedy="choose another place"):
-    """As `atomic_write`, for a file that the user asked for: its folder is made, and what goes wrong is one line.
+def atomic_output(path, mode="wb", remedy="choose another path"):
+    """As `atomic_write`, for a file that the user asked for: its folder is made, and an error is one line.
 
-    HDF5 files are built in memory and written here as bytes: on a full disk h5py complains without end.
+    HDF5 files are built in memory and written here as bytes, because h5py does not recover from a full disk.
 
     Args:
         path: file to write.
         mode: of `open`.
-        remedy: what to do if the place is no good, the flag named.
+        remedy: what to do if the path cannot be written, with the flag to set.
 
     Raises:
-        InputError: the place cannot be written; what was there stays.
+        InputError: the path cannot be written; what was there stays.
     """
     with as_input_error(path, remedy):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -98,18 +165,19 @@ def atomic_output(path, mode="wb", remedy="choose another place"):
 
 @contextmanager
 def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
-    """Give a folder beside `out` that takes its name when the block ends without an error; after one it is removed.
+    """Give a folder beside `out` that takes its name when the block ends without an error; else it is removed.
 
     Args:
         out: absolute path; absent or empty.
-        is_there: tells whether `out` holds the same by now, because another build was first.
-        remedy: what to do if the place is no good, the flag named.
+        is_there: tells whether `out` holds the same by now, because another process was first.
+        remedy: what to do if the path cannot be written, with the flag to set.
+
     Raises:
-        InputError: no place to write, or none any more.
+        InputError: the path cannot be written, or the disk is full.
     """
     with as_input_error(out, remedy):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f"{_shortened(out.name)}.", suffix=".tmp", dir=out.parent))
         try:
             partial.chmod(0o755)            # mkdtemp makes private folders
             yield partial
@@ -123,35 +191,38 @@ def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
 
 
 @contextmanager
-def file_lock(path, remedy):
+def file_lock(path, remedy="wait for it", wait=False):
     """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
 
+    The lock is `flock`; where a file system has none, a second file, PATH.held, stands for it (cmg/utils/locks.py). The
+    lock file stays: if it were removed, who has opened it already and who makes a new one would each hold a lock.
+
     Args:
-        path: the lock file; its folder is made, and it is removed in the end.
-        remedy: what to do if it is taken, the flag named.
+        path: the lock file; its folder is made.
+        remedy: what to do if it is taken, with the flag to set.
+        wait: wait until it is free.
 
     Raises:
-        InputError: another process holds it, or the place cannot be written.
+        InputError: another process holds it, or the path cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")
+        descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); a writable folder is expected; "
                          f"{remedy}") from error
-    with file:
+    with os.fdopen(descriptor, "wb") as file, released_in_children(file):
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)        # of this process; it ends with it
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):         # else a file system without locks
-                raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a "
-                                 f"time is expected; wait for it, or {remedy}") from None
-        try:
+            has_flock = flock(file, wait)
+        except BlockingIOError:
+            raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a "
+                             f"time is expected; wait for it, or {remedy}") from None
+        if has_flock:
             yield
-        finally:
-            with suppress(OSError):             # the folder may be read-only by now; the lock itself ends here
-                os.remove(path)
+        else:
+            with lock_by_name(path, remedy, wait):
+                yield
 
 
 def append_lines(path, data, flushed=False):
@@ -182,10 +253,11 @@ def append_lines(path, data, flushed=False):
 
 def remove_leftovers(folder, name="*"):
     """Remove temporary files of `atomic_write` in a folder whose writers were killed; `name`: pattern of the files."""
-    for leftover in Path(folder).glob(f".{name}.*.tmp"):
-        with suppress(OSError), open(leftover, "rb") as file:       # it is gone by now, or its writer lives
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(leftover)
+    for leftover in Path(folder).glob(f".{_shortened(name)}.*.tmp"):
+        is_dead = is_of_dead_process(leftover.name)
+        with suppress(OSError), open_input(leftover) as file:       # it is gone by now, or its writer lives
+            if flock(file) and is_dead is not False or is_dead:
+                _remove(leftover)
 
 
 def _remove(path):
@@ -199,7 +271,7 @@ def _sync_folder(folder):
     try:
         os.fsync(descriptor)
     except OSError:
-        pass                                    # some network file systems know no fsync of folders
+        pass                                    # some network file systems cannot sync folders
     finally:
         os.close(descriptor)
 
@@ -207,7 +279,7 @@ def _sync_folder(folder):
 def sha256(path):
     """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
     digest = hashlib.sha256()
-    with readable(path), open(path, "rb") as file:
-        while part := file.read(1 << 20):           # hashlib.file_digest is of Python 3.11
+    with readable(path), open_input(path) as file:
+        while part := file.read(1 << 20):           # hashlib.file_digest needs Python 3.11
             digest.update(part)
     return digest.hexdigest()
