@@ -218,8 +218,9 @@ def test_contradictions_are_one_line(videos, tmp_path, arguments, found):
 
 @pytest.mark.parametrize("table, found", [
     ("a,b\n1,2\n", "columns a, b"), ("file,label\nclip0.mp4,\n", "no label"),
-    ("file,label,split\nclip0.mp4,dog,dev\n", "split 'dev'"), ("file,label\nother.mp4,dog\n", None),
-    ("file,label,begin\nclip0.mp4,dog,soon\n", "begin"),
+    ("file,label,split\nclip0.mp4,dog,dev\n", "split 'dev'"), ("file,label\nclip0.mp4,dog\nother.mp4,dog\n", None),
+    ("file,label,begin\nclip0.mp4,dog,soon\n", "line 2: the start 'soon'"),
+    ("file,label\nother.mp4,dog\n", "none of its"),
 ])
 def test_bad_labels_are_one_line(videos, tmp_path, table, found, capsys):
     (tmp_path / "labels.csv").write_text(table)

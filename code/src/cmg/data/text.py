@@ -98,9 +98,9 @@ def word_reasons(sentence, text_vocabulary, counts=None):
     return reasons
 
 
-def read_prompts(path):
+def read_prompts(path, flag="--path"):
     """A prompts csv: dict label -> sentence, in file order; the first row of a label counts (released loader)."""
-    table = read_table(path, ("label", "prompt"))
+    table = read_table(path, ("label", "prompt"), flag=flag)
     prompts = {}
     for label, prompt in zip(table["label"], table["prompt"]):
         prompts.setdefault(label, prompt)

@@ -17,6 +17,8 @@ CLOCKS = ("tenths", "time")
 NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
 SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
 DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
+CANCELED = 0.01                     # level of the mean of all channels, relative to theirs, that counts as silence
+BAD_START = "bad_start"             # status of a clip whose start is no time within its video
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,19 @@ def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_fo
         `Extracted`; whatever is wrong with the file is a status and a warning in its row, never an exception.
     """
     result = Extracted(Row(name))
+    if not 0 <= start < math.inf:
+        result.row.status, result.row.warning = BAD_START, f"the start {start:g}; seconds from 0 on are expected"
+        return result
     try:
         media = Media(path, start)
     except Unreadable as error:
         result.row.status, result.row.warning = "unreadable", str(error)
         return result
     _describe(result.row, media)
+    if media.is_behind_the_end:
+        result.row.status = BAD_START
+        result.row.warning = f"the start {start:g} s lies behind the end, at {media.facts.duration:.2f} s"
+        return result
     for modality, encoder, make in (("audio", sound, _sound), ("video", pictures, _pictures)):
         if encoder is None:
             continue
@@ -148,25 +157,30 @@ def _sound(media, encoder, timing, silence_for_missing, row):
         rate = audio.NEAREST_RATE if encoder.nearest_route else audio.RATE
         count = count or max(1, int(media.facts.duration or 1))
         if count > LIMITS.video_seconds:
-            raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read (cmg/utils/limits.py); cut the video "
-                          "or give --seconds")
+            raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read "
+                          "(cmg/utils/limits.py); cut the video or give --seconds")
         media.warnings.append("no sound: the features of silence are written")
         return encoder.encode([np.zeros((rate, 2), np.int16)] * count, rate)
     if encoder.whole and not count and (media.facts.duration or 0) > LIMITS.sound_seconds:
         raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LIMITS.sound_seconds} s can be taken with "
                       "--framing continuous; cut the video or give --seconds")
-    silent = []
+    loudest, power, power_of_mean = None, 0.0, 0.0
 
     def watched():
+        nonlocal loudest, power, power_of_mean
         for samples in media.seconds_of_sound(count, encoder.nearest_route):
-            silent.append(not len(samples) or abs(samples.astype(np.int32)).max() <= 1)
+            loudest = max(loudest or 0, int(abs(samples.astype(np.int32)).max(initial=0)))
+            power += np.square(samples, dtype=np.float64).mean(1).sum()
+            power_of_mean += np.square(samples.mean(1)).sum()
             yield samples
 
     feature = encoder.encode(watched(), audio.NEAREST_RATE if encoder.nearest_route else rate)
-    if not silent:
-        raise Problem("unreadable", "nothing of the sound can be decoded")
-    if all(silent):
+    if loudest is None:
+        raise _nothing("nothing of the sound can be decoded", media)
+    if loudest <= 1:
         media.warnings.append("sound: digital silence throughout")
+    elif power_of_mean <= CANCELED ** 2 * power:
+        media.warnings.append("sound: silence, because the channels cancel each other (opposite phases)")
     return feature[:count]
 
 
@@ -182,7 +196,7 @@ def _pictures(media, encoder, timing, batch, row):
         if count == 1 and media.facts.audio_rate:
             raise Problem("no_video", "a single picture")
         if count == 0:
-            raise Problem("unreadable", "no frame can be decoded")
+            raise _nothing("no frame can be decoded", media)
         if count / rate < SHORTEST:
             raise Problem("too_short", f"{count} frames, {float(count / rate):.2f} s; a second is needed")
         found = _plan(timing, count, rate)
@@ -192,11 +206,17 @@ def _pictures(media, encoder, timing, batch, row):
     raise Problem("error", "the number of frames changes from one reading to the next")
 
 
+def _nothing(text, media):
+    """The `Problem` of a stream that gave nothing."""
+    return Problem(BAD_START, f"nothing at or after the start, {media.start:g} s") if media.start else Problem(
+        "unreadable", text)
+
+
 def _plan(timing, count, rate):
     """As `Timing.frames`, refused where all seconds are taken and these are too many to list."""
     if not timing.seconds and count / rate > LIMITS.video_seconds:
-        raise Problem("too_long", f"{float(count / rate):.0f} s; up to {LIMITS.video_seconds} s are read (cmg/utils/limits.py); "
-                      "cut the video or give --seconds")
+        raise Problem("too_long", f"{float(count / rate):.0f} s; up to {LIMITS.video_seconds} s are read "
+                      "(cmg/utils/limits.py); cut the video or give --seconds")
     return timing.frames(count, rate)
 
 

@@ -40,6 +40,10 @@ def _start(text):
     return not_negative(text)
 
 
+def _columns(text):
+    return [name.strip() for name in text.split(",")]
+
+
 def _shard(text):
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
@@ -103,6 +107,9 @@ def add_arguments(parser):
     group.add_argument("--labels", type=Path, metavar="CSV",
                        help="columns file (or video_id), label (or category); as you have them split, prompt, onset, "
                        "offset: the lists of pretraining and transfer are made of it")
+    group.add_argument("--columns", type=_columns, default=None, metavar="NAME,NAME,...",
+                       help="column names of --labels where it has no header line, for example id,start,label,split "
+                       "(VGGSound's own lists are recognized)")
     group.add_argument("--prompts", type=Path, metavar="CSV", help="columns label, prompt (default: the label itself)")
     group.add_argument("--format", choices=("zip", "ave"), default="zip",
                        help="ave: also audio_feature.h5 and visual_feature.h5, in the order of --order")

@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmg.data.csv import read_header, read_table
+from cmg.data.csv import read_header, read_rows
+from cmg.data.manifest import OPTIONAL, Manifest
 from cmg.data.text import read_prompts
 from cmg.extract.output import CHECKED, write_whole
 from cmg.utils.errors import InputError
 
 IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
 FULL = errno.ENOSPC, errno.EDQUOT
-SPLITS = ("train", "val", "test")
 CYCLE = ("train", "train", "test", "train", "val")          # of the clips of a class, where no split is given
 MANIFEST = "clips.csv"
 PLACE = "vggsound40k"                                       # folder of pretraining clips below a data root
@@ -22,6 +22,7 @@ LIST = f"{PLACE}/data/vggsound-avel40k.csv"
 CATEGORIES = f"{PLACE}/data/VggsoundAVEL40kCategories.txt"
 PROMPTS = f"{PLACE}/data/vggsoundCategories2Prompts.csv"
 TRANSFER = {"train": "UCF101/data/ucf2vggsound.csv", "test": "UCF101/data/vggsound2ucf.csv"}
+WRITTEN = (CHECKED, MANIFEST, LIST, CATEGORIES, PROMPTS, *TRANSFER.values())
 TRANSFER_CLASSES = ("UCF101/data/UCF101sameVGGSound.txt", "UCF101/data/VGGSoundsameUCF101.txt")
 LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../../video",
          f"{PLACE}/feature/text": "../../text",
@@ -31,17 +32,23 @@ LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../
 
 @dataclass
 class Labels:
-    """A table of labels: one row a clip, or several where events have onsets.
+    """A table of labels: one row per clip, or several where events have onsets or clips have several sentences.
 
     Attributes:
+        path: the table, for messages.
         ids: clip of each row (N).
-        columns: of "label", "split", "prompt", "onset", "offset" and the column of starts, those that are there: (N).
+        lines: line number of each row (N).
+        columns: of "label", "split", "prompt", "onset" and "offset", those that are there: (N).
         prompts: label -> sentence.
+        starts: clip -> (line, seconds), where a column of starts was named.
     """
 
+    path: Path
     ids: list
+    lines: list
     columns: dict
     prompts: dict = field(default_factory=dict)
+    starts: dict = field(default_factory=dict)
 
     def first(self, column):
         """Value of a column by clip, of the clip's first row."""
@@ -49,52 +56,65 @@ class Labels:
 
     def sentences(self):
         """Prompt of each row: its own, else its label's."""
-        return self.columns.get("prompt") or [self.prompts[label] for label in self.columns["label"]]
+        own = self.columns.get("prompt", [""] * len(self.ids))
+        return [prompt or self.prompts[label] for prompt, label in zip(own, self.columns["label"])]
 
 
-def read_labels(path, to_id, start=None, prompts=None):
-    """The user's table.
+def read_labels(path, to_id, start=None, prompts=None, names=None):
+    """The user's table, held to the rules of a manifest (cmg/data/manifest.py).
 
     Args:
-        path: csv with a header; see `IDS` and `LABELS` for the two columns that are needed.
+        path: csv; see `IDS` and `LABELS` for the two columns that are needed.
         to_id: function from a file's name to a clip's id.
         start: name of the column with the start of each clip, or None.
         prompts: csv of label, prompt, or None.
+        names: column names of a table without a header, or None.
     Returns:
         `Labels`.
     Raises:
-        InputError: a column missing, an empty cell, an unknown split, a start that is no number, a label without a
-            prompt.
+        InputError: a missing column, an empty cell, an unknown split, a start that is no number, a label without a
+            prompt; a clip in two splits, of two classes without onsets, or with two starts.
     """
-    header = read_header(path)
+    header = read_header(path, names=names, flag="--labels")
     key = next((name for name in IDS if name in header), None)
     label = next((name for name in LABELS if name in header), None)
     if key is None or label is None:
         raise InputError(f"{path}: columns {', '.join(header)[:80] or 'none'}; one of {', '.join(IDS)} and one of "
-                         f"{', '.join(LABELS)} are expected; rename them in the header")
-    more = [name for name in dict.fromkeys(("split", "prompt", "onset", "offset", *([start] if start else [])))
-            if name in header]
+                         f"{', '.join(LABELS)} are expected; rename them in the header, or name the columns of a table "
+                         "without one with --columns")
     if start and start not in header:
         raise InputError(f"{path}: no column '{start}' for --start; {', '.join(header)[:80]} are there; name one of "
                          "them, or give seconds")
-    table = read_table(path, (key, label, *more))
-    labels = Labels([to_id(name) for name in table[key]], {"label": table[label], **{name: table[name]
-                                                                                     for name in more}})
-    for k, split in enumerate(labels.columns.get("split", [])):
-        if split not in SPLITS:
-            raise InputError(f"{path}: {labels.ids[k]} has the split '{split[:40]}'; train, val or test is expected; "
-                             "mend the line")
-    if start:
-        try:
-            [float(value) for value in labels.columns[start]]
-        except ValueError as error:
-            raise InputError(f"{path}: column '{start}': {error}; seconds are expected; mend the line") from None
-    known = read_prompts(prompts) if prompts else {}
+    more = [name for name in ("split", *OPTIONAL) if name in header]
+    needed = [name for name in dict.fromkeys((key, label, "split", start)) if name in header]
+    rows = list(read_rows(path, needed, optional=OPTIONAL, names=names, flag="--labels"))
+    ids = [to_id(cells[key]) for _, cells in rows]
+    table = [(line, {"split": "train", **{column: cells[column] for column in more}, "id": name,
+                     "label": cells[label]}) for name, (line, cells) in zip(ids, rows)]
+    Manifest(path, table=(["id", "split", "label", *more], table))             # refuses contradictions by line
+    labels = Labels(path, ids, [line for line, _ in rows],
+                    {"label": [cells[label] for _, cells in rows],
+                     **{column: [cells[column] for _, cells in rows] for column in more if column != "label"}})
+    for name, (line, cells) in zip(ids, rows) if start else ():
+        _add_start(labels, line, name, cells[start])
+    known = read_prompts(prompts, "--prompts") if prompts else {}
     for name in labels.columns["label"]:
         if prompts and name not in known:
             raise InputError(f"{prompts}: no prompt for '{name[:60]}'; one for each label is expected; add it")
         labels.prompts[name] = known.get(name, name.replace("_", " "))
     return labels
+
+
+def _add_start(labels, line, name, text):
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise InputError(f"{labels.path}: line {line}: the start '{text[:20]}'; seconds are expected; correct the "
+                         "line, or name another column with --start") from None
+    first, known = labels.starts.setdefault(name, (line, seconds))
+    if known != seconds:
+        raise InputError(f"{labels.path}: line {line}: {name} starts at {seconds:g} s, and at {known:g} s in line "
+                         f"{first}; one start per clip is expected; correct one of the lines")
 
 
 def splits(labels):

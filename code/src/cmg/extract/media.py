@@ -8,6 +8,7 @@ a header may claim is limited.
 """
 
 import errno
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -22,12 +23,16 @@ from cmg.utils.limits import LIMITS
 
 # Demuxers of one file of sound or pictures. Others (concat, hls, dash, sdp, vobsub, image2 ...) open what a file names.
 DEMUXERS = ("mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,live_flv,asf,ogg,mxf,wav,w64,mp3,aac,loas,flac,"
-            "aiff")
+            "aiff,gif")
 DECODER = {"max_pixels": str(LIMITS.pixels)}            # before a frame of that size is allocated
 # PyAV below 19 refuses a file with a tag that is not UTF-8, unless told otherwise; from 19 on it never does.
 TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
 MICROSECONDS = 1_000_000            # of the container's clock
+DEFAULT_BONUS = 5_000_000           # what ffmpeg's choice among tracks adds for one that is marked as default
+CLOCK_MAY_JUMP = av.format.Flags.ts_discont.value
+LARGEST_JUMP, BACKWARDS = 10, Fraction(1, 10)     # seconds, of ffmpeg's -dts_delta_threshold and its tolerance
+RESTART = 1                         # seconds backwards that are a restart where the clock should not jump
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
 
 
@@ -56,6 +61,7 @@ class Media:
         facts: see `Facts`; `frame_rate` is None without pictures (or with a cover alone), `audio_rate` without sound.
         packets, damaged: by "audio" and "video", how many packets the last pass read, and how many it had to skip.
         warnings: lines on what was found while decoding.
+        is_behind_the_end: the start is not before the end that the header gives.
     Raises:
         Unreadable: not a file of sound or pictures.
     """
@@ -65,9 +71,16 @@ class Media:
         self.packets, self.damaged, self.warnings = {}, {}, []
         with self._open() as container:
             video, audio = _streams(container)
+            for stream, tracks in zip((video, audio), _tracks(container)):
+                if len(tracks) > 1:
+                    self._warn(f"{len(tracks)} {stream.type} tracks: number {tracks.index(stream) + 1} is used, as by "
+                               "ffmpeg")
             facts = self.facts = Facts()
             if container.duration:
                 facts.duration = container.duration / MICROSECONDS
+            # Where the clock may jump, the header's duration may be that of the last part alone.
+            self.is_behind_the_end = facts.duration is not None and start >= facts.duration and not (
+                container.format.flags & CLOCK_MAY_JUMP)
             if video is not None:
                 rate = video.guessed_rate or video.average_rate or video.base_rate
                 if not rate:
@@ -77,7 +90,8 @@ class Media:
                 if not 0 < facts.frame_rate <= LIMITS.frame_rate or video.width * video.height > LIMITS.pixels:
                     raise Unreadable(f"{self.path}: frames of {video.width} x {video.height}, "
                                      f"{float(facts.frame_rate):.6g} a second; up to {LIMITS.pixels:,} pixels and "
-                                     f"{LIMITS.frame_rate:,} a second are read (cmg/utils/limits.py); check where it comes from")
+                                     f"{LIMITS.frame_rate:,} a second are read (cmg/utils/limits.py); check where it "
+                                     "comes from")
                 if video.frames and not start:
                     facts.frames = video.frames
                 elif facts.duration is not None:
@@ -113,12 +127,7 @@ class Media:
         stream.codec_context.options = DECODER
         self.packets[stream.type] = self.damaged[stream.type] = 0
         clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
-        if self.start:
-            try:
-                container.seek(max(int((clock - Fraction(PREROLL)) * MICROSECONDS), 0))
-            except av.error.FFmpegError:
-                pass                                # no index: decode from the beginning
-        packets = container.demux(stream)
+        packets = self._packets(container, stream, clock - Fraction(PREROLL) if self.start else None)
         while True:
             try:
                 packet = next(packets, None)
@@ -140,6 +149,58 @@ class Media:
             for frame in frames:
                 self.damaged[stream.type] += bool(frame.is_corrupt)
                 yield None if frame.pts is None else frame.pts * frame.time_base - clock, frame
+
+    def _packets(self, container, stream, begin):
+        """Packets of a stream from the key frame before `begin` (seconds of the container's clock) on.
+
+        The clock of some formats may start again, say in transport streams that were joined by `cat`. Then the packets
+        of all streams are moved by what continues the clock, by the rule and the thresholds of the ffmpeg program; such
+        files are read from their first packet on, because a time in them is not unique.
+        """
+        if not container.format.flags & CLOCK_MAY_JUMP:
+            if begin is not None:
+                try:
+                    container.seek(max(int(begin * MICROSECONDS), 0))
+                except av.error.FFmpegError:
+                    pass                                # no index: decode from the beginning
+            yield from self._before_a_restart(container.demux(stream))
+            return
+        offset, known, waiting = Fraction(0), {}, []
+        for packet in container.demux([one for one in _streams(container) if one is not None]):
+            time = None
+            if packet.dts is not None:
+                time = packet.dts * packet.time_base + offset
+                last, expected = known.get(packet.stream_index, (time, time))
+                if abs(time - expected) > LARGEST_JUMP or time < last - BACKWARDS:
+                    offset, time = offset + expected - time, expected
+                known[packet.stream_index] = time, time + _length(packet)
+                shift = round(offset / packet.time_base)
+                packet.dts += shift
+                packet.pts = None if packet.pts is None else packet.pts + shift
+            if packet.stream_index != stream.index:
+                continue
+            if begin is None:
+                yield packet
+                continue
+            if packet.is_keyframe and time is not None and time <= begin:
+                waiting.clear()
+            waiting.append(packet)
+            if time is None or time > begin:
+                yield from waiting
+                begin = None
+
+    def _before_a_restart(self, packets):
+        """The packets until the clock starts again in a format whose clock should not; ffmpeg drops what follows."""
+        latest = None
+        for packet in packets:
+            if latest is not None and packet.dts is not None and packet.dts * packet.time_base < latest - RESTART:
+                self._warn(f"the time stamps start again after {float(latest):.2f} s, as in files joined by cat: what "
+                           "follows is left out; join the parts with a video program")
+                latest = math.inf
+            elif packet.dts is not None and latest != math.inf:
+                latest = packet.dts * packet.time_base
+            if latest != math.inf or packet.dts is None:            # the last one is empty: it ends the decoding
+                yield packet
 
     def timeline(self, limit=None):
         """Frames at the nominal rate, as FFmpeg's fps filter repeats and drops them.
@@ -202,7 +263,7 @@ class Media:
             channels = av.AudioLayout(layout).nb_channels
             clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
             left = None                             # samples until the end that the container gives the stream
-            if stream.duration is not None:
+            if stream.duration is not None and not container.format.flags & CLOCK_MAY_JUMP:
                 end = ((stream.start_time or 0) + stream.duration) * stream.time_base - clock
                 left = max(0, int(end * rate))
             convert, form, expected, filled = None, None, None, 0
@@ -235,8 +296,8 @@ class Media:
                     filled += 0 if part is piece else len(part)
                     if filled > LIMITS.silence_seconds * rate:
                         raise Unreadable(f"{self.path}: more than {LIMITS.silence_seconds} s of sound are missing; up "
-                                         "to that are filled with silence (cmg/utils/limits.py); its time stamps may be damaged: "
-                                         "convert it, or give --seconds")
+                                         "to that are filled with silence (cmg/utils/limits.py); its time stamps may "
+                                         "be damaged: convert it, or give --seconds")
                     if len(part):
                         yield part
             if convert is not None:
@@ -256,16 +317,47 @@ def _integers(frames, channels):
 
 
 def rgb(frame):
-    """A frame of PyAV as (H, W, 3) uint8, upright."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    """A frame of PyAV as (H, W, 3) uint8, turned and mirrored as its display matrix says.
+
+    The matrix maps a pixel (x, y) to (a x + c y, b x + d y). Other angles than quarter turns, which ffmpeg resamples,
+    take the nearest one.
+    """
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(np.float64)
+    x, y = math.hypot(a, c) or 1, math.hypot(b, d) or 1         # scales, which are no part of the orientation
+    if abs(b) / y + abs(c) / x > abs(a) / x + abs(d) / y:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
 
 
 def _streams(container):
-    """(video, audio) streams of a container, None for one that is not there; a cover picture is no video."""
-    video = next((stream for stream in container.streams.video
-                  if not stream.disposition & Disposition.attached_pic and stream.codec_context), None)
-    audio = next((stream for stream in container.streams.audio if stream.codec_context), None)
-    return video, audio
+    """(video, audio) streams of a container by the rule of the ffmpeg program, None for one that is not there: most
+    pixels, most channels, tracks marked as default before others. A cover picture is no video."""
+    chosen = []
+    for streams in _tracks(container):
+        chosen.append(max(streams, default=None, key=lambda stream: _size(stream) + DEFAULT_BONUS * bool(
+            stream.disposition & Disposition.default)))
+    return chosen
+
+
+def _length(packet):
+    """Seconds of a packet."""
+    if not packet.duration and packet.stream.type == "video" and packet.stream.average_rate:
+        return 1 / Fraction(packet.stream.average_rate)
+    return (packet.duration or 0) * packet.time_base
+
+
+def _tracks(container):
+    """Video streams and audio streams that can be decoded."""
+    return [[stream for stream in streams if stream.codec_context and not stream.disposition & Disposition.attached_pic]
+            for streams in (container.streams.video, container.streams.audio)]
+
+
+def _size(stream):
+    return stream.width * stream.height if stream.type == "video" else stream.channels
 
 
 def _read_through(path):

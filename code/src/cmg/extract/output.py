@@ -26,13 +26,13 @@ from PIL import Image
 from cmg.data.archive import read_zip
 from cmg.data.features import fit_length
 from cmg.data.origins import SIDECAR, read_sidecar
-from cmg.extract.clip import Row
+from cmg.extract.clip import BAD_START, Row
 from cmg.utils.errors import InputError
 from cmg.utils.files import as_input_error, atomic_output
 
 REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
-RETRIED = ("unreadable", "error")           # statuses that may be another one at the next try
+RETRIED = ("unreadable", "error", BAD_START)        # statuses that may be another one at the next try
 EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that such a clip need not have
 OTHER = "choose another --out"
 PACKAGES = ("torch", "numpy", "scipy", "transformers", "av")

@@ -12,6 +12,9 @@ from cmg.extract.media import Media
 from cmg.extract.output import write_whole
 from cmg.utils.files import as_input_error
 
+PICTURES = Path("AVSBench") / "Single-source" / "s4_data" / "visual_frames"
+SOUNDS = PICTURES.with_name("audio_wav")
+
 
 class Zips:
     """<folder>/{audio,video}/zip/<id>.zip, the published form."""
@@ -48,11 +51,9 @@ class AVSBench(Zips):
 
     def place(self, modality, name):
         split, category = self.split[name], self.category[name]
-        root = self.folder / "AVSBench"
         if modality == "audio":
-            return root / "feature" / "audio" / split / "zip" / category / f"{name}.zip"
-        kind = "visual_frames" if modality == "video" else "audio_wav"
-        return root / "Single-source" / "s4_data" / kind / split / category / name
+            return self.folder / "AVSBench" / "feature" / "audio" / split / "zip" / category / f"{name}.zip"
+        return self.folder / (PICTURES if modality == "video" else SOUNDS) / split / category / name
 
     def is_there(self, modality, name):
         if modality == "audio":

@@ -1,6 +1,8 @@
 """The work of `prepare.py features`: from a folder of videos to features, report, lists and sidecar."""
 
+import os
 import sys
+import unicodedata
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,17 +12,17 @@ from tqdm import tqdm
 from cmg.data.csv import read_bytes
 from cmg.extract import lists, output, video
 from cmg.extract.build import find_device, picture_encoder, sound_encoder
-from cmg.extract.clip import Timing, extract
+from cmg.extract.clip import BAD_START, Timing, extract
 from cmg.extract.encoders import BATCH, CPU_BATCH
 from cmg.extract.output import write_whole
-from cmg.extract.places import AVSBench, Zips
+from cmg.extract.places import SOUNDS, AVSBench, Zips
 from cmg.prepare.lists import read_annotations
 from cmg.utils.errors import InputError
-from cmg.utils.files import as_input_error, remove_leftovers
+from cmg.utils.files import as_input_error, remove_leftovers, safe_name
 from cmg.utils.signals import stop_on_signals
 
 SUFFIXES = {f".{name}" for name in (
-    "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx "      # videos
+    "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx gif "  # videos
     "wav mp3 m4a aac flac ogg oga opus wma aif aiff").split()}                                         # sound alone
 SHOWN = 5                           # names in a line
 YOUTUBE_ID = 11                     # characters
@@ -31,31 +33,61 @@ APPROXIMATE = "{} instead of 16 frames a second are averaged: an approximation o
 
 
 # ---------------------------------------------------------------------------------------------------- input
-def find_videos(places):
-    """Files of sound or pictures in folders (and below them) or given one by one, sorted.
+def find_videos(paths, out=None):
+    """Files of sound or pictures in folders (and below them, linked folders too) or given one by one, sorted.
 
+    Args:
+        paths: folders and files.
+        out: the output folder; the sounds that `--preset avsbench` writes below it are no input.
     Returns:
-        (files, other files that were skipped).
+        (files, [(path, why it was skipped)]).
     Raises:
         InputError: nothing there, or no video in it.
     """
-    files, others = [], []
-    for place in map(Path, places):
-        if not place.exists():
-            raise InputError(f"{place}: no such folder or file; videos are expected; check the path")
-        found = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-        for path in found:
-            if not path.name.startswith("."):
-                (files if path.suffix.lower() in SUFFIXES else others).append(path)
+    files, skipped, visited = [], [], set()
+    own = out and (out / SOUNDS).resolve()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such folder or file; videos are expected; check the path")
+        for found in [path] if path.is_file() else _walk(path, own, visited, skipped):
+            if not found.name.startswith("."):
+                if found.suffix.lower() in SUFFIXES:
+                    files.append(found)
+                else:
+                    skipped.append((found, "files that are no videos"))
     if not files:
-        raise InputError(f"{', '.join(map(str, places))}: no video ({len(others)} other files); files such as .mp4, "
+        raise InputError(f"{', '.join(map(str, paths))}: no video ({len(skipped)} other files); files such as .mp4, "
                          ".webm or .wav are expected; check the folder")
-    return sorted(set(files)), sorted(set(others))
+    return sorted(set(files)), sorted(set(skipped))
+
+
+def _walk(folder, own, visited, skipped):
+    """Files below a folder. A real folder is entered once, however many links lead to it; links may form a loop."""
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: skipped.append(
+            (Path(error.filename), "folders that cannot be read"))):
+        real = Path(parent).resolve()
+        if real in visited or real == own:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent) / name
+            if path.is_file():
+                yield path
+            elif path.is_symlink():
+                skipped.append((path, "links to files that do not exist"))
+
+
+def _counted(names, what):
+    """"7 clips without a video: a, b, c, d, e, ..."."""
+    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
 
 
 def clip_id(name, form):
-    """Id of a clip from a file's name, with or without the ending of a video."""
-    path = Path(str(name))
+    """Id of a clip from a file's name, with or without the ending of a video; in Unicode's form NFC, because file
+    systems and tables spell the same letters in different bytes."""
+    path = Path(unicodedata.normalize("NFC", str(name)))
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
     return stem[:YOUTUBE_ID] if form == "youtube" else stem
 
@@ -83,15 +115,14 @@ def _is_done(row, places):
 # ---------------------------------------------------------------------------------------------------- the run
 def run(opts):
     """Everything; `opts` are those of `command.add_arguments`. Returns the exit code: 1 if a clip failed."""
-    files, others = find_videos(opts.videos)
-    if others:
-        print(f"skipped: {len(others)} files that are no videos: "
-              f"{', '.join(path.name for path in others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}")
+    files, skipped = find_videos(opts.videos, opts.out)
+    for reason in dict.fromkeys(reason for _, reason in skipped):
+        print(f"skipped: {_counted([path.name for path, why in skipped if why == reason], reason)}")
     clips = by_id(files, opts.id)
     column = opts.start if isinstance(opts.start, str) else None
     _check_options(opts, column)
-    labels = opts.labels and lists.read_labels(opts.labels, lambda name: clip_id(name, opts.id), column, opts.prompts)
-    starts = {name: float(value) for name, value in labels.first(column).items()} if column else {}
+    labels = opts.labels and lists.read_labels(opts.labels, lambda name: clip_id(name, opts.id), column, opts.prompts,
+                                                   opts.columns)
     clips = _labelled_only(clips, labels, opts, column)
     device = find_device(opts.device_name)
     with as_input_error(opts.out, output.OTHER):
@@ -115,7 +146,7 @@ def run(opts):
         print(f"warning: {note}", file=sys.stderr)
     report = output.Report(opts.out, opts.shard)
     try:
-        failed = _extract_all(opts, clips, starts, report, places, timing, sound, pictures, device)
+        failed = _extract_all(opts, clips, labels, report, places, timing, sound, pictures, device)
         report.finish(lambda rows: _finish(opts, rows, places, labels))
     finally:
         report.close()
@@ -128,6 +159,14 @@ def run(opts):
 def _check_options(opts, column):
     if column and not opts.labels:
         raise InputError(f"--start {column}: a column of --labels; none is given; pass --labels CSV, or seconds")
+    if opts.columns and not opts.labels:
+        raise InputError("--columns: names the columns of a --labels table without a header; none is given; pass "
+                         "--labels CSV")
+    for flag in ("labels", "prompts"):
+        path = getattr(opts, flag)
+        if path and any(path.resolve() == (opts.out / name).resolve() for name in lists.WRITTEN):
+            raise InputError(f"--{flag} {path}: this command writes a list of its own there; a table outside of it is "
+                             "expected; rename yours, or choose another --out")
     if opts.text_encoder and not opts.labels:
         raise InputError("--text-encoder: encodes the prompts of --labels; none is given; pass --labels CSV")
     if opts.preset == "avsbench" and (not opts.labels or opts.seconds is None):
@@ -137,29 +176,40 @@ def _check_options(opts, column):
         if not opts.order or opts.preset or opts.seconds is None:
             raise InputError("--format ave: arrays in the order of AVE's annotations; --order Annotations.txt is "
                              "expected, --seconds a number and no --preset")
-        read_annotations(opts.order)
+        read_annotations(opts.order, "--order")
 
 
 def _labelled_only(clips, labels, opts, column):
-    """Say which clips have no label and which labels no clip; leave out clips whose start or split is not known."""
+    """The clips of this run: with --start COLUMN or a preset, those that the table names. Says which videos have no
+    label and which labels no video.
+
+    Raises:
+        InputError: no row fits any video; names that differ in capitals alone; what the preset needs is missing.
+    """
     if not labels:
         return clips
-    without, absent = [n for n in clips if n not in set(labels.ids)], sorted(set(labels.ids) - set(clips))
+    named = set(labels.ids)
+    without, absent = [n for n in clips if n not in named], sorted(named - set(clips))
+    other_case = {name.casefold(): name for name in without}
+    for name in absent:
+        if name.casefold() in other_case:
+            raise InputError(f"{opts.labels}: line {labels.lines[labels.ids.index(name)]}: no video '{name}', but "
+                             f"'{other_case[name.casefold()]}'; the same spelling is expected, capitals too; correct "
+                             "the line, or rename the file")
     if absent:
-        print(f"{opts.labels}: {len(absent)} clips without a video: {', '.join(absent[:SHOWN])}"
-              f"{', ...' if len(absent) > SHOWN else ''}")
+        print(f"{opts.labels}: {_counted(absent, 'clips without a video')}")
     needed = column or opts.preset
     if without:
-        print(f"{opts.labels}: {len(without)} videos without a label: {', '.join(without[:SHOWN])}"
-              f"{', ...' if len(without) > SHOWN else ''}" + (": left out" if needed else ""))
-    if needed:
-        clips = {name: path for name, path in clips.items() if name not in set(without)}
-    if not clips:
-        raise InputError(f"{opts.labels}: none of its clips has a video here; names of files are expected in its first "
-                         "column; check the names and --id")
-    if opts.preset == "avsbench" and "split" not in labels.columns:
-        raise InputError(f"{opts.labels}: no column 'split'; name, category and split are expected; add it")
-    return clips
+        print(f"{opts.labels}: {_counted(without, 'videos without a label')}" + (": left out" if needed else ""))
+    if len(without) == len(clips):
+        raise InputError(f"{opts.labels}: none of its {len(absent)} clips has a video here, such as '{absent[0]}' for "
+                         f"{next(iter(clips.values())).name}; names of files are expected; check the names and --id")
+    if opts.preset == "avsbench":
+        if "split" not in labels.columns:
+            raise InputError(f"{opts.labels}: no column 'split'; name, category and split are expected; add it")
+        for line, name in zip(labels.lines, labels.columns["label"]):
+            safe_name(name, f"{opts.labels}: line {line}")                      # it becomes a folder
+    return {name: path for name, path in clips.items() if name in named} if needed else clips
 
 
 def _notes(opts, pictures):
@@ -171,17 +221,20 @@ def _notes(opts, pictures):
     return notes
 
 
-def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, device):
+def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, device):
     """Every clip of this shard that is not there yet. Returns how many clips of the shard have no whole features."""
     mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
     for name in places.modalities:
         remove_leftovers(opts.out / name / "zip")
     batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
+    starts = labels.starts if labels else {}
     todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
 
     def one(name):
-        start = starts.get(name, 0.0) if starts else opts.start
+        line, start = starts[name] if starts else (None, opts.start)
         made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
+        if line and made.row.status == BAD_START:
+            made.row.warning = f"{labels.path}: line {line}: {made.row.warning}"
         places.save(made, clips[name], start)
         return made.row
 
@@ -206,7 +259,7 @@ def _extract_all(opts, clips, starts, report, places, timing, sound, pictures, d
         try:
             while futures:
                 show(futures.popleft().result())
-                stop.here(finish, "after the clips that were under way", "repeat the call to go on")
+                stop.save_and_exit(finish, "after the clips that were under way", "repeat the call to continue")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -236,7 +289,7 @@ def _finish(opts, rows, places, labels):
 
 
 def _write_ave(opts, rows, modalities):
-    order = [video_id for _, video_id, *_ in read_annotations(opts.order)]
+    order = [video_id for _, video_id, *_ in read_annotations(opts.order, "--order")]
     todo = [name for name in dict.fromkeys(order) if name not in rows]
     if todo and opts.shard != (1, 1):
         print(f"--format ave: {len(todo)} videos of {opts.order} are not made yet, {todo[0]} first; the arrays are "

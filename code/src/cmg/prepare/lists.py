@@ -32,9 +32,9 @@ VGGSOUND_OF_UCF = ("playing violin", "rope skipping", "playing cello", "basketba
 WHOLE_NAME = re.compile(r"[\w-]{11}_\d+_\d+\W?")
 
 
-def read_annotations(path):
+def read_annotations(path, flag="--path"):
     """AVE annotations: rows of (category, video id, quality, start, end), `&`-separated, with or without header."""
-    rows = [line.split("&") for line in read_text(path).splitlines() if line.strip()]
+    rows = [line.split("&") for line in read_text(path, flag).splitlines() if line.strip()]
     if rows and rows[0][0] == "Category":
         rows = rows[1:]
     for k, row in enumerate(rows):
