@@ -181,7 +181,7 @@ def test_a_config_is_plain_values_and_comes_back():
     assert Config.from_dict(stored) == config
     for shapes, words in (({"audio": [0], "video": [8]}, "audio: features of shape (0,)"),
                           ({"audio": ["9"]}, "shapes = "), ({"text": [9], "audio": [9]}, "('text', 'audio')"),
-                          ({"audio": [9], "video": [6, 4, 2]}, "video: maps of 6 x 4 places; at least 5 x 5"),
+                          ({"audio": [9], "video": [6, 4, 2]}, "video: maps of 6 x 4 positions; expected at least 5 x 5"),
                           ({"audio": [9, 9]}, "audio: features of shape (9, 9), tokens; a vector or a map")):
         with pytest.raises((ValueError, AssertionError), match=re.escape(words)):
             Config.from_dict(stored | {"shapes": shapes})
@@ -230,14 +230,14 @@ def test_clips_of_two_shapes_are_named(tmp_path):
 
 
 def test_tokens_alone_are_refused():
-    with pytest.raises(InputError, match="text, touch: tokens alone; at least one modality with features"):
+    with pytest.raises(InputError, match="text, touch: only tokens; expected at least one modality with features"):
         Config.for_data({"text": (10, 9), "touch": (12, 9)})
 
 
 def test_maps_that_are_too_small_are_refused(tmp_path):
     zips_of(tmp_path, (7, 4, 3))
     text = message(Clips, "set", ("video",), ["one"], {"video": tmp_path})
-    assert str(tmp_path) in text and "maps of 7 x 4 places; at least 5 x 5 are expected" in text
+    assert str(tmp_path) in text and "maps of 7 x 4 positions; expected at least 5 x 5" in text
     assert "video: maps of 4 x 7 places" in message(Config.for_data, {"audio": (3,), "video": (4, 7, 9)})
 
 

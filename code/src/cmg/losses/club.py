@@ -1,7 +1,8 @@
-"""CLUB: an upper bound of the mutual information of codes and specific features (NeurIPS 2023, eq. 2).
+"""CLUB: an upper bound on the mutual information between codes and specific features (NeurIPS 2023, eq. 2).
 
-`CLUB` is the network of one modality with the plain form of its two equations. Training uses `BatchedCLUB`, the same
-numbers for all modalities in one product per layer: `fit` takes the optimizer steps of q, `upper_bounds` gives the loss.
+`CLUB` is the network of one modality, with its two equations in their plain form. Training uses `BatchedCLUB`, which
+computes the same for all modalities with one product per layer: `fit` takes the optimizer steps of q, and
+`upper_bounds` gives the loss.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from cmg.utils import dist
 
 def _mlp(widths, last=None):
     layers = []
-    for here, there in zip(widths, widths[1:]):
-        layers += [nn.Linear(here, there), nn.ReLU()]
+    for input_dim, output_dim in zip(widths, widths[1:]):
+        layers += [nn.Linear(input_dim, output_dim), nn.ReLU()]
     return nn.Sequential(*layers[:-1], *([last] if last else []))
 
 
 class CLUB(nn.Module):
-    """q(specific | code) of one modality, a Gaussian with mean and log-variance from two MLPs."""
+    """The variational distribution q(specific | code) of one modality: a Gaussian with mean and log-variance from two
+    MLPs."""
 
     def __init__(self, code_dim, specific_dim, hidden):
         super().__init__()
@@ -31,12 +33,12 @@ class CLUB(nn.Module):
         self.log_variance = _mlp(widths, nn.Tanh())
 
     def log_likelihood(self, codes, specific):
-        """Mean log q(specific | code) over seconds, up to a constant, in nats: (B, T, D), (B, T, S) -> scalar."""
+        """Mean over seconds of log q(specific | code), up to a constant, in nats: (B, T, D), (B, T, S) -> scalar."""
         mean, log_variance = self.mean(codes), self.log_variance(codes)
         return (-(mean - specific) ** 2 / log_variance.exp() - log_variance).sum(-1).mean() / 2
 
     def upper_bound(self, codes, specific, permutation):
-        """The bound on I(code; specific), in nats: clips against clips in the order `permutation` (B,).
+        """The bound on I(code; specific), a scalar in nats, with negative pairs by the `permutation` (B,) of the clips.
 
         As published, errors and log-variances are averaged over the seconds of a clip before they are divided.
         """
@@ -48,17 +50,17 @@ class CLUB(nn.Module):
 
 @dataclass
 class SufficientStats:
-    """Sufficient statistics of a batch for fitting q: per modality R groups of seconds that share a code."""
+    """Sufficient statistics of a batch for fitting q: for each modality, R groups of seconds that share a code."""
 
-    codes: Tensor       # (M, R, D), or (1, R, D) where all modalities have the same
-    share: Tensor       # (M, R, 1) of all seconds, 0..1
-    mean: Tensor        # (M, R, S) of the group's features
-    variance: Tensor      # (M, R, S) mean squared deviation from it
+    codes: Tensor       # (M, R, D), or (1, R, D) if they are the same for all modalities
+    share: Tensor       # (M, R, 1) fraction of all seconds
+    mean: Tensor        # (M, R, S) of the specific features in a group
+    variance: Tensor    # (M, R, S)
     mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
 
     @classmethod
     def each(cls, codes, specific, mask=None):
-        """Every second a group of its own: codes (M, N, D), specific (M, N, S), real (B, T), N = B * T."""
+        """One group per second: codes (M, N, D), specific (M, N, S), mask (B, T), N = B * T."""
         share = specific.new_full((*specific.shape[:2], 1), 1 / specific.shape[1])
         if mask is not None:
             share = (mask.flatten().to(specific.dtype) / mask.sum()).view(1, -1, 1).expand_as(share)
@@ -67,34 +69,36 @@ class SufficientStats:
     @classmethod
     @torch.no_grad()
     def of(cls, codes, indices, specific, mask=None):
-        """Seconds grouped by code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
+        """One group per code: codes (K, D), indices (M, B, T), specific (M, B, T, S).
 
-        A Gaussian's likelihood needs only number, mean and spread of the features of each code, so that the iterations
-        of a step cost K rows instead of B*T. Where there are more codes than seconds, every second is a group.
+        A Gaussian's likelihood needs only count, mean and variance of the features of each code, so that an iteration
+        costs K rows instead of B*T. If there are more codes than seconds, every second is a group.
         """
-        rows, chosen = specific.flatten(1, 2), indices.flatten(1)
+        rows, assigned = specific.flatten(1, 2), indices.flatten(1)
         if len(codes) >= rows.shape[1]:
-            return cls.each(codes[chosen], rows, mask)
-        hits = F.one_hot(chosen, len(codes)).to(rows.dtype)                     # (M, N, K)
+            return cls.each(codes[assigned], rows, mask)
+        hits = F.one_hot(assigned, len(codes)).to(rows.dtype)                   # (M, N, K)
         if mask is not None:
             hits = hits * mask.flatten().unsqueeze(1)
         number = hits.sum(1).unsqueeze(2)
         mean = hits.mT @ rows / number.clamp_min(1)
-        deviation = rows - mean.gather(1, chosen.unsqueeze(2).expand_as(rows))
+        deviation = rows - mean.gather(1, assigned.unsqueeze(2).expand_as(rows))
         return cls(codes.unsqueeze(0), number / (rows.shape[1] if mask is None else mask.sum()), mean,
                    hits.mT @ deviation ** 2 / number.clamp_min(1), mask)
 
 
 class BatchedCLUB:
-    """The CLUB networks of M modalities side by side: one batched product per layer instead of one per network.
+    """The CLUB networks of M modalities in parallel: one batched product per layer instead of one per network.
 
-    It computes with copies of the networks' weights, which `refresh` brings up to date. Where modalities differ in the
-    width of their features, all are S wide, the widest, and the others end in zeros: weights that are zero there
-    predict zero and take no part in any gradient.
+    It computes with copies of the networks' weights, which `refresh` updates. If the modalities' features differ in
+    width, all are padded with zeros to the widest, S: the padded weights are zero, predict zero and affect no gradient.
+
+    Args:
+        clubs: list of CLUB.
 
     Attributes:
-        tensors: the copies, leaves: (2M, out, in) and (2M, 1, out) for each layer, first all means' networks, then all
-            log-variances'.
+        tensors: the copies, as leaf tensors: (2M, out, in) and (2M, 1, out) per layer, the networks of all means before
+            those of all log-variances.
     """
 
     def __init__(self, clubs):
@@ -112,16 +116,16 @@ class BatchedCLUB:
         self.refresh()
 
     def _views(self, tensors):
-        return [tensors[number][place] for _, number, place in self._slots]
+        return [tensors[number][index] for _, number, index in self._slots]
 
     @torch.no_grad()
     def refresh(self):
-        """Copy the networks' weights."""
+        """Copy the current weights of the networks."""
         torch._foreach_copy_(self._copies, self._parameters)
 
     def share_gradients(self):
-        """From now on the gradients of the copies, zero at first, are those of the networks: for the optimizer, and for
-        the norms before clipping."""
+        """Make the gradients of the copies, initially zero, those of the networks, as seen by the optimizer and by the
+        gradient norms."""
         for tensor in self.tensors:
             tensor.grad = torch.zeros_like(tensor)
         for parameter, gradient in zip(self._parameters, self._views([tensor.grad for tensor in self.tensors])):
@@ -129,6 +133,7 @@ class BatchedCLUB:
         dist.sum_gradients(self.tensors)
 
     def zero_gradients(self):
+        """Set the shared gradients to zero."""
         torch._foreach_zero_([tensor.grad for tensor in self.tensors])
 
     def gaussians(self, codes):
@@ -141,21 +146,21 @@ class BatchedCLUB:
         return mean, log_variance.tanh()
 
     def log_likelihoods(self, stats):
-        """Mean log-likelihood of a second, up to a constant: (M,), in nats."""
+        """Mean log-likelihood per second, up to a constant: (M,), in nats."""
         mean, log_variance = self.gaussians(stats.codes)
         error = (mean - stats.mean) ** 2 + stats.variance
         values = (stats.share * (-error / log_variance.exp() - log_variance)).sum((1, 2)) / 2
         return dist.mean(values, stats.mask)
 
     def upper_bounds(self, codes, specific, permutations, mask=None):
-        """The bounds on I(code; specific), (M,), in nats: clips against clips in another order, over the seconds that
-        both have.
+        """The bounds on I(code; specific), (M,), in nats.
 
         Args:
             codes: (M, B, T, D).
             specific: (M, B, T, S).
-            permutations: (M, B), of the whole batch's clips.
-            real: mask of the seconds (cmg/models/masking.py).
+            permutations: (M, B) of the clips of the whole batch; negative pairs are compared in the seconds that both
+                clips have.
+            mask: mask of the seconds (cmg/models/masking.py).
         """
         mean, log_variance = (x.unflatten(1, codes.shape[1:3]) for x in self.gaussians(codes.flatten(1, 2)))
         everything = torch.cat([mean, specific, mean_of_clips(log_variance, mask).unsqueeze(2)], 2).transpose(0, 1)
@@ -169,13 +174,13 @@ class BatchedCLUB:
         return (shuffled - matched).sum(2).mean(1) / 2
 
     def upper_bounds_of_clips(self, codes, specific, permutation, form="intended"):
-        """The bound of one network on clips without seconds, such as the means of FCID: a scalar, in nats.
+        """The bound of one network on rows without a time axis, such as the clip means of FCID: a scalar, in nats.
 
         Args:
-            codes, specific: (B, G, D) and (B, G, S), G rows per clip: first rows of all clips, then the second ones.
-            permutation: (G * B,), of the whole batch's rows.
-            form: "intended", every row a clip of one second; "released" averages errors and log-variances over the
-                channels, as if they were seconds, and sums over the rows.
+            codes, specific: (B, G, D) and (B, G, S), G rows per clip.
+            permutation: (G * B,) of the rows of the whole batch: the first rows of all clips, then their second rows.
+            form: "intended" treats every row as a clip of one second; "released" averages errors and log-variances over
+                the channels, as if they were seconds, and sums over the rows.
         """
         mean, log_variance = (x.view(*codes.shape[:2], -1) for x in self.gaussians(codes.flatten(0, 1).unsqueeze(0)))
         rows = dist.all_gather(torch.cat([mean, specific, log_variance], 2)).transpose(0, 1).flatten(0, 1)
@@ -187,19 +192,19 @@ class BatchedCLUB:
 
 
 def fit(clubs, stats, optimizer, iterations):
-    """Fit CLUB networks by maximum likelihood of the specific features given what they are predicted from.
+    """Fit CLUB networks by maximum likelihood.
 
-    The gradients of the last iteration stay and join those of the bound in the main backward pass, so that the norms
-    before clipping are the published ones; the next iteration clears them.
+    The gradients of the last iteration are kept and added to those of the bound in the main backward pass, so that
+    gradient norms are the published ones; the next iteration clears them.
 
     Args:
-        clubs: any key -> BatchedCLUB whose gradients are shared (`share_gradients`).
+        clubs: key -> BatchedCLUB whose gradients are shared (`share_gradients`).
         stats: the same keys -> SufficientStats of the batch, without gradient.
         optimizer: torch optimizer of the networks.
-        iterations: steps to take.
+        iterations: number of optimizer steps.
 
     Returns:
-        key -> (M,) log-likelihoods of the last iteration before its update.
+        key -> (M,) log-likelihoods in the last iteration, before its update.
     """
     likelihoods = {}
     for _ in range(iterations if clubs else 0):
@@ -211,7 +216,7 @@ def fit(clubs, stats, optimizer, iterations):
         optimizer.step()
         for batched in clubs.values():
             batched.refresh()
-    if not dist.is_main():              # what has been added up over the processes counts once
+    if not dist.is_main():              # these gradients are sums over all processes already; count them once
         for batched in clubs.values():
             batched.zero_gradients()
     return {key: values.detach() for key, values in likelihoods.items()}

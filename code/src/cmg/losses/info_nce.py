@@ -1,4 +1,4 @@
-"""InfoNCE within a batch, in one direction: queries find their keys (FCID, MICU)."""
+"""InfoNCE within a batch, in one direction, from queries to keys (FCID, MICU)."""
 
 import torch
 from torch.nn import functional as F
@@ -9,10 +9,17 @@ TEMPERATURE = 0.1
 
 
 def info_nce(queries, keys, mask=None):
-    """Mean over the rows of -log softmax(cosine / 0.1) at the row's own key: (..., n, D) twice -> (...).
+    """InfoNCE with cosine similarity and temperature 0.1: the mean over rows of -log softmax at the row's own key.
 
-    Leading dimensions are broadcast. A zero query costs log n and has a gradient of the order of 10^12, which a mask
-    behind it must cancel: float32 or wider. Rows that are not `mask` (n,) are neither queries nor keys.
+    A zero query has a loss of log n and a gradient of the order of 10^12, which a mask applied to it must cancel; this
+    takes float32 or wider.
+
+    Args:
+        queries, keys: (..., n, D); leading dimensions are broadcast.
+        mask: (n,) bool or with leading dimensions; other rows are neither queries nor keys.
+
+    Returns:
+        Loss of shape (...).
     """
     scores = F.normalize(queries, dim=-1, eps=1e-12) @ F.normalize(keys, dim=-1, eps=1e-12).mT / TEMPERATURE
     own = scores.diagonal(dim1=-2, dim2=-1)
@@ -23,20 +30,21 @@ def info_nce(queries, keys, mask=None):
 
 
 def clip_pairs(queries, keys):
-    """Contrast of the clips of a batch for all ordered pairs of modalities, themselves included: (M, B, D) twice, means
-    of a clip's seconds -> scalar, the sum over the pairs."""
+    """Contrast between the clips of a batch: the sum of `info_nce` over all ordered pairs of modalities, equal ones
+    included. Queries and keys (M, B, D), means over the seconds of a clip -> scalar."""
     return info_nce(queries.unsqueeze(1), keys.unsqueeze(0)).sum()
 
 
 def masked_pairs(z, kept, mask=None):
-    """Fine-coarse masked contrast of all ordered pairs of modalities, themselves included (MICU).
+    """Fine-coarse masked contrastive losses (FCMI) over all ordered pairs of modalities, equal ones included (MICU).
 
     Args:
         z: (B, M, T, D) semantic features.
-        kept: (B, T) of 0 and 1, seconds of the queries; one mask for all modalities.
-        real: mask of the seconds (cmg/models/masking.py).
+        kept: (B, T) of 0 and 1; seconds that are 0 are left out of the queries of all modalities.
+        mask: mask of the seconds (cmg/models/masking.py).
+
     Returns:
-        (fine, coarse): scalars; contrasted over the seconds of a clip, and means over seconds over the clips.
+        (fine, coarse) scalars: contrast between the seconds of a clip, and between the clips' means over the seconds.
     """
     z = z.transpose(0, 1)                                               # (M, B, T, D)
     masked = z * kept.to(z).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Cross-modal jigsaw: which permutation of channel blocks, taken from random modalities, is this (MICU, CUJP)."""
+"""Cross-modal jigsaw (CUJP of MICU): classify the permutation of channel blocks that come from random modalities."""
 
 import math
 
@@ -12,9 +12,12 @@ from cmg.utils.errors import InputError
 
 
 def sample_permutations(blocks, number):
-    """`number` different permutations of `blocks` places, (number, blocks) int64, in random order.
+    """`number` different permutations of `blocks` elements, (number, blocks) int64, in random order.
 
-    torch's generator is left as it was, so that the names and shapes of a system can be asked for at any time.
+    The state of torch's generator is restored, so that building a system for its names and shapes has no side effect.
+
+    Raises:
+        InputError: there are fewer permutations.
     """
     if number > math.factorial(blocks):
         raise InputError(f"--jigsaw_permutations {number}: {blocks} blocks have only {math.factorial(blocks)} "
@@ -28,12 +31,12 @@ def sample_permutations(blocks, number):
 
 
 class Jigsaw(nn.Module):
-    """Classifier of the permutation, and the permutations, which stay for the whole run.
+    """The classifier, and the permutations, which stay the same for the whole run.
 
     Args:
-        code_dim: width D of the quantised vectors.
-        blocks: equal parts of the channels (S).
-        permutations: classes (P), a sample without repetition of the S! permutations.
+        code_dim: width D of the quantized vectors.
+        blocks: number of equal blocks of channels (S).
+        permutations: number of classes (P), a sample without repetition of the S! permutations.
         hidden: width of the classifier.
     """
 
@@ -49,9 +52,9 @@ class Jigsaw(nn.Module):
         """Mean cross-entropy over permutations, clips and seconds.
 
         Args:
-            vectors: (M, B, T, D) quantised, straight-through.
-            modalities: (S,) from which modality each block position is taken.
-            real: mask of the seconds (cmg/models/masking.py).
+            vectors: (M, B, T, D) quantized, straight-through.
+            modalities: (S,) index of the modality that each block is taken from.
+            mask: mask of the seconds (cmg/models/masking.py).
         """
         number, blocks = self.permutations.shape
         parts = vectors.flatten(1, 2).unflatten(-1, (blocks, -1))                   # (M, N, S, D / S)

@@ -1,4 +1,4 @@
-"""The networks of a modality, by the kind of its features (cmg/models/config.py): vectors, maps or tokens."""
+"""Networks of one modality, chosen by the kind of its features (cmg/models/config.py): vectors, maps or tokens."""
 
 from torch import nn
 
@@ -7,9 +7,14 @@ from cmg.models.encoders import LinearSpecificEncoder, MapSemanticEncoder, MapSp
 
 
 class Blocks:
-    """Builds the networks of one modality, each when it is asked for: the order of building decides their weights.
+    """Builds the networks of one modality.
 
-    Maps go through convolutions; vectors, and tokens after their LSTM, through linear maps.
+    Every method creates a new network, so the order of the calls determines the initial weights. Maps use convolutions;
+    vectors, and tokens after their LSTM, use linear layers.
+
+    Args:
+        config: cmg.models.config.Config.
+        modality: one of its modalities.
     """
 
     def __init__(self, config, modality):
@@ -18,21 +23,23 @@ class Blocks:
         self.maps = config.widths(modality) if config.kind(modality) == "map" else None
 
     def lstm(self):
-        """Both directions over tokens: (B, L, W) -> (B, L, 2 * text_hidden)."""
+        """Bidirectional LSTM over tokens: (B, L, W) -> (B, L, 2 * text_hidden)."""
         return nn.LSTM(self.config.feature_dim(self.modality), self.config.text_hidden, 2, batch_first=True,
                        bidirectional=True)
 
     def semantic(self):
-        """(B, T, ...) -> (B, T, D)."""
+        """Semantic encoder: (B, T, ...) -> (B, T, D)."""
         if self.maps:
             return MapSemanticEncoder(self.config, self.width, self.maps)
         return TemporalEncoder(self.config, self.width)
 
-    def specific(self, of_maps=MapSpecificEncoder):
-        """(B, T, ...) -> Specific; `of_maps`: the class that does it for maps."""
-        return of_maps(self.width, self.maps) if self.maps else LinearSpecificEncoder(self.width, self.config.code_dim)
+    def specific(self, map_encoder=MapSpecificEncoder):
+        """Specific encoder: (B, T, ...) -> `Specific`; maps use the class `map_encoder`."""
+        if self.maps:
+            return map_encoder(self.width, self.maps)
+        return LinearSpecificEncoder(self.width, self.config.code_dim)
 
     def decoder(self):
-        """Codes and specific features -> what the encoders read."""
+        """Decoder: code vectors and specific features -> the inputs of the encoders."""
         code = self.config.code_dim
         return MapDecoder(code, self.width, self.maps) if self.maps else LinearDecoder(code, code, code, self.width)

@@ -1,5 +1,7 @@
-"""Sizes of a system: which modalities, of which kind and size, and the widths of its networks. A new system takes the
-modalities' sizes from its data, a loaded one from its file."""
+"""Configuration of a system: its modalities with their kinds and shapes, and the widths of its networks.
+
+A new system takes the shapes from its data, a loaded one from its file.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,65 +13,68 @@ from torch import nn
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 
-MODALITIES = ("audio", "video", "text")     # the published ones; they come first and in this order
+MODALITIES = ("audio", "video", "text")     # the published ones; they come first, in this order
 KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), (L, W), (H, W, C)
-SMALLEST_MAP = 5                            # places in each direction: two 3x3 convolutions without padding
-NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones are letters of the published names
-# Other keys of batches, losses and files of predictions, and FCID's shared networks.
+SMALLEST_MAP = 5                            # positions per side: there are two 3x3 convolutions without padding
+NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones could be letters in published names
+# Names used by other keys of batches, losses and prediction files, and by FCID's shared networks.
 TAKEN = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
 
 def in_order(modalities, first=MODALITIES):
-    """Modalities in the fixed order: those of `first` as there, then all others by name. The EMA of the codebook, the
-    random draws and the names in files depend on such orders."""
+    """Modalities in a fixed order: those of `first` in its order, then all others by name.
+
+    The EMA of the codebook, the random draws and the names in files depend on such orders.
+    """
     return tuple(m for m in first if m in modalities) + tuple(sorted(m for m in set(modalities) if m not in first))
 
 
 def short(modality):
-    """Letter of a published modality, the whole name of another: in names of files and of figures."""
+    """First letter of a published modality, the full name of any other: for file names and metric names."""
     return modality[0] if modality in MODALITIES else modality
 
 
 def check_name(modality):
-    """InputError unless this can be the name of a modality."""
+    """Raise InputError unless this is a valid name for a modality."""
     if not NAME.fullmatch(modality) or modality in TAKEN or hasattr(nn.ModuleDict, modality):
-        raise InputError(f"modality '{modality[:40]}': a name of three or more lower-case letters, digits and _ is "
-                         f"expected, none of {', '.join(TAKEN)} and no method of PyTorch's modules; choose another")
+        raise InputError(f"modality '{modality[:40]}': expected a name of three or more lower-case letters, digits and "
+                         f"_, other than {', '.join(TAKEN)} and the methods of PyTorch's modules; choose another")
 
 
 def check_shape(modality, shape):
-    """InputError unless a modality's features can be of this shape, of one second (W,), (H, W, C) or a clip (L, W)."""
+    """Raise InputError unless features of a modality can have this shape: (W,) or (H, W, C) per second, or (L, W) per
+    clip."""
     if len(shape) not in KINDS or not all(type(n) is int and n > 0 for n in shape):
-        raise InputError(f"{modality}: features of shape {tuple(shape)}; (width,), (height, width, channels) of a "
-                         "second, or (tokens, width) of a clip are expected")
+        raise InputError(f"{modality}: features of shape {tuple(shape)}; expected (width,) or (height, width, "
+                         "channels) per second, or (tokens, width) per clip")
     if modality in MODALITIES and (modality == "text") != (len(shape) == 2):
         raise InputError(f"{modality}: features of shape {tuple(shape)}, {KINDS[len(shape)]}; "
-                         f"{'tokens (length, width)' if modality == 'text' else 'a vector or a map'} expected")
+                         f"expected {'tokens (length, width)' if modality == 'text' else 'a vector or a map'}")
     if len(shape) == 3 and min(shape[:2]) < SMALLEST_MAP:
-        raise InputError(f"{modality}: maps of {shape[0]} x {shape[1]} places; at least {SMALLEST_MAP} x "
-                         f"{SMALLEST_MAP} are expected (two 3x3 convolutions without padding); extract larger maps, or "
-                         "average the places and give vectors")
+        raise InputError(f"{modality}: maps of {shape[0]} x {shape[1]} positions; expected at least {SMALLEST_MAP} x "
+                         f"{SMALLEST_MAP} (two 3x3 convolutions without padding); extract larger maps, or average over "
+                         "the positions and pass vectors")
 
 
 def describe_shape(modality, shape):
-    """A modality's features for messages: "video as maps of 7 x 7 x 512", "audio as vectors of 128"."""
+    """Description of a modality's features for messages: "video as maps of 7 x 7 x 512", "audio as vectors of 128"."""
     kind = KINDS.get(len(shape), "arrays")
     sizes = shape[-1:] if kind == "tokens" else shape
     return f"{modality} as {kind if kind.endswith('s') else kind + 's'} of {' x '.join(map(str, sizes))}"
 
 
 class MapWidths(NamedTuple):
-    """Widths of the networks that read and rebuild maps, between C channels on both sides."""
+    """Widths of the networks that encode and decode maps of C channels."""
 
     hidden: int         # between the two 3x3 convolutions, and in the decoder
     specific: int
     pool_hidden: int    # MLP of the pooled specific feature
-    squeeze: int
-    attention: int      # spatial attention (dead in the published form)
+    squeeze: int        # squeeze-excitation
+    attention: int      # spatial attention, which has no effect in the published form
 
     @classmethod
     def of(cls, channels):
-        """The published ratios, 512: 1024, 2048, 1024, 64, 256."""
+        """Widths in the published ratios to the channels: 512 gives 1024, 2048, 1024, 64 and 256."""
         return cls(2 * channels, 4 * channels, 2 * channels, max(1, channels // 8), max(1, channels // 2))
 
 
@@ -77,35 +82,36 @@ PUBLISHED = {"audio": (128,), "video": (7, 7, 512), "text": (10, 768)}
 
 
 def seconds_or_auto(text):
-    """Argument type of --seconds; `auto` is left for who opens the clips."""
+    """Argument type of --seconds; `auto` is resolved when the clips are opened."""
     return text if text == "auto" else positive(text)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes that the systems share; the defaults are the published ones. A system may add fields in a subclass.
+    """Sizes that all systems have; the defaults are the published ones. A system may add fields in a subclass.
 
     Attributes:
-        shapes: (modality, shape) of every modality, in their fixed order: of a second a vector (W,) or a map (H, W, C),
-            of a clip tokens (L, W). What networks read does not depend on L.
-        map_widths: (modality, MapWidths) of those that are maps.
+        shapes: (modality, shape) of every modality, in their fixed order: a vector (W,) or a map (H, W, C) per second,
+            or tokens (L, W) per clip. The networks do not depend on L.
+        map_widths: (modality, MapWidths) of the modalities that are maps.
     """
 
     shapes: tuple = tuple(PUBLISHED.items())
     map_widths: tuple = (("video", MapWidths.of(512)),)
     num_codes: int = 400                # K
-    code_dim: int = 256                 # D, also the specific width of vectors and tokens
-    text_hidden: int = 128              # each direction of the LSTM over tokens
+    code_dim: int = 256                 # D, also the width of the specific features of vectors and tokens
+    text_hidden: int = 128              # of each direction of the LSTM over tokens
     feed_forward: int = 1024
     num_layers: int = 2
     num_heads: int = 4
     club_hidden: int = 128
     dropout: float = 0.1
     spatial_attention: str = "sum"      # or "softmax"
-    seconds: int = setting(10, "seconds of a clip (T): longer ones are cut, shorter ones padded; auto: the longest of "
-                           "the list", type=seconds_or_auto, metavar="N|auto")
-    padding: str = setting("repeat", "seconds that a clip does not have: its last one again, as published, or a mask: "
-                           "no loss, code, attention or head sees them", choices=("repeat", "mask"))
+    seconds: int = setting(10, "seconds per clip (T): longer clips are cut, shorter ones padded; auto: those of the "
+                           "longest clip in the list", type=seconds_or_auto, metavar="N|auto")
+    padding: str = setting("repeat", "how shorter clips are padded: by repeating the last second, as published, or "
+                           "with a mask that hides the padding from losses, codes, attention and heads",
+                           choices=("repeat", "mask"))
     standardize: str = setting("none", "channel: features minus their mean over the training clips, divided by their "
                                "deviation, channel by channel (not those of tokens); none: as they are, as published "
                                "(default: channel for --dataset_name custom, else none)", choices=("channel", "none"))
@@ -122,32 +128,32 @@ class Config:
 
     @property
     def modalities(self):
-        """Names, in their fixed order."""
+        """Names of the modalities, in their fixed order."""
         return tuple(m for m, _ in self.shapes)
 
     def shape(self, modality):
-        """(W,), (H, W, C) or (L, W)."""
+        """Shape of a modality's features: (W,), (H, W, C) or (L, W)."""
         return dict(self.shapes)[modality]
 
     def kind(self, modality):
-        """ "vector", "map" or "tokens"."""
+        """Kind of a modality's features: "vector", "map" or "tokens"."""
         return KINDS[len(self.shape(modality))]
 
     def feature_dim(self, modality):
-        """Width of the features of a modality in the data."""
+        """Width (channels) of a modality's features in the data."""
         return self.shape(modality)[-1]
 
     def input_dim(self, modality):
-        """Width of what the semantic encoder of a modality reads (tokens: after the LSTM)."""
+        """Width of the semantic encoder's input; for tokens, the output of the LSTM."""
         return 2 * self.text_hidden if self.kind(modality) == "tokens" else self.feature_dim(modality)
 
     def pooled_dim(self, modality):
-        """Width of the specific feature that the MI term sees."""
+        """Width of the pooled specific feature, the input of CLUB."""
         return self.feature_dim(modality) if self.kind(modality) == "map" else self.code_dim
 
     @property
     def reading(self):
-        """How clips are read for this system: keyword arguments of cmg.data.clips.Clips."""
+        """How clips are read for this system, as keyword arguments of cmg.data.clips.Clips."""
         return {"seconds": self.seconds, "padding": self.padding}
 
     def widths(self, modality):
@@ -155,60 +161,64 @@ class Config:
         return dict(self.map_widths)[modality]
 
     def fits(self, modality, shape):
-        """Can features of this shape be read as the modality? Any number of tokens can."""
+        """Whether the system accepts features of this shape as the modality; the number of tokens may differ."""
         expected = self.shape(modality)
         given = 1 if self.kind(modality) == "tokens" else 0
         return len(shape) == len(expected) and tuple(shape[given:]) == expected[given:]
 
     def describe(self, modality):
-        """A modality's features for messages."""
+        """Description of a modality's features for messages; see `describe_shape`."""
         return describe_shape(modality, self.shape(modality))
 
     def axes(self, modality):
-        """A batch of a modality's features, for people: "(B, T, 128)", "(B, T, 7, 7, 512)", "(B, L, 768)"."""
+        """Shape of a batch of a modality's features, as text: "(B, T, 128)", "(B, T, 7, 7, 512)", "(B, L, 768)"."""
         shape = self.shape(modality)
         return f"(B, {'L' if self.kind(modality) == 'tokens' else 'T'}, {', '.join(map(str, shape[len(shape) == 2:]))})"
 
     def with_modalities(self, modalities):
-        """The same sizes for some of the modalities."""
+        """Copy of this config with only some of the modalities."""
         return with_numbers(self, {}, modalities)
 
     @classmethod
     def for_data(cls, modalities, audio_dim=128, video_dim=512, text_dim=768, **sizes):
-        """Sizes for data.
+        """Config for given data.
 
         Args:
-            modalities: modality -> shape (`Clips.shapes`); names alone stand for the published kinds.
-            audio_dim, video_dim, text_dim: of the published kinds: a vector, a 7x7 map, ten word vectors.
+            modalities: modality -> shape (`Clips.shapes`), or names of published modalities, which then have their
+                published kinds.
+            audio_dim, video_dim, text_dim: widths of the published kinds: a vector, a 7x7 map, ten word vectors.
             sizes: other fields; the widths of maps follow the published ratios to their channels.
+
+        Raises:
+            InputError: a shape or name that is not supported, or tokens only.
         """
         if not isinstance(modalities, Mapping):
             published = {"audio": (audio_dim,), "video": (7, 7, video_dim), "text": (10, text_dim)}
             modalities = {m: published[m] for m in modalities}
         shapes = {m: tuple(modalities[m]) for m in in_order(modalities)}
         if all(KINDS[len(shape)] == "tokens" for shape in shapes.values()):
-            raise InputError(f"{', '.join(shapes)}: tokens alone; at least one modality with features of each second "
-                             "is expected")
+            raise InputError(f"{', '.join(shapes)}: only tokens; expected at least one modality with features per "
+                             "second; add one")
         return cls(tuple(shapes.items()), tuple((m, MapWidths.of(shape[-1])) for m, shape in shapes.items()
                                                 if len(shape) == 3), **sizes)
 
     def to_dict(self):
-        """Plain values, as files keep them."""
+        """The config as plain values, as stored in files; see `from_dict`."""
         return {name: value for name, value in asdict(self).items() if name not in ("shapes", "map_widths")} | {
             "shapes": {m: list(shape) for m, shape in self.shapes},
             "map_widths": {m: dict(widths._asdict()) for m, widths in self.map_widths}}
 
     @classmethod
     def from_dict(cls, stored):
-        """The config of `to_dict`, or of a file from before `shapes`: a vector of audio_dim, a 7x7 map of video_dim,
-        tokens of text_dim.
+        """Inverse of `to_dict`. Files of earlier versions have no `shapes` but audio_dim, video_dim (of a 7x7 map) and
+        text_dim.
 
         Raises:
-            InputError, ValueError: naming a value that is no setting, or of another type.
+            InputError, ValueError: an unknown field, or a value of another type.
         """
         stored = dict(stored)
         if "shapes" not in stored:
-            stored = _of_old_names(stored)
+            stored = _with_shapes(stored)
         values = {"shapes": _mapping(stored, "shapes", lambda shape: tuple(shape)),
                   "map_widths": _mapping(stored, "map_widths", lambda widths: MapWidths(**widths))}
         defaults = {f.name: f.default for f in fields(cls)}
@@ -224,8 +234,9 @@ OLD_MAP_WIDTHS = {"video_hidden": "hidden", "video_specific_dim": "specific", "v
                   "squeeze_dim": "squeeze", "attention_dim": "attention"}
 
 
-def _of_old_names(stored):
-    """A file's config with `shapes` and `map_widths` in place of audio_dim, text_dim and what was named for video."""
+def _with_shapes(stored):
+    """A stored config of an earlier version, with its audio_dim, text_dim and fields of video replaced by `shapes` and
+    `map_widths`."""
     shapes = {"audio": ("audio_dim", [128]), "video": ("video_dim", [7, 7, 512]), "text": ("text_dim", [10, 768])}
     modalities, stored = stored.pop("modalities", MODALITIES), dict(stored)
     if not isinstance(modalities, (list, tuple)) or any(m not in shapes for m in modalities):
@@ -237,7 +248,7 @@ def _of_old_names(stored):
 
 
 def _mapping(stored, name, read):
-    """Pairs of a field that is stored as modality -> value; ValueError names what is no such value."""
+    """Pairs of a field that is stored as modality -> value; ValueError if it has another form."""
     found = stored.get(name)
     try:
         pairs = tuple((m, read(value)) for m, value in found.items())
@@ -248,19 +259,19 @@ def _mapping(stored, name, read):
         raise ValueError(f"{name} = {found!r:.60}") from None
 
 
-# --------------------------------------------------------------------- every number, by (field, modality, its place)
+# --------------------------------------------------------------------- all integers, by (field, modality, axis)
 def numbers(config):
-    """Every size of a config that is a whole number: (field,), or (field, modality, place within the tuple) -> it."""
+    """Every integer of a config: (field,) -> value, or (field, modality, index within the tuple) -> value."""
     found = {(f.name,): getattr(config, f.name) for f in fields(config) if type(getattr(config, f.name)) is int}
     for name in ("shapes", "map_widths"):
-        found |= {(name, m, place): n for m, values in getattr(config, name) for place, n in enumerate(values)}
+        found |= {(name, m, i): n for m, values in getattr(config, name) for i, n in enumerate(values)}
     return found
 
 
 def with_numbers(config, changed, modalities=None):
-    """The config with some of its `numbers` changed, and with some of its modalities only where they are given."""
+    """Copy of a config with some of its `numbers` changed, and with only some of its modalities if they are given."""
     values = {f.name: changed.get((f.name,), getattr(config, f.name)) for f in fields(config)}
     for name, kind in (("shapes", tuple), ("map_widths", MapWidths._make)):
-        values[name] = tuple((m, kind(changed.get((name, m, place), n) for place, n in enumerate(of)))
+        values[name] = tuple((m, kind(changed.get((name, m, i), n) for i, n in enumerate(of)))
                              for m, of in getattr(config, name) if modalities is None or m in modalities)
     return type(config)(**values)

@@ -1,4 +1,4 @@
-"""Reconstruction of a level's inputs from code and specific feature (NeurIPS 2023; level 2: arXiv 2403.05168)."""
+"""Decoders: reconstruct a level's inputs from codes and specific features (NeurIPS 2023; level 2: arXiv 2403.05168)."""
 
 import torch
 from torch import nn
@@ -10,7 +10,8 @@ from cmg.models.map_conv import MapConvTranspose
 
 
 class LinearDecoder(nn.Module):
-    """Linear of the code, concatenated before the specific feature, Linear to the input: (B, T, .) -> (B, T, out)."""
+    """Decoder of vectors and tokens: a linear layer on the code, concatenation with the specific feature, and a linear
+    layer to the input: (B, T, D) and (B, T, S) -> (B, T, output_dim)."""
 
     def __init__(self, code_dim, code_out, specific_dim, output_dim):
         super().__init__()
@@ -22,7 +23,10 @@ class LinearDecoder(nn.Module):
 
 
 class MapDecoder(nn.Module):
-    """Transposed convolutions from the code, at every place, and the specific map back to (B, T, H, W, C)."""
+    """Decoder of maps: transposed convolutions on the specific map, with the code at every position.
+
+    Codes (B, T, D) and specific maps (B, T, H-4, W-4, O) -> (B, T, H, W, C).
+    """
 
     def __init__(self, code_dim, channels, widths):
         super().__init__()

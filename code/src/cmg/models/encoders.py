@@ -1,4 +1,4 @@
-"""Semantic (modality-agnostic) and specific encoders of a level."""
+"""Semantic (modality-general) and modality-specific encoders of one level (NeurIPS 2023, section 3.1)."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from cmg.models.map_conv import MapConv
 
 
 class TemporalEncoder(nn.Module):
-    """Linear map to the code width, then post-norm Transformer layers over time, no positional encoding.
+    """Linear layer to the code width, then post-norm Transformer layers over time without positional encoding.
 
-    (B, T, input_dim) -> (B, T, D); no second looks at one that is not `mask` (cmg/models/masking.py). The layers start from
-    independent weights; the published program's start as copies.
+    (B, T, input_dim) -> (B, T, D). Seconds outside `mask` (cmg/models/masking.py) are not attended to. The layers are
+    initialized independently; those of the published program start as copies of each other.
     """
 
     def __init__(self, config, input_dim):
@@ -32,11 +32,11 @@ class TemporalEncoder(nn.Module):
 
 
 class MapSemanticEncoder(nn.Module):
-    """Squeeze-excitation over channels, pooling over places, then the temporal encoder.
+    """Squeeze-excitation over channels, pooling over positions, then the temporal encoder.
 
-    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` is the published numerics: its softmax runs over an axis of
-    length 1, so every place has weight 1. "softmax" is the attention that was meant. The three attention layers exist
-    in published files and stay untouched in "sum".
+    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` gives the published numbers: the softmax there runs over an
+    axis of length 1, so that every position has weight 1. "softmax" is the attention of the paper; files of earlier
+    versions may hold it. The three attention layers exist in published files and are not used by "sum".
     """
 
     def __init__(self, config, channels, widths):
@@ -51,27 +51,30 @@ class MapSemanticEncoder(nn.Module):
 
     @property
     def unread(self):
-        """Names of parameters that nothing reads."""
+        """Names of parameters that have no effect."""
         layers = ("average_attention", "place_attention", "attention") if self.spatial_attention == "sum" else ()
         return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
 
     def gate(self, x):
-        """The factors of squeeze-excitation, x * gate + x = x * factor: (B, T, H, W, C) -> (factor, average over the
-        places), (B, T, C) each."""
+        """Squeeze-excitation of x (B, T, H, W, C): (factor, mean over the positions), (B, T, C) each.
+
+        The residual form x * gate + x equals x * factor.
+        """
         average = x.flatten(-3, -2).mean(-2)
         return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(average)))), average
 
     def pool(self, x, factor=None, average=None):
-        """(B, T, H, W, C) -> (B, T, C); `gate(x)` where the caller has it already."""
+        """Pool over the positions: (B, T, H, W, C) -> (B, T, C). `factor` and `average` are `gate(x)`, if the caller
+        has it already."""
         if factor is None:
             factor, average = self.gate(x)
-        places = x.flatten(-3, -2)                                          # (B, T, H*W, C)
+        positions = x.flatten(-3, -2)                                       # (B, T, H*W, C)
         if self.spatial_attention == "sum":
-            return factor * average * places.shape[-2]                      # sum over places of x * factor
-        places = places * factor.unsqueeze(-2)
-        match = F.relu(self.place_attention(places)) * F.relu(self.average_attention(average)).unsqueeze(-2)
+            return factor * average * positions.shape[-2]                   # sum over positions of x * factor
+        positions = positions * factor.unsqueeze(-2)
+        match = F.relu(self.place_attention(positions)) * F.relu(self.average_attention(average)).unsqueeze(-2)
         weights = torch.tanh(self.attention(match)).softmax(-2)
-        return (weights * places).sum(-2)
+        return (weights * positions).sum(-2)
 
     def forward(self, x, mask=None):
         return self.temporal(self.pool(x), mask)
@@ -79,14 +82,14 @@ class MapSemanticEncoder(nn.Module):
 
 @dataclass
 class Specific:
-    """Modality-specific features: `full` for the decoder, `pooled` (B, T, width) for the MI term and the next level."""
+    """Modality-specific features: `full` for the decoder, `pooled` (B, T, width) for CLUB and the next level."""
 
     full: Tensor
     pooled: Tensor
 
 
 class LinearSpecificEncoder(nn.Module):
-    """Linear and ReLU: vectors and tokens at level 1, everything at level 2."""
+    """Linear layer and ReLU, for vectors and tokens at level 1 and for all modalities at level 2."""
 
     def __init__(self, input_dim, output_dim):
         super().__init__()
@@ -98,8 +101,10 @@ class LinearSpecificEncoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(x) + Conv1x1(relu(Conv3x3(relu(x)))), then ReLU. The published block rectifies in place, so its skip
-    carries relu(x), not x. (N, H, W, C) -> the same."""
+    """relu(relu(x) + conv1x1(relu(conv3x3(relu(x))))) over maps (N, H, W, C).
+
+    The published block applies its first ReLU in place, so that the skip connection carries relu(x), not x.
+    """
 
     def __init__(self, channels):
         super().__init__()
@@ -112,7 +117,7 @@ class ResidualBlock(nn.Module):
 
 
 class MapSpecificEncoder(nn.Module):
-    """Convolutions over the places of each second: (B, T, H, W, C) -> full (B, T, H-4, W-4, O), pooled (B, T, C)."""
+    """Convolutions over the map of each second: (B, T, H, W, C) -> full (B, T, H-4, W-4, O), pooled (B, T, C)."""
 
     def __init__(self, channels, widths):
         super().__init__()
@@ -122,7 +127,7 @@ class MapSpecificEncoder(nn.Module):
         self.residual = ResidualBlock(widths.specific)
         self.pool1 = nn.Linear(widths.specific, widths.pool_hidden)
         self.pool2 = nn.Linear(widths.pool_hidden, channels)
-        self.recompute = False          # in the backward pass, instead of keeping what is between input and output
+        self.recompute = False          # activation checkpointing; set by cmg/training/step.py
 
     def forward(self, x):
         if self.recompute and torch.is_grad_enabled():

@@ -1,8 +1,8 @@
-"""Downstream heads over frozen codes: one class per clip, classes per second, retrieval; ExpLog loss of localisation.
+"""Downstream heads on frozen codes: classes of clips, classes of seconds, and retrieval.
 
-There are few different codes and many seconds. A head therefore also takes the codes as a table (U, D) with `rows`
-(..., T) that say which of them each second has: whatever depends on one second alone is computed once per code. `mask`
-(..., T) is a mask of the seconds (cmg/models/masking.py).
+There are few different codes but many seconds. A head therefore also accepts the codes as a table (U, D) and, as `rows`
+(..., T), the row of each second: whatever depends on a single second is then computed once per code. `mask` (..., T) is
+a mask of the seconds (cmg/models/masking.py).
 """
 
 import math
@@ -15,7 +15,7 @@ from cmg.models.masking import mean_of_clips, mean_of_seconds
 
 
 class ClipHead(nn.Module):
-    """One class per clip: Linear, maximum over time, Linear (tasks AVE and UCF/VGG).
+    """One class per clip: linear layer, maximum over time, linear layer (tasks AVE and UCF/VGG).
 
     Args:
         code_dim: width D of the codes (256; 512 for H-DCID; fewer where channels are selected).
@@ -43,7 +43,7 @@ class ClipHead(nn.Module):
 
 
 class SegmentHead(nn.Module):
-    """Several classes per second: two Linear layers, one after the other, on every second (tasks AVVP and AVE->AVVP).
+    """Several classes per second: two consecutive linear layers on every second (tasks AVVP and AVE->AVVP).
 
     Args:
         code_dim: width D of the codes.
@@ -59,7 +59,7 @@ class SegmentHead(nn.Module):
         self.explog = ExpLog(num_classes + 1)
 
     def classify(self, codes):
-        """Logits of every second alone."""
+        """Logits (..., C + 1) of codes (..., D), each second by itself."""
         return self.event_classifier(self.linear(codes))
 
     def forward(self, codes, rows=None, mask=None):
@@ -79,7 +79,7 @@ class SegmentHead(nn.Module):
 
 
 class DeepSegmentHead(SegmentHead):
-    """A segment head of four Linear layers, nothing between them (AVVP in CoDAAR's program)."""
+    """A segment head of four linear layers without nonlinearities (AVVP in CoDAAR's program)."""
 
     def __init__(self, code_dim, num_classes):
         super().__init__(code_dim, num_classes)
@@ -92,10 +92,9 @@ class DeepSegmentHead(SegmentHead):
 
 
 class ExpLog(nn.Module):
-    """Cross-entropy in which each class has a learnable weight exp(-alpha), alpha starting at 0.1.
+    """Cross-entropy in which each class has a learnable weight exp(-alpha), with alpha initialized to 0.1.
 
-    Nothing holds alpha back (the loss falls as alpha grows), so it rises by about the learning rate per step; it is as
-    published, where alpha is float32 whatever the rest is.
+    As published, nothing bounds alpha: the loss falls as it grows, so it rises by about the learning rate per step.
     """
 
     def __init__(self, num_classes):
@@ -109,17 +108,17 @@ class ExpLog(nn.Module):
 
 
 class RetrievalHead(nn.Module):
-    """Puts a clip's codes and a clip's sound into one space (NeurIPS 2023, section 5.1).
+    """Maps codes and audio features of a clip to a joint embedding space (NeurIPS 2023, section 5.1).
 
-    The authors' script is lost; this is the plainest training that fits the paper's words. The mean of the clip's codes
-    goes through one Linear layer, the mean of its audio features through Linear, ReLU, Linear. Both are scaled to
-    length 1; the loss is InfoNCE in both directions over the clips of the batch, with a learnable
-    temperature that starts at 0.07. Clips with the same prompt are not treated as equals.
+    The authors' script is not available; this is the simplest training that matches the paper. The mean of the clip's
+    codes goes through a linear layer, the mean of its audio features through an MLP with one hidden layer. Both are
+    normalized to length 1. The loss is symmetric InfoNCE over the clips of the batch, with a learnable temperature
+    initialized to 0.07. Clips with the same prompt count as different.
 
     Args:
         code_dim: width D of the codes.
         audio_dim: width of the audio features.
-        width: of the common space.
+        width: of the joint space.
     """
 
     def __init__(self, code_dim, audio_dim, width=256):
@@ -134,11 +133,11 @@ class RetrievalHead(nn.Module):
         return F.normalize(mean_of_clips(hidden if rows is None else F.embedding(rows, hidden), mask), dim=-1)
 
     def embed_audio(self, audio):
-        """Unit vectors (N, width) of the means of sounds (N, T, audio_dim), or maps (N, T, H, W, audio_dim)."""
+        """Unit vectors (N, width) of audio features (N, T, audio_dim), or of maps (N, T, H, W, audio_dim)."""
         return F.normalize(self.sound(audio.flatten(1, -2).mean(1)), dim=-1)
 
     def loss(self, audio, codes, rows=None, mask=None):
-        """Mean of the two cross-entropies (nats) of finding clip i's sound (B, T, audio_dim) by its codes and back."""
+        """Symmetric InfoNCE (nats) between the clips' audio features (B, T, audio_dim) and their codes."""
         scores = self.log_scale.exp() * self(codes, rows, mask) @ self.embed_audio(audio).mT          # (B, B)
         right = torch.arange(len(scores), device=scores.device)
         return (F.cross_entropy(scores, right) + F.cross_entropy(scores.mT, right)) / 2

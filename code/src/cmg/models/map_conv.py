@@ -1,10 +1,10 @@
-"""Convolutions over small maps as matrix products (N, H, W, C), forward and backward.
+"""Convolutions over small maps (N, H, W, C) as matrix products, forward and backward.
 
-A 3x3 convolution over a 7x7 map leaves 25 places: gathering the nine neighbours of each of them gives a matrix of
-N*25 rows, and one product with the kernel (out, 9 * in) is the whole layer. Its two gradients are products of the same
-matrices, and the transposed convolution is the same with the roles exchanged. The kernels are ordinary parameters of
-nn.Conv2d and nn.ConvTranspose2d; stored channels last (cmg/training/step.py does) they are these matrices without a
-copy, otherwise they are copied at each use. Under autocast the products are taken in its precision.
+A 3x3 convolution over a 7x7 map gives 25 positions. Gathering the nine neighbors of each gives a matrix of N*25 rows,
+and one product with the kernel (out, 9 * in) is the whole layer. Its two gradients are products of the same matrices,
+and the transposed convolution is the same with the roles exchanged. The kernels are the parameters of nn.Conv2d and
+nn.ConvTranspose2d; in channels-last format (set in cmg/training/step.py) they are these matrices without a copy,
+otherwise they are copied at each use. Under autocast the products use its dtype.
 """
 
 import torch
@@ -16,14 +16,14 @@ SIZE = 3        # of every kernel that is not 1x1
 
 
 def compute_dtype(weight):
-    """What a layer computes in: autocast's choice, else the weight's own."""
+    """Dtype of a layer's products: that of autocast if it is enabled, else that of the weight."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def taps(size):
-    """For each of the nine entries of a 3x3 kernel that is padded by 1: (number, (rows, columns) of the places whose
-    neighbour exists, (rows, columns) of these neighbours), for maps of `size` (H, W)."""
+    """The nine entries of a 3x3 kernel with padding 1, for maps of `size` (H, W): (index of the entry, (rows, columns)
+    of the positions whose neighbor lies inside the map, (rows, columns) of these neighbors)."""
     spans = [[(slice(max(0, 1 - i), min(n, n + 1 - i)), slice(max(0, i - 1), min(n, n - 1 + i))) for i in range(SIZE)]
              for n in size]
     return [(SIZE * i + j, (rows[0], columns[0]), (rows[1], columns[1]))
@@ -31,20 +31,20 @@ def taps(size):
 
 
 def padded_conv(x, matrices):
-    """Convolution of (N, H, W, I) with nine matrices (I, O), padded by 1, without the products with the padding.
+    """3x3 convolution of (N, H, W, I) with padding 1, given nine matrices (I, O), without products with the padding.
 
-    Partial products are added up in at least float32. On a 3x3 map 32 of 81 products fall away, on 5x5 56 of 225.
+    Partial products are summed in at least float32. On a 3x3 map 32 of 81 products are saved, on a 5x5 map 56 of 225.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = torch.zeros(*x.shape[:3], matrices[0].shape[1], dtype=wide, device=x.device)
-    for number, (rows, columns), (near_rows, near_columns) in taps(x.shape[1:3]):
-        near = x[:, near_rows, near_columns]
-        y[:, rows, columns] += torch.mm(near.flatten(0, 2), matrices[number]).unflatten(0, near.shape[:3])
+    for number, (rows, columns), neighbors in taps(x.shape[1:3]):
+        part = x[(slice(None), *neighbors)]
+        y[:, rows, columns] += torch.mm(part.flatten(0, 2), matrices[number]).unflatten(0, part.shape[:3])
     return y.to(x.dtype)
 
 
 def gather(x, padding=0):
-    """The 3x3 neighbours of every place: (N, H, W, C) -> (N, H', W', 9 * C), H' = H - 2 + 2 * padding."""
+    """The 3x3 neighborhood of every position: (N, H, W, C) -> (N, H', W', 9 * C), H' = H - 2 + 2 * padding."""
     if padding:
         x = F.pad(x, (0, 0, padding, padding, padding, padding))
     return x.unfold(1, SIZE, 1).unfold(2, SIZE, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
@@ -63,12 +63,12 @@ def scatter(y):
 
 
 def _transposed_product(a, b, out=None):
-    """aT b. Transposing the narrow factor first keeps CPU libraries on their fast path."""
+    """a^T b. Transposing the narrow factor first keeps CPU libraries on their fast path."""
     return torch.mm(a.t().contiguous(), b, out=out)
 
 
 class _Product(Function):
-    """x (R, I), weight (O, I), bias (O,) or None -> (R, O)."""
+    """Linear layer: x (R, I), weight (O, I), bias (O,) or None -> (R, O)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, dtype):
@@ -86,7 +86,7 @@ class _Product(Function):
 
 
 class _Conv(Function):
-    """x (N, H, W, I), weight (O, I, 3, 3), bias (O,) or None, padding 0 or 1 -> (N, H', W', O)."""
+    """3x3 convolution: x (N, H, W, I), weight (O, I, 3, 3), bias (O,) or None, padding 0 or 1 -> (N, H', W', O)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, padding, dtype):
@@ -103,7 +103,7 @@ class _Conv(Function):
         x, kernel = ctx.saved_tensors
         rows = grad.flatten(0, 2)
         to_x = to_bias = None
-        if ctx.needs_input_grad[0] and ctx.padding:                 # the kernel turned by half a circle
+        if ctx.needs_input_grad[0] and ctx.padding:                 # the kernel rotated by 180 degrees
             to_x = padded_conv(grad, kernel.split(x.shape[3], 1)[::-1]).to(ctx.of[0])
         elif ctx.needs_input_grad[0]:
             to_x = scatter((rows @ kernel).unflatten(0, grad.shape[:3])).to(ctx.of[0])
@@ -115,8 +115,8 @@ class _Conv(Function):
 
 
 class _ConvTranspose(Function):
-    """Transposed convolution of [shared at every place, x]: shared (N, S), x (N, H, W, I), weight (S + I, O, 3, 3),
-    bias (O,) -> (N, H + 2, W + 2, O). The shared channels, equal at all places, are multiplied once per map."""
+    """3x3 transposed convolution of x (N, H, W, I) with `shared` (N, S) prepended at every position: weight
+    (S + I, O, 3, 3), bias (O,) -> (N, H + 2, W + 2, O). The shared channels are multiplied once per map."""
 
     @staticmethod
     def forward(ctx, shared, x, weight, bias, dtype):
@@ -134,13 +134,13 @@ class _ConvTranspose(Function):
     def backward(ctx, grad):
         shared, x, kernel = ctx.saved_tensors
         width = shared.shape[1]
-        near = gather(grad.contiguous())                                                        # (N, H, W, 9 * O)
-        to_x = (near @ kernel[width:].T).to(ctx.of[1]) if ctx.needs_input_grad[1] else None
+        patches = gather(grad.contiguous())                                                     # (N, H, W, 9 * O)
+        to_x = (patches @ kernel[width:].T).to(ctx.of[1]) if ctx.needs_input_grad[1] else None
         to_kernel = torch.empty_like(kernel)
-        _transposed_product(x.flatten(0, 2), near.flatten(0, 2), out=to_kernel[width:])
+        _transposed_product(x.flatten(0, 2), patches.flatten(0, 2), out=to_kernel[width:])
         to_shared = None
         if width:
-            total = near.sum((1, 2))
+            total = patches.sum((1, 2))
             to_shared = (total @ kernel[:width].T).to(ctx.of[0])
             _transposed_product(shared, total, out=to_kernel[:width])
         to_weight = to_kernel.to(ctx.of[2]).unflatten(1, (SIZE, SIZE, -1)).permute(0, 3, 1, 2)
@@ -161,9 +161,10 @@ class MapConvTranspose(nn.ConvTranspose2d):
     """nn.ConvTranspose2d, 3x3 or 1x1, over maps (N, H, W, C)."""
 
     def forward(self, x, shared=None):
-        """`shared` (N, S): leading channels that are the same at every place."""
+        """Convolve x (N, H, W, I); `shared` (N, S) are leading channels that are equal at every position."""
         dtype = compute_dtype(self.weight)
         if self.kernel_size == (1, 1):
             rows = _Product.apply(x.flatten(0, -2), self.weight.flatten(1).T, self.bias, dtype)
             return rows.unflatten(0, x.shape[:-1])
-        return _ConvTranspose.apply(x.new_empty(len(x), 0) if shared is None else shared, x, self.weight, self.bias, dtype)
+        shared = x.new_empty(len(x), 0) if shared is None else shared
+        return _ConvTranspose.apply(shared, x, self.weight, self.bias, dtype)

@@ -1,5 +1,8 @@
-"""Seconds that clips do not have (--padding mask): what the parts of a model ask of the mask `mask`, (B, T) bool, True
-in the seconds of a clip, its first one always among them. None: all seconds count, and all is computed as published."""
+"""Masks of padded seconds (--padding mask).
+
+A mask is (B, T) bool, True in the seconds that a clip has; the first second always is. None stands for no padding:
+everything is then computed as published.
+"""
 
 import torch
 from torch.nn import functional as F
@@ -8,7 +11,7 @@ from cmg.utils import dist
 
 
 class Features(dict):
-    """What `System.encode` takes: modality -> (B, T, ...), and the batch's mask."""
+    """Input of `System.encode`: modality -> (B, T, ...), with the batch's mask as an attribute."""
 
     def __init__(self, features, mask=None):
         super().__init__(features)
@@ -16,7 +19,7 @@ class Features(dict):
 
 
 def mean_of_clips(x, mask):
-    """Mean over the seconds of each clip: (..., B, T, D) -> (..., B, D); `mask` may have more dimensions in front."""
+    """Mean over the seconds of each clip: (..., B, T, D) -> (..., B, D); `mask` may have leading dimensions, too."""
     if mask is None:
         return x.mean(-2)
     weight = mask.to(x.dtype).unsqueeze(-1)
@@ -29,7 +32,7 @@ def mean_of_seconds(x, mask):
 
 
 def squared_error(y, target, mask):
-    """Mean squared error over the seconds' numbers, of (B, T, ...) twice."""
+    """Mean squared error, a scalar, between y and target (B, T, ...)."""
     if mask is None:
         return F.mse_loss(y, target)
     y = torch.where(mask.view(*mask.shape, *[1] * (y.ndim - 2)), y, target)
@@ -37,19 +40,19 @@ def squared_error(y, target, mask):
 
 
 def gathered(mask, like):
-    """The mask of the whole batch, from each process's; `like`: a tensor in whose dtype it travels."""
+    """The mask of the whole batch, gathered from all processes in the dtype of the tensor `like`."""
     return None if mask is None else dist.all_gather(mask.to(like.dtype)) > 0.5
 
 
 def first_rows(rng, number, wanted, mask):
-    """Which rows of a batch start codes, (wanted,): of `number`, or of those that `mask` (number,) bool marks."""
+    """Random rows of a batch that initialize codes, (wanted,) int64: of all `number`, or of those in `mask` (number,)."""
     if mask is None:
         return rng.rows(number, wanted)
     order = rng.rows(number, number).to(mask.device, non_blocking=True)
-    order = order[torch.argsort((~mask[order]).to(torch.int8), stable=True)]        # in random order, real ones first
+    order = order[torch.argsort((~mask[order]).to(torch.int8), stable=True)]        # random order, padding last
     return order[torch.arange(wanted, device=mask.device) % mask.sum()]
 
 
 def unmasked(of_modalities, mask):
-    """modality -> (B, T) as (n,), the real seconds' alone, for counts in the log: the host waits for their number."""
+    """modality -> (B, T) without padded seconds, (n,); for metrics in the log, because it synchronizes with a GPU."""
     return of_modalities if mask is None else {m: x[mask] for m, x in of_modalities.items()}

@@ -1,4 +1,4 @@
-"""TOC: training-free choice of codebook channels (arXiv 2403.05168)."""
+"""TOC: training-free optimization of a codebook by selecting its channels (arXiv 2403.05168)."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ TERMS = ("both", "similarity", "variance")      # of the criterion; one alone is
 
 @dataclass(frozen=True)
 class Selection:
-    """How many channels to keep, and the shares of the best and the worst among them (released options).
+    """How many channels to keep, and the ratio of the best to the worst among them (the published options).
 
     Raises:
-        TypeError: other values than three whole numbers and one of `TERMS`.
+        TypeError: the values are not three integers and one of `TERMS`.
     """
 
     choose_channel: int
@@ -27,14 +27,18 @@ class Selection:
     def __post_init__(self):
         numbers = self.choose_channel, self.toc_max_num, self.toc_min_num
         if not all(type(number) is int for number in numbers) or self.terms not in TERMS:
-            raise TypeError(f"a choice of channels is three whole numbers and one of {', '.join(TERMS)}, not "
+            raise TypeError(f"a selection of channels is three integers and one of {', '.join(TERMS)}, not "
                             f"{(*numbers, self.terms)}")
 
     def counts(self, width):
-        """(best, worst) channels kept of `width`; InputError names the nearest valid setting."""
+        """Numbers of (best, worst) channels kept of `width`.
+
+        Raises:
+            InputError: not possible with this width; the message names the nearest valid setting.
+        """
         total = self.toc_max_num + self.toc_min_num
         if self.toc_max_num < 0 or self.toc_min_num < 0 or not 0 < total <= width:
-            raise InputError(f"--toc_max_num {self.toc_max_num} --toc_min_num {self.toc_min_num}: expected shares that "
+            raise InputError(f"--toc_max_num {self.toc_max_num} --toc_min_num {self.toc_min_num}: expected parts that "
                              f"are not negative, not both 0, and together at most the {width} channels; "
                              f"the nearest valid setting is {' and '.join(map(str, self._nearest_shares(width)))}")
         if self.choose_channel < 1 or self.choose_channel > width or self.choose_channel % total:
@@ -52,10 +56,17 @@ class Selection:
 
 
 def criterion(codes, terms="both"):
-    """-0.7 mean pairwise product + 0.3 variance of every channel: codes (K, D) -> (D,) float64, larger is better.
+    """TOC's criterion for every channel: -0.7 mean pairwise product + 0.3 variance; larger is better.
 
     The mean over ordered pairs i != j of E_ik E_jk is (s^2 - q) / (K (K - 1)) with s the sum and q the sum of squares.
-    The published program adds the pairs up one by one in float32. `terms`: one of `TERMS`.
+    The published program sums over the pairs one by one in float32.
+
+    Args:
+        codes: (K, D) code vectors E.
+        terms: one of `TERMS`.
+
+    Returns:
+        (D,) float64.
 
     Raises:
         InputError: a codebook of one code has no pairs.
@@ -63,17 +74,17 @@ def criterion(codes, terms="both"):
     codes = codes.detach().double()
     number = len(codes)
     if number < 2:
-        raise InputError(f"TOC compares the codes of a codebook, this one has {number}; leave --choose_channel out")
+        raise InputError(f"TOC compares the codes of a codebook, but this one has {number}; omit --choose_channel")
     similarity = (codes.sum(0) ** 2 - (codes ** 2).sum(0)) / (number * (number - 1))
     value = {"similarity": -SIMILARITY_WEIGHT * similarity, "variance": VARIANCE_WEIGHT * codes.var(0)}
     return sum(value.values()) if terms == "both" else value[terms]
 
 
 def select(codes, selection):
-    """Channels that TOC keeps of one codebook (K, D): the best in descending, then the worst in ascending order, int64.
+    """Channels that TOC keeps of one codebook (K, D), int64: the best in descending, then the worst in ascending order.
 
     Raises:
-        InputError: numbers of channels that this codebook cannot give.
+        InputError: the selection does not fit this codebook.
     """
     best, worst = selection.counts(codes.shape[1])
     value = criterion(codes, selection.terms)
@@ -83,9 +94,11 @@ def select(codes, selection):
 
 
 def head_channels(codebooks, selection):
-    """Places of the kept channels in the vector that a head receives: the levels' codes one after the other.
+    """Indices of the kept channels in a head's input, the concatenated codes of all levels; None (all) without TOC.
 
-    Every level is selected from its own codebook with the same setting. `selection` None (TOC off) keeps all: None.
+    Args:
+        codebooks: code vectors (K, D) of every level; the selection applies to each of them.
+        selection: Selection, or None.
     """
     if selection is None:
         return None
@@ -94,7 +107,7 @@ def head_channels(codebooks, selection):
 
 
 def cosines(codes):
-    """Cosine similarity of all pairs of code vectors: (K, S) -> (K, K) float64. A zero code has 0 with everything."""
+    """Cosine similarity of all pairs of code vectors: (K, S) -> (K, K) float64; 0 for codes of length 0."""
     unit = F.normalize(codes.detach().double(), dim=1, eps=torch.finfo(torch.float64).tiny)
     return unit @ unit.T
 
