@@ -21,6 +21,15 @@ EXTRA_SECTION = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
+# Classes whose parameters have published names. Those of any other class, a subclass with the same attribute names too,
+# are stored under our names: they are not what a published program would take them for.
+PUBLISHED_CLASSES = {f"cmg.{name}" for name in (
+    "losses.club.CLUB", "losses.cross_cpc.CrossCPC", "models.codebook.Codebook", "models.decoders.LinearDecoder",
+    "models.decoders.MapDecoder", "models.encoders.LinearSpecificEncoder", "models.encoders.MapSemanticEncoder",
+    "models.encoders.MapSpecificEncoder", "models.encoders.ResidualBlock", "models.encoders.TemporalEncoder",
+    "models.map_conv.MapConv", "models.map_conv.MapConvTranspose", "systems.codaar.BatchNorm", "systems.codaar.Encoder",
+    "systems.codaar.MapConvStack", "systems.codaar.RowDecoder", "systems.codaar.RowTable", "systems.dcid.Encoder",
+    "systems.dcid.Level", "systems.dcid.Objective", "systems.fcid.ClipEncoder", "systems.fcid.Encoder")}
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ def layout(system, config):
         config: its sizes.
     """
     made = meta(system, config)
-    ours, buffers = made.state_dict(), {name for name, _ in made.named_buffers()}
+    ours = {name: value for name, value in made.state_dict().items() if _is_published(made, name)}
+    buffers = {name for name, _ in made.named_buffers()}
     tensors = []
     for block in _blocks(system.KEY_RULES):
         for modality in _named(block[0].modalities, config) if block[0].modalities else [""]:
@@ -104,6 +114,17 @@ def layout(system, config):
                     tensors += _tensors(part, modality, part.theirs.format(i=i, **names),
                                         part.ours.format(i=i, **names), config, ours, buffers)
     return tuple(tensors)
+
+
+def _is_published(system, name):
+    """Is every module on the way to a tensor, torch's own aside, of a class whose parameters have published names?"""
+    module = system
+    for part in name.split(".")[:-1]:
+        module = getattr(module, part)
+        kind = type(module)
+        if not kind.__module__.startswith("torch.") and f"{kind.__module__}.{kind.__qualname__}" not in PUBLISHED_CLASSES:
+            return False
+    return True
 
 
 def _named(modalities, config):
