@@ -22,7 +22,6 @@ from cmg.downstream.task import HeadSettings
 from cmg.downstream.tasks import TASKS
 from cmg.downstream.toc import TocSettings
 from cmg.models.config import Config, in_order
-from cmg.models.random import LEAST_SECONDS
 from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
 from cmg.presets import PRESETS, RECIPES
 from cmg.systems.base import weight_argument
@@ -151,6 +150,8 @@ class Paths:
     checkpoint_root: Path = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
                                     affects_results=False)
     runs_root: Path = setting(None, "where run folders are made (CMG_RUNS)", type=Path, affects_results=False)
+    cache_root: Path = setting(None, "where fingerprints of the data are kept (CMG_CACHE; default: ~/.cache/cmg)",
+                               type=Path, affects_results=False)
     path: tuple = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
                           type=path_argument, nargs=None, action="append", metavar="NAME=FILE", affects_results=False)
     snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
@@ -391,15 +392,16 @@ def parse_pretrain(argv, local):
                 if name not in own and getattr(opts, name) not in (default, None):
                     by = f"--recipe {opts.recipe}: " if name in RECIPES.get(opts.recipe, {}) else ""
                     parser.error(f"{by}--{name} is a setting of {other.label}; --system is {opts.system}")
-    if opts.seconds != "auto" and opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
-        parser.error(f"--seconds {opts.seconds}: Cross-CPC needs clips of at least {LEAST_SECONDS} seconds; leave it "
-                     "out with --without cpc")
     for kind, _ in opts.weights:
         if kind not in system.TERMS:
             parser.error(f"--weights {kind}: {system.label} has no such loss; it has {', '.join(system.TERMS)}")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.label} has no such part; it has {', '.join(system.switches())}")
+    comparing = system.comparing(opts.without, opts.weights)
+    if opts.batch_size == 1 and comparing:
+        parser.error(f"--batch_size 1: {', '.join(comparing)} compare the clips of a step, and are zero for a single "
+                     "one; give two clips or more, or leave them out with --without")
     return opts
 
 

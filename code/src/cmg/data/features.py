@@ -227,9 +227,13 @@ class ZipFolder(Store):
             raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
                              "remove one of them")
 
+    def file_of(self, clip):
+        """Name of a clip's file in the folder."""
+        return f"{clip}{'.npy' if clip in self.npy else '.zip'}"
+
     def measure(self, clip):
         """As `Store.measure`."""
-        path = self.path / f"{clip}{'.npy' if clip in self.npy else '.zip'}"
+        path = self.path / self.file_of(clip)
         array = read_npy(path) if clip in self.npy else read_zip(path)
         return self.check(array, path), array.shape[-1 if self.kind == "label" else 0]
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
 from cmg.cli import affects_results, parse_pretrain
-from cmg.data import origins
+from cmg.data import fingerprint, origins
 from cmg.data.sets import pretraining
 from cmg.models.config import describe_shape
 from cmg.models.random import LEAST_SECONDS, StepRandom
@@ -22,7 +22,7 @@ from cmg.training.optim import OptimConfig
 from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
 from cmg.training.standardize import channel_statistics
 from cmg.training.step import StepConfig, TrainStep
-from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, fingerprint
+from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, identify
 from cmg.utils import dist, settings
 from cmg.utils.errors import InputError
 from cmg.utils.files import file_lock, remove_leftovers
@@ -37,9 +37,8 @@ def open_data(opts):
         demo_tree.build(opts.data_root, opts.local.data_paths)
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
-        if opts.seconds < LEAST_SECONDS and "cpc" not in opts.without:
-            raise InputError(f"--seconds auto: the longest clip has {opts.seconds} seconds; Cross-CPC needs at least "
-                             f"{LEAST_SECONDS}; leave it out with --without cpc")
+    if opts.seconds < LEAST_SECONDS and "cpc" not in opts.without and "cpc" in SYSTEMS[opts.system].switches():
+        opts.without = [*opts.without, "cpc"]               # `_log_run_summary` says so
     return _open(opts, seconds=opts.seconds, padding=opts.padding)
 
 
@@ -112,15 +111,17 @@ def require_fit(opts, loaded, shapes):
 def main(argv, local):
     """What pretrain.py does; returns the last checkpoint of the run, a Path. None: of --evaluate, and in a process
     that does not save."""
-    opts = parse_pretrain(argv, local)
-    if opts.evaluate and not opts.resume:
-        raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
-    if opts.gpu is None and torch.cuda.is_available():
-        opts.gpu = dist.local_rank()
-    if opts.device.type == "cpu":
-        runtime.keep_freed_memory()
-    with dist.process_group(opts.device, opts.seed), _lock_outputs(opts):
-        return pretrain(opts)
+    with dist.process_group():
+        opts = parse_pretrain(argv, local)
+        if opts.evaluate and not opts.resume:
+            raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
+        if opts.gpu is None and torch.cuda.is_available():
+            opts.gpu = dist.local_rank()
+        if opts.device.type == "cpu":
+            runtime.keep_freed_memory()
+        dist.use(opts.device, opts.seed)
+        with _lock_outputs(opts):
+            return pretrain(opts)
 
 
 @contextmanager
@@ -149,14 +150,15 @@ def pretrain(opts):
                            settings.read(StepConfig, opts, bf16=opts.precision == "bf16"))
     state = RunState.of(loaded) if loaded else None
     names = pretraining.path_names(opts.dataset_name, opts.own_modalities)
-    folder = None
+    folder, paths = None, {name: opts.data_path(name) for name in names}
+    contents = {} if opts.evaluate else fingerprint.of_clips(data, paths, opts.cache_root, not dist.is_main())
     if opts.evaluate:
         setup_logging()
     elif dist.is_main():
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
-        folder = RunLogger(opts.snapshot_pref, opts.resolved(), records)
+        folder = RunLogger(opts.snapshot_pref, opts.resolved(), records, opts.log)
         provenance.write(folder.folder, provenance.collect(
-            opts.resolved(), opts.device, {name: opts.data_path(name) for name in names}, clips=fingerprint(data)))
+            opts.resolved(), opts.device, paths, fingerprints=contents, clips=identify(data, contents)))
     log.info("%s on %s: %d clips, %s, T = %d, K = %d, %.1f M parameters, %s", system.label, opts.device, len(data),
              "+".join(opts.modalities), system.config.seconds, system.config.num_codes,
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
@@ -165,9 +167,9 @@ def pretrain(opts):
     own = own_names(system) if system.KEY_RULES else []
     if own:
         log.info("without a published name, saved under ours: %s", ", ".join(own))
-    paths = origins.feature_paths(opts.modalities, names, opts.data_path)
+    features = origins.feature_paths(opts.modalities, names, opts.data_path)
     if loaded and dist.is_main():
-        for line in origins.other_features(loaded.path, loaded.feature_origins, paths):
+        for line in origins.other_features(loaded.path, loaded.feature_origins, features):
             log.warning(line)
     dtype = next(system.parameters()).dtype
     if opts.in_memory:
@@ -183,13 +185,19 @@ def pretrain(opts):
     if opts.evaluate:
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None
-    return Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
-                   opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in paths},
-                   plots.codebook_figure).run()
+    trainer = Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
+                      opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in features},
+                      contents, plots.codebook_figure)
+    if dist.world_size() > 1:
+        dist.require_equal({"version of the program": provenance.program_version()} | trainer.notes())
+    return trainer.run()
 
 
 def _log_run_summary(opts, data, system):
     """What the log says of the clips and the length of a run. The demo is meant to be short."""
+    if system.config.seconds < LEAST_SECONDS:
+        log.warning("clips of %d seconds: Cross-CPC, which needs %d, is off (--without cpc)", system.config.seconds,
+                    LEAST_SECONDS)
     config, own = system.config, [data.first_lengths[m] for m in data.timed]
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cmg.utils import files
+from cmg.data.fingerprint import fingerprint
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output, remove_leftovers
 from cmg.utils.limits import LIMITS
@@ -34,31 +34,42 @@ def source_commit():
         return "unknown"
 
 
-def fingerprint(path):
-    """What identifies a data file: SHA-256, size and non-empty lines of a list; entries of a folder; None if absent.
-    InputError where it cannot be read."""
+def program_version():
+    """Hash of the program's source and the versions of PyTorch and NumPy, as text: what must agree in all processes of
+    a run, in a clone or an installed package."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{digest.hexdigest()[:12]} with PyTorch {torch.__version__}, NumPy {version('numpy')}"
+
+
+def describe_data(path, found):
+    """What a record says of a file or folder: path, size, SHA-256, and how that was found out ("checked").
+
+    Args:
+        path: of the data.
+        found: its cmg.data.fingerprint.Fingerprint.
+    """
     path = Path(path)
+    described = {"path": str(path), "bytes": found.bytes, "sha256": found.sha256, "checked": found.checked}
     if path.is_dir():
+        return described | {"entries": found.files}
+    if path.suffix in (".csv", ".txt") and found.bytes <= LIMITS.hashed_bytes:
         with readable(path):
-            return {"path": str(path), "entries": sum(1 for _ in path.iterdir())}
-    if not path.is_file():
-        return None
-    found = {"path": str(path), "bytes": path.stat().st_size}
-    if found["bytes"] > LIMITS.hashed_bytes:
-        return found
-    if path.suffix in (".csv", ".txt"):
-        with readable(path):
-            found["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    return found | {"sha256": files.sha256(path)}
+            described["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return described
 
 
-def collect(options, device, places, **facts):
+def collect(options, device, paths, *, fingerprints=None, cache=None, **facts):
     """The record of one run.
 
     Args:
         options: name -> JSON value, resolved.
         device: torch device of the run.
-        places: name -> Path of the data that it may open.
+        paths: name -> Path of the data that it may open.
+        fingerprints: name -> Fingerprint of those of them that are known already.
+        cache: folder in which fingerprints are kept; see cmg/data/fingerprint.py.
         facts: more of it, JSON values.
     """
     versions = {"python": platform.python_version()}
@@ -70,10 +81,12 @@ def collect(options, device, places, **facts):
     versions["torch"] = torch.__version__           # with its build, which the package's metadata may leave out: +cu130
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     commit = source_commit()
-    data = {name: fingerprint(path) for name, path in places.items()}
+    known = fingerprints or {}
+    found = {name: known.get(name) or fingerprint(path, cache=cache) for name, path in paths.items()}
+    data = {name: describe_data(paths[name], of_path) for name, of_path in found.items() if of_path}
     return {"options": options, "commit": commit.rstrip("+"), "changed_since_commit": commit.endswith("+"),
             "versions": versions, "device": f"{device.type} {model}".strip(), "threads": torch.get_num_threads(),
-            "data": {name: found for name, found in data.items() if found}, **facts}
+            "data": data, **facts}
 
 
 def write(folder, record):
@@ -83,13 +96,23 @@ def write(folder, record):
         InputError: the folder cannot be written.
     """
     text = json.dumps(record, indent=1, sort_keys=True, default=str) + "\n"
-    name = Path("provenance") / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    name = Path("provenance") / f"{_digest(json.loads(text))}.json"
     path = Path(folder) / name
     if not path.exists():
         remove_leftovers(path.parent)
         with atomic_output(path, "w", "choose another --snapshot_pref or --results") as file:
             file.write(text)
     return str(name)
+
+
+def _digest(record):
+    """Name of a record: the hash of its text, without how the data was looked at: a repeated call has the same name."""
+    content = record | {"data": {name: {key: value for key, value in found.items() if key != "checked"}
+                                 for name, found in record["data"].items()}}
+    if isinstance(content.get("clips"), dict):
+        content["clips"] = {key: value for key, value in content["clips"].items() if key != "checked"}
+    text = json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def record_of(row, folder):
@@ -125,22 +148,27 @@ def read(path):
     return record
 
 
-def verify(rows, folder):
+def verify(rows, folder, full=True):
     """Compare the rows of a results file with the files that they name.
+
+    The paths in rows and records are opened for reading and hashing, if there are regular files; nothing of these files
+    is shown.
 
     Args:
         rows: of a results file (cmg/results/rows.py).
         folder: in which it lies.
+        full: read all data again; else only what has another size, time of change or sample.
 
     Returns:
         a list of (row, problems): problems are texts, an empty list where everything is as it was.
     """
-    seen, checked = {}, []
+    known, checked = {}, []
 
-    def hashed(file):
-        if file not in seen:
-            seen[file] = files.sha256(file) if Path(file).is_file() else None
-        return seen[file]
+    def hashed(path):
+        if path not in known:
+            found = fingerprint(path, full=full)
+            known[path] = found and found.sha256
+        return known[path]
 
     for row in rows:
         problems = []
@@ -157,23 +185,27 @@ def _verify_record(folder, row, hashed):
     """Problems of the record that a row names."""
     try:
         path = record_of(row, folder)
+        if path is None:
+            return ["names no provenance"]
+        if not path.is_file():
+            return [f"{path} is gone"]
+        record = read(path)
     except InputError as error:
         return [str(error)]
-    if path is None:
-        return ["names no provenance"]
-    found = hashed(path)
-    if found is None or not found.startswith(path.stem):
-        return [f"{path} is {'gone' if found is None else 'changed'}"]
-    try:
-        data = read(path)["data"]
-    except InputError as error:
-        return [str(error)]
+    if _digest(record) != path.stem:
+        return [f"{path} is changed"]
     problems = []
-    for name, was in data.items():
-        now = fingerprint(was["path"]) if "sha256" not in was else was | {"sha256": hashed(was["path"])}
-        if now != was:
-            gone = now is None or now.get("sha256", "") is None
-            problems.append(f"{name} ({was['path']}) is {'gone' if gone else 'another one now'}")
+    for name, was in record["data"].items():
+        path = Path(was["path"])
+        if "sha256" in was:
+            now = hashed(was["path"])
+            same = now == was["sha256"]
+        else:               # of before contents were kept
+            now = path.exists() or None
+            size = path.is_file() and path.stat().st_size
+            same = sum(1 for _ in path.iterdir()) == was.get("entries") if path.is_dir() else size == was.get("bytes")
+        if not same:
+            problems.append(f"{name} ({was['path']}) is {'gone' if now is None else 'another one now'}")
     return problems
 
 

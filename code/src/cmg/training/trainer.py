@@ -17,9 +17,13 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
+from cmg.data.fingerprint import how_checked
+from cmg.data.loader import WorkersLost
 from cmg.training.batches import epoch_order
+from cmg.training.loggers import LOGGERS
 from cmg.training.monitors import CodebookMonitor, FiniteCheck, NonFiniteError
 from cmg.training.run_logger import random_state, set_random_state
+from cmg.training.undo import undo_of
 from cmg.utils import dist
 from cmg.utils.errors import InputError
 from cmg.utils.files import safe_name
@@ -50,6 +54,8 @@ class RunSettings:
                                  "try at the next", choices=("stop", "continue"), affects_results=False)
     save_dtype: str = setting("float32", "float64 as the published files; never less than --precision computes in",
                               choices=("float32", "float64"), affects_results=False)
+    log: str = setting("tensorboard", "where losses and code use are shown, beside metrics.jsonl; trackio and wandb "
+                       "need their package", choices=tuple(LOGGERS), affects_results=False)
 
 
 @dataclass
@@ -68,7 +74,7 @@ class RunState:
     position: Position
     started: list               # System.initialized
     random: dict                # run_folder.random_state
-    clips: dict                 # fingerprint of the clips: number and SHA-256 of their ids
+    clips: dict                 # of `identify`
     options: dict               # decisive options, as plain values
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
     records: dict = field(default_factory=dict)     # RunLogger.position
@@ -109,9 +115,30 @@ class RunState:
         return state
 
 
-def fingerprint(data):
-    """Number of clips and SHA-256 of their ids in order."""
-    return {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest()}
+def identify(data, contents=None):
+    """What tells the clips of a run from others, as plain values.
+
+    Args:
+        data: the dataset.
+        contents: dotted name -> Fingerprint of what it was opened from (cmg/data/fingerprint.py).
+
+    Returns:
+        {"number", "ids_sha256": of their ids in order, "content": dotted name -> SHA-256, "checked": "full" if every
+        byte was read for it, "quick" if the cache answered}; older files have the first two alone.
+    """
+    found = {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest()}
+    if contents:
+        found |= {"content": {name: of_path.sha256 for name, of_path in contents.items()},
+                  "checked": how_checked(contents.values())}
+    return found
+
+
+def other_clips(stored, own):
+    """How two values of `identify` differ, as texts; an empty list where they do not, as far as both say it."""
+    if any(stored.get(name) != own[name] for name in ("number", "ids_sha256")):
+        return [f"another list of clips ({stored.get('number')} there, {own['number']} here)"]
+    there, here = stored.get("content", {}), own.get("content", {})
+    return [f"other content of {name}" for name in here if name in there and there[name] != here[name]]
 
 
 def total_steps(num_clips, settings):
@@ -181,6 +208,16 @@ def checkpoints_of_run(loaded, state):
     return found
 
 
+def _hash(tensors):
+    """SHA-256 of tensors by name."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
 class Trainer:
     """A pretraining run from its position to its end.
 
@@ -195,18 +232,20 @@ class Trainer:
         folder: RunLogger; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
         feature_origins: modality -> what the data was made with (cmg/data/origins.py), for the checkpoints.
+        contents: dotted name -> Fingerprint of the files and folders of the data, for the checkpoints.
         draw_codes: makes the picture of code use of an epoch for TensorBoard (report.plots.codebook_figure), or None.
     """
 
     def __init__(self, settings, options, train_step, data, batches, generator, save_folder, folder, loaded=None,
-                 feature_origins=None, draw_codes=None):
+                 feature_origins=None, contents=None, draw_codes=None):
         self.settings, self.options, self.train_step, self.batches = settings, options, train_step, batches
         self.generator, self.save_folder, self.folder = generator, save_folder, folder
         self.feature_origins, self.draw_codes = feature_origins, draw_codes
-        self.num_clips, self.clips, self.resumed = len(data), fingerprint(data), loaded.path if loaded else None
+        self.num_clips, self.clips = len(data), identify(data, contents)
+        self.resumed = loaded.path if loaded else None
         self.unused = loaded.unused if loaded else {}
         self.position, self.saved, self.monitor = Position(settings.start_epoch), [], CodebookMonitor()
-        self.stopped = None
+        self.stopped = self.undo = None
         self.finite = FiniteCheck(data.ids)
         self.failed_save, self._last_step = None, settings.max_steps or math.inf
         train_step.total_steps = total_steps(self.num_clips, settings)
@@ -225,13 +264,14 @@ class Trainer:
             log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
                      self.position.epoch)
             return
-        if state.position.clips and (state.clips != self.clips or state.options.get("seed") != self.settings.seed):
+        others = other_clips(state.clips, self.clips)
+        if state.options.get("seed") != self.settings.seed:
+            others.append(f"seed {state.options.get('seed')} there, {self.settings.seed} here")
+        if state.position.clips and others:
             raise InputError(f"{loaded.path}: saved after {state.position.clips} of {state.clips['number']} clips of "
-                             f"an epoch in the order of seed {state.options.get('seed')}; here are {self.num_clips} "
-                             f"clips and seed {self.settings.seed}; pass the same data and --seed, or a file of a "
-                             "whole epoch")
-        others = differences(state.options, self.options)
-        others += ["other clips"] if state.clips != self.clips else []
+                             f"an epoch, whose rest is another one here: {'; '.join(others)}; pass the same data and "
+                             "--seed, or a file of a whole epoch")
+        others = differences(state.options, self.options) + other_clips(state.clips, self.clips)
         if others and dist.is_main():
             log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
                         "either run", loaded.path, "; ".join(others))
@@ -248,11 +288,28 @@ class Trainer:
         log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
                  self.position.clips, self.num_clips, self.position.step)
 
+    def notes(self):
+        """What the processes of a run must have in common before the next step; see dist.require_equal."""
+        settings, here, optimizers = self.settings, self.position, self.train_step.optimizers
+        notes = {f"--{name}": str(value) for name, value in self.options.items()}
+        notes |= {f"--{name}": str(getattr(settings, name)) for name in ("n_epoch", "max_steps", "start_epoch")}
+        notes |= {"number of clips": self.num_clips, "list of clips": self.clips["ids_sha256"].encode()}
+        notes |= {f"content of {name}": sha256.encode() for name, sha256 in self.clips.get("content", {}).items()}
+        state = random_state(self.generator)
+        return notes | {
+            "start (--resume must find the same checkpoint in all)": f"after step {here.step}, epoch {here.epoch}",
+            "weights": _hash(self.train_step.system.state_dict()),
+            "state of the optimizers": _hash({(id_, key): value for optimizer in (optimizers.main, optimizers.auxiliary)
+                                              if optimizer for id_, own in enumerate(optimizer.state.values())
+                                              for key, value in own.items()}),
+            "random state": _hash({name: state[name] for name in ("torch", "run")})}
+
     def run(self):
         """Train to the end; returns the last checkpoint, None in a process that does not save.
 
         Raises:
             Stopped: a signal came, and everything is saved.
+            InputError: values that are not finite, or worker processes that were lost; everything before is saved.
         """
         with stop_on_signals() as stop:
             try:
@@ -262,6 +319,12 @@ class Trainer:
                     self._save_checkpoint()
                 if not self.stopped:
                     self.monitor.finish()           # after the save: a run that goes on later is judged anew
+            except WorkersLost as error:
+                raise InputError(f"{error}; {self._rescue()}") from None
+            except RuntimeError as error:
+                if dist.is_lost(error) and self.folder:
+                    log.error("another process of this run is lost; %s", self._rescue())
+                raise
             except NonFiniteError as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
@@ -292,7 +355,9 @@ class Trainer:
                 size = min(settings.batch_size, self.num_clips - here.clips)        # of all processes
                 dist.begin_step(size, here.step)
                 self.finite.begin(order[here.clips:here.clips + size], batch, replace(here))
+                self.undo = undo_of(train_step) if self.folder and dist.world_size() > 1 else None
                 output = train_step.step(batch, epoch, here.step)
+                self.undo = None
                 here.step, here.clips = here.step + 1, here.clips + size
                 bar.update(size)
                 is_last = here.step >= self._last_step
@@ -397,6 +462,17 @@ class Trainer:
                          dist.world_size())
         return checkpoint.pack(system, self.train_step.optimizers, self.unused, self.position.epoch - 1,
                                self.position.step, state.to_dict(), dtype, self.feature_origins)
+
+    def _rescue(self):
+        """Save after the last whole step, because something else ends the run; returns what to say about it."""
+        if self.undo:
+            self.undo()
+        try:
+            if self.folder and self.saved_at != self.position.step:
+                self._save_checkpoint()
+        except InputError as error:
+            return f"step {self.position.step} could not be saved either: {error}"
+        return f"resume from {self._last_saved()}"
 
     def _last_saved(self):
         """The newest checkpoint of this run, as text."""

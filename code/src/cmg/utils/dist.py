@@ -12,16 +12,18 @@ Without a process group every function is the identity.
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.autograd import Function
 
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, launched_processes
 
 STEPS = 10_000_019          # more than a run has: the dropout seeds of two runs do not meet
+ALIKE_SECONDS = 5           # that the other processes give the first one to print what differs
+SHOWN = 3                   # differences in that line
 BUCKET_BYTES = 25 << 20     # of gradients in one message: few messages, and the first leave early in the backward pass
 
 
@@ -34,8 +36,8 @@ class _Group:
         complete, sent: gradients that are ready, and messages under way: (work, numbers, gradients they are of).
     """
 
-    def __init__(self, seed):
-        self.rank, self.size, self.seed, self.counts = dist.get_rank(), dist.get_world_size(), seed, None
+    def __init__(self):
+        self.rank, self.size, self.seed, self.counts = dist.get_rank(), dist.get_world_size(), 0, None
         self.complete, self.sent = [], []
 
     def cut(self, clips):
@@ -215,39 +217,89 @@ class _PooledMean(_Mean):
 
 def local_rank():
     """Number of this process on its machine as torchrun gave it, as text; None without torchrun."""
-    return os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    return os.environ["LOCAL_RANK"] if launched_processes() > 1 else None
+
+
+def is_lost(error):
+    """Whether an error of a step says that another process has ended or cannot be reached."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextmanager
-def process_group(device, seed):
+def process_group(device=None, seed=None):
     """Join the other processes of a torchrun, if this is one; the group ends with the block.
 
+    Join before anything that can fail: the others then notice within moments that this process has ended, instead of
+    waiting for it to join.
+
     Args:
-        device: of this process.
-        seed: of the run.
+        device, seed: see `use`, which a caller that does not know them yet calls later.
 
     Raises:
         InputError: another process of the run has ended, so that this one waits in vain.
     """
     global _group
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launched_processes() == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    is_lost, backend = False, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    has_lost, backend = False, "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
-        _group = _Group(seed)
+        _group = _Group()
+        if device is not None:
+            use(device, seed)
         yield
     except RuntimeError as error:
-        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if not is_lost:
+        has_lost = is_lost(error)
+        if not has_lost:
             raise
         raise InputError(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: another process of this run "
                          f"has ended or cannot be reached ({str(error).splitlines()[0][-60:]}); its own message says "
                          "why; start all again, with --resume auto") from error
     finally:
         _group = None
-        if not is_lost and dist.is_initialized():
+        if not has_lost and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def use(device, seed):
+    """Say on which device this process computes, and the run's seed, on which dropout depends."""
+    if _group is not None:
+        _group.seed = seed
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+
+def require_equal(notes):
+    """Go on only if the processes of a run were started alike.
+
+    Args:
+        notes: what must be equal, name -> text or number, or bytes for a hash, which no message shows. The most telling
+            come first: a difference in one of them may cause all later ones.
+
+    Raises:
+        InputError: on the first process: what differs, and in which process.
+        SystemExit: on all others, with exit code 2, when the first process has ended.
+    """
+    if _group is None:
+        return
+    found = [None] * _group.size
+    dist.all_gather_object(found, notes)
+    differing = [(name, rank) for name in notes for rank in range(1, _group.size)
+                 if found[rank].get(name) != found[0].get(name)]
+    if not differing:
+        return
+    if _group.rank:
+        with suppress(RuntimeError):            # torchrun ends all when one has ended: the first one's line comes first
+            dist.irecv(torch.zeros(1), 0).wait(timedelta(seconds=ALIKE_SECONDS))
+        raise SystemExit(2)
+    texts = [_difference(name, rank, found[0].get(name), found[rank].get(name)) for name, rank in differing]
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    raise InputError(f"the {_group.size} processes of this run differ: {'; '.join(texts[:SHOWN])}{more}; the same "
+                     "options, program, data and checkpoint are expected in all of them; start all again")
+
+
+def _difference(name, rank, first, other):
+    if isinstance(first, bytes):
+        return f"process {rank} has another {name} than the first"
+    return f"process {rank} has {name} {str(other)[:60]}, the first {str(first)[:60]}"

@@ -1,0 +1,257 @@
+"""The same data means the same content: names out of files, processes that compare notes, fingerprints of data, and what
+identifies a measurement.
+
+Run as a script it is one process of a pretraining run with small networks: `python test_same_content.py ARGUMENT...`.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from cmg.checkpoints import checkpoint  # noqa: E402
+from cmg.data.manifest import Manifest  # noqa: E402
+from cmg.data.sets.avs_s4 import read_list  # noqa: E402
+from cmg.results import provenance  # noqa: E402
+from cmg.results import rows as results  # noqa: E402
+from cmg.utils import dist, errors, files  # noqa: E402
+from cmg.utils.errors import InputError  # noqa: E402
+from kill_resume import narrow  # noqa: E402
+
+SECONDS_TO_END = 10
+
+
+def small_networks(patch):
+    """Pretraining makes networks a hundredth of the demo's size."""
+    from cmg.models.config import Config
+    full = Config.for_data.__func__
+    patch(Config, "for_data", classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more))))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CMG_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Twelve clips of a user's own: clips.csv, audio/, video/ as .npy, changed a while ago."""
+    folder, rng = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
+    rows = ["id,split,label"]
+    for number in range(12):
+        label, name = "abc"[number % 3], f"clip{number}"
+        for kind, shape in (("audio", (10, 16)), ("video", (10, 5, 5, 4))):
+            (folder / kind).mkdir(exist_ok=True)
+            np.save(folder / kind / f"{name}.npy", (rng.normal(size=shape) + "abc".index(label)).astype("float32"))
+            os.utime(folder / kind / f"{name}.npy", (1e9, 1e9))
+        rows.append(f"{name},{('train', 'train', 'test')[number // 4]},{label}")
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def copied(clips, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(clips, tmp_path / "clips"))
+
+
+def data_of(folder):
+    return ["--manifest", str(folder / "clips.csv"), "--features", f"audio={folder / 'audio'}", "--features",
+            f"video={folder / 'video'}"]
+
+
+def pretraining(folder, out, *more):
+    return ["--dataset_name", "custom", *data_of(folder), "--model_save_path", str(out / "checkpoints"),
+            "--snapshot_pref", str(out / "run"), "--n_embeddings", "8", "--batch_size", "4", "--print_freq", "1",
+            "--workers", "0", "--gpu", "cpu", *map(str, more)]
+
+
+def pretrain(folder, out, *more):
+    """A small pretraining run in this process; returns its last checkpoint."""
+    from cmg.cli import LocalPaths
+    from cmg.programs import pretrain as program
+    from cmg.training.run_logger import restored_log
+    with pytest.MonkeyPatch.context() as patch, restored_log():
+        small_networks(patch.setattr)
+        return program.main(pretraining(folder, out, *more), LocalPaths())
+
+
+def change(folder, scale=50):
+    """Other features under the same ids."""
+    for path in folder.glob("*.npy"):
+        np.save(path, np.load(path) * scale)
+
+
+@pytest.fixture(scope="session")
+def pretrained(clips, tmp_path_factory):
+    """Folder of a run of two epochs: checkpoints/DCID-model-{0,1}.pt."""
+    out = tmp_path_factory.mktemp("pretrained")
+    pretrain(clips, out, "--n_epoch", 2)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ names out of files
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x.pt", "a/b", "a\\b", "a\0", "x" * 256, None, 3])
+def test_what_is_no_plain_name_is_refused(name):
+    with pytest.raises(InputError, match="file.pt: the name .* is not a plain file name"):
+        files.safe_name(name, "file.pt")
+
+
+@pytest.mark.parametrize("name", ["DCID-model-5.pt", "clip 1", "..b", "ä" * 100, "-x", "a:b"])
+def test_plain_names_pass(name):
+    assert files.safe_name(name, "file.pt") == name
+
+
+def named(path, saved):
+    """The file `path` with other names of earlier checkpoints."""
+    contents = checkpoint.read(path)
+    contents["run"]["saved"] = saved
+    checkpoint.save(path, contents)
+
+
+def test_resuming_removes_no_file_that_a_checkpoint_names_and_the_run_did_not_save(clips, pretrained, tmp_path, caplog):
+    out, home = tmp_path / "out", tmp_path / "home"
+    shutil.copytree(pretrained, out)
+    home.mkdir()
+    folder = out / "checkpoints"
+    shutil.copy(folder / "DCID-model-0.pt", folder / "DCID-model-7.pt")         # of another run: later, other options
+    other = checkpoint.read(folder / "DCID-model-7.pt")
+    other["run"]["options"]["lr"] = 1.0
+    checkpoint.save(folder / "DCID-model-7.pt", other)
+    strange = [home / "thesis-step1.tex", home / "keys.txt", folder / "notes.txt", folder / "DCID-model-8.pt"]
+    for path in strange:
+        path.write_text("precious")
+    (folder / "DCID-model-9.pt").symlink_to(home / "keys.txt")
+    names = [str(strange[0]), "../../home/keys.txt", "notes.txt", "DCID-model-8.pt", "DCID-model-9.pt",
+             "DCID-model-7.pt", "DCID-model-0.pt", "DCID-model-1.pt"]
+    named(folder / "DCID-model-1.pt", names)
+    pretrain(clips, out, "--n_epoch", 3, "--keep", 1, "--resume", folder / "DCID-model-1.pt")
+    assert all(path.read_text() == "precious" for path in strange) and (folder / "DCID-model-7.pt").exists()
+    assert (folder / "DCID-model-9.pt").is_symlink()
+    assert not (folder / "DCID-model-0.pt").exists() and not (folder / "DCID-model-1.pt").exists()      # its own
+    assert (folder / "DCID-model-2.pt").exists()
+    assert "names 6 files as checkpoints of its run that are not" in caplog.text
+
+
+@pytest.mark.parametrize("saved", ["DCID-model-0.pt", [3], [["a"]]])
+def test_a_list_of_checkpoints_of_other_things_is_one_line(clips, pretrained, tmp_path, saved):
+    path = tmp_path / "DCID-model-1.pt"
+    shutil.copy(pretrained / "checkpoints" / "DCID-model-1.pt", path)
+    named(path, saved)
+    with pytest.raises(InputError, match="entry 'run' is no state of a run"):
+        pretrain(clips, tmp_path / "out", "--resume", path)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "provenance/../../x.json", "provenance/aa.json"])
+def test_a_result_names_records_beside_it_alone(tmp_path, name):
+    with pytest.raises(InputError, match="names the record"):
+        provenance.record_of({"provenance": name}, tmp_path)
+    (_, problems), = provenance.verify([{"checkpoint": None, "provenance": name}], tmp_path)
+    assert len(problems) == 1 and "names the record" in problems[0]
+    assert provenance.record_of({"provenance": "provenance/0123456789ab.json"}, tmp_path).parent.parent == tmp_path
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
+def test_names_of_clips_and_classes_are_no_paths(tmp_path, name):
+    (tmp_path / "clips.csv").write_text(f"id,split\n{name},train\n")
+    with pytest.raises(InputError, match="line 2: the id '.*' has a folder in it"):
+        Manifest(tmp_path / "clips.csv")
+    for row in (f"{name},1,train,dog", f"clip,1,train,{name}"):
+        cells = row.split(",")
+        (tmp_path / "s4.csv").write_text(f"name,split,category\n{cells[0]},{cells[2]},{cells[3]}\n")
+        with pytest.raises(InputError, match="is not a plain file name"):
+            read_list(tmp_path / "s4.csv")
+
+
+# ----------------------------------------------------------------------------------------- processes that compare notes
+class FakeGroup:
+    """The first of three processes; `others`: notes of the second and third."""
+
+    rank, size = 0, 3
+
+    def __init__(self, monkeypatch, *others):
+        monkeypatch.setattr(dist, "_group", self)
+        monkeypatch.setattr(dist.dist, "all_gather_object", lambda found, notes: found.__setitem__(
+            slice(None), [notes, *others]))
+
+
+NOTES = {"--lr": "0.0004", "list of clips": b"a", "start": "after step 3", "weights": b"b"}
+
+
+def test_equal_notes_pass_and_every_difference_is_named(monkeypatch):
+    dist.require_equal(NOTES)                           # one process
+    FakeGroup(monkeypatch, NOTES, NOTES)
+    dist.require_equal(NOTES)
+    for changed, text in (({"--lr": "0.1"}, "process 2 has --lr 0.1, the first 0.0004"),
+                          ({"list of clips": b"c"}, "process 2 has another list of clips than the first"),
+                          ({"start": "after step 0"}, "process 2 has start after step 0, the first after step 3"),
+                          ({"weights": b"d"}, "process 2 has another weights")):
+        FakeGroup(monkeypatch, NOTES, NOTES | changed)
+        with pytest.raises(InputError, match=f"the 3 processes of this run differ: {text}"):
+            dist.require_equal(NOTES)
+    FakeGroup(monkeypatch, dict.fromkeys(NOTES, "x"), {"--lr": "0.0004"})      # of another version of the program
+    with pytest.raises(InputError, match="process 1 has --lr x.* and 4 more; the same options"):
+        dist.require_equal(NOTES)
+
+
+def run_two(arguments):
+    """Two processes of one run, started without torchrun; (exit codes, standard errors, seconds from the first end to the
+    last)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [subprocess.Popen([sys.executable, __file__, *of_rank], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True)
+               for rank, of_rank in enumerate(arguments)]
+    try:
+        ended = {}
+        while len(ended) < 2:
+            ended |= {rank: time.monotonic() for rank, process in enumerate(started)
+                      if rank not in ended and process.poll() is not None}
+            time.sleep(0.05)
+        return ([process.returncode for process in started],
+                [[line for line in process.communicate()[1].splitlines() if line and "W1" not in line[:4]
+                  and not line.startswith("[")] for process in started], abs(ended[0] - ended[1]))
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_processes_that_were_started_in_other_ways_end_with_one_line(clips, copied, tmp_path):
+    change(copied / "audio")
+    codes, lines, apart = run_two([pretraining(clips, tmp_path / "0", "--max_steps", 2),
+                                   pretraining(copied, tmp_path / "1", "--max_steps", 2, "--lr", "0.1")])
+    assert codes == [2, 2] and len(lines[0]) == 1 and lines[1] == [], lines
+    assert "process 1 has --lr 0.1, the first 0.0004; process 1 has another content of custom.audio" in lines[0][0]
+    assert apart < SECONDS_TO_END and not (tmp_path / "0" / "checkpoints" / "DCID-model-0.pt").exists()
+
+
+def test_one_that_does_not_see_the_checkpoint_and_one_that_fails_before_it_starts(clips, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "0")
+    codes, lines, apart = run_two([pretraining(clips, tmp_path / str(rank), "--n_epoch", 3, "--resume", "auto")
+                                   for rank in range(2)])
+    assert codes == [2, 2] and len(lines[0]) == 1, lines
+    assert "process 1 has start (--resume must find the same checkpoint in all) after step 0, epoch 0" in lines[0][0]
+    assert apart < SECONDS_TO_END
+    codes, lines, apart = run_two([pretraining(clips, tmp_path / "2"), pretraining(clips, tmp_path / "2", "--lr", "x")])
+    assert codes == [2, 2] and apart < SECONDS_TO_END
+    assert len(lines[0]) == 1 and "another process of this run has ended" in lines[0][0] and "--lr" in lines[1][0]
+
+
+if __name__ == "__main__":
+    from cmg.cli import LocalPaths
+    from cmg.programs import pretrain as program
+    torch.set_num_threads(1)
+    small_networks(setattr)
+    errors.run(lambda: program.main(sys.argv[1:], LocalPaths()) and 0, several=True)
