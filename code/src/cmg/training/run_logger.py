@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from cmg.training.loggers import LOGGERS
+from cmg.utils.console import clean
 from cmg.utils.errors import InputError
 from cmg.utils.files import append_lines, atomic_write, remove_leftovers
 
 log = logging.getLogger(__name__)
 WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
-TENSORBOARD = {"losses": "loss", "metrics": "metric", "likelihoods": "likelihood", "grad_norms": "grad_norm"}
+GROUPS = {"losses": "loss", "metrics": "metric", "likelihoods": "likelihood", "grad_norms": "grad_norm"}
 
 
 def seed_everything(seed):
@@ -55,20 +56,31 @@ def set_random_state(state, generator):
 
 
 class _Console(logging.Handler):
-    """Prints log lines without tearing a progress bar."""
+    """Prints log lines without tearing a progress bar. What cannot be printed is lost; the run goes on."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
+        text = clean(self.format(record))
+        with suppress(OSError, ValueError):     # ValueError: the stream is closed
+            if sys.stdout is not None:          # None: no console from the start
+                encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+                tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 class _File(logging.FileHandler):
-    """A file of a log. What cannot be written is lost; it costs no more than that: the console has it."""
+    """A log file, clean text: a line that follows within a message is indented, so that no message looks like several.
+    What cannot be written is lost; the console has it."""
+
+    def __init__(self, file):
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
+
+    def format(self, record):
+        return clean(super().format(record)).replace("\n", "\n  ")
 
     def handleError(self, record):
         pass
 
     def close(self):
-        with suppress(OSError):         # a last line that the disk had no room for
+        with suppress(OSError):         # a last line that did not fit on the disk
             super().close()
 
 
@@ -82,7 +94,7 @@ class _Warnings(logging.Handler):
 
     def format(self, record):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        return json.dumps({"time": when, "level": record.levelname.lower(), "message": record.getMessage()})
+        return json.dumps({"time": when, "level": record.levelname.lower(), "message": clean(record.getMessage())})
 
     def emit(self, record):
         with suppress(OSError):         # as for the log
@@ -149,7 +161,7 @@ def beginning(folder):
 
 
 class RunLogger:
-    """One run's folder with `log.txt`, `options.json`, `metrics.jsonl` and TensorBoard events.
+    """One run's folder with `log.txt`, `options.json`, `metrics.jsonl`, and what its logger writes.
 
     Args:
         folder: made where it is absent; files of an earlier run in it are added to, not replaced.
@@ -157,9 +169,10 @@ class RunLogger:
         position: of a resumed run, as `position` gave it when its checkpoint was saved, or `beginning` where it ended
             before its first; later lines of metrics.jsonl, whose steps are taken again, move to discarded.jsonl. None
             for a new run.
+        backend: where the values are shown as well, of cmg.training.loggers.LOGGERS.
     """
 
-    def __init__(self, folder, options, position=None):
+    def __init__(self, folder, options, position=None, backend="tensorboard"):
         self.folder, self.is_full = Path(folder), False
         self._hook, threading.excepthook = threading.excepthook, self._of_thread
         try:
@@ -170,7 +183,10 @@ class RunLogger:
             setup_logging(self.folder / "log.txt")
             if position and position["folder"] == str(self.folder.absolute()):
                 self._cut(position["bytes"])
-            self.writer = SummaryWriter(self.folder, purge_step=position["step"] + 1 if position else None)
+            self.logger = LOGGERS[backend](self.folder, options, position["step"] if position else None)
+        except InputError:
+            threading.excepthook = self._hook
+            raise
         except OSError as error:
             threading.excepthook = self._hook
             raise InputError(f"{self.folder}: the run's folder cannot be written ({error.strerror}); choose another "
@@ -194,27 +210,23 @@ class RunLogger:
                 file.truncate(size)
 
     def code_use(self, step, chosen, figures=None):
-        """Add to TensorBoard which codes a batch takes.
+        """Show which codes a batch takes.
 
         Args:
             chosen: suffix of a codebook -> modality -> (K,) how often each of its codes was taken.
-            figures: suffix -> matplotlib figure of it, closed here.
+            figures: suffix -> matplotlib figure of it.
         """
         try:
             for suffix, of_modalities in chosen.items():
                 for modality, counts in of_modalities.items():
-                    codes = np.arange(len(counts))
-                    self.writer.add_histogram_raw(
-                        f"codes{suffix}/{modality}", min=0, max=len(counts) - 1, num=int(counts.sum()),
-                        sum=float(counts @ codes), sum_squares=float(counts @ codes ** 2),
-                        bucket_limits=(codes + 0.5).tolist(), bucket_counts=counts.tolist(), global_step=step)
+                    self.logger.histogram(step, f"codes{suffix}/{modality}", counts)
             for suffix, figure in (figures or {}).items():
-                self.writer.add_figure(f"codes{suffix}/by modality", figure, step)
+                self.logger.figure(step, f"codes{suffix}/by modality", figure)
         except OSError as error:
             self._disk_is_full(error)
 
     def scalars(self, step, epoch, values):
-        """Add one line of values to metrics.jsonl and to TensorBoard.
+        """Add one line of values to metrics.jsonl, and show them.
 
         A full disk costs values, not the run; one warning is logged.
 
@@ -223,9 +235,11 @@ class RunLogger:
         """
         try:
             append_lines(self.metrics_file, json.dumps({"epoch": epoch, "step": step} | values).encode() + b"\n")
+            shown = {}
             for name, value in values.items():
-                for part, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    self.writer.add_scalar(f"{TENSORBOARD.get(name, name)}/{part}" if part else name, number, step)
+                shown |= {f"{GROUPS.get(name, name)}/{part}": number for part, number in value.items()} if isinstance(
+                    value, dict) else {name: value}
+            self.logger.scalars(step, shown)
         except OSError as error:
             self._disk_is_full(error)
 
@@ -243,7 +257,7 @@ class RunLogger:
 
     def close(self):
         try:
-            self.writer.close()
+            self.logger.close()
         except OSError as error:
             self._disk_is_full(error)
         threading.excepthook = self._hook
