@@ -20,6 +20,9 @@ from cmg.systems.state_dicts.rules import EXTRA_SECTION
 from cmg.utils.settings import not_negative, setting
 
 
+COMPARE_CLIPS = ("club", "cpc", "cmcm", "contrast", "infonce", "fcmi_coarse")     # losses; zero for a single clip
+
+
 @dataclass(frozen=True)
 class Term:
     """A kind of loss.
@@ -383,6 +386,13 @@ class System(nn.Module):
         zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
         return switch not in self.options.without and (not zero or any(
             given.get(kind, term.weight) for kind, term in self.TERMS.items() if self._switch(kind) == switch))
+
+    @classmethod
+    def comparing(cls, without, weights):
+        """Names for --without of the losses that are on and compare the clips of a step."""
+        given = {kind: term.weight for kind, term in cls.TERMS.items()} | dict(weights)
+        found = [cls._switch(kind) for kind, weight in given.items() if weight]
+        return [name for name in dict.fromkeys(found) if name in COMPARE_CLIPS and name not in without]
 
     @classmethod
     def file(cls, modalities, epoch):

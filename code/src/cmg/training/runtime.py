@@ -65,15 +65,15 @@ def default_workers():
 
 
 def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
-    """Steps in all and clips a code; where the steps are far below the published run's, a line that says so and which
-    flag changes it.
+    """Steps in all and clips a code, and what is worth knowing about them: steps far below those of the published run,
+    a last step of one clip.
 
     Args:
         num_clips, batch_size, n_epoch: of the run.
         num_codes: K.
         max_steps: at which it stops, if any.
     Returns:
-        list of one or two lines.
+        list of lines, the first with the numbers.
     """
     an_epoch = math.ceil(num_clips / batch_size)
     steps = min(an_epoch * n_epoch, max_steps or an_epoch * n_epoch)
@@ -85,4 +85,7 @@ def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
             remedy = "--max_steps ends it there"
         found.append(f"{steps:,} steps are far below the {PUBLISHED_STEPS:,} of the published run, in which codes "
                      f"settle and modalities come to share them; {remedy}")
+    if num_clips % batch_size == 1 < batch_size:
+        found.append(f"the last step of an epoch has one clip ({num_clips:,} clips, {batch_size} a step; so has the "
+                     "published run): losses that compare clips are zero in it")
     return found
