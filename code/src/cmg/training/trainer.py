@@ -485,5 +485,5 @@ class Trainer:
         checkpoint.save(path, {
             "step": values.step, "epoch": values.before.epoch, "options": self.options, "batch": dict(values.batch),
             "clips": [self.finite.ids[i] for i in values.clips.tolist()],
-            "values": dict(zip(values.names, values.values.tolist()))})
+            "values": {kind: values.of_kind(kind) for kind, _ in values.names}})
         return path
