@@ -1,41 +1,25 @@
-"""The same data means the same content: names out of files, processes that compare notes, fingerprints of data, and what
-identifies a measurement.
+"""The same data means the same content: names out of files, processes that compare notes, fingerprints of data, and
+what identifies a measurement."""
 
-Run as a script it is one process of a pretraining run with small networks: `python test_same_content.py ARGUMENT...`.
-"""
-
-import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.checkpoints import checkpoint  # noqa: E402
-from cmg.data.manifest import Manifest  # noqa: E402
-from cmg.data.sets.avs_s4 import read_list  # noqa: E402
-from cmg.results import provenance  # noqa: E402
-from cmg.results import rows as results  # noqa: E402
-from cmg.utils import dist, errors, files  # noqa: E402
-from cmg.utils.errors import InputError  # noqa: E402
-from kill_resume import narrow  # noqa: E402
+from cmg.checkpoints import checkpoint
+from cmg.data.manifest import Manifest
+from cmg.data.sets.avs_s4 import read_list
+from cmg.results import provenance
+from cmg.utils import dist, files
+from cmg.utils.errors import InputError
+from kill_resume import fork_server, narrow, train
 
 SECONDS_TO_END = 10
-
-
-def small_networks(patch):
-    """Pretraining makes networks a hundredth of the demo's size."""
-    from cmg.models.config import Config
-    full = Config.for_data.__func__
-    patch(Config, "for_data", classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more))))
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +63,12 @@ def pretraining(folder, out, *more):
 def pretrain(folder, out, *more):
     """A small pretraining run in this process; returns its last checkpoint."""
     from cmg.cli import LocalPaths
+    from cmg.models.config import Config
     from cmg.programs import pretrain as program
     from cmg.training.run_logger import restored_log
+    full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch, restored_log():
-        small_networks(patch.setattr)
+        patch.setattr(Config, "for_data", classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more))))
         return program.main(pretraining(folder, out, *more), LocalPaths())
 
 
@@ -185,6 +171,15 @@ class FakeGroup:
             slice(None), [notes, *others]))
 
 
+@dataclass
+class Ended:
+    """How two processes ended."""
+
+    codes: list
+    lines: list
+    apart: float
+
+
 NOTES = {"--lr": "0.0004", "list of clips": b"a", "start": "after step 3", "weights": b"b"}
 
 
@@ -204,54 +199,113 @@ def test_equal_notes_pass_and_every_difference_is_named(monkeypatch):
         dist.require_equal(NOTES)
 
 
-def run_two(arguments):
-    """Two processes of one run, started without torchrun; (exit codes, standard errors, seconds from the first end to the
-    last)."""
+def run_two(folder, *arguments):
+    """Two processes of one run, started without torchrun, outputs in the files 0.txt and 1.txt of `folder`.
+
+    Returns:
+        exit codes, lines of errors of each, and the seconds between their ends.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [subprocess.Popen([sys.executable, __file__, *of_rank], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True)
+    context, logs = fork_server(), [folder / f"{rank}.txt" for rank in range(2)]
+    started = [context.Process(target=train, args=(of_rank, logs[rank], True, rank, port))
                for rank, of_rank in enumerate(arguments)]
+    for process in started:
+        process.start()
     try:
         ended = {}
         while len(ended) < 2:
             ended |= {rank: time.monotonic() for rank, process in enumerate(started)
-                      if rank not in ended and process.poll() is not None}
+                      if rank not in ended and process.exitcode is not None}
             time.sleep(0.05)
-        return ([process.returncode for process in started],
-                [[line for line in process.communicate()[1].splitlines() if line and "W1" not in line[:4]
-                  and not line.startswith("[")] for process in started], abs(ended[0] - ended[1]))
+        lines = [[line for line in log.read_text().splitlines() if "error:" in line or "Traceback" in line]
+                 for log in logs]
+        return Ended([process.exitcode for process in started], lines, abs(ended[0] - ended[1]))
     finally:
         for process in started:
             process.kill()
+            process.join()
 
 
 def test_processes_that_were_started_in_other_ways_end_with_one_line(clips, copied, tmp_path):
     change(copied / "audio")
-    codes, lines, apart = run_two([pretraining(clips, tmp_path / "0", "--max_steps", 2),
-                                   pretraining(copied, tmp_path / "1", "--max_steps", 2, "--lr", "0.1")])
-    assert codes == [2, 2] and len(lines[0]) == 1 and lines[1] == [], lines
-    assert "process 1 has --lr 0.1, the first 0.0004; process 1 has another content of custom.audio" in lines[0][0]
-    assert apart < SECONDS_TO_END and not (tmp_path / "0" / "checkpoints" / "DCID-model-0.pt").exists()
+    two = run_two(tmp_path, pretraining(clips, tmp_path / "0", "--max_steps", 2),
+                  pretraining(copied, tmp_path / "1", "--max_steps", 2, "--lr", "0.1"))
+    assert two.codes == [2, 2] and len(two.lines[0]) == 1 and two.lines[1] == [], two
+    assert "process 1 has --lr 0.1, the first 0.0004; process 1 has another content of custom.audio" in two.lines[0][0]
+    assert two.apart < SECONDS_TO_END and not (tmp_path / "0" / "checkpoints" / "DCID-model-0.pt").exists()
 
 
 def test_one_that_does_not_see_the_checkpoint_and_one_that_fails_before_it_starts(clips, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "0")
-    codes, lines, apart = run_two([pretraining(clips, tmp_path / str(rank), "--n_epoch", 3, "--resume", "auto")
-                                   for rank in range(2)])
-    assert codes == [2, 2] and len(lines[0]) == 1, lines
-    assert "process 1 has start (--resume must find the same checkpoint in all) after step 0, epoch 0" in lines[0][0]
-    assert apart < SECONDS_TO_END
-    codes, lines, apart = run_two([pretraining(clips, tmp_path / "2"), pretraining(clips, tmp_path / "2", "--lr", "x")])
-    assert codes == [2, 2] and apart < SECONDS_TO_END
-    assert len(lines[0]) == 1 and "another process of this run has ended" in lines[0][0] and "--lr" in lines[1][0]
+    two = run_two(tmp_path, *(pretraining(clips, tmp_path / str(rank), "--n_epoch", 3, "--resume", "auto")
+                              for rank in range(2)))
+    assert two.codes == [2, 2] and len(two.lines[0]) == 1, two
+    assert "(--resume must find the same checkpoint in all) after step 0, epoch 0, the first after" in two.lines[0][0]
+    assert two.apart < SECONDS_TO_END
+    (tmp_path / "2").mkdir()
+    two = run_two(tmp_path / "2", pretraining(clips, tmp_path / "2"), pretraining(clips, tmp_path / "2", "--lr", "x"))
+    assert two.codes == [2, 2] and two.apart < SECONDS_TO_END
+    assert len(two.lines[0]) == 1 and "another process of this run has ended" in two.lines[0][0]
+    assert "--lr" in two.lines[1][0]
 
 
-if __name__ == "__main__":
-    from cmg.cli import LocalPaths
-    from cmg.programs import pretrain as program
-    torch.set_num_threads(1)
-    small_networks(setattr)
-    errors.run(lambda: program.main(sys.argv[1:], LocalPaths()) and 0, several=True)
+# ------------------------------------------------------------------------------------------- a run and its content
+@pytest.fixture(scope="session")
+def within_an_epoch(clips, tmp_path_factory):
+    """Folder of a run that ended after one of its two steps of an epoch."""
+    out = tmp_path_factory.mktemp("within")
+    pretrain(clips, out, "--max_steps", 1)
+    return out
+
+
+def relabel(folder):
+    path = folder / "clips.csv"
+    path.write_text(path.read_text().replace("clip0,train,a", "clip0,train,b"))
+
+
+CHANGES = {         # what is changed -> (how, what the line names)
+    "features": (lambda folder: change(folder / "audio"), "other content of custom.audio"),
+    "one value": (lambda folder: change_one(folder / "video" / "clip3.npy"), "other content of custom.video"),
+    "a label": (relabel, "other content of custom.manifest"),
+}
+
+
+def change_one(path):
+    """One number in the middle of a file, size and time of change as before."""
+    x, status = np.load(path), path.stat()
+    x[x.shape[0] // 2].flat[3] += 1
+    np.save(path, x)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_other_content_under_the_same_ids_is_refused_within_an_epoch(within_an_epoch, copied, tmp_path, what):
+    out = Path(shutil.copytree(within_an_epoch, tmp_path / "out"))
+    how, text = CHANGES[what]
+    how(copied)
+    with pytest.raises(InputError, match=f"saved after 4 of 8 clips of an epoch.*{text}"):
+        pretrain(copied, out, "--resume", "auto", "--max_steps", 2)
+
+
+def test_a_copy_of_the_data_is_the_same_data(within_an_epoch, copied, tmp_path, caplog):
+    out = Path(shutil.copytree(within_an_epoch, tmp_path / "out"))
+    shutil.copy(copied / "audio" / "clip0.npy", copied / "audio" / "of_no_list.npy")
+    os.utime(copied / "audio" / "clip1.npy")
+    assert pretrain(copied, out, "--resume", "auto", "--max_steps", 2).name == "DCID-model-0.pt"
+    assert "content" not in caplog.text
+
+
+def test_between_epochs_other_content_is_a_warning_and_old_files_say_nothing(pretrained, copied, tmp_path, caplog):
+    out = Path(shutil.copytree(pretrained, tmp_path / "out"))
+    change(copied / "audio")
+    pretrain(copied, out, "--resume", "auto", "--n_epoch", 3)
+    assert caplog.text.count("other content of custom.audio") == 1
+    path = out / "checkpoints" / "DCID-model-1.pt"
+    old = checkpoint.read(path)
+    del old["run"]["clips"]["content"], old["run"]["clips"]["checked"]
+    checkpoint.save(path, old)
+    caplog.clear()
+    pretrain(copied, out, "--resume", path, "--n_epoch", 3)
+    assert "content" not in caplog.text
