@@ -8,6 +8,7 @@ options). Nothing is stored twice, nothing is left out.
 """
 
 import pickle
+import pickletools
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,18 @@ def save(path, contents):
                          "there before is untouched") from error
 
 
+def _place_of_numpy(path):
+    """Where in a file of torch.save the first value of NumPy is, for messages; its pickle is looked at, not run."""
+    last = None
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        for opcode, value, _ in pickletools.genops(archive.read(name)):
+            if opcode.name == "GLOBAL" and value.startswith("numpy"):
+                return f"at its entry '{last[:60]}'" if last else "at its top level"
+            last = value if opcode.name in ("BINUNICODE", "SHORT_BINUNICODE") else last
+    return "beside its tensors"
+
+
 def read(path, mmap=False):
     """The dict in a checkpoint file, tensors on the CPU. Only plain data is unpickled.
 
@@ -90,6 +103,10 @@ def read(path, mmap=False):
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
+            if "GLOBAL numpy" in str(error):
+                raise InputError(f"{path}: holds a value of NumPy {_place_of_numpy(path)}; tensors and plain values "
+                                 "are expected; where the file was written, turn it into one before torch.save: "
+                                 "float(x), int(x), or torch.as_tensor(x) of an array") from error
             raise InputError(f"{path}: holds more than tensors and plain values, which could run code; it was not "
                              "loaded, use a file from a source that you trust") from error
         raise InputError(f"{path}: not a checkpoint of torch.save; download or write it again") from error

@@ -19,7 +19,6 @@ from cmg.systems.state_dicts import rules
 from cmg.systems.state_dicts.rules import EXTRA_SECTION
 from cmg.utils.settings import not_negative, setting
 
-
 COMPARE_CLIPS = ("club", "cpc", "cmcm", "contrast", "infonce", "fcmi_coarse")     # losses; zero for a single clip
 
 
