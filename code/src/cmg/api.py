@@ -1,6 +1,6 @@
 """The functions of `cmg`: thin ones over the engine. Everything they need is given to them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -335,6 +335,7 @@ class RetrievalResult:
 
     indices: Tensor             # (Q, k) int64
     similarity: Tensor          # (Q, k) cosine of the clips' vectors
+    metrics: dict = field(default_factory=dict)     # "map", "ndcg@10": percent, where classes were given
 
 
 @torch.no_grad()
@@ -343,15 +344,35 @@ def retrieve(encoder, query, candidates, k=5):
 
     Args:
         encoder: `Encoder`.
-        query, candidates: (modality, features), see `Encoder.embed`.
+        query, candidates: (modality, features), see `Encoder.embed`; or (modality, features, classes (B,)), for both or
+            neither: candidates of the query's class are then the right ones, and all are ranked for the metrics.
         k: candidates to return, at most as many as there are.
 
     Returns:
         `RetrievalResult`.
     """
-    found = [F.normalize(encoder.embed_clips(modality, x), dim=-1) for modality, x in (query, candidates)]
-    similarity, indices = (found[0] @ found[1].T).topk(min(k, len(found[1])), dim=-1)
-    return RetrievalResult(indices, similarity)
+    vectors = [F.normalize(encoder.embed_clips(modality, x), dim=-1) for modality, x, *_ in (query, candidates)]
+    similarity, found = vectors[0] @ vectors[1].T, {}
+    if len(query) > 2 or len(candidates) > 2:
+        classes = [_classes(part).to(similarity.device) for part in (query, candidates)]
+        absent = set(classes[0].tolist()) - set(classes[1].tolist())
+        if absent:
+            raise InputError(f"classes: no candidate has the query's class {min(absent)}; at least one of each is "
+                             "expected; leave these queries out")
+        found = metrics.class_retrieval(similarity, *classes)
+    best, indices = similarity.topk(min(k, similarity.shape[1]), dim=-1)
+    return RetrievalResult(indices, best, found)
+
+
+def _classes(part):
+    """Classes (B,) of a part of a retrieval, (modality, features, classes)."""
+    if len(part) != 3:
+        raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected of "
+                         "both, or of neither")
+    classes = _labels(part[2], len(part[1]))
+    if classes.ndim != 1:
+        raise InputError(f"classes of shape {tuple(classes.shape)}; one class a clip, (B,), is expected")
+    return classes
 
 
 # ----------------------------------------------------------------------------------------------------------------- data

@@ -147,3 +147,53 @@ def recall_at(similarity, k):
 def recall_chance(candidates, k):
     """What `recall_at` gives for `candidates` in random order."""
     return {f"r@{n}": 100 * min(n, candidates) / candidates for n in k} | {"median_rank": (candidates + 1) / 2}
+
+
+CLASS_RANK = 10                  # of nDCG@10
+ROWS = 512                       # queries ranked at a time; bounds memory, changes no value
+
+
+def class_retrieval(similarity, query_classes, candidate_classes):
+    """Retrieval in which every candidate of the query's class is right: mean average precision and nDCG@10, percent.
+
+    Both separate systems where several clips share a caption, for which R@k has a ceiling below 100. They agree with
+    scikit-learn's `average_precision_score` and `ndcg_score`: of candidates that are exactly as similar, the former
+    counts all at once, the latter averages over their orders.
+
+    Args:
+        similarity: (Q, C) of each query (row) to each candidate (column).
+        query_classes: (Q,) int64, each with at least one candidate.
+        candidate_classes: (C,) int64.
+
+    Returns:
+        {"map", "ndcg@10"}: means over the queries.
+    """
+    parts = [_precision_and_gain(part, of_queries.unsqueeze(-1) == candidate_classes) for part, of_queries in zip(
+        similarity.split(ROWS), query_classes.split(ROWS))]
+    precision, gain = torch.cat(parts, -1).mean(-1)
+    return {"map": float(100 * precision), f"ndcg@{CLASS_RANK}": float(100 * gain)}
+
+
+def _precision_and_gain(similarity, is_right):
+    """(2, Q) average precision and nDCG@10 of each query; both arguments (Q, C)."""
+    similarity, order = similarity.sort(-1, descending=True)
+    right = is_right.gather(-1, order).double()
+    position = torch.arange(similarity.shape[-1], device=similarity.device).expand_as(similarity)
+    changes = similarity[:, 1:] != similarity[:, :-1]                  # candidates between which ties end
+    ends = F.pad(changes, (0, 1), value=True)
+    last = position.where(ends, position[:, -1:]).flip(-1).cummin(-1).values.flip(-1)       # of those tied with each
+    first = position.where(F.pad(changes, (1, 0), value=True), 0).cummax(-1).values
+    found = right.cumsum(-1)
+    of_group = found.gather(-1, last)                                   # right ones up to the end of the ties
+    total = found[:, -1:]
+    precision = (right * of_group / (last + 1)).sum(-1) / total[:, 0]
+    share = (of_group - (found - right).gather(-1, first)) / (last - first + 1)         # of right ones among the ties
+    discount = (1 / torch.log2(position[0].double() + 2)).where(position[0] < CLASS_RANK, 0)
+    ideal = (discount * (position < total)).sum(-1)
+    return torch.stack([precision, (share * discount).sum(-1) / ideal])
+
+
+def class_retrieval_chance(query_classes, candidate_classes):
+    """What `class_retrieval` gives where every candidate is equally similar."""
+    constant = torch.zeros(len(query_classes), len(candidate_classes), device=query_classes.device)
+    return class_retrieval(constant, query_classes, candidate_classes)

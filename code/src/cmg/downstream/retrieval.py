@@ -77,6 +77,10 @@ def embed(heads, part):
 def training_free(dataset, pretrained, variants, settings, output):
     """Retrieval by cosine similarity of the clips' mean codes, for every ordered pair of the encoder's modalities.
 
+    Two questions: clips of the same class ("map", "ndcg@10"; no lines where the list has no classes), and the clip
+    itself ("r@k", "median_rank"). Text here is the sentence of a class, which clips share: R@k of queries to or from
+    text stays below 100 for any encoder.
+
     Returns:
         Result lines (cmg/results/rows.py), task "retrieval_free", appended to the results file as well.
     """
@@ -85,19 +89,25 @@ def training_free(dataset, pretrained, variants, settings, output):
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
     parts = encode.codes(encoders, dataset, modalities, labels="audio", batch_size=settings.test_batch_size,
                             precision=settings.precision, workers=settings.readers)
-    chance, rows = metrics.recall_chance(len(dataset), RANKS), []
+    device, names = pretrained.encoder.codebooks[0].device, getattr(dataset, "categories", None)
+    classes = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(device) if names else None
+    chance = metrics.class_retrieval_chance(classes, classes) if names else {}
+    chance |= metrics.recall_chance(len(dataset), RANKS)
+    rows = []
     for variant in variants:
         choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
         channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
         means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.mask), dim=-1)
                  for key, part in parts.items()}
         for (source, target), control in product(permutations(modalities, 2), encoders):
-            found = metrics.recall_at(means[control, source] @ means[control, target].T, RANKS)
+            similarity = means[control, source] @ means[control, target].T
+            found = metrics.class_retrieval(similarity, classes, classes) if names else {}
+            found |= metrics.recall_at(similarity, RANKS)
             rows += [run.line("retrieval_free", dataset.name, (source, target), metric, value, epoch=0,
                                    selection="last", chance=chance[metric], seed=settings.seeds[0], control=control,
                                    variant=variant.name, choice=choice) for metric, value in found.items()]
     about = run.describe(pretrained, settings.protocol, start, output)
-    rows = [about | row for row in rows]
+    rows = [output.identify(about | row) for row in rows]
     for row in rows:
         results.append(output.path, row)
     return rows
