@@ -46,7 +46,7 @@ class Run:
         for array, value in arrays.items():
             if array.startswith("start_"):
                 sections[rules.ENCODER][f"Cross_quantizer.{array.removeprefix('start_')}"] = torch.from_numpy(value)
-        _, config = rules.recognise(sections, [CoDAAR])
+        _, config = rules.infer_config(sections, [CoDAAR])
         self.system = CoDAAR(replace(config, dropout=0.0)).double()
         self.tensors = rules.layout(CoDAAR, self.system.config)
         state, self.unused = rules.from_published(sections, self.tensors, sections)

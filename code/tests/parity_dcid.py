@@ -102,7 +102,7 @@ class Run:
         if start:
             for name, value in start.items():
                 sections[rules.ENCODER][f"Cross_quantizer.{name}"] = value
-        kind, config = rules.recognise(sections, [SYSTEMS[system]])
+        kind, config = rules.infer_config(sections, [SYSTEMS[system]])
         config = replace(config, dropout=0.0)
         self.system = kind(config).double()
         self.tensors = rules.layout(kind, config)

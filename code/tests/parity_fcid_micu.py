@@ -50,7 +50,7 @@ class Run:
             encoder[self.quantizer + "unactivated_count"].fill_(-1)
         encoder[self.quantizer + "ema_weight"] = (encoder[self.quantizer + "embedding"]
                                                   * encoder[self.quantizer + "ema_count"].unsqueeze(-1))
-        kind, config = rules.recognise(sections, [SYSTEMS[name]])
+        kind, config = rules.infer_config(sections, [SYSTEMS[name]])
         self.system = kind(replace(config, dropout=0.0)).double()
         self.tensors = rules.layout(kind, config)
         state, self.unused = rules.from_published(sections, self.tensors, sections)

@@ -288,7 +288,7 @@ def test_sizes_are_the_published_ones(golden, name):
     shapes = manifest(golden, f"{name}_published_manifest")
     sections = {section: {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
                 for section, keys in shapes.items()}
-    kind, config = rules.recognise(sections, [CoDAAR])
+    kind, config = rules.infer_config(sections, [CoDAAR])
     assert kind is CoDAAR and config == Config.for_data(ALL if name == "codaar" else ALL[:2])
     tensors = rules.layout(kind, config)
     assert [(t.section, t.key, list(t.shape)) for t in tensors] == [

@@ -176,7 +176,7 @@ def test_a_run_that_ends_so_keeps_the_state_of_the_step_before(is_late, demo_dat
 # ------------------------------------------------------------------------------------------------------------- files
 def translate(sections):
     """What loading does with names and shapes."""
-    kind, config = rules.recognise(sections, list(SYSTEMS.values()))
+    kind, config = rules.infer_config(sections, list(SYSTEMS.values()))
     return rules.from_published(sections, rules.layout(kind, config), sorted(sections))
 
 

@@ -158,7 +158,7 @@ def config_of(contents):
     """(class of the system, its config): as the file says, else as its tensors show."""
     stored = contents.get("config")
     if stored is None:
-        return rules.recognise(contents, list(SYSTEMS.values()))
+        return rules.infer_config(contents, list(SYSTEMS.values()))
     if not isinstance(stored, dict) or stored.get("system") not in SYSTEMS:
         named = stored.get("system") if isinstance(stored, dict) else stored
         raise InputError(f"its config names the system {named!r:.60}; expected one of {', '.join(SYSTEMS)}")

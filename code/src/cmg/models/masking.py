@@ -45,7 +45,7 @@ def gathered(mask, like):
 
 
 def first_rows(rng, number, wanted, mask):
-    """Random rows of a batch that initialize codes, (wanted,) int64: of all `number`, or of those in `mask` (number,)."""
+    """Random rows of a batch that initialize codes, (wanted,) int64: of all `number`, or of those in `mask`."""
     if mask is None:
         return rng.rows(number, wanted)
     order = rng.rows(number, number).to(mask.device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""The contract of a system: all that training, checkpoints, downstream tasks and reports know of it.
+"""Interface of a system, as used by training, checkpoints, downstream tasks and reports.
 
-A system is one file of this folder. It encodes a batch, updates its codebooks, and gives named loss terms;
-cmg/training/step.py adds them up with their weights and takes the optimizer step. Its encoder is what downstream tasks
-use. Everything from the batch to the losses is a dict over modalities.
+Each system is one file in this folder. It encodes a batch, updates its codebooks and returns named losses;
+cmg/training/step.py computes their weighted sum and takes the optimizer step. Downstream tasks use its encoder.
+Everything from the batch to the losses is a dict keyed by modality.
 """
 
 import argparse
@@ -27,10 +27,10 @@ class Term:
     """A kind of loss.
 
     Attributes:
-        weight: in the total, unless --weights gives another; a term of weight 0 is computed for the log alone, or not at
+        weight: in the total, unless --weights sets another. A term of weight 0 is computed for the log only, or not at
             all.
-        switch: its name for --without; default: its key in `System.TERMS`.
-        label: in tables and pictures.
+        switch: its name for --without; by default its key in `System.TERMS`.
+        label: its name in tables and figures.
     """
 
     weight: float = 1.0
@@ -40,18 +40,18 @@ class Term:
 
 @dataclass
 class Losses:
-    """What `System.losses` gives.
+    """Result of `System.losses`.
 
     Attributes:
         terms: kind of loss (a key of `System.TERMS`) -> scalar, or a dict modality -> scalar.
-        metrics: name -> scalar that is only reported.
+        metrics: name -> scalar that is only logged.
     """
 
     terms: dict
     metrics: dict = field(default_factory=dict)
 
     def named(self):
-        """(kind, name in the log, scalar) of every term: "cpc", "audio_recon"."""
+        """Yield (kind, name in the log, scalar) of every term; names are such as "cpc" or "audio_recon"."""
         for kind, value in self.terms.items():
             for modality, scalar in value.items() if isinstance(value, dict) else [("", value)]:
                 yield kind, f"{modality}_{kind}" if modality else kind, scalar
@@ -59,13 +59,13 @@ class Losses:
 
 @dataclass
 class Group:
-    """Parameters that are clipped together, to one norm.
+    """Parameters whose gradients are clipped together, to one norm.
 
     Attributes:
-        name: in the log, and the section of the file for those with a published name.
+        name: name in the log, and section in files of the parameters that have a published name.
         parameters: our name -> parameter.
-        auxiliary: the auxiliary optimizer updates them, which steps only within `System.training_pass`.
-        clipped: False: its gradient counts whatever its norm is.
+        auxiliary: updated by the auxiliary optimizer, which only steps within `System.training_pass`.
+        clipped: whether the gradients are clipped at all.
     """
 
     name: str
@@ -76,49 +76,50 @@ class Group:
 
 @dataclass
 class Codes:
-    """Codes of a batch of one modality, as downstream tasks get them."""
+    """Codes of a batch of one modality, for downstream tasks."""
 
     vectors: Tensor     # (B, T, head_dim)
-    indices: Tensor     # (B, T) int64; (B, T, number of codebooks) where a second has a code of each
+    indices: Tensor     # (B, T) int64, or (B, T, L) if each second has a code of L codebooks
 
 
 def to_seconds(features, config, mask=None):
-    """`Features`: what the encoders read of all modalities, side by side in time, as losses and codebooks compare it in
-    training.
+    """Align tokens with the seconds of the other modalities, for losses and codebooks in training.
 
-    Text has its own length L, that of its words, and no seconds: second j takes token floor(j * L / T) of what the text
-    encoder reads, which has seen the whole sentence; with L = T, as published, it is the token of the same number. T
-    is the clip's own number of seconds where the batch has a mask. Downstream, text keeps its L tokens. So do other
-    tokens.
+    Tokens have a length L of their own. Second j takes token floor(j * L / T) of the encoder's input, which has seen
+    the whole sentence; with L = T, as published, it is token j. If the batch has a mask, T is the number of seconds of
+    each clip. Downstream, tokens keep their length L.
 
     Args:
-        features: modality -> (B, T, ...), of tokens (B, L, ...).
-        config: of the system.
-        real: mask of the seconds (cmg/models/masking.py).
+        features: modality -> (B, T, ...), or (B, L, ...) of tokens.
+        config: config of the system.
+        mask: mask of the seconds (cmg/models/masking.py).
+
+    Returns:
+        Features, modality -> (B, T, ...).
     """
     seconds = next(x.shape[1] for m, x in features.items() if config.kind(m) != "tokens")
     found = Features(features, mask)
     for modality in (m for m in features if config.kind(m) == "tokens"):
         x = features[modality]
-        places = torch.arange(seconds, device=x.device) * x.shape[1]
+        scaled = torch.arange(seconds, device=x.device) * x.shape[1]
         if mask is not None:
-            tokens = (places // mask.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
+            tokens = (scaled // mask.sum(1, keepdim=True)).clamp_max(x.shape[1] - 1)         # (B, T)
             found[modality] = x.gather(1, tokens.unsqueeze(2).expand(-1, -1, x.shape[2]))
         elif seconds != x.shape[1]:
-            found[modality] = x[:, places // seconds]
+            found[modality] = x[:, scaled // seconds]
     return found
 
 
 def full_precision(x):
-    """A context in which what becomes codes keeps the precision of its weights, under autocast too."""
+    """A context without autocast, for everything that determines codes; `x`: a tensor on the device."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 class Encoder(nn.Module):
     """The part of a system that downstream tasks use.
 
-    Attributes:
-        config: sizes and modalities.
+    Args:
+        config: cmg.models.config.Config of the system.
     """
 
     def __init__(self, config):
@@ -127,22 +128,23 @@ class Encoder(nn.Module):
 
     @property
     def head_dim(self):
-        """Width of the vectors that heads see."""
+        """Width of the code vectors, the input of heads."""
         return sum(codes.shape[1] for codes in self.codebooks)
 
     @property
     def codebooks(self):
-        """The code vectors (K, D) of every codebook, in the order in which a head's vector holds them."""
+        """The code vectors (K, D) of every codebook, in the order in which heads receive them."""
         raise NotImplementedError
 
     def add_lstms(self):
-        """Give every modality of tokens the LSTM that reads them: `<modality>_lstm`."""
+        """Add an LSTM `<modality>_lstm` for every modality of tokens."""
         for modality in self.config.modalities:
             if self.config.kind(modality) == "tokens":
                 self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
 
     def add_standardization(self):
-        """Give every modality of vectors or maps the buffers of --standardize channel: the identity until `standardize`."""
+        """Add the buffers of --standardize channel for every modality of vectors or maps; they start as the
+        identity."""
         for modality in self.config.modalities if self.config.standardize == "channel" else ():
             if self.config.kind(modality) != "tokens":
                 channels = self.config.shape(modality)[-1]
@@ -150,16 +152,16 @@ class Encoder(nn.Module):
                 self.register_buffer(f"{modality}_deviation", torch.ones(channels))
 
     def standardize(self, statistics):
-        """Take over modality -> (mean (C,), deviation (C,)) of the training features; a constant channel is only
-        centered."""
+        """Set the statistics of the training features, modality -> (mean (C,), standard deviation (C,)). Constant
+        channels are only centered."""
         for modality, (mean, deviation) in statistics.items():
             getattr(self, f"{modality}_mean").copy_(mean)
             floor = torch.finfo(self.codebooks[0].dtype).eps * mean.abs().clamp_min(1)
             getattr(self, f"{modality}_deviation").copy_(torch.where(deviation > floor, deviation, 1.0))
 
     def inputs(self, modality, x):
-        """What the semantic encoder of a modality reads: features (B, T, ...), standardized if the config says so, or
-        tokens (B, L, W) through their LSTM where there is one, (B, L, 2 * text_hidden)."""
+        """Input of a modality's semantic encoder: features (B, T, ...), standardized if configured; for tokens
+        (B, L, W), the output (B, L, 2 * text_hidden) of their LSTM if there is one."""
         mean, lstm = getattr(self, f"{modality}_mean", None), getattr(self, f"{modality}_lstm", None)
         with full_precision(x):
             if mean is not None:
@@ -167,26 +169,27 @@ class Encoder(nn.Module):
             return lstm(x)[0] if lstm else x
 
     def embed_inputs(self, modality, inputs, mask=None):
-        """`Codes` of what `inputs` gives; their gradient passes straight through to `inputs`.
+        """`Codes` of the result of `inputs`, with a straight-through gradient to it.
 
-        `mask`: mask of the seconds (cmg/models/masking.py), here and below; codes of padded ones mean nothing.
+        `mask` is a mask of the seconds (cmg/models/masking.py), here and below; codes of padded seconds are undefined.
         """
         raise NotImplementedError
 
     def embed_clips(self, modality, inputs, mask=None):
-        """One vector per clip, (B, head_dim), for retrieval without a head: the mean of its seconds' codes."""
+        """One vector per clip, (B, head_dim), for retrieval without a head: the mean of the codes of its seconds."""
         return mean_of_clips(self.embed_inputs(modality, inputs, mask).vectors, mask)
 
 
 class FrozenEncoder(nn.Module):
-    """The encoder of a checkpoint in evaluation mode and without gradients of its own: raw features in, codes out.
+    """The encoder of a checkpoint, in evaluation mode and with frozen parameters: raw features in, codes out.
 
     Attributes:
+        encoder: Encoder of the system.
         config: sizes and modalities of the system.
         epoch: epoch of the checkpoint, None if it was never trained.
         system: class of the system.
-        zero_code0: code 0 is the zero vector, as in the published evaluation of MICU.
-        features: modality -> what it was pretrained on (cmg/data/origins.py); None where the file does not say it.
+        zero_code0: code 0 is set to zero, as in the published evaluation of MICU.
+        features: modality -> origin of the features it was pretrained on (cmg/data/origins.py); None if unknown.
     """
 
     def __init__(self, encoder, system, epoch=None, zero_code0=False, features=None):
@@ -201,7 +204,7 @@ class FrozenEncoder(nn.Module):
 
     @property
     def head_dim(self):
-        """Width of the vectors that `embed` gives."""
+        """Width of the vectors that `embed` returns."""
         return self.encoder.head_dim
 
     @property
@@ -210,12 +213,12 @@ class FrozenEncoder(nn.Module):
         return self.encoder.codebooks
 
     def inputs(self, modality, x):
-        """What the semantic encoder of a modality reads, of raw features; see `Encoder.inputs`."""
+        """Input of a modality's semantic encoder, given raw features; see `Encoder.inputs`."""
         self._require(modality)
         return self.encoder.inputs(modality, x.to(self.codebooks[0]))
 
     def embed_inputs(self, modality, inputs, mask=None):
-        """`Codes` of what `inputs` gives, with a straight-through gradient to it; see `Encoder.embed_inputs`."""
+        """`Codes` of the result of `inputs`; see `Encoder.embed_inputs`."""
         self._require(modality)
         return self.encoder.embed_inputs(modality, inputs, mask)
 
@@ -244,12 +247,12 @@ def weight_argument(text):
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of every system; a system adds its own in a subclass. Each is an argument of pretrain.py."""
+    """Settings that all systems have. A system adds its own in a subclass; each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "leave components out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight "
-                             "0, and parts that are no loss; a wrong name lists those of the system")
-    weights: tuple = setting((), "weights of losses in the total, by their names in the log without the modality: "
-                             "cpc=0.5 contrast=3; a wrong name lists those of the system", type=weight_argument,
+    without: tuple = setting((), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with "
+                             "weight 0, and other parts; an unknown name lists those of the system")
+    weights: tuple = setting((), "weights of losses in the total, by their names in the log without the modality, such "
+                             "as cpc=0.5 contrast=3; an unknown name lists those of the system", type=weight_argument,
                              nargs="+", action="extend", metavar="KIND=W")
 
 
@@ -257,39 +260,39 @@ class Options:
 class CodebookOptions(Options):
     """How a codebook with moving averages is initialized and reset."""
 
-    codebook_init: str = setting("data", "start codes from the first batch's features, or as published",
+    codebook_init: str = setting("data", "initialize the codes from the features of the first batch, or as published",
                                  choices=("data", "released"))
-    code_reset: str = setting("full", "reset count and weight with the code, or the code alone as published",
+    code_reset: str = setting("full", "reset EMA count and weight along with a code, or only the code as published",
                               choices=("full", "released"))
 
 
 class System(nn.Module):
-    """Encoder and everything that only training needs.
+    """The encoder and everything that only training needs.
 
-    A subclass sets the class attributes, builds its parts in `__init__(config)` and overrides the methods below.
-    Every parameter is optimised, clipped and saved: those that match no prefix of GROUPS are a group of their own.
+    A subclass sets the class attributes, builds its modules in `__init__(config)` and overrides the methods below.
+    Every parameter is optimized, clipped and saved; those that match no prefix of GROUPS form a group of their own.
 
     Class attributes:
-        name: for --system and in files.
-        label: for people.
-        FILE: name of its checkpoints, {} standing for the epoch, {modalities} for their initials; see `file`.
-        EPOCHS: of pretraining, as published.
+        name: identifier for --system and in files.
+        label: name for display.
+        FILE: file name of its checkpoints; {} stands for the epoch, {modalities} for their initials (see `file`).
+        EPOCHS: number of pretraining epochs, as published.
         Config, Options: dataclasses of its sizes and of its settings.
-        TERMS: kind of loss -> Term, in the order in which they are added up.
-        SWITCHES: further names for --without -> label, of what is no loss.
-        ORDER: modalities that come first wherever GROUPS, AUXILIARY and CLUB networks go through them; others follow.
-        GROUPS: prefix of our parameter names -> name of the group; the first that fits counts. {m}, {M} in it stand for
-            every modality.
+        TERMS: kind of loss -> Term, in the order in which they are summed.
+        SWITCHES: further names for --without -> label, of parts that are not losses.
+        ORDER: modalities that come first in GROUPS, AUXILIARY and the CLUB networks; others follow.
+        GROUPS: prefix of our parameter names -> name of the group; the first match counts. {m} and {M} stand for every
+            modality.
         AUXILIARY: groups of the auxiliary optimizer -> name of their optimizer section in files; {m}, {M} as in GROUPS.
         UNCLIPPED: groups whose gradients are not clipped.
-        PARTS: table of published names (cmg/systems/state_dicts/rules.py); empty: no published file exists.
+        KEY_RULES: table of published names (cmg/systems/state_dicts/rules.py), empty if there are no published files.
         TOC_RELEASED: task -> (source, target) -> (choose_channel, toc_max_num, toc_min_num) of the published scripts,
-            and the criterion's terms (cmg/models/toc.py) where they say which.
+            followed by the terms of the criterion (cmg/models/toc.py) if the scripts choose them.
 
     Attributes:
         options: an instance of Options.
-        initialized: for each codebook whether it has left its initial state.
-        autocast: makes the context in which matrix products may run in 16 bits.
+        initialized: for each codebook, whether it has been initialized.
+        autocast: context manager in which matrix products may use bf16.
     """
 
     Config, Options = Config, Options
@@ -306,31 +309,34 @@ class System(nn.Module):
 
     # ---------------------------------------------------------------------------------------- what a system computes
     def features(self, batch):
-        """What `encode` takes, of a batch modality -> (B, T, ...); computed once per step.
+        """Input of `encode`, given a batch modality -> (B, T, ...); computed once per step.
 
-        Under --padding mask the batch has "mask" as well, the mask of the seconds.
+        With --padding mask, the batch has the mask of the seconds as "mask".
         """
         return Features({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}, batch.get("mask"))
 
     def encode(self, features, epoch):
-        """One pass of the encoder: outputs in whatever form the other methods of the system take. No state changes."""
+        """One pass of the encoder, without changes of state; its outputs are passed to the other methods."""
         raise NotImplementedError
 
     def init_codebooks(self, features, epoch, rng):
-        """Initialize from data those codebooks that are used at this epoch and have not been."""
+        """Initialize the codebooks that are used in this epoch and have not been initialized."""
 
     def update_codebooks(self, outputs, rng):
-        """Update the codebooks after one training pass: moving averages, resets."""
+        """Update the codebooks after a training pass: moving averages and resets."""
         raise NotImplementedError
 
     def training_pass(self, features, epoch, rng, auxiliary):
-        """The passes of one training step, with the codebook updates and the steps of the auxiliary optimizer.
+        """The encoder passes of one training step, with codebook updates and the steps of the auxiliary optimizer.
 
         Args:
-            auxiliary: torch optimizer of the AUXILIARY groups, None where there are none.
+            features: result of `features`.
+            epoch: the current epoch.
+            rng: cmg.models.random.StepRandom.
+            auxiliary: torch optimizer of the AUXILIARY groups, None if there are none.
 
         Returns:
-            outputs for `losses`; name -> log-likelihood of the auxiliary networks.
+            (outputs for `losses`, name -> log-likelihood of an auxiliary network).
         """
         outputs = self.encode(features, epoch)
         self.update_codebooks(outputs, rng)
@@ -341,7 +347,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def weights(self, epoch):
-        """Kind of loss -> weight in the total; 0 leaves it out."""
+        """Kind of loss -> its weight in the total."""
         weights = {kind: term.weight for kind, term in self.TERMS.items()} | dict(self.options.weights)
         return {kind: 0.0 if self._switch(kind) in self.options.without else weight for kind, weight in weights.items()}
 
@@ -352,7 +358,7 @@ class System(nn.Module):
         raise NotImplementedError
 
     def assigned_codes(self, outputs):
-        """Suffix of names in the log -> modality -> (B, T) codes that a pass assigned, (n,) under a mask."""
+        """Suffix of names in the log -> modality -> codes assigned in a pass: (B, T), or (n,) under a mask."""
         raise NotImplementedError
 
     def level_outputs(self, outputs):
@@ -361,12 +367,12 @@ class System(nn.Module):
         return {}
 
     def mark_initialized(self, epoch):
-        """Set `initialized` for a published file of this epoch, which does not say it."""
+        """Set `initialized` after loading a published file of this epoch, which does not contain it."""
         self.initialized = [True] * len(self.codebooks)
 
     @contextmanager
     def evaluating(self):
-        """Evaluation mode, no gradients and no compiled layers within the block: how a codebook's start is computed."""
+        """Evaluation mode without gradients and compiled layers within the block, for initializing codebooks."""
         was_training = self.training
         self.eval()
         try:
@@ -380,7 +386,7 @@ class System(nn.Module):
         return cls.TERMS[kind].switch or kind
 
     def is_on(self, switch):
-        """Is a component in, that is, neither left out by --without nor given the weight 0?"""
+        """Whether a component is used, i.e. neither left out by --without nor set to weight 0."""
         given = dict(self.options.weights)
         zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
         return switch not in self.options.without and (not zero or any(
@@ -395,33 +401,33 @@ class System(nn.Module):
 
     @classmethod
     def file(cls, modalities, epoch):
-        """Name of a checkpoint: "DCID-model-5.pt", "CoDAAR-model-AVT-5.pt", "CoDAAR-model-AVTDepth-5.pt"; epoch "*"
-        makes a pattern."""
+        """File name of a checkpoint, such as "DCID-model-5.pt" or "CoDAAR-model-AVTDepth-5.pt"; epoch "*" gives a glob
+        pattern."""
         return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
 
     @classmethod
     def switches(cls):
-        """Name for --without -> label, of every component that can be left out."""
+        """Name for --without -> label of every component that can be left out."""
         labels = {}
         for kind, term in cls.TERMS.items():
-            labels.setdefault(cls._switch(kind), term.label or kind)        # the first of several levels names it
+            labels.setdefault(cls._switch(kind), term.label or kind)        # of several levels, the label of the first
         return labels | cls.SWITCHES
 
     @property
     def order(self):
-        """The modalities in the order of ORDER."""
+        """The modalities, those of ORDER first."""
         return in_order(self.config.modalities, self.ORDER)
 
     @property
     def auxiliary(self):
-        """AUXILIARY of this system's modalities."""
+        """AUXILIARY, expanded for this system's modalities."""
         return rules.expand(self.AUXILIARY, self.order)
 
     def parameter_groups(self):
-        """All parameters in `Group`s, in the order of GROUPS.
+        """All parameters as a list of `Group`, in the order of GROUPS.
 
-        Within a group the parameters with a published name come first, in their published order: norms are then added
-        up as in the published program.
+        Within a group, parameters with a published name come first, in their published order, so that gradient norms
+        are summed as in the published program.
         """
         rank = {name: number for number, name in enumerate(rules.our_names(self))}
         groups, auxiliary = {}, self.auxiliary

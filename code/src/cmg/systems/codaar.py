@@ -1,10 +1,10 @@
-"""CoDAAR: a codebook for each modality, aligned by the number of the code (arXiv 2605.12145).
+"""CoDAAR: one codebook per modality, aligned by the index of the code (arXiv 2605.12145).
 
-The codebooks are the segments of one table: code k of every modality lies in row k. A second picks a row by its own
-modality's segment; decoders and downstream heads get the whole row, whichever modality picked it. What ties the
-segments together is the update of the table. The equations of the paper could not be read: that features of the other
-modalities in the moving averages are its Discrete Temporal Alignment (DTA), and the averaging of the segments its
-Cascading Semantic Alignment (CSA), is our reading of the published program.
+The codebooks are the segments of one table: code k of every modality is in row k. A second is assigned a row by the
+segment of its own modality; decoders and downstream heads receive the whole row, whichever modality it was assigned by.
+The update of the table aligns the segments. We take the features of other modalities in the moving averages for the
+paper's Discrete Temporal Alignment (DTA) and the averaging of the segments for its Cascading Semantic Alignment (CSA);
+this is our reading of the published program.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmg.losses.cross_cpc import CrossCPC
+from cmg.models import codebook
 from cmg.models import config as sizes
 from cmg.models.blocks import Blocks
-from cmg.models.codebook import (
-    COMMITMENT,
-    DECAY,
-    EPSILON,
-    Pass,
-    code_metrics,
-    code_matching,
-    count_unused,
-    nearest_codes,
-    replacements,
-    squared_distance,
-)
 from cmg.models.config import in_order, short
 from cmg.models.encoders import Specific
 from cmg.models.map_conv import MapConv
-from cmg.models.masking import first_rows, gathered, mean_of_seconds, unmasked, squared_error
+from cmg.models.masking import first_rows, gathered, mean_of_seconds, squared_error, unmasked
 from cmg.systems import base
 from cmg.systems.base import Codes, Losses, Term, full_precision
 from cmg.systems.state_dicts import codaar
@@ -41,16 +30,16 @@ from cmg.utils import dist
 from cmg.utils.errors import InputError
 from cmg.utils.settings import setting
 
-SEGMENTS = ("video", "audio", "text")       # their order in a row; others follow
-OWN_SHARE = 3                               # weight of the own features in the moving averages; another's is 1
-OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; a second's own has 2
-NOISE = 1e-3                                # standard deviation, of rows that are reset or repeated
-TEMPERATURE = 0.1                           # of the reported segment alignment
+SEGMENTS = ("video", "audio", "text")       # their order in a row; other modalities follow
+OWN_SHARE = 3                               # weight of the own features in the moving averages; others have 1
+OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; that of the own code is 2
+NOISE = 1e-3                                # standard deviation of the noise on rows that are reset or repeated
+TEMPERATURE = 0.1                           # of the logged segment alignment
 
 
 @dataclass(frozen=True)
 class Config(sizes.Config):
-    """Sizes of CoDAAR: `num_codes` rows with a segment of `code_dim` for each modality."""
+    """Sizes of CoDAAR: `num_codes` rows with a segment of width `code_dim` per modality."""
 
     num_codes: int = 800
 
@@ -70,34 +59,35 @@ class Options(base.CodebookOptions):
     """How CoDAAR is trained."""
 
     cascade_order: tuple = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
-                                   "replaced by the mean of all: the first becomes the plain mean, the last keeps most "
-                                   "of its own", choices=SEGMENTS)
+                                   "replaced by the mean of all; the first becomes the plain mean, the last changes "
+                                   "least", choices=SEGMENTS)
 
     def __post_init__(self):
         if sorted(self.cascade_order) != sorted(SEGMENTS):
             raise InputError(f"--cascade_order {' '.join(self.cascade_order)}: expected each of {', '.join(SEGMENTS)} "
-                             "once; a modality that is not trained on is passed over, others come last")
+                             "once; those that are not trained are ignored, other modalities come last")
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
 @dataclass
-class QuantizedRows(Pass):
-    """What one pass over the table gives; dicts over modalities in the order of the segments."""
+class QuantizedRows(codebook.Pass):
+    """Result of one pass through the table; dicts are keyed by modality, in the order of the segments."""
 
-    rows: dict          # (B, T, nD) rows picked; backward passes straight through to the features of ALL modalities
-    indices: dict       # (B, T) int64
-    commitment: dict    # scalars
-    cmcm: Tensor        # scalar
+    rows: dict          # (B, T, nD) assigned rows, with a straight-through gradient to the features of ALL modalities
+    indices: dict       # (B, T) int64 assigned rows
+    commitment: dict    # scalar losses
+    cmcm: Tensor        # scalar loss
     perplexity: dict    # scalars, 1..K
-    equal_num: Tensor   # clips whose most frequent row is the same in all modalities
+    equal_num: Tensor   # number of clips whose most frequent row is the same in all modalities
 
 
 class RowTable(nn.Module):
     """K rows of one segment (D columns) per modality, in the order of SEGMENTS.
 
-    State are buffers under the published names, which change only in `init_from_data`, `update_ema` and `expire_codes`:
-    `embedding` and `ema_weight` (K, nD), `ema_count_<short name>` (K,) of each modality, `ema_count` their sum,
-    `unactivated_count` (K,). They start as published. After an `update_ema`, embedding = cascade(weight / count).
+    The state consists of buffers with published names, which change only in `init_from_data`, `update_ema` and
+    `expire_codes`: `embedding` and `ema_weight` (K, nD), `ema_count_<short name>` (K,) of each modality, their sum
+    `ema_count`, and `unactivated_count` (K,). They are initialized as published. After `update_ema`,
+    embedding = cascade(weight / count).
     """
 
     def __init__(self, config):
@@ -113,7 +103,7 @@ class RowTable(nn.Module):
         self.register_buffer("unactivated_count", -torch.ones(rows))
 
     def split(self, table):
-        """The segments of a table (K, nD), side by side: (n, K, D), no copy."""
+        """The segments (n, K, D) of a table (K, nD), as a view."""
         return table.unflatten(1, (len(self.segments), self.width)).transpose(0, 1)
 
     @property
@@ -122,23 +112,26 @@ class RowTable(nn.Module):
         return [getattr(self, f"ema_count_{short(modality)}") for modality in self.segments]
 
     def forward(self, z, with_cmcm=True, mask=None):
-        """Pick a row for every second of every modality (`nearest_codes`). Changes nothing.
+        """Assign a row to every second of every modality. No buffer changes.
 
         Args:
             z: modality -> (B, T, D) semantic features.
-            with_cmcm: False leaves the matching loss at zero.
-            real: mask of the seconds (cmg/models/masking.py), here and below.
+            with_cmcm: False leaves the CMCM loss at 0.
+            mask: mask of the seconds (cmg/models/masking.py), here and below.
+
+        Returns:
+            QuantizedRows.
         """
         table = self.embedding.clone()          # the update rewrites the buffer before backward reads it
         segments, x = self.split(table), torch.stack([z[m] for m in self.segments])         # (n, K, D), (n, B, T, D)
-        distance = squared_distance(x.flatten(1, 2), segments).unflatten(1, x.shape[1:3])   # (n, B, T, K)
-        indices = torch.stack([nearest_codes(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
+        distance = codebook.squared_distance(x.flatten(1, 2), segments).unflatten(1, x.shape[1:3])   # (n, B, T, K)
+        indices = torch.stack([codebook.nearest_codes(of.flatten(0, 1), codes).unflatten(0, of.shape[:2])
                                for of, codes in zip(distance, segments)])
-        codes = torch.stack([codes[picked] for codes, picked in zip(segments, indices)])
+        codes = torch.stack([codes[assigned] for codes, assigned in zip(segments, indices)])
         features = torch.cat(x.unbind(), -1)
         rows = features + (table[indices] - features).detach()                              # (n, B, T, nD)
-        cmcm = code_matching(distance, mask) if with_cmcm and len(x) > 1 else table.new_zeros(())
-        perplexity, equal_num = code_metrics(indices, table, mask)
+        cmcm = codebook.code_matching(distance, mask) if with_cmcm and len(x) > 1 else table.new_zeros(())
+        perplexity, equal_num = codebook.code_metrics(indices, table, mask)
         commitment = dist.mean(self._commitment(x, codes, mask), mask)
         return QuantizedRows(
             rows=dict(zip(self.segments, rows)), indices=dict(zip(self.segments, indices)),
@@ -147,19 +140,21 @@ class RowTable(nn.Module):
 
     @staticmethod
     def _commitment(x, codes, mask):
-        """Mean squared errors to the own code, twice, and to the others' at the same second, half of each: (n,)."""
-        errors = (x.unsqueeze(1) - codes) ** 2                              # (n, n, ...): whose features, whose codes
+        """Commitment losses (n,): twice the mean squared error to the modality's own code, plus half of that to the
+        code of each other modality at the same second."""
+        errors = (x.unsqueeze(1) - codes) ** 2                              # (n, n, ...): features of, codes of
         errors = errors.mean((2, 3, 4)) if mask is None else mean_of_seconds(errors.mean(4), mask)
-        return COMMITMENT * (OTHERS_COMMITMENT * errors.sum(1) + (2 - OTHERS_COMMITMENT) * errors.diagonal())
+        return codebook.COMMITMENT * (OTHERS_COMMITMENT * errors.sum(1) + (2 - OTHERS_COMMITMENT) * errors.diagonal())
 
     def lookup(self, modality, z):
-        """The rows that one modality picks: z (B, T, D) -> rows (B, T, nD), indices (B, T).
+        """Rows assigned by one modality: z (B, T, D) -> rows (B, T, nD), indices (B, T).
 
-        The gradient passes straight through the modality's own segment.
+        The straight-through gradient is that of the modality's own segment.
         """
         number = self.segments.index(modality)
         codes = self.split(self.embedding)[number]
-        indices = nearest_codes(squared_distance(z.detach().flatten(0, 1), codes), codes).unflatten(0, z.shape[:2])
+        distance = codebook.squared_distance(z.detach().flatten(0, 1), codes)
+        indices = codebook.nearest_codes(distance, codes).unflatten(0, z.shape[:2])
         rows = self.embedding[indices]
         if z.requires_grad:
             before = number * self.width, (len(self.segments) - 1 - number) * self.width
@@ -168,26 +163,26 @@ class RowTable(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, z, order, rng, with_cascade=True, mask=None):
-        """Start every row from one second of a first batch, the same for all segments, each with a count of 1.
+        """Initialize every row with a random second of the first batch, the same for all segments, with a count of 1.
 
-        Where there are fewer seconds than rows they are repeated with a little noise.
+        If there are fewer seconds than rows, they are repeated with a little noise.
         """
         seconds = torch.cat([dist.all_gather(z[m].detach()).flatten(0, 1) for m in self.segments], 1)
         mask = None if mask is None else gathered(mask, seconds).flatten()
-        picked = seconds[first_rows(rng, len(seconds), len(self.embedding), mask).to(seconds.device)]
+        sample = seconds[first_rows(rng, len(seconds), len(self.embedding), mask).to(seconds.device)]
         if mask is not None:
-            picked = picked + NOISE * rng.normal(picked) * (mask.sum() < len(picked))
-        elif len(seconds) < len(picked):
-            picked = picked + NOISE * rng.normal(picked)
-        self.ema_weight.copy_(picked)
+            sample = sample + NOISE * rng.normal(sample) * (mask.sum() < len(sample))
+        elif len(seconds) < len(sample):
+            sample = sample + NOISE * rng.normal(sample)
+        self.ema_weight.copy_(sample)
         for count in self.counts:
             count.fill_(1)
         self.ema_count.fill_(len(self.segments))
         self.unactivated_count.fill_(-1)
-        self.embedding.copy_(self._cascaded(picked, order, with_cascade))
+        self.embedding.copy_(self._cascaded(sample, order, with_cascade))
 
     def _cascaded(self, means, order, with_cascade=True):
-        """CSA: in `order`, every segment becomes the mean of all, those already replaced included. (K, nD) -> same."""
+        """CSA (K, nD) -> (K, nD): in `order`, replace every segment by the mean of all, as replaced so far."""
         parts = dict(zip(self.segments, self.split(means)))
         for modality in order if with_cascade else ():
             if modality in parts:
@@ -195,52 +190,55 @@ class RowTable(nn.Module):
         return torch.cat(list(parts.values()), 1)
 
     def _means(self):
-        """weight / count of every row, segment by segment: (K, nD)."""
+        """The moving averages (K, nD): weight / count of every row and segment."""
         return self.ema_weight / torch.stack(self.counts, 1).repeat_interleave(self.width, 1)
 
     @torch.no_grad()
     def update_ema(self, z, indices, order, with_others=True, with_cascade=True, mask=None):
-        """Move every segment's average on by the seconds at which its modality picked the row, then cascade.
+        """Update the moving averages of all segments with the seconds that were assigned each row, then cascade.
 
-        The features that enter are those of all modalities at the same second (DTA): 0.6, 0.2, 0.2 of three, the own
-        first; 0.75 and 0.25 of two. The averages themselves stay unmixed, so that the cascade does not accumulate.
+        DTA mixes the features of all modalities at the same second: with weights 0.6, 0.2 and 0.2 for three modalities,
+        the own first, and 0.75 and 0.25 for two. The averages are kept before the cascade, so that its effect does not
+        accumulate.
 
         Args:
-            z: modality -> (B, T, D) features before quantisation.
-            indices: modality -> (B, T) rows that the seconds picked.
-            order: of the cascade.
-            with_others, with_cascade: False leaves DTA, CSA out.
+            z: modality -> (B, T, D) features before quantization.
+            indices: modality -> (B, T) assigned rows.
+            order: modalities in the order of the cascade.
+            with_others, with_cascade: False omits DTA or CSA.
         """
         x = torch.stack([z[m].detach() for m in self.segments], 1)                          # (B, n, T, D)
         number = len(self.segments)
         share = 1 / (OWN_SHARE + number - 1) if with_others else 0.0
         mixed = (1 - number * share) * x + share * x.sum(1, keepdim=True)                   # own: 1 - (n - 1) * share
         mixed = dist.local(mixed).transpose(0, 1).flatten(1, 2)                      # (n, N, D)
-        picked = dist.local(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
-        hits = F.one_hot(picked, len(self.embedding)).to(mixed.dtype)                       # (n, N, K)
+        assigned = dist.local(torch.stack([indices[m] for m in self.segments], 1)).transpose(0, 1).flatten(1)
+        hits = F.one_hot(assigned, len(self.embedding)).to(mixed.dtype)                     # (n, N, K)
         if mask is not None:
             hits = hits * dist.local(mask).flatten().unsqueeze(1)
-        moved = dist.all_reduce(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
-        counts = DECAY * torch.stack(self.counts) + (1 - DECAY) * moved[..., 0]             # (n, K)
+        sums = dist.all_reduce(torch.cat([hits.sum(1).unsqueeze(2), hits.mT @ mixed], 2))
+        counts = codebook.DECAY * torch.stack(self.counts) + (1 - codebook.DECAY) * sums[..., 0]              # (n, K)
         total = counts.sum(1, keepdim=True)
-        counts = (counts + EPSILON) / (total + len(self.embedding) * EPSILON) * total
+        counts = (counts + codebook.EPSILON) / (total + len(self.embedding) * codebook.EPSILON) * total
         for count, now in zip(self.counts, counts):
             count.copy_(now)
         self.ema_count.copy_(counts.sum(0))
-        self.ema_weight.mul_(DECAY).add_(moved[..., 1:].transpose(0, 1).flatten(1), alpha=1 - DECAY)
+        self.ema_weight.mul_(codebook.DECAY).add_(sums[..., 1:].transpose(0, 1).flatten(1), alpha=1 - codebook.DECAY)
         self.embedding.copy_(self._cascaded(self._means(), order, with_cascade))
 
     @torch.no_grad()
     def expire_codes(self, indices, order, rng, mode="full", with_cascade=True, mask=None):
-        """Count passes since each row was picked by any modality; redraw rows unused for more than 300.
+        """Count passes without use, by any modality, and reset rows that have been unused for more than 300.
 
-        mode "full": the means of an active row and noise become the new averages, with a count of 1, so that the next
-        update keeps the row; "released" writes the row alone, which that update undoes completely; "off" only counts.
+        Args:
+            mode: "full" sets the moving averages to those of an active row plus noise, with a count of 1, so that the
+                next update keeps the row; "released" resets the row only, which that update undoes completely; "off"
+                only counts.
         """
-        count_unused(self.unactivated_count, indices, mask)
+        codebook.count_unused(self.unactivated_count, indices, mask)
         if mode == "off":
             return
-        due, source = replacements(self.unactivated_count, rng)
+        due, source = codebook.replacements(self.unactivated_count, rng)
         rows, noise = due.unsqueeze(1), NOISE * rng.normal(self.embedding)
         if mode == "released":
             fresh = self.embedding[source] + noise
@@ -256,10 +254,10 @@ class RowTable(nn.Module):
 
     @torch.no_grad()
     def alignment(self):
-        """How far the segments of a row are from being each other's nearest, in nats; only reported.
+        """Alignment of the segments, in nats, for the log; lower is better.
 
-        l_xy = mean_k(logsumexp_j S[k, j] - S[k, k]) with S the cosines of the segments x and y over 0.1; half the mean
-        over va, vt, at.
+        l_xy = mean_k(logsumexp_j S[k, j] - S[k, k]) with S the cosine similarities of the segments x and y divided by
+        0.1; half the mean over all pairs.
         """
         unit = dict(zip(self.segments, F.normalize(self.split(self.embedding), dim=2)))
         scores = torch.stack([unit[x] @ unit[y].T for x, y in combinations(self.segments, 2)]) / TEMPERATURE
@@ -268,19 +266,19 @@ class RowTable(nn.Module):
 
 # --------------------------------------------------------------------------------------------------------- the encoder
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of the channels of maps (N, H, W, C), over maps and places of all processes' clips."""
+    """Batch normalization of the channels of maps (N, H, W, C), over maps and positions in all processes."""
 
     def __init__(self, channels):
         super().__init__(channels)
 
     def forward(self, x, clips, mask=None):
-        """`clips`: as a tensor whose first dimension they are; `mask`: mask of the seconds, a map each."""
+        """Normalize x (N, H, W, C). `clips` is a tensor (B, T, ...) of the clips, N = B * T; `mask` their mask."""
         rows = x.flatten(0, -2)
         if not self.training or dist.world_size() == 1 and mask is None:
             return super().forward(rows).view_as(x)
         wide = rows.to(torch.promote_types(rows.dtype, self.weight.dtype))
-        places = rows.unflatten(0, (*clips.shape[:2], -1)).shape[2]
-        counts = None if mask is None else mask.flatten().repeat_interleave(places).unsqueeze(1)
+        positions = rows.unflatten(0, (*clips.shape[:2], -1)).shape[2]
+        counts = None if mask is None else mask.flatten().repeat_interleave(positions).unsqueeze(1)
 
         def mean_of(values):
             mean = values.mean(0) if counts is None else (values * counts).sum(0) / counts.sum()
@@ -290,7 +288,7 @@ class BatchNorm(nn.BatchNorm1d):
         with torch.no_grad():
             number = dist.global_batch_size(clips) * (len(rows) // len(clips))
             if mask is not None:
-                number = dist.all_reduce(dist.local(mask).sum()) * places
+                number = dist.all_reduce(dist.local(mask).sum()) * positions
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * number / (number - 1), self.momentum)
             self.num_batches_tracked.add_(1)
@@ -298,7 +296,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MapConvStack(nn.Module):
-    """Convolutions over the places of each second: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O)."""
+    """Specific encoder of maps: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O); nothing is pooled."""
 
     def __init__(self, channels, widths):
         super().__init__()
@@ -314,18 +312,18 @@ class MapConvStack(nn.Module):
 
 @dataclass
 class PassOutput:
-    """One pass; dicts over modalities."""
+    """Output of one pass; dicts are keyed by modality."""
 
-    inputs: dict                # what the decoders reconstruct
-    semantic: dict              # (B, T, D) before quantisation
-    specific: dict              # of vectors and tokens (B, T, D), of maps (B, T, H-4, W-4, O)
+    inputs: dict                # targets of the reconstruction
+    semantic: dict              # (B, T, D) before quantization
+    specific: dict              # (B, T, D) of vectors and tokens, (B, T, H-4, W-4, O) of maps
     quantized: QuantizedRows
     mask: Tensor = None         # (B, T) mask of the seconds (cmg/models/masking.py)
-    alignment: Tensor = None    # of the table after this pass's update; None without one
+    alignment: Tensor = None    # of the table after the update of this pass; None without an update
 
 
 class Encoder(base.Encoder):
-    """The LSTM of tokens, semantic and specific encoders, and the table."""
+    """LSTMs of tokens, semantic and specific encoders, and the table."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -344,12 +342,12 @@ class Encoder(base.Encoder):
         return list(self.table.split(self.table.embedding))
 
     def forward(self, features, with_cmcm=True, mask=None):
-        """modality -> `inputs` of it -> PassOutput."""
+        """The PassOutput for `features`, modality -> result of `inputs`."""
         semantic, specific = {}, {}
         for m, x in features.items():
             with full_precision(x):
                 exact = x.to(self.table.embedding.dtype)
-                if self.config.kind(m) == "map":    # squeeze-excitation serves both of its paths
+                if self.config.kind(m) == "map":    # both encoders share the squeeze-excitation
                     factor, average = self.semantic[m].gate(exact)
                     semantic[m] = self.semantic[m].temporal(self.semantic[m].pool(exact, factor, average), mask)
                     x = x * factor.to(x.dtype)[:, :, None, None]
@@ -360,7 +358,7 @@ class Encoder(base.Encoder):
             return PassOutput(features, semantic, specific, self.table(semantic, with_cmcm, mask), mask)
 
     def embed_inputs(self, modality, inputs, mask=None):
-        """The convolutions, and with them batch normalisation, do not run."""
+        """See the base class. Convolutions and batch normalization are not used."""
         with full_precision(inputs):
             z = self.semantic[modality](inputs.to(self.table.embedding.dtype), mask)
             return Codes(*self.table.lookup(modality, z))
@@ -368,7 +366,7 @@ class Encoder(base.Encoder):
 
 # ---------------------------------------------------------------------------------------------------------- the system
 class RowDecoder(nn.Module):
-    """A linear map of the row to the width of a code, before the decoder of a code."""
+    """Decoder of a row: a linear layer to the width of a code, then the decoder of a code."""
 
     def __init__(self, config, modality):
         super().__init__()
@@ -380,7 +378,7 @@ class RowDecoder(nn.Module):
 
 
 class CoDAAR(base.System):
-    """One encoder pass per step, no mutual-information networks."""
+    """One encoder pass per step, without CLUB networks."""
 
     name, label, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
     Config, Options, KEY_RULES = Config, Options, codaar.KEY_RULES
@@ -398,7 +396,7 @@ class CoDAAR(base.System):
 
     @property
     def cascade_order(self):
-        """Of all modalities: those that are not published come last."""
+        """The option, completed by modalities that are not published, which come last."""
         return in_order(self.config.modalities, self.options.cascade_order)
 
     def features(self, batch):
@@ -423,15 +421,15 @@ class CoDAAR(base.System):
         table.update_ema(outputs.semantic, indices, order, self.is_on("dta"), with_cascade, outputs.mask)
         outputs.alignment = table.alignment()
         table.expire_codes(indices, order, rng, self.options.code_reset if self.is_on("reset") else "off",
-                              with_cascade, outputs.mask)
+                           with_cascade, outputs.mask)
 
     def losses(self, outputs, rng):
         quantized, recon = outputs.quantized, {}
         for m, target in outputs.inputs.items():
             with self.autocast():
-                rebuilt = self.decoders[m](quantized.rows[m], outputs.specific[m])
+                reconstructed = self.decoders[m](quantized.rows[m], outputs.specific[m])
             target = target.to(quantized.rows[m].dtype)
-            error = squared_error(rebuilt.to(target.dtype), target, outputs.mask)
+            error = squared_error(reconstructed.to(target.dtype), target, outputs.mask)
             recon[m] = dist.mean(error, outputs.mask)
         terms = {"recon": recon, "commit": quantized.commitment}
         metrics = quantized.metrics

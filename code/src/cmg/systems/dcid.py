@@ -1,7 +1,8 @@
-"""DCID (Uni-Code): dual cross-modal information disentangling over one codebook (NeurIPS 2023, Figure 2).
+"""DCID (Uni-Code): dual cross-modal information disentangling with a shared codebook (NeurIPS 2023, Figure 2).
 
-The encoder is a stack of levels, one here, two in H-DCID (cmg/systems/h_dcid.py). A level encodes its inputs into semantic
-and specific features and quantises the semantic ones; its objective holds the networks that only training needs.
+The encoder is a stack of levels: one here, two in H-DCID (cmg/systems/h_dcid.py). A level encodes its inputs into
+semantic and specific features and quantizes the semantic ones. Its objective holds the networks that only training
+needs.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cmg.losses.info_nce import clip_pairs
 from cmg.models.blocks import Blocks
 from cmg.models.codebook import RESET_AFTER, Codebook, Quantized, Reset
 from cmg.models.config import in_order
-from cmg.models.masking import mean_of_clips, unmasked, squared_error
+from cmg.models.masking import mean_of_clips, squared_error, unmasked
 from cmg.systems import base
 from cmg.systems.base import Codes, Losses, Term, full_precision
 from cmg.systems.state_dicts import dcid
@@ -25,8 +26,8 @@ from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
 from cmg.utils import dist
 from cmg.utils.settings import positive, setting
 
-CLUB_ITERATIONS = 5                           # Adam steps of the CLUB networks in each training step
-CLUB_ORDER = ("video", "text", "audio")     # of the published program's MI networks and their permutations
+CLUB_ITERATIONS = 5                         # optimizer steps of the CLUB networks in each training step
+CLUB_ORDER = ("video", "text", "audio")     # of the published program's CLUB networks and their permutations
 VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
 
@@ -34,25 +35,25 @@ VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 class CodebookOptions(base.CodebookOptions):
     """How a codebook with MM-EMA is initialized and updated."""
 
-    mm_ema: str = setting("mean", "teachers of the EMA: the same second of the other modalities, or attention (NeurIPS "
-                          "2023, eq. 7)", choices=("mean", "attention"))
-    code_choice: str = setting("own", "in training the code of a second is each modality's own nearest, or one that "
-                               "modalities other than text choose together", choices=("own", "joint"))
-    reset_after: int = setting(RESET_AFTER, "passes without use until a code is re-drawn", type=positive)
-    reset_to: str = setting("code", "a code is re-drawn beside a code in use, or at a random second of the batch, "
-                            "between its modalities", choices=("code", "second"))
+    mm_ema: str = setting("mean", "targets of the EMA from other modalities: their mean at the same second, or "
+                          "attention over the seconds of the clip (NeurIPS 2023, eq. 7)", choices=("mean", "attention"))
+    code_choice: str = setting("own", "codes in training: nearest to each modality, or one joint code per second for "
+                               "all modalities except tokens", choices=("own", "joint"))
+    reset_after: int = setting(RESET_AFTER, "passes without use until a code is reset", type=positive)
+    reset_to: str = setting("code", "reset an unused code to a code in use, or to the mean of the modalities at a "
+                            "random second of the batch", choices=("code", "second"))
 
     def reset(self, is_on):
-        """How codes are reset (cmg/models/codebook.py); `is_on`: not switched off."""
+        """The `Reset` of these settings (cmg/models/codebook.py), "off" unless `is_on`."""
         return Reset(self.code_reset if is_on else "off", self.reset_after, self.reset_to)
 
     def joint_modalities(self, config):
-        """Modalities of which a second chooses one code."""
+        """Modalities that share one code per second in training."""
         return timed_modalities(config) if self.code_choice == "joint" else ()
 
 
 def timed_modalities(config):
-    """Modalities that have seconds, not tokens of the whole clip: a second of one belongs to that of the others."""
+    """Modalities with features per second, that is, all except tokens."""
     return tuple(m for m in config.modalities if config.kind(m) != "tokens")
 
 
@@ -60,21 +61,21 @@ def timed_modalities(config):
 class Options(CodebookOptions):
     """How DCID is trained."""
 
-    mi_forward: str = setting("once", "encoder passes per step: one, or six as in the published checkpoints",
+    mi_forward: str = setting("once", "encoder passes per step: one, or six as for the published checkpoints",
                               choices=("once", "released"))
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
 @dataclass
 class LevelOutput:
-    """One level's view of a batch; dicts over modalities."""
+    """Output of one level for a batch; dicts are keyed by modality."""
 
-    inputs: dict            # what the decoders reconstruct
-    semantic: dict          # (B, T, D) before quantisation
+    inputs: dict            # targets of the reconstruction
+    semantic: dict          # (B, T, D) before quantization
     specific: dict          # Specific
     quantized: Quantized
     mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
-    club: BatchedCLUB = None    # networks that have been fitted to this pass
+    club: BatchedCLUB = None    # networks that were fitted to this pass
 
 
 class Level(nn.Module):
@@ -87,29 +88,30 @@ class Level(nn.Module):
         self.codebook = Codebook(config.num_codes, config.code_dim)
 
     def forward(self, inputs, with_cmcm=True, mask=None, joint=()):
-        """Encode and quantise `inputs`, modality -> features; `joint`: see `Codebook.forward`."""
+        """Encode and quantize `inputs`, modality -> features; returns a LevelOutput. `joint`: see
+        `Codebook.forward`."""
         semantic = {m: self.encode_semantic(m, x, mask) for m, x in inputs.items()}
         specific = {m: self.specific[m](x) for m, x in inputs.items()}
         with full_precision(self.codebook.embedding):
             return LevelOutput(inputs, semantic, specific, self.codebook(semantic, with_cmcm, mask, joint), mask)
 
     def encode_semantic(self, modality, x, mask=None):
-        """Semantic features (B, T, D) in the codebook's precision, under autocast too.
+        """Semantic features (B, T, D) in the codebook's precision, even under autocast.
 
-        Sentences that differ in one word are closer to each other than bf16 resolves, and two classes would share a
-        code. It is half a percent of the work.
+        Sentences that differ in one word may be closer than bf16 resolves, so that two classes would share a code. This
+        takes half a percent of a step.
         """
         with full_precision(x):
             return self.semantic[modality](x.to(self.codebook.embedding.dtype), mask)
 
     def lookup(self, modality, x, mask=None):
-        """(vectors, indices) of the codes nearest to the semantic features of one modality's inputs."""
+        """(vectors, indices) of the codes that are nearest to the semantic features of one modality's inputs."""
         with full_precision(x):
             return self.codebook.lookup(self.encode_semantic(modality, x, mask))
 
 
 def first_level(config):
-    """Level 1: the features themselves, tokens after their LSTM."""
+    """Level 1, on the features themselves; of tokens, on the output of their LSTM."""
     semantic, specific = {}, {}
     for modality in config.modalities:
         blocks = Blocks(config, modality)
@@ -118,7 +120,7 @@ def first_level(config):
 
 
 class Encoder(base.Encoder):
-    """The LSTM of the text, and of other tokens, and the levels."""
+    """LSTMs of tokens, and the levels."""
 
     def __init__(self, config, levels):
         super().__init__(config)
@@ -131,11 +133,11 @@ class Encoder(base.Encoder):
         return [level.codebook.embedding for level in self.levels]
 
     def features(self, batch):
-        """`inputs` of all modalities; other entries of the batch are passed over."""
+        """`inputs` of all modalities; other entries of the batch are ignored."""
         return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
     def forward(self, features, depth=None, with_cmcm=True, mask=None, joint=()):
-        """`features(batch)` -> a LevelOutput for each of the first `depth` levels (all by default)."""
+        """The LevelOutput of each of the first `depth` levels (default: all), given `features(batch)`."""
         outputs = []
         for level in self.levels[:depth]:
             outputs.append(level(features, with_cmcm, mask, joint))
@@ -145,9 +147,9 @@ class Encoder(base.Encoder):
     def embed_inputs(self, modality, inputs, mask=None):
         vectors, indices = [], []
         for number, level in enumerate(self.levels):
-            chosen, index = level.lookup(modality, inputs, mask)
-            vectors.append(chosen)
-            indices.append(index)
+            nearest, assigned = level.lookup(modality, inputs, mask)
+            vectors.append(nearest)
+            indices.append(assigned)
             if number + 1 < len(self.levels):
                 inputs = level.specific[modality](inputs).pooled
         return Codes(torch.cat(vectors, -1), torch.stack(indices, -1) if len(indices) > 1 else indices[0])
@@ -169,14 +171,14 @@ class Objective(nn.Module):
         return in_order(self.club, CLUB_ORDER)
 
     def clubs(self):
-        """The CLUB networks side by side, in `club_order`."""
+        """The CLUB networks as one BatchedCLUB, in `club_order`."""
         return BatchedCLUB([self.club[m] for m in self.club_order])
 
     def stats(self, output):
-        """What the CLUB networks are fitted to: Evidence, without gradient."""
+        """SufficientStats for fitting the CLUB networks, without gradient."""
         quantized = output.quantized
         return SufficientStats.of(quantized.codes, self._stacked(quantized.indices), self._pooled(output).detach(),
-                           output.mask)
+                                  output.mask)
 
     def reconstruct(self, output):
         """modality -> reconstruction of the level's inputs."""
@@ -209,7 +211,7 @@ class Objective(nn.Module):
         return torch.stack([of_modalities[m] for m in self.club_order])
 
     def _pooled(self, output):
-        """Specific features of all modalities, (M, B, T, S): the narrower ones end in zeros."""
+        """Pooled specific features of all modalities, (M, B, T, S), padded with zeros to one width."""
         pooled = {m: output.specific[m].pooled for m in self.club_order}
         width = max(x.shape[-1] for x in pooled.values())
         pooled = {m: F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for m, x in pooled.items()}
@@ -217,7 +219,7 @@ class Objective(nn.Module):
 
 
 def first_decoder(config, modality):
-    """Decoder of level 1: it reconstructs the features themselves, tokens after their LSTM."""
+    """Decoder of level 1, which reconstructs the features themselves; of tokens, the output of their LSTM."""
     return Blocks(config, modality).decoder()
 
 
@@ -239,7 +241,7 @@ class DCID(base.System):
         "objectives.0.club.{m}.": "{M}_mi_net_parameters",
     }
     AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net"}
-    # They differ from task to task without a rule: they were chosen on the evaluation data.
+    # No rule relates these to the tasks: they were chosen on the evaluation data.
     TOC_RELEASED = {
         "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
         "avvp": {VIDEO_AUDIO: (128, 3, 1), AUDIO_VIDEO: (128, 3, 1)},
@@ -263,7 +265,7 @@ class DCID(base.System):
         return base.to_seconds(self.encoder.features(batch), self.config, batch.get("mask"))
 
     def depth(self, epoch):
-        """How many levels are computed at an epoch."""
+        """Number of levels that are computed in an epoch."""
         return 1
 
     def encode(self, features, epoch):
@@ -289,15 +291,18 @@ class DCID(base.System):
         for level, output in zip(self.encoder.levels, outputs):
             level.codebook.update_ema(output.semantic, output.quantized.indices, teacher, output.mask)
             level.codebook.expire_codes(self.codes_in_use(output.quantized.indices), rng, reset,
-                                           {m: output.semantic[m] for m in timed_modalities(self.config)}, output.mask)
+                                        {m: output.semantic[m] for m in timed_modalities(self.config)}, output.mask)
 
     def codes_in_use(self, indices):
-        """Codes that are in use, modality -> (B, T), of those that a pass chose."""
+        """Assigned codes, modality -> (B, T), that count as used for code resets."""
         return indices
 
     def training_pass(self, features, epoch, rng, auxiliary):
-        """One pass, and five optimizer steps of the CLUB networks on its outputs; mi_forward="released": five passes with
-        one such step each, and one for the losses, so that the codebooks are updated six times."""
+        """One encoder pass, and five optimizer steps of the CLUB networks on its outputs.
+
+        mi_forward="released" makes five passes with one such step each and a sixth for the losses, so that the
+        codebooks are updated six times.
+        """
         levels = [n for n in range(self.depth(epoch)) if self.is_trained(n, epoch)] if self.is_on("club") else []
         clubs = {n: self.objectives[n].clubs() for n in levels}
         for batched in clubs.values():
@@ -313,7 +318,7 @@ class DCID(base.System):
         return outputs, likelihoods
 
     def is_trained(self, level, epoch):
-        """Do the losses of a level count at an epoch?"""
+        """Whether the losses of a level are part of the total in an epoch."""
         return True
 
     def _pass(self, features, epoch, rng):
@@ -322,13 +327,13 @@ class DCID(base.System):
         return outputs
 
     def fit_auxiliary(self, clubs, outputs, optimizer, iterations):
-        """Fit the CLUB networks: likelihood of the specific features given the codes."""
+        """Fit the CLUB networks: maximum likelihood of the specific features given the codes."""
         found = club.fit(clubs, {n: self.objectives[n].stats(outputs[n]) for n in clubs}, optimizer, iterations)
         return {f"{m}_club{_suffix(n)}": value for n, values in found.items()
                 for m, value in zip(self.objectives[n].club_order, values)}
 
     def losses(self, outputs, rng):
-        """Losses of all levels that `outputs` holds; kinds of the second end in _2."""
+        """Losses of all levels in `outputs`; kinds of the second end in "_2"."""
         terms, metrics = {}, {}
         for number, output in enumerate(outputs):
             objective, suffix = self.objectives[number], _suffix(number)
@@ -350,7 +355,7 @@ class DCID(base.System):
             return clip_pairs(means, means)
 
     def detaches_targets(self, level):
-        """Do the targets of a level's reconstruction get no gradient?"""
+        """Whether the targets of a level's reconstruction are detached."""
         return False
 
     @property

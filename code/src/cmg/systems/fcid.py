@@ -1,5 +1,4 @@
-"""FCID: audio and video aligned second by second, all modalities as whole clips over one coarse codebook (ACL 2025
-Findings)."""
+"""FCID: fine alignment of audio and video by second, coarse alignment of clips by one codebook (ACL 2025 Findings)."""
 
 from dataclasses import dataclass
 
@@ -25,19 +24,19 @@ from cmg.systems.state_dicts.rules import DECODER, ENCODER
 from cmg.utils import dist
 from cmg.utils.settings import setting
 
-ORDER = ("video", "audio", "text")      # of the published program's EMA: the codebook depends on it; others follow
-PAIR = "audiovisual"                    # what audio, video and all else with seconds share: projections, a CLUB network
+ORDER = ("video", "audio", "text")      # of the EMA in the published program; other modalities follow
+PAIR = "audiovisual"                    # clip encoder and CLUB network that all modalities with seconds share
 
 
 @dataclass(frozen=True)
 class Config(sizes.Config):
-    """Sizes of FCID: one Transformer layer, and word vectors that no LSTM reads."""
+    """Sizes of FCID: one Transformer layer, and no LSTM over word vectors."""
 
     num_layers: int = 1
 
     @property
     def fine(self):
-        """Modalities that are aligned second by second: vectors and maps. Tokens are aligned as whole clips."""
+        """Modalities that are aligned by second: vectors and maps. Tokens are aligned by clip."""
         return [m for m in in_order(self.modalities, ORDER) if self.kind(m) != "tokens"]
 
     def clip_encoder(self, modality):
@@ -46,7 +45,7 @@ class Config(sizes.Config):
 
     @property
     def clip_encoders(self):
-        """Names of the clip encoders: the shared one, then those of tokens."""
+        """Names of all clip encoders: the shared one, then those of tokens."""
         return [PAIR, *(m for m in in_order(self.modalities, ORDER) if m not in self.fine)]
 
     def input_dim(self, modality):
@@ -57,27 +56,27 @@ class Config(sizes.Config):
 class Options(dcid.CodebookOptions):
     """How FCID is trained."""
 
-    club_coarse: str = setting("intended", "FCID: CLUB bound of clips with a clip as one second, or with channels "
-                               "taken for seconds as published", choices=("intended", "released"))
+    club_coarse: str = setting("intended", "FCID: CLUB bound of clips, treating a clip as one second, or its channels "
+                               "as seconds, as published", choices=("intended", "released"))
 
 
 @dataclass
 class Output:
-    """What one pass gives; dicts over modalities."""
+    """Output of one pass; dicts are keyed by modality."""
 
     inputs: dict            # features of the data
     semantic: dict          # (B, T, D)
     specific: dict          # Specific, of modalities with seconds
-    clips: dict             # (B, D) means over time, projected
-    general: dict           # (B, 1, D), not negative; what is quantised, in the order of the EMA
+    clips: dict             # (B, D) projected means over time
+    general: dict           # (B, 1, D), not negative, in the order of the EMA; input of the codebook
     private: dict           # (B, D), not negative
     quantized: Quantized
     mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
-    clubs: dict = None      # networks that have been fitted to this pass, as of `FCID.clubs`
+    clubs: dict = None      # networks that were fitted to this pass, as in `FCID.clubs`
 
 
 class ClipEncoder(nn.Module):
-    """Projection of a clip's mean, and its general and specific part; modalities with seconds share one."""
+    """Projection of a clip's mean features, and its general and specific part; modalities with seconds share one."""
 
     def __init__(self, width):
         super().__init__()
@@ -86,7 +85,7 @@ class ClipEncoder(nn.Module):
         self.specific = nn.Linear(width, width)
 
     def to_general(self, x):
-        """(..., D) semantic features -> (..., D) that the codebook quantises."""
+        """Semantic features (..., D) -> general features (..., D), the input of the codebook."""
         return F.relu(self.general(self.project(x)))
 
 
@@ -107,12 +106,12 @@ class Encoder(base.Encoder):
         return [self.codebook.embedding]
 
     def encode_semantic(self, modality, x, mask=None):
-        """Semantic features (B, T, D) in the codebook's precision, under autocast too (as cmg/systems/dcid.py)."""
+        """Semantic features (B, T, D) in the codebook's precision, even under autocast (see cmg/systems/dcid.py)."""
         with full_precision(x):
             return self.semantic[modality](x.to(self.codebook.embedding.dtype), mask)
 
     def forward(self, features, with_cmcm=True, mask=None, joint=()):
-        """modality -> features of the data: an `Output`."""
+        """The `Output` for `features`, modality -> features of the data."""
         masks = {m: None if self.config.kind(m) == "tokens" else mask for m in features}
         semantic = {m: self.encode_semantic(m, x, masks[m]) for m, x in features.items()}
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
@@ -127,11 +126,11 @@ class Encoder(base.Encoder):
         return Output(features, semantic, specific, clips, general, private, quantized, mask)
 
     def embed_inputs(self, modality, inputs, mask=None):
-        """Every second as a clip of its own, after the semantic encoder has seen the whole."""
+        """Codes of single seconds: each is treated as a clip, after the semantic encoder has seen the whole clip."""
         return self._codes(modality, self.encode_semantic(modality, inputs, mask))
 
     def embed_clips(self, modality, inputs, mask=None):
-        """One code per clip: that of the mean over its seconds, which the codebook was trained on."""
+        """One code per clip, that of the mean over its seconds, as in training."""
         means = mean_of_clips(self.encode_semantic(modality, inputs, mask), mask)
         return self._codes(modality, means.unsqueeze(1)).vectors.squeeze(1)
 
@@ -154,7 +153,7 @@ class FCID(base.System):
               "club.{m}.": "{M}_mi_net_parameters", f"club.{PAIR}.": "AudioVisual_mi_net_parameters"}
     AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net",
                  "AudioVisual_mi_net_parameters": f"optimizer_{PAIR}_mi_net"}
-    # One direction of each task, three without the variance term, against the paper.
+    # The published scripts have one direction per task, three of them, unlike the paper, without the variance term.
     TOC_RELEASED = {
         "ave": {AUDIO_VIDEO: (256, 1, 0, "both")},
         "avvp": {AUDIO_VIDEO: (196, 1, 0, "similarity")},
@@ -170,16 +169,15 @@ class FCID(base.System):
         self.cpc = CrossCPC(fine, width, accuracy_over="predictions") if len(fine) > 1 else None
         self.club = nn.ModuleDict({name: CLUB(width, width if name == PAIR else config.pooled_dim(name),
                                               config.club_hidden)
-                                   for name in (*self.order, PAIR)})      # the order of their permutations
+                                   for name in (*self.order, PAIR)})      # in the order of their permutations
         self.fine_decoders = nn.ModuleDict({m: Blocks(config, m).decoder() for m in fine})
         self.coarse_decoders = nn.ModuleDict({m: LinearDecoder(width, width, width, width) for m in self.order})
         self.initialized = [False]
 
     def clubs(self):
-        """CLUB networks of one number of rows side by side: of seconds, of each modality of tokens, of all clips with
-        seconds."""
-        return {key: BatchedCLUB([self.club[name] for name in names])
-                for key, names in self._members().items()}
+        """The CLUB networks, batched where they have the same number of rows: "fine" of seconds, one of each modality
+        of tokens, and PAIR of the clips of all others."""
+        return {key: BatchedCLUB([self.club[name] for name in names]) for key, names in self._members().items()}
 
     def encode(self, features, epoch):
         with self.autocast():
@@ -194,10 +192,10 @@ class FCID(base.System):
 
     def update_codebooks(self, outputs, rng):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
-        codebook, chosen = self.encoder.codebook, outputs.quantized.indices
-        codebook.update_ema(outputs.general, chosen, teacher)
-        codebook.expire_codes(chosen, rng, self.options.reset(self.is_on("reset")),
-                                 {m: outputs.general[m] for m in dcid.timed_modalities(self.config)})
+        codebook, indices = self.encoder.codebook, outputs.quantized.indices
+        codebook.update_ema(outputs.general, indices, teacher)
+        codebook.expire_codes(indices, rng, self.options.reset(self.is_on("reset")),
+                              {m: outputs.general[m] for m in dcid.timed_modalities(self.config)})
 
     def training_pass(self, features, epoch, rng, auxiliary):
         clubs = self.clubs() if self.is_on("club") else {}
@@ -210,7 +208,7 @@ class FCID(base.System):
         return outputs, likelihoods
 
     def fit_auxiliary(self, clubs, outputs, optimizer):
-        """Fit the CLUB networks: specific given semantic features of seconds, specific given general ones of clips."""
+        """Fit the CLUB networks: specific features given semantic ones (seconds) or general ones (clips)."""
         stats = {key: SufficientStats.each(*(x.detach().flatten(1, -2) for x in self._pairs(outputs, key)),
                                            outputs.mask if key == "fine" else None) for key in clubs}
         found, members = club.fit(clubs, stats, optimizer, CLUB_ITERATIONS), self._members()
@@ -222,8 +220,8 @@ class FCID(base.System):
         return {"fine": list(self.fine_decoders), **tokens, PAIR: [PAIR]}
 
     def _pairs(self, outputs, key):
-        """(what is given, what is predicted) of a key of `clubs`, in the codebook's precision: seconds (M, B, T, .);
-        clips (1, B, G, .), G modalities that share a network."""
+        """(conditions, targets) of the networks `clubs[key]`, in the codebook's precision: (M, B, T, .) of seconds,
+        (1, B, G, .) of clips with G modalities that share a network."""
         if key == "fine":
             specific = [outputs.specific[m].pooled for m in self.fine_decoders]
             width = max(x.shape[-1] for x in specific)
@@ -247,7 +245,7 @@ class FCID(base.System):
             metrics |= prediction.metrics
         terms["cmcm"] = outputs.quantized.cmcm
         tokens = [m for m in outputs.general if m not in self.fine_decoders]
-        if tokens:                          # all others find the clip's text
+        if tokens:                          # from all other modalities to the text of the clip
             names = in_order(outputs.general, [m for m in self.order if m != tokens[0]])
             clips = torch.cat([outputs.general[m] for m in names], 1)
             clips = dist.all_gather(clips).transpose(0, 1)                                 # (M, B, D)
@@ -267,8 +265,8 @@ class FCID(base.System):
         return {"fine_recon": fine, "coarse_recon": coarse}
 
     def _bounds(self, outputs, rng):
-        """CLUB bounds; the permutations are drawn in the published order, of both modalities' rows together for the
-        network that they share."""
+        """CLUB bounds. The permutations are drawn in the published order; that of the shared network permutes the rows
+        of all its modalities together."""
         clips = dist.global_batch_size(outputs.private[next(iter(outputs.private))])
         rows = clips * len(self.fine_decoders)
         device = self.encoder.codebook.embedding.device
@@ -282,7 +280,7 @@ class FCID(base.System):
                 found |= dict(zip(self.fine_decoders, batched.upper_bounds(given, predicted, order, outputs.mask)))
             else:
                 found[key] = batched.upper_bounds_of_clips(given[0], predicted[0], orders[key],
-                                                                self.options.club_coarse)
+                                                           self.options.club_coarse)
         return found
 
     @property

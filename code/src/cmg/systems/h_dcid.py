@@ -19,25 +19,25 @@ SECOND_LEVEL_WEIGHT = 0.3
 class Options(dcid.Options):
     """How H-DCID is trained."""
 
-    layer2_start: str = setting("released", "H-DCID: the second codebook adapts from epoch 0, as published, or "
-                                "starts from data when its losses start", choices=("released", "data"))
-    detach_targets: bool = setting(False, "H-DCID: no gradient into the targets of the second level's reconstruction")
+    layer2_start: str = setting("released", "H-DCID: update the second codebook from epoch 0, as published, or "
+                                "initialize it from data when its losses start", choices=("released", "data"))
+    detach_targets: bool = setting(False, "H-DCID: detach the targets of the second level's reconstruction")
 
 
 def second_level(config):
-    """Level 2: the pooled specific features of level 1 as if they were raw inputs."""
+    """Level 2, on the pooled specific features of level 1."""
     return Level(config, {m: TemporalEncoder(config, config.pooled_dim(m)) for m in config.modalities},
                  {m: LinearSpecificEncoder(config.pooled_dim(m), config.pooled_dim(m)) for m in config.modalities})
 
 
 def second_decoder(config, modality):
-    """Decoder of level 2: it reconstructs the level's inputs."""
+    """Decoder of level 2, which reconstructs the level's inputs."""
     width = config.pooled_dim(modality)
     return LinearDecoder(config.code_dim, width, width, width)
 
 
 class HDCID(DCID):
-    """Two levels of alignment. There is no CMCM term: it stays in the log as a zero."""
+    """Two levels of alignment. There is no CMCM loss; the log shows 0."""
 
     name, label, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
     Options, KEY_RULES = Options, h_dcid.KEY_RULES
@@ -55,7 +55,7 @@ class HDCID(DCID):
         "objectives.1.club.{m}.": "{M}_mi_net_2_parameters",
     }
     AUXILIARY = DCID.AUXILIARY | {"{M}_mi_net_2_parameters": "optimizer_{m}_mi_net_2"}
-    # The published avvp_av is trained in the other direction by mistake.
+    # By mistake, the published avvp_av trains in the other direction.
     TOC_RELEASED = {
         "ave": {VIDEO_AUDIO: (128, 1, 0), AUDIO_VIDEO: (196, 1, 0)},
         "avvp": {VIDEO_AUDIO: (224, 1, 0), AUDIO_VIDEO: (128, 1, 0)},
@@ -70,7 +70,7 @@ class HDCID(DCID):
         return [Objective(self.config, first_decoder), Objective(self.config, second_decoder)]
 
     def depth(self, epoch):
-        """The second level is there from the beginning, as published, or rests until its losses start."""
+        """Two levels from the beginning, as published, or only since the losses of the second start."""
         return 1 if epoch < SECOND_LEVEL_FROM and self.options.layer2_start == "data" else 2
 
     def is_trained(self, level, epoch):

@@ -1,4 +1,5 @@
-"""MICU: DCID's network, trained by masked contrast of fine and coarse features and a cross-modal jigsaw (ICCV 2025)."""
+"""MICU: DCID's network, trained with masked contrast of fine and coarse features and a cross-modal jigsaw (ICCV
+2025)."""
 
 from dataclasses import dataclass
 
@@ -14,16 +15,16 @@ from cmg.systems.dcid import DCID, Objective, first_decoder
 from cmg.utils import dist
 from cmg.utils.settings import positive, setting
 
-MASKED = 0.3                            # probability of a second to be left out of the queries
+MASKED = 0.3                            # probability that a second is left out of the queries
 JIGSAW = "Jigsaw_parameters"
 
 
 @dataclass(frozen=True)
 class Config(sizes.Config):
-    """Sizes of MICU: DCID's, and the jigsaw's."""
+    """Sizes of MICU: those of DCID, and of the jigsaw."""
 
     jigsaw_blocks: int = setting(2, "MICU: blocks of channels in the jigsaw (ICCV 2025, S)", type=positive)
-    jigsaw_permutations: int = setting(2, "MICU: permutations to tell apart (P)", type=positive)
+    jigsaw_permutations: int = setting(2, "MICU: permutations to classify (P)", type=positive)
     jigsaw_hidden: int = setting(512, "MICU: width of the jigsaw's classifier", type=positive)
 
 
@@ -31,25 +32,25 @@ class Config(sizes.Config):
 class Options(dcid.CodebookOptions):
     """How MICU is trained."""
 
-    encoder_passes: str = setting("once", "MICU: encoder passes per step: one, or two as published: features of the "
-                                  "first are contrasted, the second is reconstructed", choices=("once", "released"))
-    reset_counter: str = setting("all", "MICU: a code that text alone chooses is in use, or ages as published",
-                                 choices=("all", "released"))
+    encoder_passes: str = setting("once", "MICU: encoder passes per step: one, or two as published, one for the "
+                                  "contrast and one for the reconstruction", choices=("once", "released"))
+    reset_counter: str = setting("all", "MICU: codes that are assigned to text only count as used, or as unused, as "
+                                 "published", choices=("all", "released"))
 
 
 @dataclass
 class TwoPassOutput:
-    """DCID's outputs of the passes of a step; one and the same where there is one pass."""
+    """DCID's outputs of the two passes of a step; the same object if there is one pass."""
 
     contrasted: list
     reconstructed: list
 
 
 class MICU(DCID):
-    """CPC, CLUB and CMCM are computed for the log only: their networks keep their start values."""
+    """DCID with other losses. CPC, CLUB and CMCM are computed for the log only; their networks are not trained."""
 
     name, label, FILE, EPOCHS = "micu", "MICU", "MICU-model-{}.pt", 5
-    Config, Options = Config, Options       # published names are those of DCID; the jigsaw has none
+    Config, Options = Config, Options       # KEY_RULES are those of DCID; the jigsaw has no published names
     TERMS = {kind: Term(term.weight if kind in ("recon", "commit") else 0.0, label=term.label)
              for kind, term in DCID.TERMS.items() if kind != "contrast"} | {
         "fcmi_fine": Term(label="FCMI, seconds"), "fcmi_coarse": Term(label="FCMI, clips"), "cujp": Term(label="CUJP")}
@@ -72,7 +73,7 @@ class MICU(DCID):
 
     def codes_in_use(self, indices):
         if self.options.reset_counter == "released":
-            return {m: chosen for m, chosen in indices.items() if self.config.kind(m) != "tokens"}
+            return {m: assigned for m, assigned in indices.items() if self.config.kind(m) != "tokens"}
         return indices
 
     def training_pass(self, features, epoch, rng, auxiliary):

@@ -1,15 +1,14 @@
-"""Published names of CoDAAR's tensors (cmg/systems/state_dicts/rules.py), in published order."""
+"""Published names of CoDAAR's tensors, in published order (see rules.py)."""
 
 from cmg.systems.state_dicts.dcid import TOKENS, cpc, decoder, pooling
-from cmg.systems.state_dicts.rules import DECODER, ENCODER, KeyRule, temporal
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, KeyRule, key_rules, temporal
 
-NUM_CLASSES = 142               # of the clip classifiers in the published decoder, used by no loss
-CONV = "encoder.specific.{m}."
+NUM_CLASSES = 142               # of the clip classifiers in published decoders, which no loss uses
 ALL = "video audio text *"
 
 
 def classifier(config):
-    """Names and shapes of a clip classifier over rows."""
+    """Names and shapes of the tensors of a clip classifier on rows."""
     width = config.row_dim
     return {"linear.weight": (width, width), "linear.bias": (width,),
             "event_classifier.weight": (NUM_CLASSES, width), "event_classifier.bias": (NUM_CLASSES,)}
@@ -18,11 +17,9 @@ def classifier(config):
 KEY_RULES = (
     KeyRule(ENCODER, "Cross_quantizer.", "encoder.table."),
     *pooling("{m}_semantic_encoder.", "encoder.semantic.{m}.", ALL),
-    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.0.", CONV + "conv1.", ALL),
-    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.1.", CONV + "norm1.", ALL),
-    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.3.", CONV + "conv2.", ALL),
-    KeyRule(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.4.", CONV + "norm2.", ALL),
-    KeyRule(ENCODER, "{M}_encoder.{m}_linear.", CONV + "linear.", ALL),
+    *key_rules(ENCODER, "{m}_semantic_encoder.spatial_conv_stack.", "encoder.specific.{m}.", ALL,
+               {"0.": "conv1.", "1.": "norm1.", "3.": "conv2.", "4.": "norm2."}),
+    KeyRule(ENCODER, "{M}_encoder.{m}_linear.", "encoder.specific.{m}.linear.", ALL),
     *temporal(ENCODER, "{m}_self_att.", "encoder.semantic.{m}.", ALL),
     *cpc("CPC_parameters", "cpc.", ALL),
     *TOKENS,

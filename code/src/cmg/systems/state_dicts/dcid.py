@@ -1,60 +1,51 @@
-"""Published names of DCID's tensors (cmg/systems/state_dicts/rules.py), in published order."""
+"""Published names of DCID's tensors, in published order (see rules.py)."""
 
-from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS, KeyRule, temporal
+from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS, KeyRule, key_rules, temporal
 
-NUM_CLASSES = 141               # of the clip classifiers in the published decoder, used by no loss
+NUM_CLASSES = 141               # of the clip classifiers in published decoders, which no loss uses
 LEVEL, OBJECTIVE = "encoder.levels.0.", "objectives.0."
 
 TOKENS = [KeyRule(LSTMS, "", "encoder.{m}_lstm.", "text *")]
 
 
 def specific(theirs, ours, modalities):
-    """The specific encoders of level 1: convolutions of maps, the linear map of vectors and tokens."""
-    return [KeyRule(ENCODER, theirs + "conv_stack.0.", ours + "conv1.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.2.", ours + "conv2.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.4.", ours + "conv3.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.1.", ours + "residual.conv3x3.", modalities),
-            KeyRule(ENCODER, theirs + "conv_stack.5.stack.0.res_block.3.", ours + "residual.conv1x1.", modalities),
-            KeyRule(ENCODER, theirs + "feed_forward.0.", ours + "pool1.", modalities),
-            KeyRule(ENCODER, theirs + "feed_forward.2.", ours + "pool2.", modalities),
-            KeyRule(ENCODER, theirs + "{m}_linear.", ours + "linear.", modalities)]
+    """Specific encoders of level 1: convolutions of maps, the linear layer of vectors and tokens."""
+    return key_rules(ENCODER, theirs, ours, modalities, {
+        "conv_stack.0.": "conv1.", "conv_stack.2.": "conv2.", "conv_stack.4.": "conv3.",
+        "conv_stack.5.stack.0.res_block.1.": "residual.conv3x3.",
+        "conv_stack.5.stack.0.res_block.3.": "residual.conv1x1.",
+        "feed_forward.0.": "pool1.", "feed_forward.2.": "pool2.", "{m}_linear.": "linear."})
 
 
 def pooling(theirs, ours, modalities):
-    """The pooling of maps in the semantic encoders."""
-    return [KeyRule(ENCODER, theirs + "se_layer.0.", ours + "squeeze.", modalities),
-            KeyRule(ENCODER, theirs + "se_layer.2.", ours + "excite.", modalities),
-            KeyRule(ENCODER, theirs + "affine_video_ave.", ours + "average_attention.", modalities),
-            KeyRule(ENCODER, theirs + "affine_video_self.", ours + "place_attention.", modalities),
-            KeyRule(ENCODER, theirs + "ave_v_att.", ours + "attention.", modalities)]
+    """Pooling of maps in the semantic encoders."""
+    return key_rules(ENCODER, theirs, ours, modalities, {
+        "se_layer.0.": "squeeze.", "se_layer.2.": "excite.", "affine_video_ave.": "average_attention.",
+        "affine_video_self.": "place_attention.", "ave_v_att.": "attention."})
 
 
 def decoder(theirs, ours, modalities, row_linear=()):
-    """The decoders of level 1: transposed convolutions of maps, two linear maps of vectors and tokens.
+    """Decoders of level 1: transposed convolutions of maps, two linear layers of vectors and tokens.
 
     Args:
-        row_linear: parts that stand before the linear map of the code.
+        row_linear: rules to insert before that of the linear layer on the code.
     """
-    return [KeyRule(DECODER, theirs + "inverse_conv_block.0.", ours + "deconv1.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.1.", ours + "residual.conv3x3.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.1.stack.0.res_block.3.", ours + "residual.conv1x1.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.2.", ours + "deconv2.", modalities),
-            KeyRule(DECODER, theirs + "inverse_conv_block.4.", ours + "deconv3.", modalities),
-            KeyRule(DECODER, theirs + "{m}_rec.", ours + "reconstruct.", modalities),
-            *row_linear,
-            KeyRule(DECODER, theirs + "{m}_linear.", ours + "code_linear.", modalities)]
+    return [*key_rules(DECODER, theirs, ours, modalities, {
+                "inverse_conv_block.0.": "deconv1.",
+                "inverse_conv_block.1.stack.0.res_block.1.": "residual.conv3x3.",
+                "inverse_conv_block.1.stack.0.res_block.3.": "residual.conv1x1.",
+                "inverse_conv_block.2.": "deconv2.", "inverse_conv_block.4.": "deconv3.", "{m}_rec.": "reconstruct."}),
+            *row_linear, KeyRule(DECODER, theirs + "{m}_linear.", ours + "code_linear.", modalities)]
 
 
 def cpc(section, ours, modalities):
-    """The networks of one Cross-CPC."""
-    return [KeyRule(section, "{m}_ar_lstm.", ours + "lstm.{m}.", modalities),
-            KeyRule(section, "{m}_predictors.0.", ours + "predictor.{m}.", modalities)]
+    """Networks of one Cross-CPC."""
+    return key_rules(section, "{m}_", ours, modalities, {"ar_lstm.": "lstm.{m}.", "predictors.0.": "predictor.{m}."})
 
 
 def club(section, ours, modalities=""):
-    """CLUB networks, a section for each: the mean's network first."""
-    return [KeyRule(section, "p_mu.", ours + "mean.", modalities),
-            KeyRule(section, "p_logvar.", ours + "log_variance.", modalities)]
+    """CLUB networks, one section each: first the network of the mean."""
+    return key_rules(section, "", ours, modalities, {"p_mu.": "mean.", "p_logvar.": "log_variance."})
 
 
 SPECIFIC = specific("{M}_encoder.", LEVEL + "specific.{m}.", "video audio text *")

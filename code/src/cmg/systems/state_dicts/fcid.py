@@ -1,4 +1,4 @@
-"""Published names of FCID's tensors (cmg/systems/state_dicts/rules.py), in published order."""
+"""Published names of FCID's tensors, in published order (see rules.py)."""
 
 from cmg.systems.state_dicts.dcid import club, cpc, decoder, pooling, specific
 from cmg.systems.state_dicts.rules import DECODER, ENCODER, KeyRule, temporal

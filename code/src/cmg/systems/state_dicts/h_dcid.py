@@ -14,4 +14,4 @@ DECODERS_2 = [
 CLUBS_2 = club("{M}_mi_net_2_parameters", OBJECTIVE_2 + "club.{m}.", "video text audio *")
 
 KEY_RULES = (*TOKENS, *SPECIFIC, *SPECIFIC_2, *CODEBOOK, *SEMANTIC, *SEMANTIC_2, *CPC, *CPC_2, *DECODERS, *DECODERS_2,
-         *CLUBS, *CLUBS_2)
+             *CLUBS, *CLUBS_2)
