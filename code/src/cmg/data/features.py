@@ -176,10 +176,10 @@ class Store:
             check_shape(f"{self.path}, {self.kind}", tail)
         self.shapes, self.like = (tuple(tail),), like
 
-    def array_of(self, file, name):
+    def array_of(self, file, name, kinds="f"):
         """The dataset of all clips in an HDF5 file; its shape holds for them."""
         leading = len(self.leading)
-        array = hdf5_array(file, name, "f", *(1 + leading + len(tail) for tail in self.shapes), by_row=True)
+        array = hdf5_array(file, name, kinds, *(1 + leading + len(tail) for tail in self.shapes), by_row=True)
         self.hold(array.shape[1 + leading:], "the others")
         return array
 
@@ -244,7 +244,7 @@ class Rows(Store):
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
-            array = self.array_of(file, "avadataset")
+            array = self.array_of(file, "avadataset", "biuf")
             self.ids = {str(row) for row in range(len(array))}
 
     def measure(self, clip):

@@ -16,9 +16,12 @@ from cmg.utils.limits import LIMITS
 
 # What h5py raises of damaged files, depending on which of their bytes is wrong.
 ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-AGAIN = "get or make the file again, or set its place with --path"
+AGAIN = "get or make the file again, or set its path with --path"
 SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # of a file; of a collection of texts in it
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+NAMES = {h5py.h5z.FILTER_SZIP: "szip", h5py.h5z.FILTER_NBIT: "nbit", h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
+         32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
+KINDS = {"f": "floating-point numbers", "iu": "integers", "u": "integers", "S": "texts", "O": "texts"}
 CHECKSUM = 4                            # bytes of Fletcher's, at the end of a chunk
 HEADER, ALIGNED = 16, 8                 # bytes of such a collection, and of each text, that stand before its content
 
@@ -43,12 +46,19 @@ def open_hdf5(path):
     except InputError:
         raise
     except ERRORS as error:
-        found = "not found" if not os.path.exists(str(path)) else f"not a whole HDF5 file ({str(error)[:60]})"
-        raise InputError(f"{path}: {found}; an HDF5 file is expected; {AGAIN}") from None
+        found, remedy = f"not a whole HDF5 file ({str(error)[:60]})", AGAIN
+        if not os.path.exists(str(path)):
+            found = "not found"
+        elif getattr(error, "errno", None):             # of the system, not of the file's content
+            found = f"cannot be read ({os.strerror(error.errno)})"
+            if "lock" in str(error):
+                found = "locked by another program, or on a file system without locks"
+                remedy = "close that program, or set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
+        raise InputError(f"{path}: {found}; an HDF5 file is expected; {remedy}") from None
 
 
 def _require_texts(path):
-    """InputError for a collection of texts with one of no size: HDF5 2.0 reads on at the same place for ever.
+    """InputError for a collection of texts with one of no size: HDF5 2.0 reads on at the same offset for ever.
 
     Files above the limit on lists are not searched: it would take longer than their clips.
     """
@@ -57,8 +67,8 @@ def _require_texts(path):
         return
     with open(str(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         head = data.find(SIGNATURE)
-        place = head + (13 if data[head + 8:head + 9] < b"\2" else 9)
-        if head >= 0 and data[place:place + 2] != b"\x08\x08":
+        offset = head + (13 if data[head + 8:head + 9] < b"\2" else 9)
+        if head >= 0 and data[offset:offset + 2] != b"\x08\x08":
             raise InputError(f"{path}: not a whole HDF5 file (addresses that are not of 8 bytes); one is "
                              f"expected; {AGAIN}")
         begin = data.find(HEAP)
@@ -92,6 +102,9 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
     with reading(where):
         link = file.get(name, getlink=True) if name in file or name in list(file) else None
         array = file.get(name) if isinstance(link, h5py.HardLink) else None
+        if isinstance(array, h5py.Group):
+            raise InputError(f"{where}: '{name}' is a group ({', '.join(map(str, list(array)[:5])) or 'empty'}); an "
+                             "array under that name is expected; store the array itself there, not within a group")
         if not isinstance(array, h5py.Dataset):
             found = "a link" if link is not None else f"it has {', '.join(map(str, list(file)[:5])) or 'nothing'}"
             raise InputError(f"{where}: no dataset '{name}' of its own ({found}); an array under that name is "
@@ -99,7 +112,7 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
         require_plain(array, where, by_row)
         is_text = array.dtype.kind != "O" or h5py.check_string_dtype(array.dtype) is not None
         if array.dtype.kind not in kinds or not is_text or array.ndim not in ranks:
-            raise InputError(f"{where}: '{name}' is {array.dtype} {array.shape}; numbers of rank "
+            raise InputError(f"{where}: '{name}' is {array.dtype} {array.shape}; {KINDS.get(kinds, 'numbers')} of rank "
                              f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
         return array
 
@@ -132,10 +145,13 @@ def _require_chunks(array, size, where):
     least, most = (CHECKSUM + 1, size * 1.125 + 1024) if filters else (size, size)
     wrong = []
     array.id.chunk_iter(lambda chunk: wrong.append(chunk.size) if not least <= chunk.size <= most else None)
-    if wrong or any(name not in FILTERS for name in filters):
-        found = f"a chunk of {wrong[0]:,} bytes" if wrong else f"filters {filters}"
-        raise InputError(f"{where}: '{array.name}' has {found}; whole chunks of {size:,.0f} bytes, plain or by gzip, "
-                         "are expected; make the file again")
+    foreign = [str(NAMES.get(name, f"filter {name}")) for name in filters if name not in FILTERS]
+    if foreign:
+        raise InputError(f"{where}: '{array.name}' is compressed by {', '.join(foreign)}; no compression, gzip or lzf "
+                         "is expected; convert the file with `h5repack -f GZIP=1 OLD NEW`")
+    if wrong:
+        raise InputError(f"{where}: '{array.name}' has a chunk of {wrong[0]:,} bytes; whole chunks of {size:,.0f} "
+                         "bytes are expected; make the file again")
 
 
 def texts(array):
