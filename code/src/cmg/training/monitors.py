@@ -1,4 +1,4 @@
-"""Monitors of a run: figures that are not finite, codebooks that collapse, learning that stays at chance."""
+"""Monitors of a run: values that are not finite, codebooks that collapse, accuracies that stay at chance."""
 
 import logging
 import math
@@ -10,32 +10,32 @@ from cmg.models.codebook import code_perplexity
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
-COLLAPSED_SHARE = 0.1           # a batch that uses fewer codes than this share of K, or of its seconds, is a collapse
-COLLAPSED_PERPLEXITY = 0.02     # or a perplexity below this share of K, and below 4
-SETTLED = 200                   # passes before a codebook is judged
-YOUNG, SINGLE = 100, 2         # steps after which a modality that uses fewer codes than this has collapsed
-JUDGED = 500                    # steps before Cross-CPC is judged, and steps over which its accuracy is averaged
-ABOVE_CHANCE = 1.5              # times chance is what counts as learning
+COLLAPSED_SHARE = 0.1           # collapse: a batch uses fewer codes than this fraction of K, or of its seconds,
+COLLAPSED_PERPLEXITY = 0.02     # or the perplexity is below this fraction of K, or below 4
+SETTLED = 200                   # steps before codebooks are checked
+YOUNG, SINGLE = 100, 2          # steps before modalities are checked; one with a lower perplexity has collapsed
+JUDGED = 500                    # steps before Cross-CPC is checked
+ABOVE_CHANCE = 1.5              # an accuracy counts as learned above this multiple of chance
 ADVICE = {
-    "used": "start codes from data (--codebook_init data), keep --code_reset full, or take fewer codes "
+    "used": "initialize the codes from data (--codebook_init data), keep --code_reset full, or use fewer codes "
             "(--n_embeddings) or larger batches",
-    "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and look at the *_commit losses",
-    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/decisions.md), keep cmcm, cpc and "
-              "mm_ema (--without), and check that the features of a clip belong together",
+    "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and check the *_commit losses",
+    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/decisions.md), keep cmcm, cpc "
+              "and mm_ema (--without), and check that the features of a clip belong together",
     "chance": "check that audio, video and text of a clip belong together, and --lr",
 }
 
 
 @dataclass
 class StepMetrics:
-    """The values of one step, in an asynchronous copy from the device to the host."""
+    """The values of one step, copied asynchronously from the device to the host."""
 
-    names: list                 # kind and name of each value, kind being a field of StepOutput
-    values: torch.Tensor        # on the CPU, valid once `arrived`
-    clips: object               # the clips' numbers in the dataset
+    names: list                 # (kind, name) of each value; the kind is a field of StepOutput
+    values: torch.Tensor        # on the CPU, valid once `arrived()`
+    clips: object               # indices of the clips in the dataset
     batch: dict
     before: object              # trainer.Position before the step
-    event: object = None        # None: there already
+    event: object = None        # end of the copy on a GPU; None on a CPU
 
     def arrived(self, wait=False):
         if self.event is not None and wait:
@@ -47,7 +47,7 @@ class StepMetrics:
         return self.before.step + 1
 
     def of_kind(self, kind):
-        """name -> number."""
+        """Name -> number, of the values of one kind."""
         return {name: value for (of, name), value in zip(self.names, self.values.tolist()) if of == kind}
 
     losses = property(lambda self: self.of_kind("losses"))
@@ -56,13 +56,13 @@ class StepMetrics:
     grad_norms = property(lambda self: self.of_kind("grad_norms"))
 
     def not_finite(self):
-        """name -> value of the losses and gradient norms that are NaN or infinite."""
+        """Name -> value of losses and gradient norms that are NaN or infinite."""
         judged = self.losses | {f"gradient of {name}": value for name, value in self.grad_norms.items()}
         return {name: value for name, value in judged.items() if not math.isfinite(value)}
 
 
 class NonFiniteError(InputError):
-    """A step whose loss or gradient is not finite; `values` are the StepMetrics of this step."""
+    """Raised for a step whose loss or gradient is not finite; `values` are its StepMetrics."""
 
     def __init__(self, message, values):
         super().__init__(message)
@@ -70,10 +70,13 @@ class NonFiniteError(InputError):
 
 
 class FiniteCheck:
-    """Checks the losses and gradient norms of every step.
+    """Checks that losses and gradient norms of every step are finite.
 
-    On the CPU before the weights change. On a GPU the values are copied without waiting and checked when they have
-    arrived, a step or two later: nothing waits, and `flush` does before anything is saved.
+    On the CPU this happens before the weights change. On a GPU the values are copied asynchronously and checked when
+    they have arrived, a step or two later; `flush` waits for them, before anything is saved.
+
+    Args:
+        ids: names of the clips in the dataset.
     """
 
     def __init__(self, ids):
@@ -86,7 +89,7 @@ class FiniteCheck:
         self.coming = clips, batch, before
 
     def check(self, output):
-        """Called by TrainStep between the gradients and the change of the weights; `output`: StepOutput."""
+        """Called by TrainStep with its StepOutput, before the weights are updated; raises NonFiniteError."""
         kinds = ("losses", "metrics", "likelihoods", "grad_norms")
         found = [(kind, name, value) for kind in kinds for name, value in getattr(output, kind).items()]
         like = output.losses["total"].detach()
@@ -100,7 +103,7 @@ class FiniteCheck:
         self._judge(wait=False)
 
     def flush(self):
-        """Wait for the last step and return its StepMetrics; None before the first."""
+        """Wait for the last step and return its StepMetrics, None before the first step."""
         self._judge(wait=True)
         return self.pending[-1] if self.pending else None
 
@@ -129,32 +132,33 @@ class FiniteCheck:
 
 @dataclass
 class CodebookMonitor:
-    """Warns once of every way in which a run goes wrong without stopping. `state` goes into checkpoints."""
+    """Warns, once each, of problems that do not stop a run. `state` is stored in checkpoints."""
 
     warned: list = field(default_factory=list)
-    accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of looks]
-    apart: list = field(default_factory=list, init=False)       # codebooks that shared no code at the last look
+    accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of values]
+    apart: list = field(default_factory=list, init=False)       # codebooks without shared codes at the last update
 
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
 
     def update(self, system, outputs, step, metrics, batch_size):
-        """Judge the system at a line of the log.
+        """Check the system when a step is logged.
 
         Args:
-            outputs: of the system's last pass.
-            step: steps taken.
-            metrics: name -> number of this step.
-            batch_size: clips of a step; chance of Cross-CPC is 1 / batch_size.
+            system: cmg.systems.base.System.
+            outputs: outputs of its last pass.
+            step: number of steps taken.
+            metrics: name -> number, of this step.
+            batch_size: clips per step; chance of Cross-CPC is 1 / batch_size.
 
         Returns:
-            further metrics of the codebooks: name -> number.
+            Metrics of the codebooks, name -> number.
         """
         found = {}
         self.apart = []
-        for suffix, chosen in system.assigned_codes(outputs).items():
+        for suffix, assigned in system.assigned_codes(outputs).items():
             codebook = system.codebooks[suffix]
-            usage = code_usage(codebook, chosen)
+            usage = code_usage(codebook, assigned)
             found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
                       "code_perplexity" + suffix: usage.perplexity}
             if usage.codes_shared == 0:
@@ -172,7 +176,7 @@ class CodebookMonitor:
         return found
 
     def finish(self):
-        """At the end of a run, however short: say which codebooks shared no code when they were looked at last."""
+        """At the end of a run of any length, warn of codebooks without shared codes at the last update."""
         for suffix in self.apart:
             self._judge_shared(suffix)
 
@@ -180,8 +184,8 @@ class CodebookMonitor:
         level, num_codes = suffix.replace("_", " of level "), len(system.codebooks[suffix].embedding)
         ratio = math.sqrt(1 - spread ** 2) / max(spread, 1e-6)
         advice = "lower --lr" if system.config.standardize == "channel" else "pretrain with --standardize channel"
-        self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at step "
-                   f"{step}, its features' mean is {ratio:.1f} times their deviation", advice)
+        self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at "
+                   f"step {step}, its features' mean is {ratio:.1f} times their deviation", advice)
 
     def _judge_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
@@ -203,7 +207,7 @@ class CodebookMonitor:
             if name.startswith("cpc_accuracy"):
                 total = self.accuracies.setdefault(name, [0.0, 0])
                 total[0], total[1] = total[0] + value, total[1] + 1
-        means = {name: total / looks for name, (total, looks) in self.accuracies.items()}
+        means = {name: total / count for name, (total, count) in self.accuracies.items()}
         if step >= JUDGED and means and max(means.values()) < ABOVE_CHANCE / batch_size:
             self._warn("chance", f"Cross-CPC is at chance after {step} steps: best accuracy "
                        f"{100 * max(means.values()):.1f} %, chance {100 / batch_size:.1f} %", ADVICE["chance"])
@@ -216,43 +220,47 @@ class CodebookMonitor:
 
 @torch.no_grad()
 def feature_spread(z):
-    """Root mean square of the deviations of features (B, T, D) from their mean over that of the features, 0..1: near 0
-    the features of all seconds point the same way."""
+    """RMS deviation of features (B, T, D) from their mean, divided by the RMS of the features: 0..1.
+
+    Near 0, the features of all seconds are nearly parallel.
+    """
     rows = z.flatten(0, -2).float()
     return float(((rows - rows.mean(0)).pow(2).mean() / rows.pow(2).mean().clamp_min(1e-12)).sqrt())
 
 
 @dataclass
 class CodeUsage:
-    """How much of a codebook is in use."""
+    """Usage of a codebook."""
 
     codes_used: int             # in one batch
-    codes_shared: int           # of these, by all modalities
-    seconds: int                # of the batch, of one modality
+    codes_shared: int           # used by all modalities in the batch
+    seconds: int                # of the batch, per modality
     perplexity: float           # of the moving counts, 1..K
 
 
 @torch.no_grad()
-def code_usage(codebook, chosen):
-    """`CodeUsage` of a codebook. Its own counter of passes without use does not tell: a reset sets it back, too.
+def code_usage(codebook, assigned):
+    """`CodeUsage` of a codebook in one batch.
+
+    The codebook's count of passes without use cannot tell, because resets set it to 0, too.
 
     Args:
-        codebook: has `ema_count`, see `code_perplexity`.
-        chosen: modality -> (B, T) codes of one batch.
+        codebook: has `embedding` and `ema_count`.
+        assigned: modality -> (B, T) codes assigned in the batch.
     """
     used = torch.stack([torch.zeros(len(codebook.embedding), dtype=torch.bool, device=indices.device)
-                        .index_fill_(0, indices.flatten(), True) for indices in chosen.values()])
-    return CodeUsage(int(used.any(0).sum()), int(used.all(0).sum()), max(x.numel() for x in chosen.values()),
+                        .index_fill_(0, indices.flatten(), True) for indices in assigned.values()])
+    return CodeUsage(int(used.any(0).sum()), int(used.all(0).sum()), max(x.numel() for x in assigned.values()),
                      code_perplexity(codebook))
 
 
 def warn_of_chance(rows, metric, clips):
-    """Say which directions never left chance, in any epoch and with any seed.
+    """Warn of directions that stay at chance with every seed.
 
     Args:
-        rows: result lines of a task; those of the pretrained encoder, selection "best", are looked at.
-        metric: the figure that chooses the best epoch.
-        clips: modality -> number of test clips, which gives the standard deviation of a guess.
+        rows: result lines of a task; those of the pretrained encoder with selection "best" are checked.
+        metric: the metric that chooses the best epoch.
+        clips: modality -> number of test clips, for the standard deviation of guessing.
     """
     curves = {}
     for row in rows:
@@ -260,8 +268,9 @@ def warn_of_chance(rows, metric, clips):
             curves.setdefault((row["direction"], row["variant"]), []).append(row)
     for (direction, variant), found in curves.items():
         value, chance = max(row["value"] for row in found), found[0]["chance"]
-        spread = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
-        if value <= chance + 2 * spread:
-            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; see whether the "
-                        "checkpoint is pretrained well (cmg.checkpoints FILE), and the same-modality figure",
-                        found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance, spread)
+        deviation = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
+        if value <= chance + 2 * deviation:
+            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; check that the "
+                        "checkpoint is pretrained well (python -m cmg.checkpoints FILE), and the same-modality value",
+                        found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance,
+                        deviation)

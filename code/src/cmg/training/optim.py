@@ -1,8 +1,8 @@
-"""Parameter groups, optimizer and schedule of a pretraining run.
+"""Parameter groups, optimizers and learning rate schedule of pretraining.
 
-A system's parameters are in groups (`System.parameter_groups`). The main optimizer has a torch parameter group for each
-of them; the CLUB networks have an optimizer of their own, which steps within the training pass. Published: Adam at
-4e-4, halved at epochs 10, 20 and 30, each group clipped to a norm of 0.5, and Adam at 1e-3 for CLUB.
+The main optimizer has a torch parameter group for each of the system's groups (`System.parameter_groups`). The CLUB
+networks have an optimizer of their own, which steps within the training pass. Published settings: Adam with learning
+rate 4e-4, halved at epochs 10, 20 and 30, gradient norm of each group clipped to 0.5, and Adam with 1e-3 for CLUB.
 """
 
 import math
@@ -22,25 +22,25 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch
 class OptimConfig:
     """How weights are updated."""
 
-    optimizer: str = setting("adam", "of all parameters but the CLUB networks', which keep Adam",
+    optimizer: str = setting("adam", "optimizer of all parameters except the CLUB networks, which always use Adam",
                              choices=tuple(OPTIMIZERS))
-    lr: float = setting(4e-4, "its learning rate")
-    schedule: str = setting("drops", "of the learning rate: halved at the epochs of --lr_drops, a cosine to 0 at the end "
-                            "of the run, or constant", choices=("drops", "cosine", "constant"))
-    lr_drops: tuple = setting(LEARNING_RATE_DROPS, "epochs at which --schedule drops halves it", type=int)
-    warmup: int = setting(0, "steps in which it first rises linearly from 0", type=int, metavar="STEPS")
-    weight_decay: float = setting(None, "weight decay (default: 0, adamw 0.01)", flags=("--weight_decay", "--wd"),
+    lr: float = setting(4e-4, "learning rate")
+    schedule: str = setting("drops", "learning rate schedule: halved at the epochs --lr_drops, cosine decay to 0 at "
+                            "the end of the run, or constant", choices=("drops", "cosine", "constant"))
+    lr_drops: tuple = setting(LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate", type=int)
+    warmup: int = setting(0, "steps of linear learning rate warmup", type=int, metavar="STEPS")
+    weight_decay: float = setting(None, "weight decay (default: 0; adamw: 0.01)", flags=("--weight_decay", "--wd"),
                                   type=not_negative)
-    clip_gradient: float = setting(0.5, "largest gradient norm of a group of parameters")
+    clip_gradient: float = setting(0.5, "maximum gradient norm of each parameter group")
     mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)", type=not_negative)
 
     def learning_rate(self, epoch, step, total_steps):
-        """Learning rate of a step, a function of where the run is: a resumed run continues with the same.
+        """Learning rate of a step. It depends on the position in the run only, so that a resumed run continues it.
 
         Args:
-            epoch: the running one.
-            step: steps taken before this one.
-            total_steps: of the whole run; only the cosine needs them.
+            epoch: the current epoch.
+            step: number of steps taken before this one.
+            total_steps: steps of the whole run; only used by the cosine schedule.
         """
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "drops":
@@ -52,17 +52,21 @@ class OptimConfig:
 
 
 def default_decay(optimizer):
-    """Weight decay of an optimizer, by its name in OPTIMIZERS: that of torch for AdamW, which is Adam without it."""
+    """Default weight decay of an optimizer in OPTIMIZERS: torch's default for AdamW, else 0."""
     return 0.01 if optimizer == "adamw" else 0.0
 
 
 class Optimizers:
     """The optimizers of a system.
 
+    Args:
+        system: cmg.systems.base.System.
+        config: OptimConfig.
+
     Attributes:
-        groups: name -> systems.base.Group.
+        groups: name -> cmg.systems.base.Group.
         main: torch optimizer of all groups that are not auxiliary.
-        auxiliary: torch optimizer of the others, None where there are none.
+        auxiliary: torch optimizer of the auxiliary groups, None if there are none.
     """
 
     def __init__(self, system, config):
@@ -76,19 +80,20 @@ class Optimizers:
     def _build(self, kind, names, **options):
         if "fused" in signature(kind).parameters:
             options["fused"] = True
-        return kind([{"params": list(self.groups[name].parameters.values()), "name": name} for name in names], **options)
+        groups = [{"params": list(self.groups[name].parameters.values()), "name": name} for name in names]
+        return kind(groups, **options)
 
     def zero_grad(self):
-        """Drop the gradients of the main groups; those of auxiliary networks join what their own steps left."""
+        """Clear the gradients of the main groups. Those of the auxiliary networks are kept from their own steps."""
         self.main.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def clip_gradients(self):
-        """Scale the gradients of every main group to a norm of `clip_gradient` at most.
+        """Clip the gradients of every main group to a norm of `clip_gradient`.
 
         Returns:
-            name of a group -> norm of its gradients before clipping, a scalar tensor; auxiliary groups, which are not
-            clipped, and frozen ones are among them if they have a gradient.
+            name of a group -> norm of its gradients before clipping, a scalar tensor. Auxiliary groups, which are not
+            clipped, are included; groups without gradients are not.
         """
         norms = {}
         for name, group in self.groups.items():
@@ -97,8 +102,8 @@ class Optimizers:
                 continue
             norms[name] = get_total_norm(gradients)
             if group.clipped and not group.auxiliary:
-                # torch's clip_grads_with_norm_ multiplies; dividing by the inverse gives, bit by bit, the float32 runs of
-                # versions whose fused kernel took it as the scale of the gradients
+                # Unlike torch's clip_grads_with_norm_, divide by the inverse: earlier versions passed it to the fused
+                # optimizer as gradient scale, and float32 runs must stay bit-identical.
                 scale = 1 / (self.config.clip_gradient / (norms[name] + 1e-6)).clamp(max=1.0)
                 torch._foreach_div_(gradients, scale)
         return norms

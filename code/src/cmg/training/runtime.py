@@ -1,4 +1,4 @@
-"""What the machine can compute in, its memory, and how long a run is."""
+"""Capabilities of the machine (precision, memory, workers), and the length of a run."""
 
 import ctypes
 import logging
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-MMAP_MAX, TRIM_THRESHOLD = -4, -1                                            # names of mallopt(3)
-BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and of ARM, as PyTorch names them
+MMAP_MAX, TRIM_THRESHOLD = -4, -1                                           # parameters of mallopt(3)
+BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and ARM, as named by PyTorch
 MOST_WORKERS = 4
 PUBLISHED_STEPS = 3066          # 40,801 clips, 80 a step, 6 epochs (NeurIPS 2023)
 FAR_BELOW = 1 / 3               # of these
@@ -18,11 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def keep_freed_memory():
-    """Let the C library keep freed blocks for the next step instead of handing them back to the system.
+    """Make the C library keep freed memory for the next step instead of returning it to the operating system.
 
-    A step frees and asks again for gigabytes of gradients and weights in bf16; every page that the system gives anew
-    is cleared and mapped first, which costs a quarter of a step at published widths. Where the C library is not
-    glibc nothing happens; the results are the same.
+    A step frees and reallocates gigabytes of gradients and bf16 weights. The operating system clears and maps every
+    page that it returns, which takes a quarter of a step at published widths. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -31,7 +30,7 @@ def keep_freed_memory():
 
 
 def cpu_features():
-    """Names of the instruction sets of this CPU; empty where neither PyTorch (before 2.12) nor Linux tells."""
+    """Names of this CPU's instruction sets; empty if neither PyTorch (since 2.12) nor Linux reports them."""
     if hasattr(torch.cpu, "get_capabilities"):
         return {name for name, has in torch.cpu.get_capabilities().items() if has is True}
     cpuinfo = Path("/proc/cpuinfo")
@@ -39,7 +38,7 @@ def cpu_features():
 
 
 def has_bf16_units(device):
-    """Does `device` multiply in bf16 faster than in float32? CPUs without such units emulate it, 60 times slower."""
+    """Whether `device` has hardware for bf16 products; CPUs without it emulate them, 60 times slower than float32."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -47,8 +46,7 @@ def has_bf16_units(device):
 
 
 def resolve(precision, device):
-    """The precision that a run computes in: `precision`, but float32 for bf16 on a device without bf16 units; one line
-    of the log says so."""
+    """The precision of a run: `precision`, or float32, with a warning, for bf16 on a device without bf16 units."""
     if precision != "bf16" or has_bf16_units(device):
         return precision
     log.warning("--precision bf16: %s has no bf16 units (a CPU needs AMX or AVX512-BF16, an NVIDIA GPU compute "
@@ -58,8 +56,7 @@ def resolve(precision, device):
 
 
 def default_workers():
-    """Processes that read clips: 4, but not more than the cores that this process may use, so that PyTorch does not
-    warn of too many."""
+    """Default number of processes that read clips: 4, or the number of available cores if that is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_WORKERS, cores)
 

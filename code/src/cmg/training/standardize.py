@@ -1,8 +1,8 @@
-"""Mean and deviation of each channel of the training features, for --standardize channel.
+"""Mean and standard deviation of each channel of the training features, for --standardize channel.
 
-Features that are not negative, such as log-mel bands and maps after a ReLU, have a large common offset. The semantic
-encoders end in a layer norm, which removes scale and keeps that offset: outputs of all seconds are then nearly parallel,
-and the encoder of such a modality may collapse to one code.
+Nonnegative features, such as log-mel bands and maps after a ReLU, have a large common offset. The semantic encoders end
+in a layer norm, which removes the scale but keeps the offset: the outputs for all seconds are then nearly parallel, and
+the encoder of such a modality may collapse to one code.
 """
 
 import torch
@@ -12,15 +12,15 @@ from cmg.utils import dist
 
 
 def channel_statistics(batches, num_clips, config, batch_size=256):
-    """Statistics over the seconds, and positions of a map, of all clips, in one pass.
+    """Statistics over all seconds of all clips, and over all positions of maps, in one pass.
 
     Args:
         batches: Resident or Streamed (cmg/training/batches.py).
-        num_clips: of the data.
-        config: of the system; modalities of tokens are left as they are.
+        num_clips: number of clips.
+        config: config of the system; modalities of tokens are skipped.
 
     Returns:
-        modality -> (mean (C,), deviation (C,)), float64.
+        modality -> (mean (C,), standard deviation (C,)), float64.
     """
     timed = [m for m in config.modalities if config.kind(m) != "tokens"]
     sums = {m: torch.zeros(2, config.shape(m)[-1], dtype=torch.float64) for m in timed}

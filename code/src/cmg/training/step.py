@@ -1,4 +1,4 @@
-"""One training step of any system, in the order in which it happens."""
+"""One training step of any system, in the order in which it is executed."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from cmg.training.optim import Optimizers
 from cmg.utils import dist
 from cmg.utils.settings import setting
 
-# Many small operations each. The convolutions (cmg/models/map_conv.py) are few large products, slow to compile.
+# Modules of many small operations. The convolutions (cmg/models/map_conv.py) are a few large products, slow to compile.
 COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
 EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
 
@@ -21,20 +21,20 @@ EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: co
 class StepConfig:
     """How a step is computed."""
 
-    recompute: bool = setting(False, "less memory: compute the video convolutions again in the backward pass",
+    recompute: bool = setting(False, "save memory: recompute the convolutions over maps in the backward pass",
                               affects_results=False)
     bf16: bool = False
-    compile: bool = False               # torch.compile `COMPILED`
+    compile: bool = False               # apply torch.compile to the classes COMPILED
 
 
 @dataclass
 class StepOutput:
-    """Values of one step as tensors on the device; reading one waits for the device."""
+    """Values of one step, as tensors on the device; reading one synchronizes with it."""
 
-    losses: dict                                        # name -> every loss, and "total"
+    losses: dict                                        # name -> loss, including "total"
     metrics: dict                                       # accuracies, perplexities, equal_num
-    likelihoods: dict = field(default_factory=dict)     # of the CLUB networks, after their last own step
-    grad_norms: dict = field(default_factory=dict)      # group -> norm before clipping
+    likelihoods: dict = field(default_factory=dict)     # log-likelihoods of the CLUB networks in their last own step
+    grad_norms: dict = field(default_factory=dict)      # group -> gradient norm before clipping
     learning_rate: float = None
     outputs: object = None                              # of the system's last pass
 
@@ -46,7 +46,7 @@ class TrainStep:
         system: cmg.systems.base.System; trained in place.
         rng: cmg.models.random.StepRandom.
         optim_config, step_config: OptimConfig, StepConfig.
-        total_steps: of the whole run, for --schedule cosine.
+        total_steps: steps of the whole run, for --schedule cosine.
 
     Attributes:
         optimizers: cmg.training.optim.Optimizers.
@@ -73,12 +73,16 @@ class TrainStep:
 
         Args:
             batch: modality -> tensor (B, T, ...) on the system's device.
-            epoch, step: the running epoch, and the steps taken before this one in all.
+            epoch: the current epoch.
+            step: number of steps taken before this one.
+
+        Returns:
+            StepOutput.
         """
         system, optimizers = self.system, self.optimizers
         features = system.features(batch)
-        system.init_codebooks(features, epoch, self.rng)                    # the first batch alone
-        # forward pass, codebook update, and the CLUB networks' own steps: a method in the system's file
+        system.init_codebooks(features, epoch, self.rng)                    # only from the first batch
+        # forward pass, codebook update, and the CLUB networks' own steps: see the file of the system
         outputs, likelihoods = system.training_pass(features, epoch, self.rng, optimizers.auxiliary)
         output = self.losses(outputs, epoch)
         output.likelihoods = likelihoods
@@ -88,12 +92,13 @@ class TrainStep:
         output.grad_norms = optimizers.clip_gradients()
         output.learning_rate = self.config.learning_rate(epoch, step, self.total_steps)
         if self.before_update:
-            self.before_update(output)                                      # ends the run if a value is not finite
+            self.before_update(output)                                      # raises if a value is not finite
         optimizers.step(output.learning_rate)
         return output
 
     def losses(self, outputs, epoch):
-        """Every loss of a pass, and the total: losses of one weight are added up before they are multiplied with it."""
+        """StepOutput with all losses of a pass and their total. Losses with the same weight are summed before they are
+        multiplied by it, which the rounding of published results depends on."""
         found, weights, sums = self.system.losses(outputs, self.rng), self.system.weights(epoch), {}
         losses = {}
         for kind, name, value in found.named():
@@ -104,6 +109,6 @@ class TrainStep:
         return StepOutput(losses, found.metrics, outputs=outputs)
 
     def evaluate(self, batch, epoch):
-        """The losses of `batch` without any change of state."""
+        """StepOutput with the losses of `batch`, without any change of state."""
         with torch.no_grad(), EAGER():
             return self.losses(self.system.encode(self.system.features(batch), epoch), epoch)

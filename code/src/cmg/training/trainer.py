@@ -1,7 +1,7 @@
-"""The loop of pretraining: epochs, checkpoints within and between them, a clean stop, and bit-exact resume.
+"""The training loop of pretraining: epochs, checkpoints within and between them, stopping on signals, exact resume.
 
-Everything that a step depends on is in the checkpoint: weights, codebooks, optimizers (published sections), and under
-`run` the random states, the position in the epoch, which codebooks are initialized, and the state of the monitors.
+A checkpoint contains everything that a step depends on: weights, codebooks, optimizers (in published sections), and, as
+`run`, the random states, the position in the epoch, which codebooks are initialized, and the state of the monitors.
 """
 
 import hashlib
@@ -31,57 +31,58 @@ from cmg.utils.settings import positive, setting
 from cmg.utils.signals import Stopped, stop_on_signals
 
 log = logging.getLogger(__name__)
-STEP_FILES = 2                  # checkpoints from within epochs that are kept, unless --keep says otherwise
+STEP_FILES = 2                  # checkpoints within epochs to keep, without --keep
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How long a run is, in which order it sees its clips, and what it saves."""
+    """Length of a run, order of its clips, and checkpoints."""
 
-    seed: int = setting(43, "seed of weights, order and draws (released: 43)")
-    batch_size: int = setting(80, "clips per step, of all processes together", flags=("-b", "--b", "--batch_size"),
+    seed: int = setting(43, "random seed (published: 43)")
+    batch_size: int = setting(80, "clips per step, over all processes", flags=("-b", "--b", "--batch_size"),
                               type=positive)
-    n_epoch: int = setting(None, "epochs to train (default: as published)", type=positive, affects_results=False)
-    max_steps: int = setting(None, "stop after this many steps in all", type=positive, affects_results=False)
+    n_epoch: int = setting(None, "number of epochs (default: as published)", type=positive, affects_results=False)
+    max_steps: int = setting(None, "stop after this many steps", type=positive, affects_results=False)
     start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
-    print_freq: int = setting(50, "steps between two lines of the log", type=positive, affects_results=False)
-    save_freq: int = setting(1, "epochs between two checkpoints", type=positive, affects_results=False)
-    save_every_steps: int = setting(None, "also save within an epoch, after so many steps (default: off)",
+    print_freq: int = setting(50, "steps between lines of the log", type=positive, affects_results=False)
+    save_freq: int = setting(1, "epochs between checkpoints", type=positive, affects_results=False)
+    save_every_steps: int = setting(None, "also save a checkpoint within the epoch, every so many steps (default: off)",
                                     type=positive, affects_results=False)
-    keep: int = setting(None, "newest checkpoints of this run to keep (default: one per epoch, the last two within it)",
-                        type=positive, affects_results=False)
-    on_save_error: str = setting("stop", "a checkpoint cannot be written, say on a full disk: stop, or continue and "
-                                 "try at the next", choices=("stop", "continue"), affects_results=False)
-    save_dtype: str = setting("float32", "float64 as the published files; never less than --precision computes in",
-                              choices=("float32", "float64"), affects_results=False)
+    keep: int = setting(None, "number of newest checkpoints of this run to keep (default: one per epoch, and the last "
+                        "two within epochs)", type=positive, affects_results=False)
+    on_save_error: str = setting("stop", "if a checkpoint cannot be written, for example on a full disk: stop, or "
+                                 "continue and save the next one", choices=("stop", "continue"), affects_results=False)
+    save_dtype: str = setting("float32", "dtype of saved tensors; published files have float64. Never less than the "
+                              "--precision of the run", choices=("float32", "float64"), affects_results=False)
     log: str = setting("tensorboard", "where losses and code use are shown, beside metrics.jsonl; trackio and wandb "
                        "need their package", choices=tuple(LOGGERS), affects_results=False)
 
 
 @dataclass
 class Position:
-    """Where a run is."""
+    """Position of a run."""
 
-    epoch: int = 0              # the running epoch
-    clips: int = 0              # how many of its clips are processed
-    step: int = 0               # steps taken in all
+    epoch: int = 0              # the current epoch
+    clips: int = 0              # clips of this epoch that have been processed
+    step: int = 0               # number of steps taken
 
 
 @dataclass
 class RunState:
-    """What a checkpoint keeps under `run`; `to_dict` is plain data."""
+    """State of a run, stored as `run` in a checkpoint. The names of the fields are those in files."""
 
     position: Position
     started: list               # System.initialized
-    random: dict                # run_folder.random_state
+    random: dict                # run_logger.random_state
     clips: dict                 # of `identify`
-    options: dict               # decisive options, as plain values
+    options: dict               # options that affect results, as plain values
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
     records: dict = field(default_factory=dict)     # RunLogger.position
     health: dict = field(default_factory=dict)      # CodebookMonitor.state
-    processes: int = None       # that shared a batch; None in files of before this was kept
+    processes: int = None       # number of processes that share a batch; None in files of earlier versions
 
     def to_dict(self):
+        """The state as plain data."""
         return asdict(self)
 
     @classmethod
@@ -89,7 +90,7 @@ class RunState:
         """The state in a checkpoint, None for a published file.
 
         Raises:
-            InputError: `run` is there and is no such state.
+            InputError: `run` is damaged.
         """
         stored = loaded.contents.get("run") or None
         if stored is None:
@@ -142,25 +143,25 @@ def other_clips(stored, own):
 
 
 def total_steps(num_clips, settings):
-    """Steps of a run of these RunSettings from its first epoch to its end."""
+    """Number of steps of a whole run with these RunSettings."""
     steps = math.ceil(num_clips / settings.batch_size) * max(settings.n_epoch - settings.start_epoch, 0)
     return min(steps, settings.max_steps or steps)
 
 
 def differences(stored, own):
-    """What differs between two dicts of options, as text."""
+    """Differences between two dicts of options, as a list of texts."""
     return [f"{name} {stored[name]} there, {own[name]} here" for name in own if name in stored
             and stored[name] != own[name]]
 
 
 def find_newest(folder, pattern, own):
-    """The newest whole checkpoint of a run, None where there is none.
+    """The newest valid checkpoint of a run, None if there is none.
 
-    A file that is broken, published or of other options is skipped with a warning.
+    Files that are damaged, published or of a run with other options are skipped with a warning.
 
     Args:
-        folder, pattern: where to look, for which names.
-        own: the run's decisive options.
+        folder, pattern: folder, and glob pattern of the names.
+        own: the run's options that affect results.
     """
     found = []
     for path in sorted(folder.glob(pattern)):
@@ -223,12 +224,12 @@ class Trainer:
 
     Args:
         settings: RunSettings.
-        options: the run's decisive options, as plain values; a resumed run is compared with them.
+        options: the run's options that affect results, as plain values; compared with those of a resumed run.
         train_step: TrainStep.
         data: the dataset.
-        batches: Resident or Streamed.
+        batches: Resident or Streamed (cmg/training/batches.py).
         generator: the run's sampling generator, that of StepRandom.
-        save_folder: where checkpoints go.
+        save_folder: folder of the checkpoints.
         folder: RunLogger; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
         feature_origins: modality -> what the data was made with (cmg/data/origins.py), for the checkpoints.
@@ -255,7 +256,7 @@ class Trainer:
         self.saved_at = self.position.step
 
     def _resume(self, loaded):
-        """Take over the state of a checkpoint; a published one gives its epoch and optimisers only."""
+        """Load the state of a checkpoint; published ones contain only epoch and optimizers."""
         checkpoint.load_optimizers(loaded, self.train_step.optimizers)
         state = RunState.of(loaded)
         if state is None:
@@ -305,7 +306,7 @@ class Trainer:
             "random state": _hash({name: state[name] for name in ("torch", "run")})}
 
     def run(self):
-        """Train to the end; returns the last checkpoint, None in a process that does not save.
+        """Train to the end. Returns the path of the last checkpoint, None in a process that does not save.
 
         Raises:
             Stopped: a signal came, and everything is saved.
@@ -328,8 +329,8 @@ class Trainer:
             except NonFiniteError as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process keeps everything about this step") from None
-                raise InputError(f"{error}; the run ends, its batch is in {self._save_bundle(error.values)}; resume from "
-                                 f"{self._last_saved()}") from None
+                raise InputError(f"{error}; the run ends, its batch is in {self._save_bundle(error.values)}; resume "
+                                 f"from {self._last_saved()}") from None
         if self.folder:
             self.folder.close()
         if self.stopped:
@@ -343,7 +344,7 @@ class Trainer:
         return self.position.epoch >= self.settings.n_epoch or self.position.step >= self._last_step
 
     def _epoch(self, stop):
-        """Train what is left of the running epoch, saving on the way."""
+        """Train the rest of the current epoch, with checkpoints within it."""
         settings, train_step, here = self.settings, self.train_step, self.position
         epoch, order = here.epoch, epoch_order(self.num_clips, settings.seed, here.epoch)
         is_whole = False
@@ -379,7 +380,7 @@ class Trainer:
                 self._save_checkpoint()
 
     def _log(self, output, epoch, speed, bar):
-        """One line of the log; the only place where the loop waits for the device."""
+        """Log one step. Nothing else in the loop waits for the device."""
         values = self.finite.flush()
         if not self.folder:
             return
@@ -398,7 +399,7 @@ class Trainer:
         self.folder.code_use(values.step, self._code_counts(output))
 
     def _code_counts(self, output):
-        """Suffix of a codebook -> modality -> (K,) how often the step assigned each of its codes."""
+        """Suffix of a codebook -> modality -> (K,) how often each code was assigned in this step."""
         system = self.train_step.system
         return {suffix: {m: np.bincount(indices.flatten().cpu().numpy(),
                                         minlength=len(system.codebooks[suffix].embedding))
@@ -416,8 +417,8 @@ class Trainer:
             for suffix, of in counts.items()})
 
     def _save_checkpoint(self):
-        """Write a checkpoint, named after its epoch, and within an epoch after its step too; when it is whole, remove
-        those that are not to be kept."""
+        """Write a checkpoint, named after its epoch (within an epoch, also after its step), then remove older ones that
+        are not to be kept."""
         self.finite.flush()
         here = self.position
         if not self.folder:
@@ -445,15 +446,15 @@ class Trainer:
         log.info("saved %s after step %d", path, here.step)
 
     def _kept(self, saved):
-        """Names of checkpoints to keep and to remove."""
+        """Names of the checkpoints (to keep, to remove)."""
         if self.settings.keep:
             return saved[-self.settings.keep:], saved[:-self.settings.keep]
         old = [name for name in saved if "-step" in name][:-STEP_FILES]
         return [name for name in saved if name not in old], old
 
     def _contents(self, saved):
-        """The checkpoint of this moment. Its `epoch` is the last finished one, so that a program which knows only
-        whole epochs repeats the running one from its start."""
+        """Contents of the current checkpoint. Its `epoch` is the last completed one: a program that only knows whole
+        epochs repeats the current epoch from its start."""
         system = self.train_step.system
         own = next(system.parameters()).dtype
         dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in
@@ -475,12 +476,12 @@ class Trainer:
         return f"resume from {self._last_saved()}"
 
     def _last_saved(self):
-        """The newest checkpoint of this run, as text."""
+        """The newest checkpoint of this run, for messages."""
         newest = self.save_folder / self.saved[-1] if self.saved else self.resumed
         return newest or "the beginning: nothing was saved yet"
 
     def _save_bundle(self, values):
-        """Keep the batch and the values of a step that went wrong; returns the file."""
+        """Save batch and values of a failed step for debugging; returns the path."""
         path = self.folder.folder / "debug" / f"step-{values.step}.pt"
         checkpoint.save(path, {
             "step": values.step, "epoch": values.before.epoch, "options": self.options, "batch": dict(values.batch),
