@@ -18,6 +18,12 @@ for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fingerprint_cache(tmp_path_factory):
+    """Fingerprints of data are kept in a folder of the session, not in the user's cache."""
+    os.environ["CMG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Folder of the project's copy of the golden numbers."""

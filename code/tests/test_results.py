@@ -9,7 +9,9 @@ import pytest
 
 from cmg.report import pictures, tables
 from cmg.results import rows as results
+from cmg.results.__main__ import main
 from cmg.utils.errors import InputError
+from conftest import ROOT
 
 
 def row(**changes):
@@ -117,11 +119,10 @@ def test_protocols_stand_in_tables_of_their_own():
 
 def test_the_command_prints_the_table(tmp_path, capsys):
     results.append(tmp_path / "results.jsonl", row())
-    results.main([str(tmp_path / "results.jsonl"), "--markdown"])
+    main([str(tmp_path / "results.jsonl"), "--markdown"])
     assert "| DCID-model-5.pt | audio+video" in capsys.readouterr().out
-    code = "from errors import run; from engine import results; run(lambda: results.main(['/nowhere/results.jsonl']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=results.__file__.rsplit("/engine/", 1)[0], text=True,
-                          capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "cmg.results", "/nowhere/results.jsonl"], text=True,
+                          capture_output=True, cwd=ROOT / "code" / "src")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "/nowhere" in done.stderr
 
 

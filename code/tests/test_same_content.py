@@ -1,30 +1,34 @@
 """The same data means the same content: names out of files, processes that compare notes, fingerprints of data, and
 what identifies a measurement."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmg.checkpoints import checkpoint
+from cmg.data import fingerprint as fingerprints
 from cmg.data.manifest import Manifest
 from cmg.data.sets.avs_s4 import read_list
+from cmg.data.sets.custom import Custom
+from cmg.prepare import pack as packing
+from cmg.report import pictures, tables
 from cmg.results import provenance
+from cmg.results import rows as results
 from cmg.utils import dist, files
 from cmg.utils.errors import InputError
+from data_trees import write_zips
 from kill_resume import fork_server, narrow, train
 
 SECONDS_TO_END = 10
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CMG_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
@@ -309,3 +313,164 @@ def test_between_epochs_other_content_is_a_warning_and_old_files_say_nothing(pre
     caplog.clear()
     pretrain(copied, out, "--resume", path, "--n_epoch", 3)
     assert "content" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------ what a measurement depends on
+def heads(folder, pretrained, out, *more):
+    """Result lines of custom.py, audio to video, in the results file of `out`."""
+    from cmg.cli import LocalPaths
+    from cmg.programs.downstream import run_script
+    run_script("custom", [*data_of(folder), "--checkpoint", str(pretrained / "checkpoints" / "DCID-model-1.pt"),
+                          "--snapshot_pref", str(out), "--source", "audio", "--target", "video", "--workers", "0",
+                          "--gpu", "cpu", "--n_epoch", "1", *map(str, more)], LocalPaths())
+    return results.read(out / "results.jsonl")
+
+
+@pytest.fixture(scope="session")
+def measured(clips, pretrained, tmp_path_factory):
+    """Folder of results and predictions of one call."""
+    out = tmp_path_factory.mktemp("heads")
+    heads(clips, pretrained, out)
+    return out
+
+
+@pytest.mark.parametrize("what, more, text", [
+    ("features", (), "data [0-9a-f]{6} "), ("labels", (), "data [0-9a-f]{6} "), ("", ("--lr", 0.1), "lr 0.1 "),
+    ("", ("--n_epoch", 2), "n_epoch 2 "), ("", ("--batch_size", 3), "batch_size 3 ")])
+def test_what_was_measured_on_other_data_or_with_other_heads_is_a_row_of_its_own(
+        measured, copied, pretrained, tmp_path, what, more, text):
+    out = Path(shutil.copytree(measured, tmp_path / "out"))
+    {"features": lambda folder: change(folder / "audio"), "labels": relabel}.get(what, lambda folder: None)(copied)
+    before, kept = results.read(out / "results.jsonl"), sorted((out / "predictions").iterdir())
+    old = [path.read_bytes() for path in kept]
+    rows = heads(copied, pretrained, out, *more)
+    assert len(rows) == 2 * len(before) and rows[:len(before)] == before
+    table = [line for line in results.summary(rows).splitlines() if "audio->video  " in line and " accuracy " in line]
+    assert len(table) == 2 and re.search(text, table[1]) and table[0] != table[1]
+    paper = [row.name for row in tables.all_rows(rows) if row.name.endswith(" (last)")]
+    assert all(f" + {text.split()[0]} " in name for name in paper) and len(set(paper)) == len(paper) == 6
+    assert [path.read_bytes() for path in kept] == old                  # codes do not depend on heads: the same file
+    assert len(list((out / "predictions").iterdir())) == (4 if what else 3)
+    for path in (out / "predictions").iterdir():
+        assert pictures.read_predictions(path)["checkpoint"] == "DCID-model-1.pt"
+
+
+def test_the_same_measurement_again_replaces_and_a_copy_of_the_data_is_the_same(measured, copied, pretrained, tmp_path):
+    out = Path(shutil.copytree(measured, tmp_path / "out"))
+    before = results.read(out / "results.jsonl")
+    rows = heads(copied, pretrained, out)
+    assert [results.identity(row) for row in rows] == [results.identity(row) for row in before]
+    assert len(list((out / "predictions").iterdir())) == 2 and "differs" not in results.summary(rows)
+    assert {row["data_checked"] for row in before} <= {"full", "quick"}
+    text = np.load(out / "predictions" / "custom-audio-video.npz")
+    assert text["data"] == before[0]["data"] and len(str(text["checkpoint_sha256"])) == 64
+
+
+def test_rows_of_before_stand_beside_new_ones(measured):
+    rows = results.read(measured / "results.jsonl")
+    old = [{key: value for key, value in row.items() if key not in ("data", "data_checked", "settings", "first_seed")}
+           for row in rows]
+    assert "differs" not in results.summary(old) and results.summary(old) == results.summary(rows)
+    both = results.summary(old + rows)
+    assert both.count("data and settings not recorded") == len(results.tabulate(old))
+
+
+def test_verify_reads_the_features_and_the_report_their_sizes_and_samples(copied, pretrained, tmp_path):
+    out = tmp_path / "heads"
+    rows = heads(copied, pretrained, out, "--no_control")
+    assert all(not problems for full in (True, False) for _, problems in provenance.verify(rows, out, full))
+    change_one(copied / "video" / "clip9.npy")
+    for full in (True, False):
+        assert all(len(problems) == 1 and "custom.video" in problems[0] and "is another one now" in problems[0]
+                   for _, problems in provenance.verify(rows, out, full))
+    shutil.rmtree(copied / "audio")
+    assert all("custom.audio" in problems[0] and "is gone" in problems[0]
+               for _, problems in provenance.verify(rows, out))
+
+
+def test_an_exported_encoder_says_what_it_was_pretrained_on(pretrained, clips, tmp_path):
+    from cmg.report.export import export
+    export(pretrained / "checkpoints" / "DCID-model-1.pt", tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "config.json").read_text())["data"]
+    assert data["number"] == 8 and data["content"]["custom.manifest"] == files.sha256(clips / "clips.csv")
+    assert data["checked"] in ("full", "quick")
+
+
+# ------------------------------------------------------------------------------------------------- fingerprints
+def touched(path):
+    """A change of content that keeps size and time of change."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_second_fingerprint_reads_only_what_changed_and_is_the_same(copied, tmp_path, monkeypatch):
+    read, looked = [], fingerprints._look
+    monkeypatch.setattr(fingerprints, "_look", lambda path, kept, bar: _noted(read, path, looked(path, kept, bar)))
+    of = partial(fingerprints.fingerprint, copied / "video", cache=tmp_path / "cache", quiet=True)
+    first = of()
+    assert (first.checked, first.files, len(read)) == ("full", 12, 12)
+    read.clear()
+    second = of()
+    assert (second.sha256, second.checked, read) == (first.sha256, "quick", [])
+    change_one(copied / "video" / "clip3.npy")
+    assert of().sha256 != first.sha256 and [Path(path).name for path in read] == ["clip3.npy"]
+    read.clear()
+    assert of(full=True).checked == "full" and len(read) == 12
+    (copied / "video" / "clip3.npy").rename(copied / "video" / "clip99.npy")
+    assert of().sha256 not in (first.sha256, second.sha256)                     # a name counts as well
+
+
+def _noted(read, path, found):
+    if not found[1]:
+        read.append(path)
+    return found
+
+
+def test_content_under_the_same_size_and_time_is_seen_in_zips_and_by_a_full_reading(tmp_path):
+    rng = np.random.default_rng(0)
+    write_zips(tmp_path / "zips", {"a": rng.normal(size=(10, 2000)), "b": rng.normal(size=(10, 2000))})
+    (tmp_path / "large.h5").write_bytes(rng.bytes(40_000))
+    for path in (*(tmp_path / "zips").iterdir(), tmp_path / "large.h5"):
+        os.utime(path, (1e9, 1e9))
+    of = partial(fingerprints.fingerprint, cache=tmp_path / "cache", quiet=True)
+    before = of(tmp_path / "zips"), of(tmp_path / "large.h5")
+    write_zips(tmp_path / "zips", {"a": rng.normal(size=(10, 2000))})
+    os.utime(tmp_path / "zips" / "a.zip", (1e9, 1e9))
+    touched(tmp_path / "large.h5")
+    assert of(tmp_path / "zips").sha256 != before[0].sha256             # a zip ends with the checksum of its content
+    assert of(tmp_path / "large.h5").sha256 == before[1].sha256         # what "quick" cannot see ...
+    assert of(tmp_path / "large.h5", full=True).sha256 != before[1].sha256
+
+
+def test_any_cache_is_none_or_right(copied, tmp_path):
+    of = partial(fingerprints.fingerprint, copied / "audio", cache=tmp_path / "cache", quiet=True)
+    first = of()
+    file, = (tmp_path / "cache").iterdir()
+    for content in (b"", b"[]", b"{", b"\xff", b'{"format": 1, "files": {"clip0.npy": [1]}}',
+                    b'{"format": 1, "files": 3}'):
+        file.write_bytes(content)
+        assert of().sha256 == first.sha256
+    (tmp_path / "file").write_text("")
+    assert fingerprints.fingerprint(copied / "audio", cache=tmp_path / "file", quiet=True) == first     # not writable
+
+
+def test_what_is_no_file_is_one_line_and_what_is_absent_none(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "x.npy")
+    for path in (tmp_path / "pipe", tmp_path / "folder"):
+        with pytest.raises(InputError, match="not a regular file"):
+            fingerprints.fingerprint(path, cache=tmp_path)
+    assert fingerprints.fingerprint(tmp_path / "absent") is None
+
+
+def test_clips_of_a_list_alone_count_and_packs_are_data_like_any_other(clips, tmp_path):
+    packing.pack(clips / "audio", tmp_path / "pack.h5", "audio", "float32")
+    for audio in (clips / "audio", tmp_path / "pack.h5"):
+        paths = {"custom.manifest": clips / "clips.csv", "custom.audio": audio, "custom.video": clips / "video"}
+        data = Custom({name.split(".")[1]: path for name, path in paths.items()}, ("audio", "video"))
+        found = fingerprints.of_clips(data, paths, quiet=True)
+        assert {name: of_path.files for name, of_path in found.items()} == {
+            "custom.manifest": 1, "custom.audio": 8 if audio.is_dir() else 1, "custom.video": 8}

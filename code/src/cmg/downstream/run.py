@@ -1,6 +1,8 @@
 """One downstream task, from a frozen encoder to lines of results: any labelled modality to any other."""
 
+import json
 import time
+import zipfile
 from dataclasses import astuple
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +12,7 @@ import torch
 
 from cmg.checkpoints import checkpoint
 from cmg.data import origins
+from cmg.data.fingerprint import combined
 from cmg.downstream import encode, fit_heads
 from cmg.downstream import toc as toc_variants
 from cmg.downstream.resume import Progress
@@ -94,11 +97,11 @@ def evaluate(task, pretrained, variants, settings, output):
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
                   progress=progress, title=f"{task.name}: {len(trials)} heads")
     about = describe(pretrained, settings.protocol, start, output)
-    rows = [about | row for variant in variants
+    rows = [output.identify(about | row) for variant in variants
             for row in _rows(task, variant, trials, parts, settings.seeds, first_epoch, averaged)]
     for row in rows:
         results.append(output.path, row)
-    _keep_predictions(task, variants[0], trials, parts, pretrained, settings, output)
+    _keep_predictions(task, variants[0], trials, parts, pretrained, settings, output, rows)
     progress.finish()
     monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
@@ -216,9 +219,18 @@ def _argmax(values):
     return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
 
 
-def _keep_predictions(task, variant, trials, parts, pretrained, settings, output):
-    """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves."""
+def _keep_predictions(task, variant, trials, parts, pretrained, settings, output, rows):
+    """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves.
+
+    Args:
+        rows: result lines of the call.
+    """
+    of_all = dict(checkpoint=pretrained.path.name, checkpoint_sha256=pretrained.sha256, protocol=settings.protocol,
+                  variant=variant.name, settings=json.dumps(output.settings, sort_keys=True))
+    measured = {row["direction"]: row for row in rows if row["control"] is None and row["variant"] == variant.name
+                and (row["metric"], row["selection"], row["seed"]) == (task.best_by, "last", settings.seeds[0])}
     for (source, target), choice in variant.choices.items():
+        row = measured[f"{source}->{target}"]
         dataset, test = task.test[target], parts[PartKey("test", None, target, choice)]
         kept = {role: [trials[key] for key in (HeadKey(None, s, choice, seed) for seed in settings.seeds)
                        if key in trials] for role, s in (("cross", source), ("same", target))}
@@ -226,17 +238,33 @@ def _keep_predictions(task, variant, trials, parts, pretrained, settings, output
         curves = {f"{role}_curves": np.array([t.curves["test", target][task.best_by] for t in of_role])
                   for role, of_role in kept.items()}
         features = np.stack([dataset[i][target] for i in arrays["shown"]])
-        _save(output.beside(f"predictions/{task.name}-{source}-{target}.npz"), task=task.name, source=source,
-              target=target, dataset=dataset.name, ids=np.array(dataset.ids), best_by=task.best_by,
-              seed=settings.seeds[0], checkpoint=pretrained.path.name, protocol=settings.protocol, features=features,
-              **arrays, **curves)
+        _save(output.beside(f"predictions/{task.name}-{source}-{target}.npz"), results.identity_digest(row), **of_all,
+              task=task.name, source=source, target=target, dataset=dataset.name, ids=np.array(dataset.ids),
+              best_by=task.best_by, seed=settings.seeds[0], data=row.get("data", ""), features=features, **arrays,
+              **curves)
     used = {key.modality: part.indices.cpu().numpy() for key, part in parts.items()
             if key.role == "test" and key.control is None}
-    _save(output.beside(f"predictions/codes-{task.name}.npz"), checkpoint=pretrained.path.name,
-          num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
+    data = combined({name: found.sha256 for name, found in output.contents.items()})
+    _save(output.beside(f"predictions/codes-{task.name}.npz"), results.identity_digest(row | {
+        "direction": "+".join(used), "data": data, "seed": None, "settings": None}), checkpoint=pretrained.path.name,
+        num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
 
 
-def _save(path, **arrays):
+def _save(path, measurement, **arrays):
+    """Write arrays of one measurement (results.identity_digest) at `path`; beside it, under a name with the digits of
+    the measurement, where the file is of another one."""
+    if path.exists() and _measurement_of(path) != measurement:
+        path = path.with_stem(f"{path.stem}-{measurement}")
+    arrays["measurement"] = measurement
     remove_leftovers(path.parent, path.name)
     with atomic_output(path, remedy="choose another place with --results") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _measurement_of(path):
+    """The measurement of which a file of predictions is; None where it does not say so."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["measurement"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

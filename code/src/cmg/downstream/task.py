@@ -57,6 +57,7 @@ class Task:
     train: dict                                  # modality -> labelled clips on which a head may be trained
     test: dict                                   # modality -> clips on which any head is tested
     val: dict = field(default_factory=dict)      # modality -> clips that may choose an epoch, where the task has them
+    contents: dict = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint of what was opened
     label_key = "label"                          # entry of an item that goes with its codes
 
     @property
@@ -140,8 +141,8 @@ class Pretrained:
 
     @classmethod
     def load(cls, path, device, precision, zero_code0=False):
-        """The frozen encoder of a checkpoint, of an exported folder, or of its name on the hub (cmg/checkpoints/hub.py);
-        float64 only for `precision` "float64"."""
+        """The frozen encoder of a checkpoint, an exported folder, or a name on the hub (cmg/checkpoints/hub.py); float64
+        only for `precision` "float64"."""
         dtype, path = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
         return cls(path, hub.load_encoder(path, device, dtype, zero_code0), files.sha256(path))
 

@@ -48,8 +48,8 @@ class Split:
 class TaskEntry:
     """All that the project knows of a task.
 
-    `required` names the files that a run opens; the first tells whether the data is there at all. `optional` ones may be
-    absent. A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
+    `required` names the files that a run opens; the first tells whether the data is there at all. `optional` ones may
+    be absent. A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
     """
 
     name: str                       # of --tasks, of result lines, of the script
@@ -66,6 +66,7 @@ class TaskEntry:
     optional: tuple = ()
     prompts: str = None             # file of the class prompts' word vectors; None: no direction with text
     modalities: tuple = ("video", "audio")      # that a direction may name, in the order of evaluate.py's pairs
+    always: tuple = ()              # modalities that every direction reads, named by it or not
     column: str = None              # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
     published: dict = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
     settings: type = None           # dataclass of arguments of this task alone, which its class gets as `settings`
@@ -100,6 +101,17 @@ class TaskEntry:
     def all_names(self):
         """Every file that a run may open."""
         return (*self.required, *self.optional, *((self.prompts,) if self.prompts else ()))
+
+    @property
+    def features(self):
+        """Last parts of the dotted names that are features of a modality."""
+        return tuple(dict.fromkeys((*self.modalities, *self.always, *PAIRED)))
+
+    def names_of(self, modalities):
+        """Those of `all_names` that directions of some modalities depend on."""
+        used = {*modalities, *self.always}
+        return [name for name in self.all_names() if name.split(".")[1] in used
+                or name.split(".")[1] not in self.features]
 
     def paths(self, path_of):
         """Short name -> Path, as loaders want them; `path_of`: dotted name -> Path."""
@@ -163,7 +175,8 @@ def ucf_oscmg_parts(paths, modalities, protocol):
 def retrieval_parts(paths, modalities, protocol):
     """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
     modalities = ("audio", *(m for m in modalities if m != "audio"))
-    return [Split(split, (split,), partial(VGGSound, paths, modalities, (split,))) for split in ("train", "val", "test")]
+    return [Split(split, (split,), partial(VGGSound, paths, modalities, (split,)))
+            for split in ("train", "val", "test")]
 
 
 def own_parts(paths, modalities, protocol, kinds=None):
@@ -223,6 +236,7 @@ ENTRIES = (
         ("vggsound.csv", "vggsound.audio", "vggsound.video"), prompts="vggsound.text",
         source=f"{PACKAGE}, folder vggsound40k",
         directions={"V2T": ("video", "text"), "T2V": ("text", "video")}, modalities=("video", "text"),
+        always=("audio",),
         epochs=30, head=RetrievalHead, best_by="r@5", parts=retrieval_parts, task=retrieval.Retrieval,
         evaluate=retrieval.evaluate),
     TaskEntry(

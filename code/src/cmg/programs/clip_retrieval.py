@@ -6,6 +6,7 @@ one counts for clip->text, every one is a query for text->clip.
 
 from cmg.cli import parse_clip_retrieval
 from cmg.data import origins
+from cmg.data.fingerprint import fingerprint
 from cmg.data.sets.captions import Captions
 from cmg.downstream import captions
 from cmg.downstream.task import Pretrained
@@ -25,12 +26,16 @@ def main(argv, local):
                          "set --path captions.video=FOLDER or captions.audio=FOLDER")
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
+    used = {f"captions.{name}": path for name, path in paths.items() if name in ("csv", "text", *modalities)}
+    contents = {name: fingerprint(path, cache=opts.cache_root) for name, path in used.items()}
     record = provenance.write(opts.results.parent, provenance.collect(
-        opts.resolved(), opts.device, {f"captions.{name}": path for name, path in paths.items()}))
+        opts.resolved(), opts.device, used, fingerprints=contents))
+    output = results.Output(opts.results, record, contents, ("video", "audio", "text"),
+                            settings={"precision": opts.precision}, first_seed=opts.seeds[0])
     with kept_warnings(opts.results.parent):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               [(m, paths[m]) for m in ("text", *modalities)]))
     rows = captions.evaluate(dataset, pretrained, read(captions.RetrievalSettings, opts),
-                                      results.Output(opts.results, record), 0 if opts.in_memory else opts.workers)
+                                      output, 0 if opts.in_memory else opts.workers)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

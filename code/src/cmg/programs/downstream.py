@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cmg.cli import parse_downstream
 from cmg.data import origins
+from cmg.data.fingerprint import fingerprint
 from cmg.downstream import encode, toc
 from cmg.downstream.run import modalities_of
 from cmg.downstream.task import HeadSettings, Pretrained
@@ -13,12 +14,21 @@ from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
 from cmg.utils.files import file_lock
-from cmg.utils.settings import read
+from cmg.utils.settings import affects_results, read
 
 
 def head_settings(opts, entry):
     """HeadSettings of one task: its own number of epochs and the preset's values for it, unless flags were given."""
     return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
+
+
+def head_options(settings, opts, entry):
+    """Settings of heads, and of their task, on which a result line depends and that it does not name otherwise."""
+    found = affects_results(settings, HeadSettings)
+    if entry.settings:
+        found |= affects_results(opts, entry.settings)
+    named = ("seeds", "protocol", "no_control", "zero_code0")
+    return {name: value for name, value in found.items() if name not in named} | {"precision": settings.precision}
 
 
 def toc_choices(opts, entry, directions, pretrained):
@@ -32,8 +42,11 @@ def toc_choices(opts, entry, directions, pretrained):
 
 def open_task(opts, entry, directions, config):
     """The data of some directions, its clips read as for a system with this config."""
-    settings = read(entry.settings, opts) if entry.settings else None
-    return entry.open(opts.data_path, modalities_of(directions), opts.protocol, settings, **opts.reading, **config.reading)
+    settings, touched = read(entry.settings, opts) if entry.settings else None, modalities_of(directions)
+    contents = {name: fingerprint(opts.data_path(name), cache=opts.cache_root) for name in entry.names_of(touched)}
+    task = entry.open(opts.data_path, touched, opts.protocol, settings, **opts.reading, **config.reading)
+    task.contents = {name: found for name, found in contents.items() if found}
+    return task
 
 
 def measure(opts, entry, task, pretrained, variants):
@@ -42,14 +55,17 @@ def measure(opts, entry, task, pretrained, variants):
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
     options = opts.resolved() | opts.by_task.get(entry.name, {})
     options |= {"task": entry.name, "directions": directions, "n_epoch": settings.n_epoch}
-    paths = {name: opts.data_path(name) for name in entry.all_names()}
     touched = modalities_of(directions)
-    record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, paths))
+    paths = {name: opts.data_path(name) for name in task.contents}
+    record = provenance.write(opts.results.parent, provenance.collect(options, opts.device, paths,
+                                                                      fingerprints=task.contents))
+    output = results.Output(opts.results, record, task.contents, entry.features, entry.always,
+                            head_options(settings, opts, entry), settings.seeds[0])
     name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
     with kept_warnings(opts.results.parent), file_lock(opts.results.parent / name, "choose another --results"):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               origins.feature_paths(touched, entry.all_names(), opts.data_path)))
-        return entry.evaluate(task, pretrained, variants, settings, results.Output(opts.results, record))
+        return entry.evaluate(task, pretrained, variants, settings, output)
 
 
 def run_script(name, argv, local):

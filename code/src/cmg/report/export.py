@@ -14,6 +14,7 @@ from cmg.checkpoints.hub import CONFIG, FORMAT, WEIGHTS
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
+from cmg.training.trainer import is_identity
 from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
@@ -46,13 +47,20 @@ def export(path, out, results_files=()):
     weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
     about = {"format": FORMAT, "config": checkpoint.config_to_dict(loaded.system), "epoch": loaded.epoch,
              "total_step": loaded.total_step, "weights_sha256": hashlib.sha256(weights).hexdigest(),
-             "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.features}
+             "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.feature_origins,
+             "data": _pretraining_data(loaded)}
     written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, out.name).encode(),
                CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
     for name, content in written.items():
         with atomic_output(out / name, remedy="choose another --out") as file:
             file.write(content)
     return [out / name for name in written]
+
+
+def _pretraining_data(loaded):
+    """What the checkpoint says of its pretraining's clips (trainer.identify); None where it says nothing."""
+    run = loaded.contents.get("run") or {}
+    return run["clips"] if isinstance(run, dict) and is_identity(run.get("clips")) else None
 
 
 def _card(loaded, about, rows, name):

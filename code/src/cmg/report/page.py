@@ -114,7 +114,7 @@ def draw(runs, folder, pool):
 def rows_of(runs, pool):
     """Result lines of all runs, each measurement once."""
     rows = list({results.identity(row): row for run in runs for row in run.rows}.values())
-    return tables.pooled(rows) if pool else rows
+    return results.distinguish(tables.pooled(rows) if pool else rows)
 
 
 def build(runs, pictures, pool=False):
@@ -384,7 +384,8 @@ def warnings(runs):
 
 def sources(runs):
     """Checkpoints and data behind the result lines, and whether they are still the same."""
-    checked = [found for run in runs for folder, rows in run.results for found in provenance.verify(rows, folder)]
+    checked = [found for run in runs for folder, rows in run.results
+               for found in provenance.verify(rows, folder, full=False)]
     if not checked:
         return []
     good, problems = sum(not found for _, found in checked), {}

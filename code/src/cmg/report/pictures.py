@@ -227,7 +227,7 @@ def draw_epochs(rows, path):
 @styled
 def draw_tables(rows, folder):
     """Pictures of result lines; returns the paths that were written."""
-    folder, written = Path(folder), []
+    folder, written, rows = Path(folder), [], results.distinguish(rows)
     for protocol in results.PROTOCOLS:
         part = [row for row in rows if row["protocol"] == protocol]
         ending = "" if protocol == "default" else f"-{protocol}"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.tasks import OWN_SECONDS_BY, TASKS
-from cmg.results.rows import SELECTIONS, caption, mean_std, render, show
+from cmg.results.rows import SELECTIONS, caption, distinguish, mean_std, render, show
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ class Row:
 
 
 def row_key(row):
-    """What makes result lines those of one row of the table: the checkpoint and what was done to its codes."""
-    return row["checkpoint_sha256"], row.get("variant") or ""
+    """What makes result lines those of one row of the table: the checkpoint, what was done to its codes, and what else
+    differs; of rows that `results.distinguish` has gone through."""
+    return row["checkpoint_sha256"], row.get("variant") or "", row.get("differs", "")
 
 
 def pooled(rows):
@@ -86,8 +87,8 @@ def pooled(rows):
 def names(rows):
     """row_key -> a short name: the file's name, with as much of its folders as tells it from the others, and with the
     first digits of its SHA-256 where one file was written over."""
-    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in rows}
-    files = {sha: path for (sha, _), path in paths.items()}
+    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in distinguish(rows)}
+    files = {sha: path for (sha, *_), path in paths.items()}
     short = {}
     for sha, path in files.items():
         others = {other for other in files.values() if other != path}
@@ -95,7 +96,7 @@ def names(rows):
                                                              for other_tail in _tails(other))), str(path))
         alike = [of for of, other in files.items() if other == path]
         short[sha] = name if len(alike) == 1 else f"{name} ({str(sha)[:6]})"
-    return {(sha, variant): short[sha] + (f" + {variant}" if variant else "") for sha, variant in paths}
+    return {key: short[key[0]] + "".join(f" + {text}" for text in key[1:] if text) for key in paths}
 
 
 def _tails(path):
@@ -143,6 +144,7 @@ def collect(rows, selection, control=None, field="value"):
         control: None, or the name of a control.
         field: "value" or "same_modality".
     """
+    rows = distinguish(rows)
     short = names(rows)
     keys = list(short)                          # in the order of the results
     found = [row | {"number": keys.index(row_key(row)), "column": column_of(row)} for row in rows
@@ -169,7 +171,7 @@ def chance(rows):
 
 def all_rows(rows):
     """All rows of the table, from top to bottom."""
-    table = []
+    rows, table = distinguish(rows), []
     for selection in SELECTIONS:
         table += [replace(row, name=f"{row.name} ({selection})") for row in collect(rows, selection)]
     table += [replace(row, name=f"{row.name}, same modality (last)")
@@ -209,6 +211,7 @@ def choose(rows):
 
     It never sees a test clip, unlike the choice by test figures that the papers report.
     """
+    rows = distinguish(rows)
     validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] == "ave"]
     means = {row.key: mean_std([value for column in row.cells.values() for value in column])[0]
              for row in collect(validated, "last", field="validation")}

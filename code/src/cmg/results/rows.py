@@ -3,16 +3,18 @@
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from cmg.data.fingerprint import combined, how_checked
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
@@ -23,12 +25,18 @@ KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection",
 KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,), "selection": (str,),
          "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
-OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int}      # kinds, where these keys are there
+# Kinds of keys that may be absent: rows of earlier versions do not have them all.
+OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int, "data": str, "data_checked": str,
+            "settings": dict, "first_seed": int}
 log = logging.getLogger(__name__)
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
-# A later line with the same values here replaces an earlier one. `variant` names what else was switched (TOC).
+# What identifies a measurement: a later line with the same values here replaces an earlier one. `variant` names what
+# else was switched (TOC), `data` is the hash of what the data holds, `settings` are those of the heads on which results
+# depend, `first_seed` that of the call, from which the untrained control and the released protocol's dropout are drawn.
 IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
-            "checkpoint_sha256", "control", "variant")
+            "checkpoint_sha256", "control", "variant", "data", "settings", "first_seed")
+SEEDS = ("seed", "first_seed")
+DIGITS = 6                  # of a hash, in tables
 
 CAPTIONS = {
     "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
@@ -50,10 +58,34 @@ SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a call puts its results."""
+    """Where a call puts its results, and what they depend on beside the encoder.
 
-    path: Path                  # results.jsonl
-    record: str                 # the provenance record that its lines name, relative to the file's folder
+    Attributes:
+        path: results.jsonl.
+        record: the provenance record that its lines name, relative to the file's folder.
+        contents: dotted name -> Fingerprint (cmg/data/fingerprint.py) of what the data was opened from.
+        modalities: whose features are among `contents`; a row depends on those of its direction, and on `always`.
+        settings: of the heads, as plain values.
+        first_seed: of the call.
+    """
+
+    path: Path
+    record: str
+    contents: dict = field(default_factory=dict)
+    modalities: tuple = ()
+    always: tuple = ()
+    settings: dict = field(default_factory=dict)
+    first_seed: int = None
+
+    def identify(self, row):
+        """The row with what else its numbers depend on: `data`, `settings`, and where it matters `first_seed`."""
+        features = {*row["direction"].split("->"), *self.always}
+        used = {name: found for name, found in self.contents.items()
+                if name.split(".")[1] in features or name.split(".")[1] not in self.modalities}
+        data = {"data": combined({name: found.sha256 for name, found in used.items()}),
+                "data_checked": how_checked(used.values())} if used else {}
+        is_drawn = row["control"] or row["protocol"] == "released"
+        return row | data | {"settings": self.settings, "first_seed": self.first_seed if is_drawn else None}
 
     @property
     def record_name(self):
@@ -184,7 +216,57 @@ def read(path):
 
 def identity(row):
     """What makes two rows results of the same measurement."""
-    return tuple(json.dumps(row.get(key)) for key in IDENTITY)
+    return tuple(json.dumps(row.get(key), sort_keys=True) for key in IDENTITY)
+
+
+def identity_digest(row):
+    """`identity` as 12 digits."""
+    return hashlib.sha256("\n".join(identity(row)).encode()).hexdigest()[:12]
+
+
+def distinguish(rows):
+    """The rows with an entry `differs`: what tells a row from others of one checkpoint that a table would show alike,
+    as text, such as "lr 0.001" or "data 3fa2c1"; empty where nothing does.
+
+    A setting that differs in one task is named in all rows of the checkpoint, so that the same settings make one row of
+    a table over tasks. Rows from before data and settings were recorded say so where there are newer ones as well.
+    """
+    if all("differs" in row for row in rows):
+        return rows
+    alike, differing, newer = {}, {}, set()
+    for row in rows:
+        key = tuple(json.dumps(row.get(name)) for name in IDENTITY if name not in (
+            "data", "settings", "selection", *SEEDS))
+        alike.setdefault(key, []).append(row)
+    for group in alike.values():
+        kept = [row for row in group if row.get("settings") is not None]
+        of_checkpoint = differing.setdefault(_checkpoint(group[0]), {})
+        for name in dict.fromkeys(name for row in kept for name in row["settings"]):
+            if len({json.dumps(row["settings"].get(name)) for row in kept}) > 1:
+                of_checkpoint[name] = None
+        if kept:
+            newer.add(_checkpoint(group[0]))
+    found = []
+    for group in alike.values():
+        has_data = len({row["data"] for row in group if row.get("data")}) > 1
+        for row in group:
+            parts = []
+            if row.get("settings") is None and _checkpoint(row) in newer:
+                parts.append("data and settings not recorded")
+            elif row.get("settings") is not None:
+                parts += [f"{name} {_shown(row['settings'].get(name))}" for name in differing[_checkpoint(row)]]
+                parts += [f"data {row['data'][:DIGITS]}"] if has_data and row.get("data") else []
+            found.append((id(row), ", ".join(parts)))
+    texts = dict(found)
+    return [row | {"differs": texts[id(row)]} for row in rows]
+
+
+def _checkpoint(row):
+    return row["checkpoint_sha256"], row.get("variant") or ""
+
+
+def _shown(value):
+    return "not given" if value is None else str(value)[:40]
 
 
 def mean_std(values):
@@ -203,8 +285,8 @@ def show(values):
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
 
 
-COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "metric", "last", "best", "val", "same",
-           "chance", "seeds")
+COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "differs", "metric", "last", "best", "val",
+           "same", "chance", "seeds")
 
 
 def tabulate(rows):
@@ -214,20 +296,25 @@ def tabulate(rows):
         list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
         below the rows of its direction.
     """
-    same = [name for name in IDENTITY if name not in ("selection", "seed")]
-    keys = pd.DataFrame([{name: json.dumps(row.get(name)) for name in same} for row in rows])
-    table = []
+    rows, table = distinguish(rows), []
+    same = [name for name in IDENTITY if name not in ("selection", *SEEDS)]
+    keys = pd.DataFrame([{name: json.dumps(row.get(name), sort_keys=True) for name in same} for row in rows])
+    files = {}                                  # name of a checkpoint's file -> hashes
+    for row in rows:
+        files.setdefault(Path(row["checkpoint"] or "-").name, set()).add(row["checkpoint_sha256"])
     for _, alike in keys.groupby(same, sort=False):         # pandas 2 sorts what `.groups` gives
         group = [rows[number] for number in alike.index]
         first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
         reference = picked["last"] or picked["best"]
         name = Path(first["checkpoint"]).name if first["checkpoint"] else "-"
+        other = [f"checkpoint {str(first['checkpoint_sha256'])[:DIGITS]}"] * (len(files[name]) > 1)
         table.append({
             "checkpoint": name + (f" + {first['variant']}" if first.get("variant") else ""),
             "pretrained on": "+".join(first["modalities"]),
             "task": first["task"],
             "tested on": first["dataset"],
             "direction": first["direction"] + (f" [{first['control']}]" if first["control"] else ""),
+            "differs": ", ".join(filter(None, [*other, first["differs"]])),
             "metric": first["metric"],
             "last": show([row["value"] for row in picked["last"]]),
             "best": show([row["value"] for row in picked["best"]]),

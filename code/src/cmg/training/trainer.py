@@ -101,7 +101,7 @@ class RunState:
                        *(state.records[name] for name in ("bytes", "step") if state.records)]
             kinds = (state.started, list), (state.saved, list), (state.options, dict), (state.records, dict), (
                 state.health, dict), (state.random, dict)
-            if not all(type(n) is int and n >= 0 for n in numbers) or (
+            if not is_identity(state.clips) or not all(type(n) is int and n >= 0 for n in numbers) or (
                     len(state.started) != len(loaded.system.codebooks)) or not all(
                     isinstance(value, kind) for value, kind in kinds) or not all(
                     type(flag) is bool for flag in state.started) or not all(
@@ -132,6 +132,13 @@ def identify(data, contents=None):
         found |= {"content": {name: of_path.sha256 for name, of_path in contents.items()},
                   "checked": how_checked(contents.values())}
     return found
+
+
+def is_identity(clips):
+    """Whether a value that was read from a file is one of `identify`."""
+    content = clips.get("content", {}) if isinstance(clips, dict) else None
+    return isinstance(content, dict) and type(clips.get("number")) is int and all(isinstance(text, str) for text in (
+        clips.get("ids_sha256"), clips.get("checked", ""), *content, *content.values()))
 
 
 def other_clips(stored, own):
