@@ -8,7 +8,7 @@ import av
 import numpy as np
 import torch
 
-from cmg.extract import audio, video, weights
+from cmg.extract import any_encoder, audio, front_ends, video, weights
 from cmg.extract.encoders import LogMelSound, PatchPictures, StillPictures, VGG19Pictures, VGGishSound
 from cmg.extract.media import Media, Unreadable, rgb
 from cmg.extract.output import write_whole
@@ -31,6 +31,21 @@ def find_device(name):
     return device
 
 
+def front_ends_of(opts):
+    """--front-end: modality -> key -> value.
+
+    Raises:
+        InputError: of a modality whose encoder has its own.
+    """
+    front_end = front_ends.read_flags(opts.front_end)
+    for modality in front_end:
+        name = getattr(opts, f"{modality}_encoder")
+        if not any_encoder.is_own(name):
+            raise InputError(f"--front-end {modality}.{next(iter(front_end[modality]))}: of an ONNX file or a "
+                             f"function; --{modality}-encoder is {name}, which has its own; leave it out")
+    return front_end
+
+
 def sound_encoder(opts, device):
     """The encoder of --audio-encoder, None without the modality."""
     if opts.modality == "video":
@@ -50,8 +65,10 @@ def sound_encoder(opts, device):
     if opts.audio_encoder == "logmel":
         return LogMelSound(front)
     if (opts.audio_route, opts.framing) != ("native", "second"):
-        raise InputError("--audio-route and --framing: of vggish and logmel; models of transformers hear each second "
-                         "at its native rate; leave them out")
+        raise InputError("--audio-route and --framing: of vggish and logmel; other encoders hear each second at its "
+                         "native rate; leave them out")
+    if any_encoder.is_own(opts.audio_encoder):
+        return any_encoder.BroughtSound(opts.audio_encoder, device, front_ends_of(opts).get("audio"), opts.resampler)
     from cmg.extract.hub import HubSound
     return HubSound(opts.audio_encoder, device, opts.resampler)
 
@@ -63,7 +80,7 @@ def picture_encoder(opts, device, clips):
     if opts.preset == "avsbench":
         return StillPictures()
     if opts.video_encoder in ("vgg19", "patches") and opts.video_form != "map":
-        raise InputError(f"--video-form vector: of models of transformers; {opts.video_encoder} gives maps; leave it "
+        raise InputError(f"--video-form vector: of other encoders; {opts.video_encoder} gives maps; leave it "
                          "out")
     if opts.video_encoder == "vgg19":
         if not opts.vgg19:
@@ -77,6 +94,9 @@ def picture_encoder(opts, device, clips):
             return PatchPictures(video.random_filters(opts.patch_channels))
         filters = pca_filters(opts.out, clips, opts.patch_channels)
         return PatchPictures(filters, f"pca {hashlib.sha256(filters.tobytes()).hexdigest()[:12]}")
+    if any_encoder.is_own(opts.video_encoder):
+        return any_encoder.BroughtPictures(opts.video_encoder, device, front_ends_of(opts).get("video"),
+                                           opts.video_form)
     from cmg.extract.hub import HubPictures
     return HubPictures(opts.video_encoder, device, opts.video_form)
 

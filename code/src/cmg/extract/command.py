@@ -64,14 +64,19 @@ def add_arguments(parser):
     group.add_argument("--vggish-kind", choices=("audioset",), help="what a VGGish file of unknown hash is")
     group.add_argument("--vgg19-kind", choices=("caffe", "torchvision"), help="what a VGG-19 file of unknown hash is")
     group.add_argument("--audio-encoder", default="vggish", metavar="NAME",
-                       help="vggish; logmel, which needs no download; or a model of transformers, by folder or name")
+                       help="vggish; logmel, which needs no download; a model of transformers, by folder or name; an "
+                       "ONNX file; or your own function, as module:function or file.py:function")
     group.add_argument("--video-encoder", default="vgg19", metavar="NAME",
-                       help="vgg19; patches, which needs no download; or a model of transformers")
+                       help="vgg19; patches, which needs no download; a model of transformers, an ONNX file or a "
+                       "function")
     group.add_argument("--text-encoder", default=None, metavar="NAME",
-                       help="also encode the prompts of --labels: hashing, which needs no download, or a model of "
-                       "transformers (bert-base-uncased gives the published form)")
+                       help="also encode the prompts of --labels: hashing, which needs no download, a model of "
+                       "transformers (bert-base-uncased gives the published form), an ONNX file or a function")
+    group.add_argument("--front-end", action="append", metavar="MODALITY.KEY=VALUE",
+                       help="front end of an ONNX file or function, such as audio.rate=16000; repeated; an ONNX file's "
+                       "may lie beside it: net.json for net.onnx (code/docs/features.md)")
     group.add_argument("--video-form", choices=("map", "vector"), default="map",
-                       help="a 7 x 7 map a second, or one vector (models of transformers)")
+                       help="a 7 x 7 map a second, or one vector (not of vgg19 and patches)")
     group.add_argument("--patch-filters", choices=("random", "pca"), default="random",
                        help="filters of patches: fixed, or the principal directions of these videos")
     group.add_argument("--patch-channels", type=positive, default=CHANNELS, help="channels of patches")

@@ -6,6 +6,7 @@ grid of patch tokens, averaged to 7 x 7.
 """
 
 import hashlib
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -21,8 +22,11 @@ from cmg.utils.errors import InputError, readable
 
 PROCESSORS = {"vision": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
 INPUTS = {"vision": ("pixel_values",), "audio": ("input_values", "input_features"), "text": ("input_ids",)}
-TOWERS = {"vision": "vision_model", "audio": "audio_model", "text": "text_model"}
-PROJECTED = {"vision": "get_image_features", "audio": "get_audio_features"}
+TOWERS = {"vision": ("vision_model", "vision_tower", "vision_encoder", "visual"),
+          "audio": ("audio_model", "audio_tower", "audio_encoder", "speech_encoder"),
+          "text": ("text_model", "text_encoder", "language_model")}
+PROJECTED = {"vision": ("get_image_features",), "audio": ("get_audio_features", "get_audio_embeds"), "text": ()}
+MASKS = ("attention_mask", "padding_mask", "input_features_mask", "input_values_mask")      # 1 where no padding is
 
 
 class HubModel:
@@ -45,44 +49,62 @@ class HubModel:
                 self.processor = getattr(transformers, PROCESSORS[kind]).from_pretrained(self.name)
                 model = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError, ImportError ...
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{name}: no {kind} model there ({reason[:150]}); a folder with config.json, weights and "
-                             f"its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
+            raise InputError(f"{name}: no {kind} model there ({_reason(error)}); a folder with config.json, weights "
+                             f"and its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
                              ) from None
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.revision = getattr(model.config, "_commit_hash", None) or _hash_of_weights(self.name)
         self.model = model.to(device).eval().requires_grad_(False)
-        self.tower = getattr(self.model, TOWERS[kind], self.model)
+        self.tower = _first(self.model, TOWERS[kind]) or self.model
         if self.tower.main_input_name not in INPUTS[kind]:
             raise InputError(f"{name}: a model of {self.tower.main_input_name}; a {kind} model is expected; see "
                              f"{_flag(kind)}")
         self.width = None                       # numbers of a vector, found by an example
 
+    def _call(self, function, inputs):
+        """What a model or a method of it gives for those of some inputs that it takes."""
+        takes = inspect.signature(getattr(function, "forward", function)).parameters
+        return function(**{key: value.to(self.device) for key, value in inputs.items() if key in takes})
+
+    def _require_vectors(self, encode):
+        """Width of an example's vectors.
+
+        Raises:
+            InputError: the model and its processor do not work together as an encoder.
+        """
+        try:
+            return int(encode().shape[-1])
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001   models of any kind, with inputs and outputs of their own
+            raise InputError(f"{self.name}: a model of the type {self.model.config.model_type} that does not encode an "
+                             f"example ({_reason(error)}); a {self.kind} encoder is expected; take another; see "
+                             f"{_flag(self.kind)}") from None
+
     def pooled(self, inputs):
         """(N, width): the model's own pooled output, else the mean over tokens that are no padding."""
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        projected = getattr(self.model, PROJECTED[self.kind], None)
+        projected = _first(self.model, PROJECTED[self.kind])
         if projected is not None:
-            result = projected(**inputs)
+            result = self._call(projected, inputs)
             return getattr(result, "pooler_output", result)
-        result = self.tower(**inputs)
+        result = self._call(self.tower, inputs)
         pooled = getattr(result, "pooler_output", None)
         if pooled is not None:
             return pooled.flatten(1)
         states = result.last_hidden_state
         if states.ndim == 4:                                            # a convolutional network: (N, C, h, w)
             return states.mean((2, 3))
-        mask = inputs.get("attention_mask")
-        if mask is None:
+        mask = next((inputs[name] for name in MASKS if name in inputs), None)
+        if mask is None or mask.ndim != 2:
             return states.mean(1)
+        mask = mask.to(self.device)
         mask = F.interpolate(mask[:, None].float(), size=states.shape[1], mode="nearest")[:, 0, :, None]
         return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def grid(self, inputs):
         """(N, 7, 7, width): patch tokens, or the last feature map of a convolutional network."""
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        states = self.tower(**inputs).last_hidden_state
+        states = self._call(self.tower, inputs).last_hidden_state
         if states.ndim == 3:
             size = getattr(self.tower.config, "patch_size", None)
             height, width = inputs["pixel_values"].shape[-2:]
@@ -100,6 +122,17 @@ class HubModel:
         folder = Path(self.name).is_dir()
         return {"network": "transformers", "model": Path(self.name).name if folder else self.name,
                 "type": self.model.config.model_type, "revision": self.revision, "width": self.width}
+
+
+def _first(owner, names):
+    """The first attribute that is there, else None."""
+    return next((found for name in names if (found := getattr(owner, name, None)) is not None), None)
+
+
+def _reason(error):
+    """First line of an exception's text, shortened."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:150]}" if lines else type(error).__name__
 
 
 def _flag(kind):
@@ -124,8 +157,13 @@ class HubSound(HubModel):
 
     def __init__(self, name, device, resampler="r022"):
         super().__init__(name, "audio", device)
-        self.rate, self.resampler = self.processor.sampling_rate, resampler
-        self.width = self.encode([np.zeros((audio.RATE, 1), np.int16)], audio.RATE).shape[-1]
+        self.rate, self.resampler = getattr(self.processor, "sampling_rate", audio.RATE), resampler
+        asked = {"sampling_rate": self.rate, "return_attention_mask": True}
+        takes = inspect.signature(self.processor).parameters.values()
+        is_open = any(argument.kind is argument.VAR_KEYWORD for argument in takes)
+        names = {argument.name for argument in takes}
+        self.arguments = {name: value for name, value in asked.items() if is_open or name in names}
+        self.width = self._require_vectors(lambda: self.encode([np.zeros((audio.RATE, 1), np.int16)], audio.RATE))
 
     def encode(self, seconds, rate):
         """(T, width) float32; a second of which 0.975 s are not there makes no row."""
@@ -134,8 +172,7 @@ class HubSound(HubModel):
         rows = []
         for k in range(0, len(waves), BATCH):
             batch = [np.pad(wave, (0, max(0, self.rate - len(wave)))) for wave in waves[k:k + BATCH]]
-            inputs = self.processor(batch, sampling_rate=self.rate, return_tensors="pt", return_attention_mask=True)
-            inputs = {key: value for key, value in inputs.items() if key in (*INPUTS["audio"], "attention_mask")}
+            inputs = self.processor(batch, return_tensors="pt", **self.arguments)
             with torch.inference_mode():
                 rows.append(self.pooled(inputs).float().cpu().numpy())
         return np.concatenate(rows) if rows else np.zeros((0, 1), np.float32)
@@ -154,7 +191,7 @@ class HubPictures(HubModel):
     def __init__(self, name, device, form="map"):
         super().__init__(name, "vision", device)
         self.form = form
-        self.width = self.encode([self.prepare(np.zeros((SIDE, SIDE, 3), np.uint8))]).shape[-1]
+        self.width = self._require_vectors(lambda: self.encode([self.prepare(np.zeros((SIDE, SIDE, 3), np.uint8))]))
 
     def prepare(self, rgb):
         """What the model's own processor makes of a frame: (3, H, W) float32."""
@@ -182,7 +219,7 @@ class HubText(HubModel):
                              "(tokenizer.json) is expected; take another model")
         if self.processor.pad_token is None:
             self.processor.pad_token = self.processor.eos_token
-        self.width = self.encode(["a"])[0][1].shape[-1]
+        self.width = self._require_vectors(lambda: self.encode(["a"])[0][1])
 
     @property
     def is_uncased_bert(self):
@@ -198,19 +235,20 @@ class HubText(HubModel):
             texts = list(sentences[k:k + BATCH])
             batch = self.processor(texts, truncation=True, padding=True, return_tensors="pt",
                                    return_offsets_mapping=True)
-            inputs = {key: batch[key].to(self.device) for key in ("input_ids", "attention_mask")}
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
             with torch.inference_mode():
-                states = self.tower(**inputs).last_hidden_state.float().cpu()
-            result += [self._words(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]
+                states = self._call(self.tower, inputs).last_hidden_state.float().cpu()
+            result += [word_vectors(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]
         return result
 
-    @staticmethod
-    def _words(batch, n, text, states):
-        places = [(word, k) for k, word in enumerate(batch.word_ids(n)) if word is not None]
-        words, vectors = [], []
-        for word in dict.fromkeys(word for word, _ in places):
-            pieces = [k for other, k in places if other == word]
-            first, last = int(batch["offset_mapping"][n, pieces[0], 0]), int(batch["offset_mapping"][n, pieces[-1], 1])
-            words.append(text[first:last].strip().lower())
-            vectors.append(states[pieces].mean(0).numpy())
-        return words, np.stack(vectors) if vectors else np.zeros((0, states.shape[-1]), np.float32)
+
+def word_vectors(batch, n, text, states):
+    """Words of sentence `n` of a tokenizer's batch, and the means (words, width) of their pieces' states (L, width)."""
+    pairs = [(word, k) for k, word in enumerate(batch.word_ids(n)) if word is not None]
+    words, vectors = [], []
+    for word in dict.fromkeys(word for word, _ in pairs):
+        pieces = [k for other, k in pairs if other == word]
+        first, last = int(batch["offset_mapping"][n, pieces[0], 0]), int(batch["offset_mapping"][n, pieces[-1], 1])
+        words.append(text[first:last].strip().lower())
+        vectors.append(states[pieces].mean(0).numpy())
+    return words, np.stack(vectors) if vectors else np.zeros((0, states.shape[-1]), np.float32)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cmg.data.csv import read_bytes
 from cmg.extract import lists, output, video
-from cmg.extract.build import find_device, picture_encoder, sound_encoder
+from cmg.extract.build import find_device, front_ends_of, picture_encoder, sound_encoder
 from cmg.extract.clip import BAD_START, Timing, extract
 from cmg.extract.encoders import BATCH, CPU_BATCH
 from cmg.extract.output import write_whole
@@ -135,7 +135,7 @@ def run(opts):
     text = None
     if opts.text_encoder:
         from cmg.extract.text import PromptText
-        text = PromptText(opts.text_encoder, labels, device)
+        text = PromptText(opts.text_encoder, labels, device, front_ends_of(opts).get("text"))
     settings = {"clips": {**vars(timing), "start": column or opts.start, "id": opts.id, "preset": opts.preset,
                           "silence_for_missing": opts.silence_for_missing}}
     settings |= {name: encoder.record() for name, encoder in (("audio", sound), ("video", pictures), ("text", text))

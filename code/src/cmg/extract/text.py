@@ -5,6 +5,7 @@ from pathlib import Path
 from cmg.data.manifest import sentences_in
 from cmg.data.text import Sentence, write_text_features
 from cmg.data.text_backends import HASHED, Bert, hashing_sentences
+from cmg.extract.any_encoder import BroughtWords, is_own
 from cmg.extract.hub import HubText
 from cmg.extract.output import write_whole, zip_bytes
 
@@ -12,8 +13,8 @@ PROMPTS = Path("text") / "prompts.h5"
 
 
 def encode_sentences(model, texts):
-    """A `Sentence` for each text, by a `HubText`: as the published program cuts and glues words where it is an uncased
-    BERT, else as the model's own tokenizer does."""
+    """A `Sentence` for each text, by a `HubText` or `BroughtWords`: as the published program cuts and glues words where
+    it is an uncased BERT, else as the model's own tokenizer does."""
     if model.is_uncased_bert:
         return Bert(model.name).sentences(texts)
     return [Sentence(words, x, [0] * len(words)) for words, x in model.encode(texts)]
@@ -23,19 +24,22 @@ class PromptText:
     """Word vectors of all prompts of a table.
 
     Args:
-        name: "hashing", or a model of transformers by folder or name.
+        name: "hashing", a model of transformers by folder or name, an ONNX file, or a function.
         labels: `lists.Labels`.
         device: torch device.
+        front_end: of an ONNX file, key -> value (see `front_ends`).
     Raises:
         InputError: no such model.
     """
 
-    def __init__(self, name, labels, device):
+    def __init__(self, name, labels, device, front_end=None):
         self.name, self.labels = name, labels
         self.of_clip = {}                                   # id -> its sentences
         for clip, cell in zip(labels.ids, labels.sentences()):
             self.of_clip[clip] = list(dict.fromkeys(self.of_clip.get(clip, []) + sentences_in(cell)))
-        self.model = None if name == "hashing" else HubText(name, device)
+        self.model = None
+        if name != "hashing":
+            self.model = BroughtWords(name, device, front_end) if is_own(name) else HubText(name, device)
 
     def record(self):
         """JSON values for the record of a run."""
@@ -58,7 +62,7 @@ class PromptText:
         prompts |= {sentence: sentence for of_clip in self.of_clip.values() for sentence in of_clip
                     if sentence not in known}
         write_text_features(Path(folder) / PROMPTS, prompts, self._sentences(list(prompts.values())),
-                            "transformers" if self.model else "hashing", self.name if self.model else "")
+                            self.record()["network"], self.name if self.model else "")
 
     def _sentences(self, texts):
         return encode_sentences(self.model, texts) if self.model else hashing_sentences(texts)

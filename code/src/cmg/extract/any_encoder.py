@@ -1,0 +1,270 @@
+"""Encoders that a user brings, an ONNX file or a function, as encoders of sound, pictures and words.
+
+What an encoder answers depends on its input alone: a fixed input is encoded at the start, alone and within a batch, and
+again for every sound and every `AGAIN` frames. One whose answer changes is refused, such as one in training mode.
+"""
+
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cmg.extract import audio, front_ends
+from cmg.extract.functions import Failed, FunctionNetwork, as_array, is_spec
+from cmg.extract.onnx import OnnxNetwork
+from cmg.extract.video import GRID, SIDE
+from cmg.utils.errors import InputError
+
+AGAIN = 64                          # frames after which the fixed input is encoded again
+SAME = 1e-3                         # of the largest number of an answer, by which two may differ
+
+
+def is_own(name):
+    """Whether an encoder's name is an ONNX file or a function."""
+    return callable(name) or str(name).endswith(".onnx") or is_spec(name)
+
+
+class _Brought:
+    """A network with its front end.
+
+    Args:
+        name: ONNX file, `module:function`, `file.py:function`, or a callable.
+        device: torch device.
+        values: front end: key -> JSON value, over those of the file beside an ONNX file.
+    """
+
+    modality = None
+
+    def __init__(self, name, device, values=None):
+        self.name = str(name)
+        self.is_function = callable(name) or not self.name.endswith(".onnx")
+        stored = {} if self.is_function else front_ends.beside(name)
+        source = self.name if values or self.is_function else Path(name).with_suffix(".json")
+        given = {**stored, **(values or {})} if isinstance(stored, dict) else stored
+        self.front = front_ends.described(given, self.modality, f"{source}: front end")
+        self.given = set(given)
+        self.network = FunctionNetwork(name) if self.is_function else OnnxNetwork(name, device, self.front.output)
+        self.name, self.probe, self.answer = str(self.network.path), None, None
+
+    def _need(self, *keys):
+        missing = [key for key in keys if key not in self.given]
+        if missing and not self.is_function:
+            raise InputError(f"{self.name}: its front end does not say {', '.join(missing)}; a description is expected "
+                             f"in {Path(self.name).with_suffix('.json').name} beside it, or by --front-end "
+                             f"{self.modality}.{missing[0]}=VALUE (code/docs/features.md)")
+
+    def _run(self, x, axes):
+        """The network's answer to inputs (N, ...), whose axes are named."""
+        if self.network.inputs:
+            shape, dtype = self.network.main_input
+            rank = len(shape) or None
+        else:
+            rank, dtype = None, x.dtype
+        try:
+            x = self.front.stored(self.front.arranged(x, axes, rank), dtype)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
+        parts = [self.network(x=part) if self.network.inputs else self.network(part)
+                 for part in (x[k:k + self.front.batch] for k in range(0, len(x), self.front.batch))]
+        if any(part.ndim < 2 or len(part) != min(self.front.batch, len(x) - k * self.front.batch)
+               for k, part in enumerate(parts)):
+            raise InputError(f"{self.name}: an answer of shape {parts[-1].shape} to {x.shape}; a row for each item of "
+                             "a batch, (N, D) or with more axes, is expected; correct it")
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise InputError(f"{self.name}: answers of shapes {parts[0].shape} and {parts[-1].shape}; one width is "
+                             "expected; correct it")
+        return np.concatenate(parts).astype(np.float32)
+
+    def _axes(self, answer):
+        """Letters of the axes of an answer."""
+        layout = self.front.output_layout or ("NC" if answer.ndim == 2 else "")
+        if len(layout) != answer.ndim or layout[0] != "N" or "C" not in layout or len(set(layout)) != len(layout):
+            raise InputError(f"{self.name}: an answer of shape {answer.shape}, output_layout {layout!r}; letters of "
+                             "its axes are expected, such as NCHW or NTC; give them as output_layout in the front end")
+        return layout
+
+    def _vectors(self, answer):
+        """(N, D): the mean over all axes but the channels'."""
+        layout = self._axes(answer)
+        return answer.mean(tuple(k for k, letter in enumerate(layout) if letter not in "NC"))
+
+    def _remember(self, encode, probe, other):
+        """Keep the answer to a fixed input; refuse an encoder whose answer is not the input's alone."""
+        try:
+            self.probe, self.answer = probe, encode([probe])
+            self._same(encode([probe]), "asked twice")
+            self._same(encode([other, probe])[-1:], "within another batch", "set batch to 1 in the front end")
+        except Failed as error:
+            raise InputError(f"{error}; correct it, or its front end") from None
+
+    def _same(self, answer, when, remedy="take it out of training mode, without random numbers and states"):
+        if answer.shape != self.answer.shape or not np.allclose(
+                answer, self.answer, rtol=0, atol=SAME * max(float(np.abs(self.answer).max()), 1e-30), equal_nan=True):
+            raise InputError(f"{self.name}: gives {self.answer.shape[1:]} numbers for an input, "
+                             f"{float(self.answer.mean()):.4g} on average, and {answer.shape[1:]}, "
+                             f"{float(answer.mean()):.4g}, for it {when}; one answer is expected; {remedy}")
+
+    def _changed(self, answer):
+        """Refuse an encoder that changed during a run."""
+        self._same(answer, "later", "correct it, and pass --overwrite: features of this run may differ")
+
+    def _same_width(self, rows):
+        if rows.shape[1:] != self.answer.shape[1:]:
+            raise InputError(f"{self.name}: answers of {rows.shape[1:]} numbers, {self.answer.shape[1:]} before; one "
+                             "width is expected; correct it")
+        return rows
+
+    def record(self):
+        """JSON values for the record of a run."""
+        usual = {field.name: field.default for field in fields(self.front)}
+        front = {key: value for key, value in asdict(self.front).items()
+                 if value != usual[key] or key in ("input", "rate", "size")}
+        return {**self.network.source, "front_end": front, "width": int(self.answer.shape[-1])}
+
+
+class BroughtSound(_Brought):
+    """One vector for each second of a sound; each second is heard alone."""
+
+    modality, nearest_route, whole = "audio", False, False
+
+    def __init__(self, name, device, values=None, resampler="r022"):
+        super().__init__(name, device, values)
+        self.resampler = resampler
+        self._need("input", *(["rate"] if self.front.input == "waveform" else []))
+        if self.front.input == "waveform" and self.network.inputs and not self.front.samples:
+            shape = self.network.main_input[0]
+            self.front = replace(self.front, samples=shape[-1] if shape else None)
+        rng = np.random.RandomState(0)
+        noise = [(3000 * rng.standard_normal((audio.RATE, 1))).astype(np.int16) for _ in range(2)]
+        self._remember(self._encode_waves, *(self._wave(second, audio.RATE) for second in noise))
+
+    def _wave(self, samples, rate):
+        return self.front(audio.resample(audio.mono(samples), rate, self.front.rate, self.resampler))
+
+    def _encode_waves(self, inputs):
+        return self._vectors(self._run(np.stack(inputs).astype(np.float32), self.front.AXES[self.front.input]))
+
+    def encode(self, seconds, rate):
+        """(T, width) float32; a second of which 0.975 s are not there makes no row."""
+        inputs = [self._wave(samples, rate) for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate]
+        self._changed(self._encode_waves([self.probe]))
+        return self._same_width(self._encode_waves(inputs)) if inputs else self.answer[:0]
+
+    def record(self):
+        return {**super().record(), "resampler": self.resampler}
+
+
+class BroughtPictures(_Brought):
+    """A vector or a 7 x 7 map for each frame.
+
+    Args:
+        form: "map" or "vector".
+    """
+
+    modality = "video"
+
+    def __init__(self, name, device, values=None, form="map"):
+        super().__init__(name, device, values)
+        self.form, self.since = form, 0
+        shape, dtype = self.network.main_input if self.network.inputs else ([], np.dtype(np.uint8))
+        if dtype != np.uint8:
+            self._need("mean", "std")
+        size = self.front.size
+        if size is None:
+            layout = self.front.layout or "NCHW"
+            size = [shape[layout.index(letter)] or SIDE for letter in "HW"] if len(shape) == len(layout) == 4 else SIDE
+        layout = self.front.layout or ("NHWC" if self.is_function else "NCHW")
+        self.front = replace(self.front, size=[size, size] if isinstance(size, int) else list(size), layout=layout)
+        rng = np.random.RandomState(0)
+        self._remember(self._encode, *(self.prepare(rng.randint(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(2)))
+
+    def prepare(self, rgb):
+        """(h, w, 3) uint8 of the network's size."""
+        return self.front.resized(rgb)
+
+    def _encode(self, frames):
+        answer = self._run(self.front(frames), "NHWC")
+        if self.form == "vector":
+            return self._vectors(answer)
+        layout = self._axes(answer)
+        if sorted(layout) != sorted("NCHW"):
+            raise InputError(f"{self.name}: an answer of shape {answer.shape}, which is no map; one is expected; take "
+                             "--video-form vector, or name the map as 'output' in the front end")
+        maps = torch.from_numpy(np.ascontiguousarray(answer.transpose([layout.index(letter) for letter in "NCHW"])))
+        return F.adaptive_avg_pool2d(maps, GRID).permute(0, 2, 3, 1).numpy()
+
+    def encode(self, frames):
+        """(N, 7, 7, width) or (N, width) float32."""
+        self.since += len(frames)
+        if self.since >= AGAIN:
+            self.since = 0
+            self._changed(self._encode([self.probe]))
+        return self._same_width(self._encode(frames))
+
+    def record(self):
+        return {**super().record(), "form": self.form}
+
+
+class BroughtWords(_Brought):
+    """Word vectors of sentences: the answer's tokens, averaged over the pieces of a word; of a function, as it gives
+    them for the words."""
+
+    modality, is_uncased_bert = "text", False
+    WORDS = r"\w+|[^\w\s]"
+
+    def __init__(self, name, device, values=None):
+        super().__init__(name, device, values)
+        self.tokenizer = None if self.is_function else self._open_tokenizer()
+        self._remember(lambda texts: self.encode(texts)[-1][1][None], "a dog barks", "the sea")
+
+    def _open_tokenizer(self):
+        folder = Path(self.name).parent / (self.front.tokenizer or "")
+        from transformers import AutoTokenizer
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError ...
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"{folder}: no tokenizer ({reason[:120]}); tokenizer.json and tokenizer_config.json are "
+                             "expected; name their folder as 'tokenizer' in the front end") from None
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return tokenizer
+
+    def encode(self, sentences):
+        """Word vectors of each sentence: list of (words, (n, width) float32)."""
+        result = []
+        for k in range(0, len(sentences), self.front.batch):
+            texts = list(sentences[k:k + self.front.batch])
+            if self.is_function:
+                words = [re.findall(self.WORDS, text.lower()) for text in texts]
+                result += zip(words, self._of_function(words))
+            else:
+                result += self._of_network(texts)
+        return result
+
+    def _of_function(self, words):
+        """Word vectors by the function, which is not asked about sentences without a word."""
+        asked = [of for of in words if of]
+        arrays = [as_array(x, self.name) for x in self.network.run(asked)] if asked else []
+        if len(arrays) != len(asked) or any(x.ndim != 2 or len(x) != len(of) for x, of in zip(arrays, asked)):
+            raise InputError(f"{self.name}: arrays of shapes {[x.shape for x in arrays][:3]} for "
+                             f"{[len(of) for of in asked][:3]} words; one row for each word is expected; correct it")
+        found = iter(arrays)
+        return [next(found) if of else np.zeros((0, self.answer.shape[-1]), np.float32) for of in words]
+
+    def _of_network(self, texts):
+        from cmg.extract.hub import word_vectors
+        batch = self.tokenizer(texts, truncation=True, padding=True, return_tensors="np", return_offsets_mapping=True)
+        lacking = [name for name in self.network.inputs if name not in batch]
+        if lacking:
+            raise InputError(f"{self.name}: takes {', '.join(lacking)}, which its tokenizer does not give; "
+                             f"{', '.join(batch)} are expected; export it again")
+        inputs = {name: batch[name].astype(dtype) for name, (_, dtype) in self.network.inputs.items()}
+        states = self.network(**inputs)
+        if states.ndim != 3:
+            raise InputError(f"{self.name}: an answer of shape {states.shape}; vectors of tokens (N, L, D) are "
+                             "expected; name them as 'output' in the front end")
+        states = torch.from_numpy(states.astype(np.float32))
+        return [word_vectors(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]

@@ -1,0 +1,293 @@
+"""Front ends of networks that a user brings: from a second of sound or a frame to the network's input.
+
+A front end is a small JSON object, in a file beside an ONNX file (`net.onnx`: `net.json`) or by `--front-end
+MODALITY.KEY=VALUE`. Its keys are the fields of `SoundFront`, `PictureFront` or `TextFront`, and those of `Network`.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cmg.extract import audio
+from cmg.utils.errors import InputError, readable
+from cmg.utils.files import read_text_input
+from cmg.utils.limits import LIMITS
+
+INPUTS = ("waveform", "log-mel")
+LOGS = {"ln": np.log, "log10": np.log10, "db": lambda x: 10 * np.log10(x)}
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+NUMBER, WHOLE, TEXT = (int, float), int, str
+CHOICES = {"input": INPUTS, "mel_scale": ("htk", "slaney", "kaldi"), "norm": (None, "slaney"), "log": tuple(LOGS),
+           "triangles": ("mel", "hz"), "resize": ("stretch", "crop"), "filter": tuple(FILTERS),
+           "colors": ("RGB", "BGR")}
+LONGEST = 1 << 24                   # samples of a network's input
+LARGEST = 1 << 14                   # of any whole number but the rate: pixels of a side, bands, frames, a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is done with a network's input and output.
+
+    Attributes:
+        layout: letters of the input's axes: N, C, then T (waveform), T and F (log-mel), or H and W; None for the
+            usual order with as many axes as the network declares.
+        scale, zero_point: of a quantized input: x becomes round(x / scale + zero_point).
+        output: name of the tensor to take, inner ones included; None where the network has one output.
+        output_layout: letters of the output's axes, N and C among them; vectors "NC" need none. The vector is the mean
+            over all others; a map needs H and W.
+        batch: items that go through the network at a time.
+    """
+
+    layout: str | None = None
+    scale: float | None = None
+    zero_point: float = 0.0
+    output: str | None = None
+    output_layout: str | None = None
+    batch: int = 16
+
+    def stored(self, x, dtype):
+        """The input as the network's type, quantized where a scale is given."""
+        if self.scale is not None:
+            x = np.round(x / self.scale + self.zero_point)
+        if np.issubdtype(dtype, np.integer):
+            limits = np.iinfo(dtype)
+            x = np.clip(np.round(x), limits.min, limits.max)
+        return np.ascontiguousarray(x, dtype)
+
+    def arranged(self, x, axes, rank):
+        """Axes of `x` (named by `axes`, N first) in the network's order.
+
+        Args:
+            rank: how many axes the network declares, None where it does not say.
+        """
+        layout = self.layout or (axes if rank in (None, len(axes)) else axes.replace("N", "NC", 1))
+        present = layout.replace("C", "") if "C" not in axes else layout
+        if sorted(present) != sorted(axes) or len(set(layout)) != len(layout) or rank not in (None, len(layout)):
+            raise InputError(f"layout {layout!r}: an order of the axes {axes}{'' if 'C' in axes else ' and, for one '}"
+                             f"{'' if 'C' in axes else 'channel, C'} is expected"
+                             + (f", {rank} in all" if rank else "") + "; correct 'layout' in the front end")
+        x = x.transpose([axes.index(letter) for letter in present])
+        return np.expand_dims(x, layout.index("C")) if len(layout) > len(present) else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundFront(Network):
+    """From a second of sound to the network's input; the values that are not given are those of VGGish's log-mel.
+
+    Attributes:
+        input: "waveform" or "log-mel".
+        rate: samples a second that the network hears.
+        samples: of a waveform; a second is cut to them, or filled with zeros. Default: a second.
+        window, hop, fft: samples of a frame, between frames, and of the Fourier transform.
+        power: 1 for magnitudes, 2 for power.
+        center: whether frames are centered on their times, the ends reflected.
+        bands, lowest_hz, highest_hz: of the mel filters.
+        mel_scale, norm, triangles: "htk", "slaney" or "kaldi"; None or "slaney" (area 1); linear in "mel" or "hz".
+        log, offset: log(mel + offset), of "ln", "log10" or "db" (10 log10).
+        frames: of a patch.
+        mean, std: subtracted from the input, and divided by.
+    """
+
+    input: str = "waveform"
+    rate: int = audio.RATE
+    samples: int | None = None
+    window: int = audio.WINDOW
+    hop: int = audio.HOP
+    fft: int = audio.SPECTRUM
+    power: float = 1.0
+    center: bool = False
+    bands: int = audio.BANDS
+    lowest_hz: float = audio.LOWEST_HZ
+    highest_hz: float = audio.HIGHEST_HZ
+    mel_scale: str = "htk"
+    norm: str | None = None
+    triangles: str = "mel"
+    log: str = "ln"
+    offset: float = audio.OFFSET
+    frames: int = audio.PATCH
+    mean: float = 0.0
+    std: float = 1.0
+
+    AXES = {"waveform": "NT", "log-mel": "NTF"}
+
+    def __post_init__(self):
+        if self.fft < self.window or self.hop < 1 or not 0 <= self.lowest_hz < self.highest_hz <= self.rate / 2:
+            raise InputError(f"a log-mel of window {self.window}, hop {self.hop}, fft {self.fft}, "
+                             f"{self.lowest_hz:g} to {self.highest_hz:g} Hz at {self.rate}; a window within fft, and "
+                             "frequencies from 0 to half the rate are expected; correct the front end")
+        if self.needed > LONGEST:
+            raise InputError(f"an input of {self.needed:,} samples; up to {LONGEST:,} are expected; correct the front "
+                             "end")
+
+    @cached_property
+    def filters(self):
+        """(fft // 2 + 1, bands) float64."""
+        from transformers.audio_utils import mel_filter_bank
+        return mel_filter_bank(self.fft // 2 + 1, self.bands, self.lowest_hz, self.highest_hz, self.rate, self.norm,
+                               self.mel_scale, self.triangles == "mel")
+
+    @property
+    def needed(self):
+        """Samples that make one input."""
+        if self.input == "waveform":
+            return self.samples or self.rate
+        return (self.frames - 1) * self.hop + (1 if self.center else self.window)
+
+    def __call__(self, wave):
+        """(samples,) or (frames, bands) float64 of a waveform (N,) at `rate`, full scale 1."""
+        wave = np.pad(wave[:self.needed], (0, max(0, self.needed - len(wave))))
+        if self.input == "log-mel":
+            from transformers.audio_utils import spectrogram, window_function
+            mel = spectrogram(wave, window_function(self.window, "hann"), self.window, self.hop, self.fft, self.power,
+                              self.center, mel_filters=self.filters, mel_floor=0.0, dtype=np.float64)
+            wave = LOGS[self.log](mel.T[:self.frames] + self.offset)
+        return (wave - self.mean) / self.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFront(Network):
+    """From a frame to the network's input.
+
+    Attributes:
+        size: pixels of a side, or [height, width]; None for what the network declares, else 224.
+        resize: "stretch" both sides to the size, or "crop": the shorter side to `shorter`, then the middle.
+        shorter: pixels; None for the size's shorter side.
+        filter: "bilinear" or "bicubic", with antialiasing.
+        colors: "RGB" or "BGR".
+        white: value of 255 before mean and std: 1 or 255.
+        mean, std: one number, or one for each color; None leaves 8-bit numbers.
+    """
+
+    size: int | list | None = None
+    resize: str = "stretch"
+    shorter: int | None = None
+    filter: str = "bilinear"
+    colors: str = "RGB"
+    white: float = 1.0
+    mean: float | list | None = None
+    std: float | list | None = None
+
+    def resized(self, rgb):
+        """(h, w, 3) uint8 of the size, which is set by then, of a frame (H, W, 3) uint8."""
+        height, width = self.size
+        image, resample = Image.fromarray(np.ascontiguousarray(rgb)), FILTERS[self.filter]
+        if self.resize == "stretch":
+            return np.asarray(image.resize((width, height), resample))
+        factor = max((self.shorter or min(height, width)) / min(image.size), height / image.height,
+                     width / image.width)
+        image = image.resize((max(width, round(image.width * factor)), max(height, round(image.height * factor))),
+                             resample)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return np.asarray(image.crop((left, top, left + width, top + height)))
+
+    def __call__(self, frames):
+        """(N, h, w, 3) of resized frames: uint8, or float32 with mean and std."""
+        x = np.stack(frames)
+        x = x[..., ::-1] if self.colors == "BGR" else x
+        if self.mean is None:
+            return x
+        return (x.astype(np.float32) * np.float32(self.white / 255) - np.float32(self.mean)) / np.float32(self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFront(Network):
+    """Of sentences.
+
+    Attributes:
+        tokenizer: folder of a tokenizer of transformers; None for the ONNX file's own.
+    """
+
+    tokenizer: str | None = None
+
+
+FRONTS = {"audio": SoundFront, "video": PictureFront, "text": TextFront}
+
+
+def _is_kind(value, annotation):
+    """Whether a JSON value is of a field's type, as text: "int | None"."""
+    names = annotation.split(" | ")
+    if value is None:
+        return "None" in names
+    if isinstance(value, bool):
+        return "bool" in names
+    if isinstance(value, list):
+        return "list" in names and len(value) in (2, 3) and all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) for x in value)
+    if isinstance(value, str):
+        return "str" in names
+    return "float" in names or isinstance(value, int) and "int" in names
+
+
+def described(values, modality, source):
+    """The front end that some JSON values describe.
+
+    Args:
+        values: key -> value.
+        modality: "audio", "video" or "text".
+        source: file or flag, for messages.
+    Raises:
+        InputError: an unknown key, or a value that is none of what is expected.
+    """
+    kind = FRONTS[modality]
+    known = {field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
+             for field in fields(kind)}
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: no JSON object of a front end; keys such as {', '.join(list(known)[6:9])} are "
+                         "expected")
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"{source}: the key {str(key)[:40]!r}; of a front end of {modality}, "
+                             f"{', '.join(known)} are expected; correct it")
+        good = _is_kind(value, known[key]) and (key not in CHOICES or value in CHOICES[key])
+        numbers = value if isinstance(value, list) else [value]
+        if good and isinstance(numbers[0], (int, float)) and not isinstance(value, bool):
+            good = all(np.isfinite(number) for number in numbers)
+            if "int" in known[key].split(" "):
+                good &= all(number == int(number) and 0 < number <= (
+                    LIMITS.sound_rate if key in ("rate", "samples") else LARGEST) for number in numbers)
+            if key in ("std", "scale", "offset"):
+                good &= min(numbers) > 0
+        if not good:
+            choices = " or ".join(map(str, CHOICES[key])) if key in CHOICES else known[key].replace(" | ", " or ")
+            raise InputError(f"{source}: {key} is {json.dumps(value)[:40]}; {choices} is expected; correct it")
+    if modality == "video" and (values.get("mean") is None) != (values.get("std") is None):
+        raise InputError(f"{source}: mean and std are given together, or neither; add the other")
+    if modality == "video" and isinstance(values.get("size"), list) and len(values["size"]) != 2:
+        raise InputError(f"{source}: size is {values['size']}; a number or [height, width] is expected; correct it")
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def beside(path):
+    """Values of the JSON file beside an ONNX file; none where there is no such file."""
+    path = Path(path).with_suffix(".json")
+    if not path.exists():
+        return {}
+    with readable(path):
+        try:
+            return json.loads(read_text_input(path, LIMITS.record_bytes))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: no JSON ({str(error)[:80]}); the front end of the ONNX file beside it is "
+                             "expected; correct it") from None
+
+
+def read_flags(pairs):
+    """--front-end MODALITY.KEY=VALUE, repeated: modality -> key -> JSON value (text where it is none)."""
+    found = {}
+    for pair in pairs or ():
+        name, is_pair, text = pair.partition("=")
+        modality, _, key = name.partition(".")
+        if modality not in FRONTS or not key or not is_pair:
+            raise InputError(f"--front-end {pair}: MODALITY.KEY=VALUE is expected, such as audio.rate=16000")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        found.setdefault(modality, {})[key] = value
+    return found

@@ -1,0 +1,123 @@
+"""Encoders that are a function of the user: `module:function` or `file.py:function`.
+
+A function takes a batch and returns an array; `docs/features.md` has an example. The file or module that the user names
+is run, and no other code.
+
+| modality | the batch | the result |
+| --- | --- | --- |
+| audio | (N, rate) float32, a second each, full scale 1; with a front end, its patches | (N, D) |
+| video | (N, H, W, 3) uint8; with mean and std, float32 | (N, D), or a map with `output_layout` |
+| text | N lists of words | N arrays (words, D) |
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from cmg.utils.errors import InputError, readable
+from cmg.utils.files import open_input
+
+SPEC = re.compile(r"(?P<source>.+):(?P<name>[A-Za-z_]\w*)")
+
+
+class Failed(Exception):
+    """A network or function that does not work on one input."""
+
+
+def is_spec(name):
+    """Whether a name is `module:function` or `file.py:function`."""
+    found = SPEC.fullmatch(str(name))
+    return bool(found) and (found["source"].endswith(".py") or all(
+        part.isidentifier() for part in found["source"].split(".")))
+
+
+def _load(spec):
+    """(function, file of its source or None) of `module:function` or `file.py:function`."""
+    source, name = SPEC.fullmatch(spec).groups()
+    try:
+        if source.endswith(".py"):
+            path = Path(source)
+            if not path.is_file():
+                raise InputError(f"{path}: no such file; one with the function {name} is expected; check the path")
+            found = importlib.util.spec_from_file_location(path.stem, path)
+            module = importlib.util.module_from_spec(found)
+            sys.modules.setdefault(path.stem, module)           # classes in it look themselves up there
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except InputError:
+        raise
+    except Exception as error:      # noqa: BLE001   the user's code may raise anything
+        raise InputError(f"{spec}: cannot be imported ({type(error).__name__}: {str(error)[:120]}); a module with the "
+                         f"function {name} is expected; run it alone to see more") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"{spec}: no function {name} there; one is expected; check the name")
+    return function, getattr(module, "__file__", None)
+
+
+def as_array(result, name):
+    """What a function returned, an array or a tensor, as float32.
+
+    Raises:
+        InputError: neither.
+    """
+    try:
+        return np.asarray(result.detach().cpu() if hasattr(result, "detach") else result, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: gives {type(result).__name__} ({str(error)[:80]}); an array of numbers is expected; "
+                         "correct the function") from None
+
+
+class FunctionNetwork:
+    """A function of the user; calls do not overlap.
+
+    Args:
+        function: `module:function`, `file.py:function`, or a callable.
+    Attributes:
+        inputs: None; it takes what it is given.
+        source: JSON values for the record of a run; the hash is that of the function's file.
+    Raises:
+        InputError: no such file, module or function.
+    """
+
+    inputs = None
+
+    def __init__(self, function):
+        self.path, self.lock = str(function), threading.Lock()
+        file = None
+        if callable(function):
+            self.path = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
+            file = getattr(sys.modules.get(function.__module__), "__file__", None)
+        else:
+            function, file = _load(self.path)
+        digest = ""
+        if file and Path(file).is_file():
+            with readable(file), open_input(file) as source:
+                digest = hashlib.sha256(source.read()).hexdigest()
+        self.function = function
+        self.source = {"network": "function", "model": Path(self.path).name, "sha256": digest}
+
+    def run(self, batch):
+        """What the function gives for a batch.
+
+        Raises:
+            Failed: it raises anything.
+        """
+        with self.lock:
+            try:
+                return self.function(batch)
+            except Exception as error:      # noqa: BLE001   the user's code may raise anything
+                given = f"{batch.shape} {batch.dtype}" if isinstance(batch, np.ndarray) else f"{len(batch)} sentences"
+                reason = f"{type(error).__name__}: {str(error)[:120]}"
+                raise Failed(f"{self.path}: fails on a batch of {given} ({reason})") from error
+
+    def __call__(self, batch):
+        """The result as an array."""
+        return as_array(self.run(batch), self.path)
