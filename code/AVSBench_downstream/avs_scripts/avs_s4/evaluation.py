@@ -2,19 +2,18 @@
 
 import torch
 from network.metrics import SetMetrics
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cmg.data.loader import ClipLoader
 from cmg.data.sets.avs_s4 import warn_of_greys
-from cmg.utils.signals import ignore_signals
 
 CHUNK = 256                     # clips whose codes are computed at once
 
 
 def loader(dataset, batch_size, workers, sampler=None):
     """Batches of a split, in the order of a sampler where one is given."""
-    return DataLoader(dataset, batch_size, sampler=sampler, generator=torch.Generator(), num_workers=workers,
-                      persistent_workers=workers > 0, worker_init_fn=ignore_signals)
+    return ClipLoader(dataset, batch_size, workers, sampler=sampler, generator=torch.Generator(),
+                      persistent_workers=True)
 
 
 @torch.no_grad()

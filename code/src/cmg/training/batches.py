@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
 
-from cmg.utils.signals import ignore_signals
+from cmg.data.loader import ClipLoader
 
 
 def epoch_order(num_clips, seed, epoch):
@@ -94,13 +93,17 @@ class Streamed:
     device: torch.device
     dtype: torch.dtype
     workers: int
-    rng: object = None        # see `Text`
+    rng: object = None          # see `Text`
+    loader: ClipLoader = None   # of the last pass
 
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
-        loader = DataLoader(self.dataset, batch_size, sampler=order.tolist(), num_workers=self.workers,
-                            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
-                            generator=torch.Generator())       # its own: else it draws from dropout's
+        if self.loader is not None:
+            self.loader.require_workers()                   # of the epoch before, whose last batches need not be all
+        loader = self.loader = ClipLoader(
+            self.dataset, batch_size, self.workers, sampler=order.tolist(), pin_memory=self.device.type == "cuda",
+            generator=torch.Generator())                    # its own: else it draws from dropout's
+        self.workers = loader.num_workers                   # as many as fit into shared memory
         has_table = "text" in self.modalities and self.dataset.text is not None
         text = Text(self.dataset.text, self.rng, self.device, self.dtype) if has_table else None
         for item, chosen in zip(loader, order.split(batch_size)):

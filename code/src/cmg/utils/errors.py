@@ -1,5 +1,5 @@
-"""How programs end: wrong input in one clear line and exit code 2, a signal in one line once what is under way is saved, a
-lost reader of the output quietly. Everything else is our own mistake and keeps its traceback.
+"""How programs end: wrong input in one clear line and exit code 2, a signal in one line once what is under way is
+saved, a lost reader of the output quietly. Everything else is our own mistake and keeps its traceback.
 
 Valid Python 3.7, standard library alone.
 """
@@ -23,7 +23,7 @@ class InputError(ValueError):
     cursor of a terminal.
     """
 
-    def __init__(self, message):
+    def __init__(self, message: object) -> None:
         super().__init__(clean(str(message).replace("\n", " ").replace("\t", " ")))
 
 
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # ------------------------------------------------------------------------------------------- processes started together
-def world_size():
+def launched_processes():
     """Number of processes that were started together: WORLD_SIZE of the environment, 1 where it is not set or empty.
 
     Raises:
@@ -80,11 +80,6 @@ def world_size():
             raise InputError(f"RANK={os.environ['RANK']} in the environment of {size} processes; a number below "
                              "WORLD_SIZE is expected; start with torchrun")
     return size
-
-
-def local_rank():
-    """Number of this process on its machine, as text; None for a single process."""
-    return str(_environment_number("LOCAL_RANK", 0)) if world_size() > 1 else None
 
 
 def _environment_number(name, least):
@@ -110,7 +105,7 @@ def run(main, several=False, survives=False):
     """
     open_console(survives)
     try:
-        size = world_size()
+        size = launched_processes()
         if size > 1 and not several:
             raise InputError(f"{os.path.basename(sys.argv[0])}: {size} processes of torchrun; this program is one "
                              "process; start it without torchrun")
@@ -123,7 +118,7 @@ def run(main, several=False, survives=False):
     except InputError as error:
         if "--debug" in sys.argv:
             raise
-        message = str(error).rsplit("InputError: ", 1)[-1]      # a DataLoader worker puts its traceback before it
+        message = str(error).rsplit("InputError: ", 1)[-1]      # a DataLoader worker puts its traceback first
         print(f"error: {one_line(message)}", file=sys.stderr)
         code = 2
     except Stopped as stopped:

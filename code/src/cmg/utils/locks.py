@@ -91,9 +91,9 @@ def lock_by_name(path, remedy, wait=False):
         elif wait:
             time.sleep(POLL)
         else:
-            told = [f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('time')}"] if owner else []
-            raise InputError(f"{path.parent}: another process is writing here ({': '.join([held.name, *told])}); one at "
-                             f"a time is expected; wait for it, or {remedy}; if that process is gone, remove the file")
+            told = f", process {owner.get('pid')} on {owner.get('host')} since {owner.get('time')}" if owner else ""
+            raise InputError(f"{path.parent}: another process is writing here ({held.name}{told}); one at a time is "
+                             f"expected; wait for it, or {remedy}; if that process is gone, remove the file")
     try:
         yield
     finally:
