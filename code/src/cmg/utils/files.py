@@ -280,6 +280,6 @@ def sha256(path):
     """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
     digest = hashlib.sha256()
     with readable(path), open_input(path) as file:
-        while part := file.read(1 << 20):           # hashlib.file_digest needs Python 3.11
+        for part in iter(lambda: file.read(1 << 20), b""):          # hashlib.file_digest needs Python 3.11
             digest.update(part)
     return digest.hexdigest()
