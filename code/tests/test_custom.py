@@ -239,7 +239,7 @@ def test_a_large_npy_is_not_read(tmp_path):
 def test_two_files_of_one_clip_are_refused(tmp_path):
     write_zips(tmp_path / "audio", {"a": np.ones((10, 128), np.float32)})
     np.save(tmp_path / "audio" / "a.npy", np.zeros((10, 128)))
-    assert "both a.zip and a.npy" in message(open_features, tmp_path / "audio", "audio")
+    assert "both a.npy and a.zip" in message(open_features, tmp_path / "audio", "audio")
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])

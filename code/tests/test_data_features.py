@@ -202,7 +202,7 @@ def test_each_defect_is_named_and_can_be_skipped(folder, caplog, name):
 
 def test_missing_clips_are_counted_and_named(folder, caplog):
     (folder / "clip1.zip").unlink()
-    assert "1 of 4 clips of set have no audio feature (clip1)" in message(clips, folder)
+    assert "1 of 4 clips of set have no audio feature (clip1; the folder holds 3 .zip)" in message(clips, folder)
     assert clips(folder, on_bad_clip="skip").ids == ["clip0", "clip2", "clip3"]
     assert "clip1" in caplog.text
     assert "not found" in message(clips, folder / "nowhere")
@@ -254,8 +254,6 @@ def hdf5_defects(path, name):
     with h5py.File(path, "w") as file:
         if name == "another name":
             file["features"] = x
-        elif name == "integers":
-            file["avadataset"] = x.astype(int)
         elif name == "wrong rank":
             file["avadataset"] = x[0]
         elif name == "maps too small":
@@ -284,9 +282,9 @@ def hdf5_defects(path, name):
         path.write_bytes(b"PK" * 100)
 
 
-HDF5 = {"another name": "no dataset 'avadataset'", "integers": "int64", "wrong rank": "rank 3 or 5",
-        "maps too small": "maps of 4 x 7 places", "external link": "a link", "external storage": "other files",
-        "virtual": "other files", "huge chunks": "chunks of", "a group": "no dataset", "another format": "something",
+HDF5 = {"another name": "no dataset 'avadataset'", "wrong rank": "rank 3 or 5",
+        "maps too small": "maps of 4 x 7 positions", "external link": "a link", "external storage": "other files",
+        "virtual": "other files", "huge chunks": "chunks of", "a group": "'avadataset' is a group (empty)", "another format": "something",
         "truncated": "not a whole HDF5 file", "no HDF5": "not a whole HDF5 file"}
 
 

@@ -154,7 +154,7 @@ def test_damage_between_two_runs_is_found(broken, zips, tmp_path):
 NOISY = """
 import os, sys
 sys.path.insert(0, {src!r})
-from dataset import packing
+from cmg.prepare import pack as packing
 write = packing._save
 read = packing._read
 packing._read = lambda *args: (os.write(1, b"."), read(*args))[1]

@@ -1,4 +1,4 @@
-"""Feature archives: one zip per clip, one pickled NumPy array in it, as in the published download.
+"""Feature files of one array each: a zip with a pickle in it, as in the published download, a bare pickle, .npy, .npz.
 
 Downloads are not trusted: nothing is extracted, sizes are limited, and the pickle is read by an interpreter of a few
 opcodes that can build numeric arrays and nothing else.
@@ -153,35 +153,64 @@ def unpickle_array(data, where):
 
 
 def read_zip(path):
-    """The array in a clip's zip file.
+    """The array in a clip's zip file, one pickle.
 
     Raises:
         InputError: no file, not a zip, truncated, encrypted, above `LIMITS`, a member name that leaves the folder, no
             pickle or two, or a pickle of something else.
     """
+    return unpickle_array(_only_member(path, ".pkl", "a zip with one pickled array"), path)
+
+
+def read_npz(path):
+    """The array in a clip's .npz file, as `np.savez(file, array)` writes it; errors as of `read_zip`."""
+    return _npy_array(_only_member(path, ".npy", "a .npz file of one array"), path)
+
+
+def read_pickle(path):
+    """The array in a clip's .pkl file, as `pickle.dump(array, file)` writes it and published zips hold it; errors as of
+    `unpickle_array`."""
+    return unpickle_array(read_limited(path, LIMITS.pickle_bytes, "one pickled NumPy array"), path)
+
+
+def read_limited(path, limit, expected, remedy=AGAIN):
+    """The bytes of a file.
+
+    Args:
+        path: file to read.
+        limit: most bytes that it may have.
+        expected, remedy: what it should be and what to do if it is not there, for messages.
+    Raises:
+        InputError: no file, or a larger one.
+    """
     try:
         with open(path, "rb") as file:
-            data = file.read(LIMITS.zip_bytes + 1)
+            data = file.read(limit + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a zip with one pickled array is expected; "
-                         f"{AGAIN}") from None
-    check_limit(len(data), LIMITS.zip_bytes, path, "bytes")
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {expected} is expected; {remedy}") from None
+    check_limit(len(data), limit, path, "bytes")
+    return data
+
+
+def _only_member(path, ending, expected):
+    """Content of the one member of a zip file whose name has this ending."""
+    data = read_limited(path, LIMITS.zip_bytes, expected)
     check_limit(data.count(b"PK\x01\x02"), LIMITS.members, path, "members")      # before zipfile lists them
     if not data:
-        raise InputError(f"{path}: an empty file (0 bytes); a zip with one pickled array is expected; {AGAIN}")
+        raise InputError(f"{path}: an empty file (0 bytes); {expected} is expected; {AGAIN}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            member = _pickle_member(archive, path)
+            member = _member(archive, path, ending)
             check_limit(member.file_size, LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
             with archive.open(member) as stream:
                 content = stream.read(LIMITS.pickle_bytes + 1)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001   zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError ...
-        raise InputError(f"{path}: a truncated or damaged zip ({str(error)[:80] or type(error).__name__}); a zip with "
-                         f"one pickled array is expected; {AGAIN}") from None
+        raise InputError(f"{path}: a truncated or damaged zip ({str(error)[:80] or type(error).__name__}); {expected} "
+                         f"is expected; {AGAIN}") from None
     check_limit(len(content), LIMITS.pickle_bytes, f"{path}, {member.filename}", "bytes unpacked")
-    return unpickle_array(content, path)
+    return content
 
 
 def require_stored(path):
@@ -204,18 +233,19 @@ def check_limit(value, limit, where, unit):
                          "where the file comes from")
 
 
-def _pickle_member(archive, path):
+def _member(archive, path, ending):
     members = archive.infolist()
     for member in members:
         name = member.filename.replace("\\", "/")
         if name.startswith("/") or ":" in name.split("/")[0] or ".." in PurePosixPath(name).parts:
             raise InputError(f"{path}: a member named {member.filename[:60]!r}, which leaves the folder; a plain name "
                              "is expected; check where the file comes from")
-    names = [m for m in members if ".pkl" in PurePosixPath(m.filename).name and not m.is_dir()
+    names = [m for m in members if ending in PurePosixPath(m.filename).name and not m.is_dir()
              and not m.filename.startswith("__MACOSX/")]
     if len(names) != 1:
-        found = ", ".join(m.filename[:40] for m in names[:3]) or ("no member" if not members else "no .pkl member")
-        raise InputError(f"{path}: {len(names)} pickles in the zip ({found}); exactly one .pkl is expected; {AGAIN}")
+        found = ", ".join(m.filename[:40] for m in names[:3]) or ("no member" if not members else f"no {ending} member")
+        kind = "pickles" if ending == ".pkl" else "arrays"
+        raise InputError(f"{path}: {len(names)} {kind} in the zip ({found}); exactly one {ending} is expected; {AGAIN}")
     return names[0]
 
 
@@ -225,12 +255,10 @@ def read_npy(path):
     Raises:
         InputError: no file, no array of numbers, a size that disagrees with its header, or above `LIMITS`.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(LIMITS.pickle_bytes + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); one NumPy array is expected; {AGAIN}") from None
-    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    return _npy_array(read_limited(path, LIMITS.pickle_bytes, "one NumPy array"), path)
+
+
+def _npy_array(data, path):
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -256,13 +284,7 @@ def read_counts(path):
         InputError: no file, or a pickle with anything but a dict of integers.
     """
     remedy = "use the published cnt.pkl or make one with `python prepare.py vocabulary`"
-    try:
-        with open(path, "rb") as file:
-            data = file.read(LIMITS.pickle_bytes + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a pickled dict of integers is expected; "
-                         f"{remedy}") from None
-    check_limit(len(data), LIMITS.pickle_bytes, path, "bytes")
+    data = read_limited(path, LIMITS.pickle_bytes, "a pickled dict of integers", remedy)
     result = _unpickle(_CountUnpickler, data, path, "a dict of integers", remedy)
     if type(result) is not dict or not all(type(n) is int for pair in result.items() for n in pair):
         raise InputError(f"{path}: the pickle holds a {type(result).__name__} that is not a dict of integers; "

@@ -2,13 +2,14 @@
 
 import logging
 import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cmg.data.features import Pack, at_seconds, open_features, to_float32
+from cmg.data.features import ArrayFolder, Pack, at_seconds, open_features, to_float32
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class Clips(Dataset):
     def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
                  on_bad_clip="error", in_memory=False, seconds=10, padding="repeat", kinds=None):
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
-        self.ids, self.keys = list(ids), list(ids if keys is None else keys)
+        self.ids = list(ids)
+        self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as of stores
         self.seconds, self.padding, self.lengths = seconds, padding, {}
         self.text, self.labels = text, labels
         if labels is not None and seconds not in (None, labels.shape[1]):
@@ -144,9 +146,10 @@ class Clips(Dataset):
         for modality, store in self.stores.items():
             missing = store.missing(self.keys)
             if missing and on_bad_clip == "error":
+                found = f"; the folder holds {store.about()}" if isinstance(store, ArrayFolder) else ""
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
-                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); one each "
-                                 "is expected; get the rest, or skip them with --on_bad_clip skip")
+                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}{found}); one "
+                                 "each is expected; get the rest, or skip them with --on_bad_clip skip")
             self.missing += missing
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 

@@ -1,13 +1,17 @@
-"""Feature stores, all read in the same way: a folder of <id>.zip or <id>.npy, an HDF5 pack of it, AVE's HDF5 arrays, or
-an HDF5 file with a dataset for each id.
+"""Feature stores, all read in the same way: a folder with a file for each id (.zip, .npy, .npz, .pkl, .pt), an HDF5
+pack of it, AVE's HDF5 arrays, or an HDF5 file with a dataset for each id.
 
 A store gives the clip of an id as float32 (T, ...), checked and fitted to T seconds, and how many the clip has. Stores
 are small objects that can be sent to DataLoader workers; HDF5 files are opened lazily, once per process.
 """
 
+import io
 import math
 import os
 import stat
+import unicodedata
+import zipfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +19,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cmg.data.archive import AGAIN, check_limit, read_npy, read_zip
+from cmg.data.archive import (
+    AGAIN,
+    check_limit,
+    read_limited,
+    read_npy,
+    read_npz,
+    read_pickle,
+    read_zip,
+    require_stored,
+)
 from cmg.data.hdf5 import hdf5_array, open_hdf5, reading
 from cmg.models.config import check_shape
 from cmg.utils.errors import InputError
@@ -93,7 +106,7 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
     """The store at `path`.
 
     Args:
-        path: folder of <id>.zip or <id>.npy files, an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
+        path: folder of one file per clip (`READERS`), an HDF5 pack written by `prepare.py pack`, or AVE's HDF5 array.
         kind: modality, or "label": what one second looks like (`SHAPES`; another modality is a vector or a map).
         seconds: T; shorter clips repeat their last second, longer ones are cut. None: clips as they are.
         form: "vector", "map" or "tokens" where only this will do.
@@ -108,16 +121,18 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         shapes = KINDS[form] if form else SHAPES.get(kind, (VECTOR, MAP))
         if is_folder:
-            return ZipFolder(path, kind, seconds, shapes)
+            store = ArrayFolder(path, kind, seconds, shapes)
+            store.may_lack_time = by_id
+            return store
         with reading(path):
             return _file_store(path, by_id)(path, kind, seconds, shapes)
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; a folder of zips or an HDF5 file with {kind} features is expected; get "
-                         "it from the data package (data/README.md), or set its place with --path (--features for your "
-                         "own data)") from None
+        raise InputError(f"{path}: not found; a folder of features or an HDF5 file with {kind} features is expected; "
+                         "get it from the data package (data/README.md), or set its path with --path (--features for "
+                         "your own data)") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder of zips or HDF5 file is "
-                         "expected; check its permissions") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a readable folder or HDF5 file is expected; "
+                         "check its permissions") from None
 
 
 def _file_store(path, by_id):
@@ -136,6 +151,7 @@ class Store:
     """
 
     is_ragged = False               # clips may have different numbers of tokens
+    may_lack_time = False           # a clip may be one vector or map, without a dimension of seconds
 
     def __init__(self, path, kind, seconds, shapes):
         self.path, self.kind, self.seconds, self.shapes = Path(path), kind, seconds, shapes
@@ -192,6 +208,11 @@ class Store:
                     found.append(len(self.read(clip)))
             self.tokens = max(found, default=0)
 
+    def with_time(self, x):
+        """A clip's array, with a dimension of one second before what is a single vector or map."""
+        is_single = self.may_lack_time and self.leading and x.ndim in map(len, self.shapes)
+        return x[None] if is_single and not any(x.ndim == 1 + len(tail) for tail in self.shapes) else x
+
     def check(self, x, where):
         """A clip's array as float32, checked; see `check_clip`."""
         if len(self.tail) == len(TOKENS) and x.ndim == len(TOKENS):
@@ -211,30 +232,75 @@ class Store:
         return {**self.__dict__, "_file": None, "_pid": None}
 
 
-class ZipFolder(Store):
-    """A folder with one array for each clip: <id>.zip with a pickle in it, as published, or <id>.npy."""
+def read_tensor(path):
+    """The tensor in a clip's .pt file, as `torch.save(tensor, file)` writes it, as an array.
+
+    Raises:
+        InputError: no file, anything but one dense tensor of real numbers, or above `LIMITS`; nothing of it is run.
+    """
+    expected = "one tensor of numbers, as torch.save(tensor, file) writes it,"
+    data = read_limited(path, LIMITS.pickle_bytes, expected)
+    require_stored(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            sizes = [member.file_size for member in archive.infolist() if "/data/" in member.filename]
+        x = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001   BadZipFile, UnpicklingError, RuntimeError ... of whatever the file is
+        raise InputError(f"{path}: no tensor of torch.save, or one of before PyTorch 1.6 ({type(error).__name__}); "
+                         f"{expected} is expected; save it again") from None
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided or x.is_complex() or x.is_quantized or (
+            x.device.type != "cpu"):
+        found = f"a dict of {', '.join(map(str, list(x)[:5]))}" if isinstance(x, dict) else f"a {type(x).__name__}"
+        raise InputError(f"{path}: holds {found[:100]}; {expected} is expected; save the tensor alone")
+    if sizes != [x.untyped_storage().nbytes()]:                 # torch would read beyond what the file has
+        raise InputError(f"{path}: {sum(sizes):,} bytes for a tensor of {x.untyped_storage().nbytes():,}; {expected} "
+                         f"is expected; {AGAIN}")
+    check_limit(x.numel() * x.element_size(), LIMITS.pickle_bytes, path, "bytes unpacked")      # strides may repeat
+    x = x.detach()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+READERS = {".zip": read_zip, ".npy": read_npy, ".npz": read_npz, ".pkl": read_pickle, ".pt": read_tensor}
+
+
+class ArrayFolder(Store):
+    """A folder with one array for each clip, <id> with one of the endings of `READERS`.
+
+    Ids are in Unicode's form NFC, whatever form the file system keeps names in.
+    """
 
     is_ragged = True
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
+        self.files = {}                                         # id -> name of its file
         with os.scandir(self.path) as entries:
-            names = {entry.name for entry in entries if entry.name.endswith((".zip", ".npy"))}
-        self.ids = {name[:-4] for name in names}
-        self.npy = {name[:-4] for name in names if name.endswith(".npy")}
-        twice = next((name for name in sorted(self.npy) if f"{name}.zip" in names), None)
-        if twice is not None:
-            raise InputError(f"{self.path}: both {twice}.zip and {twice}.npy; one file for each clip is expected; "
-                             "remove one of them")
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending not in READERS:
+                continue
+            known = self.files.setdefault(unicodedata.normalize("NFC", stem), name)
+            if known != name:
+                raise InputError(f"{self.path}: both {known} and {name}; one file for each clip is expected; remove "
+                                 "one of them")
+        self.ids = set(self.files)
+        self.others = [name for name in names if os.path.splitext(name)[1] not in READERS and not name.startswith(".")]
+
+    def about(self):
+        """What is in the folder, for messages: "12 .npy, 1 .csv"."""
+        endings = Counter(os.path.splitext(name)[1] or "without ending"
+                          for name in (*self.files.values(), *self.others))
+        return ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(4)) or "empty"
 
     def file_of(self, clip):
         """Name of a clip's file in the folder."""
-        return f"{clip}{'.npy' if clip in self.npy else '.zip'}"
+        return self.files[clip]
 
     def measure(self, clip):
         """As `Store.measure`."""
-        path = self.path / self.file_of(clip)
-        array = read_npy(path) if clip in self.npy else read_zip(path)
+        path = self.path / self.files[clip]
+        array = self.with_time(READERS[path.suffix](path))
         return self.check(array, path), array.shape[-1 if self.kind == "label" else 0]
 
 
@@ -258,12 +324,13 @@ class Rows(Store):
 class Datasets(Store):
     """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
 
-    is_ragged = True
+    is_ragged = may_lack_time = True
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
-        with open_hdf5(self.path) as file:
-            self.ids = {name for name in file if isinstance(name, str)}         # others are no UTF-8
+        with open_hdf5(self.path) as file:                                      # names that are no str are no UTF-8
+            self.names = {unicodedata.normalize("NFC", name): name for name in file if isinstance(name, str)}
+        self.ids = set(self.names)
         if not self.ids:
             raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
                              "make the file again")
@@ -271,10 +338,11 @@ class Datasets(Store):
     def measure(self, clip):
         """As `Store.measure`."""
         where = f"{self.path}, clip {clip}"
+        ranks = {number + len(tail) for tail in self.shapes for number in {len(self.leading), 0}}
         with reading(where, "a whole file", AGAIN):
-            array = hdf5_array(self.open(), clip, "biuf", *(len(self.leading) + len(tail) for tail in self.shapes))
+            array = hdf5_array(self.open(), self.names[clip], "biuf", *sorted(ranks))
             check_limit(array.nbytes, LIMITS.pickle_bytes, where, "bytes")
-            x = array[:]
+            x = self.with_time(array[:])
         return self.check(x, where), len(x)
 
 
@@ -306,7 +374,8 @@ class Pack(Store):
                                  "float32, one uncompressed chunk and one id per clip are expected; run `python "
                                  "prepare.py pack` again")
             written = state[:] == 1                                     # 2: a bad clip that was skipped
-            self.rows = {name.decode(): k for k, name in enumerate(names[:]) if written[k]}
+            self.rows = {unicodedata.normalize("NFC", name.decode()): k for k, name in enumerate(names[:])
+                         if written[k]}
             self.dtype, self.shape = array.dtype, array.shape[1:]
             self.own = None if own is state else own[:]
         longest = int(self.own.max(initial=0)) if self.own is not None else math.inf

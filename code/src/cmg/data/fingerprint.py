@@ -19,11 +19,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cmg.data.features import READERS
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output
 
 log = logging.getLogger(__name__)
-FEATURES = (".zip", ".npy")             # of a folder of features; other folders (pictures) are read with all below them
+FEATURES = tuple(READERS)               # of a folder of features; other folders (pictures) are read with all below them
 BLOCK, SPACING, MOST_BLOCKS = 4096, 1 << 20, 64         # bytes: of a sample's blocks, between two of them; their number
 SETTLED = 2                             # seconds since its last change after which a file is kept in the cache
 PART = 1 << 20                          # bytes read at once
