@@ -284,7 +284,8 @@ def hdf5_defects(path, name):
 
 HDF5 = {"another name": "no dataset 'avadataset'", "wrong rank": "rank 3 or 5",
         "maps too small": "maps of 4 x 7 positions", "external link": "a link", "external storage": "other files",
-        "virtual": "other files", "huge chunks": "chunks of", "a group": "'avadataset' is a group (empty)", "another format": "something",
+        "virtual": "other files", "huge chunks": "chunks of", "a group": "'avadataset' is a group (empty)",
+        "another format": "something",
         "truncated": "not a whole HDF5 file", "no HDF5": "not a whole HDF5 file"}
 
 

