@@ -217,7 +217,7 @@ class _PooledMean(_Mean):
 
 def local_rank():
     """Number of this process on its machine as torchrun gave it, as text; None without torchrun."""
-    return os.environ["LOCAL_RANK"] if launched_processes() > 1 else None
+    return os.environ.get("LOCAL_RANK") if launched_processes() > 1 else None
 
 
 def is_lost(error):

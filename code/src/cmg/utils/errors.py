@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from cmg.utils.console import OUTPUT_NAME, clean, one_line, open_console
 from cmg.utils.signals import Stopped, exit_now, handled
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")     # what torchrun sets, beside WORLD_SIZE
+LAUNCHED = ("RANK", "MASTER_ADDR", "MASTER_PORT")       # what several processes need beside WORLD_SIZE
 
 
 class InputError(ValueError):
@@ -74,8 +74,9 @@ def launched_processes():
         if missing:
             raise InputError(f"WORLD_SIZE={size} in the environment without {', '.join(missing)}; all that torchrun "
                              "sets is expected; start with torchrun, or unset WORLD_SIZE to run one process")
-        _environment_number("LOCAL_RANK", 0)
-        _environment_number("MASTER_PORT", 0)
+        for name in ("MASTER_PORT", "LOCAL_RANK"):
+            if os.environ.get(name):
+                _environment_number(name, 0)
         if _environment_number("RANK", 0) >= size:
             raise InputError(f"RANK={os.environ['RANK']} in the environment of {size} processes; a number below "
                              "WORLD_SIZE is expected; start with torchrun")
