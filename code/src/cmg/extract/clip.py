@@ -23,20 +23,62 @@ BAD_START = "bad_start"             # status of a clip whose start is no time wi
 
 @dataclass(frozen=True)
 class Timing:
-    """Which seconds of a clip and which of their frames.
+    """Which seconds of a clip make a row of its feature, and which of their frames.
 
     Attributes:
-        seconds: T, rows of a feature; None for the whole seconds of each clip.
-        per_second: frames that are averaged into a row.
-        clock: "tenths" cuts the frames into T equal parts (AVE), "time" goes by the frame rate (AVSBench); None takes
-            "tenths" where the clip lasts T to half a second, else "time".
-        last: only the last frame of each second (AVSBench's pictures).
+        seconds: of a clip; None for all of each clip.
+        per_second: frames of a second that are averaged into a row.
+        clock: "tenths" cuts the frames into equal parts (AVE), "time" goes by the frame rate (AVSBench); None takes
+            "tenths" where the clip lasts `seconds` to half a second, else "time".
+        last: only the last frame of each row (AVSBench's pictures).
+        rows_per_second: a row is 1 / rows_per_second seconds long.
+        hop: seconds from one row's start to the next one's; None: its length, so that rows do not overlap.
     """
 
-    seconds: int | None = 10
+    seconds: float | None = 10
     per_second: int = video.PER_SECOND
     clock: str | None = None
     last: bool = False
+    rows_per_second: float = 1.0
+    hop: float | None = None
+
+    @property
+    def length(self):
+        """Seconds of a row."""
+        return 1 / self.rows_per_second
+
+    @property
+    def step(self):
+        """Seconds from one row's start to the next one's."""
+        return self.hop or self.length
+
+    @property
+    def is_by_second(self):
+        """Whether a row is a second, as in the published features."""
+        return self.length == self.step == 1
+
+    @property
+    def blocks(self):
+        """Seconds of sound that are heard for a row, one by one."""
+        return max(1, int(self.length + video.ROUNDING))
+
+    @property
+    def rows(self):
+        """T, rows of a feature; None where that depends on the clip."""
+        return None if self.seconds is None else self.rows_in(self.seconds)
+
+    def rows_in(self, seconds):
+        """Whole rows in so many seconds."""
+        return max(0, int((seconds - self.length) / self.step + 1 + video.ROUNDING))
+
+    def record(self):
+        """JSON values for the record of a run; those of clocks other than a row a second only where there is one."""
+        found = {name: getattr(self, name) for name in ("seconds", "per_second", "clock", "last")}
+        return found | self.rows_record()
+
+    def rows_record(self):
+        """What a description of features says of their rows: nothing where a row is a second."""
+        return {} if self.is_by_second else {"rows_per_second": self.rows_per_second, "hop": self.step}
 
     def frames(self, count, rate):
         """Frames of each row.
@@ -45,18 +87,19 @@ class Timing:
             count: frames of the clip, at the nominal rate.
             rate: frames a second.
         Returns:
-            (clock, (rows, per_second or 1) frame numbers).
+            (clock, (rows, frames of a row, or 1) frame numbers).
         """
         seconds = self.seconds or max(1, int(count / rate))
+        rows = self.rows_in(seconds)
         clock = self.clock or ("tenths" if abs(count / rate - seconds) <= NEAR else "time")
         if clock == "tenths":
             if count / rate > seconds + NEAR:
-                count = round(seconds * rate)               # the first T seconds of a longer clip
-            table = video.tenths(count, seconds, self.per_second)
+                count = round(seconds * rate)               # the first seconds of a longer clip
+            q = int(count // seconds)
         else:
             q = max(1, round(rate))
-            rows = min(seconds, math.floor(count / q + 0.5))        # a row needs half a second
-            table = video.at_rate(q, rows, self.per_second)
+            rows = min(rows, math.floor((count / q - self.length / 2) / self.step) + 1)     # half of a row is needed
+        table = video.at_rate(q, max(rows, 0), self.per_second, self.length, self.step)
         table = np.minimum(table, max(0, count - 1))
         return clock, table[:, -1:] if self.last else table
 
@@ -150,12 +193,12 @@ def _describe(row, media):
 
 
 def _sound(media, encoder, timing, silence_for_missing, row):
-    rate, count = media.facts.audio_rate, timing.seconds
+    rate, count = media.facts.audio_rate, timing.rows
     if rate is None:
         if not silence_for_missing:
             raise Problem("no_audio", "no sound; --silence-for-missing writes the features of silence")
         rate = audio.NEAREST_RATE if encoder.nearest_route else audio.RATE
-        count = count or max(1, int(media.facts.duration or 1))
+        count = count or timing.rows_in(max(1, int(media.facts.duration or 1)))
         if count > LIMITS.video_seconds:
             raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read "
                           "(cmg/utils/limits.py); cut the video or give --seconds")
@@ -168,7 +211,9 @@ def _sound(media, encoder, timing, silence_for_missing, row):
 
     def watched():
         nonlocal loudest, power, power_of_mean
-        for samples in media.seconds_of_sound(count, encoder.nearest_route):
+        sound = (media.seconds_of_sound(count, encoder.nearest_route) if timing.is_by_second else
+                 media.sound_of_rows(count, timing.length, timing.step, timing.blocks))
+        for samples in sound:
             loudest = max(loudest or 0, int(abs(samples.astype(np.int32)).max(initial=0)))
             power += np.square(samples, dtype=np.float64).mean(1).sum()
             power_of_mean += np.square(samples.mean(1)).sum()
@@ -181,6 +226,8 @@ def _sound(media, encoder, timing, silence_for_missing, row):
         media.warnings.append("sound: digital silence throughout")
     elif power_of_mean <= CANCELED ** 2 * power:
         media.warnings.append("sound: silence, because the channels cancel each other (opposite phases)")
+    if timing.blocks > 1:
+        feature = feature.reshape(-1, timing.blocks, feature.shape[-1]).mean(1, dtype=np.float64).astype(np.float32)
     return feature[:count]
 
 
@@ -227,7 +274,8 @@ def _encode_frames(media, encoder, timing, table, batch):
     picture again; the mean is taken in float64 and rounded once.
     """
     rows, per_row = table.shape
-    wanted, limit = table.ravel(), None
+    order = table.ravel().argsort(kind="stable")            # rows may overlap
+    wanted, row_of, limit = table.ravel()[order], order // per_row, None
     if timing.seconds:
         limit = math.floor((timing.seconds + NEAR) * media.facts.frame_rate) + 1
     sums, kind, waiting, position, count = None, None, [], 0, 0
@@ -249,17 +297,17 @@ def _encode_frames(media, encoder, timing, table, batch):
             prepared = encoder.prepare(rgb(frame))
             if len(waiting) >= batch and not np.array_equal(waiting[-1][0], prepared):
                 encode()
-            _take(waiting, prepared, range(position, stop), per_row)
+            _take(waiting, prepared, row_of[position:stop])
             position = stop
     if count and position < len(wanted):                # the header promised more: the last frame stays
-        _take(waiting, encoder.prepare(rgb(held)), range(position, len(wanted)), per_row)
+        _take(waiting, encoder.prepare(rgb(held)), row_of[position:])
     if waiting:
         encode()
     return (np.zeros(0) if sums is None else (sums / per_row).astype(kind)), count
 
 
-def _take(waiting, prepared, places, per_row):
-    times = Counter(place // per_row for place in places)
+def _take(waiting, prepared, rows):
+    times = Counter(rows.tolist())
     if waiting and np.array_equal(waiting[-1][0], prepared):
         waiting[-1][1].update(times)
     else:
@@ -280,12 +328,12 @@ def _check(feature, media, modality, timing):
     if damaged:
         media.warnings.append(f"{modality}: {damaged} of {packets} packets skipped as damaged")
     if not len(feature):
-        raise Problem("too_short", f"no whole second ({SHORTEST} s are needed)")
+        raise Problem("too_short", f"no whole row ({SHORTEST * timing.length:g} s are needed)")
     _refuse_above_limit(feature.nbytes, len(feature))
     if not np.isfinite(feature).all():
         raise Problem("error", "the network gives numbers that are not finite")
-    if timing.seconds and len(feature) < timing.seconds:
-        media.warnings.append(f"{modality}: {len(feature)} of {timing.seconds} rows; loaders repeat the last")
+    if timing.rows and len(feature) < timing.rows:
+        media.warnings.append(f"{modality}: {len(feature)} of {timing.rows} rows; loaders repeat the last")
 
 
 def _conclude(result, media, timing):

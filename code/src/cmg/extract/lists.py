@@ -138,7 +138,7 @@ def write_checked(folder, ids):
     write_whole(Path(folder) / CHECKED, _csv(["id"], [[f"{name}.mp4"] for name in ids]))
 
 
-def write_lists(folder, labels, ids):
+def write_lists(folder, labels, ids, hop=1):
     """The lists of pretraining and transfer: published forms, and a manifest `clips.csv`.
 
     Transfer has the form of UCF<->VGGSound: the video of the train clips on one side, the audio of the test clips on
@@ -148,6 +148,7 @@ def write_lists(folder, labels, ids):
         folder: the output folder, then a data root.
         labels: `Labels`.
         ids: clips whose features are all there.
+        hop: seconds from one row of a feature to the next; the manifest's onsets and offsets count rows.
     """
     folder, ids = Path(folder), set(ids)
     of, split = labels.first("label"), splits(labels)
@@ -162,7 +163,11 @@ def write_lists(folder, labels, ids):
     write_whole(folder / PROMPTS, _csv(["label", "prompt"], labels.prompts.items()))
     events = [name for name in ("onset", "offset") if name in labels.columns]
     sentences = labels.sentences()
-    rows = [[name, split[name], label, *(labels.columns[event][k] for event in events), sentences[k]]
+
+    def in_rows(seconds):
+        return seconds if hop == 1 else f"{float(seconds) / hop:.6g}"
+
+    rows = [[name, split[name], label, *(in_rows(labels.columns[event][k]) for event in events), sentences[k]]
             for k, (name, label) in enumerate(zip(labels.ids, labels.columns["label"])) if name in ids]
     write_whole(folder / MANIFEST, _csv(["id", "split", "label", *events, "prompt"], rows))
 

@@ -33,6 +33,7 @@ DEFAULT_BONUS = 5_000_000           # what ffmpeg's choice among tracks adds for
 CLOCK_MAY_JUMP = av.format.Flags.ts_discont.value
 LARGEST_JUMP, BACKWARDS = 10, Fraction(1, 10)     # seconds, of ffmpeg's -dts_delta_threshold and its tolerance
 RESTART = 1                         # seconds backwards that are a restart where the clock should not jump
+WHOLE = 0.975                       # share of a row that must be there
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
 
 
@@ -254,6 +255,47 @@ class Media:
                 ready %= rate
         if ready:
             yield np.concatenate(rest)
+
+    def sound_of_rows(self, rows, length, hop, blocks):
+        """The sound of rows that are no seconds: for each row `blocks` seconds in the middle of it, or, of a shorter
+        row, the one second in whose middle it lies; silence stands before the start and after the end.
+
+        Args:
+            rows: how many rows to read; None for all whole ones.
+            length, hop: seconds of a row, and from one row's start to the next one's.
+            blocks: seconds that are heard of each row.
+        Yields:
+            (rate, channels) int16, `blocks` for each row.
+        """
+        rate = self.facts.audio_rate
+        margin = max(0, round((blocks - length) / 2 * rate))
+        first = round((length - blocks) / 2 * rate)                 # where a row's first second begins, from its start
+        held = begin = end = None                                   # samples [begin, end) of the sound
+        row = 0
+        for samples in chain(self.seconds_of_sound(), [None]):
+            if held is None:
+                if samples is None:
+                    return
+                held, begin, end = np.zeros((margin, samples.shape[1]), np.int16), -margin, 0
+            is_last = samples is None
+            if is_last:
+                samples = np.zeros((margin + rate, held.shape[1]), np.int16)
+            else:
+                end += len(samples)
+            held = np.concatenate([held, samples])
+            while rows is None or row < rows:
+                at = round(row * hop * rate)
+                until = at + first + blocks * rate
+                if is_last and at + length * rate - end > (1 - WHOLE) * length * rate or until > begin + len(held):
+                    break
+                for k in range(blocks):
+                    offset = at + first + k * rate - begin
+                    yield held[offset:offset + rate]
+                row += 1
+            else:
+                return
+            drop = min(len(held), max(0, round(row * hop * rate) + first - begin))
+            held, begin = held[drop:], begin + drop
 
     def _samples(self, rate, layout):
         """Pieces (n, channels) int16 from the start on: gaps are filled with silence, the codec's padding is cut."""

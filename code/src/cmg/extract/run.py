@@ -128,7 +128,9 @@ def run(opts):
     with as_input_error(opts.out, output.OTHER):
         opts.out.mkdir(parents=True, exist_ok=True)
     sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
-    timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, last=opts.preset == "avsbench")
+    timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, opts.preset == "avsbench", opts.rows_per_second,
+                    opts.hop)
+    _check_clock(opts, timing)
     modalities = [name for name, encoder in (("audio", sound), ("video", pictures)) if encoder]
     places = (AVSBench(opts.out, modalities, labels, opts.seconds) if opts.preset == "avsbench"
               else Zips(opts.out, modalities))
@@ -136,10 +138,10 @@ def run(opts):
     if opts.text_encoder:
         from cmg.extract.text import PromptText
         text = PromptText(opts.text_encoder, labels, device, front_ends_of(opts).get("text"))
-    settings = {"clips": {**vars(timing), "start": column or opts.start, "id": opts.id, "preset": opts.preset,
+    settings = {"clips": {**timing.record(), "start": column or opts.start, "id": opts.id, "preset": opts.preset,
                           "silence_for_missing": opts.silence_for_missing}}
-    settings |= {name: encoder.record() for name, encoder in (("audio", sound), ("video", pictures), ("text", text))
-                 if encoder}
+    settings |= {name: encoder.record() | timing.rows_record() for name, encoder in (
+        ("audio", sound), ("video", pictures)) if encoder} | ({"text": text.record()} if text else {})
     notes = _notes(opts, pictures)
     output.write_sidecar(opts.out, settings, notes)
     for note in notes:
@@ -147,7 +149,7 @@ def run(opts):
     report = output.Report(opts.out, opts.shard)
     try:
         failed = _extract_all(opts, clips, labels, report, places, timing, sound, pictures, device)
-        report.finish(lambda rows: _finish(opts, rows, places, labels))
+        report.finish(lambda rows: _finish(opts, rows, places, labels, timing))
     finally:
         report.close()
     if text:
@@ -177,6 +179,17 @@ def _check_options(opts, column):
             raise InputError("--format ave: arrays in the order of AVE's annotations; --order Annotations.txt is "
                              "expected, --seconds a number and no --preset")
         read_annotations(opts.order, "--order")
+
+
+def _check_clock(opts, timing):
+    if timing.is_by_second:
+        return
+    if opts.preset or opts.audio_route != "native" or opts.framing != "second" or opts.uint8:
+        raise InputError("--rows-per-second and --hop: for --audio-route native and --framing second, without --uint8 "
+                         "and --preset; leave one of them out")
+    if timing.rows == 0:
+        raise InputError(f"--rows-per-second {opts.rows_per_second:g}: rows of {timing.length:g} s, --seconds is "
+                         f"{opts.seconds}; a clip of one row at least is expected; give more seconds")
 
 
 def _labelled_only(clips, labels, opts, column):
@@ -266,7 +279,7 @@ def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, d
     return sum(report.rows[name].status != "ok" for name in mine)
 
 
-def _finish(opts, rows, places, labels):
+def _finish(opts, rows, places, labels, timing):
     """The lists that follow from the report."""
     modalities = [m for m in ("audio", "video") if m in output.read_sidecar(opts.out)["settings"]]
     whole = [name for name, row in rows.items()
@@ -277,7 +290,7 @@ def _finish(opts, rows, places, labels):
         return
     lists.write_checked(opts.out, whole)
     if labels:
-        lists.write_lists(opts.out, labels, whole)
+        lists.write_lists(opts.out, labels, whole, timing.step)
         if "split" not in labels.columns:
             print(f"{opts.labels}: no column 'split': of each class three fifths are train, one test, one val, by id")
     failed = lists.link_places(opts.out, lists.LINKS)
@@ -285,10 +298,10 @@ def _finish(opts, rows, places, labels):
         print(f"{opts.out}: no links on this file system; pass --path vggsound.audio={opts.out / 'audio' / 'zip'} "
               f"--path vggsound.video={opts.out / 'video' / 'zip'} to the other scripts")
     if opts.format == "ave":
-        _write_ave(opts, rows, modalities)
+        _write_ave(opts, rows, modalities, timing.rows)
 
 
-def _write_ave(opts, rows, modalities):
+def _write_ave(opts, rows, modalities, length):
     order = [video_id for _, video_id, *_ in read_annotations(opts.order, "--order")]
     todo = [name for name in dict.fromkeys(order) if name not in rows]
     if todo and opts.shard != (1, 1):
@@ -298,7 +311,7 @@ def _write_ave(opts, rows, modalities):
     links = {}
     for modality, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5")):
         if modality in modalities:
-            missing = output.write_ave(opts.out / name, order, opts.out / modality / "zip", opts.seconds,
+            missing = output.write_ave(opts.out / name, order, opts.out / modality / "zip", length,
                                        opts.ave_dtype)
             links[f"AVE/data/{name}"] = f"../../{name}"
             if missing:

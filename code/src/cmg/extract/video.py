@@ -12,6 +12,7 @@ SIDE = 224                          # of a frame as the networks get it
 PER_SECOND = 16                     # frames of a row
 GRID = 7                            # rows and columns of a feature map
 CELL, CHANNELS = 8, 32              # `patches`: pixels of a cell's side after averaging, features of a cell
+ROUNDING = 1e-9                     # so that 0.1 * 30 frames are 3
 FILTER_SEED = 16                    # of the fixed random filters: features made at different times fit together
 
 
@@ -26,10 +27,18 @@ def tenths(count, seconds, per_second=PER_SECOND):
     return at_rate(count // seconds, seconds, per_second)
 
 
-def at_rate(q, seconds, per_second=PER_SECOND):
-    """The same with q frames a row given, such as the frame rate: the clock `time` (AVSBench)."""
-    row, part = np.arange(seconds)[:, None], np.arange(per_second) / per_second
-    return (row * q + part * q).astype(np.int64)
+def at_rate(q, rows, per_second=PER_SECOND, length=1.0, hop=1.0):
+    """The same with q frames a second given, such as the frame rate: the clock `time` (AVSBench).
+
+    Args:
+        q: frames of a second.
+        rows: rows of the feature.
+        length, hop: seconds of a row, and from one row's start to the next one's.
+    Returns:
+        (rows, frames of a row) int64.
+    """
+    row, part = np.arange(rows)[:, None] * hop, np.arange(max(1, round(per_second * length))) / per_second
+    return (row * q + part * q + ROUNDING).astype(np.int64)
 
 
 @lru_cache(maxsize=64)
