@@ -96,7 +96,7 @@ def notes(path, modality):
 
 def is_published(description):
     """Are features of this description the published ones, as far as it says?"""
-    if any(description.get(name) for name in ("pre_relu", "pca", "bytes")):
+    if any(description.get(name) for name in ("pre_relu", "pca", "bytes", "hop")):
         return False
     names = description.get("network", description.get("backend")), description.get("kind", description.get("model"))
     return names in PUBLISHED
