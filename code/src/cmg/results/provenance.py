@@ -108,7 +108,7 @@ def write(folder, record):
 def _digest(record):
     """Name of a record: the hash of its text, without how the data was looked at: a repeated call has the same name."""
     content = record | {"data": {name: {key: value for key, value in found.items() if key != "checked"}
-                                 for name, found in record["data"].items()}}
+                                 for name, found in record.get("data", {}).items()}}
     if isinstance(content.get("clips"), dict):
         content["clips"] = {key: value for key, value in content["clips"].items() if key != "checked"}
     text = json.dumps(content, indent=1, sort_keys=True, default=str) + "\n"
