@@ -36,7 +36,7 @@ class Files(dict):
 def exported_folder(folder):
     """A small encoder: its checkpoint x.pt in `folder`, exported to the folder "shared" there; the latter."""
     system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
+    checkpoint.save(folder / "x.pt", checkpoint.pack(system, None, {}, 0, 0, {}))
     export.export(folder / "x.pt", folder / "shared")
     return folder / "shared"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cmg.systems.state_dicts import rules
+
 FORWARD, STEPPED = 1e-9, 1e-6           # relative tolerances: forward values and gradients; after optimiser steps
 ABSOLUTE = 1e-12                        # numbers that are zero but for rounding
 
@@ -61,3 +63,15 @@ def load(folder, name):
     arrays = dict(np.load(folder / f"{name}.npz", allow_pickle=False)) if (folder / f"{name}.npz").exists() else {}
     facts = json.loads((folder / f"{name}.json").read_text()) if (folder / f"{name}.json").exists() else {}
     return arrays, facts
+
+
+def published_names(system, report):
+    """Values of a step (StepOutput) under the names of the golden files: `audio_mi` is the CLUB bound, `lld_<section>` and
+    `audio_lld` are minus the log-likelihood of a CLUB network."""
+    ours = {name.replace("_club", "_mi"): value for name, value in {**report.losses, **report.metrics}.items()}
+    for prefix, section in rules.expand(system.GROUPS, system.order).items():
+        *path, modality = prefix.rstrip(".").split(".")
+        value = report.likelihoods.get(f"{modality}_club{'_2' if '1' in path else ''}")
+        if path[-1:] == ["club"] and value is not None:
+            ours |= {f"lld_{section}": -value, f"{section.split('_')[0].lower()}_lld": -value}
+    return ours

@@ -116,10 +116,13 @@ def differences(a, b, place=""):
     return [] if same else [place]
 
 
+SPEED = ("clips_per_second", "remaining_seconds")
+
+
 def figures(folder):
-    """Lines of metrics.jsonl without the speed, which no two runs share."""
+    """Lines of metrics.jsonl without the speed, which no two runs share, and without the time that is left."""
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "clips_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
 
 
 def compare(whole, broken, last):
@@ -214,7 +217,7 @@ def heads(work, data):
     from cmg.systems.dcid import DCID
     torch.manual_seed(0)
     model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
-    checkpoint.save(work / "model.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
+    checkpoint.save(work / "model.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
     return Work(measure, lambda folder: (["--data_root", str(data), "--checkpoint", str(work / "model.pt"), "--gpu",
                                           "cpu", "--in_memory", "--n_epoch", "40", "--seeds", "0", "1",
                                           "--snapshot_pref", str(folder / "run")], folder / "output.txt"),
@@ -236,7 +239,7 @@ def avs(work, data):
     torch.manual_seed(0)
     model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
                                       num_layers=1, num_heads=2))
-    checkpoint.save(work / "encoder.pt", checkpoint.pack(model, {}, {}, 0, 0, {}))
+    checkpoint.save(work / "encoder.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
     return Work(segment, lambda folder: (
         ["--checkpoint", str(work / "encoder.pt"), "--data_root", str(data), "--log_dir", str(folder), "--direction",
          "at", "--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
@@ -347,7 +350,7 @@ class Run:
             one.join()
 
 
-def started():
+def fork_server():
     """The context of a fork server that has imported the programs, so that no import is timed."""
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
@@ -367,7 +370,7 @@ def prove(folder, work, kills, seed=0, report=print):
         kills: how many; each after a uniformly random part, up to two thirds, of what an unbroken run takes.
         report: called with a line of text now and then.
     """
-    draw, context = random.Random(f"{folder.name} {seed}"), started()
+    draw, context = random.Random(f"{folder.name} {seed}"), fork_server()
     began, counted = time.monotonic(), Counter()
     run = Run(work, folder / "whole", context)
     run.wait()

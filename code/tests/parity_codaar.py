@@ -10,7 +10,7 @@ from cmg.systems.codaar import CoDAAR
 from cmg.systems.state_dicts import rules
 from golden_io import ABSOLUTE, FORWARD, STEPPED, det, load
 from parity_dcid import ACCURACY, INPUTS, LETTER, Worst, filled, manifest
-from tiny import trainer_for
+from tiny import step_for
 
 BIASES = 1e-10      # gradients of the biases before batch normalisation are zero but for rounding
 FLOAT32 = 1e-7      # the published macro precision is rounded to float32
@@ -53,7 +53,7 @@ class Run:
         self.system.load_state_dict(state)
         self.modalities = self.system.config.modalities
         self.batch = {m: torch.from_numpy(arrays[INPUTS[m]]).double() for m in self.modalities}
-        self.trainer = trainer_for(self.system, Recorded(arrays, facts), codebook_init="released",
+        self.trainer = step_for(self.system, Recorded(arrays, facts), codebook_init="released",
                                    code_reset="released")
 
     def published(self):
@@ -95,7 +95,7 @@ def compare_evaluation(worst, run, arrays, facts):
         worst.add("eval row indices", output.quantized.indices[m], arrays[f"eval_indices_{LETTER[m]}"], 0)
     if "text" in run.modalities:
         worst.add("eval outputs", output.inputs["text"], arrays["eval_text_lstm"], FORWARD)
-    report = run.trainer._losses(output, 0)
+    report = run.trainer.losses(output, 0)
     run.compare_figures(worst, "eval losses", report, facts["eval_losses"], FORWARD)
     report.losses["total"].backward()
     run.compare_gradients(worst, "eval gradient norms", facts["eval_grad_norms"])

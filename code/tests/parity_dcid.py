@@ -12,8 +12,8 @@ from cmg.models.codebook import Codebook, Reset
 from cmg.systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
-from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, relative_error
-from tiny import trainer_for
+from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, published_names, relative_error
+from tiny import step_for
 
 INPUTS = {"audio": "audio", "video": "video", "text": "query"}
 LETTER = {"audio": "a", "video": "v", "text": "t"}
@@ -115,7 +115,7 @@ class Run:
             weights = self.system.weights
             self.system.weights = lambda epoch: {kind: RELEASED_LEVEL_2 if weight == SECOND_LEVEL_WEIGHT else weight
                                                  for kind, weight in weights(epoch).items()}
-        self.trainer = trainer_for(self.system, Recorded(facts, picks), **settings)
+        self.trainer = step_for(self.system, Recorded(facts, picks), **settings)
 
     def published(self):
         return rules.to_published(self.system.state_dict(), self.tensors, self.unused, torch.float64)
@@ -133,12 +133,9 @@ class Run:
                 worst.add(group, buffers[f"Cross_quantizer.{name}"], arrays[f"{prefix}_{name}"], STEPPED)
 
 
-def compare_losses(worst, group, report, golden, tolerance, is_float32_total):
+def compare_losses(worst, run, group, report, golden, tolerance, is_float32_total):
     """Every loss and figure of one step. The published MI figures are minus the log-likelihood."""
-    ours = {**report.losses, **report.metrics}
-    for section, value in report.inner.items():
-        ours[f"lld_{section}"] = -value
-        ours[f"{section.split('_')[0].lower()}_lld"] = -value
+    ours = published_names(run.system, report)
     for name, theirs in golden.items():
         if name == "grad_norms_before_clip":
             for section, norm in theirs.items():
@@ -177,11 +174,12 @@ def check_dcid_small(folder):
         worst.add("eval code indices", output.quantized.indices[m], arrays[f"eval_indices_{LETTER[m]}"], 0)
     objective = run.system.objectives[0]
     clubs = objective.clubs()
-    clubs.collect_gradients()
-    run.system._clubs = {0: clubs}
-    report = run.trainer._losses(outputs, 0)
-    report.inner = dict(zip(map(names_of, objective.club_order), clubs.log_likelihoods(objective.evidence(output))))
-    compare_losses(worst, "eval losses", report, facts["eval_losses"], FORWARD, False)
+    clubs.share_gradients()
+    output.club = clubs
+    report = run.trainer.losses(outputs, 0)
+    likelihoods = clubs.log_likelihoods(objective.stats(output))
+    report.likelihoods = {f"{m}_club": value for m, value in zip(objective.club_order, likelihoods)}
+    compare_losses(worst, run, "eval losses", report, facts["eval_losses"], FORWARD, False)
     report.losses["total"].backward()
     ours = run.gradients()
     for name, theirs in facts["eval_grad_norms"].items():
@@ -196,15 +194,10 @@ def check_dcid_small(folder):
     run.system.train()
     for number, golden in enumerate(facts["train_steps"]):
         report = run.trainer.step(run.batch, 0)
-        compare_losses(worst, "train losses", report, golden, STEPPED, False)
+        compare_losses(worst, run, "train losses", report, golden, STEPPED, False)
         run.compare_codebook(worst, arrays, f"train_step{number}", "train codebook buffers")
     compare_norms(worst, run, facts["train_param_norms"])
     return worst.checks()
-
-
-def names_of(modality):
-    """Section of a modality's first MI network."""
-    return f"{modality.capitalize()}_mi_net_parameters"
 
 
 def check_h_dcid_small(folder):
@@ -218,7 +211,7 @@ def check_h_dcid_small(folder):
         run.system.train()
         for number, golden in enumerate(facts[f"epoch{epoch}_steps"]):
             report = run.trainer.step(run.batch, epoch)
-            compare_losses(worst, f"epoch {epoch} losses", report, golden, STEPPED, True)
+            compare_losses(worst, run, f"epoch {epoch} losses", report, golden, STEPPED, True)
             for level, suffix in enumerate(("", "_2") if number == 0 else ()):
                 for m in INPUTS:
                     worst.add(f"epoch {epoch} features", report.outputs[level].semantic[m],
@@ -239,7 +232,7 @@ def check_spread(folder, system):
     run.system.train()
     for number, golden in enumerate(facts["steps"]):
         report = run.trainer.step(run.batch, facts["epoch"])
-        compare_losses(worst, "train losses", report, golden, STEPPED, system == "h_dcid")
+        compare_losses(worst, run, "train losses", report, golden, STEPPED, system == "h_dcid")
         used = [[len(output.quantized.indices[m].unique()) for m in INPUTS] for output in report.outputs]
         worst.add("distinct codes", used, golden["distinct_codes"], 0)
         run.compare_codebook(worst, arrays, f"step{number}", "train codebook buffers")

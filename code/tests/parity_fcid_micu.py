@@ -1,6 +1,7 @@
 """FCID and MICU against the golden numbers: `CHECKS` maps a golden run to the function that checks it."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import torch
 
@@ -10,13 +11,12 @@ from cmg.models import toc
 from cmg.models.codebook import Reset
 from cmg.models.random import RESET_NOISE
 from cmg.systems.base import FrozenEncoder
-from cmg.systems.dcid import share_gradients
 from cmg.systems.micu import JIGSAW
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
-from golden_io import ABSOLUTE, FORWARD, STEPPED, load
+from golden_io import ABSOLUTE, FORWARD, STEPPED, load, published_names
 from parity_dcid import ACCURACY, BUFFERS, INPUTS, LETTER, ROUNDING, Recorded, Worst, codebook_name, filled, manifest
-from tiny import trainer_for
+from tiny import step_for
 
 
 class Draws(Recorded):
@@ -56,7 +56,7 @@ class Run:
         state, self.unused = rules.from_published(sections, self.tensors, sections)
         self.system.load_state_dict(state, strict=False)
         self.batch = {m: torch.from_numpy(arrays[key]).double() for m, key in INPUTS.items()}
-        self.trainer = trainer_for(self.system, rng, codebook_init="released", code_reset="released", **settings)
+        self.trainer = step_for(self.system, rng, codebook_init="released", code_reset="released", **settings)
 
     @property
     def codebook(self):
@@ -69,9 +69,9 @@ class Run:
         """(outputs, Report) of one pass in evaluation mode, with gradients; likelihoods where CLUB is trained."""
         self.system.eval()
         outputs = self.system.encode(self.system.features(self.batch), 0)
-        inner = likelihoods(self, outputs) if self.system.AUXILIARY else {}
-        report = self.trainer._losses(outputs, 0)
-        report.inner = inner
+        found = likelihoods(self, outputs) if self.system.AUXILIARY else {}
+        report = self.trainer.losses(outputs, 0)
+        report.likelihoods = found
         return outputs, report
 
     def gradients(self):
@@ -107,20 +107,20 @@ class Run:
                          for place, layer in ((0, jigsaw.hidden), (2, jigsaw.classify)) for kind in ("weight", "bias")}}
 
 
-def golden_names(report):
-    """Our figures of a step under the names of these golden files."""
-    ours = {**report.losses, **report.metrics}
+def golden_names(run, report):
+    """Values of a step under the names of these golden files."""
+    ours = published_names(run.system, report)
     for kind in ("fine_recon", "coarse_recon", "commit", "infonce"):
         parts = {name.removesuffix(f"_{kind}"): value for name, value in report.losses.items()
                  if name.endswith(f"_{kind}")}
         ours |= {f"{kind}_{m}{'_text' if kind == 'infonce' else ''}": value for m, value in parts.items()}
         ours[kind] = sum(parts.values())
-    return ours | {f"lld_{section}": -value for section, value in report.inner.items()}
+    return ours
 
 
-def compare_losses(worst, group, report, golden, tolerance):
+def compare_losses(worst, run, group, report, golden, tolerance):
     """Every loss, accuracy, likelihood and gradient norm of one step."""
-    ours = golden_names(report)
+    ours = golden_names(run, report)
     for name, theirs in golden.items():
         if name == "grad_norms_before_clip":
             for section, norm in theirs.items():
@@ -133,12 +133,12 @@ def compare_losses(worst, group, report, golden, tolerance):
 
 def likelihoods(run, outputs):
     """Group -> log-likelihood of FCID's CLUB networks, without an update."""
-    system = run.system
-    system._clubs = system.clubs()
-    share_gradients(system._clubs, system.together)
-    found = system.fit_auxiliary(outputs, lambda names: None, 1)
-    for side_by_side in system._clubs.values():
-        side_by_side.zero_gradients()
+    outputs.clubs = run.system.clubs()
+    for batched in outputs.clubs.values():
+        batched.share_gradients()
+    found = run.system.fit_auxiliary(outputs.clubs, outputs, Mock())
+    for batched in outputs.clubs.values():
+        batched.zero_gradients()
     return found
 
 
@@ -151,7 +151,7 @@ def check_fcid(folder):
             return Draws(facts["cpc_t"], facts["club_permutations"], picks)
         run = Run(folder, "fcid", arrays, rng(), started=False, club_coarse=form)
         outputs, report = run.evaluate()
-        compare_losses(worst, "eval losses" + ending, report, facts["eval_losses" + ending], FORWARD)
+        compare_losses(worst, run, "eval losses" + ending, report, facts["eval_losses" + ending], FORWARD)
         report.losses["total"].backward()
         golden = facts["eval_grad_norms"] | facts["eval_grad_norms" + ending]
         run.compare_gradients(worst, "eval gradient norms" + ending, golden)
@@ -162,8 +162,8 @@ def check_fcid(folder):
         run.system.train()
         for number, golden in enumerate(facts["steps" + ending]):
             report = run.trainer.step(run.batch, 0)
-            compare_losses(worst, "train losses" + ending, report, golden, STEPPED)
-            used = [len(run.system.chosen(report.outputs)[""][m].unique()) for m in ("audio", "video", "text")]
+            compare_losses(worst, run, "train losses" + ending, report, golden, STEPPED)
+            used = [len(run.system.assigned_codes(report.outputs)[""][m].unique()) for m in ("audio", "video", "text")]
             worst.add("distinct codes" + ending, used, golden["distinct_codes"], 0)
             run.compare_codebook(worst, arrays, ending[1:] + "_" * bool(ending) + f"step{number}",
                                  "train codebook buffers" + ending)
@@ -235,13 +235,13 @@ def set_jigsaw(run, section, permutations):
 def micu_run(folder, arrays, facts, section="Jigsaw_parameters", started=True, rng=None, numbers=None, splits=None,
              **settings):
     """A MICU run whose draws are the recorded ones."""
-    recorded = facts["rng"]
+    recorded = facts["draws"]
     rng = rng or Draws(recorded["cpc_t"], recorded["club_permutations"], (), recorded["masks"],
                            recorded["modalities"])
     run = Run(folder, "micu", arrays, rng, started, reset_counter="released", **settings)
     set_jigsaw(run, section, lexicographic(recorded["permutation_indices"] if numbers is None else numbers,
                                      splits or len(recorded["modalities"][0])))
-    run.trainer = trainer_for(run.system, rng, codebook_init="released", code_reset="released",
+    run.trainer = step_for(run.system, rng, codebook_init="released", code_reset="released",
                               reset_counter="released", **settings)
     return run
 
@@ -266,18 +266,18 @@ def check_micu(folder):
         worst.add("eval code indices", output.quantized.indices[m], arrays[f"eval_indices_{LETTER[m]}"], 0)
     worst.add("eval outputs", output.specific["video"].pooled, arrays["eval_video_specific_pooled"], FORWARD)
     worst.add("eval outputs", output.inputs["text"], arrays["eval_text_lstm"], FORWARD)
-    compare_losses(worst, "eval losses", report, facts["eval_losses"], FORWARD)
+    compare_losses(worst, run, "eval losses", report, facts["eval_losses"], FORWARD)
     report.losses["total"].backward()
     run.compare_gradients(worst, "eval gradient norms", facts["eval_grad_norms"], jigsaw_gradients(run, JIGSAW))
 
     four = facts["four_blocks"]
-    rng = Draws(facts["rng"]["cpc_t"], facts["rng"]["club_permutations"], (), [four["mask"]],
+    rng = Draws(facts["draws"]["cpc_t"], facts["draws"]["club_permutations"], (), [four["mask"]],
                   [four["modalities"]])
     run = micu_run(folder, arrays, facts, "Jigsaw4_parameters", False, rng, four["permutation_indices"],
                    four["splits"])
     worst.add("four blocks: permutations", run.system.jigsaw.permutations, four["permutations"], 0)
     _, report = run.evaluate()
-    compare_losses(worst, "four blocks: losses", report, four["losses"], FORWARD)
+    compare_losses(worst, run, "four blocks: losses", report, four["losses"], FORWARD)
     report.losses["total"].backward()
     run.compare_gradients(worst, "four blocks: gradient norms", four["grad_norms"],
                           jigsaw_gradients(run, "Jigsaw4_parameters"))
@@ -297,7 +297,7 @@ def check_micu(folder):
         run.system.train()
         for number, golden in enumerate(facts[steps]):
             report = run.trainer.step(run.batch, 0)
-            compare_losses(worst, f"{passes}: train losses", report, golden, STEPPED)
+            compare_losses(worst, run, f"{passes}: train losses", report, golden, STEPPED)
             used = [[len(output[0].quantized.indices[m].unique()) for m in INPUTS] for output in (
                 report.outputs.contrasted, report.outputs.reconstructed)][:len(golden["distinct_codes"])]
             worst.add(f"{passes}: distinct codes", used, golden["distinct_codes"], 0)

@@ -61,7 +61,7 @@ def tree(tmp_path_factory):
     assert demo_scenes.build(root, DATA_PATHS, clips={"train": 12, "val": 4, "test": 7}, progress=False)
     for seed in (0, 1):
         torch.manual_seed(seed)
-        checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(DCID(config()), {}, {}, 0, 0, {}))
+        checkpoint.save(root / f"encoder{seed}.pt", checkpoint.pack(DCID(config()), None, {}, 0, 0, {}))
     return root
 
 
@@ -163,13 +163,13 @@ def test_checkpoint_of_another_encoder_is_refused(tree, trained):
 
 
 def test_encoder_without_text_is_refused(tree, tmp_path):
-    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), {}, {}, 0, 0, {}))
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), None, {}, 0, 0, {}))
     with pytest.raises(InputError, match="pretrained on audio, video; text is asked for"):
         train.main([*train_arguments(tree, tmp_path), "--checkpoint", str(tmp_path / "av.pt")])
 
 
 def test_same_modality_reference_needs_that_modality_alone(tree, tmp_path):
-    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), {}, {}, 0, 0, {}))
+    checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), None, {}, 0, 0, {}))
     train.main([*train_arguments(tree, tmp_path, "aa"), "--checkpoint", str(tmp_path / "av.pt")])
     test.main([*test_arguments(tree, tmp_path, "--direction", "aa", "--overlays", "0"), "--checkpoint",
                str(tmp_path / "av.pt")])

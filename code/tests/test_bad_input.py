@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import faults
+import bad_files
 import parity_avs  # noqa: F401  puts avs_scripts on the path
+from bad_files import permission_bits_count
 from cmg.data.layout import DATA_PATHS
 from cmg.utils import errors
-from faults import permission_bits_count
 from tiny import train
 
-SOURCE = Path(errors.__file__).parent
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 FILE = "missing empty garbage folder_instead no_permission"
 TABLE = f"{FILE} only_header without_column ragged repeated_row"
@@ -152,7 +152,7 @@ def snapshot(folder):
 @pytest.mark.parametrize("script, what, kind", CASES, ids=[f"{s.replace(' ', '_')}-{w}-{k}" for s, w, k in CASES])
 def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path, capsys, monkeypatch):
     out, bad = tmp_path / "out", tmp_path / f"bad{Path(DATA_PATHS.get(what, 'x.pt')).suffix}"
-    monkeypatch.setenv(faults.MARKER, str(tmp_path / "hostile"))
+    monkeypatch.setenv(bad_files.MARKER, str(tmp_path / "hostile"))
     old = {"run/results.jsonl": b"earlier results\n", "checkpoints/DCID-model-0.pt": b"an earlier checkpoint",
            "run/pack.h5": b"an earlier pack", "run/prompts.h5": b"earlier prompts", "run/metrics.jsonl": b"earlier\n"}
     if what == "output":
@@ -168,7 +168,7 @@ def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
         good = demo_data / DATA_PATHS[what] if what in DATA_PATHS else encoder_file
-        (OWN.get(kind) or getattr(faults, kind))(good, bad)
+        (OWN.get(kind) or getattr(bad_files, kind))(good, bad)
     before = snapshot(out)
     line = command(script, what, bad, demo_data, encoder_file, out)
     if script == "prepare pack":
@@ -192,7 +192,7 @@ WRONG_USE = [
     ("pretrain", "--evaluate"), ("pretrain", "--dataset_name", "imagenet"), ("pretrain", "--lr", "nan"),
     ("pretrain", "--n_epoch", "many"), ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
     ("avvp", "--seeds", "x"), ("retrieval", "--dataset_name", "ave_av"), ("prepare",), ("prepare", "pack"),
-    ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("cmg.results.rows",), ("cmg.checkpoints.checkpoint",),
+    ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("cmg.results",), ("cmg.checkpoints",),
     ("demo", "--seed", "x"), ("cmg.demos.dialled", "--out", "/tmp/never", "--clips", "3"),
     ("avs_s4.train", "--direction", "xy"), ("avs_s4.test", "--overlays", "many")]
 
@@ -211,7 +211,7 @@ def process(*line, folder=SOURCE):
 
 
 def test_a_process_ends_with_one_line_and_debug_shows_more(tmp_path):
-    line = "-m", "cmg.checkpoints.checkpoint", tmp_path / "nothing.pt"
+    line = "-m", "cmg.checkpoints", tmp_path / "nothing.pt"
     plain, debug = process(*line), process(*line, "--debug")
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and plain.stderr.startswith("error: ")
     assert debug.returncode != 0 and "Traceback" in debug.stderr and "InputError" in debug.stderr
@@ -223,7 +223,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, capsys):
 
 
 def test_a_clip_that_breaks_while_workers_read_is_one_line(demo_data, small_model, tmp_path, capsys, monkeypatch):
-    faults.clip_not_finite(demo_data / DATA_PATHS["vggsound.audio"], tmp_path / "bad")
+    bad_files.clip_not_finite(demo_data / DATA_PATHS["vggsound.audio"], tmp_path / "bad")
     line = ["--data_root", str(demo_data), "--path", f"vggsound.audio={tmp_path / 'bad'}", "--gpu", "cpu", "--workers",
             "1", "--batch_size", "8", "--snapshot_pref", str(tmp_path / "run"), "--model_save_path", str(tmp_path)]
     code, text = end_of("pretrain", line, capsys, monkeypatch)

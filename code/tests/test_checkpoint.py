@@ -17,7 +17,7 @@ from cmg.utils.errors import InputError
 from conftest import ROOT
 from parity_dcid import filled, manifest
 from test_dcid import TINY, batch_of, trainer_of
-from tiny import trainer_for
+from tiny import step_for
 
 GOLDEN = ROOT / "code" / "tests" / "golden"
 
@@ -55,7 +55,7 @@ def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
 def test_every_modality_set_comes_back(modalities, tmp_path):
     torch.manual_seed(0)
     model = DCID(Config.for_data(modalities, **TINY))
-    contents = checkpoint.pack(model, {}, {}, 0, 0, {})
+    contents = checkpoint.pack(model, None, {}, 0, 0, {})
     checkpoint.save(tmp_path / "m.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "m.pt")
     assert loaded.complete and loaded.system.config.modalities == modalities
@@ -100,9 +100,9 @@ def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
 
     checkpoint.save(tmp_path / "run.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "run.pt")
-    resumed = trainer_for(loaded.system, seed=1)
+    resumed = step_for(loaded.system, seed=1)
     checkpoint.load_optimizers(loaded, resumed.optimizers)
-    resumed.system.started, trainer.rng = [True], StepRandom(torch.Generator().manual_seed(1))
+    resumed.system.initialized, trainer.rng = [True], StepRandom(torch.Generator().manual_seed(1))
     batch = batch_of(("audio", "video", "text"))
     for one in (trainer, resumed):
         torch.manual_seed(5)

@@ -35,6 +35,7 @@ from data_trees import hashed_text
 
 PROMPTS = {"dog": "a dog is barking near the red car", "cat": "the repetitive pleading meow of a hungry cat"}
 SRC = ROOT / "code" / "src"
+SHIPPED = SRC / "cmg" / "data" / "prompts"
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +66,7 @@ def message(function, *args, **kwargs):
 # --------------------------------------------------------------------------------------------- our own prompts
 @pytest.mark.parametrize("name, count", [("vggsound", 141), ("ave", 28), ("ucf_vggsound", 16), ("avsbench", 23)])
 def test_shipped_prompts(name, count):
-    prompts = read_prompts(SRC / "dataset" / "prompts" / f"{name}.csv")
+    prompts = read_prompts(SHIPPED / f"{name}.csv")
     assert len(prompts) == count == len(set(prompts.values()))
     for sentence in prompts.values():
         assert re.fullmatch(r"[a-z]+( [a-z]+){8,9}", sentence), sentence        # they fit the encoder
@@ -78,13 +79,13 @@ def test_shipped_prompts_name_the_real_classes(annotations):
              "ucf_vggsound": read_classes(released / "UCF101" / "VGGSoundsameUCF101.txt"),
              "avsbench": read_table(released / "AVSBench" / "AVSBenchCategories2Prompts.csv", ("label",))["label"]}
     for name, classes in lists.items():
-        assert sorted(read_prompts(SRC / "dataset" / "prompts" / f"{name}.csv")) == sorted(classes)
+        assert sorted(read_prompts(SHIPPED / f"{name}.csv")) == sorted(classes)
 
 
 def test_shipped_prompts_are_not_the_released_ones(annotations):
     path = annotations / "released" / "vggsound40k" / "vggsoundCategories2Prompts.csv"
     theirs = {x.lower().rstrip(".") for x in read_prompts(path).values()}
-    ours = set(read_prompts(SRC / "dataset" / "prompts" / "vggsound.csv").values())
+    ours = set(read_prompts(SHIPPED / "vggsound.csv").values())
     assert not ours & theirs
 
 
@@ -96,7 +97,7 @@ def test_cnt_is_made_from_our_prompts(vocab, tmp_path):
     assert list(counts.items())[0] == (0, 0) and list(counts.values()) == list(range(len(counts)))
     assert pickle.load(open(ROOT / "cnt.pkl", "rb")) == counts
     for name in ("vggsound", "ave", "ucf_vggsound", "avsbench"):
-        for sentence in read_prompts(SRC / "dataset" / "prompts" / f"{name}.csv").values():
+        for sentence in read_prompts(SHIPPED / f"{name}.csv").values():
             for word in sentence.split():
                 assert word_index(word, vocabulary) and counts[word_index(word, vocabulary)]
 
@@ -303,7 +304,9 @@ def test_pieces_have_a_file_of_their_own(tmp_path, bert):
 
 # ------------------------------------------------------------------------------- the exporter for Python 3.7
 EXPORTER = ["cmg/prepare/export_bert_embedding.py", "cmg/data/text.py", "cmg/data/csv.py", "cmg/data/archive.py",
-            "cmg/data/hdf5.py", "cmg/utils/errors.py", "cmg/utils/files.py", "cmg/utils/limits.py", "cmg/utils/signals.py"]
+            "cmg/data/hdf5.py", "cmg/utils/errors.py", "cmg/utils/files.py", "cmg/utils/limits.py",
+            "cmg/utils/locks.py", "cmg/utils/signals.py", "cmg/utils/console.py"]
+OURS = {path[:-3].replace("/", ".") for path in EXPORTER}
 
 
 @pytest.mark.parametrize("name", EXPORTER)
@@ -315,11 +318,11 @@ def test_exporter_is_python_3_7_and_needs_little(name):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module if node.module.startswith("dataset.") else node.module.split(".")[0])
+            names.add(f"{node.module}.{node.names[0].name}" if f"{node.module}.{node.names[0].name}" in OURS else
+                      node.module if node.module.startswith("cmg.") else node.module.split(".")[0])
         elif isinstance(node, ast.Attribute):
             assert node.attr not in ("removesuffix", "removeprefix")      # of Python 3.9
-    ours = {path[:-3].replace("/", ".") for path in EXPORTER}
-    assert names - ours - set(sys.stdlib_module_names) <= {"numpy", "h5py", "bert_embedding"}
+    assert names - OURS - set(sys.stdlib_module_names) <= {"numpy", "h5py", "bert_embedding"}
 
 
 FAKE = '''

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.models.config import Config
 from cmg.systems.dcid import DCID
-from tiny import trainer_for
+from tiny import step_for
 
 F64 = torch.float64
 TINY = {"video_dim": 4, "num_codes": 48, "code_dim": 16, "feed_forward": 24, "club_hidden": 8, "text_hidden": 8}
@@ -22,7 +22,7 @@ def batch_of(modalities, clips=5, seconds=10, channels=4, dtype=torch.float32):
 
 def trainer_of(modalities, seed=0, **settings):
     torch.manual_seed(seed)
-    return trainer_for(DCID(Config.for_data(modalities, **TINY)).train(), seed=seed, **settings)
+    return step_for(DCID(Config.for_data(modalities, **TINY)).train(), seed=seed, **settings)
 
 
 @pytest.mark.parametrize("modalities", [("audio", "video", "text"), ("audio", "video"), ("audio", "text"),
@@ -42,7 +42,7 @@ def test_the_contrast_is_of_clips_between_modalities_and_off_by_default():
     """Means of clips, every ordered pair, cosine over 0.1; a term of its own with the weight that was set."""
     batch = batch_of(("audio", "video"))
     assert "contrast" not in trainer_of(("audio", "video")).step(batch, 0).losses
-    trainer = trainer_of(("audio", "video"), contrast=0.5)
+    trainer = trainer_of(("audio", "video"), weights=(("contrast", 0.5),))
     trainer.system.eval()
     losses = trainer.evaluate(batch, 0).losses
     clips = {m: F.normalize(z.mean(1), dim=1) for m, z in trainer.system.encoder(
@@ -119,8 +119,8 @@ def test_club_gradient():
     clubs, codes, specific = club_inputs()
     side_by_side = BatchedCLUB(clubs)
     assert torch.autograd.gradcheck(lambda c, s: side_by_side.upper_bounds(c, s, SHUFFLES), (codes, specific))
-    assert torch.autograd.gradcheck(
-        lambda z, y: side_by_side.log_likelihoods(SufficientStats.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
+    assert torch.autograd.gradcheck(lambda z, y: side_by_side.log_likelihoods(
+        SufficientStats.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
 
 
 def test_club_equals_the_loop():
@@ -142,7 +142,7 @@ def test_clubs_side_by_side_are_the_networks():
     """Likelihood and gradients of each are those of its own networks, also after these have moved."""
     clubs, codes, specific = club_inputs()
     side_by_side = BatchedCLUB(clubs)
-    side_by_side.collect_gradients()
+    side_by_side.share_gradients()
     with torch.no_grad():
         for club in clubs:
             for parameter in club.parameters():
@@ -193,7 +193,7 @@ def test_bf16_leaves_what_becomes_codes_alone():
     assert not torch.equal(ours.specific["video"].full, exact.specific["video"].full)
 
 
-@pytest.mark.parametrize("left_out, absent", [("club", "audio_mi"), ("cpc", "cpc")])
+@pytest.mark.parametrize("left_out, absent", [("club", "audio_club"), ("cpc", "cpc")])
 def test_a_component_that_is_left_out_has_no_term(left_out, absent):
     trainer = trainer_of(("audio", "video"), without=(left_out,))
     assert absent not in trainer.step(batch_of(("audio", "video")), 0).losses

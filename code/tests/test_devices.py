@@ -13,7 +13,7 @@ from cmg.models.random import StepRandom
 from cmg.systems.registry import SYSTEMS
 from other_device import DEVICE, DEVICES, GPU, needs_gpu
 from test_speed_equal import SMALL, batches
-from tiny import checkpoints, train, trainer_for
+from tiny import checkpoints, step_for, train
 
 on_devices = pytest.mark.parametrize("device", DEVICES, ids=str)
 
@@ -34,7 +34,7 @@ def trained(name, device, steps, dtype=torch.float64, rng=SameNoise, **settings)
     """(trainer, its last report) after these batches."""
     torch.manual_seed(3)
     config = config_of(name)
-    trainer = trainer_for(SYSTEMS[name](config).to(device, dtype).train(), rng(torch.Generator().manual_seed(0)),
+    trainer = step_for(SYSTEMS[name](config).to(device, dtype).train(), rng(torch.Generator().manual_seed(0)),
                           **settings)
     for batch in steps:
         report = trainer.step({m: x.to(device, dtype) for m, x in batch.items()}, 3)

@@ -19,13 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from cmg.systems.registry import SYSTEMS  # noqa: E402
 from cmg.utils import dist as distributed  # noqa: E402
-from cmg.utils import errors  # noqa: E402
-from cmg.utils.collectives import ALONE  # noqa: E402
-from cmg.utils.dist import Ranks, ranks  # noqa: E402
 from cmg.utils.errors import InputError  # noqa: E402
 from kill_resume import differences, figures, pretraining, prove  # noqa: E402
 from kill_resume import train as tiny_pretraining  # noqa: E402
-from tiny import command, trainer_for  # noqa: E402
+from tiny import command, step_for  # noqa: E402
 from tiny import train as pretrain  # noqa: E402
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
@@ -35,8 +32,8 @@ RUNS = {        # name -> (system, modalities, settings, epoch)
     "dcid": ("dcid", ALL, {}, 0),
     "released": ("dcid", ("audio", "text"),
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
-    "contrast": ("dcid", ALL, {"contrast": 0.5, "code_choice": "joint", "reset_to": "second"}, 0),
-    "contrast masked": ("h_dcid", ALL, {"contrast": 0.5, "code_choice": "joint", "reset_to": "second"}, 3),
+    "contrast": ("dcid", ALL, {"weights": (("contrast", 0.5),), "code_choice": "joint", "reset_to": "second"}, 0),
+    "contrast masked": ("h_dcid", ALL, {"weights": (("contrast", 0.5),), "code_choice": "joint", "reset_to": "second"}, 3),
     "h_dcid": ("h_dcid", ALL, {}, 3),
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
@@ -51,26 +48,26 @@ OWN = (1, 4, 10, 7, 3, 2, 10, 5, 9)         # seconds of the clips of masked run
 CLIPS, BATCH = 9, 4         # steps of 4, 4 and 1 clips: the last leaves one process without any
 
 
-def train(name, together):
+def train(name):
     """Three steps on the part of the data that this process holds; what came out, as plain tensors."""
     system, modalities, settings, epoch = RUNS[name]
     config = SYSTEMS[system].Config.for_data(modalities, **SMALL)
     torch.manual_seed(3)
     model = SYSTEMS[system](config).double().train()
-    trainer = trainer_for(model, together=together, **settings)
+    trainer = step_for(model, **settings)
     generator = torch.Generator().manual_seed(5)
     shapes = {m: shape if config.kind(m) == "tokens" else (10, *shape) for m, shape in config.shapes}
     data = {m: torch.randn(CLIPS, *shapes[m], generator=generator, dtype=torch.float64) for m in config.modalities}
     if name.endswith("masked"):
         data["mask"] = torch.arange(10) < torch.tensor(OWN).unsqueeze(1)
-    order, size = together.part(torch.randperm(CLIPS, generator=generator), BATCH)
+    order, size = distributed.shard(torch.randperm(CLIPS, generator=generator), BATCH)
     results = []
     for number, chosen in enumerate(order.split(size)):
-        together.expect(min(BATCH, CLIPS - number * BATCH), number)
+        distributed.begin_step(min(BATCH, CLIPS - number * BATCH), number)
         for codebook in model.codebooks.values():
             codebook.unactivated_count[:3] = 300                            # the unused ones among them are due
         report = trainer.step({m: x[chosen] for m, x in data.items()}, epoch)
-        figures = report.losses | report.metrics | report.inner | {
+        figures = report.losses | report.metrics | report.likelihoods | {
             f"norm {section}": norm for section, norm in report.grad_norms.items()}
         results.append({key: value.detach().double().clone() for key, value in figures.items()})
     return {"steps": results, "state": {key: value.clone() for key, value in model.state_dict().items()}}
@@ -100,7 +97,7 @@ def together(tmp_path_factory):
 
 @pytest.mark.parametrize("name", list(RUNS))
 def test_two_processes_equal_one(together, name):
-    alone = train(name, ALONE)
+    alone = train(name)
     assert len(alone["steps"]) == 3
     for rank, results in enumerate(together):
         for number, (ours, theirs) in enumerate(zip(results[name]["steps"], alone["steps"], strict=True)):
@@ -129,7 +126,7 @@ def test_one_process_goes_on_where_two_stopped(demo_data, small_model, tmp_path,
 
 
 def test_other_programs_refuse_torchrun(tmp_path):
-    line = [sys.executable, str(Path(errors.__file__).parent / "toc.py"), "x.pt"]
+    line = [sys.executable, str(Path(__file__).resolve().parents[1] / "src" / "toc.py"), "x.pt"]
     ended = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"WORLD_SIZE": "2"})
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr
 
@@ -144,29 +141,33 @@ def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
     assert differences(whole, broken) == []
 
 
+def process(rank, size):
+    """`distributed._group` of one of `size` processes, without the others."""
+    group = object.__new__(distributed._Group)
+    group.rank, group.size, group.seed = rank, size, 0
+    return group
+
+
 @pytest.mark.parametrize("clips, batch", [(9, 4), (10, 5), (7, 7), (5, 3), (3, 3)])
-def test_parts_are_the_batches(clips, batch):
-    """The processes' parts, put together batch by batch, are the global batches."""
-    order = torch.randperm(clips)
-    members = []
-    for rank in range(3):
-        member = object.__new__(Ranks)
-        member.rank, member.size, member.seed = rank, 3, 0
-        members.append(member)
+def test_shards_are_the_batches(monkeypatch, clips, batch):
+    """The processes' shards, put together batch by batch, are the global batches."""
+    order, members = torch.randperm(clips), [process(rank, 3) for rank in range(3)]
     for number, whole in enumerate(order.split(batch)):
         pieces = []
         for member in members:
-            part, size = member.part(order, batch)
-            member.expect(len(whole), number)
-            pieces.append(member.own(part.split(size)[number]))
+            monkeypatch.setattr(distributed, "_group", member)
+            part, size = distributed.shard(order, batch)
+            distributed.begin_step(len(whole), number)
+            pieces.append(distributed.local(part.split(size)[number]))
         assert torch.cat(pieces).tolist() == whole.tolist()
 
 
 @pytest.fixture
-def one_of_one():
-    """`Ranks` of a gloo group of one process: it sends what any process of a larger group would."""
+def one_of_one(monkeypatch):
+    """A gloo group of one process: it sends what any process of a larger group would."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0)
+    monkeypatch.setattr(distributed, "_group", distributed._Group(0))
+    yield
     dist.destroy_process_group()
 
 
@@ -179,21 +180,20 @@ def test_messages_of_a_step_are_few_whatever_its_sizes(one_of_one, monkeypatch, 
                                              or DEFAULT))
     for codes, seconds, clips in ((11, 10, 3), (40, 25, 6)):
         config = SYSTEMS[system].Config.for_data(ALL, **SMALL | {"num_codes": codes})
-        trainer = trainer_for(SYSTEMS[system](config).double().train(), together=one_of_one)
+        trainer = step_for(SYSTEMS[system](config).double().train())
         shapes = {m: shape[1:] if config.kind(m) == "tokens" else shape for m, shape in config.shapes}
         for step in range(2):
             sent.clear()
-            one_of_one.expect(clips, step)
+            distributed.begin_step(clips, step)
             trainer.step({m: torch.randn(clips, seconds, *shapes[m], dtype=torch.float64) for m in ALL}, 3)
         counts.append(len(sent))
     assert counts[0] == counts[1] <= 40
 
 
-def test_fewer_clips_than_processes_is_an_input_error():
-    member = object.__new__(Ranks)
-    member.rank, member.size = 0, 3
+def test_fewer_clips_than_processes_is_an_input_error(monkeypatch):
+    monkeypatch.setattr(distributed, "_group", process(0, 3))
     with pytest.raises(InputError, match="--batch_size 2"):
-        member.part(torch.arange(4), 2)
+        distributed.shard(torch.arange(4), 2)
 
 
 if __name__ == "__main__":
@@ -201,5 +201,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         tiny_pretraining(sys.argv[2:], sys.argv[1], is_tiny=True)
     distributed.BUCKET_BYTES = 2000                                         # several messages, some of one gradient
-    with ranks(torch.device("cpu"), 0) as group:
-        torch.save({name: train(name, group) for name in RUNS}, Path(sys.argv[1]) / f"{group.rank}.pt")
+    with distributed.process_group(torch.device("cpu"), 0):
+        torch.save({name: train(name) for name in RUNS}, Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 
 import pytest
 import torch
 
 import ave
+import kill_resume
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain
 from cmg.data.clips import Clips
@@ -14,6 +16,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.models.codebook import Codebook
 from cmg.programs import pretrain
 from cmg.results import provenance
+from cmg.results import __main__ as results_program
 from cmg.results import rows as results
 from cmg.training import monitors
 from cmg.training.step import TrainStep
@@ -38,26 +41,35 @@ def poison(monkeypatch, clip, value):
     monkeypatch.setattr(Clips, "load", poisoned)
 
 
-def test_the_clip_and_the_loss_are_named_and_the_weights_kept(demo_data, tmp_path, monkeypatch):
-    poison(monkeypatch, 17, float("nan"))
-    with pytest.raises(InputError) as caught:
-        train(demo_data, tmp_path, "--save_every_steps", 1)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_run_that_is_not_finite_ends_with_its_bundle_and_is_resumed(demo_data, tmp_path, monkeypatch, is_late):
+    """One line names the clip, the loss, the bundle and the checkpoint to resume from; without the defect, the resumed run
+    ends as one that never met it. Late: the values arrive, as on a GPU, when something waits for them."""
+    with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+        poison(patch, 17, float("nan"))
+        if is_late:
+            patch.setattr(monitors.StepMetrics, "arrived", lambda self, wait=False: wait)
+        train(demo_data, tmp_path, "--save_every_steps", 1, "--print_freq", 100)
     opts = parse_pretrain(["--data_root", str(demo_data)], LOCAL)
     name = pretrain.open_data(opts).ids[17]
     message = str(caught.value)
     assert "audio_recon is nan" in message and f"features of {name};" in message and "\n" not in message
     step = int(message.split("step ")[1].split(":")[0])
     bundle = torch.load(tmp_path / "run" / "debug" / f"step-{step}.pt", weights_only=True)
-    assert bundle["step"] == step and name in bundle["clips"] and len(bundle["clips"]) == 8
+    assert bundle["step"] == step and bundle["epoch"] == 0 and name in bundle["clips"] and len(bundle["clips"]) == 8
     assert bundle["batch"]["audio"].isnan().any() and not bundle["batch"]["video"].isnan().any()
-    weights = bundle["contents"]["Decoder_parameters"]
-    assert all(x.isfinite().all() for x in weights.values())            # the optimiser has not stepped
-    for file in checkpoints(tmp_path):
-        checkpoint.open_file(tmp_path / "checkpoints" / file)           # refuses what is not finite
+    assert math.isnan(bundle["values"]["losses"]["audio_recon"]) and bundle["options"]["seed"] == 43
+    last = max(checkpoints(tmp_path), key=lambda name: int(name.split("step")[1].split(".")[0]))
+    assert f"resume from {tmp_path / 'checkpoints' / last}" in message and f"step{step - 1}.pt" in last
+    checkpoint.open_file(tmp_path / "checkpoints" / last)               # refuses what is not finite
+    if not is_late:
+        assert train(demo_data, tmp_path, "--resume", "auto") == train(demo_data, tmp_path / "whole") == 0
+        found = kill_resume.compare(tmp_path / "whole", tmp_path, "DCID-model-1.pt")
+        assert [entry for entry in found if not entry.startswith((".run.saved", "metrics"))] == []
 
 
 def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
-    losses, steps = TrainStep._losses, []
+    losses, steps = TrainStep.losses, []
 
     def with_a_cliff(self, *args):
         report = losses(self, *args)
@@ -66,7 +78,7 @@ def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
             weight = next(iter(self.system.objectives[0].decoders["audio"].parameters()))
             report.losses["total"] = report.losses["total"] + torch.sqrt((weight * 0).sum())
         return report
-    monkeypatch.setattr(TrainStep, "_losses", with_a_cliff)
+    monkeypatch.setattr(TrainStep, "losses", with_a_cliff)
     with pytest.raises(InputError, match="step 3: gradient of Decoder_parameters is nan; .* in a batch with .* more; "):
         train(demo_data, tmp_path)
 
@@ -89,13 +101,13 @@ def test_finite_steps_pass_and_late_ones_are_awaited():
     finite = monitors.FiniteCheck(["a", "b", "c"])
 
     def figures(value, step):
-        return monitors.StepMetrics(["total"], torch.tensor([value]), 1, 0, torch.tensor([0, 2]),
-                                {"audio": torch.ones(2, 3)}, Position(step=step - 1), Event())
+        return monitors.StepMetrics([("losses", "total")], torch.tensor([value]), torch.tensor([0, 2]),
+                                    {"audio": torch.ones(2, 3)}, Position(step=step - 1), Event())
     finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
     finite._judge(wait=False)
     assert len(finite.pending) == 3
     with pytest.raises(monitors.NonFiniteError, match="step 2: total is inf; .* in a batch with a, c; "):
-        finite.settle()
+        finite.flush()
 
 
 # -------------------------------------------------------------------------------------------------------- collapse
@@ -123,7 +135,7 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     if expected:
         assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
         caplog.clear()
-        monitors.CodebookMonitor(**health.state())._judge_codebook(found, 50, "")       # a resumed run does not warn again
+        monitors.CodebookMonitor(**health.state())._judge_codebook(found, 50, "")       # not again after a resume
         assert not caplog.records
 
 
@@ -165,7 +177,7 @@ def measured(demo_data, small_model, tmp_path_factory):
 def verify(folder, capsys):
     """(exit code, text) of results --verify."""
     capsys.readouterr()
-    code = results.main(["--verify", str(folder / "ave" / "results.jsonl")])
+    code = results_program.main(["--verify", str(folder / "ave" / "results.jsonl")])
     return code, capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from cmg.systems.h_dcid import HDCID
 from cmg.systems.state_dicts import rules
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
-from tiny import trainer_for
+from tiny import step_for
 
 MODALITIES = ("audio", "video", "text")
 TINY = {"video_dim": 4, "num_codes": 24, "code_dim": 16, "feed_forward": 24,
@@ -31,7 +31,7 @@ def batch_of(clips=4, seed=0):
 
 def trainer_of(seed=0, dropout=0.1, **settings):
     torch.manual_seed(seed)
-    return trainer_for(HDCID(Config.for_data(MODALITIES, dropout=dropout, **TINY)).train(), seed=seed, **settings)
+    return step_for(HDCID(Config.for_data(MODALITIES, dropout=dropout, **TINY)).train(), seed=seed, **settings)
 
 
 def second_level(model):
@@ -214,8 +214,8 @@ def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(layer2_
     assert loaded.complete and loaded.epoch == 2
     rng = StepRandom(torch.Generator())
     rng.generator.set_state(trainer.rng.generator.get_state())
-    again = trainer_for(loaded.system.train(), rng, layer2_start=layer2_start)
-    again.system.mark_started(2)
+    again = step_for(loaded.system.train(), rng, layer2_start=layer2_start)
+    again.system.mark_initialized(2)
     checkpoint.load_optimizers(loaded, again.optimizers)
     first, second = end(trainer), end(again)
     assert first[:2] == second[:2]

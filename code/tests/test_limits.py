@@ -30,7 +30,7 @@ def good(tmp_path_factory):
     """Folder of a small checkpoint and its exported encoder."""
     folder = tmp_path_factory.mktemp("good")
     system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, {}, {}, 0, 0, {}))
+    checkpoint.save(folder / "x.pt", checkpoint.pack(system, None, {}, 0, 0, {}))
     export.export(folder / "x.pt", folder / "shared")
     return folder
 

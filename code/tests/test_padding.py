@@ -26,7 +26,7 @@ from cmg.systems.base import FrozenEncoder, to_seconds
 from cmg.systems.registry import SYSTEMS
 from cmg.training.batches import Resident, Streamed
 from cmg.utils.errors import InputError
-from tiny import train, trainer_for
+from tiny import step_for, train
 
 SMALL = dict(video_dim=4, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -93,16 +93,16 @@ def alone(clips):
 def steps(name, batches, epoch, last=True, modalities=ALL, **settings):
     """Some steps of a fresh system; (figures of each, state in the end)."""
     system = system_of(name, modalities)
-    trainer = trainer_for(system, rng=Fixed(last), **settings)
+    trainer = step_for(system, rng=Fixed(last), **settings)
     found = []
     for batch in batches:
         for codebook in system.codebooks.values():
             codebook.unactivated_count[:3] = 300                        # the unused ones among them are due
         report = trainer.step(batch, epoch)
         found.append({key: value.detach().double() for key, value in {
-            **report.losses, **report.metrics, **report.inner,
+            **report.losses, **report.metrics, **report.likelihoods,
             **{f"norm {group}": norm for group, norm in report.grad_norms.items()}}.items()})
-        chosen = {f"{suffix}{m}": x.flatten() for suffix, of in system.chosen(report.outputs).items()
+        chosen = {f"{suffix}{m}": x.flatten() for suffix, of in system.assigned_codes(report.outputs).items()
                   for m, x in of.items()}
         found[-1] |= {f"codes {name}": x for name, x in chosen.items()}
     return found, system.state_dict()

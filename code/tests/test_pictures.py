@@ -54,7 +54,7 @@ def codes(count):
 
 
 def log():
-    losses = [f"{m}_{kind}" for kind in ("recon", "commit", "mi") for m in MODALITIES] + ["cpc", "cmcm", "total"]
+    losses = [f"{m}_{kind}" for kind in ("recon", "commit", "club") for m in MODALITIES] + ["cpc", "cmcm", "total"]
     return [{"epoch": step // 10, "step": step, "losses": {name: 100 * 0.9 ** step + 1e-4 for name in losses},
              "metrics": {f"{name}{suffix}": 400 - step for suffix in ("", "_2")
                          for name in ("codes_used", "codes_shared", "code_perplexity")}} for step in range(1, 60)]

@@ -44,7 +44,7 @@ def test_other_precisions_are_as_asked(name, monkeypatch, caplog):
 def test_an_older_pytorch_asks_the_system(flags, expected, monkeypatch, tmp_path):
     """Before `torch.cpu.get_capabilities`; on systems without /proc no units are assumed."""
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(precision, "Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr(runtime, "Path", lambda _: tmp_path / "cpuinfo")
     if flags:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n")
     assert runtime.resolve("bf16", CPU) == expected

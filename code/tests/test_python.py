@@ -16,23 +16,13 @@ import pytest
 
 import ave
 import prepare
+import cmg
+from cmg.models.config import Config
 from cmg.results import rows as results
-from cmg.utils import errors
 from kill_resume import narrow
 from tiny import checkpoints, train
 
-CODE = Path(errors.__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def cmg():
-    """The package, beside the flat modules of the tests."""
-    sys.path.insert(0, str(CODE))
-    try:
-        import cmg
-        yield cmg
-    finally:
-        sys.path.remove(str(CODE))
+CODE = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +33,12 @@ def file(demo_data, small_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder(cmg, file):
+def encoder(file):
     return cmg.load(file)
 
 
 @pytest.fixture(scope="module")
-def ave_clips(cmg, demo_data):
+def ave_clips(demo_data):
     """modality -> (features, classes) of AVE's training and test clips."""
     task = cmg.open_task("ave", demo_data, ("audio", "video", "text"))
     return {(role, m): (part.load(m), cmg.clip_class(part.labels), part.labels)
@@ -65,29 +55,25 @@ def run(program, folder, *arguments):
 
 # ---------------------------------------------------------------------------------------------------------- the package
 def test_no_name_of_another_program_is_taken(tmp_path):
-    """A user's own model.py and package evaluate go on working; none of our names is on the top level."""
-    (tmp_path / "cmg").symlink_to(CODE / "cmg")
+    """A user's own model.py and package evaluate go on working, and "go to definition" ends in the file that runs."""
     (tmp_path / "model.py").write_text("mine = 'model'")
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate" / "__init__.py").write_text("mine = 'evaluate'")
-    (tmp_path / "user.py").write_text("""
-import sys
-path = list(sys.path)
+    (tmp_path / "user.py").write_text(f"""
+import inspect, pickle, sys
+path, hooks = list(sys.path), list(sys.meta_path)
 import cmg
-assert sys.path == path
-taken = [name for name in sys.modules if name.split(".")[0] in cmg._loading.OWN]
-assert not taken, taken
 import model, evaluate
-from cmg._src.engine.transfer import tasks           # more of the program, after the user's own modules
-from cmg._src import evaluate as ours, model as our_model
-import cmg._src.model.codebook
-assert model.mine == "model" and evaluate.mine == "evaluate" and ours is not evaluate and our_model is not model
-assert sys.modules["cmg._src.model.codebook"] is cmg._src.model.codebook
-assert cmg.InputError is cmg._src.errors.InputError
-files = [module.__file__ for module in sys.modules.values() if str(getattr(module, "__file__", "")).find("_src") > 0]
-assert len(files) == len(set(files)) > 40
-import pickle                                        # classes are found again by their own name
-assert pickle.loads(pickle.dumps(cmg.Codes)) is cmg.Codes
+from cmg.downstream import tasks
+from cmg.programs import evaluate as ours
+assert sys.path == path and [type(hook) for hook in sys.meta_path] == [type(hook) for hook in hooks]
+assert model.mine == "model" and evaluate.mine == "evaluate" and ours is not evaluate
+sources = {str(CODE / "src")!r}
+files = {{name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}}
+assert not [name for name, file in files.items() if file.startswith(sources) and name.split(".")[0] != "cmg"]
+assert inspect.getsourcefile(cmg.load) == sources + "/cmg/api.py"
+assert cmg.InputError is sys.modules["cmg.utils.errors"].InputError
+assert pickle.loads(pickle.dumps(cmg.Codes)) is cmg.Codes           # classes are found again by their own name
 print("fine")
 """)
     assert run(["user.py"], tmp_path) == "fine\n"
@@ -96,22 +82,18 @@ print("fine")
 def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     if not importlib.util.find_spec("setuptools"):
         pytest.skip("no setuptools in this environment to build with")
-    for name in ("cmg", "src", "pyproject.toml"):
-        if (CODE / name).is_dir():
-            shutil.copytree(CODE / name, tmp_path / name, symlinks=True,
-                            ignore=shutil.ignore_patterns("Exps", "__pycache__"))
-        else:
-            shutil.copy(CODE / name, tmp_path)
+    shutil.copytree(CODE / "src", tmp_path / "src", ignore=shutil.ignore_patterns("Exps", "__pycache__", "*.egg-info"))
+    shutil.copy(CODE / "pyproject.toml", tmp_path)
     run(["-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index", "-w", "out", "."], tmp_path)
     wheel = next((tmp_path / "out").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cmg"}
     sources = {path.relative_to(CODE / "src").as_posix() for kind in ("py", "html", "js", "csv")
-               for path in (CODE / "src").rglob(f"*.{kind}") if "Exps" not in path.parts}
-    assert sources <= {name.removeprefix("cmg/_src/") for name in names}
+               for path in (CODE / "src" / "cmg").rglob(f"*.{kind}")}
+    assert sources <= set(names)
     (tmp_path / "site").mkdir()
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    assert run(["-c", "import cmg; print(cmg._src.systems.registry.SYSTEMS['dcid'].title)"], tmp_path / "site"
+    assert run(["-c", "import cmg.systems.registry as r; print(r.SYSTEMS['dcid'].label)"], tmp_path / "site"
                ) == "DCID\n"
 
 
@@ -127,13 +109,13 @@ def test_no_newer_python_is_needed_than_is_declared():
     """Tests run on one Python; vermin knows with which one each part of the language and the library came."""
     least = (CODE / "pyproject.toml").read_text().split('requires-python = ">=')[1].split('"')[0]
     found = subprocess.run([Path(sysconfig.get_path("scripts")) / "vermin", f"-t={least}-", "--no-tips", "--violations",
-                            *(str(CODE / name) for name in ("src", "cmg", "AVSBench_downstream"))],
+                            *(str(CODE / name) for name in ("src", "AVSBench_downstream"))],
                            capture_output=True, text=True)
     assert found.returncode == 0 and f"Minimum required versions: {least}" in found.stdout, found.stdout
 
 
 # -------------------------------------------------------------------------------------------- the same as the scripts
-def test_figures_are_those_of_the_task_script(cmg, encoder, ave_clips, file, demo_data, tmp_path):
+def test_figures_are_those_of_the_task_script(encoder, ave_clips, file, demo_data, tmp_path):
     """`transfer` and `fit_head` give ave.py's accuracies: the same codes, heads, orders and control."""
     ave.main(["--data_root", str(demo_data), "--checkpoint", str(file), "--snapshot_pref", str(tmp_path), "--gpu",
               "cpu", "--n_epoch", "5", "--seeds", "0", "3", "--source", "audio", "--target", "video"])
@@ -151,7 +133,7 @@ def test_figures_are_those_of_the_task_script(cmg, encoder, ave_clips, file, dem
     assert np.allclose(head.predict("video", test[0]), outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_for_every_second(cmg, encoder, ave_clips):
+def test_a_head_for_every_second(encoder, ave_clips):
     x, _, labels = ave_clips["train", "audio"]
     head = cmg.fit_head(encoder, "audio", x, labels, epochs=3)
     assert head.predict("video", ave_clips["test", "video"][0]).shape[1:] == (10, 11)
@@ -160,7 +142,7 @@ def test_a_head_for_every_second(cmg, encoder, ave_clips):
     assert set(found.cross) == set(found.chance) == {"precision", "recall", "f1"}
 
 
-def test_retrieval_finds_the_clip_itself(cmg, encoder, ave_clips):
+def test_retrieval_finds_the_clip_itself(encoder, ave_clips):
     x = ave_clips["test", "audio"][0]
     codes = encoder.embed("audio", x)
     assert codes.vectors.shape == (len(x), 10, encoder.head_dim) and codes.indices.shape == (len(x), 10)
@@ -171,7 +153,7 @@ def test_retrieval_finds_the_clip_itself(cmg, encoder, ave_clips):
     assert few.indices.shape == (2, 2)
 
 
-def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
+def test_features_of_a_video_are_those_of_prepare(encoder, tmp_path):
     """The same arrays as `prepare.py features` writes, and codes of them."""
     from cmg.data.archive import read_zip
     from made_videos import make_video
@@ -194,13 +176,12 @@ def test_features_of_a_video_are_those_of_prepare(cmg, encoder, tmp_path):
         encoder.features_of(tmp_path / "videos" / "clip.mp4")
 
 
-def test_pretraining_and_export(cmg, demo_data, tmp_path):
+def test_pretraining_and_export(demo_data, tmp_path):
     """As pretrain.py, and nothing of its log stays with the caller."""
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     with pytest.MonkeyPatch.context() as patch:
-        config = sys.modules["cmg._src.model.config"].Config
-        full = config.for_data
-        patch.setattr(config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
+        full = Config.for_data
+        patch.setattr(Config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
         file = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=2, in_memory=True,
                             gpu="cpu", without=["club", "cpc"])
     assert file.parent == tmp_path / "run" and logging.getLogger().handlers == handlers
@@ -210,7 +191,7 @@ def test_pretraining_and_export(cmg, demo_data, tmp_path):
     assert names == ["model.safetensors", "README.md", "config.json"]
     assert repr(cmg.load(tmp_path / "out")) == repr(cmg.load(file))
     with pytest.MonkeyPatch.context() as patch:         # of a shorter run in the same folder its own file, not this one
-        patch.setattr(config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
+        patch.setattr(Config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
         other = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=1, in_memory=True,
                              gpu="cpu")
     assert other.name == "DCID-model-0-step1.pt" != file.name
@@ -219,7 +200,7 @@ def test_pretraining_and_export(cmg, demo_data, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
-def test_wrong_input_is_a_line(cmg, encoder, ave_clips, tmp_path):
+def test_wrong_input_is_a_line(encoder, ave_clips, tmp_path):
     x, classes, labels = ave_clips["test", "audio"]
     bad = np.full_like(x, np.nan)
     for call in (lambda: cmg.open_task("ave"), lambda: encoder.embed_clips("smell", x),
@@ -248,7 +229,7 @@ import matplotlib
 matplotlib.use("svg")
 import sys
 sys.path.append({tests!r})
-from cmg._src.model.config import Config
+from cmg.models.config import Config
 from kill_resume import narrow
 full = Config.for_data.__func__
 Config.for_data = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
@@ -260,7 +241,6 @@ def test_the_notebook_runs(tmp_path):
     notebook = json.loads((CODE / "docs" / "tour.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 5 and not any(line.startswith(("!", "%")) for cell in cells for line in cell.split("\n"))
-    (tmp_path / "cmg").symlink_to(CODE / "cmg")
     (tmp_path / "tour.py").write_text("\n\n".join([PREAMBLE.format(tests=str(CODE / "tests")), *cells,
                                                    'assert matplotlib.get_backend() == "svg"',
                                                    'assert matplotlib.rcParams["axes.spines.top"]']))

@@ -19,7 +19,7 @@ from cmg.models.random import StepRandom
 from cmg.systems import base, dcid, fcid, micu
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
-from tiny import Waiting, trainer_for
+from tiny import Waiting, step_for
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -45,7 +45,7 @@ def test_step_equals_the_plain_form(modalities):
         codebook.ema_weight.copy_(codebook.embedding)
         codebook.ema_count.fill_(1)
         codebook.unactivated_count.copy_(torch.arange(11) * 60)             # some are due at once
-    trainer = trainer_for(model, codebook_init="released")
+    trainer = step_for(model, codebook_init="released")
     plain = PlainStep(plain_model, StepRandom(torch.Generator().manual_seed(0)))
     for batch in batches(config, 4, 3):
         fast, slow = trainer.step(batch, 0).losses, plain.step(batch)
@@ -61,7 +61,7 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
     config = Config.for_data(("audio", "video", "text"), **(SMALL | {"num_heads": 4}))     # heads are in no file
     first, second, third = batches(config, 4, 3)
     torch.manual_seed(3)
-    trainer = trainer_for(DCID(config).double(), codebook_init="released")
+    trainer = step_for(DCID(config).double(), codebook_init="released")
     for batch in (first, second):
         trainer.step(batch, 0)
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 2, {}, torch.float64)
@@ -69,7 +69,7 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
         state |= {name: state[name].contiguous() for name in ("exp_avg", "exp_avg_sq")}
     torch.save(contents, tmp_path / "two_steps.pt")
     loaded = checkpoint.open_file(tmp_path / "two_steps.pt", torch.float64)
-    resumed = trainer_for(loaded.system, StepRandom(trainer.rng.generator.clone_state()), codebook_init="released")
+    resumed = step_for(loaded.system, StepRandom(trainer.rng.generator.clone_state()), codebook_init="released")
     checkpoint.load_optimizers(loaded, resumed.optimizers)
     for one in (trainer, resumed):
         one.system.eval()                                    # no dropout: the loaded config has the default
@@ -100,7 +100,7 @@ def test_recomputed_activations_change_nothing():
     results = []
     for recompute in (False, True):
         torch.manual_seed(3)
-        trainer = trainer_for(DCID(config).double(), recompute=recompute)
+        trainer = step_for(DCID(config).double(), recompute=recompute)
         losses = [trainer.step(batch, 0).losses for batch in batches(config, 4, 2)]
         results.append((losses, trainer.system.state_dict()))
     for ours, theirs in zip(*results):
@@ -115,7 +115,7 @@ def test_compiled_layers_change_nothing(bf16, monkeypatch):
     config, results = Config.for_data(("audio", "text"), **SMALL), []
     for compiled in (False, True):
         torch.manual_seed(3)
-        trainer = trainer_for(DCID(config).train(), compile=compiled, bf16=bf16)
+        trainer = step_for(DCID(config).train(), compile=compiled, bf16=bf16)
         results.append([{name: x.detach().float() for name, x in trainer.step(batch, 0).losses.items()}
                         for batch in ({m: x.float() for m, x in b.items()} for b in batches(config, 4, 2))])
     assert traced.called
@@ -126,7 +126,7 @@ def test_compiled_layers_change_nothing(bf16, monkeypatch):
 @pytest.mark.parametrize("system, epoch", [("dcid", 0), ("h_dcid", 3), ("fcid", 0), ("micu", 0), ("codaar", 0)])
 def test_a_step_never_waits_for_the_device(system, epoch, masked):
     config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
-    trainer = trainer_for(SYSTEMS[system](config).train())
+    trainer = step_for(SYSTEMS[system](config).train())
     batch = {"audio": torch.randn(4, 10, 6), "video": torch.randn(4, 10, 7, 7, 8), "text": torch.randn(4, 10, 9)}
     if masked:
         batch["mask"] = torch.arange(10) < torch.tensor([[1], [10], [4], [7]])
@@ -149,10 +149,10 @@ def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
         monkeypatch.setattr(module, "precise", lambda x: nullcontext())        # autocast knows no such device
     monkeypatch.setattr(map_conv, "compute_dtype", lambda weight: weight.dtype)
     config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
-    trainer = trainer_for(SYSTEMS[system](config).train(), code_choice="joint", reset_to="second", reset_after=60,
-                          **({"contrast": 3.0} if "dcid" in system else {}))
+    trainer = step_for(SYSTEMS[system](config).train(), code_choice="joint", reset_to="second", reset_after=60,
+                          **({"weights": (("contrast", 3.0),)} if "dcid" in system else {}))
     model = trainer.system.to("meta")
-    model.started = [True] * len(model.started)
+    model.initialized = [True] * len(model.initialized)
     batch = {"audio": torch.empty(4, 10, 6, device="meta"), "video": torch.empty(4, 10, 7, 7, 8, device="meta"),
              "text": torch.empty(4, 10, 9, device="meta")}
     if masked:
@@ -185,7 +185,7 @@ def test_a_step_is_as_many_operations_at_every_size(system, epoch, most):
     numbers = []
     for clips, seconds, codes in ((3, 10, 11), (6, 14, 29)):
         config = replace(Config.for_data(("audio", "video", "text"), **SMALL), num_codes=codes)
-        trainer = trainer_for(SYSTEMS[system](config).train())
+        trainer = step_for(SYSTEMS[system](config).train())
         batch = {"audio": torch.randn(clips, seconds, 6), "video": torch.randn(clips, seconds, 7, 7, 8),
                  "text": torch.randn(clips, seconds, 9)}
         for _ in range(2):                  # codebooks and optimisers start here

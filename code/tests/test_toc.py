@@ -159,7 +159,7 @@ def frozen(tmp_path, system="h_dcid", seed=0):
     for codes in model.encoder.codebooks:
         codes.normal_()
     path = tmp_path / f"{system}.pt"
-    checkpoint.save(path, checkpoint.pack(model, {}, {}, 3, 10, {}))
+    checkpoint.save(path, checkpoint.pack(model, None, {}, 3, 10, {}))
     return Pretrained.load(path, "cpu", "float32")
 
 

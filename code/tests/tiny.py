@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pretrain
 from cmg.checkpoints import checkpoint
 from cmg.models.random import StepRandom
-from cmg.training.step import OptimConfig, TrainStep
-from cmg.utils.collectives import ALONE
+from cmg.training.optim import OptimConfig
+from cmg.training.step import StepConfig, TrainStep
 from cmg.utils.signals import Stopped
 
 STEPS = 10                      # of an epoch: 80 clips by 8
@@ -48,28 +48,29 @@ def checkpoints(folder):
     return sorted(path.name for path in (Path(folder) / "checkpoints").iterdir())
 
 
-def trainer_for(system, rng=None, seed=0, together=ALONE, **settings):
-    """A Trainer of a system; `settings` are fields of trainer.Settings or of the system's Options.
+def step_for(system, rng=None, seed=0, **settings):
+    """A TrainStep of a system; `settings` are fields of OptimConfig, of StepConfig or of the system's Options.
 
     Args:
-        draws: default: `StepRandom` from `seed`.
+        rng: default: `StepRandom` from `seed`.
     """
-    own = {field.name for field in fields(OptimConfig)}
-    system.options = type(system).Options(**{name: value for name, value in settings.items() if name not in own})
-    return TrainStep(system, rng or StepRandom(torch.Generator().manual_seed(seed)),
-                   OptimConfig(**{name: value for name, value in settings.items() if name in own}), together)
+    def of(kind):
+        return {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
+    optim, step = OptimConfig(**of(OptimConfig)), StepConfig(**of(StepConfig))
+    system.options = type(system).Options(**settings)
+    return TrainStep(system, rng or StepRandom(torch.Generator().manual_seed(seed)), optim, step)
 
 
-def assert_goes_on_bit_exactly(trainer, loaded, batch):
-    """The next step of a trainer and of one made from its file, checkpoint.Loaded, end in equal systems."""
-    again = trainer_for(loaded.system.train(), rng=trainer.rng)
+def assert_goes_on_bit_exactly(trainer, loaded, batch, epoch=0):
+    """The next step of a TrainStep and of one made from its file, checkpoint.Loaded, end in equal systems."""
+    again = step_for(loaded.system.train(), rng=trainer.rng)
     checkpoint.load_optimizers(loaded, again.optimizers)
-    again.system.started = [True] * len(again.system.codebooks)
+    again.system.initialized = [True] * len(again.system.codebooks)
     state = trainer.rng.generator.get_state()
     for one in (trainer, again):
         trainer.rng.generator.set_state(state)
         torch.manual_seed(7)
-        one.step(batch, 0)
+        one.step(batch, epoch)
     ours, theirs = trainer.system.state_dict(), again.system.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -1,5 +1,5 @@
-"""A disk that breaks, for programs in Python: what they read and write below some folders is counted by place, and one
-operation of it fails.
+"""A disk that breaks, for programs in Python: what they read and write below some folders is counted by place, and at
+one operation something happens.
 
 Writing (a disk that is full): making a file or a folder, a write of a file's buffer, fsync, rename, a link. The
 operation fails with ENOSPC, a write after half of its bytes; a disk that is full stays full: every later one fails too.
@@ -8,6 +8,8 @@ Reading (a bad sector): a file gives the first half of its bytes, then EIO, howe
 What Python code opens is meant: `open`, pathlib, zipfile, PIL, pandas, torch.save and torch.load (which take a file of
 Python). HDF5 gets a file of Python as well (h5py's driver `fileobj`), so that each of its own reads and writes counts;
 so does FFmpeg for reading. Not covered: memory maps, safetensors and tokenizers (Rust), `ndarray.tofile`.
+
+Instead of a failure, anything else may happen at an operation: see `Disk.action`.
 """
 
 import builtins
@@ -23,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[1]
-SOURCES = [str(CODE / folder) + os.sep for folder in ("src", "cmg", "AVSBench_downstream")]
+SOURCES = [str(CODE / folder) + os.sep for folder in ("src", "AVSBench_downstream")]
 WRITING = ("create", "write", "sync", "rename", "folder", "link")
-MODULES = {"cmg/utils/files.py"}       # of these the caller is the place
+PRIMITIVES = ("cmg/utils/files.py", "cmg/utils/locks.py")       # of these the caller is the place
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class Disk:
     Attributes:
         folders: files below them count.
         fault: (Place, n): its n-th operation, from 0, fails; None: nothing does.
+        action: called at that operation, which then does not fail by itself.
         seen: Place -> how many operations.
         broken: has the fault happened?
     """
 
     folders: list
     fault: tuple = None
+    action: object = None
     seen: collections.Counter = field(default_factory=collections.Counter)
     broken: bool = False
     bad: set = field(default_factory=set)           # files with a bad sector
@@ -82,12 +86,18 @@ class Disk:
         number, self.seen[place] = self.seen[place], self.seen[place] + 1
         hit = self.fault == (place, number)
         self.broken |= hit
-        return hit
+        if hit and self.action:
+            self.action()
+        return hit and not self.action
+
+    @property
+    def is_full(self):
+        return self.broken and not self.action and self.fault[0].kind in WRITING
 
     def write(self, kind, file):
         """Before an operation that needs space."""
         path = self.path(file)
-        if path and (self.note(kind, path) or self.broken and self.fault[0].kind in WRITING):
+        if path and (self.note(kind, path) or self.is_full):
             raise full(path)
 
     def read(self, path):
@@ -112,7 +122,7 @@ def site():
     while frame:
         code, name = frame.f_code, frame.f_code.co_filename
         if not code.co_name.startswith("<") and name.startswith(tuple(SOURCES)):
-            if os.path.basename(name) not in MODULES:
+            if module(name) not in PRIMITIVES:
                 return f"{module(name)}:{code.co_name}"
         frame = frame.f_back
     return ""
@@ -138,11 +148,11 @@ class _Raw(io.FileIO):
 
     def write(self, data):
         disk, size = self.disk, memoryview(data).nbytes
-        was = disk.broken
+        was = disk.is_full
         hit = disk.note("write", self.path)
         if hit and self.is_short and size > 1:
             return super().write(memoryview(data).cast("B")[:size // 2])
-        if hit or was and disk.fault[0].kind in WRITING:
+        if hit or was:
             raise full(self.path)
         return super().write(data)
 
@@ -276,11 +286,11 @@ def _descriptors(disk):
         return plain_open(path, flags, *args, **kwargs)
 
     def write(descriptor, data):
-        path, was = disk.path(descriptor), disk.broken
+        path, was = disk.path(descriptor), disk.is_full
         hit = path and disk.note("write", path)
         if hit and len(data) > 1:
             return plain_write(descriptor, data[:len(data) // 2])
-        if hit or path and was and disk.fault[0].kind in WRITING:
+        if hit or path and was:
             raise full(path)
         return plain_write(descriptor, data)
 

@@ -1,7 +1,7 @@
-"""Small calls of the program that write or read every kind of file it knows, for the tables of test_every_file.py.
+"""Small calls of every program, which write or read every kind of file that ours know, for the table of test_disk.py.
 
-A case is a function of (tools, folder): it works in `folder`, which may be made beforehand by a function of the same
-name in `BEFORE`. `tools` holds what cases share: see `Tools`.
+A call is a function of (tools, folder): it works in `folder`, which may be made beforehand by a function in `BEFORE`.
+`tools` holds what calls share: see `Tools`. A call that is repeated goes on with what it finds.
 """
 
 import gzip
@@ -10,6 +10,7 @@ import json
 import pickle
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,10 +19,12 @@ import h5py
 import numpy as np
 import torch
 import train as avs_train_script
+import training
 
 import evaluate
 import parity_features
 import prepare
+import tiny
 import toc
 from avs_test import test as avs_test_script
 from cmg.checkpoints import checkpoint
@@ -30,11 +33,17 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.ave import CATEGORIES
 from cmg.data.text_backends import find_vocabulary
 from cmg.demos import dialled, spoken_sources
+from cmg.downstream import resume, run
 from cmg.extract import hub, weights
 from cmg.extract.build import pca_filters
+from cmg.models.config import Config
+from cmg.prepare import pack as packing
+from cmg.programs import ablation as ablation_program
 from cmg.report import export, page, pictures
 from cmg.systems.dcid import DCID
 from cmg.training.run_logger import RunLogger, restored_log
+from configs.opts import LOCAL
+from kill_resume import narrow
 from made_videos import make_video
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
@@ -44,7 +53,7 @@ NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va
 
 @dataclass
 class Tools:
-    """What cases share.
+    """What calls share.
 
     Attributes:
         folder: of the files below.
@@ -85,9 +94,7 @@ class Tools:
     @property
     def trained(self):
         """A folder of training runs of segmentation."""
-        return self._made("trained", lambda path: avs_train_script.main([
-            "--checkpoint", str(self.words), "--data_root", str(self.scenes), "--log_dir", str(path), "--direction",
-            "at", *NETWORK, "--channels", "8", "--max_epoches", "1"]))
+        return self._made("trained", lambda path: avs_train(self, path))
 
     def _made(self, name, make):
         path = self.folder / name
@@ -98,7 +105,7 @@ class Tools:
 
 def _save(path, config):
     torch.manual_seed(0)
-    checkpoint.save(path, checkpoint.pack(DCID(config), {}, {}, 0, 0, {}))
+    checkpoint.save(path, checkpoint.pack(DCID(config), None, {}, 0, 0, {}))
 
 
 def _words(tools, folder):
@@ -106,10 +113,31 @@ def _words(tools, folder):
     shutil.copy(tools.data / DATA_PATHS["vggsound.text"], folder / DATA_PATHS["vggsound.text"])
 
 
-# ------------------------------------------------------------------------------------------------------------- cases
+# ------------------------------------------------------------------------------------------------------------- calls
+def pretraining(tools, folder):
+    full = Config.for_data.__func__
+    small = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
+    with mock.patch.object(Config, "for_data", small):
+        return tiny.train(tools.data, folder, "--n_epoch", 1, "--save_every_steps", 4, "--resume", "auto")
+
+
 def evaluated(tools, folder):
-    evaluate.main([str(tools.model), "--data_root", str(tools.data), "--snapshot_pref", str(folder), "--n_epoch", "1",
-                   "--seeds", "0", "--gpu", "cpu", "--tasks", "ave", "--no_control", "--no_text", "--in_memory"])
+    with mock.patch.object(run, "Progress", partial(resume.Progress, seconds=0)):       # kept after every epoch
+        evaluate.main([str(tools.model), "--data_root", str(tools.data), "--snapshot_pref", str(folder), "--n_epoch",
+                       "2", "--seeds", "0", "--gpu", "cpu", "--tasks", "ave", "--no_control", "--no_text",
+                       "--in_memory"])
+
+
+def pack(tools, folder):
+    with mock.patch.object(packing, "BATCH", 20):
+        prepare.main(["pack", "vggsound.audio", "--data_root", str(tools.data), "--out", str(folder / "pack.h5")])
+
+
+def avs_train(tools, folder):
+    with mock.patch.object(training, "SECONDS", 0):                                     # kept after every step
+        avs_train_script.main([
+            "--checkpoint", str(tools.words), "--data_root", str(tools.scenes), "--log_dir", str(folder), "--direction",
+            "at", *NETWORK, "--channels", "8", "--max_epoches", "1", "--resume", "auto"])
 
 
 def report(tools, folder):
@@ -169,7 +197,7 @@ def scenes(tools, folder):
 
 def demo(tools, folder):
     # the parts without a clip of their own but one: they write every kind of file
-    with mock.patch.object(dialled, "PARTS", {name: dialled.KEY_RULES[name] for name in DEMO_PARTS}):
+    with mock.patch.object(dialled, "PARTS", {name: dialled.PARTS[name] for name in DEMO_PARTS}):
         dialled.build(folder / "data", DATA_PATHS, clips=80, progress=False)
 
 
@@ -184,10 +212,9 @@ def avs_test(tools, folder):
 
 
 def ablation(tools, folder):
-    import ablation as script
-    with mock.patch.object(script, "pretrain"), mock.patch.object(script, "evaluate"), mock.patch.object(
-            script, "show", lambda *_: "a table"):
-        script.main(["--study", "2", "--snapshot_pref", str(folder), "--data_root", str(tools.data)])
+    with mock.patch.object(ablation_program, "pretrain"), mock.patch.object(ablation_program, "evaluate"), \
+            mock.patch.object(ablation_program, "show", lambda *_: "a table"):
+        ablation_program.main(["--study", "2", "--snapshot_pref", str(folder), "--data_root", str(tools.data)], LOCAL)
 
 
 def recordings(tools, folder):
@@ -306,10 +333,10 @@ def _demo_copy(tools, folder):
         (folder / part.name).symlink_to(part)
 
 
-BEFORE = {"report": _measured, "table_pictures": _measured, "ablation": _measured, "vocabulary": _sentences,
-          "lists": _annotations, "ave_arrays": _order, "avsbench": _s4, "labelled": _labels, "check_own": _own,
-          "scenes": _words, "scenes_again": _scenes, "discarded": _discarded, "readers": _readers, "check": _demo_copy}
-CASES = {name: globals()[name] for name in (
-    "evaluated", "report", "table_pictures", "exported", "channels", "text", "vocabulary", "lists", "own_example",
-    "ave_arrays", "avsbench", "labelled", "scenes", "scenes_again", "demo", "demo_again", "avs_test", "ablation",
-    "recordings", "check", "check_own", "discarded", "readers")}
+BEFORE = {report: _measured, table_pictures: _measured, ablation: _measured, vocabulary: _sentences,
+          lists: _annotations, ave_arrays: _order, avsbench: _s4, labelled: _labels, check_own: _own, scenes: _words,
+          scenes_again: _scenes, discarded: _discarded, readers: _readers, check: _demo_copy}
+PARTLY = (check, check_own, ave_arrays, avsbench, labelled)     # exit code 1 and a report: the other clips go on
+LONG = (pretraining, evaluated, avs_train, pack, labelled)      # runs that hold a lock and go on where they stopped
+CALLS = (*LONG, report, table_pictures, exported, channels, text, vocabulary, lists, own_example, ave_arrays, avsbench,
+         scenes, scenes_again, demo, demo_again, avs_test, ablation, recordings, check, check_own, discarded, readers)
