@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AVE to AVVP, both directions, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" ave_avvp.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/ave_avvp.py" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AVVP, both directions, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" avvp.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/avvp.py" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Retrieval of whole clips by captions and back, of all modalities that are there; arguments are passed on.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" clip_retrieval.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/clip_retrieval.py" "$@"

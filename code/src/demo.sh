@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a clone to a cross-modal result: set-up, demo data, pretraining, downstream tasks, table and pictures.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-bash ../setup.sh
-. ./python.sh
-exec "$PYTHON" demo.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+bash "$here/../setup.sh"
+. "$here/python.sh"
+exec "$PYTHON" "$here/demo.py" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tasks for the checkpoints given: evaluate.sh CHECKPOINT [CHECKPOINT ...]; further arguments pass through.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" evaluate.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/evaluate.py" "$@"

@@ -2,8 +2,8 @@
 # Pretrain CoDAAR on audio, video and text of VGGSound-AVEL 40K (arXiv 2605.12145), six epochs; further arguments win
 # over these: --dataset_name vggsound_AV_40k, vggsound_AVT_90k. Prompts as word pieces: prepare.py text --pieces.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" pretrain.py --system codaar --pieces \
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/pretrain.py" --system codaar --pieces \
     --dataset_name vggsound_AVT_40k \
     --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"

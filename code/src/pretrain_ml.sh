@@ -2,8 +2,8 @@
 # Pretrain H-DCID on audio, video and text of VGGSound-AVEL 40K (arXiv 2403.05168); further arguments win over these.
 # Five epochs, the first three a warm start of the first level; the published checkpoint is that of epoch 3.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" pretrain.py --system h_dcid \
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/pretrain.py" --system h_dcid \
     --dataset_name vggsound_AVT \
     --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real recordings: set-up, Spoken Digits, pretraining, downstream tasks, table and report.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-bash ../setup.sh
-. ./python.sh
-exec "$PYTHON" spoken.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+bash "$here/../setup.sh"
+. "$here/python.sh"
+exec "$PYTHON" "$here/spoken.py" "$@"

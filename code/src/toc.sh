@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What TOC keeps of a checkpoint's codebooks: toc.sh CHECKPOINT; further arguments win over the published figure's.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" toc.py --choose_channel 128 --toc_max_num 1 --toc_min_num 0 "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/toc.py" --choose_channel 128 --toc_max_num 1 --toc_min_num 0 "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Open-set UCF-101 clips with sound, both directions, 17 known classes; further arguments win over this.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" ucf_oscmg.py --source_class_num 17 "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/ucf_oscmg.py" --source_class_num 17 "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # UCF-101 video and VGGSound audio, both directions, as published; arguments pass through: --lr, --n_epoch, ... (--help).
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ./python.sh
-exec "$PYTHON" ucf_vggsound.py "$@"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/python.sh"
+exec "$PYTHON" "$here/ucf_vggsound.py" "$@"

@@ -20,7 +20,8 @@ from cmg.utils import settings
 from cmg.utils.errors import Parser
 from cmg.utils.settings import positive, setting
 
-LOCAL = runpy.run_path(str(Path(__file__).resolve().parents[3] / "src" / "configs" / "opts.py"))["LOCAL"]
+HERE = Path(__file__).resolve().parent
+LOCAL = runpy.run_path(str(HERE.parents[2] / "src" / "configs" / "opts.py"))["LOCAL"]
 DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
 PROTOCOLS = ("default", "released")
@@ -155,7 +156,7 @@ def train_parser():
     settings.add_arguments(parser, Start, "start")
     settings.add_arguments(parser, Toc, "code channels; testing takes them from the trained file")
     settings.add_arguments(parser, Learning, "learning")
-    parser.add_argument("--log_dir", type=Path, default=Path("train_logs"), help="where run folders are made")
+    parser.add_argument("--log_dir", type=Path, default=HERE / "train_logs", help="where run folders are made")
     parser.add_argument("--resume", default="", metavar="auto|RUN",
                         help="resume a run that was killed, after its last whole epoch; auto: the newest of "
                              "--session_name and --direction, else a new run")
@@ -170,8 +171,8 @@ def test_parser():
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE|RUN",
                         help="trained file, or a run folder, whose last, best and source-chosen networks are tested "
                              "(default: the newest run of --session_name and --direction below --train_log_dir)")
-    parser.add_argument("--train_log_dir", type=Path, default=Path("train_logs"), help="where train.py made its runs")
-    parser.add_argument("--log_dir", type=Path, default=Path("test_logs"), help="where run folders are made")
+    parser.add_argument("--train_log_dir", type=Path, default=HERE / "train_logs", help="where train.py made its runs")
+    parser.add_argument("--log_dir", type=Path, default=HERE / "test_logs", help="where run folders are made")
     for flag in ("--max_epoches", "--lr", "--wt_dec"):
         parser.add_argument(flag, type=float, default=argparse.SUPPRESS, help="accepted as published; no effect here")
     return parser

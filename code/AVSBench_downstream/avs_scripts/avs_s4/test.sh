@@ -4,13 +4,13 @@
 #   test.sh --preset demo
 # Further arguments win over these; --direction or --weights tests one run only.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ../../../src/python.sh
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/../../../src/python.sh"
 case " $* " in
 *" --preset"*) setting=(--save_pred_mask) ;;
 *) setting=(--session_name S4_pvt --test_batch_size 4 --save_pred_mask) ;;
 esac
 case " $* " in
-*" --direction"* | *" --weights"* | *" --help "* | *" -h "*) exec "$PYTHON" test.py "${setting[@]}" "$@" ;;
+*" --direction"* | *" --weights"* | *" --help "* | *" -h "*) exec "$PYTHON" "$here/test.py" "${setting[@]}" "$@" ;;
 esac
-for direction in at ta; do "$PYTHON" test.py --direction $direction "${setting[@]}" "$@"; done
+for direction in at ta; do "$PYTHON" "$here/test.py" --direction $direction "${setting[@]}" "$@"; done

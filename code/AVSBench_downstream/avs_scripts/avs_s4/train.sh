@@ -5,14 +5,14 @@
 # Further arguments win over these; --direction trains one direction only. The released script trains one epoch, the
 # AVS program it comes from 15.
 set -euo pipefail
-CDPATH= cd -- "$(dirname -- "$0")"
-. ../../../src/python.sh
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$here/../../../src/python.sh"
 case " $* " in
 *" --preset"*) setting=() ;;
 *) setting=(--session_name S4_pvt --visual_backbone pvt --train_batch_size 4 --lr 1e-4 --max_epoches 15
             --tpavi_stages 0 1 2 3 --tpavi_va_flag) ;;
 esac
 case " $* " in
-*" --direction"* | *" --help "* | *" -h "*) exec "$PYTHON" train.py ${setting[@]+"${setting[@]}"} "$@" ;;
+*" --direction"* | *" --help "* | *" -h "*) exec "$PYTHON" "$here/train.py" ${setting[@]+"${setting[@]}"} "$@" ;;
 esac
-for direction in at ta; do "$PYTHON" train.py --direction $direction ${setting[@]+"${setting[@]}"} "$@"; done
+for direction in at ta; do "$PYTHON" "$here/train.py" --direction $direction ${setting[@]+"${setting[@]}"} "$@"; done
