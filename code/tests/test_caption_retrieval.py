@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import clip_retrieval
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.captions import Captions
-from cmg.downstream.captions import Placed, both_ways, chance
+from cmg.downstream.captions import RankCounts, both_ways, chance
 from cmg.results import rows as results
 from cmg.utils.errors import InputError
 from test_tasks import tree, write_checkpoint  # noqa: F401  (tree is a fixture)
@@ -29,7 +29,7 @@ def test_the_best_caption_counts_for_a_clip_and_every_caption_is_a_query():
 @pytest.mark.parametrize("better, wrong, right", [(0, 3, 2), (2, 2, 1), (4, 4, 2), (0, 0, 3)])
 def test_ties_are_the_mean_over_their_orders(better, wrong, right):
     ranks = [better + 1 + min(order.index(one) for one in range(right)) for order in permutations(range(right + wrong))]
-    found = Placed(*(torch.tensor([n]) for n in (better, right + wrong, right))).figures()
+    found = RankCounts(*(torch.tensor([n]) for n in (better, right + wrong, right))).metrics()
     for k in (1, 5, 10, 50):
         assert found[f"r@{k}"] == pytest.approx(100 * sum(rank <= k for rank in ranks) / len(ranks))
     assert found["mean_rank"] == found["median_rank"] == pytest.approx(sum(ranks) / len(ranks))
@@ -58,7 +58,7 @@ def test_an_encoder_without_text_and_absent_features_are_one_line(tree, tmp_path
     path = write_checkpoint(tmp_path / "av.pt", ("audio", "video"))
     common = ["--data_root", str(tree / "data"), "--checkpoint", str(path), "--snapshot_pref", str(tmp_path), "--gpu",
               "cpu", "--workers", "0"]
-    with pytest.raises(InputError, match="text is asked for"):
+    with pytest.raises(InputError, match="text was requested"):
         clip_retrieval.main(common)
     with pytest.raises(InputError, match="neither is there"):
         clip_retrieval.main([*common, "--path", f"captions.video={tmp_path / 'a'}", "--path",

@@ -166,7 +166,7 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
 def test_describe_names_the_facts(small, tmp_path, capsys):
     checkpoint.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
     printed = capsys.readouterr().out
-    for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "dead tensors    54",
+    for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "unused tensors  54",
                  "codes used"):
         assert fact in printed, printed
 

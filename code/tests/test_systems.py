@@ -158,7 +158,7 @@ def test_a_config_of_a_file_is_believed_only_where_it_fits(tmp_path):
     for damage, words in (({"system": "another"}, "names the system 'another'"),
                           ({"num_codes": True}, "num_codes = True"),
                           ({"surprise": 3}, "surprise = 3"), ({"num_codes": 7}, "embedding has shape"),
-                          ({"modalities": ["text", "audio"]}, "is of no DCID")):
+                          ({"modalities": ["text", "audio"]}, "is not one of DCID")):
         checkpoint.save(tmp_path / "c.pt", contents | {"config": contents["config"] | damage})
         with pytest.raises(InputError, match=words):
             checkpoint.open_file(tmp_path / "c.pt")

@@ -171,7 +171,7 @@ def test_wrong_use_is_one_line(tree, tmp_path, change, message):
 
 def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
     write_checkpoint(tmp_path / "av.pt", modalities=("audio", "video"))
-    with pytest.raises(InputError, match="pretrained on audio, video; text is asked for"):
+    with pytest.raises(InputError, match="pretrained on audio, video; text was requested"):
         ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target",
                            "video"))
     write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)

@@ -172,7 +172,7 @@ def test_two_codebooks_make_pairs():
 def test_wrong_width_and_modality_are_refused_before_work():
     encoder = StandIn()
     encode.check_fit(encoder, Clips(), "video", "x.pt")
-    with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text is asked for"):
+    with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text was requested"):
         encode.check_fit(encoder, Clips(), "text", "x.pt")
     encoder.config = Config.for_data({"audio": (5,), "video": (7, 7, 512)})
     with pytest.raises(InputError, match="takes video as maps of 7 x 7 x 512, clips has video as maps of 7 x 7 x 2"):

@@ -105,7 +105,7 @@ def main(argv=None):
         "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1),
         "test_batch_size": testing.test_batch_size,
         "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
-        "provenance": record, "variant": toc.title(trained.selection)})
+        "provenance": record, "variant": toc.variant_name(trained.selection)})
     for line in lines:
         rows.append(path, line)
     logging.info(f"\n{rows.summary(lines)}\n\nresults: {path}")

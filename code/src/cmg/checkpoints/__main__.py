@@ -1,4 +1,4 @@
-"""`python -m cmg.checkpoints FILE` describes a checkpoint; `... export FILE --out DIR` writes its encoder for others."""
+"""`python -m cmg.checkpoints FILE` describes a checkpoint, `... export FILE --out DIR` exports its encoder."""
 
 import sys
 from pathlib import Path
@@ -9,23 +9,23 @@ from cmg.utils.errors import Parser, run
 
 
 def main(argv=None):
-    """Describe a file, or with `export` as the first argument write its encoder for others."""
+    """Describe a checkpoint, or export its encoder if the first argument is `export`."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["export"]:
         return _export(argv[1:])
-    parser = Parser(prog="python -m cmg.checkpoints", description="Describe a pretraining checkpoint, published or ours.",
-                    epilog="python -m cmg.checkpoints export FILE --out DIR writes its encoder as safetensors")
-    parser.add_argument("file", type=Path)
+    parser = Parser(prog="python -m cmg.checkpoints", description="Describe a pretraining checkpoint.",
+                    epilog="python -m cmg.checkpoints export FILE --out DIR exports its encoder as safetensors.")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     print("\n".join(describe(parser.parse_args(argv).file)))
 
 
 def _export(argv):
-    parser = Parser(prog="python -m cmg.checkpoints export", description="Write a checkpoint's encoder for others: "
-                    "safetensors, config.json and a model card.")
+    parser = Parser(prog="python -m cmg.checkpoints export", description="Export a checkpoint's encoder for sharing, "
+                    "as safetensors with config.json and a model card.")
     parser.add_argument("file", type=Path, help="checkpoint, published or ours")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl for the model card")
+    parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     for path in export(options.file, options.out, options.results):

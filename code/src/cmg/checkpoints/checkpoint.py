@@ -1,10 +1,9 @@
-"""Checkpoints: published files in, published files out, and everything else that a run needs to resume.
+"""Checkpoints, compatible with published files in both directions, and complete for resuming a run.
 
-A file is a dict of the published sections (cmg/systems/state_dicts/rules.py), the published optimiser sections, `epoch`,
-`total_step`, and what only our program reads: `config` (system and sizes), tensors without a published name, their
-optimiser state, `features` (what the features were made with: cmg/data/origins.py), and `run` (random state, position,
-options). Nothing is stored twice, nothing is left out.
-`python -m cmg.checkpoints FILE` describes a file.
+A file is a dict of the published sections (cmg/systems/state_dicts/rules.py), the published optimizer sections, `epoch`
+and `total_step`. Only our program reads the rest: `config` (system and sizes), tensors without a published name and
+their optimizer state, `features` (origins of the features: cmg/data/origins.py), and `run` (random state, position,
+options). `python -m cmg.checkpoints FILE` describes a file.
 """
 
 import pickle
@@ -29,38 +28,42 @@ from cmg.utils.files import atomic_write
 from cmg.utils.limits import LIMITS
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-STATE = {"Adam": ADAM_STATE, "AdamW": ADAM_STATE, "SGD": ()}      # what torch's optimizers keep of a parameter
-OWN_OPTIMIZER = "own_optimizer"     # Adam's state of parameters without a published name
+STATE = {"Adam": ADAM_STATE, "AdamW": ADAM_STATE, "SGD": ()}      # state per parameter in torch's optimizers
+OWN_OPTIMIZER = "own_optimizer"     # section of the optimizer state of parameters without a published name
 
 
 @dataclass
 class Loaded:
-    """A pretraining file, read and checked."""
+    """A pretraining checkpoint, read and checked."""
 
     path: Path
-    system: object              # cmg.systems.base.System, in the dtype that was asked for
-    unused: dict                # published tensors that nobody reads, kept for writing the file again
-    contents: dict              # the raw file
+    system: object              # cmg.systems.base.System, in the requested dtype
+    unused: dict                # unused published tensors, kept for writing the file again
+    contents: dict              # the raw contents of the file
     epoch: int = -1
     total_step: int = 0
     missing: list = field(default_factory=list)     # sections, and our tensors, that training needs and the file lacks
 
     @property
     def complete(self):
-        """Can training resume from this file?"""
+        """Whether training can resume from this file."""
         return not self.missing
 
     @property
     def feature_origins(self):
-        """modality -> what its features were made with (cmg/data/origins.py); None in our files of before this was kept.
-        Published files do not say it and are taken for what they are: None for every modality."""
+        """Modality -> origin of its features (cmg/data/origins.py), None for every modality of a published file. The
+        property itself is None for our files of earlier versions, which do not contain it."""
         if "config" not in self.contents:
             return dict.fromkeys(self.system.config.modalities)
         return self.contents.get("features")
 
 
 def save(path, contents):
-    """Write a file whole or not at all. Its tensors are on the CPU, so that a machine without a GPU can read them."""
+    """Write a file atomically. Tensors are moved to the CPU, so that machines without a GPU can read them.
+
+    Raises:
+        InputError: the file cannot be written; an existing one is unchanged.
+    """
     path, contents = Path(path), tree_map_only(torch.Tensor, torch.Tensor.cpu, contents)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,13 +89,14 @@ def _place_of_numpy(path):
 
 
 def read(path, mmap=False):
-    """The dict in a checkpoint file, tensors on the CPU. Only plain data is unpickled.
+    """Read the dict in a checkpoint file, with tensors on the CPU. Only plain data is unpickled.
 
     Args:
-        mmap: leave tensors on disk until they are used, to look at the rest of a large file.
+        path: the file.
+        mmap: map tensors from the disk on use, to inspect a large file quickly.
 
     Raises:
-        InputError: no such file, not a checkpoint, truncated, or holding anything but plain data.
+        InputError: the file is absent, truncated, not a checkpoint, or contains other objects than plain data.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,7 +125,14 @@ def read(path, mmap=False):
 
 
 def open_file(path, dtype=torch.float32):
-    """Read a pretraining file, published or ours, into a system; what only training needs may be missing."""
+    """Read a pretraining checkpoint, published or ours, into a system. What only training needs may be missing.
+
+    Returns:
+        Loaded.
+
+    Raises:
+        InputError: the file is damaged, or of another program.
+    """
     contents = read(path)
     try:
         _require_sections(contents)
@@ -155,7 +166,7 @@ def open_file(path, dtype=torch.float32):
 
 
 def config_of(contents):
-    """(class of the system, its config): as the file says, else as its tensors show."""
+    """(class of the system, its config), as stored in the file, or inferred from its tensors."""
     stored = contents.get("config")
     if stored is None:
         return rules.infer_config(contents, list(SYSTEMS.values()))
@@ -168,12 +179,12 @@ def config_of(contents):
     except (AssertionError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"its config is of no {kind.label} ({error}); it was written by another version of this "
+        raise InputError(f"its config is not one of {kind.label} ({error}); it was written by another version of this "
                          "program") from None
 
 
 def _own_tensors(contents, kind, config, state):
-    """Our tensors that have no published name, checked against the system."""
+    """The tensors without a published name, checked against the system."""
     own = contents.get(EXTRA_SECTION, {})
     expected = {name: value for name, value in rules.meta(kind, config).state_dict().items() if name not in state}
     known = {name for tensor in rules.layout(kind, config) for name in tensor.ours}
@@ -186,18 +197,18 @@ def _own_tensors(contents, kind, config, state):
 
 
 def _require_sections(contents):
-    """InputError unless every section of parameters is a dict from names to values, tensors being plain ones."""
+    """Raise InputError unless every section of parameters is a dict from names to values, with plain tensors only."""
     for name, section in contents.items():
         if str(name).endswith("_parameters"):
             if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
-                raise InputError(f"section {name} is no dict from names to tensors")
+                raise InputError(f"section {name} is not a dict from names to tensors")
             for key, value in section.items():
                 if isinstance(value, torch.Tensor):
                     rules.require_plain(f"{name}.{key}", value)
 
 
 def require_sizes(config):
-    """InputError for sizes that no network can have; tensors may have any shape."""
+    """Raise InputError for sizes that no network can have, such as those inferred from damaged tensors."""
     sizes = numbers(config)
     least = min(sizes, key=sizes.get)
     if sizes[least] < 1 or config.code_dim % config.num_heads:
@@ -210,26 +221,27 @@ def require_sizes(config):
 
 
 def _require_memory(kind, config):
-    """InputError where a config claims more parameters than any system has."""
+    """Raise InputError if a config results in more parameters than any system has."""
     with torch.device("meta"):
         count = sum(value.numel() for value in kind(config).state_dict().values())
     if count > LIMITS.parameters:
-        raise InputError(f"its sizes make {count:,} parameters; at most {LIMITS.parameters:,} are built (cmg/utils/limits.py)")
+        raise InputError(f"its sizes make {count:,} parameters; at most {LIMITS.parameters:,} are built "
+                         "(cmg/utils/limits.py)")
 
 
 def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
-    """The frozen encoder of a pretraining file, on `device`; `zero_code0`: see cmg.systems.base.FrozenEncoder."""
+    """The FrozenEncoder of a pretraining checkpoint, on `device`; see cmg.systems.base for `zero_code0`."""
     loaded = open_file(path, dtype)
     return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0,
                          loaded.feature_origins).to(device)
 
 
 def untrained_like(encoder, seed):
-    """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
+    """The untrained control: a FrozenEncoder of the same sizes with random weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = encoder.system(encoder.config).encoder
-        for codes in fresh.codebooks:       # codes on the scale of its features, else every second takes one code
+        for codes in fresh.codebooks:       # on the scale of its features, otherwise all seconds get the same code
             codes.normal_()
     like = encoder.codebooks[0]
     return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
@@ -243,17 +255,20 @@ def _sections(system, optimizers):
 
 
 def _published_order(system, names):
-    """Published parameters of an optimizer section, given its groups, in the order in which it numbers them. A section
-    of the file with a parameter of the optimizer belongs to it whole."""
+    """Published tensors of an optimizer section, given the names of its groups, in the order of their numbers in it."""
     tensors = rules.layout(type(system), system.config)
     return [tensor for name in names for tensor in tensors if tensor.section == name and not tensor.is_buffer]
 
 
 def optimizer_sections(system, optimizers):
-    """Optimizer state under the published names and parameter numbers, and that of our own parameters by name.
+    """Optimizer state in published sections, with published parameter numbers, and that of other parameters by name.
 
     Args:
+        system: cmg.systems.base.System.
         optimizers: cmg.training.optim.Optimizers.
+
+    Returns:
+        section -> its contents.
     """
     result, own_state = {}, {}
     for section, (optimizer, names) in _sections(system, optimizers).items():
@@ -264,7 +279,7 @@ def optimizer_sections(system, optimizers):
         numbers = {tensor.ours[0]: number for number, tensor in enumerate(order) if tensor.ours}
         group = next(group for group in optimizer.param_groups if group["name"] == names[0])
         group = {key: value for key, value in group.items() if key not in ("params", "name")}
-        group |= {"fused": None, "foreach": None, "capturable": False}      # choices of this machine, not of the run
+        group |= {"fused": None, "foreach": None, "capturable": False}      # depend on the machine, not on the run
         result[section] = {"state": {number: moved[ours] for ours, number in numbers.items() if ours in moved},
                            "param_groups": [group | {"params": list(range(len(order)))}]}
         own = {ours: state for ours, state in moved.items() if ours not in numbers}
@@ -273,7 +288,11 @@ def optimizer_sections(system, optimizers):
 
 
 def load_optimizers(loaded, optimizers):
-    """Put the file's optimizer sections into `optimizers` (as in `optimizer_sections`)."""
+    """Load the optimizer sections of a file (see `optimizer_sections`) into `optimizers`.
+
+    Raises:
+        InputError: a section is missing, damaged, or of another optimizer.
+    """
     system = loaded.system
     for section, (optimizer, names) in _sections(system, optimizers).items():
         parameters = {ours: p for name in names for ours, p in optimizers.groups[name].parameters.items()}
@@ -296,7 +315,7 @@ def load_optimizers(loaded, optimizers):
 
 
 def _load_state(optimizer, parameter, stored, what):
-    """Give a parameter its stored state.
+    """Load the optimizer state of one parameter; `what` names it in messages.
 
     Raises:
         InputError: damaged, or of another kind of optimizer.
@@ -311,17 +330,24 @@ def _load_state(optimizer, parameter, stored, what):
         value = torch.as_tensor(value, dtype=torch.float32) if key == "step" else value
         if not rules.is_plain(value) or value.shape != (() if key == "step" else parameter.shape):
             raise InputError(f"{what} has another shape or kind; it is damaged: this file cannot be resumed")
-        # laid out in memory as the parameter is: the fused kernels walk through both side by side
+        # in the memory format of the parameter, because the fused kernels iterate over both in parallel
         state[key] = value.to(parameter.device if on_device else "cpu", copy=True) if key == "step" else \
             torch.empty_like(parameter.detach()).copy_(value)
     optimizer.state[parameter] = state
 
 
-def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32,
-         feature_origins=None):
-    """The dict of a pretraining file: published sections in `dtype`, optimizers, position, config, our `run` state, and
-    `features`, modality -> what they were made with (`feature_origins`), where that is known. Without optimizers (None)
-    it is a file of weights alone."""
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, feature_origins=None):
+    """The contents of a pretraining checkpoint.
+
+    Args:
+        system: cmg.systems.base.System.
+        optimizers: cmg.training.optim.Optimizers, or None for a file of weights only.
+        unused: `Loaded.unused` of the file that training started from, else {}.
+        epoch, total_step: last completed epoch, and number of steps taken.
+        run_state: plain data, stored as `run`.
+        dtype: dtype of the tensors.
+        feature_origins: modality -> origin of its features (cmg/data/origins.py); None if unknown.
+    """
     state = system.state_dict()
     contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
     own = {name: rules.stored(state[name], dtype) for name in rules.own_names(system)}
@@ -332,12 +358,12 @@ def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.f
 
 
 def config_to_dict(system):
-    """What `config_of` reads, as plain values."""
+    """The entry that `config_of` reads, as plain values."""
     return {"system": system.name} | system.config.to_dict()
 
 
 def describe(path):
-    """What a file is, as lines of text."""
+    """Description of a checkpoint, as a list of lines."""
     loaded = open_file(path, torch.float64)
     system = loaded.system
     config, tensors = system.config, rules.layout(type(system), system.config)
@@ -358,13 +384,13 @@ def describe(path):
              f"stored as       {', '.join(dtypes)}",
              f"parameters      {sum(stored):,}",
              f"missing         {', '.join(loaded.missing) or 'nothing: training can resume from it'}",
-             f"dead tensors    {len(dead)} (stored, read by nobody)"]
+             f"unused tensors  {len(dead)} (stored, without effect)"]
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")
     for suffix, codebook in system.codebooks.items():
         recent = int(((codebook.unactivated_count >= 0) & (codebook.unactivated_count < 100)).sum())
         lines.append(f"codebook{suffix.replace('_', ' '):<8}{recent} of {len(codebook.embedding)} codes used or "
-                     "re-drawn in the last 100 passes, perplexity of the moving counts "
+                     "reset in the last 100 passes, perplexity of the moving counts "
                      f"{code_perplexity(codebook):.1f}, "
                      f"{int((codebook.embedding.norm(dim=1) < 1e-6).sum())} codes at zero")
     return lines

@@ -1,5 +1,5 @@
-"""The encoder that a name stands for: a checkpoint of torch.save, a folder that somebody shares (safetensors and
-config.json, written by cmg/report/export.py), or the name of such a folder on the Hugging Face hub."""
+"""Load an encoder from a checkpoint, from an exported folder (safetensors and config.json, written by
+cmg/report/export.py), or from the Hugging Face hub."""
 
 import json
 import re
@@ -24,39 +24,39 @@ EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".
 
 
 def locate(source, revision=None):
-    """The file of weights that a name stands for, on this machine.
+    """The local file with the weights of an encoder.
 
     Args:
-        source: a checkpoint file, a folder that `export` wrote, its file of weights, or a name on the hub such as
-            "somebody/dcid", which is downloaded once.
-        revision: on the hub: branch, tag or commit.
+        source: a checkpoint, an exported folder, its file of weights, or a name on the hub such as "somebody/dcid",
+            which is downloaded once.
+        revision: branch, tag or commit on the hub.
 
     Raises:
-        InputError: nothing of this name.
+        InputError: not found.
     """
     path = Path(source)
     if path.is_dir():
         return path / WEIGHTS
     if path.exists() or path.suffix in (".pt", ".pth", ".safetensors") or not HUB_NAME.fullmatch(str(source)):
         return path
-    from huggingface_hub import snapshot_download  # here, because it takes a second that most calls need not wait
+    from huggingface_hub import snapshot_download  # here, because importing it takes a second
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
-    except Exception as error:              # its errors are of many libraries: no network, no such name, no right
-        raise InputError(f"{source}: no such file or folder, and the hub does not give it ({type(error).__name__}: "
+    except Exception as error:              # errors of several libraries: no network, no such name, no permission
+        raise InputError(f"{source}: no such file or folder, and not available on the hub ({type(error).__name__}: "
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
 def load_encoder(source, device="cpu", dtype=torch.float32, zero_code0=False, revision=None):
-    """The frozen encoder that a name stands for.
+    """Load a FrozenEncoder (cmg/systems/base.py).
 
     Args:
         source, revision: see `locate`.
         device, dtype: of the encoder.
-        zero_code0: see cmg.systems.base.FrozenEncoder.
+        zero_code0: see FrozenEncoder.
 
     Raises:
-        InputError: no such file, or a damaged one.
+        InputError: not found, or damaged.
     """
     path = locate(source, revision)
     if path.suffix == ".safetensors":
@@ -65,14 +65,14 @@ def load_encoder(source, device="cpu", dtype=torch.float32, zero_code0=False, re
 
 
 def _read(path, dtype, zero_code0):
-    """The encoder of an exported folder, given its file of weights."""
+    """The FrozenEncoder of an exported folder, given its file of weights."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as python -m "
                          "cmg.checkpoints export writes them")
     about = _config(path.with_name(CONFIG))
     if files.sha256(path) != about["weights_sha256"]:
-        raise InputError(f"{path}: not the weights that {CONFIG} beside it was written with (SHA-256 differs); "
-                         "download or export both again")
+        raise InputError(f"{path}: not the weights that {CONFIG} belongs to (SHA-256 differs); download or export both "
+                         "again")
     try:
         kind, config = checkpoint.config_of({"config": about["config"]})
         checkpoint.require_sizes(config)
@@ -81,7 +81,7 @@ def _read(path, dtype, zero_code0):
     try:
         state = {_current_name(name): value for name, value in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a file of safetensors ({error}); download or export it again") from error
+        raise InputError(f"{path}: not a safetensors file ({error}); download or export it again") from error
     with torch.device("meta"):
         encoder = kind(config).encoder
     expected = encoder.state_dict()
@@ -106,7 +106,7 @@ def _current_name(name):
 
 
 def _config(path):
-    """What config.json says, checked."""
+    """The contents of config.json, checked."""
     try:
         if path.stat().st_size > LIMITS.record_bytes:
             raise ValueError("larger than any that this program writes")
@@ -118,6 +118,6 @@ def _config(path):
         about["weights_sha256"]
         origins.require_descriptions(about.get("features"), path)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: no description of an exported encoder ({type(error).__name__}: "
+        raise InputError(f"{path}: not a config of an exported encoder ({type(error).__name__}: "
                          f"{str(error)[:100]}); export or download it again") from error
     return about

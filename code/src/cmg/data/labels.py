@@ -1,4 +1,4 @@
-"""Label tensors: (T, C+1) of 0 and 1, column order = class list, LAST column = background (released loaders)."""
+"""Label tensors (T, C+1) of 0 and 1: columns in the order of the class list, background last (published loaders)."""
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ def single_event(label, mask, num_classes):
     """Labels of clips with one class each.
 
     Args:
-        label: class index of each clip, (N,) or a number.
+        label: class index of each clip, (N,), or a single one.
         mask: (N, T) or (T,), 1 in the seconds of the event.
         num_classes: C.
+
     Returns:
         float32 (N, T, C+1) or (T, C+1); background is 1 outside the event.
     """
@@ -27,12 +28,13 @@ def multi_event(events, num_classes, seconds):
     """Labels of one clip with several events, which may overlap and repeat.
 
     Args:
-        events: list of (class index, onset, offset) in seconds; second t belongs to an event where onset <= t < offset,
-            so that an empty or reversed interval adds nothing.
+        events: list of (class index, onset, offset) in seconds; second t belongs to an event if onset <= t < offset, so
+            that an empty or reversed interval adds nothing.
         num_classes: C.
         seconds: T.
+
     Returns:
-        float32 (T, C+1); background is 1 where no event is.
+        float32 (T, C+1); background is 1 in seconds without an event.
     """
     result = np.zeros((seconds, num_classes + 1), np.float32)
     t = np.arange(seconds)
@@ -43,24 +45,25 @@ def multi_event(events, num_classes, seconds):
 
 
 def parse_times(path, name, text):
-    """Comma-joined times in seconds -> list of float; InputError names the clip and the value."""
+    """Parse comma-separated times in seconds to a list of float; InputError names the clip and the value."""
     try:
         times = [float(part) for part in text.split(",")]
     except ValueError:
         times = [np.nan]
     if not np.isfinite(times).all():
-        raise InputError(f"{path}: {name} has the times '{text[:60]}'; comma-joined seconds are expected; mend the "
+        raise InputError(f"{path}: {name} has the times '{text[:60]}'; expected comma-separated seconds; correct the "
                          "line")
     return times
 
 
 def clip_class(labels):
-    """Class of each clip: arg max over the C foreground columns of each second, then the maximum over time.
+    """Class of each clip: argmax over the C foreground columns of each second, then the maximum over time.
 
-    A second without foreground gives 0; where two classes occur, the higher index wins (released programs).
+    As in the published programs, a second without an event gives 0, and among several classes the highest index wins.
 
     Args:
-        labels: (..., T, C+1), array or tensor, last column background.
+        labels: (..., T, C+1), array or tensor, background last.
+
     Returns:
         (...) int64 tensor, on the device of the labels.
     """

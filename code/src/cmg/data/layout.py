@@ -1,7 +1,7 @@
-"""Every file of the published data sets, relative to the data root, as the published data package unpacks.
+"""Paths of all files of the published data sets, relative to the data root, as in the published data package.
 
-A file elsewhere is named in configs/opts.py, by `--path NAME=FILE`, or by an environment variable (vggsound.csv by
-CMG_VGGSOUND_CSV, and so on).
+Other paths can be set in configs/opts.py, with `--path NAME=FILE`, or with an environment variable (CMG_VGGSOUND_CSV
+for vggsound.csv, and so on).
 """
 
 DATA_PATHS = {

@@ -1,13 +1,12 @@
-"""Class prompts as word vectors: computed once, kept in one HDF5 file, read by all loaders.
+"""Class prompts as word vectors: computed once, stored in one HDF5 file, and read by all loaders.
 
-A run knows a few hundred different sentences, so BERT runs once (`prepare.py text`) and never in a loader. This file is
+A run uses a few hundred different sentences, so BERT runs once (`prepare.py text`) and not in the loaders. This file is
 valid Python 3.7 and needs only NumPy and h5py, because the bert-embedding exporter runs it in an old environment.
 
-The file: attributes `format`, `backend`, `model`, `width` (numbers of a vector: 768 of BERT, any of others),
-`text_vocabulary`, `unit` ("words" or "pieces"), `prompts_file`; per sentence `labels`, `prompts`, `vectors`
-(N, 10, width) as the encoder gets them; per word or piece `words`,
-`word_sentence`, `word_index` (of a word: position in the vocabulary of bert-embedding, 0 = no entry of its own; of a
-piece: in BERT's), `word_kept`, `word_reason`, `word_vectors` (W, width).
+Attributes of the file: `format`, `backend`, `model`, `width` (of the vectors, 768 for BERT), `text_vocabulary`, `unit`
+("words" or "pieces"), `prompts_file`. Per sentence: `labels`, `prompts`, `vectors` (N, 10, width) as the encoder gets
+them. Per word or piece: `words`, `word_sentence`, `word_index` (index of a word in the vocabulary of bert-embedding, 0
+if it has none, or of a piece in BERT's vocabulary), `word_kept`, `word_reason`, `word_vectors` (W, width).
 """
 
 import io
@@ -26,16 +25,16 @@ FORMAT = "cmg-text-1"
 WORDS = 10                              # the encoder takes the first ten kept words
 VOCABULARIES = ("all", "cnt")
 KEPT = "kept"
-# GluonNLP moved the special tokens of Google's vocab.txt to the front by swaps; all other entries kept their place.
+# GluonNLP swapped the special tokens of Google's vocab.txt to the front; all other entries have the same index.
 GLUON_SPECIALS = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4,
                   "[unused0]": 100, "[unused1]": 101, "[unused2]": 102, "[unused3]": 103}
 
 
 class Sentence:
-    """One encoded prompt: its words, their vectors (n, width) and their vocabulary indices (n), 0 for none.
+    """One encoded prompt: its words, their vectors (n, width) and their vocabulary indices (n), 0 if there is none.
 
-    A word is what bert-embedding calls one: the pieces of a word glued together again, its vector their mean. With
-    `is_pieces` the pieces themselves take the place of words, with their indices in BERT's own vocabulary.
+    As in bert-embedding, a word is its pieces joined, and its vector their mean. With `is_pieces` the words are the
+    pieces themselves, with their indices in BERT's own vocabulary.
     """
 
     def __init__(self, words, vectors, indices, is_pieces=False):
@@ -45,10 +44,10 @@ class Sentence:
 
 
 def word_index(word, vocabulary):
-    """Index of a word in bert-embedding's (GluonNLP) vocabulary order; 0, the index of [UNK], for any other string.
+    """Index of a word in the vocabulary order of bert-embedding (GluonNLP); 0, the index of [UNK], if it has none.
 
     Args:
-        word: a token, lower case.
+        word: a token in lower case.
         vocabulary: token -> line number of BERT's vocab.txt.
     """
     return GLUON_SPECIALS[word] if word in GLUON_SPECIALS else vocabulary.get(word, 0)
@@ -60,25 +59,23 @@ def read_vocabulary(path):
         with open(str(path), encoding="utf-8") as file:
             tokens = [line.rstrip("\r\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); the vocab.txt of bert-base-uncased is expected; pass its "
-                         "file or a "
-                         "tokenizer's folder with --vocab") from None
+        raise InputError(f"{path}: cannot be read ({error}); expected the vocab.txt of bert-base-uncased; pass that "
+                         "file or a tokenizer's folder with --vocab") from None
     while tokens and not tokens[-1]:
         tokens.pop()
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
         raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token occurs "
-                         "twice); the vocab.txt "
-                         "of bert-base-uncased is expected; get it from the model's page")
+                         "twice); expected the vocab.txt of bert-base-uncased; get it from the model's page")
     return {token: k for k, token in enumerate(tokens)}
 
 
 def word_reasons(sentence, text_vocabulary, counts=None):
-    """Why each word is kept or dropped: `KEPT` or a reason in words.
+    """Why each word is kept or dropped: `KEPT`, or a reason as text.
 
     Args:
         sentence: a Sentence.
-        text_vocabulary: "all" keeps every word; "cnt" drops what is not in `counts`, as published.
-        counts: the word list, vocabulary index -> dense index, for "cnt"; a dense index of 0 stands for unknown.
+        text_vocabulary: "all" keeps every word, "cnt" drops those that are not in `counts`, as published.
+        counts: the word list for "cnt", vocabulary index -> dense index; a dense index of 0 stands for unknown.
     """
     reasons, kept = [], 0
     for word, index in zip(sentence.words, sentence.indices):
@@ -99,7 +96,7 @@ def word_reasons(sentence, text_vocabulary, counts=None):
 
 
 def read_prompts(path, flag="--path"):
-    """A prompts csv: dict label -> sentence, in file order; the first row of a label counts (released loader)."""
+    """Read a prompts csv: dict label -> sentence, in file order. As published, the first row of a label counts."""
     table = read_table(path, ("label", "prompt"), flag=flag)
     prompts = {}
     for label, prompt in zip(table["label"], table["prompt"]):
@@ -109,32 +106,34 @@ def read_prompts(path, flag="--path"):
 
 def write_text_features(path, prompts, sentences, backend, model="", text_vocabulary="all", counts_file=None,
                         prompts_file="", unit="words"):
-    """Write the text feature file; an older one is replaced only when the new one is whole.
+    """Write the text feature file atomically.
 
     Args:
         path: file to write, *.h5.
         prompts: dict label -> sentence.
         sentences: a Sentence for each of them, in the same order.
-        backend: name of what made the vectors: "transformers", "bert-embedding", "hashing".
+        backend: source of the vectors: "transformers", "bert-embedding" or "hashing".
         model: folder or name of the model.
         text_vocabulary: "all" or "cnt".
         counts_file: word list (cnt.pkl) for "cnt".
-        prompts_file: where the sentences came from.
-        unit: "words", or "pieces" where the sentences are of pieces.
+        prompts_file: source of the sentences.
+        unit: "words" or "pieces".
+
     Returns:
-        labels of the sentences that have no kept word; their vectors are zeros.
+        Labels of the sentences without any kept word, whose vectors are zero.
+
     Raises:
-        InputError: unknown vocabulary, no words at all, vectors of several widths or not finite, a file that cannot be
+        InputError: unknown vocabulary, no words at all, vectors of several widths or not finite, or the file cannot be
             written.
     """
     if text_vocabulary not in VOCABULARIES:
-        raise InputError(f"text vocabulary '{text_vocabulary}'; one of {', '.join(VOCABULARIES)} is expected; see "
+        raise InputError(f"text vocabulary '{text_vocabulary}'; expected one of {', '.join(VOCABULARIES)}; see "
                          "--text_vocabulary")
     counts = read_counts(counts_file) if text_vocabulary == "cnt" else None
     widths = sorted({sentence.vectors.shape[1] for sentence in sentences if sentence.words})
     if len(widths) != 1:
-        raise InputError(f"{model or backend}: word vectors of {' and '.join(map(str, widths)) or 'no'} numbers; one "
-                         "width for all words of all prompts is expected; check the prompts and the model")
+        raise InputError(f"{model or backend}: word vectors of {' and '.join(map(str, widths)) or 'no'} numbers; "
+                         "expected one width for all words of all prompts; check the prompts and the model")
     width = widths[0]
     vectors = np.zeros((len(prompts), WORDS, width), np.float32)
     rows = {"words": [], "word_sentence": [], "word_index": [], "word_kept": [], "word_reason": []}
@@ -166,7 +165,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         file["word_index"] = np.array(rows["word_index"], np.int32)
         file["word_kept"] = np.array(rows["word_kept"], bool)
         file["word_vectors"] = np.concatenate(words)
-    with atomic_output(path, remedy="choose another place with --out or --path") as file:
+    with atomic_output(path, remedy="choose another path with --out or --path") as file:
         file.write(content.getvalue())
     return empty
 
@@ -179,52 +178,57 @@ class TextFeatures:
     """Word vectors by class label or sentence.
 
     Args:
-        path: file made by `prepare.py text`.
+        path: file written by `prepare.py text`.
+
     Raises:
-        InputError: no such file, another format, wrong shapes or values that are not finite.
+        InputError: the file is absent, of another format, or has wrong shapes or values that are not finite.
     """
 
     def __init__(self, path):
         self.path = path
         remedy = "make it with `python prepare.py text`"
         if not os.path.exists(str(path)):
-            raise InputError(f"{path}: not found; word vectors of the prompts are expected; {remedy}")
+            raise InputError(f"{path}: not found; expected word vectors of the prompts; {remedy}")
         try:
             self._read(path)
         except InputError as error:
             raise InputError(f"{error}; {remedy}") from None
         if not np.isfinite(self.vectors).all():
-            raise InputError(f"{path}: vectors that are NaN or infinite; finite numbers are expected; {remedy}")
+            raise InputError(f"{path}: vectors that are NaN or infinite; expected finite numbers; {remedy}")
         self._row = {prompt: k for k, prompt in enumerate(self.prompts)}
         self._row.update((label, k) for k, label in enumerate(self.labels))
 
     def _read(self, path):
-        """Everything of the file, checked; InputError says what is wrong."""
+        """Read and check the contents of the file; InputError if they are invalid."""
         with open_hdf5(path) as file, reading(path, "word vectors of the prompts"):
             if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path}: format '{str(file.attrs.get('format'))[:40]}'; a text feature file "
-                                 f"({FORMAT}) is expected")
+                raise InputError(f"{path}: format '{str(file.attrs.get('format'))[:40]}'; expected a text feature file "
+                                 f"({FORMAT})")
             self.backend = str(file.attrs["backend"])
             self.text_vocabulary = str(file.attrs["text_vocabulary"])
             self.unit = str(file.attrs.get("unit", "words"))
             vectors = hdf5_array(file, "vectors", "f", 3)
             labels, prompts = (hdf5_array(file, name, "OS", 1) for name in ("labels", "prompts"))
             if not len(vectors) == len(labels) == len(prompts) or 0 in vectors.shape:
-                raise InputError(f"{path}: vectors {vectors.shape} of {len(labels)} labels; (labels, words, width) are "
-                                 "expected")
+                raise InputError(f"{path}: vectors {vectors.shape} of {len(labels)} labels; expected (labels, words, "
+                                 "width)")
             self.labels, self.prompts = texts(labels), texts(prompts)
             self.vectors = vectors[:].astype(np.float32)
 
     def __getitem__(self, key):
-        """Word vectors (L, W) float32 of a class label or of a sentence; zero rows after its kept words."""
+        """Word vectors (L, W) float32 of a class label or a sentence, padded with zeros."""
         return self.vectors[self.indices([key])[0]]
 
     def indices(self, keys):
-        """Rows of `vectors` for labels or sentences; InputError names those without."""
+        """Rows of `vectors` for labels or sentences.
+
+        Raises:
+            InputError: there is no prompt for one of them.
+        """
         unknown = sorted(set(keys) - set(self._row))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; one for each class is expected; "
+            raise InputError(f"{self.path}: no prompt for '{unknown[0][:60]}'{more}; expected one for each class; "
                              "add it to the prompts csv and run `python prepare.py text` (with --manifest CSV for a "
                              "list of your own)")
         return [self._row[key] for key in keys]

@@ -1,4 +1,4 @@
-"""Retrieval of whole clips by captions and back, without a head (FCID, ACL 2025 Findings): cosine of clip codes."""
+"""Retrieval between clips and captions without a head, by cosine similarity of clip codes (FCID, ACL 2025 Findings)."""
 
 import time
 from dataclasses import dataclass
@@ -15,41 +15,40 @@ from cmg.results import rows as results
 from cmg.utils.settings import positive, setting
 
 RANKS = (1, 5, 10, 50)           # of R@k
-ROWS = 512                       # queries compared at once; bounds memory, changes no figure
+ROWS = 512                       # queries compared at once; limits memory
 
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """What is measured, and with which control."""
+    """Settings of the measurement."""
 
-    seeds: tuple = setting((43,), "seed of the untrained-encoder control", flags=("--seed",), type=int, nargs=1)
-    test_batch_size: int = setting(80, "clips and captions encoded at a time", type=positive)
-    no_control: bool = setting(False, "skip the untrained-encoder control")
-    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
-                               "MICU")
+    seeds: tuple = setting((43,), "seed of the untrained control", flags=("--seed",), type=int, nargs=1)
+    test_batch_size: int = setting(80, "clips and captions per batch", type=positive)
+    no_control: bool = setting(False, "skip the untrained control")
+    zero_code0: bool = setting(False, "set code 0 of every codebook to zero, as in the published evaluation of MICU")
     protocol: str = "default"
 
 
 @dataclass
-class Placed:
-    """Where the first right answer of each query stands: (Q,) numbers of candidates.
+class RankCounts:
+    """Numbers of candidates (Q,) that determine the rank of each query's first right answer.
 
     Attributes:
-        better: more similar than the most similar right answer.
-        tied: exactly as similar as it, itself included; in random order.
-        right: right answers among the tied.
+        better: candidates that are more similar than the most similar right answer.
+        tied: candidates that are exactly as similar, including itself; they are ranked in random order.
+        right: right answers among the tied candidates.
     """
 
     better: Tensor
     tied: Tensor
     right: Tensor
 
-    def figures(self):
-        """{"r@k", "median_rank", "mean_rank"}: expected values over the order of ties; ranks from 1."""
+    def metrics(self):
+        """{"r@k", "median_rank", "mean_rank"}, as expected values over the order of ties; ranks start at 1."""
         better, tied, right = (x.double() for x in (self.better, self.tied, self.right))
         found = {}
         for k in RANKS:
-            taken = (k - better).clamp(min=0).minimum(tied)             # of the tied, those among the first k
+            taken = (k - better).clamp(min=0).minimum(tied)             # tied candidates among the first k
             wrong = tied - right
             missed = torch.exp(_log_choose(wrong, taken.minimum(wrong)) - _log_choose(tied, taken))
             found[f"r@{k}"] = float(100 * (1 - torch.where(taken > wrong, 0.0, missed)).mean())
@@ -58,15 +57,15 @@ class Placed:
 
 
 def _log_choose(n, k):
-    """Log of the binomial coefficient."""
+    """Logarithm of the binomial coefficient."""
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
-def place(queries, candidates, is_right):
-    """`Placed` of unit vectors (Q, D) among candidates (C, D).
+def rank(queries, candidates, is_right):
+    """`RankCounts` of queries (Q, D) among candidates (C, D), all unit vectors.
 
     Args:
-        is_right: (first, last) query -> (n, C) bool, at least one right answer a query.
+        is_right: (start, stop) of the queries -> (n, C) bool, with at least one right answer per query.
     """
     parts = []
     for first in range(0, len(queries), ROWS):
@@ -75,31 +74,34 @@ def place(queries, candidates, is_right):
         best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         tied = similarity == best
         parts.append(torch.stack([(similarity > best).sum(1), tied.sum(1), (tied & right).sum(1)]))
-    return Placed(*torch.cat(parts, 1))
+    return RankCounts(*torch.cat(parts, 1))
 
 
 def both_ways(clips, captions, owner):
-    """Figures of clip -> caption, the best-ranked caption counting, and of caption -> clip: {"clip", "caption"}.
+    """Metrics of retrieval from clips to captions (the best-ranked caption counts) and from captions to clips.
 
     Args:
         clips, captions: unit vectors (N, D), (C, D).
-        owner: (C,) the clip of each caption.
+        owner: (C,) index of the clip of each caption.
+
+    Returns:
+        {"clip", "caption"} by kind of the query -> metrics.
     """
     numbers = torch.arange(len(clips), device=owner.device)
-    return {"clip": place(clips, captions, lambda a, b: owner == numbers[a:b, None]).figures(),
-            "caption": place(captions, clips, lambda a, b: owner[a:b, None] == numbers).figures()}
+    return {"clip": rank(clips, captions, lambda a, b: owner == numbers[a:b, None]).metrics(),
+            "caption": rank(captions, clips, lambda a, b: owner[a:b, None] == numbers).metrics()}
 
 
 def chance(num_clips, owner):
-    """What `both_ways` gives where everything is equally similar."""
+    """The result of `both_ways` if everything is equally similar."""
     counts, clips = owner.bincount(minlength=num_clips), torch.full_like(owner, num_clips)
-    return {"clip": Placed(torch.zeros_like(counts), torch.full_like(counts, len(owner)), counts).figures(),
-            "caption": Placed(torch.zeros_like(owner), clips, torch.ones_like(owner)).figures()}
+    return {"clip": RankCounts(torch.zeros_like(counts), torch.full_like(counts, len(owner)), counts).metrics(),
+            "caption": RankCounts(torch.zeros_like(owner), clips, torch.ones_like(owner)).metrics()}
 
 
 @torch.no_grad()
 def vectors(encoder, dataset, modality, batch_size, workers=0):
-    """Unit vectors (N, head_dim) of the clips of a `cmg.data.sets.captions.Captions`, or ("text") of its captions."""
+    """Unit vectors (N, head_dim) of the clips of a cmg.data.sets.captions.Captions, or of its captions ("text")."""
     device = encoder.codebooks[0].device
     if modality == "text":
         starts = range(0, len(dataset.owner), batch_size)
@@ -115,15 +117,16 @@ def vectors(encoder, dataset, modality, batch_size, workers=0):
 
 
 def evaluate(dataset, pretrained, settings, output, workers=0):
-    """Every modality of the clips against their captions, both ways.
+    """Measure retrieval between every modality of the clips and their captions, in both directions.
 
     Args:
         dataset: cmg.data.sets.captions.Captions.
         pretrained: cmg.downstream.task.Pretrained, of text and the clips' modalities.
         settings: RetrievalSettings.
-        output: results.Output.
+        output: cmg.results.rows.Output.
+
     Returns:
-        Result lines (cmg/results/rows.py), task "clip_retrieval", appended to the results file as well.
+        Result lines (cmg/results/rows.py) of the task "clip_retrieval", which are also appended to the results file.
     """
     start, rows = time.monotonic(), []
     encoders = run.with_control(pretrained.encoder, settings)
@@ -136,11 +139,11 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
         found = {m: vectors(encoder, dataset, m, settings.test_batch_size, workers)
                  for m in ("text", *dataset.modalities)}
         for modality in dataset.modalities:
-            figures = both_ways(found[modality], found["text"], owner)
+            measured = both_ways(found[modality], found["text"], owner)
             for (query, direction), metric in product(
                     (("clip", (modality, "text")), ("caption", ("text", modality))), guess["clip"]):
                 rows.append(run.line(
-                    "clip_retrieval", dataset.name, direction, metric, figures[query][metric], epoch=0,
+                    "clip_retrieval", dataset.name, direction, metric, measured[query][metric], epoch=0,
                     selection="last", chance=guess[query][metric], seed=settings.seeds[0], control=control,
                     variant=variant, choice=None))
     about = run.describe(pretrained, settings.protocol, start, output)

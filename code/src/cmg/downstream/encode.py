@@ -1,4 +1,4 @@
-"""Codes of a dataset from frozen encoders, each dataset read once; and whether an encoder fits a dataset."""
+"""Encode datasets with frozen encoders, reading each dataset once; and check that an encoder fits a dataset."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -17,22 +17,22 @@ from cmg.utils.errors import InputError
 
 @dataclass
 class EncodedSplit:
-    """One part of a dataset, in one modality, as the frozen encoder gives it: few different codes, many seconds."""
+    """The codes of a split of a dataset in one modality: a table of the few different codes, and a row per second."""
 
-    table: Tensor                # (U, D) the different codes that occur
-    numbers: Tensor              # (U,) int64, their numbers in the codebook; (U, L) where there are L codebooks
-    rows: Tensor                 # (N, T) int64, which row of the table each second has
-    labels: Tensor               # (N, T, C + 1) of 0 and 1, last column background; retrieval: sounds (N, T, 128)
-    mask: Tensor = None          # (N, T) bool, under --padding mask (cmg/models/masking.py); text has none
+    table: Tensor                # (U, D) different codes that occur
+    numbers: Tensor              # (U,) int64 indices in the codebook; (U, L) with L codebooks
+    rows: Tensor                 # (N, T) int64 row in the table of each second
+    labels: Tensor               # (N, T, C + 1) of 0 and 1, background last; retrieval: audio features (N, T, 128)
+    mask: Tensor = None          # (N, T) bool, with --padding mask (cmg/models/masking.py); text has none
 
     def __len__(self):
         return len(self.rows)
 
     @classmethod
     def of(cls, vectors, indices, labels, mask=None):
-        """From every second's quantised vector (N, T, D) and code number (N, T) or (N, T, L).
+        """Build the table from the quantized vectors (N, T, D) and code indices (N, T) or (N, T, L) of all seconds.
 
-        Seconds that are not `mask` get the code of the clip's first one: none occurs on their account.
+        Padded seconds get the code of the clip's first second, so that they add no codes to the table.
         """
         if mask is not None:
             where = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), 0)
@@ -41,44 +41,44 @@ class EncodedSplit:
         numbers, rows = indices.flatten(0, 1).unique(dim=0, return_inverse=True)
         flat = vectors.flatten(0, 1)
         table = flat.new_empty(len(numbers), flat.shape[-1])
-        table[rows] = flat                      # all seconds of one code have one vector, but for rounding
+        table[rows] = flat                      # all seconds of one code have the same vector, up to rounding
         assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
         return cls(table, numbers, rows.view(vectors.shape[:2]), labels, mask)
 
     def select(self, channels):
-        """The same seconds with some channels of their codes, (S,) int64; None keeps all."""
+        """Copy with only some `channels` of the codes, (S,) int64; None keeps all."""
         return self if channels is None else replace(self, table=self.table[:, channels])
 
     def of_clips(self, keep):
-        """Some of the clips: their numbers (n,) or a mask (N,)."""
+        """Copy with only some of the clips, given by indices (n,) or a mask (N,)."""
         return replace(self, rows=self.rows[keep], labels=self.labels[keep],
                        mask=None if self.mask is None else self.mask[keep])
 
     @property
     def indices(self):
-        """(N, T) or (N, T, L) code numbers."""
+        """Code indices (N, T) or (N, T, L)."""
         return self.numbers[self.rows]
 
     @cached_property
     def clip_classes(self):
-        """(N,) int64 class of each clip."""
+        """Class of each clip, (N,) int64."""
         return clip_class(self.labels)
 
 
 def check_modality(encoder, modality, checkpoint):
-    """InputError unless the encoder was pretrained on a modality."""
+    """Raise InputError unless the encoder was pretrained on a modality; `checkpoint` is for the message."""
     if modality not in encoder.config.modalities:
-        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} is asked "
-                         "for; choose other directions or a checkpoint with this modality")
+        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} was "
+                         "requested; choose other directions or a checkpoint with this modality")
 
 
 def check_fit(encoder, dataset, modality, checkpoint):
-    """InputError unless the encoder takes what the dataset holds; one clip is read.
+    """Raise InputError unless the encoder accepts the features of a dataset, of which one clip is read.
 
     Args:
-        encoder: a frozen encoder (cmg/checkpoints/checkpoint.py).
+        encoder: FrozenEncoder (cmg/systems/base.py).
         dataset: items are dicts of arrays.
-        modality: name of one.
+        modality: name of a modality.
         checkpoint: name for the message.
     """
     check_modality(encoder, modality, checkpoint)
@@ -89,7 +89,8 @@ def check_fit(encoder, dataset, modality, checkpoint):
 
 
 def check_shape(encoder, modality, shape, name, checkpoint):
-    """InputError unless the encoder takes features of this shape (cmg/models/config.py) of data with this name."""
+    """Raise InputError unless the encoder accepts features of this shape (cmg/models/config.py); `name` and
+    `checkpoint` are for the message."""
     if not encoder.config.fits(modality, shape):
         raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
                          f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
@@ -97,39 +98,39 @@ def check_shape(encoder, modality, shape, name, checkpoint):
 
 
 def seconds_of(encoder, modality, mask):
-    """The mask of a modality's codes, given that of the clips' seconds; tokens have none."""
+    """The mask of a modality's codes, given the mask of the clips' seconds; None for tokens."""
     return None if mask is None or encoder.config.kind(modality) == "tokens" else mask
 
 
 @torch.no_grad()
 def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, workers=0, precision="float32",
           training=False):
-    """Codes of a dataset, read once for all encoders and modalities.
+    """Encode a dataset, which is read once for all encoders and modalities.
 
     Args:
-        encoders: name -> frozen encoder, for example {None: pretrained, "untrained": control}, all on one device.
+        encoders: name -> FrozenEncoder, for example {None: pretrained, "untrained": control}, all on one device.
         dataset: items are dicts of arrays with the modalities and the labels.
-        modalities: those to encode.
-        labels: which entry of an item goes with the codes as it is.
-        batch_size, workers: of the DataLoader; they change no figure.
+        modalities: modalities to encode.
+        labels: entry of the items that is stored as labels.
+        batch_size, workers: of the DataLoader; they do not affect the results.
         precision: "bf16" runs the encoders under autocast.
-        training: leave dropout on (protocol="released"); the codebooks never change.
+        training: keep dropout on (protocol="released"); the codebooks never change.
 
     Returns:
-        {(name, modality): CodeSet} on the encoders' device.
+        {(name, modality): EncodedSplit} on the encoders' device.
     """
     device = next(iter(encoders.values())).codebooks[0].device
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
     vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
     for encoder in encoders.values():
-        encoder.train(training)                        # of all its parts only dropout knows the difference
+        encoder.train(training)                        # affects dropout only
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
             mask = item["mask"].to(device) if "mask" in item else None
             kept.append(item[labels].to(device))
             if mask is not None:
                 masks.append(mask)
-                if labels != "label":               # sounds, whose mean over time is then that of their own seconds
+                if labels != "label":               # audio features: padding must not change their mean over time
                     kept[-1] = torch.where(mask.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], mask).unsqueeze(1))
             for modality in modalities:
                 x = item[modality].to(device)
@@ -144,5 +145,5 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
         parts = torch.cat(parts)
         parts = parts.float() if parts.dtype == torch.bfloat16 else parts
         sets[key] = EncodedSplit.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
-                               seconds_of(encoders[key[0]], key[1], mask))
+                                    seconds_of(encoders[key[0]], key[1], mask))
     return sets

@@ -1,6 +1,7 @@
-"""Figures of the downstream tasks, in percent: clip accuracy, precision, recall and F1 of (second, class) cells.
+"""Metrics of the downstream tasks, in percent: accuracy of clips; precision, recall and F1 of (second, class) cells;
+retrieval.
 
-Every function takes any number of leading dimensions, so that all heads of a task are measured at once.
+Leading dimensions (...) are broadcast, so that all heads of a task are measured at once.
 """
 
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-THRESHOLD = 0.5                  # a cell is predicted where sigmoid(logit) is above it
+THRESHOLD = 0.5                  # a cell is predicted if sigmoid(logit) exceeds it
 
 
 def accuracy(scores, targets):
-    """Share of clips (percent) whose highest score is at the target; of equal scores the lowest class counts.
+    """Percentage (...) of clips whose highest score is that of the target; among equal scores the lowest class counts.
 
     Args:
         scores: (..., N, C).
@@ -23,14 +24,15 @@ def accuracy(scores, targets):
 
 
 def macro_precision(scores, targets, batch=None):
-    """Mean over the classes that are predicted at least once of their precision (percent); no average over classes
-    that a head never predicts, so that it need not be good at them.
+    """Precision (percent, shape (...)) averaged over the classes that are predicted at least once.
+
+    Classes that a head never predicts do not count.
 
     Args:
         scores: (..., N, C).
         targets: (N,) int64.
-        batch: None for the whole set; or clips a batch, whose figures are averaged with their numbers of clips, as in
-            the program of CoDAAR.
+        batch: None for the whole set, or clips per batch to average the values of batches, weighted by their numbers of
+            clips, as in the program of CoDAAR.
     """
     if batch is not None:
         parts = [(len(y), macro_precision(x, y)) for x, y in zip(scores.split(batch, -2), targets.split(batch))]
@@ -43,64 +45,65 @@ def macro_precision(scores, targets, batch=None):
 
 @dataclass
 class Cells:
-    """Counts of (second, class) cells, background column included. Counts of parts of a set add up."""
+    """Counts of (second, class) cells, including the background column. Counts of parts of a set add up."""
 
-    hits: Tensor               # predicted and labelled
+    hits: Tensor               # predicted and labeled
     predicted: Tensor
-    labelled: Tensor
+    labeled: Tensor
 
     def __add__(self, other):
-        return Cells(self.hits + other.hits, self.predicted + other.predicted, self.labelled + other.labelled)
+        return Cells(self.hits + other.hits, self.predicted + other.predicted, self.labeled + other.labeled)
 
     @property
     def precision(self):
-        """Percent; 0 where nothing is predicted."""
+        """Percent; 0 if nothing is predicted."""
         return 100 * self.hits / self.predicted.clamp(min=1)
 
     @property
     def recall(self):
-        """Percent; 0 where nothing is labelled."""
-        return 100 * self.hits / self.labelled.clamp(min=1)
+        """Percent; 0 if nothing is labeled."""
+        return 100 * self.hits / self.labeled.clamp(min=1)
 
     @property
     def f1(self):
-        """Percent; the harmonic mean of precision and recall, 0 where both are."""
+        """Percent; harmonic mean of precision and recall, 0 if both are 0."""
         return harmonic_mean(self.precision, self.recall)
 
 
 def count_cells(logits, labels, mask=None):
-    """Counts over a whole set.
+    """`Cells` of a whole set.
 
     Args:
         logits: (..., N, T, C + 1).
         labels: (N, T, C + 1) of 0 and 1.
-        real: (N, T) mask of the seconds that count (cmg/models/masking.py); None: all.
+        mask: (N, T) mask of the seconds (cmg/models/masking.py).
     """
-    predicted, labelled = torch.sigmoid(logits) > THRESHOLD, labels > 0.5
+    predicted, labeled = torch.sigmoid(logits) > THRESHOLD, labels > 0.5
     if mask is not None:
-        predicted, labelled = predicted & mask.unsqueeze(-1), labelled & mask.unsqueeze(-1)
+        predicted, labeled = predicted & mask.unsqueeze(-1), labeled & mask.unsqueeze(-1)
     cells = (-3, -2, -1)
-    return Cells((predicted & labelled).sum(cells).double(), predicted.sum(cells).double(),
-                 labelled.sum(cells).double().expand(logits.shape[:-3]))
+    return Cells((predicted & labeled).sum(cells).double(), predicted.sum(cells).double(),
+                 labeled.sum(cells).double().expand(logits.shape[:-3]))
 
 
 def harmonic_mean(a, b):
-    """2ab / (a + b); 0 where both are 0."""
+    """2ab / (a + b), or 0 where both are 0."""
     total = a + b
     return torch.where(total > 0, 2 * a * b / total.where(total > 0, torch.ones_like(total)), torch.zeros_like(total))
 
 
 def segment_scores(logits, labels, batch=None, mask=None):
-    """Precision, recall and F1 (percent) of second-wise predictions.
+    """Precision, recall and F1 (percent) of predictions by second.
 
-    The exact figures pool the counts over the set. The published program instead averages the figures of batches,
-    weighted by their numbers of clips, and forms F1 from the two averages: these differ, and depend on the batch size.
+    By default counts are pooled over the set. The published program averages precision and recall of batches instead,
+    weighted by their numbers of clips, and computes F1 from these averages: the results differ, and depend on the batch
+    size.
 
     Args:
         logits: (..., N, T, C + 1).
         labels: (N, T, C + 1).
-        batch: None for pooled counts, or clips a batch for the published averages (80 there).
-        real: see `count_cells`.
+        batch: None for pooled counts, or clips per batch (published: 80) for the published averages.
+        mask: see `count_cells`.
 
     Returns:
         {"precision", "recall", "f1"} -> (...) percent.
@@ -108,56 +111,57 @@ def segment_scores(logits, labels, batch=None, mask=None):
     if batch is None:
         cells = count_cells(logits, labels, mask)
         return {"precision": cells.precision, "recall": cells.recall, "f1": cells.f1}
-    counted = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else mask
-    parts = [(len(y), count_cells(x, y, r)) for x, y, r in zip(
-        logits.split(batch, -3), labels.split(batch), counted.split(batch))]
+    mask = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else mask
+    parts = [(len(y), count_cells(x, y, m)) for x, y, m in zip(
+        logits.split(batch, -3), labels.split(batch), mask.split(batch))]
     precision = sum(n * cells.precision for n, cells in parts) / len(labels)
     recall = sum(n * cells.recall for n, cells in parts) / len(labels)
     return {"precision": precision, "recall": recall, "f1": harmonic_mean(precision, recall)}
 
 
 def segment_chance(labels, batch=None, mask=None):
-    """The figures of predicting, in every second, the one column that is labelled most often: what needs no input."""
+    """Chance level: the metrics of predicting, in every second, only the column that is labeled most often."""
     logits = torch.full_like(labels, -1.0)
-    counted = labels if mask is None else labels * mask.unsqueeze(-1)
-    logits[..., counted.flatten(0, -2).sum(0).argmax()] = 1
+    present = labels if mask is None else labels * mask.unsqueeze(-1)
+    logits[..., present.flatten(0, -2).sum(0).argmax()] = 1
     return {name: float(value) for name, value in segment_scores(logits, labels, batch, mask).items()}
 
 
 def recall_at(similarity, k):
-    """Retrieval in which candidate i is the one right answer of query i.
+    """Recall at k for retrieval in which candidate i is the only right answer of query i.
 
-    Candidates that are exactly as similar as the answer stand in random order: what is returned is the expected value,
-    so that a constant similarity gives chance level, neither 0 nor 100.
+    Candidates that are exactly as similar as the answer are ranked in random order, and the expected value is returned:
+    a constant similarity gives chance level, neither 0 nor 100.
 
     Args:
         similarity: (N, N) of each query (row) to each candidate (column).
-        k: numbers of candidates looked at, such as (1, 5, 10).
+        k: numbers of candidates, such as (1, 5, 10).
 
     Returns:
-        {"r@k": percent of queries answered among their k best, for each k; "median_rank": of the answers, 1 at best}.
+        {"r@k": percentage of queries whose answer is among the k best, for each k; "median_rank": of the answers,
+        starting at 1}.
     """
     right = similarity.diagonal().unsqueeze(-1)
     better = (similarity > right).sum(-1).double()
     equal = (similarity == right).sum(-1).double()                         # the answer itself included
-    figures = {f"r@{n}": float(100 * ((n - better) / equal).clamp(0, 1).mean()) for n in k}
-    return figures | {"median_rank": float((better + (equal + 1) / 2).quantile(0.5))}
+    recalls = {f"r@{n}": float(100 * ((n - better) / equal).clamp(0, 1).mean()) for n in k}
+    return recalls | {"median_rank": float((better + (equal + 1) / 2).quantile(0.5))}
 
 
 def recall_chance(candidates, k):
-    """What `recall_at` gives for `candidates` in random order."""
+    """The result of `recall_at` for this number of `candidates` in random order."""
     return {f"r@{n}": 100 * min(n, candidates) / candidates for n in k} | {"median_rank": (candidates + 1) / 2}
 
 
 CLASS_RANK = 10                  # of nDCG@10
-ROWS = 512                       # queries ranked at a time; bounds memory, changes no value
+ROWS = 512                       # queries ranked at a time; limits memory
 
 
 def class_retrieval(similarity, query_classes, candidate_classes):
-    """Retrieval in which every candidate of the query's class is right: mean average precision and nDCG@10, percent.
+    """Mean average precision and nDCG@10 (percent) of retrieval in which all candidates of the query's class are right.
 
-    Both separate systems where several clips share a caption, for which R@k has a ceiling below 100. They agree with
-    scikit-learn's `average_precision_score` and `ndcg_score`: of candidates that are exactly as similar, the former
+    Both can distinguish systems where several clips share a caption, so that R@k cannot reach 100. They agree with
+    scikit-learn's `average_precision_score` and `ndcg_score`: for candidates that are equally similar, the former
     counts all at once, the latter averages over their orders.
 
     Args:
@@ -194,6 +198,6 @@ def _precision_and_gain(similarity, is_right):
 
 
 def class_retrieval_chance(query_classes, candidate_classes):
-    """What `class_retrieval` gives where every candidate is equally similar."""
+    """The result of `class_retrieval` if all candidates are equally similar."""
     constant = torch.zeros(len(query_classes), len(candidate_classes), device=query_classes.device)
     return class_retrieval(constant, query_classes, candidate_classes)

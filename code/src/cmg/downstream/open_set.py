@@ -1,4 +1,4 @@
-"""Open-set cross-modal generalisation (ICCV 2025): a head knows the first classes, clips of all others are unknown."""
+"""Open-set cross-modal generalization (ICCV 2025): a head knows the first classes, clips of all others are unknown."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,15 @@ from cmg.downstream.task import Task
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 
-STEPS = 10                      # thresholds between the least and the most confident clip
-QUANTILE = 0.05                 # of the held-out training clips that the fixed threshold rejects
-HELD_OUT = 10                   # one training clip in so many is kept back for it
-IGNORED = -100                  # target that cross-entropy passes over
+STEPS = 10                      # thresholds from the least to the most confident clip
+QUANTILE = 0.05                 # of held-out training clips, rejected by the fixed threshold
+HELD_OUT = 10                   # one of so many training clips is held out for it
+IGNORED = -100                  # target that is ignored by cross-entropy
 
 
 @dataclass
 class Scores:
-    """What heads say about clips; leading dimensions (...) are heads or epochs."""
+    """Predictions for clips; leading dimensions (...) are heads or epochs."""
 
     confidence: Tensor          # (..., N) largest probability
     right: Tensor               # (..., N) bool: the class is known and predicted
@@ -29,19 +29,20 @@ class Scores:
 
     @classmethod
     def of(cls, logits, classes):
-        """From logits (..., N, n) of the n known classes and the clips' classes (N,); a class >= n is unknown."""
+        """Scores of logits (..., N, n) for n known classes, given the classes (N,) of the clips; those >= n are
+        unknown."""
         confidence, predicted = logits.double().softmax(-1).max(-1)
         return cls(confidence, predicted == classes, classes >= logits.shape[-1])
 
     def thresholds(self):
-        """Ten thresholds (..., 10) from the smallest to the largest confidence, both exactly."""
+        """Ten thresholds (..., 10) from exactly the smallest to exactly the largest confidence."""
         low, high = self.confidence.amin(-1, keepdim=True), self.confidence.amax(-1, keepdim=True)
         steps = torch.arange(STEPS, device=low.device, dtype=low.dtype) / (STEPS - 1)
         between = low + (high - low) * steps
         return torch.cat([between[..., :-1], high], -1)
 
     def rates(self, thresholds):
-        """`Rates` (..., k) where clips below thresholds (..., k) are rejected; NaN without known or unknown clips."""
+        """`Rates` (..., k) if clips below thresholds (..., k) are rejected; NaN without known or unknown clips."""
         accepted = self.confidence.unsqueeze(-2) >= thresholds.unsqueeze(-1)                   # (..., k, N)
         known = (~self.unknown).sum()
         os = (accepted & self.right.unsqueeze(-2)).sum(-1).double() / known
@@ -50,12 +51,12 @@ class Scores:
         return Rates(os, unk, torch.where(exist, harmonic_mean(os, unk), torch.nan))
 
     def closed_accuracy(self):
-        """Share of known clips (...,) that get their class, none being rejected."""
+        """Fraction (...) of known clips that are classified correctly, without rejection."""
         return self.right.sum(-1).double() / (~self.unknown).sum()
 
     def auroc(self):
-        """Chance (...,) that a known clip is more confident than an unknown one, ties counting one half."""
-        # Here, because it takes a third of a second at the start of every script.
+        """Probability (...) that a known clip has a higher confidence than an unknown one; ties count one half."""
+        # here, because importing it takes a third of a second
         from scipy.stats import rankdata
         known = (~self.unknown).cpu().numpy()
         ranks = rankdata(self.confidence.cpu().numpy(), axis=-1)
@@ -66,42 +67,43 @@ class Scores:
 
 @dataclass
 class Rates:
-    """Share of known clips that are accepted and right, of unknown clips that are rejected, and their harmonic mean."""
+    """Fractions of clips: OS* and UNK of ICCV 2025, and their harmonic mean HOS."""
 
-    os: Tensor
-    unk: Tensor
+    os: Tensor                  # of known clips, accepted and classified correctly
+    unk: Tensor                 # of unknown clips, rejected
     hos: Tensor
 
     def best(self):
-        """Those at the largest HOS over the last dimension, the first of equal ones; 0 where none exceeds 0."""
-        place = self.hos.argmax(-1, keepdim=True)
-        counts = self.hos.gather(-1, place).squeeze(-1)
-        return Rates(*(torch.where(counts == 0, 0.0, x.gather(-1, place).squeeze(-1)) for x in (self.os, self.unk,
-                                                                                               self.hos)))
+        """The rates at the largest HOS over the last dimension, the first of equal ones; 0 if none exceeds 0."""
+        index = self.hos.argmax(-1, keepdim=True)
+        os, unk, hos = (x.gather(-1, index).squeeze(-1) for x in (self.os, self.unk, self.hos))
+        return Rates(*(torch.where(hos == 0, 0.0, x) for x in (os, unk, hos)))
 
 
 def fixed_threshold(confidence):
-    """The threshold (...) that rejects 5 % of held-out training clips, confidence (..., N), by linear interpolation."""
+    """Threshold (...) that rejects 5 % of clips with confidence (..., N), by linear interpolation."""
     return torch.quantile(confidence, QUANTILE, -1)
 
 
 @dataclass(frozen=True)
 class OpenSetSettings:
-    """How many classes a head knows; `protocol` as in HeadSettings."""
+    """Number of classes that a head knows; `protocol` as in HeadSettings."""
 
-    source_class_num: int = setting(None, "classes that the head knows, the first of the class list (default: half of "
-                                    "them; published: 14 or 21 of AVE's 28, 17 or 34 of UCF's 51, 8 or 12 of 16)",
+    source_class_num: int = setting(None, "number of known classes, the first of the class list (default: half; "
+                                    "published: 14 or 21 of AVE's 28, 17 or 34 of UCF's 51, 8 or 12 of 16)",
                                     type=positive)
     protocol: str = "default"
 
 
 @dataclass
 class OpenSet(Task):
-    """A clip head with one output a known class. One training clip in ten is kept back for the fixed threshold, none
-    under protocol="released". Epoch and threshold of os, unk and hos are chosen on the test clips, as published.
+    """Open-set task: a clip head with one output per known class.
+
+    One of ten training clips is held out for the fixed threshold, none with protocol="released". Epoch and threshold of
+    os, unk and hos are chosen on the test clips, as published.
 
     Raises:
-        InputError: no class is known or none unknown, or no test clip is of the one or the other kind.
+        InputError: there are no known or no unknown classes, or test clips.
     """
 
     settings: OpenSetSettings = OpenSetSettings()
@@ -115,14 +117,14 @@ class OpenSet(Task):
             raise InputError(f"--source_class_num {self.known}: {self.name} has {number} classes; 1 to {number - 1} of "
                              "them can be known")
         for clips in {id(clips): clips for clips in self.test.values()}.values():
-            for kind, there in zip(("known", "unknown"), self._kinds(clips)):
-                if not there:
+            for kind, exists in zip(("known", "unknown"), self._kinds(clips)):
+                if not exists:
                     raise InputError(f"{clips.name}: no test clip is of the {kind} classes (--source_class_num "
                                      f"{self.known} of {number} classes); choose another number or list")
         self.val = {m: clips for m, clips in self.val.items() if all(self._kinds(clips))}
 
     def _kinds(self, clips):
-        """Whether there are clips of known, of unknown classes."""
+        """Whether there are clips of (known, unknown) classes."""
         classes = clip_class(clips.labels)
         return bool((classes < self.known).any()), bool((classes >= self.known).any())
 
@@ -133,11 +135,11 @@ class OpenSet(Task):
         known = torch.nonzero(part.clip_classes < self.known).squeeze(1)
         if self.settings.protocol == "released":
             return part.of_clips(known), None
-        order = known[torch.argsort(part.clip_classes[known], stable=True)]        # of every class the same share
+        order = known[torch.argsort(part.clip_classes[known], stable=True)]        # the same share of every class
         held = torch.arange(len(order), device=order.device) % HELD_OUT == 0
         if held.all():
-            raise InputError(f"{self.name}: {len(known)} training clips of known classes; two at least are expected; "
-                             "raise --source_class_num")
+            raise InputError(f"{self.name}: {len(known)} training clips of known classes; expected at least two; raise "
+                             "--source_class_num")
         return part.of_clips(order[~held].sort().values), part.of_clips(order[held])
 
     def targets(self, part):
@@ -157,7 +159,7 @@ class OpenSet(Task):
         return dict.fromkeys(self.metrics) | {"auroc": 50.0, "closed_accuracy": 100 / self.known}
 
     def at_end(self, head, part, held):
-        """os, unk and hos at the threshold that rejects 5 % of the training clips kept back."""
+        """os, unk and hos at the threshold that rejects 5 % of the held-out training clips."""
         if held is None:
             return {}
         threshold = fixed_threshold(self._scores([head], held).confidence).unsqueeze(-1)

@@ -21,9 +21,9 @@ TOP = 5                          # candidates kept for the pictures
 
 @dataclass
 class Retrieval(Task):
-    """Training on source->audio, testing on target->audio. Candidate i is the sound of clip i, the one right answer.
+    """Train on retrieval from source to audio, test from target to audio. The only right answer is the own clip.
 
-    The sounds are the audio FEATURES, not audio codes: the encoder need not know audio (the paper's is visual-text).
+    Candidates are audio FEATURES, not codes: the encoder need not be trained on audio (that of the paper is not).
     """
 
     label_key = "audio"
@@ -54,7 +54,7 @@ class Retrieval(Task):
 
 
 class _SoundEmbedding(torch.nn.Module):
-    """A retrieval head whose call embeds sounds: functional_call replaces the parameters of calls only."""
+    """Wrapper whose `forward` embeds audio, because functional_call only supports `forward`."""
 
     def __init__(self, head):
         super().__init__()
@@ -66,7 +66,7 @@ class _SoundEmbedding(torch.nn.Module):
 
 @torch.no_grad()
 def embed(heads, part):
-    """Unit vectors of a set's codes and of its sounds for each head: two (E, N, width)."""
+    """Unit vectors of the codes and of the audio features of a set for each head: two tensors (E, N, width)."""
     whole = _SoundEmbedding(heads[0])
     parameters = {f"head.{name}": value for name, value in fit_heads.stacked(heads).items()}
     sounds = vmap(lambda p, x: functional_call(whole, p, (x,)), in_dims=(0, None))
@@ -88,14 +88,14 @@ def training_free(dataset, pretrained, variants, settings, output):
     encoders = run.with_control(pretrained.encoder, settings)
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
     parts = encode.codes(encoders, dataset, modalities, labels="audio", batch_size=settings.test_batch_size,
-                            precision=settings.precision, workers=settings.readers)
+                         precision=settings.precision, workers=settings.readers)
     device, names = pretrained.encoder.codebooks[0].device, getattr(dataset, "categories", None)
     classes = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(device) if names else None
     chance = metrics.class_retrieval_chance(classes, classes) if names else {}
     chance |= metrics.recall_chance(len(dataset), RANKS)
     rows = []
     for variant in variants:
-        choice = next(iter(variant.choices.values()))           # retrieval has no setting of its own a direction
+        choice = next(iter(variant.choices.values()))           # the same for all directions of retrieval
         channels = {name: toc.head_channels(encoder.codebooks, choice) for name, encoder in encoders.items()}
         means = {key: F.normalize(mean_of_clips(part.select(channels[key[0]]).table[part.rows], part.mask), dim=-1)
                  for key, part in parts.items()}
@@ -114,7 +114,7 @@ def training_free(dataset, pretrained, variants, settings, output):
 
 
 def evaluate(task, pretrained, variants, settings, output):
-    """Both kinds of retrieval; arguments and lines as of run_task.evaluate."""
+    """Evaluate retrieval with a head and without training; see cmg.downstream.run.evaluate."""
     dataset = next(iter(task.test.values()))
     return (run.evaluate(task, pretrained, variants, settings, output)
             + training_free(dataset, pretrained, variants, settings, output))

@@ -1,4 +1,4 @@
-"""Which code channels the heads of a run see: all of them, or those that TOC keeps (arXiv 2403.05168)."""
+"""Selections of the code channels that heads receive: all, or those that TOC keeps (arXiv 2403.05168)."""
 
 from dataclasses import dataclass
 
@@ -12,52 +12,53 @@ FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every 
 
 @dataclass(frozen=True)
 class TocRatios:
-    """TOC's numbers but for the first."""
+    """Settings of TOC, except for the number of channels."""
 
-    toc_max_num: int = setting(1, "TOC: parts of the kept channels that are best; the ratio to --toc_min_num counts")
-    toc_min_num: int = setting(0, "TOC: parts that are worst; with 3 and 1, of 128 channels the best 96, the worst 32")
-    toc_terms: str = setting("both", "TOC: terms of the criterion; one alone is an ablation", choices=TERMS)
+    toc_max_num: int = setting(1, "TOC: share of the best channels among those kept, relative to --toc_min_num")
+    toc_min_num: int = setting(0, "TOC: share of the worst channels; 3 and 1 keep, of 128 channels, the best 96 and "
+                               "the worst 32")
+    toc_terms: str = setting("both", "TOC: terms of the criterion; a single one is an ablation", choices=TERMS)
 
 
 @dataclass(frozen=True)
 class TocSettings(TocRatios):
-    """What a downstream call asks of TOC."""
+    """Settings of TOC in downstream tasks."""
 
-    choose_channel: tuple = setting(None, "TOC: code channels kept of each codebook (off if absent); several counts "
-                                    "are a sweep", type=int, nargs="+", metavar="S")
-    toc_preset: tuple = setting(None, "TOC: off; fixed 196 of 256 channels; released, the published numbers of each "
-                                "task and direction (the published scripts also set --n_epoch 50 for ave, 100 "
-                                "elsewhere, this flag does not; directions without any are skipped); several give a "
-                                "row each (default: off)", nargs="+",
+    choose_channel: tuple = setting(None, "TOC: number of channels to keep of each codebook (default: TOC is off); "
+                                    "several numbers are a sweep", type=int, nargs="+", metavar="S")
+    toc_preset: tuple = setting(None, "TOC: off; fixed: 196 of 256 channels; released: the published settings of each "
+                                "task and direction (the published scripts also set --n_epoch 50 for ave and 100 for "
+                                "the others, which this flag does not; directions without a setting are skipped); "
+                                "several values give one row each (default: off)", nargs="+",
                                 choices=("off", "fixed", "released"))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice of channels for a whole task; its result lines carry the name."""
+    """One selection of channels for a whole task; the name is stored in its result lines."""
 
     name: str               # OFF, "TOC 196,1,0", "TOC released"
     choices: dict           # (source, target) -> cmg.models.toc.Selection, or None for all channels
 
 
 def variants(settings, task, directions, code_dim, released):
-    """What --choose_channel and --toc_preset ask for, in the order of presets, then of channel counts.
+    """The variants of --toc_preset, then those of --choose_channel.
 
-    The preset "released" covers the directions that the published scripts have; where it covers none it is skipped,
-    unless nothing else is asked for.
+    The preset "released" covers the directions for which the published scripts have a setting. If there are none, it is
+    skipped, unless it is the only variant.
 
     Args:
         settings: TocSettings.
         task: name of the task.
         directions: (source, target) modalities to run.
         code_dim: channels of a codebook.
-        released: `TOC_RELEASED` of the system; terms of the criterion in it win over `settings`.
+        released: `TOC_RELEASED` of the system; its terms of the criterion override those of `settings`.
 
     Returns:
-        list of Variant, never empty; without any option the one of TOC off.
+        list of Variant, at least one; without any option, the one without TOC.
 
     Raises:
-        InputError: a setting that the codebooks cannot give, or no published setting.
+        InputError: a selection that does not fit the codebooks, or no published setting.
     """
     found = []
     for preset in settings.toc_preset or ([] if settings.choose_channel else ["off"]):
@@ -75,20 +76,20 @@ def variants(settings, task, directions, code_dim, released):
     if not found:
         pairs = ", ".join("->".join(direction) for direction in directions)
         raise InputError(f"--toc_preset released: there is no published setting for {task} with {pairs}; "
-                         "leave this task out, or use --toc_preset fixed or --choose_channel")
+                         "omit this task, or use --toc_preset fixed or --choose_channel")
     for variant in found:
         for choice in filter(None, variant.choices.values()):
             choice.counts(code_dim)
     return list({variant.name: variant for variant in found}.values())
 
 
-def selection_of(shares, count):
-    """`count` channels; `shares`: anything with the fields of `TocRatios`."""
-    return Selection(count, shares.toc_max_num, shares.toc_min_num, shares.toc_terms)
+def selection_of(ratios, count):
+    """The Selection of `count` channels; `ratios` has the fields of `TocRatios`."""
+    return Selection(count, ratios.toc_max_num, ratios.toc_min_num, ratios.toc_terms)
 
 
-def title(choice):
-    """Name of the variant in which one Selection, or None for all channels, serves every direction."""
+def variant_name(choice):
+    """Name of the variant with one Selection, or None for all channels, in every direction."""
     if choice is None:
         return OFF
     numbers = choice.choose_channel, choice.toc_max_num, choice.toc_min_num
@@ -96,7 +97,7 @@ def title(choice):
 
 
 def _uniform(directions, choice):
-    return Variant(title(choice), dict.fromkeys(directions, choice))
+    return Variant(variant_name(choice), dict.fromkeys(directions, choice))
 
 
 def _terms(terms):
