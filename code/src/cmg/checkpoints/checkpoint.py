@@ -237,7 +237,7 @@ def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
 
 
 def untrained_like(encoder, seed):
-    """The untrained control: a FrozenEncoder of the same sizes with random weights from `seed`."""
+    """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = encoder.system(encoder.config).encoder

@@ -28,9 +28,9 @@ class HeadRun:
     train: EncodedSplit
     targets: Tensor                                      # (N, ...) targets of the head's loss
     seed: int
-    measured: dict                                       # key -> EncodedSplit to measure on after every epoch
-    held: EncodedSplit = None                            # training clips that are held out (`Task.training`)
-    curves: dict = field(default_factory=dict)           # key -> metric -> list of values, one per epoch
+    measured: dict                                       # key -> CodeSet
+    held: EncodedSplit = None                                 # labelled clips that are not trained on (`Task.training`)
+    curves: dict = field(default_factory=dict)           # key -> metric -> list of figures, one an epoch
     losses: list = field(default_factory=list)           # mean training loss of each epoch
     head: nn.Module = None
 
