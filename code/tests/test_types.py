@@ -1,5 +1,5 @@
-"""Types where people meet them: complete signatures of the public classes, declared types that admit the defaults of the
-settings, and mypy over all of it, strict for `cmg.api`."""
+"""Types where people meet them: complete signatures of the public classes, types of settings that admit their defaults,
+and mypy over all of it, strict for `cmg.api`."""
 
 import inspect
 import subprocess
@@ -69,7 +69,7 @@ def settings_classes():
                 yield thing
 
 
-@pytest.mark.parametrize("kind", dict.fromkeys(settings_classes()), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@pytest.mark.parametrize("kind", dict.fromkeys(settings_classes()), ids=lambda kind: kind.__qualname__)
 def test_the_type_of_a_setting_admits_its_default(kind):
     hints = get_type_hints(kind)
     wrong = [field.name for field in fields(kind) if "affects_results" in field.metadata

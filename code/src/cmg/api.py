@@ -1,10 +1,14 @@
 """The functions of `cmg`: thin ones over the engine. Everything they need is given to them."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,9 +16,15 @@ from cmg.checkpoints import hub
 from cmg.checkpoints.checkpoint import untrained_like
 from cmg.downstream import fit_heads, metrics
 from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.task import Task
 from cmg.models.heads import ClipHead, SegmentHead
-from cmg.systems.base import Codes
+from cmg.systems.base import Codes, FrozenEncoder
 from cmg.utils.errors import InputError
+
+Array: TypeAlias = Tensor | NDArray[Any]
+FilePath: TypeAlias = str | PathLike[str]
+Labelled: TypeAlias = tuple[str, Array, Array]          # modality, features, labels
+Clips: TypeAlias = tuple[str, Array] | Labelled         # modality, features, and classes where they are known
 
 BATCH = 64                      # clips encoded at once; changes no figure
 
@@ -31,19 +41,30 @@ class Encoder:
         frozen: the engine's module.
     """
 
-    def __init__(self, frozen):
+    def __init__(self, frozen: FrozenEncoder) -> None:
         self.frozen = frozen
 
-    modalities = property(lambda self: self.frozen.config.modalities)
-    head_dim = property(lambda self: self.frozen.head_dim)
-    codebooks = property(lambda self: self.frozen.codebooks)
-    epoch = property(lambda self: self.frozen.epoch)
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.frozen.config.modalities
 
-    def __repr__(self):
+    @property
+    def head_dim(self) -> int:
+        return self.frozen.head_dim
+
+    @property
+    def codebooks(self) -> Sequence[Tensor]:
+        return self.frozen.codebooks
+
+    @property
+    def epoch(self) -> int | None:
+        return self.frozen.epoch
+
+    def __repr__(self) -> str:
         return (f"<{self.frozen.system.label} encoder of {', '.join(self.modalities)}: "
                 f"{' and '.join(str(len(codes)) for codes in self.codebooks)} codes, D = {self.head_dim}>")
 
-    def embed(self, modality, x):
+    def embed(self, modality: str, x: Array) -> Codes:
         """The codes of some clips.
 
         Args:
@@ -59,16 +80,16 @@ class Encoder:
             InputError: a modality or width that this encoder does not know, or numbers that are not finite.
         """
         x = self._checked(modality, x)
-        parts = [self.frozen.embed(modality, part) for part in x.split(BATCH)]
+        parts = [self.frozen.embed(modality, part) for part in torch.split(x, BATCH)]
         return Codes(torch.cat([part.vectors for part in parts]), torch.cat([part.indices for part in parts]))
 
-    def embed_clips(self, modality, x):
+    def embed_clips(self, modality: str, x: Array) -> Tensor:
         """One vector per clip, (B, D), of the features that `embed` takes: the mean of its codes (FCID: the clip's
         code)."""
         x = self._checked(modality, x)
-        return torch.cat([self.frozen.embed_clips(modality, part) for part in x.split(BATCH)])
+        return torch.cat([self.frozen.embed_clips(modality, part) for part in torch.split(x, BATCH)])
 
-    def _checked(self, modality, x):
+    def _checked(self, modality: str, x: Array) -> Tensor:
         if modality not in self.modalities:
             raise InputError(f"{modality}: this encoder was pretrained on {', '.join(self.modalities)}")
         x = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
@@ -81,7 +102,8 @@ class Encoder:
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
 
-    def features_of(self, path, audio=None, video=None, seconds=None):
+    def features_of(self, path: FilePath, audio: FilePath | None = None, video: FilePath | None = None,
+                    seconds: int | None = None) -> dict[str, NDArray[np.float32]]:
         """Features of a video file, of the kind that the encoder was pretrained on.
 
         Args:
@@ -122,7 +144,8 @@ class Encoder:
                 if feature is not None}
 
 
-def load(source, device="cpu", dtype=torch.float32, revision=None):
+def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+         revision: str | None = None) -> Encoder:
     """The `Encoder` of a checkpoint or of what somebody shares.
 
     Args:
@@ -137,7 +160,7 @@ def load(source, device="cpu", dtype=torch.float32, revision=None):
     return Encoder(hub.load_encoder(source, device, dtype, revision=revision))
 
 
-def pretrain(data_root, out, **options):
+def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
     """Pretrain a system, as pretrain.py does.
 
     Args:
@@ -165,12 +188,13 @@ def pretrain(data_root, out, **options):
         arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
         with restored_log():
-            return program.main(arguments, LocalPaths())
+            last: Path = program.main(arguments, LocalPaths())
+            return last
     except SystemExit:                  # argparse has said why on standard error
         raise InputError(f"pretrain: {' '.join(arguments)}: not options of pretrain.py") from None
 
 
-def export(checkpoint, out, results=()):
+def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()) -> list[Path]:
     """Write the encoder of a checkpoint for others: model.safetensors, config.json and a model card, README.md.
 
     Args:
@@ -195,15 +219,16 @@ class Head:
         clipwise: one class a clip; else several classes a second.
     """
 
-    def __init__(self, encoder, module, losses):
+    def __init__(self, encoder: Encoder, module: ClipHead | SegmentHead, losses: list[float]) -> None:
         self.encoder, self.module, self.losses, self.clipwise = encoder, module, losses, module.clipwise
 
     @torch.no_grad()
-    def predict(self, modality, x):
+    def predict(self, modality: str, x: Array) -> Tensor:
         """Scores before softmax (B, C) of clips, or logits (B, T, C + 1) of seconds, the last column background."""
-        return self.module(self.encoder.embed(modality, x).vectors)
+        scores: Tensor = self.module(self.encoder.embed(modality, x).vectors)
+        return scores
 
-    def score(self, modality, x, labels):
+    def score(self, modality: str, x: Array, labels: Array) -> dict[str, float]:
         """{metric: percent}: accuracy of clips with classes (B,); precision, recall, f1 with labels (B, T, C + 1)."""
         labels = _labels(labels, len(x)).to(self.encoder.codebooks[0].device)
         if (labels.ndim == 1) != self.clipwise:
@@ -212,7 +237,8 @@ class Head:
         return {name: float(value) for name, value in _measure(self.predict(modality, x), labels).items()}
 
 
-def fit_head(encoder, modality, x, labels, *, num_classes=None, epochs=30, seed=0, batch_size=80, lr=4e-4):
+def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_classes: int | None = None,
+             epochs: int = 30, seed: int = 0, batch_size: int = 80, lr: float = 4e-4) -> Head:
     """Train a head on one modality's codes, as the papers do; it then reads every other modality's.
 
     Args:
@@ -244,13 +270,14 @@ class Transfer:
         curves: metric -> (seeds, epochs), of `cross`.
     """
 
-    cross: dict
-    untrained: dict
-    chance: dict
-    curves: dict
+    cross: dict[str, list[float]]
+    untrained: dict[str, list[float]]
+    chance: dict[str, float]
+    curves: dict[str, NDArray[np.float64]]
 
 
-def transfer(encoder, train, test, *, num_classes=None, epochs=30, seeds=(0,), batch_size=80, lr=4e-4):
+def transfer(encoder: Encoder, train: Labelled, test: Labelled, *, num_classes: int | None = None, epochs: int = 30,
+             seeds: Iterable[int] = (0,), batch_size: int = 80, lr: float = 4e-4) -> Transfer:
     """Train heads on one modality, test them on another.
 
     Args:
@@ -265,7 +292,7 @@ def transfer(encoder, train, test, *, num_classes=None, epochs=30, seeds=(0,), b
     """
     seeds, encoders = tuple(seeds), {"cross": encoder}
     encoders["untrained"] = Encoder(untrained_like(encoder.frozen, seeds[0]))
-    trials = {name: [] for name in encoders}
+    trials: dict[str, list[fit_heads.HeadRun]] = {}
     for name, of in encoders.items():
         part, targets = _training(of, *train)
         tested, aims = _training(of, *test)
@@ -273,18 +300,17 @@ def transfer(encoder, train, test, *, num_classes=None, epochs=30, seeds=(0,), b
             raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; the "
                              "same classes are expected in both")
         trials[name] = [fit_heads.HeadRun(part, targets, seed, {"test": tested}) for seed in seeds]
-    if aims.ndim == 1:
-        num_classes = num_classes or int(max(aims.max(), targets.max())) + 1
-    _fit(sum(trials.values(), []), num_classes, epochs, batch_size, lr)
+    count = num_classes or int(max(aims.max(), targets.max())) + 1
+    _fit(sum(trials.values(), []), count, epochs, batch_size, lr)
     found = {name: {metric: [trial.curves["test"][metric][-1] for trial in of] for metric in of[0].curves["test"]}
              for name, of in trials.items()}
-    chance = {"accuracy": 100 / num_classes} if aims.ndim == 1 else metrics.segment_chance(aims)
+    chance = {"accuracy": 100 / count} if aims.ndim == 1 else metrics.segment_chance(aims)
     curves = {metric: np.array([trial.curves["test"][metric] for trial in trials["cross"]])
               for metric in found["cross"]}
     return Transfer(found["cross"], found["untrained"], chance, curves)
 
 
-def _training(encoder, modality, x, labels):
+def _training(encoder: Encoder, modality: str, x: Array, labels: Array) -> tuple[EncodedSplit, Tensor]:
     """(CodeSet, labels on its device)."""
     codes, labels = encoder.embed(modality, x), _labels(labels, len(x))
     labels = labels.to(codes.vectors.device)
@@ -296,7 +322,7 @@ def _training(encoder, modality, x, labels):
     return EncodedSplit.of(codes.vectors, codes.indices, labels), labels
 
 
-def _labels(labels, clips):
+def _labels(labels: Array, clips: int) -> Tensor:
     """Labels as a tensor: int64 classes (B,), or (B, T, C + 1) of 0 and 1."""
     labels = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels))
     is_whole = not labels.is_floating_point() and labels.dtype != torch.bool
@@ -308,7 +334,7 @@ def _labels(labels, clips):
     return labels.long() if labels.ndim == 1 else labels
 
 
-def _fit(trials, num_classes, epochs, batch_size, lr):
+def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, batch_size: int, lr: float) -> None:
     targets = trials[0].targets
     if targets.ndim == 1:
         count = num_classes or int(targets.max()) + 1
@@ -321,7 +347,7 @@ def _fit(trials, num_classes, epochs, batch_size, lr):
         fit_heads.predict(heads, part), part.labels), epochs=epochs, batch_size=batch_size, lr=lr)
 
 
-def _measure(outputs, labels):
+def _measure(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """metric -> percent of outputs (..., B, C) or (..., B, T, C + 1)."""
     if labels.ndim == 1:
         return {"accuracy": metrics.accuracy(outputs, labels)}
@@ -335,11 +361,11 @@ class RetrievalResult:
 
     indices: Tensor             # (Q, k) int64
     similarity: Tensor          # (Q, k) cosine of the clips' vectors
-    metrics: dict = field(default_factory=dict)     # "map", "ndcg@10": percent, where classes were given
+    metrics: dict[str, float] = field(default_factory=dict)         # "map", "ndcg@10": percent, where classes were given
 
 
 @torch.no_grad()
-def retrieve(encoder, query, candidates, k=5):
+def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> RetrievalResult:
     """Find clips of one modality by clips of another, without training: cosine similarity of `Encoder.embed_clips`.
 
     Args:
@@ -364,7 +390,7 @@ def retrieve(encoder, query, candidates, k=5):
     return RetrievalResult(indices, best, found)
 
 
-def _classes(part):
+def _classes(part: Clips) -> Tensor:
     """Classes (B,) of a part of a retrieval, (modality, features, classes)."""
     if len(part) != 3:
         raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected of "
@@ -376,7 +402,7 @@ def _classes(part):
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
-def build_demo(root, clips=80):
+def build_demo(root: FilePath, clips: int = 80) -> None:
     """Make the demo data below `root` unless it is there: digits as video, telephone tones as audio, sentences as text.
 
     Args:
@@ -388,7 +414,9 @@ def build_demo(root, clips=80):
     demo_tree.build(Path(root), DATA_PATHS, clips=clips, progress=False)
 
 
-def open_task(name, data_root=None, modalities=("audio", "video"), seconds=10, *, manifest=None, features=None):
+def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence[str] = ("audio", "video"),
+              seconds: int = 10, *, manifest: FilePath | None = None,
+              features: dict[str, FilePath] | None = None) -> Task:
     """The clips of a downstream task of the papers, or of your own data (code/docs/your-data.md).
 
     Args:

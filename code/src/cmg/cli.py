@@ -146,15 +146,15 @@ def path_argument(text):
 class Paths:
     """Where things lie."""
 
-    data_root: Path = setting(None, "root of all data (environment: CMG_DATA)", type=Path, affects_results=False)
-    checkpoint_root: Path = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
+    data_root: Path | None = setting(None, "root of all data (environment: CMG_DATA)", type=Path, affects_results=False)
+    checkpoint_root: Path | None = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
                                     affects_results=False)
-    runs_root: Path = setting(None, "where run folders are made (CMG_RUNS)", type=Path, affects_results=False)
-    cache_root: Path = setting(None, "where fingerprints of the data are kept (CMG_CACHE; default: ~/.cache/cmg)",
+    runs_root: Path | None = setting(None, "where run folders are made (CMG_RUNS)", type=Path, affects_results=False)
+    cache_root: Path | None = setting(None, "where fingerprints of the data are kept (CMG_CACHE; default: ~/.cache/cmg)",
                                type=Path, affects_results=False)
-    path: tuple = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
+    path: tuple[tuple[str, str], ...] = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
                           type=path_argument, nargs=None, action="append", metavar="NAME=FILE", affects_results=False)
-    snapshot_pref: Path = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
+    snapshot_pref: Path | None = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
                                   "RUNS/<program>)", type=Path, affects_results=False)
 
 
@@ -162,7 +162,7 @@ class Paths:
 class Machine:
     """What computes, and how features are read."""
 
-    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
+    gpu: str | None = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
     precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
                              "losses stay float32", choices=("float64", "float32", "bf16"))
     workers: int = setting(default_workers(), "processes that read clips from disk", affects_results=False)
@@ -177,7 +177,7 @@ class Machine:
 class Program:
     """What every script takes."""
 
-    preset: str = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), affects_results=False)
+    preset: str | None = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), affects_results=False)
     debug: bool = setting(False, "show the traceback of an input error", affects_results=False)
 
 
@@ -197,7 +197,7 @@ class PretrainData:
                                 "audio and video. _90k, 81k, 179k: other lists of VGGSound (_40k: the same as "
                                 "none); custom: the clips of --manifest",
                                 choices=(*PRETRAINING_SETS, CUSTOM))
-    splits: tuple = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
+    splits: tuple[str, ...] | None = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
                             "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
 
 
@@ -207,23 +207,23 @@ class SystemChoice:
 
     system: str = setting("dcid", "what is pretrained: " + ", ".join(
         f"{name} ({system.label})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
-    n_embeddings: int = setting(None, "codes in a codebook (K; default: as published)", type=positive)
+    n_embeddings: int | None = setting(None, "codes in a codebook (K; default: as published)", type=positive)
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """What only pretrain.py takes."""
 
-    recipe: str = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
+    recipe: str | None = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
                           "modalities share their codes, in half the steps (DCID, H-DCID; docs/decisions.md)",
                           choices=tuple(RECIPES), affects_results=False)
-    model_save_path: Path = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
+    model_save_path: Path | None = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
                                     "own)", type=Path, affects_results=False)
     resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
                           "run, else from the beginning", metavar="auto|FILE", affects_results=False)
     evaluate: bool = setting(False, "no training: print the losses of --resume over the data", affects_results=False)
     test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, affects_results=False)
-    loss_weights: float = setting(None, "accepted because the published scripts know it; it has no effect there or "
+    loss_weights: float | None = setting(None, "accepted because the published scripts know it; it has no effect there or "
                                   "here", type=float, affects_results=False)
 
 

@@ -236,7 +236,7 @@ def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
                          loaded.feature_origins).to(device)
 
 
-def untrained_like(encoder, seed):
+def untrained_like(encoder: FrozenEncoder, seed: int) -> FrozenEncoder:
     """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -3,6 +3,7 @@ cmg/report/export.py), or from the Hugging Face hub."""
 
 import json
 import re
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from cmg.systems.base import FrozenEncoder
 from cmg.systems.state_dicts import rules
 from cmg.utils import files
 from cmg.utils.errors import InputError
+from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -23,7 +25,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".residual.conv1x1."}
 
 
-def locate(source, revision=None):
+def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     """The local file with the weights of an encoder.
 
     Args:
@@ -47,7 +49,8 @@ def locate(source, revision=None):
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
-def load_encoder(source, device="cpu", dtype=torch.float32, zero_code0=False, revision=None):
+def load_encoder(source: str | PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                 zero_code0: bool = False, revision: str | None = None) -> FrozenEncoder:
     """Load a FrozenEncoder (cmg/systems/base.py).
 
     Args:
@@ -110,7 +113,7 @@ def _config(path):
     try:
         if path.stat().st_size > LIMITS.record_bytes:
             raise ValueError("larger than any that this program writes")
-        about = json.loads(path.read_text())
+        about = json.loads(read_text_input(path, LIMITS.record_bytes))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r:.20}, this program reads {FORMAT}")
         if not isinstance(about["config"], dict) or not isinstance(about["epoch"], int):

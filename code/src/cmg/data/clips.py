@@ -3,19 +3,24 @@
 import logging
 import os
 import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cmg.data.features import ArrayFolder, Pack, at_seconds, open_features, to_float32
 from cmg.utils.errors import InputError
 
+Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> where it is
 log = logging.getLogger(__name__)
 
 
-class Clips(Dataset):
+class Clips(Dataset[dict[str, NDArray[Any]]]):
     """Clips with features by modality; one item is a dict of float32 arrays.
 
     Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
@@ -46,18 +51,24 @@ class Clips(Dataset):
 
     BY_ID = False               # HDF5 files may have a dataset for each id
 
-    def __init__(self, name, modalities, ids, places, *, keys=None, text=None, labels=None, classes=(),
-                 on_bad_clip="error", in_memory=False, seconds=10, padding="repeat", kinds=None):
+    def __init__(self, name: str, modalities: Iterable[str], ids: Sequence[str], places: Paths, *,
+                 keys: Sequence[str] | None = None, text: tuple[NDArray[Any], NDArray[Any]] | None = None,
+                 labels: NDArray[Any] | None = None, classes: Iterable[str] = (), on_bad_clip: str = "error",
+                 in_memory: bool = False, seconds: int | None = 10, padding: str = "repeat",
+                 kinds: Mapping[str, str | None] | None = None) -> None:
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids = list(ids)
         self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as of stores
-        self.seconds, self.padding, self.lengths = seconds, padding, {}
+        self.seconds, self.padding = seconds, padding
+        self.lengths: dict[str, NDArray[Any]] = {}
         self.text, self.labels = text, labels
         if labels is not None and seconds not in (None, labels.shape[1]):
             self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
         self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
                        for m, path in places.items()}
-        self.skipped, self.missing, self.memory = {}, [], {}
+        self.skipped: dict[str, str] = {}
+        self.missing: list[str] = []
+        self.memory: dict[str, NDArray[Any]] = {}
         if not self.ids:
             raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
         self._drop_missing(on_bad_clip)
@@ -73,21 +84,22 @@ class Clips(Dataset):
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
     @property
-    def shapes(self):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
-        return {m: self.stores[m].tail if m in self.stores else self.text[0].shape[1:] for m in self.modalities}
+        text = {} if self.text is None else {"text": self.text[0].shape[1:]}
+        return {m: self.stores[m].tail if m in self.stores else text[m] for m in self.modalities}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, NDArray[Any]]:
         item, own = {}, []
         for m in self.modalities:
             if m in self.stores:
                 item[m], seconds = self._clip(m, i)
                 own += [seconds] if self.stores[m].leading else []
         if self.padding == "mask":
-            item["mask"] = np.arange(self.seconds) < min(own)
+            item["mask"] = np.arange(self.seconds or max(own)) < min(own)
         if self.text is not None:
             vectors, index = self.text
             item["text"] = vectors[np.ravel(index[i])[0]]
@@ -101,16 +113,17 @@ class Clips(Dataset):
         return self.stores[modality].measure(self.keys[i])
 
     @property
-    def real_seconds(self):
+    def real_seconds(self) -> NDArray[Any]:
         """(N,) how many seconds the clips have in all their modalities, T at most; what is not known yet is read."""
-        return np.minimum(np.min([self._lengths(m) for m in self.timed], 0), self.seconds)
+        own = np.min([self._lengths(m) for m in self.timed], 0)
+        return own if self.seconds is None else np.minimum(own, self.seconds)
 
     @property
-    def timed(self):
+    def timed(self) -> list[str]:
         """The modalities that have seconds: all but tokens."""
         return [m for m in self.modalities if m in self.stores and self.stores[m].leading]
 
-    def longest(self):
+    def longest(self) -> int:
         """Seconds of the longest clip, in any modality: of a pack what it keeps, else every clip is read."""
         stores = [(m, self.stores[m]) for m in self.timed]
         return max(store.shape[0] if isinstance(store, Pack) else int(self._lengths(m).max()) for m, store in stores)
@@ -121,12 +134,13 @@ class Clips(Dataset):
             self._scan(modality)
         return self.lengths[modality]
 
-    def load(self, modality, dtype=None):
+    def load(self, modality: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
 
         For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
         """
         if modality not in self.stores:
+            assert self.text is not None, modality
             vectors, index = self.text
             return vectors[index.reshape(len(self), -1)[:, 0]].astype(dtype or np.float32)
         store, own = self.stores[modality], np.zeros(len(self), np.int64)

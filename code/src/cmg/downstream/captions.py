@@ -7,9 +7,9 @@ from itertools import product
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cmg.data.loader import ClipLoader
 from cmg.downstream import encode, run, toc
 from cmg.results import rows as results
 from cmg.utils.settings import positive, setting
@@ -22,7 +22,7 @@ ROWS = 512                       # queries compared at once; limits memory
 class RetrievalSettings:
     """Settings of the measurement."""
 
-    seeds: tuple = setting((43,), "seed of the untrained control", flags=("--seed",), type=int, nargs=1)
+    seeds: tuple[int, ...] = setting((43,), "seed of the untrained control", flags=("--seed",), type=int, nargs=1)
     test_batch_size: int = setting(80, "clips and captions per batch", type=positive)
     no_control: bool = setting(False, "skip the untrained control")
     zero_code0: bool = setting(False, "set code 0 of every codebook to zero, as in the published evaluation of MICU")
@@ -107,7 +107,7 @@ def vectors(encoder, dataset, modality, batch_size, workers=0):
         starts = range(0, len(dataset.owner), batch_size)
         batches = ({"text": torch.from_numpy(dataset.caption_vectors(start, start + batch_size))} for start in starts)
     else:
-        batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+        batches = ClipLoader(dataset, batch_size, workers)
     shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
     found = []
     for item in shown:
@@ -147,7 +147,7 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
                     selection="last", chance=guess[query][metric], seed=settings.seeds[0], control=control,
                     variant=variant, choice=None))
     about = run.describe(pretrained, settings.protocol, start, output)
-    rows = [about | row for row in rows]
+    rows = [output.identify(about | row) for row in rows]
     for row in rows:
         results.append(output.path, row)
     return rows

@@ -6,10 +6,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cmg.data.labels import clip_class
+from cmg.data.loader import ClipLoader
 from cmg.models.config import describe_shape
 from cmg.models.masking import mean_of_clips
 from cmg.utils.errors import InputError
@@ -23,13 +23,13 @@ class EncodedSplit:
     numbers: Tensor              # (U,) int64 indices in the codebook; (U, L) with L codebooks
     rows: Tensor                 # (N, T) int64 row in the table of each second
     labels: Tensor               # (N, T, C + 1) of 0 and 1, background last; retrieval: audio features (N, T, 128)
-    mask: Tensor = None          # (N, T) bool, with --padding mask (cmg/models/masking.py); text has none
+    mask: Tensor | None = None   # (N, T) bool, with --padding mask (cmg/models/masking.py); text has none
 
     def __len__(self):
         return len(self.rows)
 
     @classmethod
-    def of(cls, vectors, indices, labels, mask=None):
+    def of(cls, vectors: Tensor, indices: Tensor, labels: Tensor, mask: Tensor | None = None) -> "EncodedSplit":
         """Build the table from the quantized vectors (N, T, D) and code indices (N, T) or (N, T, L) of all seconds.
 
         Padded seconds get the code of the clip's first second, so that they add no codes to the table.
@@ -120,7 +120,7 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
         {(name, modality): EncodedSplit} on the encoders' device.
     """
     device = next(iter(encoders.values())).codebooks[0].device
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    loader = ClipLoader(dataset, batch_size, workers)
     vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
     for encoder in encoders.values():
         encoder.train(training)                        # affects dropout only

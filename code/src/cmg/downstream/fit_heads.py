@@ -2,9 +2,11 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +30,11 @@ class HeadRun:
     train: EncodedSplit
     targets: Tensor                                      # (N, ...) targets of the head's loss
     seed: int
-    measured: dict                                       # key -> CodeSet
-    held: EncodedSplit = None                                 # labelled clips that are not trained on (`Task.training`)
-    curves: dict = field(default_factory=dict)           # key -> metric -> list of figures, one an epoch
-    losses: list = field(default_factory=list)           # mean training loss of each epoch
-    head: nn.Module = None
+    measured: dict[Any, EncodedSplit]
+    held: EncodedSplit | None = None                     # labelled clips that are not trained on (`Task.training`)
+    curves: dict[Any, dict[str, list[float]]] = field(default_factory=dict)     # key -> metric -> a value per epoch
+    losses: list[float] = field(default_factory=list)    # mean training loss of each epoch
+    head: Any = None                                     # cmg/models/heads.py; None before the training
 
 
 def build_head(make, seed, like):
@@ -71,7 +73,7 @@ def _losses(heads, *batch):
 
 
 @torch.no_grad()
-def predict(heads, part):
+def predict(heads: Sequence[nn.Module], part: EncodedSplit) -> Tensor:
     """Outputs of several heads on the same codes: (E, N, C) or (E, N, T, C + 1)."""
     outputs = vmap(lambda parameters, rows, mask: functional_call(heads[0], parameters, (part.table, rows, mask)),
                    in_dims=(0, None, None))
@@ -108,8 +110,10 @@ class FitState:
             one.curves, one.losses = curves, losses
 
 
-def fit(head_runs, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradient=0.5, weight_decay=0.0, refresh=None,
-        title="heads", progress=None):
+def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
+        measure: Callable[[Sequence[nn.Module], EncodedSplit], dict[str, Tensor]], *, epochs: int, batch_size: int = 80,
+        lr: float = 4e-4, clip_gradient: float = 0.5, weight_decay: float = 0.0,
+        refresh: Callable[[int], None] | None = None, title: str = "heads", progress: Any = None) -> None:
     """Train the heads of all `head_runs` in parallel, and measure each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator with the head's seed), gradient clipping and Adam state,
@@ -147,7 +151,7 @@ def fit(head_runs, make, measure, *, epochs, batch_size=80, lr=4e-4, clip_gradie
                 refresh(epoch)
             _train_epoch(state, widths, batch_size, clip_gradient, f"{title}, epoch {epoch}")
             _measure(head_runs, heads, measure)
-            if progress:
+            if progress and stop:
                 progress.keep(state, epoch + 1)
                 stop.save_and_exit(lambda done=epoch + 1: progress.save(state.contents(), done),
                                    f"after epoch {epoch + 1} of {epochs} of the heads", "repeat the call to continue")

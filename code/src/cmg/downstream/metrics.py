@@ -4,6 +4,7 @@ retrieval.
 Leading dimensions (...) are broadcast, so that all heads of a task are measured at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 THRESHOLD = 0.5                  # a cell is predicted if sigmoid(logit) exceeds it
 
 
-def accuracy(scores, targets):
+def accuracy(scores: Tensor, targets: Tensor) -> Tensor:
     """Percentage (...) of clips whose highest score is that of the target; among equal scores the lowest class counts.
 
     Args:
@@ -23,7 +24,7 @@ def accuracy(scores, targets):
     return 100 * (scores.argmax(-1) == targets).double().mean(-1)
 
 
-def macro_precision(scores, targets, batch=None):
+def macro_precision(scores: Tensor, targets: Tensor, batch: int | None = None) -> Tensor:
     """Precision (percent, shape (...)) averaged over the classes that are predicted at least once.
 
     Classes that a head never predicts do not count.
@@ -36,7 +37,7 @@ def macro_precision(scores, targets, batch=None):
     """
     if batch is not None:
         parts = [(len(y), macro_precision(x, y)) for x, y in zip(scores.split(batch, -2), targets.split(batch))]
-        return sum(number * value for number, value in parts) / len(targets)
+        return sum((number * value for number, value in parts), torch.zeros(())) / len(targets)
     predicted = F.one_hot(scores.argmax(-1), scores.shape[-1]).double()                # (..., N, C)
     number = predicted.sum(-2)
     right = (predicted * F.one_hot(targets, scores.shape[-1])).sum(-2)
@@ -51,26 +52,26 @@ class Cells:
     predicted: Tensor
     labeled: Tensor
 
-    def __add__(self, other):
+    def __add__(self, other: "Cells") -> "Cells":
         return Cells(self.hits + other.hits, self.predicted + other.predicted, self.labeled + other.labeled)
 
     @property
-    def precision(self):
+    def precision(self) -> Tensor:
         """Percent; 0 if nothing is predicted."""
         return 100 * self.hits / self.predicted.clamp(min=1)
 
     @property
-    def recall(self):
+    def recall(self) -> Tensor:
         """Percent; 0 if nothing is labeled."""
         return 100 * self.hits / self.labeled.clamp(min=1)
 
     @property
-    def f1(self):
+    def f1(self) -> Tensor:
         """Percent; harmonic mean of precision and recall, 0 if both are 0."""
         return harmonic_mean(self.precision, self.recall)
 
 
-def count_cells(logits, labels, mask=None):
+def count_cells(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Cells:
     """`Cells` of a whole set.
 
     Args:
@@ -86,13 +87,14 @@ def count_cells(logits, labels, mask=None):
                  labeled.sum(cells).double().expand(logits.shape[:-3]))
 
 
-def harmonic_mean(a, b):
+def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
     """2ab / (a + b), or 0 where both are 0."""
     total = a + b
     return torch.where(total > 0, 2 * a * b / total.where(total > 0, torch.ones_like(total)), torch.zeros_like(total))
 
 
-def segment_scores(logits, labels, batch=None, mask=None):
+def segment_scores(logits: Tensor, labels: Tensor, batch: int | None = None,
+                   mask: Tensor | None = None) -> dict[str, Tensor]:
     """Precision, recall and F1 (percent) of predictions by second.
 
     By default counts are pooled over the set. The published program averages precision and recall of batches instead,
@@ -114,12 +116,12 @@ def segment_scores(logits, labels, batch=None, mask=None):
     mask = labels.new_ones(labels.shape[:2], dtype=torch.bool) if mask is None else mask
     parts = [(len(y), count_cells(x, y, m)) for x, y, m in zip(
         logits.split(batch, -3), labels.split(batch), mask.split(batch))]
-    precision = sum(n * cells.precision for n, cells in parts) / len(labels)
-    recall = sum(n * cells.recall for n, cells in parts) / len(labels)
+    precision = sum((n * cells.precision for n, cells in parts), torch.zeros(())) / len(labels)
+    recall = sum((n * cells.recall for n, cells in parts), torch.zeros(())) / len(labels)
     return {"precision": precision, "recall": recall, "f1": harmonic_mean(precision, recall)}
 
 
-def segment_chance(labels, batch=None, mask=None):
+def segment_chance(labels: Tensor, batch: int | None = None, mask: Tensor | None = None) -> dict[str, float]:
     """Chance level: the metrics of predicting, in every second, only the column that is labeled most often."""
     logits = torch.full_like(labels, -1.0)
     present = labels if mask is None else labels * mask.unsqueeze(-1)
@@ -127,7 +129,7 @@ def segment_chance(labels, batch=None, mask=None):
     return {name: float(value) for name, value in segment_scores(logits, labels, batch, mask).items()}
 
 
-def recall_at(similarity, k):
+def recall_at(similarity: Tensor, k: Sequence[int]) -> dict[str, float]:
     """Recall at k for retrieval in which candidate i is the only right answer of query i.
 
     Candidates that are exactly as similar as the answer are ranked in random order, and the expected value is returned:
@@ -148,7 +150,7 @@ def recall_at(similarity, k):
     return recalls | {"median_rank": float((better + (equal + 1) / 2).quantile(0.5))}
 
 
-def recall_chance(candidates, k):
+def recall_chance(candidates: int, k: Sequence[int]) -> dict[str, float]:
     """The result of `recall_at` for this number of `candidates` in random order."""
     return {f"r@{n}": 100 * min(n, candidates) / candidates for n in k} | {"median_rank": (candidates + 1) / 2}
 
@@ -157,7 +159,7 @@ CLASS_RANK = 10                  # of nDCG@10
 ROWS = 512                       # queries ranked at a time; limits memory
 
 
-def class_retrieval(similarity, query_classes, candidate_classes):
+def class_retrieval(similarity: Tensor, query_classes: Tensor, candidate_classes: Tensor) -> dict[str, float]:
     """Mean average precision and nDCG@10 (percent) of retrieval in which all candidates of the query's class are right.
 
     Both can distinguish systems where several clips share a caption, so that R@k cannot reach 100. They agree with
@@ -178,7 +180,7 @@ def class_retrieval(similarity, query_classes, candidate_classes):
     return {"map": float(100 * precision), f"ndcg@{CLASS_RANK}": float(100 * gain)}
 
 
-def _precision_and_gain(similarity, is_right):
+def _precision_and_gain(similarity: Tensor, is_right: Tensor) -> Tensor:
     """(2, Q) average precision and nDCG@10 of each query; both arguments (Q, C)."""
     similarity, order = similarity.sort(-1, descending=True)
     right = is_right.gather(-1, order).double()
@@ -197,7 +199,7 @@ def _precision_and_gain(similarity, is_right):
     return torch.stack([precision, (share * discount).sum(-1) / ideal])
 
 
-def class_retrieval_chance(query_classes, candidate_classes):
+def class_retrieval_chance(query_classes: Tensor, candidate_classes: Tensor) -> dict[str, float]:
     """The result of `class_retrieval` if all candidates are equally similar."""
     constant = torch.zeros(len(query_classes), len(candidate_classes), device=query_classes.device)
     return class_retrieval(constant, query_classes, candidate_classes)

@@ -89,7 +89,7 @@ def fixed_threshold(confidence):
 class OpenSetSettings:
     """Number of classes that a head knows; `protocol` as in HeadSettings."""
 
-    source_class_num: int = setting(None, "number of known classes, the first of the class list (default: half; "
+    source_class_num: int | None = setting(None, "number of known classes, the first of the class list (default: half; "
                                     "published: 14 or 21 of AVE's 28, 17 or 34 of UCF's 51, 8 or 12 of 16)",
                                     type=positive)
     protocol: str = "default"

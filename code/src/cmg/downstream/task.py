@@ -1,15 +1,22 @@
 """What a downstream task is once its data is open: clips by modality, the head, its metrics; and its settings."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cmg.checkpoints import hub
+from cmg.data.clips import Clips
 from cmg.downstream import encode, fit_heads, metrics
+from cmg.downstream.encode import EncodedSplit
 from cmg.models.heads import DeepSegmentHead, SegmentHead
+from cmg.systems.base import FrozenEncoder
 from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
@@ -22,7 +29,7 @@ SHOWN = 8                        # test clips whose features are kept for the pi
 class HeadSettings:
     """How heads are trained and measured; the same for all tasks of a call."""
 
-    n_epoch: int = setting(None, "epochs of a head (default: as published)", type=positive)
+    n_epoch: int | None = setting(None, "epochs of a head (default: as published)", type=positive)
     batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
     test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, affects_results=False)
     lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
@@ -30,7 +37,7 @@ class HeadSettings:
     segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
                                   choices=(2, 4))
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
-    seeds: tuple = setting((43,), "seeds of the heads, which train together", type=int)
+    seeds: tuple[int, ...] = setting((43,), "seeds of the heads, which train together", type=int)
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))
@@ -42,7 +49,7 @@ class HeadSettings:
     in_memory: bool = False
 
     @property
-    def readers(self):
+    def readers(self) -> int:
         """Worker processes that are of use."""
         return 0 if self.in_memory else self.workers
 
@@ -52,37 +59,38 @@ class Task:
     """A task whose data is open."""
 
     name: str
-    head: type                                   # ClipHead or SegmentHead (cmg/models/heads.py)
+    head: type[Any]                              # ClipHead or SegmentHead (cmg/models/heads.py)
     best_by: str                                 # the metric that chooses the best epoch, one of `metrics`
-    train: dict                                  # modality -> labelled clips on which a head may be trained
-    test: dict                                   # modality -> clips on which any head is tested
-    val: dict = field(default_factory=dict)      # modality -> clips that may choose an epoch, where the task has them
-    contents: dict = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint of what was opened
+    train: dict[str, Clips]                      # modality -> labelled clips on which a head may be trained
+    test: dict[str, Clips]                       # modality -> clips on which any head is tested
+    val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips that may choose an epoch, if there are
+    contents: dict[str, Any] = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint of what was opened
     label_key = "label"                          # entry of an item that goes with its codes
 
     @property
-    def metrics(self):
+    def metrics(self) -> tuple[str, ...]:
         """Names of what `measure` gives."""
         return ("accuracy", "macro_precision") if self.head.clipwise else ("precision", "recall", "f1")
 
     @property
-    def classes(self):
+    def classes(self) -> list[str]:
         return next(iter(self.train.values())).classes
 
-    def make(self, width, segment_layers=2):
+    def make(self, width: int, segment_layers: int = 2) -> torch.nn.Module:
         """A new head for codes of this width; `segment_layers`: of a head that classifies seconds."""
         head = DeepSegmentHead if segment_layers == 4 and self.head is SegmentHead else self.head
         return head(width, len(self.classes))
 
-    def training(self, part):
+    def training(self, part: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit | None]:
         """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
         return part, None
 
-    def targets(self, part):
+    def targets(self, part: EncodedSplit) -> Tensor:
         """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
         return part.clip_classes if self.head.clipwise else part.labels
 
-    def measure(self, heads, part, batch_size=None):
+    def measure(self, heads: Sequence[torch.nn.Module], part: EncodedSplit,
+                batch_size: int | None = None) -> dict[str, Tensor]:
         """metric -> (E,) percent of E heads on a CodeSet. `batch_size`: see metrics.segment_scores, macro_precision."""
         outputs = fit_heads.predict(heads, part)
         if self.head.clipwise:
@@ -90,17 +98,17 @@ class Task:
                     "macro_precision": metrics.macro_precision(outputs, part.clip_classes, batch_size)}
         return metrics.segment_scores(outputs, part.labels, batch_size, part.mask)
 
-    def chance(self, part, batch_size=None):
+    def chance(self, part: EncodedSplit, batch_size: int | None = None) -> dict[str, float]:
         """metric -> percent of a guess that ignores its input."""
         if self.head.clipwise:
             return dict.fromkeys(self.metrics, 100 / len(self.classes))
         return metrics.segment_chance(part.labels, batch_size, part.mask)
 
-    def at_end(self, head, part, held):
+    def at_end(self, head: torch.nn.Module, part: EncodedSplit, held: EncodedSplit | None) -> dict[str, float]:
         """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
         return {}
 
-    def pictured(self, heads, part, dataset):
+    def pictured(self, heads: Sequence[torch.nn.Module], part: EncodedSplit, dataset: Clips) -> dict[str, Any]:
         """Arrays from which the pictures of a direction are made.
 
         `shown` are the clips whose features are kept: the first of each class.
@@ -128,11 +136,11 @@ class Pretrained:
     """A frozen encoder and where it came from."""
 
     path: Path
-    encoder: torch.nn.Module
+    encoder: FrozenEncoder
     sha256: str
-    warned: set = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
-    def warn(self, lines):
+    def warn(self, lines: Iterable[str]) -> None:
         """Log each of these lines, unless that was done for this encoder before."""
         for line in lines:
             if line not in self.warned:
@@ -140,14 +148,15 @@ class Pretrained:
                 log.warning(line)
 
     @classmethod
-    def load(cls, path, device, precision, zero_code0=False):
+    def load(cls, path: str | PathLike[str], device: str | torch.device, precision: str,
+             zero_code0: bool = False) -> "Pretrained":
         """The frozen encoder of a checkpoint, an exported folder, or a name on the hub (cmg/checkpoints/hub.py); float64
         only for `precision` "float64"."""
-        dtype, path = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
-        return cls(path, hub.load_encoder(path, device, dtype, zero_code0), files.sha256(path))
+        dtype, found = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
+        return cls(found, hub.load_encoder(found, device, dtype, zero_code0), files.sha256(found))
 
     @property
-    def code_dim(self):
+    def code_dim(self) -> int:
         """Width of the codes of one codebook, in which TOC counts channels."""
         return self.encoder.codebooks[0].shape[1]
 

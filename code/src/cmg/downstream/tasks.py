@@ -4,11 +4,14 @@ A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh
 the user's own data, `custom`, gets its files and directions from the command line (`TaskEntry.of`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
+from pathlib import Path
+from typing import Any
 
+from cmg.data.clips import Clips
 from cmg.data.csv import read_header
 from cmg.data.manifest import CUSTOM, Manifest
 from cmg.data.sets.ave import AVE
@@ -40,8 +43,8 @@ class Split:
     """Clips that one call of a loader opens: a run and `prepare.py check` make the same call."""
 
     title: str              # in reports
-    roles: tuple            # what they serve as: of "train", "val", "test"
-    load: Callable          # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> cmg.data.clips.Clips
+    roles: tuple[str, ...]            # what they serve as: of "train", "val", "test"
+    load: Callable[..., Clips]      # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> cmg.data.clips.Clips
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,24 @@ class TaskEntry:
     label: str                      # in tables
     about: str                      # what is measured, and where in the papers
     family: str                     # prefix of the names of its own files
-    required: tuple                 # dotted names of cmg.data.layout.DATA_PATHS
+    required: tuple[str, ...]       # dotted names of cmg.data.layout.DATA_PATHS
     source: str                     # where to get them
-    directions: dict                # --dataset_name -> (labelled modality, tested modality)
+    directions: dict[str, tuple[str, str]]      # --dataset_name -> (labelled modality, tested modality)
     epochs: int                     # of the heads, as published
-    head: type                      # cmg/models/heads.py
+    head: type[Any]                 # cmg/models/heads.py
     best_by: str                    # the metric that chooses the best epoch
-    parts: Callable                 # (short name -> Path, modalities, protocol) -> list of Part
-    optional: tuple = ()
-    prompts: str = None             # file of the class prompts' word vectors; None: no direction with text
-    modalities: tuple = ("video", "audio")      # that a direction may name, in the order of evaluate.py's pairs
+    parts: Callable[..., list[Split]]       # (short name -> Path, modalities, protocol) -> list of Part
+    optional: tuple[str, ...] = ()
+    prompts: str | None = None      # file of the class prompts' word vectors; None: no direction with text
+    modalities: tuple[str, ...] = ("video", "audio")        # that a direction may name, in the order of evaluate.py's pairs
     always: tuple = ()              # modalities that every direction reads, named by it or not
-    column: str = None              # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
-    published: dict = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
-    settings: type = None           # dataclass of arguments of this task alone, which its class gets as `settings`
-    task: type = Task
-    evaluate: Callable = run.evaluate
+    column: str | None = None       # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
+    published: dict[str, tuple[float, ...]] = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
+    settings: type[Any] | None = None       # dataclass of arguments of this task alone, which its class gets as `settings`
+    task: Callable[..., Task] = Task
+    evaluate: Callable[..., list[dict[str, Any]]] = run.evaluate
 
-    def of(self, manifest, kinds):
+    def of(self, manifest: Path | None, kinds: Mapping[str, str | None]) -> "TaskEntry":
         """This entry; that of the user's own data with its files, modalities and directions: each to each other.
 
         Args:
@@ -93,33 +96,34 @@ class TaskEntry:
             prompts=f"{CUSTOM}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
             directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
 
-    def needed(self):
+    def needed(self) -> tuple[str, ...]:
         """The files without which the script's own directions do not work."""
         always_text = all("text" in direction for direction in self.directions.values())
-        return (*self.required, self.prompts) if always_text else self.required
+        return (*self.required, self.prompts) if self.prompts and always_text else self.required
 
-    def all_names(self):
+    def all_names(self) -> tuple[str, ...]:
         """Every file that a run may open."""
         return (*self.required, *self.optional, *((self.prompts,) if self.prompts else ()))
 
     @property
-    def features(self):
+    def features(self) -> tuple[str, ...]:
         """Last parts of the dotted names that are features of a modality."""
         return tuple(dict.fromkeys((*self.modalities, *self.always, *PAIRED)))
 
-    def names_of(self, modalities):
+    def names_of(self, modalities: Sequence[str]) -> list[str]:
         """Those of `all_names` that directions of some modalities depend on."""
         used = {*modalities, *self.always}
         return [name for name in self.all_names() if name.split(".")[1] in used
                 or name.split(".")[1] not in self.features]
 
-    def paths(self, path_of):
+    def paths(self, path_of: Callable[[str], Path]) -> dict[str, Path]:
         """Short name -> Path, as loaders want them; `path_of`: dotted name -> Path."""
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): path_of(name) for name in self.all_names()}
 
-    def open(self, path_of, modalities, protocol, settings=None, **reading):
+    def open(self, path_of: Callable[[str], Path], modalities: Sequence[str], protocol: str, settings: Any = None,
+             **reading: Any) -> Task:
         """The task with its data read; `reading`: keyword arguments of the loaders (cmg/data/clips.py)."""
-        roles = {"train": {}, "val": {}, "test": {}}
+        roles: dict[str, dict[str, Clips]] = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(path_of), modalities, protocol):
             clips = part.load(**reading)
             for role in part.roles:
@@ -127,9 +131,9 @@ class TaskEntry:
         more = {"settings": settings or self.settings()} if self.settings else {}
         return self.task(self.name, self.head, self.best_by, **roles, **more)
 
-    def usable(self, path_of):
+    def usable(self, path_of: Callable[[str], Path]) -> tuple[str, ...]:
         """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
-        return tuple(m for m in self.modalities if m != "text" or path_of(self.prompts).exists())
+        return tuple(m for m in self.modalities if m != "text" or self.prompts and path_of(self.prompts).exists())
 
 
 def ave_parts(paths, modalities, protocol):
@@ -194,7 +198,7 @@ def own_task(name, head, best_by, train, **parts):
     return Task(name, head, best_by, train, **parts)
 
 
-OPEN_SET = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
+OPEN_SET: dict[str, Any] = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
 ENTRIES = (
     TaskEntry(
         "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",

@@ -4,9 +4,9 @@ A new system takes the shapes from its data, a loaded one from its file.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -73,12 +73,12 @@ class MapWidths(NamedTuple):
     attention: int      # spatial attention, which has no effect in the published form
 
     @classmethod
-    def of(cls, channels):
+    def of(cls, channels: int) -> "MapWidths":
         """Widths in the published ratios to the channels: 512 gives 1024, 2048, 1024, 64 and 256."""
         return cls(2 * channels, 4 * channels, 2 * channels, max(1, channels // 8), max(1, channels // 2))
 
 
-PUBLISHED = {"audio": (128,), "video": (7, 7, 512), "text": (10, 768)}
+PUBLISHED: dict[str, tuple[int, ...]] = {"audio": (128,), "video": (7, 7, 512), "text": (10, 768)}
 
 
 def seconds_or_auto(text):
@@ -96,8 +96,8 @@ class Config:
         map_widths: (modality, MapWidths) of the modalities that are maps.
     """
 
-    shapes: tuple = tuple(PUBLISHED.items())
-    map_widths: tuple = (("video", MapWidths.of(512)),)
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = tuple(PUBLISHED.items())
+    map_widths: tuple[tuple[str, MapWidths], ...] = (("video", MapWidths.of(512)),)
     num_codes: int = 400                # K
     code_dim: int = 256                 # D, also the width of the specific features of vectors and tokens
     text_hidden: int = 128              # of each direction of the LSTM over tokens
@@ -116,7 +116,7 @@ class Config:
                                "deviation, channel by channel (not those of tokens); none: as they are, as published "
                                "(default: channel for --dataset_name custom, else none)", choices=("channel", "none"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
         assert self.standardize in ("channel", "none"), self.standardize
         assert 0 <= self.dropout < 1, f"dropout = {self.dropout}"
@@ -127,60 +127,61 @@ class Config:
         assert [m for m, _ in self.map_widths] == [m for m in self.modalities if self.kind(m) == "map"], self.map_widths
 
     @property
-    def modalities(self):
+    def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in their fixed order."""
         return tuple(m for m, _ in self.shapes)
 
-    def shape(self, modality):
+    def shape(self, modality: str) -> tuple[int, ...]:
         """Shape of a modality's features: (W,), (H, W, C) or (L, W)."""
         return dict(self.shapes)[modality]
 
-    def kind(self, modality):
+    def kind(self, modality: str) -> str:
         """Kind of a modality's features: "vector", "map" or "tokens"."""
         return KINDS[len(self.shape(modality))]
 
-    def feature_dim(self, modality):
+    def feature_dim(self, modality: str) -> int:
         """Width (channels) of a modality's features in the data."""
         return self.shape(modality)[-1]
 
-    def input_dim(self, modality):
+    def input_dim(self, modality: str) -> int:
         """Width of the semantic encoder's input; for tokens, the output of the LSTM."""
         return 2 * self.text_hidden if self.kind(modality) == "tokens" else self.feature_dim(modality)
 
-    def pooled_dim(self, modality):
+    def pooled_dim(self, modality: str) -> int:
         """Width of the pooled specific feature, the input of CLUB."""
         return self.feature_dim(modality) if self.kind(modality) == "map" else self.code_dim
 
     @property
-    def reading(self):
+    def reading(self) -> dict[str, Any]:
         """How clips are read for this system, as keyword arguments of cmg.data.clips.Clips."""
         return {"seconds": self.seconds, "padding": self.padding}
 
-    def widths(self, modality):
+    def widths(self, modality: str) -> MapWidths:
         """MapWidths of a modality."""
         return dict(self.map_widths)[modality]
 
-    def fits(self, modality, shape):
+    def fits(self, modality: str, shape: Sequence[int]) -> bool:
         """Whether the system accepts features of this shape as the modality; the number of tokens may differ."""
         expected = self.shape(modality)
         given = 1 if self.kind(modality) == "tokens" else 0
         return len(shape) == len(expected) and tuple(shape[given:]) == expected[given:]
 
-    def describe(self, modality):
+    def describe(self, modality: str) -> str:
         """Description of a modality's features for messages; see `describe_shape`."""
         return describe_shape(modality, self.shape(modality))
 
-    def axes(self, modality):
+    def axes(self, modality: str) -> str:
         """Shape of a batch of a modality's features, as text: "(B, T, 128)", "(B, T, 7, 7, 512)", "(B, L, 768)"."""
         shape = self.shape(modality)
         return f"(B, {'L' if self.kind(modality) == 'tokens' else 'T'}, {', '.join(map(str, shape[len(shape) == 2:]))})"
 
-    def with_modalities(self, modalities):
+    def with_modalities(self, modalities: Sequence[str]) -> "Config":
         """Copy of this config with only some of the modalities."""
         return with_numbers(self, {}, modalities)
 
     @classmethod
-    def for_data(cls, modalities, audio_dim=128, video_dim=512, text_dim=768, **sizes):
+    def for_data(cls, modalities: Mapping[str, Sequence[int]] | Sequence[str], audio_dim: int = 128, video_dim: int = 512,
+                 text_dim: int = 768, **sizes: Any) -> "Config":
         """Config for given data.
 
         Args:
@@ -202,14 +203,14 @@ class Config:
         return cls(tuple(shapes.items()), tuple((m, MapWidths.of(shape[-1])) for m, shape in shapes.items()
                                                 if len(shape) == 3), **sizes)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The config as plain values, as stored in files; see `from_dict`."""
         return {name: value for name, value in asdict(self).items() if name not in ("shapes", "map_widths")} | {
             "shapes": {m: list(shape) for m, shape in self.shapes},
             "map_widths": {m: dict(widths._asdict()) for m, widths in self.map_widths}}
 
     @classmethod
-    def from_dict(cls, stored):
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Config":
         """Inverse of `to_dict`. Files of earlier versions have no `shapes` but audio_dim, video_dim (of a 7x7 map) and
         text_dim.
 

@@ -24,7 +24,7 @@ class ClipHead(nn.Module):
 
     clipwise = True
 
-    def __init__(self, code_dim, num_classes):
+    def __init__(self, code_dim: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(code_dim, code_dim)
         self.event_classifier = nn.Linear(code_dim, num_classes)
@@ -52,7 +52,7 @@ class SegmentHead(nn.Module):
 
     clipwise = False
 
-    def __init__(self, code_dim, num_classes):
+    def __init__(self, code_dim: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(code_dim, code_dim)
         self.event_classifier = nn.Linear(code_dim, num_classes + 1)
@@ -81,7 +81,7 @@ class SegmentHead(nn.Module):
 class DeepSegmentHead(SegmentHead):
     """A segment head of four linear layers without nonlinearities (AVVP in CoDAAR's program)."""
 
-    def __init__(self, code_dim, num_classes):
+    def __init__(self, code_dim: int, num_classes: int) -> None:
         super().__init__(code_dim, num_classes)
         self.fusion_layer = nn.Linear(code_dim, code_dim // 2)
         self.linear1 = nn.Linear(code_dim // 2, code_dim // 2)

@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from safetensors.torch import save
@@ -24,7 +26,8 @@ INPUTS = {"vector": "one vector per second", "map": "one feature map per second"
 EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
 
-def export(path, out, results_files=()):
+def export(path: str | PathLike[str], out: str | PathLike[str],
+           results_files: Sequence[str | PathLike[str]] = ()) -> list[Path]:
     """Write a checkpoint's encoder to the folder `out`; returns the files.
 
     Optimisers, decoders and everything else that only training needs stay behind. config.json is written last and holds
@@ -43,18 +46,18 @@ def export(path, out, results_files=()):
     if results_files and not rows:
         raise InputError(f"{', '.join(map(str, results_files))}: no result of {path} (SHA-256 {sha256[:12]}...); "
                          "measure this file, or name the results of it")
-    encoder, out = loaded.system.encoder, Path(out)
+    encoder, folder = loaded.system.encoder, Path(out)
     weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
     about = {"format": FORMAT, "config": checkpoint.config_to_dict(loaded.system), "epoch": loaded.epoch,
              "total_step": loaded.total_step, "weights_sha256": hashlib.sha256(weights).hexdigest(),
              "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.feature_origins,
              "data": _pretraining_data(loaded)}
-    written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, out.name).encode(),
+    written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, folder.name).encode(),
                CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
     for name, content in written.items():
-        with atomic_output(out / name, remedy="choose another --out") as file:
+        with atomic_output(folder / name, remedy="choose another --out") as file:
             file.write(content)
-    return [out / name for name in written]
+    return [folder / name for name in written]
 
 
 def _pretraining_data(loaded):

@@ -6,8 +6,10 @@ Everything from the batch to the losses is a dict keyed by modality.
 """
 
 import argparse
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from cmg.models.blocks import Blocks
 from cmg.models.config import MODALITIES, Config, in_order, short
 from cmg.models.masking import Features, mean_of_clips
+from cmg.models.random import StepRandom
 from cmg.systems.state_dicts import rules
 from cmg.systems.state_dicts.rules import EXTRA_SECTION
 from cmg.utils.settings import not_negative, setting
@@ -47,10 +50,10 @@ class Losses:
         metrics: name -> scalar that is only logged.
     """
 
-    terms: dict
-    metrics: dict = field(default_factory=dict)
+    terms: dict[str, Tensor | dict[str, Tensor]]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
-    def named(self):
+    def named(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yield (kind, name in the log, scalar) of every term; names are such as "cpc" or "audio_recon"."""
         for kind, value in self.terms.items():
             for modality, scalar in value.items() if isinstance(value, dict) else [("", value)]:
@@ -69,7 +72,7 @@ class Group:
     """
 
     name: str
-    parameters: dict
+    parameters: dict[str, nn.Parameter]
     auxiliary: bool = False
     clipped: bool = True
 
@@ -82,7 +85,7 @@ class Codes:
     indices: Tensor     # (B, T) int64, or (B, T, L) if each second has a code of L codebooks
 
 
-def to_seconds(features, config, mask=None):
+def to_seconds(features: dict[str, Tensor], config: Config, mask: Tensor | None = None) -> Features:
     """Align tokens with the seconds of the other modalities, for losses and codebooks in training.
 
     Tokens have a length L of their own. Second j takes token floor(j * L / T) of the encoder's input, which has seen
@@ -110,7 +113,7 @@ def to_seconds(features, config, mask=None):
     return found
 
 
-def full_precision(x):
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast, for everything that determines codes; `x`: a tensor on the device."""
     return torch.autocast(x.device.type, enabled=False)
 
@@ -122,27 +125,27 @@ class Encoder(nn.Module):
         config: cmg.models.config.Config of the system.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         """Width of the code vectors, the input of heads."""
         return sum(codes.shape[1] for codes in self.codebooks)
 
     @property
-    def codebooks(self):
+    def codebooks(self) -> Sequence[Tensor]:
         """The code vectors (K, D) of every codebook, in the order in which heads receive them."""
         raise NotImplementedError
 
-    def add_lstms(self):
+    def add_lstms(self) -> None:
         """Add an LSTM `<modality>_lstm` for every modality of tokens."""
         for modality in self.config.modalities:
             if self.config.kind(modality) == "tokens":
                 self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
 
-    def add_standardization(self):
+    def add_standardization(self) -> None:
         """Add the buffers of --standardize channel for every modality of vectors or maps; they start as the
         identity."""
         for modality in self.config.modalities if self.config.standardize == "channel" else ():
@@ -151,7 +154,7 @@ class Encoder(nn.Module):
                 self.register_buffer(f"{modality}_mean", torch.zeros(channels))
                 self.register_buffer(f"{modality}_deviation", torch.ones(channels))
 
-    def standardize(self, statistics):
+    def standardize(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Set the statistics of the training features, modality -> (mean (C,), standard deviation (C,)). Constant
         channels are only centered."""
         for modality, (mean, deviation) in statistics.items():
@@ -159,7 +162,7 @@ class Encoder(nn.Module):
             floor = torch.finfo(self.codebooks[0].dtype).eps * mean.abs().clamp_min(1)
             getattr(self, f"{modality}_deviation").copy_(torch.where(deviation > floor, deviation, 1.0))
 
-    def inputs(self, modality, x):
+    def inputs(self, modality: str, x: Tensor) -> Tensor:
         """Input of a modality's semantic encoder: features (B, T, ...), standardized if configured; for tokens
         (B, L, W), the output (B, L, 2 * text_hidden) of their LSTM if there is one."""
         mean, lstm = getattr(self, f"{modality}_mean", None), getattr(self, f"{modality}_lstm", None)
@@ -168,14 +171,14 @@ class Encoder(nn.Module):
                 x = (x - mean) / getattr(self, f"{modality}_deviation")
             return lstm(x)[0] if lstm else x
 
-    def embed_inputs(self, modality, inputs, mask=None):
+    def embed_inputs(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Codes:
         """`Codes` of the result of `inputs`, with a straight-through gradient to it.
 
         `mask` is a mask of the seconds (cmg/models/masking.py), here and below; codes of padded seconds are undefined.
         """
         raise NotImplementedError
 
-    def embed_clips(self, modality, inputs, mask=None):
+    def embed_clips(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """One vector per clip, (B, head_dim), for retrieval without a head: the mean of the codes of its seconds."""
         return mean_of_clips(self.embed_inputs(modality, inputs, mask).vectors, mask)
 
@@ -192,7 +195,8 @@ class FrozenEncoder(nn.Module):
         features: modality -> origin of the features it was pretrained on (cmg/data/origins.py); None if unknown.
     """
 
-    def __init__(self, encoder, system, epoch=None, zero_code0=False, features=None):
+    def __init__(self, encoder: Encoder, system: type["System"], epoch: int | None = None, zero_code0: bool = False,
+                 features: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.config, self.system, self.epoch, self.zero_code0 = encoder.config, system, epoch, zero_code0
@@ -203,41 +207,41 @@ class FrozenEncoder(nn.Module):
         self.eval()
 
     @property
-    def head_dim(self):
+    def head_dim(self) -> int:
         """Width of the vectors that `embed` returns."""
         return self.encoder.head_dim
 
     @property
-    def codebooks(self):
+    def codebooks(self) -> Sequence[Tensor]:
         """Code vectors of every codebook, (K, D) each."""
         return self.encoder.codebooks
 
-    def inputs(self, modality, x):
+    def inputs(self, modality: str, x: Tensor) -> Tensor:
         """Input of a modality's semantic encoder, given raw features; see `Encoder.inputs`."""
         self._require(modality)
         return self.encoder.inputs(modality, x.to(self.codebooks[0]))
 
-    def embed_inputs(self, modality, inputs, mask=None):
+    def embed_inputs(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Codes:
         """`Codes` of the result of `inputs`; see `Encoder.embed_inputs`."""
         self._require(modality)
         return self.encoder.embed_inputs(modality, inputs, mask)
 
-    def embed(self, modality, x, mask=None):
+    def embed(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Codes:
         """`Codes` of raw features: vectors (B, T, W), maps (B, T, H, W, C), tokens (B, L, W)."""
         with torch.no_grad():
             return self.embed_inputs(modality, self.inputs(modality, x), mask)
 
-    def embed_clips(self, modality, x, mask=None):
+    def embed_clips(self, modality: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """One vector per clip, (B, head_dim), of raw features; see `Encoder.embed_clips`."""
         with torch.no_grad():
             return self.encoder.embed_clips(modality, self.inputs(modality, x), mask)
 
-    def _require(self, modality):
+    def _require(self, modality: str) -> None:
         if modality not in self.config.modalities:
             raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
 
 
-def weight_argument(text):
+def weight_argument(text: str) -> tuple[str, float]:
     """Argument type of --weights: KIND=W."""
     kind, _, weight = text.partition("=")
     if not kind:
@@ -249,9 +253,9 @@ def weight_argument(text):
 class Options:
     """Settings that all systems have. A system adds its own in a subclass; each is an argument of pretrain.py."""
 
-    without: tuple = setting((), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with "
+    without: tuple[str, ...] = setting((), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with "
                              "weight 0, and other parts; an unknown name lists those of the system")
-    weights: tuple = setting((), "weights of losses in the total, by their names in the log without the modality, such "
+    weights: tuple[tuple[str, float], ...] = setting((), "weights of losses in the total, by their names in the log without the modality, such "
                              "as cpc=0.5 contrast=3; an unknown name lists those of the system", type=weight_argument,
                              nargs="+", action="extend", metavar="KIND=W")
 
@@ -264,6 +268,10 @@ class CodebookOptions(Options):
                                  choices=("data", "released"))
     code_reset: str = setting("full", "reset EMA count and weight along with a code, or only the code as published",
                               choices=("full", "released"))
+
+
+BaseConfig: TypeAlias = Config          # within a System, `Config` and `Options` are the attributes
+BaseOptions: TypeAlias = Options
 
 
 class System(nn.Module):
@@ -295,38 +303,47 @@ class System(nn.Module):
         autocast: context manager in which matrix products may use bf16.
     """
 
-    Config, Options = Config, Options
+    Config: ClassVar[type[BaseConfig]] = Config
+    Options: ClassVar[type[BaseOptions]] = Options
     name = label = FILE = ""
     EPOCHS = 6
-    TERMS, SWITCHES, GROUPS, AUXILIARY, UNCLIPPED, KEY_RULES, TOC_RELEASED = {}, {}, {}, {}, (), (), {}
-    ORDER = MODALITIES
+    TERMS: ClassVar[dict[str, Term]] = {}
+    SWITCHES: ClassVar[dict[str, str]] = {}
+    GROUPS: ClassVar[dict[str, str]] = {}
+    AUXILIARY: ClassVar[dict[str, str]] = {}
+    UNCLIPPED: ClassVar[Sequence[str]] = ()
+    KEY_RULES: ClassVar[Sequence[rules.KeyRule]] = ()
+    TOC_RELEASED: ClassVar[dict[str, dict[tuple[str, str], tuple[Any, ...]]]] = {}
+    ORDER: ClassVar[tuple[str, ...]] = MODALITIES
+    encoder: Encoder
 
-    def __init__(self, config):
+    def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config, self.options = config, self.Options()
-        self.autocast = nullcontext
-        self.initialized = []
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.initialized: list[bool] = []
 
     # ---------------------------------------------------------------------------------------- what a system computes
-    def features(self, batch):
+    def features(self, batch: dict[str, Tensor]) -> Features:
         """Input of `encode`, given a batch modality -> (B, T, ...); computed once per step.
 
         With --padding mask, the batch has the mask of the seconds as "mask".
         """
         return Features({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}, batch.get("mask"))
 
-    def encode(self, features, epoch):
+    def encode(self, features: Features, epoch: int) -> Any:
         """One pass of the encoder, without changes of state; its outputs are passed to the other methods."""
         raise NotImplementedError
 
-    def init_codebooks(self, features, epoch, rng):
+    def init_codebooks(self, features: Features, epoch: int, rng: StepRandom) -> None:
         """Initialize the codebooks that are used in this epoch and have not been initialized."""
 
-    def update_codebooks(self, outputs, rng):
+    def update_codebooks(self, outputs: Any, rng: StepRandom) -> None:
         """Update the codebooks after a training pass: moving averages and resets."""
         raise NotImplementedError
 
-    def training_pass(self, features, epoch, rng, auxiliary):
+    def training_pass(self, features: Features, epoch: int, rng: StepRandom,
+                      auxiliary: torch.optim.Optimizer | None) -> tuple[Any, dict[str, Tensor]]:
         """The encoder passes of one training step, with codebook updates and the steps of the auxiliary optimizer.
 
         Args:
@@ -342,36 +359,36 @@ class System(nn.Module):
         self.update_codebooks(outputs, rng)
         return outputs, {}
 
-    def losses(self, outputs, rng):
+    def losses(self, outputs: Any, rng: StepRandom) -> Losses:
         """`Losses` of a pass."""
         raise NotImplementedError
 
-    def weights(self, epoch):
+    def weights(self, epoch: int) -> dict[str, float]:
         """Kind of loss -> its weight in the total."""
         weights = {kind: term.weight for kind, term in self.TERMS.items()} | dict(self.options.weights)
         return {kind: 0.0 if self._switch(kind) in self.options.without else weight for kind, weight in weights.items()}
 
     # ----------------------------------------------------------------------------------------- what others ask about
     @property
-    def codebooks(self):
+    def codebooks(self) -> dict[str, Any]:
         """Suffix of names in the log -> codebook with `embedding`, `ema_count` and `unactivated_count`."""
         raise NotImplementedError
 
-    def assigned_codes(self, outputs):
+    def assigned_codes(self, outputs: Any) -> dict[str, dict[str, Tensor]]:
         """Suffix of names in the log -> modality -> codes assigned in a pass: (B, T), or (n,) under a mask."""
         raise NotImplementedError
 
-    def level_outputs(self, outputs):
+    def level_outputs(self, outputs: Any) -> dict[str, Any]:
         """Suffix of names in the log -> what a pass gives at a level: `inputs` and `semantic`, dicts over modalities.
         Without it the monitors do not see the spread of the features."""
         return {}
 
-    def mark_initialized(self, epoch):
+    def mark_initialized(self, epoch: int) -> None:
         """Set `initialized` after loading a published file of this epoch, which does not contain it."""
         self.initialized = [True] * len(self.codebooks)
 
     @contextmanager
-    def evaluating(self):
+    def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients and compiled layers within the block, for initializing codebooks."""
         was_training = self.training
         self.eval()
@@ -382,10 +399,10 @@ class System(nn.Module):
             self.train(was_training)
 
     @classmethod
-    def _switch(cls, kind):
+    def _switch(cls, kind: str) -> str:
         return cls.TERMS[kind].switch or kind
 
-    def is_on(self, switch):
+    def is_on(self, switch: str) -> bool:
         """Whether a component is used, i.e. neither left out by --without nor set to weight 0."""
         given = dict(self.options.weights)
         zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
@@ -393,44 +410,45 @@ class System(nn.Module):
             given.get(kind, term.weight) for kind, term in self.TERMS.items() if self._switch(kind) == switch))
 
     @classmethod
-    def comparing(cls, without, weights):
+    def comparing(cls, without: Sequence[str], weights: Sequence[tuple[str, float]]) -> list[str]:
         """Names for --without of the losses that are on and compare the clips of a step."""
         given = {kind: term.weight for kind, term in cls.TERMS.items()} | dict(weights)
         found = [cls._switch(kind) for kind, weight in given.items() if weight]
         return [name for name in dict.fromkeys(found) if name in COMPARE_CLIPS and name not in without]
 
     @classmethod
-    def file(cls, modalities, epoch):
+    def file(cls, modalities: Sequence[str], epoch: int | str) -> str:
         """File name of a checkpoint, such as "DCID-model-5.pt" or "CoDAAR-model-AVTDepth-5.pt"; epoch "*" gives a glob
         pattern."""
         return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
 
     @classmethod
-    def switches(cls):
+    def switches(cls) -> dict[str, str]:
         """Name for --without -> label of every component that can be left out."""
-        labels = {}
+        labels: dict[str, str] = {}
         for kind, term in cls.TERMS.items():
             labels.setdefault(cls._switch(kind), term.label or kind)        # of several levels, the label of the first
         return labels | cls.SWITCHES
 
     @property
-    def order(self):
+    def order(self) -> tuple[str, ...]:
         """The modalities, those of ORDER first."""
         return in_order(self.config.modalities, self.ORDER)
 
     @property
-    def auxiliary(self):
+    def auxiliary(self) -> dict[str, str]:
         """AUXILIARY, expanded for this system's modalities."""
         return rules.expand(self.AUXILIARY, self.order)
 
-    def parameter_groups(self):
+    def parameter_groups(self) -> list[Group]:
         """All parameters as a list of `Group`, in the order of GROUPS.
 
         Within a group, parameters with a published name come first, in their published order, so that gradient norms
         are summed as in the published program.
         """
         rank = {name: number for number, name in enumerate(rules.our_names(self))}
-        groups, auxiliary = {}, self.auxiliary
+        groups: dict[str, Group] = {}
+        auxiliary = self.auxiliary
         prefixes = rules.expand(self.GROUPS, self.order)
         for name, parameter in sorted(self.named_parameters(), key=lambda item: rank.get(item[0], len(rank))):
             group = next((group for prefix, group in prefixes.items() if name.startswith(prefix)), EXTRA_SECTION)

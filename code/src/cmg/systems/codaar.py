@@ -58,7 +58,7 @@ class Config(sizes.Config):
 class Options(base.CodebookOptions):
     """How CoDAAR is trained."""
 
-    cascade_order: tuple = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
+    cascade_order: tuple[str, ...] = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
                                    "replaced by the mean of all; the first becomes the plain mean, the last changes "
                                    "least", choices=SEGMENTS)
 
@@ -318,8 +318,8 @@ class PassOutput:
     semantic: dict              # (B, T, D) before quantization
     specific: dict              # (B, T, D) of vectors and tokens, (B, T, H-4, W-4, O) of maps
     quantized: QuantizedRows
-    mask: Tensor = None         # (B, T) mask of the seconds (cmg/models/masking.py)
-    alignment: Tensor = None    # of the table after the update of this pass; None without an update
+    mask: Tensor | None = None      # (B, T) mask of the seconds (cmg/models/masking.py)
+    alignment: Tensor | None = None     # of the table after the update of this pass; None without an update
 
 
 class Encoder(base.Encoder):

@@ -6,6 +6,7 @@ needs.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,8 @@ class LevelOutput:
     semantic: dict          # (B, T, D) before quantization
     specific: dict          # Specific
     quantized: Quantized
-    mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py)
-    club: BatchedCLUB = None    # networks that were fitted to this pass
+    mask: Tensor | None = None      # (B, T) mask of the seconds (cmg/models/masking.py)
+    club: BatchedCLUB | None = None     # networks that were fitted to this pass
 
 
 class Level(nn.Module):
@@ -227,7 +228,8 @@ class DCID(base.System):
     """One level of alignment."""
 
     name, label, FILE = "dcid", "DCID", "DCID-model-{}.pt"
-    Options, KEY_RULES = Options, dcid.KEY_RULES
+    Options: ClassVar[type[base.Options]] = Options
+    KEY_RULES = dcid.KEY_RULES
     TERMS = {"recon": Term(label="reconstruction"), "commit": Term(label="commitment"), "club": Term(label="CLUB"),
              "cpc": Term(label="CPC"), "cmcm": Term(label="CMCM"),
              "contrast": Term(0.0, label="contrast of clips")}      # not published; 3 in --recipe shared

@@ -71,8 +71,8 @@ class Output:
     general: dict           # (B, 1, D), not negative, in the order of the EMA; input of the codebook
     private: dict           # (B, D), not negative
     quantized: Quantized
-    mask: Tensor = None     # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
-    clubs: dict = None      # networks that were fitted to this pass, as in `FCID.clubs`
+    mask: Tensor | None = None      # (B, T) mask of the seconds (cmg/models/masking.py); tokens have none
+    clubs: dict | None = None       # networks that were fitted to this pass, as in `FCID.clubs`
 
 
 class ClipEncoder(nn.Module):

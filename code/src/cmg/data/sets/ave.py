@@ -1,8 +1,11 @@
 """AVE: 4,143 annotated clips of 28 classes, features and labels in HDF5 arrays, one row a sample."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from cmg.data.clips import Clips
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import read_classes
 from cmg.data.hdf5 import hdf5_array, open_hdf5, reading
 from cmg.data.labels import clip_class
@@ -30,7 +33,8 @@ class AVE(Clips):
         InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
     """
 
-    def __init__(self, paths, modalities=("audio", "video"), split="train", **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"), split: str | Sequence[str] = "train",
+                 **reading: Any) -> None:
         splits = (split,) if isinstance(split, str) else tuple(split)
         labels = read_labels(paths["label"])
         classes = read_categories(paths.get("categories"))

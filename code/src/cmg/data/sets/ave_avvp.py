@@ -1,6 +1,8 @@
 """AVE to AVVP, twelve shared classes: a head learns on AVE's clips and is tested on AVVP's."""
 
-from cmg.data.clips import Clips
+from typing import Any
+
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import read_classes
 from cmg.data.sets.ave import read_labels, read_order
 from cmg.data.sets.avvp import AVVP
@@ -24,7 +26,7 @@ class AVEShared(Clips):
         InputError: labels of another class count, row numbers outside them, bad rows.
     """
 
-    def __init__(self, paths, modality, **reading):
+    def __init__(self, paths: Paths, modality: str, **reading: Any) -> None:
         classes, labels = read_classes(paths["categories"]), read_labels(paths["label"])
         if labels.shape[2] != len(classes) + 1:
             raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes of "
@@ -43,5 +45,5 @@ class AVVPShared(AVVP):
         modality, reading: see `AVVP`.
     """
 
-    def __init__(self, paths, modality, **reading):
+    def __init__(self, paths: Paths, modality: str, **reading: Any) -> None:
         super().__init__({**paths, modality: paths[f"avvp_{modality}"]}, modality, name="AVE->AVVP test", **reading)

@@ -1,8 +1,10 @@
 """AVVP (LLP): ten-second clips with several events each, annotated apart for what is heard and what is seen."""
 
+from typing import Any
+
 import numpy as np
 
-from cmg.data.clips import Clips
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import class_indices, read_classes, read_table
 from cmg.data.labels import multi_event, parse_times
 from cmg.utils.errors import InputError
@@ -23,7 +25,7 @@ class AVVP(Clips):
         InputError: a defective list, an unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modality, *, name="AVVP", seconds=10, **reading):
+    def __init__(self, paths: Paths, modality: str, *, name: str = "AVVP", seconds: int = 10, **reading: Any) -> None:
         classes = read_classes(paths["categories"])
         names, labels = read_events(paths[LISTS[modality]], classes, seconds)
         super().__init__(f"{name} {modality}", (modality,), names, {modality: paths[modality]},

@@ -1,8 +1,12 @@
 """Clips with several captions each, such as MS-COCO's, Clotho's or FlickrSoundNet's: a list, features, word vectors."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
-from cmg.data.clips import Clips
+import numpy as np
+from numpy.typing import NDArray
+
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import read_table
 from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
@@ -24,7 +28,7 @@ class Captions(Clips):
         InputError: a defective list, a name twice, captions without word vectors, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities, **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str], **reading: Any) -> None:
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
         if len(set(table["label"])) < len(table["label"]):
             twice = next(name for name in table["label"] if table["label"].count(name) > 1)
@@ -39,6 +43,6 @@ class Captions(Clips):
         self.owner = np.array([place[table["clip"][number]] for number in kept])
         self._vectors, self._rows = features.vectors, rows[kept]
 
-    def caption_vectors(self, start, stop):
+    def caption_vectors(self, start: int, stop: int) -> NDArray[Any]:
         """Word vectors (n, 10, 768) float32 of the captions start..stop."""
         return self._vectors[self._rows[start:stop]]

@@ -1,12 +1,14 @@
 """A user's own data set: a manifest (cmg/data/manifest.py) and the features of its clips, by modality."""
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cmg.data.clips import Clips
+from cmg.data.clips import Clips, Paths
 from cmg.data.hdf5 import open_hdf5, reading
 from cmg.data.labels import multi_event, single_event
 from cmg.data.manifest import Manifest
@@ -35,7 +37,8 @@ class Custom(Clips):
 
     BY_ID = True
 
-    def __init__(self, paths, modalities, splits=("train",), is_labelled=False, *, seconds=10, **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str], splits: Sequence[str] = ("train",),
+                 is_labelled: bool = False, *, seconds: int | None = 10, **reading: Any) -> None:
         manifest = Manifest(paths["manifest"], math.inf if seconds is None else seconds)
         self.has_times, labels = manifest.has_times, None
         classes = manifest.classes() if is_labelled else []

@@ -1,8 +1,11 @@
 """UCF-101 clips of the 51 classes with sound, video and audio of the same clips (open-set task, ICCV 2025)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from cmg.data.clips import Clips
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import class_indices, first_rows, read_classes, read_table
 from cmg.data.labels import single_event
 
@@ -28,7 +31,8 @@ class UCF51(Clips):
         InputError: a defective list, unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities=("audio", "video"), *, on_bad_clip="error", **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"), *, on_bad_clip: str = "error",
+                 **reading: Any) -> None:
         classes = read_classes(paths["categories"])
         table = read_table(paths["csv"], ("category", "video_id"))
         rows = first_rows(paths["csv"], table["video_id"], on_bad_clip)

@@ -1,8 +1,11 @@
 """UCF-101 (video) and VGGSound (audio): sixteen classes named in both, one event that fills the clip."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from cmg.data.clips import Clips
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import class_indices, first_rows, read_classes, read_table
 from cmg.data.labels import single_event
 from cmg.data.text import TextFeatures
@@ -23,7 +26,7 @@ class UCFVGGSound(Clips):
         InputError: class lists of different lengths, a defective list, unknown class, missing or bad clips.
     """
 
-    def __init__(self, paths, modalities, *, on_bad_clip="error", **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str], *, on_bad_clip: str = "error", **reading: Any) -> None:
         modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
         if ("audio" in modalities) == ("video" in modalities):
             raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the clips of the two sides are different "

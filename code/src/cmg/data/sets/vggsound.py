@@ -1,8 +1,12 @@
 """VGGSound-AVEL, the clips of pretraining: the 24K/40K/81K/179K lists, with audio, video and class prompts."""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import Any
 
-from cmg.data.clips import Clips
+import numpy as np
+from numpy.typing import NDArray
+
+from cmg.data.clips import Clips, Paths
 from cmg.data.csv import class_indices, first_rows, read_classes, read_header, read_table
 from cmg.data.labels import single_event
 from cmg.data.text import TextFeatures
@@ -27,13 +31,15 @@ class VGGSound(Clips):
         InputError: defects of the list (missing column, unknown split or class, repeated id), missing or bad clips.
     """
 
-    def __init__(self, paths, modalities=("audio", "video", "text"), splits=SPLITS, *, with_labels=False,
-                 on_bad_clip="error", **reading):
+    def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video", "text"),
+                 splits: Sequence[str] = SPLITS, *, with_labels: bool = False, on_bad_clip: str = "error",
+                 **reading: Any) -> None:
         ids, self.categories = read_list(paths["csv"], splits, on_bad_clip)
         if not self.categories and ("text" in modalities or with_labels):
             raise InputError(f"{paths['csv']}: a list without categories; the column 'category' is expected for text "
                              "and labels; use the 40k list or the modalities audio and video")
-        classes, text = [], None
+        classes: list[str] = []
+        text = None
         if with_labels:
             classes = read_classes(paths["categories"]) if paths.get("categories") else sorted(set(self.categories))
             self.label = np.array(class_indices(paths["csv"], self.categories, classes, "the class list"))
@@ -44,7 +50,7 @@ class VGGSound(Clips):
         super().__init__("VGGSound-AVEL", modalities, ids, {m: paths[m] for m in kinds}, text=text, classes=classes,
                          on_bad_clip=on_bad_clip, **reading)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, NDArray[Any]]:
         item = super().__getitem__(i)
         if "label" in self.stores:
             mask = self.stores["label"].read(self.keys[i])
