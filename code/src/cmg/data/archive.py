@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from cmg.utils.errors import InputError
+from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
 
 AGAIN = "copy or unpack the file again, or skip the clip with --on_bad_clip skip"
@@ -184,7 +185,7 @@ def read_limited(path, limit, expected, remedy=AGAIN):
         InputError: no file, or a larger one.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {expected} is expected; {remedy}") from None
@@ -214,7 +215,15 @@ def _only_member(path, ending, expected):
 
 
 def require_stored(path):
-    """InputError for a zip that would unpack to more than the file: torch.save never compresses."""
+    """InputError for a zip that would unpack to more than the file: torch.save never compresses. Nor is anything but a
+    regular file given to torch.load, which would wait for ever for a pipe."""
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        return                          # torch.load will say so
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a file that torch.save wrote is expected; check "
+                         "the path") from None
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())

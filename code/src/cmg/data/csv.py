@@ -10,6 +10,7 @@ import logging
 import re
 
 from cmg.utils.errors import InputError
+from cmg.utils.files import open_input
 from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def read_bytes(path, flag="--path"):
         InputError: the file is missing, unreadable or larger than 256 MB.
     """
     try:
-        with open(str(path), "rb") as file:
+        with open_input(path) as file:
             data = file.read(LIMITS.list_bytes + 1)
     except OSError as error:
         source = "get it from the data package, or set its path with --path" if flag == "--path" else f"check {flag}"

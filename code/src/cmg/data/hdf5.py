@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from cmg.utils.errors import InputError
+from cmg.utils.files import require_regular
 from cmg.utils.limits import LIMITS
 
 # What h5py raises of damaged files, depending on which of their bytes is wrong.
@@ -41,15 +42,18 @@ def reading(where, expected="a whole HDF5 file", remedy=AGAIN):
 def open_hdf5(path):
     """An HDF5 file opened for reading; InputError where it is missing, truncated or something else."""
     try:
+        require_regular(path)
+    except OSError as error:
+        found = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{path}: {found}; an HDF5 file is expected; {AGAIN}") from None
+    try:
         _require_texts(path)
         return h5py.File(str(path), "r")
     except InputError:
         raise
     except ERRORS as error:
         found, remedy = f"not a whole HDF5 file ({str(error)[:60]})", AGAIN
-        if not os.path.exists(str(path)):
-            found = "not found"
-        elif getattr(error, "errno", None):             # of the system, not of the file's content
+        if getattr(error, "errno", None):             # of the system, not of the file's content
             found = f"cannot be read ({os.strerror(error.errno)})"
             if "lock" in str(error):
                 found = "locked by another program, or on a file system without locks"
@@ -119,14 +123,17 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
 
 def require_plain(array, where, by_row=False):
     """InputError unless a dataset lies within its file and can be read within cmg/utils/limits.py; see `hdf5_array`."""
+    layout = array.id.get_create_plist()
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():      # before its shape is asked for,
+        raise InputError(f"{where}: '{array.name}' is stored in other files; an array within its file is expected; do "
+                         "not trust this file")                                     # which may open them
     shape = array.shape or ()
     one = float(array.dtype.itemsize)
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * one
     whole = np.prod(shape, dtype=np.float64) * one
-    if array.external or array.is_virtual or chunk > LIMITS.chunk_bytes:
-        raise InputError(f"{where}: '{array.name}' is stored in other files or in chunks of {chunk:,.0f} bytes; a "
-                         f"plain array with chunks up to {LIMITS.chunk_bytes:,} bytes is expected; do not trust "
-                         "this file")
+    if chunk > LIMITS.chunk_bytes:
+        raise InputError(f"{where}: '{array.name}' is stored in chunks of {chunk:,.0f} bytes; up to "
+                         f"{LIMITS.chunk_bytes:,} are expected (cmg/utils/limits.py); do not trust this file")
     if by_row and (shape[:1] > (LIMITS.clips,) or whole > LIMITS.chunk_bytes * max(shape[:1], default=1)):
         raise InputError(f"{where}: '{array.name}' is {shape}; up to {LIMITS.clips:,} rows of "
                          f"{LIMITS.chunk_bytes:,} bytes are read (cmg/utils/limits.py); do not trust this file")

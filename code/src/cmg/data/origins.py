@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cmg.data.hdf5 import ERRORS, open_hdf5
 from cmg.utils.errors import InputError
+from cmg.utils.files import read_input
 from cmg.utils.limits import LIMITS
 
 SIDECAR = "features.json"
@@ -27,8 +28,7 @@ def read_sidecar(folder):
     """
     path = Path(folder) / SIDECAR
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(LIMITS.record_bytes))
+        content = json.loads(read_input(path, LIMITS.record_bytes))
         settings = content.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
             raise ValueError("its settings are of another kind")

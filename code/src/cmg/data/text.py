@@ -19,7 +19,8 @@ from cmg.data.archive import read_counts
 from cmg.data.csv import read_table
 from cmg.data.hdf5 import hdf5_array, open_hdf5, reading, texts
 from cmg.utils.errors import InputError
-from cmg.utils.files import atomic_output
+from cmg.utils.files import atomic_output, read_text_input
+from cmg.utils.limits import LIMITS
 
 FORMAT = "cmg-text-1"
 WORDS = 10                              # the encoder takes the first ten kept words
@@ -56,8 +57,7 @@ def word_index(word, vocabulary):
 def read_vocabulary(path):
     """BERT's vocab.txt (one token per line, index = line number) as a dict token -> index."""
     try:
-        with open(str(path), encoding="utf-8") as file:
-            tokens = [line.rstrip("\r\n") for line in file]
+        tokens = [line.rstrip("\r") for line in read_text_input(path, LIMITS.list_bytes).split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected the vocab.txt of bert-base-uncased; pass that "
                          "file or a tokenizer's folder with --vocab") from None

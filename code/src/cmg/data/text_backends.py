@@ -12,6 +12,8 @@ import numpy as np
 
 from cmg.data.text import Sentence, read_vocabulary, word_index
 from cmg.utils.errors import InputError
+from cmg.utils.files import read_text_input
+from cmg.utils.limits import LIMITS
 
 LONGEST_TEXT = 512              # pieces that BERT takes
 MAX_PIECES = 25                 # bert-embedding's max_seq_length, [CLS] and [SEP] included
@@ -105,7 +107,7 @@ def find_vocabulary(path):
     if not path.is_dir():
         return read_vocabulary(path)
     try:
-        return dict(json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+        return dict(json.loads(read_text_input(path / "tokenizer.json", LIMITS.text_bytes))["model"]["vocab"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no vocab.txt or tokenizer.json of a word-piece model ({type(error).__name__}); the "
                          f"folder of {HUB_NAME} is expected; see --vocab") from None

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from cmg.utils.errors import InputError
-from cmg.utils.files import atomic_output
+from cmg.utils.files import atomic_output, open_input
 from cmg.utils.limits import LIMITS
 
 RATE = 8000                             # samples a second
@@ -114,7 +114,7 @@ def _unpacked(path):
         raise InputError(f"{path}: not found; {SPEECH}, {IMAGES} and {LABELS} are expected in one folder; name it with "
                          "--recordings")
     try:
-        with gzip.open(path) as file:
+        with open_input(path) as packed, gzip.open(packed) as file:
             content = file.read(LIMITS.unpacked_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from None

@@ -19,6 +19,7 @@ import numpy as np
 from av.stream import Disposition
 
 from cmg.utils.errors import InputError, readable
+from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
 
 # Demuxers of one file of sound or pictures. Others (concat, hls, dash, sdp, vobsub, image2 ...) open what a file names.
@@ -31,7 +32,7 @@ NOTABLE = 0.1                       # seconds of gap or late start that are wort
 MICROSECONDS = 1_000_000            # of the container's clock
 DEFAULT_BONUS = 5_000_000           # what ffmpeg's choice among tracks adds for one that is marked as default
 CLOCK_MAY_JUMP = av.format.Flags.ts_discont.value
-LARGEST_JUMP, BACKWARDS = 10, Fraction(1, 10)     # seconds, of ffmpeg's -dts_delta_threshold and its tolerance
+LARGEST_JUMP, BACKWARDS = 10, Fraction(1, 10)       # seconds: ffmpeg's -dts_delta_threshold, its tolerance backwards
 RESTART = 1                         # seconds backwards that are a restart where the clock should not jump
 WHOLE = 0.975                       # share of a row that must be there
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
@@ -112,6 +113,7 @@ class Media:
 
     def _open(self):
         try:                                        # "file:", because a name may begin like an address
+            require_regular(self.path)
             container = av.open(f"file:{self.path}", options=DECODER, **TAGS,
                                 container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -154,9 +156,9 @@ class Media:
     def _packets(self, container, stream, begin):
         """Packets of a stream from the key frame before `begin` (seconds of the container's clock) on.
 
-        The clock of some formats may start again, say in transport streams that were joined by `cat`. Then the packets
-        of all streams are moved by what continues the clock, by the rule and the thresholds of the ffmpeg program; such
-        files are read from their first packet on, because a time in them is not unique.
+        The clock of some formats may start again, say in transport streams that were joined by `cat`. The packets that
+        follow are moved so that they continue the clock, those of all streams by the same, with the thresholds of the
+        ffmpeg program. Such files are read from their first packet on, because a time in them is not unique.
         """
         if not container.format.flags & CLOCK_MAY_JUMP:
             if begin is not None:
@@ -166,18 +168,9 @@ class Media:
                     pass                                # no index: decode from the beginning
             yield from self._before_a_restart(container.demux(stream))
             return
-        offset, known, waiting = Fraction(0), {}, []
+        clock, waiting = _Clock(), []
         for packet in container.demux([one for one in _streams(container) if one is not None]):
-            time = None
-            if packet.dts is not None:
-                time = packet.dts * packet.time_base + offset
-                last, expected = known.get(packet.stream_index, (time, time))
-                if abs(time - expected) > LARGEST_JUMP or time < last - BACKWARDS:
-                    offset, time = offset + expected - time, expected
-                known[packet.stream_index] = time, time + _length(packet)
-                shift = round(offset / packet.time_base)
-                packet.dts += shift
-                packet.pts = None if packet.pts is None else packet.pts + shift
+            time = clock.move(packet)
             if packet.stream_index != stream.index:
                 continue
             if begin is None:
@@ -375,6 +368,38 @@ def rgb(frame):
     return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
 
 
+class _Clock:
+    """The continuous clock of a file whose own may jump.
+
+    Streams pass a jump one after the other, since their packets are interleaved: each counts the jumps that it has
+    passed, and `shifts` has what is added to its times after so many.
+    """
+
+    def __init__(self):
+        self.shifts = [Fraction(0)]
+        self.jumps, self.last, self.expected = {}, {}, {}       # by stream; times as they are in the file
+
+    def move(self, packet):
+        """Move a packet; returns its time in seconds, None where it has none."""
+        if packet.dts is None:
+            return None
+        stream, time = packet.stream_index, packet.dts * packet.time_base
+        passed, expected = self.jumps.setdefault(stream, len(self.shifts) - 1), self.expected.get(stream, time)
+        others = [last for other, last in self.last.items() if other != stream]
+        is_back = time < self.last.get(stream, time) - BACKWARDS
+        is_far = abs(time - expected) > LARGEST_JUMP
+        # A stream that is far ahead where others are as well only had nothing to say in between.
+        if is_back or is_far and (passed + 1 < len(self.shifts) or all(abs(time - o) > LARGEST_JUMP for o in others)):
+            if passed + 1 == len(self.shifts):
+                self.shifts.append(self.shifts[passed] + expected - time)
+            self.jumps[stream] = passed = passed + 1
+        self.last[stream], self.expected[stream] = time, time + _length(packet)
+        shift = round(self.shifts[passed] / packet.time_base)
+        packet.dts += shift
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        return time + self.shifts[passed]
+
+
 def _streams(container):
     """(video, audio) streams of a container by the rule of the ffmpeg program, None for one that is not there: most
     pixels, most channels, tracks marked as default before others. A cover picture is no video."""
@@ -403,7 +428,7 @@ def _size(stream):
 
 
 def _read_through(path):
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         while file.read(1 << 22):
             pass
 

@@ -23,6 +23,7 @@ from cmg.data.hdf5 import open_hdf5, reading, require_plain
 from cmg.extract import audio, networks, tf_checkpoint
 from cmg.systems.state_dicts import rules
 from cmg.utils.errors import InputError, readable
+from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
 
 KINDS = {"vggish": ("audioset",), "vgg19": ("caffe", "torchvision")}
@@ -81,7 +82,7 @@ class Weights:
 def _digests(path):
     """Hex SHA-256 and MD5 of a file, read once."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with readable(path), open(path, "rb") as file:
+    with readable(path), open_input(path) as file:
         while block := file.read(1 << 22):
             sha256.update(block)
             md5.update(block)
@@ -106,8 +107,8 @@ def _from_keras(path):
                 group.visititems(lambda _, node, arrays=arrays: arrays.append(node)
                                  if isinstance(node, h5py.Dataset) else None)
             for array in arrays:
+                require_plain(array, path)
                 if array.ndim in (1, 4) and array.dtype.kind == "f":
-                    require_plain(array, path)
                     yield f"{key}.{'weight' if array.ndim == 4 else 'bias'}", _permuted(array[:])
 
 
@@ -144,7 +145,7 @@ def _from_torch(path, network):
 
 
 def _state(path, network):
-    with readable(path), open(path, "rb") as file:
+    with readable(path), open_input(path) as file:
         head = file.read(8)
         file.seek(max(0, file.seek(0, 2) - 8))
         tail = file.read(8)
@@ -230,6 +231,7 @@ def _require_small(path):
 def read_pca(path):
     """AudioSet's PCA parameters (`vggish_pca_params.npz` or `...-970ea276.pth`): vectors (D, D), means (D,)."""
     try:
+        require_regular(path)
         _require_small(path)
         loaded = (np.load(path, allow_pickle=False) if str(path).endswith(".npz")
                   else torch.load(path, map_location="cpu", weights_only=True))

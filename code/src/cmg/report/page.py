@@ -24,7 +24,7 @@ from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError
-from cmg.utils.files import atomic_output
+from cmg.utils.files import atomic_output, open_input
 
 LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are left out, and the page says so
 CSS_DPI = 96
@@ -134,8 +134,8 @@ def build(runs, pictures, pool=False):
             del sections[name]
     names = list(dict.fromkeys(run.name for run in runs))
     title = ("Run " if len(names) == 1 else "Runs ") + ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
-    template = Template(Path(__file__).with_name("page.html").read_text())
-    script = Path(__file__).with_name("page.js").read_text()
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
     def page(shown):
@@ -177,7 +177,7 @@ def _image(path):
     """`Embedded` of a file."""
     data = io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with open_input(path) as file, Image.open(file) as image:
             size = [round(side * CSS_DPI / DPI) for side in image.size]
             image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -21,6 +21,7 @@ from cmg.report import plots, tables
 from cmg.report.style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save, styled
 from cmg.results import rows as results
 from cmg.utils.errors import InputError, Parser, run
+from cmg.utils.files import read_text_input, require_regular
 from cmg.utils.limits import LIMITS
 
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "club": "CLUB bound (MI within a clip)",
@@ -270,7 +271,7 @@ def read_text(path, largest=LIMITS.text_bytes):
         if path.stat().st_size > largest:
             raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; at most {largest >> 20} MiB are expected of "
                              "such a file; it is of another program, or of runs to be looked at one by one")
-        return path.read_text()
+        return read_text_input(path, largest)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); run the program again") from error
 
@@ -278,6 +279,7 @@ def read_text(path, largest=LIMITS.text_bytes):
 def read_predictions(path):
     """Arrays of a predictions file."""
     try:
+        require_regular(path)
         with zipfile.ZipFile(path) as file:
             size = sum(entry.file_size for entry in file.infolist())
         if size > LIMITS.predictions_bytes:

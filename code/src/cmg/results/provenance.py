@@ -16,7 +16,7 @@ import torch
 
 from cmg.data.fingerprint import fingerprint
 from cmg.utils.errors import InputError, readable
-from cmg.utils.files import atomic_output, remove_leftovers
+from cmg.utils.files import atomic_output, read_input, read_text_input, remove_leftovers
 from cmg.utils.limits import LIMITS
 
 RECORD = re.compile(r"provenance/[0-9a-f]{12}\.json")
@@ -57,7 +57,7 @@ def describe_data(path, found):
         return described | {"entries": found.files}
     if path.suffix in (".csv", ".txt") and found.bytes <= LIMITS.hashed_bytes:
         with readable(path):
-            described["rows"] = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+            described["rows"] = sum(1 for line in read_input(path, LIMITS.hashed_bytes).splitlines() if line.strip())
     return described
 
 
@@ -138,7 +138,7 @@ def read(path):
     try:
         if Path(path).stat().st_size > LIMITS.text_bytes:
             raise ValueError("larger than any that this program writes")
-        record = json.loads(Path(path).read_text())
+        record = json.loads(read_text_input(path, LIMITS.text_bytes))
         if not all(isinstance(record[name], dict) for name in ("options", "versions", "data")) or not all(
                 isinstance(found["path"], str) for found in record["data"].values()):
             raise ValueError("its entries are of other kinds")

@@ -16,6 +16,7 @@ import pandas as pd
 
 from cmg.data.fingerprint import combined, how_checked
 from cmg.utils.errors import InputError
+from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
 
 # What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
@@ -189,7 +190,7 @@ def read(path):
     try:
         if path.stat().st_size > LIMITS.text_bytes:
             raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
-        text = path.read_text()
+        text = read_text_input(path, LIMITS.text_bytes)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "
                          "wrote") from error

@@ -15,7 +15,7 @@ from cmg.data.csv import read_header, read_table
 from cmg.data.features import SHAPES, check_clip
 from cmg.data.text import TextFeatures, read_prompts
 from cmg.utils.errors import InputError
-from cmg.utils.files import safe_name
+from cmg.utils.files import open_input, safe_name
 from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def read_list(path):
 def read_image(path, mode, size):
     """A picture as an array: mode "RGB" (H, W, 3), resized bilinearly, or "L" (H, W), nearest; uint8."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_input(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > LIMITS.pixels:
                 raise ValueError(f"{image.width} x {image.height}, up to {LIMITS.pixels:,} pixels are read")
             image = image.convert(mode)
