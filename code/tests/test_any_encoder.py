@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import hub_types
 import numpy as np
 import pytest
 import torch
@@ -510,3 +511,14 @@ def test_columns_of_a_data_set_need_one(tmp_path):
     with pytest.raises(InputError, match="--hf-columns: names columns of a data set"):
         prepare.main(["features", str(tmp_path), "--audio-encoder", "logmel", "--hf-columns", "id=clip", "--out",
                       str(tmp_path / "out")])
+
+
+# ---------------------------------------------------------------------------------------------- types of transformers
+@pytest.mark.parametrize("kind, model_type", [("audio", "pe_audio"), ("audio", "clap"), ("vision", "vit"),
+                                              ("vision", "sam"), ("text", "t5"), ("text", "gpt2")])
+def test_model_types(kind, model_type):
+    """A sample; benchmarks/hub_types.py goes over every type of the installed transformers."""
+    if model_type not in hub_types.types_of(kind):
+        pytest.skip(f"this transformers has no {model_type}")
+    width, reason = hub_types.attempt(model_type, kind)
+    assert not reason and width > 1

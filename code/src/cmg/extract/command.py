@@ -6,11 +6,13 @@ from pathlib import Path
 from cmg.extract.audio import FRAMINGS, RESAMPLERS, ROUTES
 from cmg.extract.video import CHANNELS, PER_SECOND
 from cmg.models.config import seconds_or_auto
+from cmg.utils.errors import InputError
 from cmg.utils.settings import not_negative, positive
 
 PRESETS = {                         # defaults of a data set's own programs; flags win over them
     "avsbench": {"seconds": 5, "audio_route": "nearest", "framing": "continuous", "clock": "time"},
 }
+SLOWEST, FASTEST = 0.1, 10          # rows a second, and seconds from row to row
 
 
 def features(opts):
@@ -22,13 +24,36 @@ def features(opts):
             setattr(opts, name, value)
     opts.seconds = None if opts.seconds == "auto" else opts.seconds
     opts.out = opts.out or opts.data_root
+    _fetch_data_sets(opts)
     return run(opts)
+
+
+def _fetch_data_sets(opts):
+    """Put the files of data sets (`hf:NAME`) in the place of their names, and their labels where none are given."""
+    if not any(str(path).startswith("hf:") for path in opts.videos):
+        if opts.hf_columns:
+            raise InputError("--hf-columns: names columns of a data set hf:NAME; none is given; leave it out")
+        return
+    from cmg.extract import hub_data
+    if len(opts.videos) > 1:
+        raise InputError(f"{opts.videos[0]}: {len(opts.videos)} sources; a data set hf:NAME is extracted alone; "
+                         "start one command for each")
+    columns = hub_data.read_columns(opts.hf_columns) if opts.hf_columns else {}
+    opts.videos, table = hub_data.fetch(opts.videos[0], opts.out / hub_data.FOLDER, columns, opts.seconds)
+    opts.labels = opts.labels or table
 
 
 def _per_second(text):
     if positive(text) > PER_SECOND:
         raise argparse.ArgumentTypeError(f"'{text}' is more than {PER_SECOND}")
     return int(text)
+
+
+def _clock(text):
+    """Argument type of --rows-per-second and --hop."""
+    if not SLOWEST <= not_negative(text) <= FASTEST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between {SLOWEST} and {FASTEST}")
+    return float(text)
 
 
 def _start(text):
@@ -53,7 +78,9 @@ def _shard(text):
 
 def add_arguments(parser):
     """Declare the options of the command on an argparse parser."""
-    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEOS", help="folders of videos, or single files")
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEOS", help="folders of videos, single files, "
+                        "or a data set with sound, video or images: hf:NAME or hf:NAME/SPLIT, of the Hugging Face hub "
+                        "or a folder that `datasets` saved")
     parser.add_argument("--out", type=Path, default=None, help="folder to write (default: the data root)")
     group = parser.add_argument_group("features")
     group.add_argument("--modality", choices=("audio", "video", "both"), default="both", help="what to make")
@@ -85,7 +112,12 @@ def add_arguments(parser):
                        "instead of video features")
     group = parser.add_argument_group("seconds")
     group.add_argument("--seconds", type=seconds_or_auto, default=None,
-                       help="rows of a feature (10); auto: the whole seconds of each clip")
+                       help="length of a clip, by default so many rows of its feature (10); auto: the whole seconds of "
+                       "each clip")
+    group.add_argument("--rows-per-second", type=_clock, default=1.0, metavar="R",
+                       help="rows of 1/R seconds, for audio and video alike; T of other scripts counts rows")
+    group.add_argument("--hop", type=_clock, default=None, metavar="SECONDS",
+                       help="from one row's start to the next one's: rows overlap if it is below 1/R (default: 1/R)")
     group.add_argument("--start", type=_start, default=0.0, metavar="SECONDS|COLUMN",
                        help="where a clip begins in its video, or the column of --labels that says so")
     group.add_argument("--clock", choices=("tenths", "time"), default=None,
@@ -115,6 +147,9 @@ def add_arguments(parser):
     group.add_argument("--columns", type=_columns, default=None, metavar="NAME,NAME,...",
                        help="column names of --labels where it has no header line, for example id,start,label,split "
                        "(VGGSound's own lists are recognized)")
+    group.add_argument("--hf-columns", default=None, metavar="KEY=COLUMN,...",
+                       help="columns of a data set hf:NAME, such as id=clip,label=class,audio=sound (default: by "
+                       "their kind, or of these names)")
     group.add_argument("--prompts", type=Path, metavar="CSV", help="columns label, prompt (default: the label itself)")
     group.add_argument("--format", choices=("zip", "ave"), default="zip",
                        help="ave: also audio_feature.h5 and visual_feature.h5, in the order of --order")

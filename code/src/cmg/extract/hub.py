@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from cmg.data.pretrained import from_pretrained
 from cmg.extract import audio
 from cmg.extract.encoders import BATCH
 from cmg.extract.video import GRID, SIDE
 from cmg.utils.errors import InputError, readable
+from cmg.utils.files import open_input
 
 PROCESSORS = {"vision": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
 INPUTS = {"vision": ("pixel_values",), "audio": ("input_values", "input_features"), "text": ("input_ids",)}
@@ -46,8 +48,10 @@ class HubModel:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.processor = getattr(transformers, PROCESSORS[kind]).from_pretrained(self.name)
-                model = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+                self.processor = from_pretrained(getattr(transformers, PROCESSORS[kind]), self.name)
+                model = from_pretrained(transformers.AutoModel, self.name, dtype=torch.float32)
+        except InputError as error:
+            raise InputError(f"{error}; see {_flag(kind)}") from None
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError, ImportError ...
             raise InputError(f"{name}: no {kind} model there ({_reason(error)}); a folder with config.json, weights "
                              f"and its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
@@ -58,14 +62,19 @@ class HubModel:
         self.model = model.to(device).eval().requires_grad_(False)
         self.tower = _first(self.model, TOWERS[kind]) or self.model
         if self.tower.main_input_name not in INPUTS[kind]:
-            raise InputError(f"{name}: a model of {self.tower.main_input_name}; a {kind} model is expected; see "
-                             f"{_flag(kind)}")
+            raise InputError(f"{name}: a model of {self.tower.main_input_name}; one that encodes {kind} is expected; "
+                             f"see {_flag(kind)}")
         self.width = None                       # numbers of a vector, found by an example
 
     def _call(self, function, inputs):
-        """What a model or a method of it gives for those of some inputs that it takes."""
+        """What a model or a method of it gives for those of some inputs that it takes; the mask under its own name."""
         takes = inspect.signature(getattr(function, "forward", function)).parameters
-        return function(**{key: value.to(self.device) for key, value in inputs.items() if key in takes})
+        given = {key: value.to(self.device) for key, value in inputs.items() if key in takes}
+        masks = [inputs[name] for name in MASKS if name in inputs]
+        name = next((name for name in MASKS if name in takes), None)
+        if masks and name and not given.keys() & set(MASKS):
+            given[name] = masks[0].to(self.device)
+        return function(**given)
 
     def _require_vectors(self, encode):
         """Width of an example's vectors.
@@ -79,20 +88,20 @@ class HubModel:
             raise
         except Exception as error:  # noqa: BLE001   models of any kind, with inputs and outputs of their own
             raise InputError(f"{self.name}: a model of the type {self.model.config.model_type} that does not encode an "
-                             f"example ({_reason(error)}); a {self.kind} encoder is expected; take another; see "
-                             f"{_flag(self.kind)}") from None
+                             f"example ({_reason(error)}); one that encodes {self.kind} is expected; take "
+                             f"another; see {_flag(self.kind)}") from None
 
     def pooled(self, inputs):
         """(N, width): the model's own pooled output, else the mean over tokens that are no padding."""
         projected = _first(self.model, PROJECTED[self.kind])
         if projected is not None:
             result = self._call(projected, inputs)
-            return getattr(result, "pooler_output", result)
+            return _rows(getattr(result, "pooler_output", result), inputs)
         result = self._call(self.tower, inputs)
         pooled = getattr(result, "pooler_output", None)
         if pooled is not None:
-            return pooled.flatten(1)
-        states = result.last_hidden_state
+            return _rows(pooled.flatten(1), inputs)
+        states = _states(result)
         if states.ndim == 4:                                            # a convolutional network: (N, C, h, w)
             return states.mean((2, 3))
         mask = next((inputs[name] for name in MASKS if name in inputs), None)
@@ -104,7 +113,7 @@ class HubModel:
 
     def grid(self, inputs):
         """(N, 7, 7, width): patch tokens, or the last feature map of a convolutional network."""
-        states = self._call(self.tower, inputs).last_hidden_state
+        states = _states(self._call(self.tower, inputs))
         if states.ndim == 3:
             size = getattr(self.tower.config, "patch_size", None)
             height, width = inputs["pixel_values"].shape[-2:]
@@ -129,6 +138,23 @@ def _first(owner, names):
     return next((found for name in names if (found := getattr(owner, name, None)) is not None), None)
 
 
+def _states(result):
+    """The last hidden state of what a model gave."""
+    states = getattr(result, "last_hidden_state", None)
+    if states is None:
+        raise ValueError(f"its output, {type(result).__name__}, has no last_hidden_state")
+    return states
+
+
+def _rows(vectors, inputs):
+    """Vectors (N, D), as many as there are inputs; tokens (N, L, D) are averaged."""
+    count = len(next(iter(inputs.values())))
+    if not isinstance(vectors, torch.Tensor) or vectors.ndim not in (2, 3) or len(vectors) != count:
+        raise ValueError(f"its pooled output, {getattr(vectors, 'shape', type(vectors).__name__)}, is no vector for "
+                         "each input")
+    return vectors.mean(1) if vectors.ndim == 3 else vectors
+
+
 def _reason(error):
     """First line of an exception's text, shortened."""
     lines = str(error).strip().splitlines()
@@ -144,7 +170,7 @@ def _hash_of_weights(name):
     """SHA-256 over a folder's weights, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]):
-        with readable(path), open(path, "rb") as file:
+        with readable(path), open_input(path) as file:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
@@ -237,7 +263,7 @@ class HubText(HubModel):
                                    return_offsets_mapping=True)
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
             with torch.inference_mode():
-                states = self._call(self.tower, inputs).last_hidden_state.float().cpu()
+                states = _states(self._call(self.tower, inputs)).float().cpu()
             result += [word_vectors(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]
         return result
 
