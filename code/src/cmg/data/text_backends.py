@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmg.data.pretrained import from_pretrained
 from cmg.data.text import Sentence, read_vocabulary, word_index
 from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
@@ -56,8 +57,10 @@ class Bert:
         from transformers import AutoModel, BertTokenizerFast
         self.pieces = pieces
         try:
-            self.tokenizer = BertTokenizerFast.from_pretrained(model, do_lower_case=True)
-            self.model = AutoModel.from_pretrained(model).float().eval()
+            self.tokenizer = from_pretrained(BertTokenizerFast, model, do_lower_case=True)
+            self.model = from_pretrained(AutoModel, model).float().eval()
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{model}: no BERT there ({str(error).splitlines()[0][:120]}); a folder with config.json, "
                              "weights and vocab.txt, or a name on the Hugging Face hub is expected; download "

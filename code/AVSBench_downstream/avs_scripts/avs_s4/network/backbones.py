@@ -6,8 +6,8 @@ import torch
 from network import published
 from torch import nn
 from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
-from transformers.utils import logging
 
+from cmg.data.pretrained import from_pretrained
 from cmg.utils.errors import InputError
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -76,15 +76,13 @@ def load_weights(backbone, source):
 
 def _from_hub(backbone, name):
     network = type(backbone.network)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()                # what is missing is our error below, not its warning
     try:
-        donor, info = network.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
+        donor, info = from_pretrained(network, name, output_loading_info=True, dtype=torch.float32)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: neither a file nor a model the hub can give ({str(error).splitlines()[0]}); "
                          "pass --backbone_weights FILE, a hub name, or none") from error
-    finally:
-        logging.set_verbosity(verbosity)
     if info["missing_keys"] or info["mismatched_keys"]:
         lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise InputError(f"{name}: {len(lost)} tensors of the backbone '{backbone.name}' are not in this model "
