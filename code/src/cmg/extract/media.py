@@ -96,7 +96,8 @@ class Media:
                                      "comes from")
                 if video.frames and not start:
                     facts.frames = video.frames
-                elif facts.duration is not None:
+                elif facts.duration is not None and not (
+                        container.format.flags & CLOCK_MAY_JUMP and facts.duration > LIMITS.video_seconds):
                     facts.frames = max(0, round((facts.duration - start) * facts.frame_rate))
             if audio is not None and audio.rate and audio.channels:
                 facts.audio_rate, facts.channels = audio.rate, audio.channels
@@ -187,14 +188,15 @@ class Media:
         """The packets until the clock starts again in a format whose clock should not; ffmpeg drops what follows."""
         latest = None
         for packet in packets:
-            if latest is not None and packet.dts is not None and packet.dts * packet.time_base < latest - RESTART:
-                self._warn(f"the time stamps start again after {float(latest):.2f} s, as in files joined by cat: what "
+            if packet.dts is None:                                  # the last one is empty: it ends the decoding
+                yield packet
+            elif latest is None or math.inf > latest <= packet.dts * packet.time_base + RESTART:
+                latest = packet.dts * packet.time_base
+                yield packet
+            elif latest < math.inf:
+                self._warn(f"the time stamps start again after {float(latest):.1f} s, as in files joined by cat: what "
                            "follows is left out; join the parts with a video program")
                 latest = math.inf
-            elif packet.dts is not None and latest != math.inf:
-                latest = packet.dts * packet.time_base
-            if latest != math.inf or packet.dts is None:            # the last one is empty: it ends the decoding
-                yield packet
 
     def timeline(self, limit=None):
         """Frames at the nominal rate, as FFmpeg's fps filter repeats and drops them.

@@ -10,6 +10,7 @@ import os
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +38,17 @@ class Packed:
     size: int
 
 
-def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
-    """Pack all clips of a store, sorted by id, fitted to `seconds` rows.
+def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", ids=None, form=None):
+    """Pack clips of a store, fitted to `seconds` rows.
 
     Args:
-        source: folder of zips, or an HDF5 file as AVE's.
+        source: folder of features, or an HDF5 file; see `open_features`.
         out: pack to write.
-        kind: "audio", "video" or "label".
+        kind: modality, or "label".
         dtype: "float16" or "float32" of the stored features.
-        seconds: T.
+        seconds: T; None: that of the longest clip.
+        ids: the user's own clips; None: all clips of the store, sorted by id.
+        form: "vector" or "map" where only this will do.
         on_bad_clip: "error" stops at a bad clip (what is packed stays in the partial file), "skip" skips it.
     Returns:
         `Packed`.
@@ -55,15 +58,29 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
             or a clip that reads back wrongly.
     """
     source, out = Path(source), Path(out)
-    store = open_features(source, kind, seconds)
+    is_own = ids is not None
+    store = open_features(source, kind, seconds, form, is_own)
     if isinstance(store, Pack):
-        raise InputError(f"{source}: a pack already; a folder of zips or AVE's HDF5 file is expected; nothing to do")
-    ids = sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+        raise InputError(f"{source}: a pack already; a folder of features or another HDF5 file is expected; use it as "
+                         "it is")
+    ids = list(ids or sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name)))
     if not ids:
         raise InputError(f"{source}: no <id>.zip in it; one zip per clip is expected; unpack the features there")
+    absent = store.missing(ids)
+    if absent and on_bad_clip == "error":
+        raise InputError(f"{source}: {len(absent)} of {len(ids)} clips have no {kind} feature ({', '.join(absent[:5])}"
+                         "); one each is expected; get the rest, or leave them out with --on_bad_clip skip")
+    ids = [name for name in ids if name not in set(absent)]
     partial = Path(f"{out}.partial")
     first = _first_good(store, ids, on_bad_clip)
     store.probe(first)
+    if not store.leading:
+        raise InputError(f"{source}: tokens, which packs do not hold; vectors or maps are expected; use the features "
+                         "as they are")
+    if seconds is None:
+        seconds = _longest(store, ids)
+        store = open_features(source, kind, seconds, form, is_own)
+        store.probe(first)
     shape = (len(ids), seconds, *store.tail)
     try:
         if not partial.exists():
@@ -81,6 +98,15 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error"):
                          f"writable space are expected; make room and run again to continue, or remove "
                          f"{partial}") from None
     return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
+
+
+def _longest(store, ids):
+    """Rows of the longest clip; bad ones are left to `_fill`."""
+    found = []
+    for name in tqdm(ids, f"measuring {store.kind}", unit="clip", disable=None, leave=False):
+        with suppress(InputError):
+            found.append(store.measure(name)[1])
+    return max(found)
 
 
 def _gigabytes(shape, dtype):

@@ -5,6 +5,7 @@
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
     python prepare.py text --pieces                          the same as word pieces, for CoDAAR
     python prepare.py pack vggsound.audio vggsound.video     40,000 zips -> one HDF5 file per modality
+    python prepare.py pack --manifest CSV --features ...     the same for your own features
     python prepare.py features VIDEOS --out DIR ...          videos -> features (code/docs/features.md)
     python prepare.py new DIR                                an example of your own data (code/docs/your-data.md)
     python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
@@ -20,15 +21,19 @@ from pathlib import Path
 import torch
 
 from cmg import cli, own_data
+from cmg.data.csv import read_header, read_table
 from cmg.data.layout import DATA_PATHS
-from cmg.data.manifest import CUSTOM, Manifest
+from cmg.data.manifest import CUSTOM, SPLITS, Manifest
 from cmg.data.sets import pretraining
+from cmg.data.sets.ave import CATEGORIES
+from cmg.data.sets.ave_avvp import SHARED
 from cmg.data.sets.custom import is_prompts_file
 from cmg.data.sets.vggsound import SPLITS as VGGSOUND_SPLITS
 from cmg.data.text import VOCABULARIES, read_prompts, write_text_features
 from cmg.downstream.run import modalities_of
 from cmg.downstream.tasks import TASKS
 from cmg.extract import command as extract_command
+from cmg.models.config import seconds_or_auto
 from cmg.prepare import check as checking
 from cmg.prepare import pack as packing
 from cmg.prepare.lists import write_lists
@@ -45,6 +50,15 @@ CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
 # What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
 ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
                          if entry.family not in ("vggsound", CUSTOM)}.values(), "avs")
+
+
+# Lists whose order is the meaning of labels: family -> pairs of lists, given the function from a dotted name to a path.
+ORDERS = {
+    "ave": lambda path_of: [(path_of("ave.categories"), ("the published labels", list(CATEGORIES)))],
+    "ave_avvp": lambda path_of: [(path_of("ave_avvp.categories"), ("the published labels", list(SHARED)))],
+    "ucf_vggsound": lambda path_of: [(path_of("ucf_vggsound.ucf_categories"),
+                                      path_of("ucf_vggsound.vggsound_categories"))],
+}
 
 
 def check(opts):
@@ -68,32 +82,44 @@ def _checked(name, opts):
         if name == CUSTOM:
             return entry.required, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(place), modalities, "default")
-        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds)) for part in parts]
+        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds), part.roles) for part in parts]
+        if entry.family in ORDERS:
+            steps.append(checking.class_orders(ORDERS[entry.family](place)))
         if "text" in modalities:
-            steps.append(checking.text(place(entry.prompts)))
+            steps.append(checking.text(place(entry.prompts), place(f"{entry.family}.prompts")))
         elif entry.prompts:
             steps.append(checking.no_text(place(entry.prompts)))
         return entry.needed(), entry.source, steps
     needed = pretraining.path_names(name)
     steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
              checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
-                                              seconds=opts.seconds))]
+                                              seconds=opts.seconds), partial(_splits_of, place(needed[0]), {}))]
     if "vggsound.text" in needed:
-        steps.append(checking.text(place("vggsound.text")))
+        steps.append(checking.text(place("vggsound.text"), place("vggsound.prompts")))
     return needed, pretraining.SOURCE, steps
+
+
+def _splits_of(path, known, clip):
+    """Splits of a clip in a VGGSound list at `path`, which is read once into `known`."""
+    if not known:
+        is_bare = "split" not in read_header(path)
+        table = {} if is_bare else read_table(path, ("video_id", "split"))
+        known |= {"": ""} | dict(zip(table.get("video_id", ()), table.get("split", ())))
+    return (known[clip],) if clip in known else ()
 
 
 def _own_steps(opts, entry, modalities):
     """Steps of the check of the user's own data: what pretraining reads, and the task's parts if there are labels."""
-    steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities))]
+    steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities)),
+             checking.pretraining(tuple(opts.own_modalities), opts.seconds)]
     try:
         has_labels = "label" in Manifest(opts.manifest).columns
     except InputError:                      # the first step says it
         return steps
     steps.append(checking.clips("pretraining", partial(pretraining.open_clips, CUSTOM, opts.data_path, ("train",),
-                                                       opts.own_modalities, seconds=opts.seconds)))
+                                                       opts.own_modalities, seconds=opts.seconds), ("train",)))
     if has_labels:
-        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds))
+        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds), part.roles)
                   for part in entry.parts(entry.paths(opts.data_path), modalities, "default")]
     if "text" in opts.own and is_prompts_file(opts.own["text"]):
         steps.append(checking.text(opts.own["text"]))
@@ -189,22 +215,33 @@ def lists(opts):
 
 
 def pack(opts):
-    """Pack the named feature places; say how to use the packs."""
-    if opts.out and len(opts.places) > 1:
-        raise InputError("--out: for one place; several are given; pack them one by one")
-    for name in opts.places:
-        source = opts.data_path(name)
-        out = opts.out or (source.parent / "pack.h5" if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
+    """Pack features of published data sets, or those of the clips of a manifest; say how to use the packs."""
+    if opts.manifest:
+        sources = {f"{CUSTOM}.{name}": path for name, path in opts.features.items()}
+        ids = Manifest(opts.manifest).ids(SPLITS)
+    else:
+        sources, ids = {name: opts.data_path(name) for name in opts.paths}, None
+    if opts.out and len(sources) > 1:
+        raise InputError("--out: the pack of one modality; several are given; pack them one by one")
+    for dotted, source in sources.items():
+        name = dotted.split(".")[1]
+        if ids and is_prompts_file(source):
+            print(f"{source}: word vectors by sentence, one file already")
+            continue
+        whole_name = source.with_name(f"{source.name}.pack.h5") if ids else source.parent / "pack.h5"
+        out = opts.out or (whole_name if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
+        seconds = opts.seconds or ("auto" if ids else 10)
         if out.exists() and not opts.overwrite:
-            print(f"{out}: exists, kept as it is (--overwrite makes it again)")
+            print(f"{out}: exists, kept as it is (--overwrite writes it again)")
         else:
-            result = packing.pack(source, out, name.split(".")[1], opts.dtype, opts.seconds,
-                                  opts.on_bad_clip)
+            result = packing.pack(source, out, name, opts.dtype, None if seconds == "auto" else seconds,
+                                  opts.on_bad_clip, ids, opts.own_modalities.get(name))
             print(f"{out}: {result.clips:,} clips, {result.size / 1e9:.2f} GB, {result.resumed:,} from an earlier run, "
                   f"{len(result.skipped):,} skipped")
             for reason in result.skipped.values():
                 print(f"  skipped: {reason}")
-        print(f"  use it: --path {name}={out}   or   export CMG_{name.replace('.', '_').upper()}={out}")
+        print(f"  use it: --features {name}={out}" if ids else
+              f"  use it: --path {dotted}={out}   or   export CMG_{dotted.replace('.', '_').upper()}={out}")
 
 
 def new(opts):
@@ -216,6 +253,13 @@ def new(opts):
 
 
 FEATURES = [name for name in DATA_PATHS if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
+
+
+def _features_name(text):
+    """Argument type of the features of a published data set."""
+    if text not in FEATURES:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(FEATURES)}")
+    return text
 
 
 def parser(local):
@@ -266,12 +310,16 @@ def parser(local):
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
     extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
-    one.add_argument("places", nargs="+", choices=FEATURES, metavar="PLACE", help=f"of {', '.join(FEATURES)}")
+    one.add_argument("paths", nargs="*", type=_features_name, metavar="NAME", help=f"of {', '.join(FEATURES)}; or pass "
+                     "--manifest and --features")
     one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
-    one.add_argument("--seconds", type=positive, default=10, help="length of all clips")
-    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips)")
+    one.add_argument("--seconds", type=seconds_or_auto, default=None, help="length of all clips; auto: of the longest "
+                     "one (default: 10; auto with --manifest)")
+    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips, NAME.pack.h5 "
+                     "beside features of --manifest)")
     one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
-    one.add_argument("--overwrite", action="store_true", help="make it again")
+    one.add_argument("--overwrite", action="store_true", help="write it again")
+    own_data.own_arguments(one)
     return main_parser
 
 
@@ -280,8 +328,11 @@ def main(argv, local):
     made = parser(local)
     opts = made.parse_args(argv, cli.Options(local=local))
     opts.path = dict(opts.path)
-    if opts.command == "check":
+    if opts.command in ("check", "pack"):
         own_data.check_own(made, opts)
+    if opts.command == "pack" and bool(opts.paths) == bool(opts.manifest):
+        made.error("pack needs NAMEs of published features, or --manifest CSV and --features MODALITY=PATH")
+    if opts.command == "check":
         if opts.dataset == CUSTOM and not opts.manifest:
             made.error(f"check --dataset {CUSTOM} needs --manifest CSV and --features MODALITY=PATH "
                        "(code/docs/your-data.md)")
