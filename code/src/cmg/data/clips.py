@@ -3,7 +3,7 @@
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +42,8 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
         seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
         padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
         kinds: modality -> "vector", "map" or "tokens", where only this will do.
+        observe: with on_bad_clip "skip", called with modality, key and array (T, ...) of every good clip, from several
+            threads.
     Attributes:
         lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
@@ -55,7 +57,8 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
                  keys: Sequence[str] | None = None, text: tuple[NDArray[Any], NDArray[Any]] | None = None,
                  labels: NDArray[Any] | None = None, classes: Iterable[str] = (), on_bad_clip: str = "error",
                  in_memory: bool = False, seconds: int | None = 10, padding: str = "repeat",
-                 kinds: Mapping[str, str | None] | None = None) -> None:
+                 kinds: Mapping[str, str | None] | None = None,
+                 observe: Callable[[str, str, NDArray[Any]], None] | None = None) -> None:
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids = list(ids)
         self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as of stores
@@ -64,6 +67,7 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
         self.text, self.labels = text, labels
         if labels is not None and seconds not in (None, labels.shape[1]):
             self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
+        self.observe = observe
         self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
                        for m, path in places.items()}
         self.skipped: dict[str, str] = {}
@@ -173,13 +177,15 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
         if isinstance(store, Pack):
             if store.own is not None:
                 self.lengths[modality] = store.own[[store.rows[key] for key in self.keys]].astype(np.int64)
+            for key in self.keys if self.observe else ():
+                self.observe(modality, key, store.read(key))
             return {}
         good = next((key for key in self.keys if not _measured(store, key)[1]), None)
         if good is not None:
             store.probe(good)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = list(tqdm(pool.map(lambda key: _measured(store, key), self.keys), f"checking {modality}",
-                              total=len(self), unit="clip", disable=None, leave=False))
+            measured = pool.map(lambda key: _measured(store, key, self.observe), self.keys)
+            found = list(tqdm(measured, f"checking {modality}", len(self), unit="clip", disable=None, leave=False))
         self.lengths[modality] = np.array([own for own, _ in found])
         return {key: reason for key, (_, reason) in zip(self.keys, found) if reason}
 
@@ -205,9 +211,12 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
             self.labels = self.labels[keep]
 
 
-def _measured(store, key):
-    """(seconds of a clip, None), or (0, what is wrong with it)."""
+def _measured(store, key, observe=None):
+    """(seconds of a clip, None), or (0, what is wrong with it); `observe`: see `Clips`."""
     try:
-        return store.measure(key)[1], None
+        x, own = store.measure(key)
+        if observe:
+            observe(store.kind, key, x)
+        return own, None
     except InputError as error:
         return 0, str(error)

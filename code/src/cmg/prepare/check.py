@@ -14,7 +14,9 @@ from cmg.data.labels import clip_class
 from cmg.data.manifest import CUSTOM, SPLITS, Manifest
 from cmg.data.sets.avs_s4 import S4
 from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
-from cmg.data.text import TextFeatures
+from cmg.data.text import TextFeatures, read_prompts
+from cmg.models.random import LEAST_SECONDS
+from cmg.prepare import values
 from cmg.utils.errors import InputError
 
 SHOWN = 5                       # ids and reasons named in a report
@@ -29,41 +31,50 @@ class Report:
     lines: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
     problems: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)        # what was not looked at
+    parts: list = field(default_factory=list)           # cmg.prepare.values.Part of the clips that were read
 
     def problem(self, title, text):
         """Add a problem, unless another step has found it already."""
         if not any(text in known for known in self.problems):
             self.problems.append(f"{title}: {text}")
 
+    def add(self, found):
+        """Add what a look at values has found (cmg.prepare.values.Found)."""
+        self.lines += found.lines
+        self.warnings += found.warnings
+        self.left_out += found.left_out
+
     def __str__(self):
         rows = [self.name] + [f"  {line}" for line in self.lines]
         rows += [f"  warning: {line}" for line in self.warnings] + [f"  PROBLEM: {line}" for line in self.problems]
+        rows += [f"  not looked at: {'; '.join(dict.fromkeys(self.left_out))}"] if self.left_out else []
         return "\n".join(rows + ["  ok: a run would work" if not self.problems else "  not ready"])
 
 
-def check(name, places, source, steps):
-    """Read everything that a run reads and report on it.
+def check(name, paths, source, steps):
+    """Read everything that a run reads and report on it, and on what its values say.
 
     Args:
         name: of the report, e.g. "vggsound_AVT".
-        places: dotted name -> Path of what a run opens.
+        paths: dotted name -> Path of what a run opens.
         source: where to get them.
         steps: list of (title, function (report, title)); `clips` makes those that open clips as a run does.
     Returns:
-        `StepOutput`; it takes as long as reading all features once (progress bars).
+        `Report`; it takes as long as reading all features once (progress bars).
     """
-    report = Report(name)
-    absent = {dotted: path for dotted, path in places.items() if not path.exists()}
+    report = Report(name, left_out=["whether the features of a clip are of one recording"])
+    absent = {dotted: path for dotted, path in paths.items() if not path.exists()}
     for dotted, path in absent.items():
         family, short = dotted.split(".")
         make = f"make it with `python prepare.py text --dataset {family}`"
         flag = f"--path {dotted}=FILE"
         if family == CUSTOM:
-            make = f"make it with `python prepare.py text --manifest {places[f'{CUSTOM}.manifest']}`"
+            make = f"make it with `python prepare.py text --manifest {paths[f'{CUSTOM}.manifest']}`"
             flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
-        report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its place with "
+        report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its path with "
                        f"{flag}")
-    for dotted, path in places.items():
+    for dotted, path in paths.items():
         report.warnings += [f"{dotted}: {note}" for note in origins.notes(path, dotted.split(".")[1])]
     with _kept_warnings(report):
         for title, step in steps:
@@ -72,14 +83,53 @@ def check(name, places, source, steps):
             except InputError as error:
                 if not any(str(path) in str(error) for path in absent.values()):
                     report.problem(title, str(error))
+        report.add(values.look(report.parts))
     if report.problems:
         report.lines.append(f"get it from: {source}")
     return report
 
 
-def clips(title, load):
-    """A step that opens clips with the loader call of a run, bad ones skipped; `load`: see tasks.Split."""
-    return title, lambda report, title: describe(report, title, load(on_bad_clip="skip"))
+def clips(title, load, splits=()):
+    """A step that opens clips with the loader call of a run, bad ones skipped.
+
+    Args:
+        title: in the report.
+        load: see tasks.Split.
+        splits: that the clips serve as, of "train", "val", "test"; or a function of a clip's id that tells them.
+    """
+    def step(report, title):
+        part = values.Part(splits)
+        part.clips = load(on_bad_clip="skip", observe=part)
+        report.parts.append(part)
+        describe(report, title, part.clips)
+    return title, step
+
+
+def class_orders(lists):
+    """A step that compares lists of classes whose order is the meaning of the labels.
+
+    Args:
+        lists: pairs of lists; each a Path, or (title, names) of a published order. Absent files are left out.
+    """
+    def read(named):
+        return named if isinstance(named, tuple) else (named, read_classes(named))
+
+    def step(report, title):
+        there = [pair for pair in lists if all(isinstance(named, tuple) or named.exists() for named in pair)]
+        report.warnings += values.class_orders([tuple(map(read, pair)) for pair in there])
+    return "classes", step
+
+
+def pretraining(modalities, seconds):
+    """A step that refuses what pretrain.py refuses of the user's own data before it reads any."""
+    def step(report, title):
+        if len(modalities) < 2:
+            report.problem(title, f"features of {' and '.join(modalities) or 'nothing'}; pretrain.py needs two "
+                           "modalities at least; give another with --features MODALITY=PATH")
+        if seconds is not None and seconds < LEAST_SECONDS:
+            report.problem(title, f"--seconds {seconds}; Cross-CPC needs clips of at least {LEAST_SECONDS} seconds; "
+                           "pretrain.py takes them with --without cpc alone")
+    return "pretraining", step
 
 
 def manifest(report, path, modalities):
@@ -104,9 +154,9 @@ def vggsound_list(path, categories):
     return "list", lambda report, title: _describe_list(report, path, categories)
 
 
-def text(path):
-    """A step that describes the word vectors of the prompts."""
-    return "text", lambda report, title: _describe_text(report, path)
+def text(path, prompts=None):
+    """A step that describes the word vectors of the prompts; `prompts`: the list that they are made from."""
+    return "text", lambda report, title: _describe_text(report, path, prompts)
 
 
 def no_text(path):
@@ -192,14 +242,15 @@ def _describe_list(report, path, categories):
                                "package was cut to 20k: get the current one")
 
 
-def _describe_text(report, path):
-    """What a text feature file is."""
+def _describe_text(report, path, prompts):
+    """What a text feature file is, and whether its vectors are those of its sentences."""
     features = TextFeatures(path)
     words = "every word" if features.text_vocabulary == "all" else "words of the word list (cnt.pkl)"
     report.lines.append(f"text: {len(features.labels)} prompts by {features.backend}, {words}")
     silent = [label for label, x in zip(features.labels, features.vectors) if not x.any()]
     if silent:
         report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
+    report.add(values.look_at_prompts(path, read_prompts(prompts) if prompts and prompts.exists() else None))
 
 
 def _check_avs(report, title, clips):
@@ -228,7 +279,7 @@ def _kept_warnings(report):
                 report.problem(report.name, record.getMessage())
             elif kind is None and record.getMessage() not in report.warnings:
                 report.warnings.append(record.getMessage())
-    logger, handler = logging.getLogger("dataset"), Keep(logging.WARNING)
+    logger, handler = logging.getLogger("cmg.data"), Keep(logging.WARNING)
     logger.addHandler(handler)
     propagate, logger.propagate = logger.propagate, False
     try:

@@ -1,0 +1,367 @@
+"""What `prepare.py check` finds by looking at values: copies across splits, features that say nothing, labels that do
+not belong to their features, prompts whose vectors belong to another sentence, numbers that float16 cannot hold.
+
+Everything here is a warning: a run would work, its results would mean something else than they seem to.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from cmg.data.hdf5 import hdf5_array, open_hdf5, reading, texts
+from cmg.data.labels import clip_class
+from cmg.data.text import Sentence, TextFeatures, word_reasons
+from cmg.data.text_backends import hashing_sentences
+from cmg.utils.errors import InputError
+
+SHOWN = 5                       # ids named in a warning
+COMPARED = 1000                 # clips whose nearest neighbors are looked for
+LEAST_COMPARED = 12             # clips without which nothing can be said
+DEVIATIONS = 2                  # above chance, from where on features count as telling of the classes
+LOST = 0.01                     # share of a clip's norm that may be lost in float16; rounding alone takes 0.0003
+SAFE = 2.0 ** -8                # largest value of a clip, from which on that cannot happen
+ZEROS, CONSTANT = "zero everywhere", "one and the same value everywhere"
+OVERFLOW, UNDERFLOW = "beyond float16", "too small for float16"
+
+
+class ClipValues(NamedTuple):
+    """What is kept of a clip's feature in one modality."""
+
+    digest: bytes               # of its numbers
+    flat: str                   # ZEROS or CONSTANT; "" otherwise
+    float16: str                # OVERFLOW or UNDERFLOW; "" where it fits
+
+
+def float16_problem(x):
+    """OVERFLOW, UNDERFLOW, or "" where a clip (T, ...) in float16 is what it was, but for rounding."""
+    scale = float(np.abs(x).max(initial=0))
+    if scale > np.finfo(np.float16).max:
+        return OVERFLOW
+    if not 0 < scale < SAFE:
+        return ""
+    lost = np.linalg.norm((x - x.astype(np.float16).astype(x.dtype)) / np.float32(scale))
+    return UNDERFLOW if lost > LOST * np.linalg.norm(x / np.float32(scale)) else ""
+
+
+def summarize(x):
+    """`ClipValues` of a clip's feature, a float32 array."""
+    low, high = float(x.min()), float(x.max())
+    flat = "" if low < high else CONSTANT if low else ZEROS
+    digest = hashlib.sha256(f"{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).digest()[:12]
+    return ClipValues(digest, flat, float16_problem(x))
+
+
+@dataclass
+class Part:
+    """Clips of one call of a loader.
+
+    Attributes:
+        clips: cmg.data.clips.Clips.
+        splits: that its clips serve as, of "train", "val", "test"; a function of a clip's id where they differ.
+        values: (modality, key) -> ClipValues; this object is the `observe` of Clips.
+    """
+
+    splits: object = ()
+    clips: object = None
+    values: dict = field(default_factory=dict)
+
+    def __call__(self, modality, key, x):
+        if modality != "label":
+            self.values[modality, key] = summarize(x)
+
+    def splits_of(self, clip):
+        return tuple(self.splits(clip)) if callable(self.splits) else tuple(self.splits)
+
+
+@dataclass
+class Found:
+    """Lines for a report: what was seen, what is wrong, and what was not looked at."""
+
+    lines: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)
+
+
+def named(ids):
+    """The first of some ids, as text."""
+    ids = list(ids)
+    return ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
+
+
+def look(parts):
+    """`Found` about the features of some Parts, which belong to one data set."""
+    found = Found()
+    for modality in dict.fromkeys(modality for part in parts for modality, _ in part.values):
+        clips = {}                      # (path, key) -> [values, splits]
+        for part in parts:
+            if part.clips is None or modality not in part.clips.stores:
+                continue
+            path = part.clips.stores[modality].path
+            for clip, key in zip(part.clips.ids, part.clips.keys):
+                if (modality, key) in part.values:
+                    entry = clips.setdefault((path, key), [part.values[modality, key], set()])
+                    entry[1].update(part.splits_of(clip))
+        _flat(found, modality, clips)
+        _copies(found, modality, clips)
+    _shared_ids(found, parts)
+    _labels(found, parts)
+    return found
+
+
+def _flat(found, modality, clips):
+    """Features that say nothing, and those that float16 cannot hold."""
+    for what in (ZEROS, CONSTANT):
+        keys = [key for (_, key), (values, _) in clips.items() if values.flat == what]
+        if keys:
+            found.warnings.append(f"{modality}: {len(keys):,} of {len(clips):,} clips are {what} ({named(keys)}); such "
+                                  "features say nothing: extract them again, or leave the clips out")
+    for what in (OVERFLOW, UNDERFLOW):
+        keys = [key for (_, key), (values, _) in clips.items() if values.float16 == what]
+        if keys:
+            found.warnings.append(f"{modality}: {len(keys):,} of {len(clips):,} clips have values {what} ({named(keys)}"
+                                  "); pack them with --dtype float32, train without --precision bf16, or scale them")
+
+
+def _copies(found, modality, clips):
+    """Exact copies: within a split, and across two."""
+    groups = {}
+    for (_, key), (values, splits) in clips.items():
+        if not values.flat:
+            groups.setdefault(values.digest, []).append((key, splits))
+    groups = [group for group in groups.values() if len(group) > 1]
+    if not groups:
+        return
+    across = {}
+    for group in groups:
+        for key, splits in group:
+            for other, others in group:
+                pair = _pair(splits, others)
+                if key != other and pair:
+                    across.setdefault(pair, {}).setdefault(key, other)
+    for (one, two), pairs in across.items():
+        found.warnings.append(f"{modality}: {len(pairs):,} clips of {two} are exact copies of clips of {one} ("
+                              f"{named(f'{a} = {b}' for a, b in pairs.items())}); what is tested was seen in training: "
+                              f"remove them from one of the two")
+    number = sum(map(len, groups))
+    if not across or number > 2 * sum(map(len, across.values())):
+        found.warnings.append(f"{modality}: {number:,} of {len(clips):,} clips have exactly the features of another "
+                              f"clip ({named(' = '.join(key for key, _ in group[:3]) for group in groups)}); see whether "
+                              "the files were copied or the extraction failed")
+
+
+def _pair(splits, others):
+    """(split of the other clip, of this one) where a copy leaks: this one is tested or chooses, the other trains."""
+    return next(((one, two) for two in ("test", "val") for one in ("train", "val")
+                 if two in splits and one in others and one != two and two not in others and one not in splits), None)
+
+
+def _shared_ids(found, parts):
+    """Clips that two lists, or two parts of a list, put into different splits. Parts that train and test on the same
+    clips by design hold both splits and are left out."""
+    places = {}
+    for part in parts:
+        for clip in part.clips.ids if part.clips is not None else ():
+            splits = part.splits_of(clip)
+            if len(splits) == 1:
+                for modality, store in part.clips.stores.items():
+                    places.setdefault((modality, str(store.path), clip), set()).update(splits)
+        if part.clips is not None and not callable(part.splits) and {"train", "test"} <= set(part.splits):
+            found.left_out.append(f"copies between training and test in {part.clips.name}, whose clips serve as both, "
+                                  "as published")
+    for one, two in (("train", "test"), ("train", "val"), ("val", "test")):
+        both = list(dict.fromkeys(clip for (*_, clip), splits in places.items() if {one, two} <= splits))
+        if both:
+            found.warnings.append(f"{len(both):,} clips are in {one} and in {two} ({named(both)}); what is tested was "
+                                  "seen in training: use lists that belong together")
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+def _labels(found, parts):
+    """Whether features tell of the classes at all: a nearest neighbor's class against the clip's own."""
+    for modality in dict.fromkeys(m for part in parts if part.clips is not None for m in part.clips.stores):
+        classes, digests, stores = {}, {}, {}
+        for part in parts:
+            if part.clips is None or modality not in part.clips.stores or modality == "label":
+                continue
+            store = part.clips.stores[modality]
+            for key, name in _classes(part.clips).items():
+                if store.leading and (modality, key) in part.values and not part.values[modality, key].flat:
+                    classes[str(store.path), key] = name
+                    digests[str(store.path), key] = part.values[modality, key].digest
+                    stores[str(store.path), key] = store
+        counts = Counter(classes.values())
+        clips = [clip for clip, name in classes.items() if counts[name] > 1]
+        if len(counts) < 2 or len(clips) < LEAST_COMPARED:
+            if classes:
+                found.left_out.append(f"whether {modality} tells of the classes (fewer than {LEAST_COMPARED} clips "
+                                      "whose class has another clip)")
+            continue
+        chosen = np.random.default_rng(0).permutation(len(clips))[:COMPARED]
+        clips = [clips[k] for k in sorted(chosen)]
+        agreement = nearest_agreement([_mean(stores[clip], clip[1]) for clip in clips], [classes[c] for c in clips],
+                                      [digests[clip] for clip in clips])
+        text = (f"{modality}: the nearest other clip is of the same class for {100 * agreement.share:.0f} % of "
+                f"{agreement.clips:,} clips, by chance {100 * agreement.chance:.0f} %")
+        if agreement.is_chance:
+            found.warnings.append(f"{text}; features of one class are expected to be alike: see whether labels and "
+                                  f"features are in the same order ({named(key for _, key in clips)})")
+        else:
+            found.lines.append(text)
+
+
+def _classes(clips):
+    """Key -> name of the class of those clips that have a single one."""
+    if clips.labels is not None:
+        is_single = np.asarray(clips.labels)[..., :-1].any(1).sum(-1) == 1
+        numbers = clip_class(clips.labels).tolist()
+        return {key: clips.classes[number] for key, number, single in zip(clips.keys, numbers, is_single) if single}
+    return dict(zip(clips.keys, getattr(clips, "categories", None) or ()))
+
+
+def _mean(store, key):
+    """A clip's feature averaged over time and position, (C,) float64."""
+    x = store.read(key)
+    return x.reshape(-1, x.shape[-1]).mean(0, dtype=np.float64)
+
+
+@dataclass
+class Agreement:
+    """How often a clip's nearest neighbor is of its class."""
+
+    clips: int
+    share: float
+    chance: float
+
+    @property
+    def is_chance(self):
+        """Whether that is not more than a guess would reach."""
+        deviation = np.sqrt(self.chance * (1 - self.chance) / self.clips)
+        return self.share <= self.chance + DEVIATIONS * deviation
+
+
+def nearest_agreement(vectors, names, digests):
+    """`Agreement` of clips given by vectors (N, C), each channel standardized; copies are nobody's neighbors."""
+    vectors = np.asarray(vectors)
+    vectors = vectors - vectors.mean(0)
+    vectors /= np.where(vectors.std(0) > 0, vectors.std(0), 1)
+    names, digests = np.unique(names, return_inverse=True)[1], np.unique(digests, return_inverse=True)[1]
+    distance = (vectors ** 2).sum(1)[:, None] + (vectors ** 2).sum(1) - 2 * vectors @ vectors.T
+    distance[digests[:, None] == digests] = np.inf
+    has_other = np.isfinite(distance).any(1)
+    share = (names[distance.argmin(1)] == names)[has_other].mean() if has_other.any() else 1.0
+    same = np.bincount(names)[names] - 1
+    return Agreement(len(names), float(share), float(same.mean() / max(len(names) - 1, 1)))
+
+
+# --------------------------------------------------------------------------------------------------------- class order
+def class_orders(lists):
+    """Warnings where two lists have the same classes in another order, where the order is the meaning.
+
+    Args:
+        lists: pairs of (title, names).
+    """
+    return [f"{one}: the classes of {two} in another order (line {k + 1} is {names[k]}, {others[k]} there); labels are "
+            "line numbers: use lists that belong together, or the published order"
+            for (one, names), (two, others) in lists if sorted(names) == sorted(others) and names != others
+            for k in [next(k for k, pair in enumerate(zip(names, others)) if pair[0] != pair[1])]]
+
+
+# -------------------------------------------------------------------------------------------------------------- prompts
+def look_at_prompts(path, expected=None):
+    """`Found` about a file of word vectors: whether each sentence has the vectors of its own words.
+
+    Args:
+        path: file of `prepare.py text`.
+        expected: label -> sentence of the list that it should be of, or None.
+    """
+    found, features = Found(), TextFeatures(path)
+    labels, of_label = features.labels, dict(zip(features.labels, features.prompts))
+    if expected:
+        other = [label for label in labels if label in expected and expected[label] != of_label[label]]
+        if other:
+            found.warnings.append(f"{path}: {len(other):,} labels have another sentence than in the list of prompts ("
+                                  f"{named(other)}); make the file again with `python prepare.py text`")
+    try:
+        words = _Words.read(path)
+    except InputError:
+        found.left_out.append(f"{path}: whether vectors belong to their sentences; it does not keep its words")
+        return found
+    wrong = {}
+    for n, label in enumerate(labels):
+        kept = words.kept(n)
+        if len(kept) > features.vectors.shape[1] or not np.array_equal(features.vectors[n, :len(kept)], kept) or \
+                features.vectors[n, len(kept):].any():
+            wrong[label] = "its vectors are not those of its words"
+        elif not words.are_of(n, features.prompts[n]):
+            wrong[label] = "its words are not those of its sentence"
+    if features.backend == "hashing" and not wrong:
+        wrong = {label: "its vectors are not those that its sentence gives" for label in _recomputed(features)}
+    elif features.backend != "hashing":
+        found.left_out.append(f"{path}: the vectors themselves, which only {features.backend} gives; words and "
+                              "sentences were compared")
+    if wrong:
+        found.warnings.append(f"{path}: {len(wrong):,} of {len(labels):,} prompts do not belong to their class ("
+                              f"{named(f'{label}: {why}' for label, why in wrong.items())}); make the file again with "
+                              "`python prepare.py text`")
+    return found
+
+
+@dataclass
+class _Words:
+    """The words of a file of prompts: of which sentence they are, whether they count, their vectors."""
+
+    words: list
+    sentence: np.ndarray
+    is_kept: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def read(cls, path):
+        with open_hdf5(path) as file, reading(path):
+            found = cls(texts(hdf5_array(file, "words", "OS", 1)), hdf5_array(file, "word_sentence", "iu", 1)[:],
+                        hdf5_array(file, "word_kept", "b", 1)[:].astype(bool),
+                        hdf5_array(file, "word_vectors", "f", 2)[:].astype(np.float32))
+        if not len(found.words) == len(found.sentence) == len(found.is_kept) == len(found.vectors):
+            raise InputError(f"{path}: words, sentences and vectors of other numbers")
+        return found
+
+    def kept(self, n):
+        return self.vectors[(self.sentence == n) & self.is_kept]
+
+    def are_of(self, n, prompt):
+        """Whether most of a sentence's words stand in it."""
+        text = _plain(prompt)
+        words = [_plain(self.words[k]).removeprefix("##") for k in np.flatnonzero(self.sentence == n)]
+        words = [word for word in words if re.search(r"\w", word)]
+        return not words or 2 * sum(word in text for word in words) >= len(words)
+
+
+def _plain(text):
+    """Lower case without accents."""
+    return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not unicodedata.combining(c))
+
+
+def _recomputed(features):
+    """Labels whose vectors are not those that hashing their sentence gives; the word list leaves words out, which are
+    compared where they are."""
+    wrong = []
+    for label, sentence, vectors in zip(features.labels, hashing_sentences(features.prompts), features.vectors):
+        wanted = _vectors(sentence)
+        there = vectors[vectors.any(1)]
+        same = len(there) == len(wanted) and np.allclose(there, wanted, atol=1e-5)
+        if features.text_vocabulary != "all":
+            same = all(np.isclose(wanted, row, atol=1e-5).all(1).any() for row in there)
+        if not same:
+            wrong.append(label)
+    return wrong
+
+
+def _vectors(sentence: Sentence):
+    """Vectors of the words that a file keeps of a sentence where every word counts."""
+    kept = [reason == "kept" for reason in word_reasons(sentence, "all")]
+    return sentence.vectors[kept] if any(kept) else sentence.vectors[:0]
