@@ -59,7 +59,7 @@ def lines(edit):
 
 
 only_header = lines(lambda rows: rows[:1])
-without_column = lines(lambda rows: [rows[0].replace(rows[0].split(",")[0], "colour", 1), *rows[1:]])
+without_column = lines(lambda rows: [rows[0].replace(rows[0].split(",")[0], "color", 1), *rows[1:]])
 ragged = lines(lambda rows: [*rows[:3], rows[3].rsplit(",", 1)[0], *rows[4:]])
 repeated_row = lines(lambda rows: [*rows, rows[-1]])
 unknown_split = lines(lambda rows: [*rows[:2], rows[2].rsplit(",", 1)[0] + ",trian", *rows[3:]])

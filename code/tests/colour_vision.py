@@ -1,4 +1,4 @@
-"""How colours look to people who see two primaries only, and how far apart they are then.
+"""How colors look to people who see two primaries only, and how far apart they are then.
 
 Matrices: Machado, Oliveira, Fernandes 2009, severity 1, on linear RGB. Distance: CIE 1976 (L*a*b*, D65).
 """
@@ -18,16 +18,16 @@ TO_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0
                    [0.0193339, 0.1191920, 0.9503041]])
 
 
-def lab(colour, vision="normal"):
-    """L*a*b* of a matplotlib colour as somebody sees it."""
-    rgb = np.array(to_rgb(colour))
+def lab(color, vision="normal"):
+    """L*a*b* of a matplotlib color as somebody sees it."""
+    rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     x, y, z = TO_XYZ @ np.clip(MATRICES[vision] @ linear, 0, 1) / TO_XYZ.sum(1)
     f = lambda t: np.cbrt(t) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29
     return np.array([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))])
 
 
-def nearest(colours, vision):
-    """(distance, the two colours) of the pair that is hardest to tell apart."""
-    seen = [(c, lab(c, vision)) for c in colours]
+def nearest(colors, vision):
+    """(distance, the two colors) of the pair that is hardest to tell apart."""
+    seen = [(c, lab(c, vision)) for c in colors]
     return min((float(np.linalg.norm(a - b)), (x, y)) for i, (x, a) in enumerate(seen) for y, b in seen[:i])

@@ -1,4 +1,4 @@
-"""Small videos that the tests encode with PyAV: moving colours, a tone for each second, and every kind of defect."""
+"""Small videos that the tests encode with PyAV: moving colors, a tone for each second, and every kind of defect."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def picture(k, width=64, height=48):
-    """Frame k, (H, W, 3) uint8: a bright bar at the top, colours that move."""
+    """Frame k, (H, W, 3) uint8: a bright bar at the top, colors that move."""
     y, x = np.mgrid[:height, :width]
     frame = np.stack([(x * 3 + k * 5) % 256, (y * 4 + k * 3) % 256, np.full_like(x, k * 7 % 256)], -1).astype(np.uint8)
     frame[:height // 6] = 250

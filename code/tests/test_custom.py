@@ -79,7 +79,7 @@ def pretraining(folder, out, *more):
 # ------------------------------------------------------------------------------------------------------- the manifest
 def test_a_manifest_is_read(tmp_path):
     path = tmp_path / "clips.csv"
-    path.write_bytes("\ufeffid, split ,label,prompt,colour\r\na,train,dog,a dog|the dog,red\r\na,train,dog,one "
+    path.write_bytes("\ufeffid, split ,label,prompt,color\r\na,train,dog,a dog|the dog,red\r\na,train,dog,one "
                      "more,red\r\n\r\nb,train,,,\r\nü b,test,cat,NaN,\r\n".encode())        # BOM, blanks, CRLF, others
     found = Manifest(path, 10)
     assert list(found.clips) == ["a", "b", "ü b"] and found.columns == ["id", "split", "label", "prompt"]

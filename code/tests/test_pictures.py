@@ -1,4 +1,4 @@
-"""Pictures with few and with very many classes: no text over another, none cut off, colours that all can tell apart."""
+"""Pictures with few and with very many classes: no text over another, none cut off, colors that all can tell apart."""
 
 from types import SimpleNamespace
 
@@ -129,11 +129,11 @@ def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
 
 
 @pytest.mark.parametrize("vision", MATRICES)
-@pytest.mark.parametrize("colours", [
-    [*style.COLOUR.values(), *style.MIXED.values(), style.PALE],
+@pytest.mark.parametrize("colors", [
+    [*style.COLOR.values(), *style.MIXED.values(), style.PALE],
     [style.RIGHT, style.WRONG, style.MISSED, "#FFFFFF"],
-    [style.SAME, style.UNTRAINED, "black", style.GREY]])
-def test_colours_are_told_apart(colours, vision):
-    """Ten units are as far as two shades of a printed colour chart; three is what an eye can just tell apart."""
-    distance, pair = nearest(colours, vision)
+    [style.SAME, style.UNTRAINED, "black", style.GRAY]])
+def test_colors_are_told_apart(colors, vision):
+    """Ten units are as far as two shades of a printed color chart; three is what an eye can just tell apart."""
+    distance, pair = nearest(colors, vision)
     assert distance > 10, (pair, distance)

@@ -120,9 +120,9 @@ def test_two_runs_stand_side_by_side(tmp_path):
 def test_pictures_beyond_the_limit_are_named(run, pictures, monkeypatch, tmp_path):
     monkeypatch.setattr(page, "LARGEST_PAGE", 250_000)
     text = page.write([run], tmp_path / "small.html", drawn=pictures).read_text()
-    assert len(text.encode()) <= 250_000 and "Left out to keep the page small" in text
+    assert len(text.encode()) <= 250_000 and "Omitted to keep the page small" in text
     monkeypatch.setattr(page, "LARGEST_PAGE", 10_000)
-    with pytest.raises(errors.InputError, match="give fewer runs"):
+    with pytest.raises(errors.InputError, match="pass fewer runs"):
         page.write([run], tmp_path / "small.html", drawn=pictures)
 
 

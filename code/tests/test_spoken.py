@@ -146,7 +146,7 @@ def test_a_clip_says_and_shows_its_digits_and_nothing_else():
         picture = spoken_clips.frame(clip, pool, second)
         assert picture.shape == (196, 196, 3)
         cells = picture[..., 0].reshape(7, 28, 7, 28).transpose(0, 2, 1, 3).reshape(49, 28, 28)
-        filled = np.flatnonzero((cells != spoken_clips.GREY).any((1, 2)))
+        filled = np.flatnonzero((cells != spoken_clips.GRAY).any((1, 2)))
         assert list(filled) == ([] if heard[second] == none else [clip.cell[second]])
         if len(filled):
             assert (cells[filled[0]] == pool.pixels[clip.seen[second]]).all()

@@ -54,7 +54,7 @@ def scenes(count, split, rng):
     drift = np.cumsum(rng.integers(-1, 2, (count, PER_SCENE, SECONDS, 2)), 2)
     corner = np.stack([cells // 2, cells % 2], -1)[:, :, None] * CELL + (CELL - CANVAS) // 2 + start + drift
     corner = corner.clip(0, SIDE - CANVAS)
-    colour = rng.uniform(0.45, 1.0, (count, PER_SCENE, 3)).astype(np.float32)
+    color = rng.uniform(0.45, 1.0, (count, PER_SCENE, 3)).astype(np.float32)
     ground = rng.uniform(0.0, 0.35, (count, 1, 1, 1, 3)).astype(np.float32)
     pictures = np.broadcast_to(ground, (count, SECONDS, SIDE, SIDE, 3)).copy()
     masks = np.zeros((count, SECONDS, SIDE, SIDE), np.uint8)
@@ -62,7 +62,7 @@ def scenes(count, split, rng):
         top, left = corner[i, j, k]
         place = (slice(top, top + CANVAS), slice(left, left + CANVAS))
         ink = strokes[i, j, k, :, :, None]
-        pictures[i, k][place] += ink * (colour[i, j] - pictures[i, k][place])
+        pictures[i, k][place] += ink * (color[i, j] - pictures[i, k][place])
         masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0           # the upper digit hides the lower
     pictures += 0.04 * rng.standard_normal(pictures.shape, dtype=np.float32)
     return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys

@@ -92,14 +92,14 @@ def sound(kind, k):
 
 def picture(kind, k):
     """(T, CELLS, CELLS, CHANNELS) float32: the class's shape on its way from left to right, patch by patch."""
-    side, colour = CELLS * PIXELS, np.eye(3)[kind]
+    side, color = CELLS * PIXELS, np.eye(3)[kind]
     y, x = np.mgrid[:side, :side]
     filters = np.abs(np.random.default_rng(0).standard_normal((PIXELS * PIXELS * 3, CHANNELS))) / PIXELS
     seconds = []
     for t in range(SECONDS):
         dx, dy = np.abs(x - (8 + 4 * t)), np.abs(y - (20 + 5 * k))
         shape = (dx ** 2 + dy ** 2 < 100, np.maximum(dx, dy) < 9, (np.minimum(dx, dy) < 3) & (np.maximum(dx, dy) < 12))
-        pixels = (shape[kind][..., None] * colour).reshape(CELLS, PIXELS, CELLS, PIXELS, 3)
+        pixels = (shape[kind][..., None] * color).reshape(CELLS, PIXELS, CELLS, PIXELS, 3)
         cells = pixels.swapaxes(1, 2).reshape(CELLS, CELLS, -1)
         seconds.append(cells @ filters)
     return np.stack(seconds).astype(np.float32)

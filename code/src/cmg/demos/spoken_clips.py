@@ -15,7 +15,7 @@ from cmg.extract.video import GRID, patches, pca_filters
 
 NONE = -1                               # no recording, no image: silence, an empty canvas
 CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
-GREY = 128                              # of an empty canvas
+GRAY = 128                              # of an empty canvas
 CHANNELS = 16                           # V
 GROUP = 5000                            # MNIST's test images are of two groups of writers, 5,000 images each
 
@@ -133,11 +133,11 @@ def waveform(clip, pool):
 
 def frame(clip, pool, second):
     """The picture of a second, (196, 196, 3) uint8."""
-    canvas = np.full((CANVAS, CANVAS), GREY, np.uint8)
+    canvas = np.full((CANVAS, CANVAS), GRAY, np.uint8)
     if clip.seen[second] != NONE:
         row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
         canvas[row:row + SIDE, column:column + SIDE] = pool.pixels[clip.seen[second]]
-    return _colour(canvas)
+    return _color(canvas)
 
 
 def audio_features(clip, pool):
@@ -149,7 +149,7 @@ def filters(pool):
     """Principal directions of a pool's images, (192, 16), fitted to canvases that they fill."""
     whole = len(pool.pixels) // GRID ** 2 * GRID ** 2
     sheets = pool.pixels[:whole].reshape(-1, GRID, GRID, SIDE, SIDE).transpose(0, 1, 3, 2, 4)
-    return pca_filters([_colour(sheet) for sheet in sheets.reshape(-1, CANVAS, CANVAS)], CHANNELS)
+    return pca_filters([_color(sheet) for sheet in sheets.reshape(-1, CANVAS, CANVAS)], CHANNELS)
 
 
 def video_features(clip, pool, filters):
@@ -159,5 +159,5 @@ def video_features(clip, pool, filters):
     return patches([frame(clip, pool, second) for second in first], filters)[which.ravel()]
 
 
-def _colour(canvas):
+def _color(canvas):
     return np.repeat(canvas[..., None], 3, 2)

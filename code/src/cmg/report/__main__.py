@@ -1,5 +1,5 @@
-"""`python -m cmg.report RUN...`: report.html of one run, or of several side by side; --environment: what a bug report
-needs to know of this machine."""
+"""`python -m cmg.report RUN...` writes report.html about one run, or several side by side; `--environment` prints what
+a bug report should include about this machine."""
 
 from pathlib import Path
 

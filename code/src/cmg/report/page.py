@@ -1,7 +1,7 @@
-"""`report.html`: one run, or several side by side, on one page that needs nothing but a browser.
+"""`report.html`: a self-contained page about one run, or several side by side, for any browser.
 
-Made from the files of the runs alone. Everything that comes from them is escaped, and the page's own policy forbids
-any script but the one below (page.js) and any request.
+It is made from the files of the runs. Everything that comes from them is escaped, and the page's content security
+policy forbids all requests and all scripts except for page.js.
 """
 
 import base64
@@ -16,8 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from cmg.report import pictures as figures
-from cmg.report import tables
+from cmg.report import pictures, tables
 from cmg.report.run_files import read_runs
 from cmg.report.style import DPI
 from cmg.results import provenance
@@ -26,39 +25,39 @@ from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output, open_input
 
-LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are left out, and the page says so
+LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are omitted, and the page lists them
 CSS_DPI = 96
-BROAD = 760                     # CSS pixels; wider pictures take a whole row
+BROAD = 760                     # CSS pixels; wider pictures get a row of their own
 ROOM_FOR_TAGS = 100             # bytes around a picture
 SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
-SECTIONS = {                    # id -> (title, what it shows)
-    "what": ("What was run", ""),
+SECTIONS = {                    # id -> (title, description)
+    "what": ("Runs", ""),
     "results": ("Results", results.NOTES.replace("+-", "±")),
-    "losses": ("Losses", "Pretraining, every logged step; a colour a modality."),
-    "codes": ("Use of the codes", "How many codes are in use and shared by all modalities while the codebook is "
-              "trained, and who uses which code on the test clips."),
-    "heads": ("Heads over their epochs", "The figure that chooses the best epoch, on the evaluation set."),
-    "classes": ("Transfer by class", "What each class loses between the head of its own modality and one of another."),
-    "confusion": ("Confusion", "Rows are the classes of the clips, columns what the heads say."),
+    "losses": ("Losses", "Pretraining losses of every logged step, one color per modality."),
+    "codes": ("Code usage", "How many codes are used, and shared by all modalities, during pretraining; and which "
+              "modalities use which code on the test clips."),
+    "heads": ("Heads by epoch", "The metric that chooses the best epoch, on the evaluation set."),
+    "classes": ("Transfer by class", "Each class with a head trained on its own modality, and on another."),
+    "confusion": ("Confusion", "Rows are the classes of the clips, columns the predictions of the heads."),
     "timelines": ("Timelines", "Clips with several events, second by second, from best to worst."),
-    "clips": ("Clips", "What the encoder receives, and what a head that never saw this modality says."),
-    "retrieval": ("Retrieval", "Queries and the sounds found first."),
-    "open": ("Open set", "Confidence of known and unknown clips, and what each threshold gives."),
+    "clips": ("Clips", "Features of clips, and the predictions of a head that was not trained on this modality."),
+    "retrieval": ("Retrieval", "Queries and the sounds ranked first."),
+    "open": ("Open set", "Confidence of known and unknown clips, and the rates at each threshold."),
     "other": ("Other pictures", ""),
-    "warnings": ("Warnings", "What the monitors found while the runs went on."),
+    "warnings": ("Warnings", "Warnings of the monitors during the runs."),
     "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
                    "files as they are now."),
 }
 # by the first word of a picture's name
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes", "optimization": "losses"}
 HEADS = ("task", "tested on", "direction", "metric")
-IF_ANY = ("open", "other")      # sections that most runs have nothing for
-FEATURES = ("clips", "retrieval")       # pictures of features keep their colours in the dark
+IF_ANY = ("open", "other")      # sections that are omitted if they are empty
+FEATURES = ("clips", "retrieval")       # sections whose pictures keep their colors in dark mode
 
 
 @dataclass
 class Section:
-    """A part of the page."""
+    """Contents of a section of the page."""
 
     html: list = field(default_factory=list)
     pictures: list = field(default_factory=list)        # (run's name, path)
@@ -66,66 +65,66 @@ class Section:
 
 @dataclass
 class Measured:
-    """Result lines of one measurement on one checkpoint: mean and deviation are over seeds."""
+    """Result lines of one measurement of one checkpoint, over its seeds."""
 
     run: str
     names: tuple                # of HEADS
     seeds: list
     columns: dict               # column -> values of the seeds
-    is_main: bool               # the figure of its task
+    is_main: bool               # whether this is the main metric of its task
 
 
 def write(folders, out, drawn=None, pool=False):
-    """Write the report of some runs.
+    """Write the report of one or more runs.
 
     Args:
-        folders: of runs; searched with everything below them.
-        out: the page.
-        drawn: pictures that `figures.draw_run` has made of the only run; None draws them.
-        pool: checkpoints of one file name are one run with several seeds.
+        folders: folders of the runs, searched recursively.
+        out: path of the page.
+        drawn: pictures of the only run, if `pictures.draw_run` has drawn them already.
+        pool: treat checkpoints with the same file name as seeds of one run.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: a folder without a run, a damaged file, or more result lines than a page can show.
+        InputError: a folder without a run, a damaged file, or too many result lines for a page.
     """
     runs = read_runs(folders)
     with TemporaryDirectory() as scratch:
-        pictures = [("", path) for path in drawn] if drawn else draw(runs, Path(scratch), pool)
-        page = build(runs, pictures, pool)
+        drawn = [("", path) for path in drawn] if drawn else draw(runs, Path(scratch), pool)
+        page = build(runs, drawn, pool)
     with atomic_output(out, "w", "choose another --out") as file:
         file.write(page)
     return Path(out)
 
 
 def draw(runs, folder, pool):
-    """Pictures of all runs, (run's name, path); of several runs the figures of results are drawn together."""
+    """Draw the pictures of all runs, as (run's name, path); results of several runs share their pictures."""
     found = []
     for number, run in enumerate(runs):
-        drawn = figures.draw_run(run.folder, folder / str(number))
+        drawn = pictures.draw_run(run.folder, folder / str(number))
         found += [(run.name if len(runs) > 1 else "", path) for path in drawn
                   if len(runs) == 1 or SECTION_OF.get(path.stem.split("-")[0]) != "results"]
     if len(runs) > 1:
-        found += [("", path) for path in figures.draw_tables(rows_of(runs, pool), folder / "all")]
+        found += [("", path) for path in pictures.draw_tables(rows_of(runs, pool), folder / "all")]
     return found
 
 
 def rows_of(runs, pool):
-    """Result lines of all runs, each measurement once."""
+    """The result lines of all runs, with each measurement once."""
     rows = list({results.identity(row): row for run in runs for row in run.rows}.values())
     return results.distinguish(tables.pooled(rows) if pool else rows)
 
 
-def build(runs, pictures, pool=False):
-    """The page as text; `pictures`: of `draw`."""
+def build(runs, drawn, pool=False):
+    """The page as text; `drawn` is the result of `draw`."""
     sections = {name: Section() for name in SECTIONS}
     measured = measure(rows_of(runs, pool))
     sections["what"].html = what(runs)
     sections["results"].html = result_tables(measured)
     sections["warnings"].html = warnings(runs)
     sections["provenance"].html = sources(runs)
-    for run, path in pictures:
+    for run, path in drawn:
         word = path.stem.split("-")[0]
         name = SECTION_OF.get(word, word if word in SECTIONS else "other")
         sections[name].pictures.append((run, path))
@@ -140,24 +139,24 @@ def build(runs, pictures, pool=False):
 
     def page(shown):
         return template.substitute(
-            title=escape(title), subtitle=f"made {time.strftime('%Y-%m-%d %H:%M')} from the runs' files by python -m "
-            "cmg.report", script=script, script_hash=f"sha256-{digest}",
+            title=escape(title), subtitle=f"created {time.strftime('%Y-%m-%d %H:%M')} by python -m cmg.report",
+            script=script, script_hash=f"sha256-{digest}",
             links="".join(f'<a href="#{name}">{SECTIONS[name][0]}</a>' for name in sections),
             sections="\n".join(_section(name, section, shown) for name, section in sections.items()))
 
     room = LARGEST_PAGE - ROOM_FOR_TAGS - len(page({}).encode())
     if room < 0:
-        raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements are more than a "
-                         f"page of {LARGEST_PAGE / 1e6:.0f} MB can show; give fewer runs")
+        raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements are too many for "
+                         f"a page of {LARGEST_PAGE / 1e6:.0f} MB; pass fewer runs")
     return page(_embedded(sections, room))
 
 
 def _embedded(sections, room):
-    """path -> <img> of as many pictures as there is room for: the first of every section, then the second ..."""
+    """path -> `Embedded` of as many pictures as fit: the first of every section, then the second, and so on."""
     waiting, shown = [list(section.pictures) for section in sections.values()], {}
     while any(waiting):
-        for pictures in filter(None, waiting):
-            _, path = pictures.pop(0)
+        for of_section in filter(None, waiting):
+            _, path = of_section.pop(0)
             image = _image(path)
             if len(image.html) <= room:
                 shown[path] = image
@@ -167,21 +166,21 @@ def _embedded(sections, room):
 
 @dataclass
 class Embedded:
-    """A picture as an <img> that holds its own data; `kind`: class of one that takes a whole row."""
+    """A picture as an <img> with its data; `kind` is the CSS class of pictures with a row of their own."""
 
     html: str
     kind: str
 
 
 def _image(path):
-    """`Embedded` of a file."""
+    """The `Embedded` of a file."""
     data = io.BytesIO()
     try:
         with open_input(path) as file, Image.open(file) as image:
             size = [round(side * CSS_DPI / DPI) for side in image.size]
             image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a whole picture ({str(error)[:80]}); draw it again with python -m "
+        raise InputError(f"{path}: not a complete picture ({str(error)[:80]}); draw it again with python -m "
                          "cmg.report.pictures") from error
     return Embedded(f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
                     f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">',
@@ -189,7 +188,7 @@ def _image(path):
 
 
 def _section(name, section, shown):
-    """One section with the pictures that are in `shown`."""
+    """HTML of one section, with the pictures in `shown`."""
     title, about = SECTIONS[name]
     parts = [f'<section id="{name}"><h2>{title}</h2>']
     parts += [f'<p class="soft">{escape(about)}</p>'] if about else []
@@ -203,16 +202,16 @@ def _section(name, section, shown):
         parts.append("</div>")
         left = [path.stem for path in of_run if path not in shown]
         if left:
-            parts.append(f'<p class="soft">Left out to keep the page small: {escape(", ".join(left))}; python -m '
+            parts.append(f'<p class="soft">Omitted to keep the page small: {escape(", ".join(left))}; python -m '
                          "cmg.report.pictures draws them.</p>")
     if len(parts) <= 2:
-        parts.append("<p>The runs' files hold nothing of this.</p>")
+        parts.append("<p>No data in the files of the runs.</p>")
     return "\n".join([*parts, "</section>"])
 
 
 # --------------------------------------------------------------------------------------------------------- the results
 def measure(rows):
-    """`Measured` of result lines, in their order; controls stand in columns of their own."""
+    """`Measured` of result lines, in their order; controls have columns of their own."""
     short, groups = tables.names(rows), {}
     for row in rows:
         names = (row["task"], row["dataset"], row["direction"].replace("->", " → "), row["metric"]
@@ -236,7 +235,7 @@ def measure(rows):
 
 
 def result_tables(measured):
-    """Side by side where there are several runs; and every figure of every run."""
+    """Tables of the main metrics, side by side if there are several runs, and of all metrics."""
     if not measured:
         return []
     runs = list(dict.fromkeys(m.run for m in measured))
@@ -250,31 +249,32 @@ def result_tables(measured):
 
 
 def _all_columns(measured, runs, columns):
-    """One row a measurement of a run."""
-    rows = [[*m.names, *([m.run] if len(runs) > 1 else []), *(_figure(m.columns.get(c, [])) for c in columns),
+    """Table with one row per measurement and run."""
+    rows = [[*m.names, *([m.run] if len(runs) > 1 else []), *(_values(m.columns.get(c, [])) for c in columns),
              " ".join(map(str, m.seeds))] for m in measured]
     return _sortable([*HEADS, *(["run"] if len(runs) > 1 else [])], columns, rows, ["seeds"])
 
 
 def _side_by_side(measured, runs):
-    """One row a measurement, a column a run: last epoch, mean ± deviation over seeds, difference to the first."""
+    """Table with one row per measurement and one column per run: values after the last epoch, and differences to the
+    first run."""
     of_names = {}
     for m in measured:
         of_names.setdefault(m.names, {})[m.run] = m.columns["last"] or m.columns["best"]
     rows = []
     for names, of_runs in of_names.items():
         first = results.mean_std(of_runs.get(runs[0], []))[0]
-        cells = [_figure(of_runs.get(runs[0], []))]
+        cells = [_values(of_runs.get(runs[0], []))]
         for run in runs[1:]:
             mean = results.mean_std(of_runs.get(run, []))[0]
-            cells += [_figure(of_runs.get(run, [])),
+            cells += [_values(of_runs.get(run, [])),
                       _number("" if None in (mean, first) else f"{mean - first:+.1f}",
                               None if None in (mean, first) else mean - first)]
         rows.append([*names, *cells])
     columns = [runs[0]]
     for run in runs[1:]:
         columns += [run, "difference"]
-    return ('<p class="soft">After the last epoch; several seeds: mean ± standard deviation; difference to '
+    return ('<p class="soft">After the last epoch, with several seeds: mean ± standard deviation; differences to '
             f"{escape(runs[0])}.</p>" + _sortable(HEADS, columns, rows))
 
 
@@ -282,7 +282,8 @@ class Number(str):
     """HTML of a table cell that sorts by a number."""
 
 
-def _figure(values):
+def _values(values):
+    """Cell with the mean of some values."""
     mean, _ = results.mean_std(values)
     return _number(results.show(values).replace("+-", "±"), mean)
 
@@ -292,7 +293,7 @@ def _number(text, value):
 
 
 def _sortable(texts, numbers, rows, more=()):
-    """A table with heads to click. Cells are texts or `Number`s."""
+    """A table that can be sorted by clicking its headers. Cells are texts or `Number`s."""
     kinds = ["dataset" if name == "tested on" else "t" for name in texts] + ["n"] * len(numbers) + ["t"] * len(more)
     head = "".join(f'<th class="{kind}"><button>{escape(str(name))}</button></th>'
                    for name, kind in zip([*texts, *numbers, *more], kinds))
@@ -304,7 +305,7 @@ def _sortable(texts, numbers, rows, more=()):
 
 # ------------------------------------------------------------------------------------------------ what, warnings, files
 def what(runs):
-    """Facts of every pretraining run, a column each; of runs that were only measured those of their records."""
+    """Table of facts with one column per pretraining run; runs without pretraining show those of their records."""
     columns = {}
     for run in runs:
         for pretraining in run.pretrainings:
@@ -328,7 +329,7 @@ def what(runs):
 
 
 def _facts(pretraining):
-    """Name -> text."""
+    """Facts of a pretraining run, name -> text."""
     options, lines, record = pretraining.options, pretraining.lines, pretraining.record
     system = SYSTEMS.get(str(options.get("system")))
     facts = {}
@@ -368,7 +369,7 @@ def _joined(value):
 
 
 def warnings(runs):
-    """What was warned of, every text once."""
+    """List of warnings, with every text once."""
     found = {}
     for run in runs:
         for folder, line in run.warnings:
@@ -383,7 +384,7 @@ def warnings(runs):
 
 
 def sources(runs):
-    """Checkpoints and data behind the result lines, and whether they are still the same."""
+    """Checkpoints and data files of the result lines, and whether they have changed since."""
     checked = [found for run in runs for folder, rows in run.results
                for found in provenance.verify(rows, folder, full=False)]
     if not checked:
@@ -404,7 +405,7 @@ def sources(runs):
              for run in runs for _, record in [*run.records, *(("", p.record) for p in run.pretrainings if p.record)]
              for name, found in record["data"].items()}
     parts += ["<details><summary>Data files</summary>",
-              _files("file", [(path, sha, name) for (path, sha), name in sorted(files.items())], "place"), "</details>"]
+              _files("file", [(path, sha, name) for (path, sha), name in sorted(files.items())], "name"), "</details>"]
     return parts
 
 

@@ -1,7 +1,7 @@
-"""Pictures of a run, made from its files alone: `python -m cmg.report.pictures RUN_FOLDER --out figs/demo`.
+"""Draw pictures of a run from its files: `python -m cmg.report.pictures RUN_FOLDER --out figs/demo`.
 
-Reads every metrics.jsonl (losses of pretraining), results.jsonl and predictions/*.npz below the folder. Modalities keep
-their colours in all pictures: audio orange, video blue, text green.
+Reads every metrics.jsonl (pretraining), results.jsonl and predictions/*.npz in and below the folder. Modalities have
+the same colors in all pictures: audio orange, video blue, text green.
 """
 
 import itertools
@@ -18,33 +18,33 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES, in_order
 from cmg.report import plots, tables
-from cmg.report.style import GREY, PALE, SAME, UNTRAINED, colours_of, new_figure, save, styled
+from cmg.report.style import GRAY, PALE, SAME, UNTRAINED, colors_of, new_figure, save, styled
 from cmg.results import rows as results
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import read_text_input, require_regular
 from cmg.utils.limits import LIMITS
 
-LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "club": "CLUB bound (MI within a clip)",
-               "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"}
+LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"
+               } | dict.fromkeys(("club", "mi"), "CLUB bound")      # mi: in logs of earlier versions
 MOST_PANELS = 60
 
 
 def modalities_of(losses):
-    """The modalities of a run, in their fixed order, by the names of its losses: each has a commitment loss."""
+    """The modalities of a run, in their fixed order, given the names of its losses; each has a commitment loss."""
     found = {name.removesuffix("_commit") for name in losses if name.endswith("_commit")}
     return in_order(found | {m for m in MODALITIES if any(name.startswith(f"{m}_") for name in losses)})
 
 
 @styled
 def draw_losses(lines, path):
-    """Loss curves of pretraining: one panel per kind of loss, one colour per modality.
+    """Draw the loss curves of pretraining, with one panel per kind of loss and one color per modality.
 
     Args:
-        lines: of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
+        lines: lines of metrics.jsonl, {"epoch", "step", "losses": {name: value}, ...}.
         path: picture to write.
     """
     panels, modalities = {}, modalities_of(lines[0]["losses"])
-    colours = colours_of(modalities)
+    colors = colors_of(modalities)
     for name in lines[0]["losses"]:
         modality = max((m for m in modalities if name.startswith(f"{m}_")), key=len, default=None)
         kind = name.removeprefix(f"{modality}_") if modality else name
@@ -61,7 +61,7 @@ def draw_losses(lines, path):
         values = np.array([[line["losses"].get(name, np.nan) for line in lines] for _, name in members])
         values[~np.isfinite(values)] = np.nan
         for (modality, _), curve in zip(members, values):
-            axis.plot(steps, curve, color=colours.get(modality, "black"), label=modality)
+            axis.plot(steps, curve, color=colors.get(modality, "black"), label=modality)
         for start in starts:
             axis.axvline(start, color=PALE, linewidth=0.8, zorder=0)
         axis.set_title(LOSS_TITLES.get(kind, kind))
@@ -77,17 +77,17 @@ def draw_losses(lines, path):
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    figure.suptitle("Pretraining losses" + (" (grey lines: epochs)" if starts else ""))
+    figure.suptitle("Pretraining losses" + (" (gray lines: epochs)" if starts else ""))
     return save(figure, path)
 
 
 @styled
 def draw_sharing(lines, path):
-    """How much of each codebook is in use while it is trained, and how many codes all modalities share.
+    """Draw how many codes of each codebook are used during pretraining, and how many are shared by all modalities.
 
     Args:
-        lines: of metrics.jsonl; their metrics hold codes_used, codes_shared and code_perplexity, with the codebook's
-            suffix (`monitors.CodebookMonitor.look`).
+        lines: lines of metrics.jsonl, with metrics codes_used, codes_shared and code_perplexity, followed by the suffix
+            of the codebook (`CodebookMonitor.update`).
         path: picture to write.
     """
     suffixes = [name.removeprefix("codes_used") for name in lines[0]["metrics"] if name.startswith("codes_used")]
@@ -95,23 +95,23 @@ def draw_sharing(lines, path):
     steps = np.array([line["step"] for line in lines])
     for number, suffix in enumerate(suffixes):
         ending = f", codebook {number + 1}" if len(suffixes) > 1 else ""
-        for axis, name, label, colour in ((axes[0, 0], "codes_used", "used in the batch", GREY),
-                                          (axes[0, 0], "codes_shared", "shared by all modalities in a batch", "black"),
-                                          (axes[0, 1], "code_perplexity", "perplexity", "black")):
+        for axis, name, label, color in ((axes[0, 0], "codes_used", "used in a batch", GRAY),
+                                         (axes[0, 0], "codes_shared", "shared by all modalities in a batch", "black"),
+                                         (axes[0, 1], "code_perplexity", "perplexity", "black")):
             curve = np.array([line["metrics"].get(name + suffix) for line in lines], float)
-            axis.plot(steps, curve, ("-", "--", ":", "-.")[number % 4], color=colour, label=label + ending)
-    axes[0, 0].set(title="codes in use and codes shared", ylabel="codes", xlabel="step", ylim=(0, None))
+            axis.plot(steps, curve, ("-", "--", ":", "-.")[number % 4], color=color, label=label + ending)
+    axes[0, 0].set(title="codes used and shared", ylabel="codes", xlabel="step", ylim=(0, None))
     axes[0, 1].set(title="perplexity of the moving counts", ylabel="codes", xlabel="step", ylim=(0, None))
     for axis in axes[0]:
         axis.margins(y=0.15)
         axis.legend(frameon=False, loc="best")
-    figure.suptitle("Codebook while it is trained", fontsize=10)
+    figure.suptitle("Codebook during pretraining", fontsize=10)
     return save(figure, path)
 
 
 @styled
 def draw_optimization(lines, path):
-    """Learning rate, gradient norms of each group before clipping, log-likelihoods of the CLUB networks, and speed.
+    """Draw the learning rate, gradient norms before clipping, log-likelihoods of the CLUB networks, and speed.
 
     Args:
         lines: of metrics.jsonl, with "learning_rate", "grad_norms", "likelihoods" and "clips_per_second".
@@ -119,9 +119,9 @@ def draw_optimization(lines, path):
     """
     figure, axes = new_figure(2, 2, size=(9.6, 6.4))
     steps, modalities = np.array([line["step"] for line in lines]), modalities_of(lines[0]["losses"])
-    colours = colours_of(modalities)
+    colors = colors_of(modalities)
     for axis, name, title in ((axes[0, 0], "learning_rate", "learning rate"),
-                              (axes[1, 0], "clips_per_second", "clips a second")):
+                              (axes[1, 0], "clips_per_second", "clips per second")):
         axis.plot(steps, [line[name] for line in lines], color="black")
         axis.set(title=title, ylim=(0, None))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -131,7 +131,7 @@ def draw_optimization(lines, path):
             curve = np.array([line[group].get(name, np.nan) for line in lines])
             own = next((m for m in modalities if name.lower().startswith(m)), None)
             axis.plot(steps, np.where(np.isfinite(curve), curve, np.nan), ("-", "--", ":", "-.")[number % 4],
-                      color=colours.get(own, GREY), label=name.removesuffix("_parameters").replace("_", " "))
+                      color=colors.get(own, GRAY), label=name.removesuffix("_parameters").replace("_", " "))
         axis.set_title(title)
         if axis.lines:
             axis.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
@@ -146,11 +146,12 @@ def draw_optimization(lines, path):
 
 @styled
 def draw_cells(rows, path):
-    """The eight cells of the papers' main table for each checkpoint: last and best epoch, and what they lie between."""
+    """Draw the cells of the papers' main table for each checkpoint, with best epoch, same modality, control and
+    chance."""
     of_last = tables.collect(rows, "last")
     known = tables.cells_of(rows)
     cells = [cell for cell in known if any(cell in row.cells for row in of_last)]
-    others = [({row.key: row for row in found}, colour, label) for found, colour, label in (
+    others = [({row.key: row for row in found}, color, label) for found, color, label in (
         (tables.collect(rows, "best"), "black", "best epoch on the evaluation set"),
         (tables.collect(rows, "last", field="same_modality"), SAME, "same modality (last)"),
         (tables.collect(rows, "last", "untrained"), UNTRAINED, "untrained encoder"))]
@@ -166,13 +167,13 @@ def draw_cells(rows, path):
         means = [results.mean_std(last.cells.get(cell, []))[0] or 0 for cell in cells]
         errors = [results.mean_std(last.cells.get(cell, []))[1] or 0 for cell in cells]
         axis.bar(x, means, width * 0.9, yerr=errors, color=shade, label=last.name, error_kw={"linewidth": 1})
-        for of_key, colour, label in others:
+        for of_key, color, label in others:
             if last.key in of_key:
-                _ticks(axis, x, width, of_key[last.key], cells, colour, None if label in labelled else label)
+                _ticks(axis, x, width, of_key[last.key], cells, color, None if label in labelled else label)
                 labelled.add(label)
     for spot, cell in zip(positions, cells):
         if cell in chance.cells:
-            axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GREY, linewidth=1, linestyle=":",
+            axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GRAY, linewidth=1, linestyle=":",
                       label=None if "chance" in labelled else "chance")
             labelled.add("chance")
     axis.set_xticks(positions, [f"{TASKS[known[cell].task].label}\n{known[cell].source} to {known[cell].target}"
@@ -184,32 +185,33 @@ def draw_cells(rows, path):
     return save(figure, path)
 
 
-def _ticks(axis, x, width, row, cells, colour, label):
+def _ticks(axis, x, width, row, cells, color, label):
     """A short horizontal line at each cell of a row."""
     for spot, cell in zip(x, cells):
         mean = results.mean_std(row.cells.get(cell, []))[0]
         if mean is not None:
-            axis.plot([spot - 0.45 * width, spot + 0.45 * width], [mean] * 2, color=colour, linewidth=2, label=label)
+            axis.plot([spot - 0.45 * width, spot + 0.45 * width], [mean] * 2, color=color, linewidth=2, label=label)
             label = None
 
 
 @styled
 def draw_epochs(rows, path):
-    """Figures over the checkpoints of one pretraining run; a bar marks the choice of AVE's validation split."""
+    """Draw the metrics over the checkpoints of one pretraining run; a bar marks the choice by AVE's validation
+    split."""
     epochs = {tables.row_key(row): row["checkpoint_epoch"] for row in rows}
     table = sorted(tables.collect(rows, "last"), key=lambda row: epochs[row.key])
     figure, axes = new_figure(1, 1, size=(7.5, 4.2))
     axis = axes[0, 0]
     markers = dict(zip(TASKS, itertools.cycle("os^DvP*X")))
     known = tables.cells_of(rows)
-    colours = colours_of({of.target for of in known.values()})
+    colors = colors_of({of.target for of in known.values()})
     for cell, of in known.items():
         points = [(epochs[row.key], *results.mean_std(row.cells[cell])) for row in table if cell in row.cells]
         if points:
             x, mean, deviation = zip(*points)
-            axis.errorbar(x, mean, [d or 0 for d in deviation], color=colours[of.target], marker=markers[of.task],
+            axis.errorbar(x, mean, [d or 0 for d in deviation], color=colors[of.target], marker=markers[of.task],
                           linewidth=1, markersize=5, label=cell)
-    if len({frozenset(row.cells) for row in table}) == 1:           # else the means are of different columns
+    if len({frozenset(row.cells) for row in table}) == 1:           # otherwise the means are over different columns
         axis.plot([epochs[row.key] for row in table], [results.mean_std(row.mean)[0] for row in table], color="black",
                   linewidth=2.5, label="mean")
     choice = tables.choose(rows)
@@ -227,14 +229,14 @@ def draw_epochs(rows, path):
 
 @styled
 def draw_tables(rows, folder):
-    """Pictures of result lines; returns the paths that were written."""
+    """Draw the pictures of result lines; returns their paths."""
     folder, written, rows = Path(folder), [], results.distinguish(rows)
     for protocol in results.PROTOCOLS:
         part = [row for row in rows if row["protocol"] == protocol]
         ending = "" if protocol == "default" else f"-{protocol}"
         if tables.collect(part, "last"):
             written.append(draw_cells(part, folder / f"table{ending}.png"))
-            whole = [row for row in part if not row.get("variant")]             # all channels: one point per epoch
+            whole = [row for row in part if not row.get("variant")]             # without TOC: one point per epoch
             epochs = {row.get("checkpoint_epoch") for row in whole}
             runs = {str(row["checkpoint"]).rstrip(".pt0123456789") for row in whole}        # one folder, one name
             if len(epochs) > 1 and None not in epochs and len(runs) == 1:
@@ -243,7 +245,7 @@ def draw_tables(rows, folder):
 
 
 def read_log(path):
-    """Lines of the last run in a metrics.jsonl; a last line that was cut off by an interruption is dropped."""
+    """Read the lines of the last run in a metrics.jsonl; a truncated last line is ignored."""
     lines, text = [], read_text(path)
     for number, of_line in enumerate(text.splitlines(), 1):
         try:
@@ -258,32 +260,32 @@ def read_log(path):
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if lines and not text.endswith("\n"):
                 break
-            raise InputError(f"{path}: line {number} is not JSON of the log ({getattr(error, 'msg', error)}); remove "
-                             "this line") from error
+            raise InputError(f"{path}: line {number} is not a JSON line of the log ({getattr(error, 'msg', error)}); "
+                             "remove this line") from error
     lines = [line for line in lines if line["losses"]]
     starts = [number for number in range(1, len(lines)) if lines[number]["step"] <= lines[number - 1]["step"]]
     return lines[starts[-1]:] if starts else lines
 
 
 def read_text(path, largest=LIMITS.text_bytes):
-    """A text file of a run; InputError where it is no text or larger than any run writes."""
+    """Read a text file of a run; InputError if it is not text, or larger than those of any run."""
     try:
         if path.stat().st_size > largest:
-            raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; at most {largest >> 20} MiB are expected of "
-                             "such a file; it is of another program, or of runs to be looked at one by one")
+            raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; expected at most {largest >> 20} MiB; if it "
+                             "holds several runs, move each to a folder of its own")
         return read_text_input(path, largest)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); run the program again") from error
 
 
 def read_predictions(path):
-    """Arrays of a predictions file."""
+    """Read the arrays of a predictions file, name -> array or scalar."""
     try:
         require_regular(path)
         with zipfile.ZipFile(path) as file:
             size = sum(entry.file_size for entry in file.infolist())
         if size > LIMITS.predictions_bytes:
-            raise ValueError(f"{size >> 20} MiB when unpacked; at most {LIMITS.predictions_bytes >> 20} are expected")
+            raise ValueError(f"{size >> 20} MiB when unpacked; expected at most {LIMITS.predictions_bytes >> 20}")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, MemoryError, SyntaxError, RuntimeError, zipfile.BadZipFile,
@@ -293,20 +295,20 @@ def read_predictions(path):
 
 @contextmanager
 def drawing(path):
-    """What goes wrong in this block is the fault of the file `path`: InputError, one line."""
+    """Turn errors of the block, which draws the contents of the file `path`, into InputError."""
     try:
         yield
     except InputError:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, MemoryError,
             np.linalg.LinAlgError) as error:
-        raise InputError(f"{path}: holds something else than expected, no picture can be made of it "
-                         f"({type(error).__name__}: {str(error)[:80]}); run the program again") from error
+        raise InputError(f"{path}: unexpected contents, which cannot be drawn ({type(error).__name__}: "
+                         f"{str(error)[:80]}); run the program again") from error
 
 
 @styled
 def draw_run(folder, out):
-    """Every picture that the files below `folder` allow; returns the paths that were written, in `out`."""
+    """Draw every picture of the files in and below `folder`, into the folder `out`; returns their paths."""
     folder, out, written = Path(folder), Path(out), []
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a run's folder with results.jsonl or metrics.jsonl")
@@ -336,7 +338,7 @@ def draw_run(folder, out):
 
 @styled
 def draw_predictions(folder, out, ending):
-    """Pictures of one predictions folder, in `out`; `ending`: of their names. Returns the paths."""
+    """Draw the pictures of one predictions folder into `out`, with names that end in `ending`; returns their paths."""
     written, kept = [], []
     for path in sorted(folder.glob("*.npz")):
         arrays = read_predictions(path)
@@ -351,7 +353,7 @@ def draw_predictions(folder, out, ending):
 
 
 def _draw_file(arrays, stem, out, ending):
-    """Pictures of one predictions file."""
+    """Draw the pictures of one predictions file; returns their paths."""
     name = stem + ending
     if stem.startswith("codes-"):
         return plots.draw_codes(arrays, out / f"{name}.png")
@@ -359,7 +361,7 @@ def _draw_file(arrays, stem, out, ending):
         return [plots.draw_retrieval(arrays, out / f"{name}.png")]
     if "known" in arrays:
         return [plots.draw_open_set(arrays, out / f"open-{name}.png")]
-    if arrays["target"] == "text":                      # as many different prompts as classes: nothing to look at
+    if arrays["target"] == "text":                      # one prompt per class: nothing to draw
         return []
     written = [plots.draw_classes(arrays, out / f"classes-{name}.png")]
     if arrays["source"] != "text":
@@ -372,8 +374,8 @@ def _draw_file(arrays, stem, out, ending):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.report.pictures", description="Draw every picture that a run's files allow.")
-    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="searched with all folders below it")
+    parser = Parser(prog="python -m cmg.report.pictures", description="Draw all pictures of a run from its files.")
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="searched recursively")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures, for example figs/demo")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)

@@ -1,7 +1,6 @@
-"""Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, use of the codes.
+"""Pictures of predictions: clips, timelines, confusion, transfer by class, retrieval, code usage.
 
-Each function takes the arrays of one predictions file (cmg/downstream/task.py, `Task.pictured`) and
-writes one picture.
+Each function draws the arrays of one predictions file (`Task.pictured` in cmg/downstream/task.py).
 """
 
 from itertools import combinations
@@ -17,39 +16,39 @@ from cmg.data.labels import clip_class
 from cmg.downstream.open_set import Scores
 from cmg.models.config import in_order
 from cmg.report.style import (
-    GREY,
+    GRAY,
     MISSED,
     PALE,
     RIGHT,
     WRONG,
-    colours_of,
+    colors_of,
     ink_on,
-    mixed_colour,
+    mixed_color,
     new_figure,
     save,
     styled,
 )
 
-LEAST_SHARE = 0.1            # a modality uses a code if at least this share of the code's (balanced) use is its own
-TIMELINES = 6
-STRIPS = 6                   # classes of a clip that are shown second by second
-MANY = 28                    # classes from which on labels and cells are small
+LEAST_SHARE = 0.1            # a modality uses a code if it has at least this share of its balanced usage
+TIMELINES = 6                # clips
+STRIPS = 6                   # classes per clip
+MANY = 28                    # with more classes, labels and cells are small
 
 
 def title_of(arrays):
-    """One line that says what was trained on what, and by whom."""
+    """Title: task, modalities, data set and checkpoint."""
     return (f"{arrays['task']}: head trained on {arrays['source']}, tested on {arrays['target']} "
             f"({arrays['dataset']}, {arrays['checkpoint']})")
 
 
 def feature_picture(axis, features, rows=1):
-    """Draw what the encoder receives: vectors (T, F) as a spectrogram, maps (T, H, W, C) as mean energy of each place,
-    one tile per second in so many rows."""
+    """Draw the features of a clip: vectors (T, F) as a spectrogram, maps (T, H, W, C) as their mean over the channels,
+    one tile per second in `rows` rows."""
     if features.ndim == 2:
         axis.imshow(features.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest")
     else:
         energy = np.pad(features.mean(-1), ((0, -len(features) % rows), (0, 0), (0, 0)), constant_values=np.nan)
-        tiles = np.pad(energy, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)        # a gap between two seconds
+        tiles = np.pad(energy, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)        # a gap between seconds
         strips = [np.concatenate(list(strip), 1) for strip in np.split(tiles, rows)]
         axis.imshow(np.concatenate(strips)[:-1, :-1], aspect="auto" if rows == 1 else "equal", cmap="gray",
                     interpolation="nearest")
@@ -61,7 +60,7 @@ def feature_picture(axis, features, rows=1):
 
 @styled
 def draw_clips(arrays, path):
-    """A row of test clips: what the encoder received, and what a head that never saw this modality says about it."""
+    """Draw test clips: their features, and the predictions of a head that was not trained on this modality."""
     shown, classes, features = arrays["shown"], [str(name) for name in arrays["classes"]], arrays["features"]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
@@ -84,7 +83,7 @@ def draw_clips(arrays, path):
 
 
 def _class_bars(axis, chances, target, classes):
-    """The three likeliest classes, and the right one if it is not among them."""
+    """Draw the three most probable classes, and the right one if it is not among them."""
     best = list(np.argsort(-chances, kind="stable")[:3])
     best += [target] if target not in best else []
     y = np.arange(len(best))
@@ -102,13 +101,13 @@ def _grid(labels, predicted):
     return np.select([predicted & labels, labels, predicted], [1, 2, 3], 0)
 
 
-CELL_COLOURS = ListedColormap(["#FFFFFF", RIGHT, MISSED, WRONG])
+CELL_COLORS = ListedColormap(["#FFFFFF", RIGHT, MISSED, WRONG])
 CELL_LEGEND = [Patch(color=RIGHT, label="hit"), Patch(color=MISSED, label="missed"),
                Patch(color=WRONG, label="false alarm")]
 
 
 def _second_strips(axis, labels, predicted, classes):
-    """Classes that are labelled or predicted somewhere in a clip, second by second."""
+    """Draw the classes that are labeled or predicted in a clip, second by second."""
     labels, names = labels > 0, [*classes, "(background)"]
     seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labelled classes first, then those said most often
     rows = np.argsort(-seconds, kind="stable")[:max(1, min(STRIPS, np.count_nonzero(seconds)))]
@@ -118,7 +117,7 @@ def _second_strips(axis, labels, predicted, classes):
     left = np.count_nonzero(seconds) - len(rows)
     if left > 0:
         axis.text(1, 1.01, f"and {left} more", transform=axis.transAxes, ha="right", va="bottom", fontsize=7)
-    axis.imshow(_grid(labels, predicted)[:, rows].T, cmap=CELL_COLOURS, vmin=0, vmax=3, aspect="auto")
+    axis.imshow(_grid(labels, predicted)[:, rows].T, cmap=CELL_COLORS, vmin=0, vmax=3, aspect="auto")
     axis.set_yticks(range(len(rows)), [shorten(names[k], 20) for k in rows], fontsize=8)
     seconds = len(labels)
     axis.set_xticks(np.arange(seconds), np.arange(seconds), fontsize=7)
@@ -130,9 +129,9 @@ def _second_strips(axis, labels, predicted, classes):
 
 @styled
 def draw_timelines(arrays, path):
-    """Clips with several events, from best to worst by hits: label, prediction, hit in every second and class.
+    """Draw clips with several events, from best to worst F1: hits, misses and false alarms by second and class.
 
-    The clips are picked evenly from the ranking of those with at least two different events, so that failures show.
+    The clips are taken at equal distances from the ranking of those with at least two events, so that failures show.
     """
     labels, predicted = arrays["labels"] > 0, arrays["cross"] > 0
     events = labels[..., :-1].any(1).sum(-1)
@@ -158,14 +157,14 @@ def draw_timelines(arrays, path):
 
 @styled
 def draw_confusion(arrays, path):
-    """Confusion of clip classes, rows normalised: the same-modality head and the cross-modal one side by side."""
-    # Here, because it takes a second at the start of every script.
+    """Draw confusion matrices of clip classes, normalized by row, of the same-modality and the cross-modal head."""
+    # here, because importing it takes a second
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
     size = max(3.2, (0.32 if count <= MANY else 0.125) * count)
     figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
-    shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", colours_of([arrays["target"]])[arrays["target"]]])
+    shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", colors_of([arrays["target"]])[arrays["target"]]])
     for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
         said = arrays[role].argmax(-1)
         percent = 100 * confusion_matrix(targets, said, labels=range(count), normalize="true")
@@ -184,7 +183,7 @@ def draw_confusion(arrays, path):
 
 
 def class_metrics(arrays, role):
-    """Figure of each class in percent: recall of clips, or F1 of seconds; NaN for classes that do not occur."""
+    """Metric of each class in percent: recall of clips, or F1 of seconds; NaN for classes that do not occur."""
     if arrays["clipwise"]:
         targets = clip_class(arrays["labels"]).numpy()
         right = arrays[role].argmax(-1) == targets
@@ -198,7 +197,7 @@ def class_metrics(arrays, role):
 
 @styled
 def draw_classes(arrays, path):
-    """Transfer by class: the same-modality head against the cross-modal one, classes in order of what is lost."""
+    """Draw transfer by class: the same-modality and the cross-modal head, classes sorted by their difference."""
     same, cross = class_metrics(arrays, "same"), class_metrics(arrays, "cross")
     names = [str(name) for name in arrays["classes"]] + ([] if arrays["clipwise"] else ["(background)"])
     order = [k for k in np.argsort(same - cross, kind="stable") if not np.isnan(same[k])]
@@ -208,13 +207,13 @@ def draw_classes(arrays, path):
     axis.tick_params("y", labelsize=8 if len(order) <= MANY else 6.5)
     axis.margins(y=0.6 / len(order))
     axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
-    axis.scatter(same[order], y, color=GREY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
-    axis.scatter(cross[order], y, color=colours_of([arrays["source"]])[arrays["source"]], s=34, zorder=3,
+    axis.scatter(same[order], y, color=GRAY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
+    axis.scatter(cross[order], y, color=colors_of([arrays["source"]])[arrays["source"]], s=34, zorder=3,
                  label=f"trained on {arrays['source']}")
     axis.set_yticks(y, [shorten(names[k], 30) for k in order])
     axis.invert_yaxis()
     axis.set_xlim(-3, 103)
-    axis.set_xlabel("clips recognised, percent" if arrays["clipwise"] else "F1 of seconds, percent")
+    axis.set_xlabel("recall of clips, percent" if arrays["clipwise"] else "F1 of seconds, percent")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.suptitle(f"{arrays['task']}, tested on {arrays['target']}: transfer by class", fontsize=10)
     return save(figure, path)
@@ -222,15 +221,15 @@ def draw_classes(arrays, path):
 
 @styled
 def draw_open_set(arrays, path):
-    """Confidence of known and unknown clips, and what each threshold gives (ICCV 2025, OS*, UNK, HOS)."""
+    """Draw the confidence of known and unknown clips, and OS*, UNK and HOS by threshold (ICCV 2025)."""
     scores = Scores.of(torch.from_numpy(arrays["cross"]), clip_class(arrays["labels"]))
     confidence, unknown = scores.confidence.numpy(), scores.unknown.numpy()
     right = scores.right.numpy()
     figure, axes = new_figure(1, 2, size=(9.6, 3.8))
     axis, bins = axes[0, 0], np.linspace(confidence.min(), confidence.max() + 1e-9, 31)
-    for mask, colour, label in ((right, RIGHT, "known, right class"), (~right & ~unknown, MISSED, "known, wrong class"),
+    for mask, color, label in ((right, RIGHT, "known, right class"), (~right & ~unknown, MISSED, "known, wrong class"),
                                 (unknown, WRONG, "unknown")):
-        axis.hist(confidence[mask], bins, color=colour, alpha=0.6, label=f"{label} ({mask.sum()})")
+        axis.hist(confidence[mask], bins, color=color, alpha=0.6, label=f"{label} ({mask.sum()})")
     axis.set_xlabel("largest probability of a clip")
     axis.set_ylabel("clips")
     axis.set_title(f"AUROC {100 * float(scores.auroc()):.1f} %")
@@ -238,9 +237,9 @@ def draw_open_set(arrays, path):
     axis = axes[0, 1]
     fine = torch.linspace(float(confidence.min()), float(confidence.max()), 200, dtype=torch.float64)
     rates = scores.rates(fine)
-    for name, colour, label in (("os", RIGHT, "OS* (known, right)"), ("unk", WRONG, "UNK (unknown, rejected)"),
+    for name, color, label in (("os", RIGHT, "OS* (known, right)"), ("unk", WRONG, "UNK (unknown, rejected)"),
                                 ("hos", "black", "HOS")):
-        axis.plot(fine, 100 * getattr(rates, name), color=colour, label=label)
+        axis.plot(fine, 100 * getattr(rates, name), color=color, label=label)
     steps = scores.thresholds()
     axis.plot(steps, 100 * scores.rates(steps).hos, "o", color="black", markersize=4, label="the ten thresholds")
     axis.set_xlabel("threshold")
@@ -253,7 +252,7 @@ def draw_open_set(arrays, path):
 
 @styled
 def draw_retrieval(arrays, path):
-    """Queries and the sounds found first: green frame where the class is right, a star at the clip's own sound."""
+    """Draw queries and the sounds ranked first: a green frame for the right class, a star for the clip's own sound."""
     shown, top, classes = arrays["shown"], arrays["top"], arrays["classes"]
     figure, axes = new_figure(len(shown), top.shape[1] + 1, size=(2.0 + 1.75 * top.shape[1], 0.95 * len(shown) + 0.8),
                               gridspec_kw={"width_ratios": [2.0] + [1.0] * top.shape[1]})
@@ -268,10 +267,10 @@ def draw_retrieval(arrays, path):
         for column, candidate in enumerate(found):
             axis = axes[row, column + 1]
             feature_picture(axis, arrays["sounds"][row, column])
-            colour = RIGHT if classes[candidate] == classes[query] else WRONG
+            color = RIGHT if classes[candidate] == classes[query] else WRONG
             for spine in axis.spines.values():
                 spine.set_visible(True)
-                spine.set_color(colour)
+                spine.set_color(color)
                 spine.set_linewidth(3)
             star = " ★" if candidate == query else ""
             axis.set_xlabel(shorten(str(classes[candidate]), 16) + star, fontsize=7, labelpad=1)
@@ -285,35 +284,35 @@ def draw_retrieval(arrays, path):
 
 @styled
 def draw_heads(kept, path):
-    """The figure that chooses the best epoch, over the heads' epochs: cross-modal, and same-modality dashed."""
+    """Draw the metric that chooses the best epoch over the epochs: cross-modal heads, and same-modality ones dashed."""
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
-    colours = colours_of({arrays["target"] for arrays in kept})
+    colors = colors_of({arrays["target"] for arrays in kept})
     figure, axes = new_figure(1, len(tasks), size=(3.6 * len(tasks) + 0.4, 3.3))
     for axis, task in zip(axes[0], tasks):
         of_task = [arrays for arrays in kept if arrays["task"] == task]
         for arrays in of_task:
-            colour = colours[arrays["target"]]
+            color = colors[arrays["target"]]
             line = "-" if arrays["source"] != "text" else ":"
             curves = arrays["cross_curves"]
             epochs = np.arange(1, curves.shape[1] + 1)
-            axis.fill_between(epochs, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-            axis.plot(epochs, curves.mean(0), line, color=colour, label=f"{arrays['source']} to {arrays['target']}")
+            axis.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.15, linewidth=0)
+            axis.plot(epochs, curves.mean(0), line, color=color, label=f"{arrays['source']} to {arrays['target']}")
             if len(arrays["same_curves"]):
-                axis.plot(epochs, arrays["same_curves"].mean(0), color=colour, linestyle="--", linewidth=0.9, alpha=0.7)
+                axis.plot(epochs, arrays["same_curves"].mean(0), color=color, linestyle="--", linewidth=0.9, alpha=0.7)
         axis.set_title(f"{task}: {of_task[0]['best_by']}")
         axis.set_xlabel("epoch of the head")
         axis.set_ylim(0, None if of_task[0]["best_by"].startswith("r@") else 102)
         axis.legend(frameon=False, fontsize=7)
     axes[0, 0].set_ylabel("percent on the evaluation set")
-    figure.suptitle("Heads while they train (dashed: same modality; band: seeds)", fontsize=10)
+    figure.suptitle("Heads by epoch (dashed: same modality; band: seeds)", fontsize=10)
     return save(figure, path)
 
 
 def code_users(counts):
     """Which modalities use each code: bool (M, K) from counts (M, K).
 
-    Each modality's counts are divided by its total first, so that a larger set does not outweigh a smaller one; a
-    modality is a user where its share of a code is at least LEAST_SHARE.
+    The counts of each modality are normalized first, so that larger sets do not dominate. A modality uses a code if its
+    share is at least LEAST_SHARE.
     """
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return share >= LEAST_SHARE * np.maximum(share.sum(0, keepdims=True), 1e-12)
@@ -321,10 +320,10 @@ def code_users(counts):
 
 @styled
 def draw_codes(arrays, path):
-    """Use of the codes by modality (NeurIPS 2023, Figure 4), one picture per codebook; returns the paths.
+    """Draw code usage by modality (NeurIPS 2023, Figure 4), with one picture per codebook; returns the paths.
 
-    Each square is a code, coloured by the modalities that use it, its area by how often; beside it the share of each
-    modality's seconds that fall on codes of all, of some, or of this modality alone.
+    Each square is a code, with a color for the modalities that use it and an area for the frequency. Bars show the
+    share of each modality's seconds that are assigned to codes of all, of some, or of this modality only.
     """
     modalities = list(in_order([m for m, codes in arrays.items() if isinstance(codes, np.ndarray)]))
     levels = arrays[modalities[0]].reshape(*arrays[modalities[0]].shape[:2], -1).shape[-1]
@@ -341,16 +340,16 @@ def draw_codes(arrays, path):
 
 @styled
 def codebook_figure(counts, modalities, title):
-    """Figure of one codebook's use.
+    """Figure of the usage of one codebook.
 
     Args:
-        counts: (M, K) how often each modality's seconds take each code.
+        counts: (M, K) how often each code was assigned to each modality.
         modalities: names (M), in their fixed order.
-        title: of the figure.
+        title: title of the figure.
     """
     users = code_users(counts)                                                          # (M, K)
     groups = [group for size in range(len(modalities), 0, -1) for group in combinations(modalities, size)]
-    colours = {group: mixed_colour(group, modalities) for group in groups}
+    colors = {group: mixed_color(group, modalities) for group in groups}
     member = {group: (users == np.array([[m in group] for m in modalities])).all(0) & (counts.sum(0) > 0)
               for group in groups}
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -364,7 +363,7 @@ def codebook_figure(counts, modalities, title):
     grid.scatter(x, y, s=0.12 * unit, marker="s", color=PALE, linewidths=0)
     for group in groups:
         picked = member[group]
-        grid.scatter(x[picked], y[picked], s=unit * np.maximum(weight[picked], 0.3), marker="s", color=colours[group],
+        grid.scatter(x[picked], y[picked], s=unit * np.maximum(weight[picked], 0.3), marker="s", color=colors[group],
                      linewidths=0)
     grid.set_xlim(-0.7, side - 0.3)
     grid.set_ylim(side - 0.3, -0.7)
@@ -372,23 +371,23 @@ def codebook_figure(counts, modalities, title):
     grid.axis("off")
     unused = int((counts.sum(0) == 0).sum())
     grid.set_title(f"{codes - unused} of {codes} codes used; area: how often")
-    grid.legend(handles=[Patch(color=colours[group], label=f"{' + '.join(group)}: {member[group].sum()}")
+    grid.legend(handles=[Patch(color=colors[group], label=f"{' + '.join(group)}: {member[group].sum()}")
                          for group in groups] + [Patch(color=PALE, label=f"unused: {unused}")],
                 frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     left = np.zeros(len(modalities))
     for group in groups:
         length = 100 * share[:, member[group]].sum(1)
-        bars.barh(range(len(modalities)), length, left=left, color=colours[group])
+        bars.barh(range(len(modalities)), length, left=left, color=colors[group])
         for spot, (start, size) in enumerate(zip(left, length)):
             if size >= 6:
                 bars.text(start + size / 2, spot, f"{size:.0f}", ha="center", va="center", fontsize=9,
-                          color=ink_on(colours[group]))
+                          color=ink_on(colors[group]))
         left += length
     bars.set_yticks(range(len(modalities)), modalities)
     bars.invert_yaxis()
     bars.set_xlim(0, 100)
     bars.set_xlabel("percent of the modality's seconds")
     common = 100 * share[:, member[groups[0]]].sum(1).mean()
-    bars.set_title(f"{common:.0f} % of seconds fall on codes used by all")
+    bars.set_title(f"{common:.0f} % of seconds have codes used by all")
     figure.suptitle(title, fontsize=11)
     return figure

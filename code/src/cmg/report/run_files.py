@@ -1,4 +1,4 @@
-"""What the files of a run say, read for the report: options, records, log, result lines, warnings."""
+"""Read the files of a run for the report: options, records, log, result lines, warnings."""
 
 import json
 import re
@@ -16,25 +16,25 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 @dataclass
 class Pretraining:
-    """One folder of cmg.training.run_logger.RunLogger."""
+    """The files of one folder of cmg.training.run_logger.RunLogger."""
 
     folder: Path
     options: dict
     lines: list                                     # of metrics.jsonl
-    record: dict = field(default_factory=dict)      # of provenance; {} where there is none
+    record: dict = field(default_factory=dict)      # provenance record; {} if there is none
     began: str = ""                                 # first and last time in log.txt
     ended: str = ""
 
 
 @dataclass
 class RunFiles:
-    """Everything below one folder that was named on the command line.
+    """Everything in and below one folder that was given on the command line.
 
     Attributes:
         pretrainings: list of Pretraining.
         results: (folder of a results.jsonl, its rows).
         records: (path, provenance record) of all result lines.
-        warnings: (folder, {"time", "level", "message"}) of pretraining and tasks, in this order.
+        warnings: (folder, {"time", "level", "message"}) of pretraining and tasks.
     """
 
     name: str
@@ -46,12 +46,12 @@ class RunFiles:
 
     @property
     def rows(self):
-        """Result lines, the latest of each measurement."""
+        """The latest result line of each measurement."""
         return list({results.identity(row): row for _, rows in self.results for row in rows}.values())
 
 
 def read_runs(folders):
-    """`RunFiles` of some folders; their names are as much of the paths as tells them apart."""
+    """`RunFiles` of some folders, named by as many parts of their paths as are needed to distinguish them."""
     runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).absolute() for folder in folders)]
     depth = 1
     while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
@@ -65,7 +65,7 @@ def read_run(folder):
     """`RunFiles` of a folder.
 
     Raises:
-        InputError: no folder, no file of a run in it, or a file that is damaged.
+        InputError: there is no such folder, no file of a run in it, or a damaged file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -114,6 +114,5 @@ def _object(path, text):
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: a JSON object is expected, found something else ({error}); remove it or run the "
-                         "program again") from error
+        raise InputError(f"{path}: not a JSON object ({error}); remove it or run the program again") from error
     return found
