@@ -78,6 +78,7 @@ def test_log_mel_without_further_words_is_vggish_s():
 @pytest.mark.parametrize("values, shape", [
     ({"input": "log-mel", "frames": 120}, (120, 64)),                       # more than a second has
     ({"input": "log-mel", "center": True, "frames": 101}, (101, 64)),
+    ({"input": "log-mel", "center": True, "frames": 101, "window": 401}, (101, 64)),
     ({"input": "log-mel", "rate": 32000, "window": 1024, "fft": 1024, "hop": 320, "bands": 40, "lowest_hz": 50,
       "highest_hz": 14000, "mel_scale": "slaney", "norm": "slaney", "power": 2, "log": "db", "offset": 1e-10},
      (96, 40)),

