@@ -164,7 +164,7 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
         for modality, store in self.stores.items():
             missing = store.missing(self.keys)
             if missing and on_bad_clip == "error":
-                found = f"; the folder holds {store.about()}" if isinstance(store, ArrayFolder) else ""
+                found = f"; the folder holds {store.form}" if isinstance(store, ArrayFolder) else ""
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
                                  f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}{found}); one "
                                  "each is expected; get the rest, or skip them with --on_bad_clip skip")

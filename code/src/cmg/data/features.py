@@ -150,6 +150,7 @@ class Store:
             as it has.
     """
 
+    form = ""                       # what the store is, for messages
     is_ragged = False               # clips may have different numbers of tokens
     may_lack_time = False           # a clip may be one vector or map, without a dimension of seconds
 
@@ -287,8 +288,9 @@ class ArrayFolder(Store):
         self.ids = set(self.files)
         self.others = [name for name in names if os.path.splitext(name)[1] not in READERS and not name.startswith(".")]
 
-    def about(self):
-        """What is in the folder, for messages: "12 .npy, 1 .csv"."""
+    @property
+    def form(self):
+        """What is in the folder: "12 .npy, 1 .csv"."""
         endings = Counter(os.path.splitext(name)[1] or "without ending"
                           for name in (*self.files.values(), *self.others))
         return ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(4)) or "empty"
@@ -307,6 +309,8 @@ class ArrayFolder(Store):
 class Rows(Store):
     """AVE's form: dataset `avadataset` (samples, T, ...); the id of a clip is its row number as text."""
 
+    form = "HDF5, rows"
+
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
         with open_hdf5(self.path) as file:
@@ -324,7 +328,7 @@ class Rows(Store):
 class Datasets(Store):
     """One HDF5 file with a dataset (t, ...) for each clip, by its id."""
 
-    is_ragged = may_lack_time = True
+    form, is_ragged, may_lack_time = "HDF5, a dataset for each id", True, True
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
@@ -353,6 +357,8 @@ class Pack(Store):
     A chunk is one clip, stored as it is: reading a clip is one copy, and the checks of `check_clip` were made when the
     pack was written.
     """
+
+    form = "a pack"
 
     def __init__(self, path, kind, seconds, shapes):
         super().__init__(path, kind, seconds, shapes)
