@@ -99,9 +99,10 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
             log.info("epoch %d: iou_loss %.4f | validation with %s", epoch, whole.values[IOU],
                      " ".join(f"{m} mIoU {100 * s['mIoU']:.1f} F {100 * s['F']:.1f}" for m, s in scores.items()))
             state.step, state.within = epoch * len(train_batches), Within(grey=state.within.grey)
-            log_folder.scalars(state.step, epoch, {**whole.values, "lambda_1": learning.lambda_1},
-                               {f"{m}_{name}": value for m, s in scores.items() for name, value in s.items()},
-                               len(train_set) / seconds)
+            log_folder.scalars(state.step, epoch, {
+                "losses": {**whole.values, "lambda_1": learning.lambda_1},
+                "metrics": {f"{m}_{name}": value for m, s in scores.items() for name, value in s.items()},
+                "clips_per_second": round(len(train_set) / seconds, 2)})
             progress.keep(state, epoch)
     progress.finish()
     return state.chosen

@@ -42,6 +42,13 @@ def parse(argv):
     return own, pretraining, shared
 
 
+def added_parts(system, known):
+    """Parts of a system beside those of the paper and the basic ones; no losses that are off unless asked for."""
+    off = {switch for switch in system.switches() if not any(
+        term.weight for kind, term in system.TERMS.items() if (term.switch or kind) == switch)} - system.SWITCHES.keys()
+    return [part for part in system.switches() if part not in {*known, *BASIC, *off}]
+
+
 def rows_of(study, system):
     """Arguments of each row. Parts that the paper does not know, such as a new loss term, get a row of their own."""
     if study == "sizes":
@@ -49,7 +56,7 @@ def rows_of(study, system):
     if study == "modalities":
         return [["--dataset_name", name] for name in ("vggsound", "vggsound_AT", "vggsound_VT", "vggsound_AVT")]
     known = {part for row in PAPER[study] for part in row}
-    new = [(part,) for part in system.switches() if part not in known and part not in BASIC]
+    new = [(part,) for part in added_parts(system, known)]
     rows = [row for row in [*PAPER[study][:-1], *new, ()] if set(row) <= set(system.switches())]
     return [["--without", *row] if row else [] for row in rows]
 
@@ -62,8 +69,8 @@ def row_name(arguments):
 def show(rows, study, system):
     """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
     switches, papers = system.switches(), [part for row in PAPER["3"] for part in row]
-    titles = {name: switches[name] for name in dict.fromkeys([*papers, *switches])
-              if name in switches and name not in BASIC}
+    titles = {name: switches[name] for name in [*dict.fromkeys(papers), *added_parts(system, papers)]
+              if name in switches}
     newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
     measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
     entries = []
