@@ -1,6 +1,6 @@
 """Run a script under a tracer that counts its code; trace_step.py starts this as a program without imports of ours.
 
-    python -c "import runpy; runpy.run_path('code_tracer.py', run_name='__main__')" OUT SOURCE SCRIPT [ARGUMENT ...]
+Arguments: file for what it finds, folder code/src, script in it, arguments of the script.
 """
 
 import inspect

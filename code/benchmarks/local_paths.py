@@ -1,8 +1,16 @@
 """Paths of this checkout and the constants of code/src/configs/opts.py, which belongs to the scripts, not to `cmg`."""
 
 import runpy
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 SOURCE = ROOT / "code" / "src"
 LOCAL = runpy.run_path(str(SOURCE / "configs" / "opts.py"))["LOCAL"]
+
+
+def separate(name):
+    """Words of a command that runs a file of this folder without the folder on the module search path: its names and
+    the package installed here would hide modules of another checkout."""
+    return [sys.executable, "-c", f"import runpy; runpy.run_path({str(HERE / name)!r}, run_name='__main__')"]

@@ -13,21 +13,18 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 from code_tracer import RESULTS
-from local_paths import SOURCE
+from local_paths import SOURCE, separate
 
 from cmg.data.layout import DATA_PATHS
 from cmg.demos import dialled
 from cmg.utils.errors import InputError, Parser, run
 
 CLIPS = 200                                                     # pretraining clips of the demo's data
-# A process without this folder on its module search path, which has names in common with 1a801fc.
-CHILD = f"import runpy; runpy.run_path({str(Path(__file__).with_name('code_tracer.py'))!r}, run_name='__main__')"
 # The words of a script's exec, and on file descriptor 3 the file and number of every line that bash executes.
 SHELL = r"""exec() { printf '%s\0' "$@"; }; BASH_XTRACEFD=3; PS4='+${BASH_SOURCE}:${LINENO}:'; set -x; . "$0" "$@" """
 
@@ -52,7 +49,7 @@ def traced(source, shell_script, arguments, event):
     shell = {file: {"functions": 0, "lines": number} for file, number in lines.items()}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "trace.json"
-        done = subprocess.run([sys.executable, "-c", CHILD, out, source, script, *words], cwd=source, text=True,
+        done = subprocess.run([*separate("code_tracer.py"), out, source, script, *words], cwd=source, text=True,
                               capture_output=True, env=os.environ | {"PYTHONPATH": str(source)})
         if done.returncode or not out.exists():
             raise InputError(f"{source / shell_script}: ended with {done.returncode} ({done.stderr.strip()[-300:]})")
