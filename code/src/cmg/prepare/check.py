@@ -14,6 +14,7 @@ from cmg.data.labels import clip_class
 from cmg.data.manifest import CUSTOM, SPLITS, Manifest
 from cmg.data.sets.avs_s4 import S4
 from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
+from cmg.data.sets.known_lists import warn_of_cut
 from cmg.data.text import TextFeatures, read_prompts
 from cmg.models.random import LEAST_SECONDS
 from cmg.prepare import values
@@ -237,7 +238,10 @@ def _describe_list(report, path, categories):
             class_indices(path, table["category"], read_classes(categories), categories)
         except InputError as error:         # only runs with segment labels or prompts need the classes
             report.warnings.append(str(error))
-    if rows in EARLY_UPLOAD:
+    cut = None if bare else warn_of_cut(table["category"], table["video_id"])
+    if cut:
+        report.warnings.append(f"{path}: {cut}")
+    elif rows in EARLY_UPLOAD:
         report.warnings.append(f"{path}: {rows:,} rows; the full 40k list has 40,801; an early upload of the data "
                                "package was cut to 20k: get the current one")
 
