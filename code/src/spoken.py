@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from cmg.cli import local_paths
-from cmg.demos import spoken, spoken_sources
+from cmg.demos import spoken_sources
 from cmg.programs.walkthrough import arguments, walk
 from cmg.utils.errors import run
 
@@ -19,6 +19,7 @@ def build(own, root):
     """The data, where it is not there yet."""
     if own.recordings is None and not root.exists():
         spoken_sources.fetch(root.parent / "recordings")
+    from cmg.demos import spoken  # here, because --help needs no data
     spoken.build(root, LOCAL.data_paths, own.recordings or root.parent / "recordings", clips=own.clips)
 
 

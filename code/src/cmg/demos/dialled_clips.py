@@ -17,8 +17,6 @@ from functools import cache
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from sklearn.datasets import load_digits
-from transformers.audio_utils import mel_filter_bank
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASSES = tuple(f"digit {word}" for word in WORDS)      # class k is key k
@@ -77,6 +75,7 @@ def tone(key, rng, seconds=1):
 @cache
 def mel_bank():
     """Triangular mel filters from 125 Hz to 4 kHz: (501 bins, 128 bands) float32."""
+    from transformers.audio_utils import mel_filter_bank  # here, because it takes a second to import
     return mel_filter_bank(num_frequency_bins=FRAME // 2 + 1, num_mel_filters=BANDS, min_frequency=LOWEST_HZ,
                            max_frequency=RATE / 2, sampling_rate=RATE, mel_scale="htk").astype(np.float32)
 
@@ -126,6 +125,7 @@ def digit_pools(split):
 
 @cache
 def _digits():
+    from sklearn.datasets import load_digits  # here, because it takes a second to import
     digits = load_digits()
     return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
 

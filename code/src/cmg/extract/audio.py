@@ -10,7 +10,6 @@ from functools import cache, lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.sparse import csr_array
 
 RATE = 16000                        # samples a second that VGGish hears
 WINDOW, HOP, SPECTRUM = 400, 160, 512
@@ -78,6 +77,7 @@ def _filter(times, length, rate, target, resampler):
         used.append(m < taps[:, None])
     used = np.concatenate(used, 1)
     ends = np.concatenate([[0], used.sum(1).cumsum()])
+    from scipy.sparse import csr_array  # here and below, because most programs do not resample
     return csr_array((np.concatenate(weights, 1)[used], np.concatenate(columns, 1)[used].astype(np.int32), ends),
                      shape=(len(times), length))
 
@@ -94,6 +94,7 @@ def _second_filter(length, rate, target, resampler):
         weights[filled:filled + part.nnz], columns[filled:filled + part.nnz] = part.data, part.indices
         ends.append(part.indptr[1:] + filled)
         filled += part.nnz
+    from scipy.sparse import csr_array
     return csr_array((weights[:filled], columns[:filled], np.concatenate(ends)), shape=(len(times), length))
 
 

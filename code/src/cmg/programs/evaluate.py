@@ -11,7 +11,6 @@ from cmg.cli import parse_evaluate
 from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TaskEntry
 from cmg.programs.downstream import measure, open_task, toc_choices
-from cmg.report import pictures as figures
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.utils.errors import InputError
@@ -81,6 +80,7 @@ def main(argv, local):
     choice = tables.choose(shown)
     if choice and len(encoders) > 1:
         print(f"\nAVE's validation split would choose {choice.name} ({choice.validation:.1f} % on it)")
+    from cmg.report import pictures as figures  # here, because --help needs no Matplotlib
     pictures = figures.draw_tables(shown, folder)
     written = [opts.results, *(folder / f"table.{suffix}" for suffix in ("txt", "md", "csv")), *pictures]
     print(f"\nwritten: {', '.join(map(str, written))}")

@@ -12,7 +12,6 @@ from cmg.data import fingerprint, origins
 from cmg.data.sets import pretraining
 from cmg.models.config import describe_shape
 from cmg.models.random import LEAST_SECONDS, StepRandom
-from cmg.report import plots
 from cmg.results import provenance
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts.rules import own_names
@@ -185,6 +184,7 @@ def pretrain(opts):
     if opts.evaluate:
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None
+    from cmg.report import plots  # here, because --help needs no Matplotlib
     trainer = Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
                       opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in features},
                       contents, plots.codebook_figure)

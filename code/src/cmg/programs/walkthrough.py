@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cmg.cli import parse_pretrain
 from cmg.programs import evaluate, pretrain
-from cmg.report import page, pictures
 from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import Parser
+from cmg.utils.settings import whole
 
 SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      # options of every stage
 
@@ -14,7 +14,7 @@ SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      
 def arguments(preset, description, local):
     """The parser of a walk-through's own options."""
     parser = Parser(prog=f"{preset}.py", description=description, epilog="Every other option goes to pretrain.py.")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and heads")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and heads")
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="what is pretrained")
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
     for name in SHARED:
@@ -46,6 +46,7 @@ def walk(preset, parser, build, argv, local):
     print("3/4  heads on one modality, tested on another", flush=True)
     checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)], local)
+    from cmg.report import page, pictures  # here, because --help needs no Matplotlib
     print("4/4  pictures and report", flush=True)
     drawn = pictures.draw_run(folder, own.figures / name)
     written = page.write([folder], folder / "report.html", drawn=drawn)

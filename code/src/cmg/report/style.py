@@ -1,10 +1,8 @@
 """Style of all pictures: colors of the modalities, figures, and saving them."""
 
+from functools import wraps
 from itertools import cycle
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from cmg.models.config import in_order
 from cmg.utils.files import atomic_output
@@ -21,7 +19,16 @@ SAME, UNTRAINED = "#F0A0D0", "#D55E00"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
          "legend.fontsize": 8, "text.parse_math": False}     # names of classes may contain a $
-styled = mpl.rc_context(STYLE)          # decorator of all functions that draw; does not affect other figures
+
+
+def styled(function):
+    """Decorator of all functions that draw; does not affect other figures."""
+    @wraps(function)
+    def drawing(*args, **kwargs):
+        import matplotlib as mpl  # here and below, because importing it takes half a second
+        with mpl.rc_context(STYLE):
+            return function(*args, **kwargs)
+    return drawing
 
 
 def colors_of(modalities):
@@ -37,19 +44,22 @@ def mixed_color(group, modalities):
         return MIXED.get(group) or colors[group[0]]
     if group == tuple(modalities):
         return MIXED["audio", "video", "text"]
-    parts = [mpl.colors.to_rgb(colors[m]) for m in group]
-    return mpl.colors.to_hex([sum(channel) / len(group) for channel in zip(*parts)])
+    from matplotlib.colors import to_hex, to_rgb
+    parts = [to_rgb(colors[m]) for m in group]
+    return to_hex([sum(channel) / len(group) for channel in zip(*parts)])
 
 
 def new_figure(rows, columns, size, **options):
     """(figure, axes), axes as a 2-d array. It is not registered with pyplot, so that notebooks do not show it."""
+    from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def ink_on(color):
     """Black or white, whichever is more legible on a color."""
-    red, green, blue = mpl.colors.to_rgb(color)
+    from matplotlib.colors import to_rgb
+    red, green, blue = to_rgb(color)
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "black"
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pandas as pd
-
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.tasks import OWN_SECONDS_BY, TASKS
 from cmg.results.rows import SELECTIONS, caption, distinguish, mean_std, render, show
@@ -149,6 +147,7 @@ def collect(rows, selection, control=None, field="value"):
     keys = list(short)                          # in the order of the results
     found = [row | {"number": keys.index(row_key(row)), "column": column_of(row)} for row in rows
              if row["selection"] == selection and row["control"] == control and row[field] is not None]
+    import pandas as pd  # here, because most programs need no table
     frame = pd.DataFrame([row for row in found if row["column"]])
     if frame.empty:
         return []

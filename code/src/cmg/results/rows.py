@@ -2,22 +2,21 @@
 
 import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
 import statistics
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
 
 from cmg.data.fingerprint import combined, how_checked
 from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
+from cmg.utils.locks import flock, lock_by_name
 
 # What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
 # median_rank a rank. More keys are allowed.
@@ -113,8 +112,8 @@ def append(path, row):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _append_line(descriptor, json.dumps(row))
+            with nullcontext() if flock(descriptor, wait=True) else lock_by_name(path, "wait for it", wait=True):
+                _append_line(descriptor, json.dumps(row))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -157,18 +156,23 @@ def find_problem(row):
     missing = [key for key in KEYS if key not in row]
     if missing:
         return f"keys missing: {', '.join(missing)}"
-    for key in ("value", "same_modality", "chance"):
-        number = row[key]
+    for key in ("value", "same_modality", "chance", "value_at_validation"):
+        number = row.get(key)
         if number is None and key != "value":
             continue
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not abs(number) < LIMITS.figure:
-            return f"{key} is {number!r}, not a finite number"
+            return f"{key} is {number!r:.60}, not a finite number"
     for key, kinds in KINDS.items():
         if not isinstance(row[key], kinds) or isinstance(row[key], bool):
             return f"{key} is {row[key]!r:.60}, not {' or '.join(kind.__name__ for kind in kinds)}"
     for key, kind in OPTIONAL.items():
         if not isinstance(row.get(key), (kind, type(None))):
             return f"{key} is {row[key]!r:.60}, not {kind.__name__}"
+    for key in (*KINDS, *OPTIONAL):
+        if isinstance(row.get(key), str) and len(row[key]) > LIMITS.path_letters:
+            return f"{key} has {len(row[key]):,} letters; up to {LIMITS.path_letters:,} are expected"
+        if isinstance(row.get(key), int) and abs(row[key]) >= LIMITS.seed:
+            return f"{key} is beyond {LIMITS.seed:,}"
     if not all(isinstance(modality, str) for modality in row["modalities"]):
         return f"modalities are {row['modalities']!r:.60}, not names"
     if row["selection"] not in SELECTIONS:
@@ -299,6 +303,7 @@ def tabulate(rows):
     """
     rows, table = distinguish(rows), []
     same = [name for name in IDENTITY if name not in ("selection", *SEEDS)]
+    import pandas as pd  # here, because most programs need no table
     keys = pd.DataFrame([{name: json.dumps(row.get(name), sort_keys=True) for name in same} for row in rows])
     files = {}                                  # name of a checkpoint's file -> hashes
     for row in rows:

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from network import published
 from torch import nn
-from transformers import PvtV2Backbone, PvtV2Config, ResNetBackbone, ResNetConfig
 
 from cmg.data.pretrained import from_pretrained
 from cmg.utils.errors import InputError
@@ -31,11 +30,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         if name in RESNET_SHAPES:
+            from transformers import ResNetBackbone, ResNetConfig  # here, because --help needs no network
             first, channels, depths, block = RESNET_SHAPES[name]
             self.network = ResNetBackbone(ResNetConfig(embedding_size=first, hidden_sizes=channels, depths=depths,
                                                        layer_type=block, out_features=STAGES))
             self.table = published.resnet_table(depths, convolutions=3 if block == "bottleneck" else 2)
         elif name in PVT_SHAPES:
+            from transformers import PvtV2Backbone, PvtV2Config
             depths, channels, heads, reductions = PVT_SHAPES[name]
             self.network = PvtV2Backbone(PvtV2Config(
                 depths=depths, hidden_sizes=channels, num_attention_heads=heads, sr_ratios=reductions,
