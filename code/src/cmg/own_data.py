@@ -24,8 +24,8 @@ class OwnData:
 
     manifest: Path | None = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
                              "label, onset, offset, prompt", type=Path, metavar="CSV", affects_results=False)
-    features: tuple[tuple[str, str], ...] = setting((), "features of the clips of --manifest: a folder of <id>.zip or <id>.npy, a pack, or "
-                              "an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
+    features: tuple[tuple[str, str], ...] = setting((), "features of the clips of --manifest: a folder with <id>.npy, .npz, .pt, .pkl or "
+                              ".zip for each, a pack, or an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
                               nargs=None, action="append", metavar="MODALITY=PATH", affects_results=False)
 
 
