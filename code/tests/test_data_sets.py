@@ -219,7 +219,8 @@ def test_the_list_that_was_cut_is_recognised(annotations, tmp_path, capsys):
     place["csv"].parent.mkdir(parents=True)
     lines = (annotations / "released" / "vggsound40k" / "vggsound-avel40k.csv").read_text().splitlines()
     place["csv"].write_text("\n".join(lines[:20_001]) + "\n")
-    assert "20,000 rows; the full 40k list has 40,801; an early upload" in check(tmp_path, "vggsound_AVT", capsys)[1]
+    assert "a part of the published 40k list: 20,000 of its 40,801 clips; an early upload" in check(
+        tmp_path, "vggsound_AVT", capsys)[1]
     place["csv"].write_text("\n".join(lines) + "\n")
     out = check(tmp_path, "vggsound_AVT", capsys)[1]
     assert "40,801 rows (test 8,115, train 24,515, val 8,171)" in out and "early upload" not in out

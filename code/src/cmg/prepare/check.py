@@ -21,7 +21,6 @@ from cmg.prepare import values
 from cmg.utils.errors import InputError
 
 SHOWN = 5                       # ids and reasons named in a report
-EARLY_UPLOAD = range(18_000, 22_000)    # rows of a 40k list that was cut (warned of by the authors)
 
 
 @dataclass
@@ -243,9 +242,6 @@ def _describe_list(report, path, categories):
     cut = None if bare else warn_of_cut(table["category"], table["video_id"])
     if cut:
         report.warnings.append(f"{path}: {cut}")
-    elif rows in EARLY_UPLOAD:
-        report.warnings.append(f"{path}: {rows:,} rows; the full 40k list has 40,801; an early upload of the data "
-                               "package was cut to 20k: get the current one")
 
 
 def _describe_text(report, path, prompts):
