@@ -60,7 +60,7 @@ def test_an_encoder_without_text_and_absent_features_are_one_line(tree, tmp_path
               "cpu", "--workers", "0"]
     with pytest.raises(InputError, match="text was requested"):
         clip_retrieval.main(common)
-    with pytest.raises(InputError, match="neither is there"):
+    with pytest.raises(InputError, match="neither exists"):
         clip_retrieval.main([*common, "--path", f"captions.video={tmp_path / 'a'}", "--path",
                              f"captions.audio={tmp_path / 'b'}"])
 

@@ -399,7 +399,7 @@ def test_a_kind_that_the_features_are_not(five):
 def test_arguments_for_modalities(capsys):
     files = ["--dataset_name", "custom", "--manifest", "c.csv", "--features", "audio=a", "--features", "depth=d"]
     for wrong, words in ((["depth"], "is not NAME=KIND"), (["depth=cube"], "is not NAME=KIND"),
-                         (["audio=map"], "which are known"), (["keys=map"], "choose another"),
+                         (["audio=map"], "whose kinds are known"), (["keys=map"], "choose another"),
                          (["depth=map", "depth=vector"], "given twice"), ([], "declare another with --modality depth="),
                          (["depth=map", "eeg=map"], "--modality eeg: there are no features of it")):
         with pytest.raises(SystemExit) as end:

@@ -1,7 +1,7 @@
-"""Command lines: the parser of every script. `parse_pretrain`, `parse_downstream` and so on return checked `Options`.
+"""Command-line parsers of all scripts: `parse_pretrain`, `parse_downstream` and so on return checked `Options`.
 
-Every setting is declared once (cmg/utils/settings.py), beside the code that reads it; the classes here are those that
-scripts read. Paths come from configs/opts.py, as `LocalPaths`.
+Every setting is declared once (cmg/utils/settings.py), next to the code that uses it; those declared here are used by
+the scripts. Paths come from configs/opts.py, as `LocalPaths`.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from cmg.utils.settings import positive, setting
 
 @dataclass(frozen=True)
 class LocalPaths:
-    """Where everything is on one machine; configs/opts.py fills it for the scripts.
+    """Paths on one machine, set in configs/opts.py for the scripts.
 
     Attributes:
-        data, checkpoints, runs, figures: roots of the data, of checkpoints, of run folders and of pictures.
+        data, checkpoints, runs, figures: roots of data, checkpoints, run folders and pictures.
         scripts: folder of the shell scripts.
-        pretrained: checkpoint that downstream tasks load by default, below `checkpoints`.
-        vocabulary: word list of the prompts' filter (cnt.pkl).
-        data_paths: dotted name of a data set's file -> its path, relative to `data` or absolute.
+        pretrained: checkpoint that downstream tasks load by default, relative to `checkpoints`.
+        vocabulary: word list for filtering prompts (cnt.pkl).
+        data_paths: dotted name of a file of a data set -> its path, relative to `data` or absolute.
     """
 
     data: Path = Path("data")
@@ -63,7 +63,7 @@ def local_paths(script):
 
 
 class Options(argparse.Namespace):
-    """Resolved arguments of one run. Its methods give other modules the paths and the device that they may not know.
+    """Parsed arguments of one run, and the paths and the device that follow from them.
 
     Attributes:
         local: LocalPaths of this machine.
@@ -75,8 +75,11 @@ class Options(argparse.Namespace):
         return {name[len(prefix):]: self.data_path(name) for name in DATA_PATHS if name.startswith(prefix)}
 
     def data_path(self, name):
-        """One path by its dotted name, such as "vggsound.csv"; --path wins over the environment variable
-        (CMG_VGGSOUND_CSV), which wins over configs/opts.py. --manifest and --features give those of own data."""
+        """Path of a file by its dotted name, such as "vggsound.csv".
+
+        --path takes precedence over the environment variable (CMG_VGGSOUND_CSV), and that over configs/opts.py. Paths
+        of the user's own data are those of --manifest and --features.
+        """
         if name.startswith(f"{CUSTOM}."):
             return self.own[name.removeprefix(f"{CUSTOM}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
@@ -85,7 +88,7 @@ class Options(argparse.Namespace):
         return path.with_stem(path.stem + "_pieces") if is_pieces else path
 
     def data_paths(self, families):
-        """Dotted name -> Path of every file of some data sets."""
+        """Dotted name -> Path of all files of some data sets."""
         return {name: self.data_path(name) for name in DATA_PATHS if name.split(".")[0] in families}
 
     @property
@@ -97,22 +100,21 @@ class Options(argparse.Namespace):
 
     @property
     def own_modalities(self):
-        """modality -> kind of the user's own data, in the fixed order; None for the kinds that audio, video and text
-        may have."""
+        """Modality -> kind of the user's own data, in the fixed order; None for audio, video and text."""
         return {name: self.modality.get(name) for name in self.own if name != "manifest"}
 
     def entry(self, task):
-        """The task's entry in TASKS; that of the user's own data with its directions."""
+        """The entry of a task in TASKS, with the directions of the user's own data for the task `custom`."""
         return TASKS[task].of(vars(self).get("manifest"), self.own_modalities)
 
     @property
     def reading(self):
-        """How clips are read: keyword arguments of every dataset class."""
+        """How clips are read, as keyword arguments of every dataset class."""
         return {"on_bad_clip": self.on_bad_clip, "in_memory": self.in_memory}
 
     @property
     def device(self):
-        """Device of --gpu: the first GPU if there is one, unless a number or "cpu" is asked for."""
+        """Device of --gpu; by default the first GPU, or the CPU if there is none."""
         return device(self.gpu)
 
     def resolved(self):
@@ -122,7 +124,7 @@ class Options(argparse.Namespace):
 
 
 def device(gpu):
-    """torch device for `--gpu` (None, "cpu" or a number as text); InputError where there is no such GPU."""
+    """torch device for `--gpu` (None, "cpu" or a number as text); InputError if there is no such GPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu in (None, ""):
         return torch.device("cuda", 0) if count else torch.device("cpu")
@@ -130,7 +132,7 @@ def device(gpu):
         return torch.device("cpu")
     if not gpu.isdecimal() or int(gpu) >= count:
         have = f"{count} GPU(s), numbered from 0" if count else "no GPU"
-        raise InputError(f"--gpu {gpu}: this machine has {have}; leave --gpu out or pass --gpu cpu")
+        raise InputError(f"--gpu {gpu}: this machine has {have}; omit --gpu or pass --gpu cpu")
     return torch.device("cuda", int(gpu))
 
 
@@ -144,92 +146,102 @@ def path_argument(text):
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things lie."""
+    """Paths."""
 
-    data_root: Path | None = setting(None, "root of all data (environment: CMG_DATA)", type=Path, affects_results=False)
-    checkpoint_root: Path | None = setting(None, "where pretrained checkpoints lie (CMG_CHECKPOINTS)", type=Path,
-                                    affects_results=False)
-    runs_root: Path | None = setting(None, "where run folders are made (CMG_RUNS)", type=Path, affects_results=False)
-    cache_root: Path | None = setting(None, "where fingerprints of the data are kept (CMG_CACHE; default: ~/.cache/cmg)",
-                               type=Path, affects_results=False)
-    path: tuple[tuple[str, str], ...] = setting((), "override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)",
-                          type=path_argument, nargs=None, action="append", metavar="NAME=FILE", affects_results=False)
-    snapshot_pref: Path | None = setting(None, "the run's folder: log, options, results, TensorBoard (default: "
-                                  "RUNS/<program>)", type=Path, affects_results=False)
+    data_root: Path | None = setting(
+        None, "root of all data (environment variable: CMG_DATA)", type=Path, affects_results=False)
+    checkpoint_root: Path | None = setting(
+        None, "root of pretrained checkpoints (CMG_CHECKPOINTS)", type=Path, affects_results=False)
+    runs_root: Path | None = setting(None, "root of run folders (CMG_RUNS)", type=Path, affects_results=False)
+    cache_root: Path | None = setting(
+        None, "folder of cached fingerprints of the data (CMG_CACHE; default: ~/.cache/cmg)", type=Path,
+        affects_results=False)
+    path: tuple[tuple[str, str], ...] = setting(
+        (), "override a path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)", type=path_argument,
+        nargs=None, action="append", metavar="NAME=FILE", affects_results=False)
+    snapshot_pref: Path | None = setting(
+        None, "folder of the run, for log, options, results and TensorBoard (default: RUNS/<program>)", type=Path,
+        affects_results=False)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes, and how features are read."""
+    """Hardware, and how features are read."""
 
-    gpu: str | None = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
-    precision: str = setting("float32", "bf16: autocast around encoders and decoders; what becomes codes, codebook and "
-                             "losses stay float32", choices=("float64", "float32", "bf16"))
+    gpu: str | None = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
+    precision: str = setting("float32", "bf16: autocast in encoders and decoders, while semantic features, codebook "
+                             "and losses stay in float32", choices=("float64", "float32", "bf16"))
     workers: int = setting(default_workers(), "processes that read clips from disk", affects_results=False)
-    in_memory: bool = setting(False, "read all features once and keep them in memory, under bf16 in 16 bits",
-                              affects_results=lambda opts: opts.precision == "bf16")
-    pieces: bool = setting(False, "prompts as word pieces, as CoDAAR reads them (prepare.py text --pieces), not words")
-    on_bad_clip: str = setting("error", "a clip whose file is missing or broken: stop, or skip it with a warning",
+    in_memory: bool = setting(False, "read all features once and keep them in memory (with --precision bf16 in 16 "
+                              "bits)", affects_results=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "read prompts as word pieces instead of words, as CoDAAR does (prepare.py text "
+                           "--pieces)")
+    on_bad_clip: str = setting("error", "for clips whose file is missing or damaged: stop, or skip them with a warning",
                                choices=("error", "skip"), affects_results=False)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What every script takes."""
+    """Arguments of every script."""
 
-    preset: str | None = setting(None, "a set of defaults; flags win over it", choices=tuple(PRESETS), affects_results=False)
+    preset: str | None = setting(
+        None, "set of defaults; other flags override it", choices=tuple(PRESETS), affects_results=False)
     debug: bool = setting(False, "show the traceback of an input error", affects_results=False)
 
 
 @dataclass(frozen=True)
 class Published:
-    """Arguments that the published scripts know and that have no effect."""
+    """Arguments of the published scripts that have no effect."""
 
-    eval_freq: int = setting(1, "accepted because the published scripts know it; it has no effect here: a checkpoint "
-                             "is saved and heads are measured after every epoch", type=positive, affects_results=False)
+    eval_freq: int = setting(1, "accepted for compatibility with the published scripts, without effect: checkpoints "
+                             "are saved and heads are measured after every epoch", type=positive, affects_results=False)
 
 
 @dataclass(frozen=True)
 class PretrainData:
-    """What is pretrained on."""
+    """Data for pretraining."""
 
-    dataset_name: str = setting("vggsound_AVT", "which clips and modalities. Letters: A audio, V video, T text; none: "
-                                "audio and video. _90k, 81k, 179k: other lists of VGGSound (_40k: the same as "
-                                "none); custom: the clips of --manifest",
+    dataset_name: str = setting("vggsound_AVT", "clips and modalities. The letters A, V and T stand for audio, video "
+                                "and text (none: audio and video); 90k, 81k and 179k for other lists of VGGSound "
+                                "(40k: the same as none); custom: the clips of --manifest",
                                 choices=(*PRETRAINING_SETS, CUSTOM))
-    splits: tuple[str, ...] | None = setting(None, "parts of the list; all three are the paper's 40K and the default, train alone its "
-                            "24K; of --manifest the default is train", nargs="+", choices=("train", "test", "val"))
+    splits: tuple[str, ...] | None = setting(
+        None, "splits of the list (default: all three, the 40K clips of the paper, of which train has 24K; with "
+        "--manifest: train)", nargs="+", choices=("train", "test", "val"))
 
 
 @dataclass(frozen=True)
 class SystemChoice:
-    """Which system, of which size."""
+    """The system and its size."""
 
-    system: str = setting("dcid", "what is pretrained: " + ", ".join(
+    system: str = setting("dcid", "system to pretrain: " + ", ".join(
         f"{name} ({system.label})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
-    n_embeddings: int | None = setting(None, "codes in a codebook (K; default: as published)", type=positive)
+    n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published)", type=positive)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What only pretrain.py takes."""
+    """Arguments of pretrain.py only."""
 
-    recipe: str | None = setting(None, "a set of defaults of learning, not published ones; flags win over it. shared: "
-                          "modalities share their codes, in half the steps (DCID, H-DCID; docs/decisions.md)",
-                          choices=tuple(RECIPES), affects_results=False)
-    model_save_path: Path | None = setting(None, "folder (default: the checkpoint root; a preset's runs have folders of their "
-                                    "own)", type=Path, affects_results=False)
-    resume: str = setting("", "continue a run from its checkpoint, ours or published; auto: from the newest of this "
-                          "run, else from the beginning", metavar="auto|FILE", affects_results=False)
-    evaluate: bool = setting(False, "no training: print the losses of --resume over the data", affects_results=False)
-    test_batch_size: int = setting(64, "clips per step when evaluating", type=positive, affects_results=False)
-    loss_weights: float | None = setting(None, "accepted because the published scripts know it; it has no effect there or "
-                                  "here", type=float, affects_results=False)
+    recipe: str | None = setting(
+        None, "set of training defaults other than the published ones; other flags override it. shared: modalities "
+        "share their codes, after half the steps (DCID, H-DCID; docs/decisions.md)", choices=tuple(RECIPES),
+        affects_results=False)
+    model_save_path: Path | None = setting(
+        None, "folder of the checkpoints (default: the checkpoint root, or a folder of their own for the runs of a "
+        "preset)", type=Path, affects_results=False)
+    resume: str = setting("", "resume from a checkpoint, ours or published; auto: from the newest one of this run, if "
+                          "there is one", metavar="auto|FILE", affects_results=False)
+    evaluate: bool = setting(False, "do not train, but print the losses of --resume on the data", affects_results=False)
+    test_batch_size: int = setting(64, "clips per step with --evaluate", type=positive, affects_results=False)
+    loss_weights: float | None = setting(
+        None, "accepted for compatibility with the published scripts, where it has no effect, either", type=float,
+        affects_results=False)
 
 
 def root(name, local):
-    """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints", "runs"): the environment variable
-    CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else what configs/opts.py says."""
+    """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints" or "runs"): the environment
+    variable CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else that of configs/opts.py."""
     return Path(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
 
 
@@ -242,15 +254,16 @@ def _parser(program, description, local):
     return parser
 
 
-# The classes of a pretraining run's settings, with their titles in --help; each system's own Options follow.
+# Classes with settings of a pretraining run, and their titles in --help; the Options of each system follow.
 PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
             OptimConfig: "learning", StepConfig: "memory", SystemChoice: "system"}
 
 
 def pretrain_parser(local):
-    """Arguments of pretrain.py."""
+    """The parser of pretrain.py."""
     titles = ", ".join(system.label for system in SYSTEMS.values())
-    parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text into discrete codes ({titles}).", local)
+    parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text with discrete codes ({titles}).",
+                     local)
     for cls, title in PRETRAIN.items():
         settings.add_arguments(parser, cls, title)
     settings.add_arguments(parser, Config, "clips", standardize=None)
@@ -264,7 +277,7 @@ def pretrain_parser(local):
     without = next(action for action in parser._actions if action.dest == "without")
     without.choices = tuple(switches)
     parser.add_argument("--contrast", type=lambda weight: weight_argument(f"contrast={weight}"), action="append",
-                        dest="weights", metavar="W", help="the same as --weights contrast=W")
+                        dest="weights", metavar="W", help="same as --weights contrast=W")
     settings.add_arguments(parser, Pretraining, "recipe, checkpoints")
     settings.add_arguments(parser, Published, "published")
     return parser
@@ -273,9 +286,9 @@ def pretrain_parser(local):
 def _heads(parser, epochs):
     group = parser.add_argument_group("learning")
     settings.add_arguments(group, HeadSettings, n_epoch=epochs)
-    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="one seed")
+    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="a single seed")
     group.add_argument("--print_freq", type=positive, default=50,
-                       help="accepted because the published scripts know it; it has no effect here")
+                       help="accepted for compatibility with the published scripts, without effect")
     settings.add_arguments(group, Published)
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     group = parser.add_argument_group("encoder")
@@ -284,7 +297,7 @@ def _heads(parser, epochs):
 
 
 def downstream_parser(task, local):
-    """Arguments of one downstream script."""
+    """The parser of a downstream script."""
     entry = TASKS[task]
     parser = _parser(f"{task}.py", f"{entry.about}: train a head on one modality's frozen codes, test it on another's.",
                      local)
@@ -295,20 +308,20 @@ def downstream_parser(task, local):
         own_arguments(parser)
     group = parser.add_argument_group("direction")
     group.add_argument("--dataset_name", choices=tuple(entry.directions) or (CUSTOM,), default=None,
-                       help="va trains on video and tests on audio; default: all directions")
+                       help="direction; va trains on video and tests on audio (default: all directions)")
     if entry.settings:
         settings.add_arguments(group, entry.settings)
-    group.add_argument("--source", metavar="MODALITY", default=None, help="labelled modality")
-    group.add_argument("--target", metavar="MODALITY", default=None, help="tested modality")
+    group.add_argument("--source", metavar="MODALITY", default=None, help="modality to train on")
+    group.add_argument("--target", metavar="MODALITY", default=None, help="modality to test on")
     return parser
 
 
 def clip_retrieval_parser(local):
-    """Arguments of clip_retrieval.py."""
-    parser = _parser("clip_retrieval.py", "Retrieval of whole clips by captions and back, without a head.", local)
+    """The parser of clip_retrieval.py."""
+    parser = _parser("clip_retrieval.py", "Retrieval between clips and captions, without a head.", local)
     settings.add_arguments(parser, RetrievalSettings, "retrieval")
     parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
-                        help="of the clips (default: those whose features are there)")
+                        help="modalities of the clips (default: those whose features exist)")
     parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
                         help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
     parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
@@ -316,21 +329,22 @@ def clip_retrieval_parser(local):
 
 
 def evaluate_parser(local):
-    """Arguments of evaluate.py."""
-    parser = _parser("evaluate.py", "Every cross-modal task that the data allows, for one or more checkpoints.", local)
+    """The parser of evaluate.py."""
+    parser = _parser("evaluate.py", "Evaluate one or more checkpoints on all cross-modal tasks whose data exist.",
+                     local)
     _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
-                                      help="pretrained encoders; rows of the table, in this order")
+                                      help="pretrained encoders, in the order of the table's rows")
     own_arguments(parser)
     group = parser.add_argument_group("tasks")
     group.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=None,
-                       help=f"which tasks (default: all; {CUSTOM} where there is a --manifest)")
+                       help=f"tasks (default: all; {CUSTOM} only with --manifest)")
     for entry in TASKS.values():
         if entry.settings:
             settings.add_arguments(group, entry.settings)
     group.add_argument("--no_text", action="store_true", help="skip directions with text")
     group.add_argument("--pool", action="store_true",
-                       help="checkpoints of one file name, such as seed*/DCID-model-5.pt, make one row of the table: "
-                            "mean and standard deviation over pretraining runs")
+                       help="combine checkpoints with the same file name, such as seed*/DCID-model-5.pt, in one row of "
+                            "the table: mean and standard deviation over pretraining runs")
     return parser
 
 
@@ -357,12 +371,12 @@ def _parse(parser, program, argv, local):
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
     if opts.__dict__.get("warmup", 0) < 0:
-        parser.error(f"--warmup {opts.warmup}: a number of steps, 0 or more, is expected")
+        parser.error(f"--warmup {opts.warmup}: expected a number of steps, 0 or more")
     return opts
 
 
 def _is_given(parser, argv, name):
-    """Does the command line give this argument?"""
+    """Whether the command line contains this argument."""
     unset = object()
     return getattr(parser.parse_args(argv, argparse.Namespace(**{name: unset})), name) is not unset
 
@@ -380,7 +394,8 @@ def parse_pretrain(argv, local):
     if opts.dataset_name == CUSTOM:
         require_own(parser, opts, f"--dataset_name {CUSTOM}")
     elif opts.manifest:
-        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own data")
+        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own "
+                     "data")
     opts.standardize = opts.standardize or ("channel" if opts.dataset_name == CUSTOM else "none")
     opts.weight_decay = default_decay(opts.optimizer) if opts.weight_decay is None else opts.weight_decay
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
@@ -406,18 +421,18 @@ def parse_pretrain(argv, local):
 
 
 def affects_results(opts):
-    """Name -> plain value of the options on which the numbers of a pretraining run depend."""
+    """Name -> plain value of the options that affect the results of a pretraining run."""
     return settings.affects_results(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
 
 
 def parse_downstream(task, argv, local):
-    """Options of a downstream run; `opts.directions` lists the (labelled, tested) pairs to run."""
+    """Options of a downstream run; `opts.directions` are the (source, target) pairs of modalities to run."""
     parser = downstream_parser(task, local)
     opts = _parse(parser, task, argv, local)
     if task == CUSTOM:
         require_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
-        parser.error("give --dataset_name, or --source and --target together")
+        parser.error("pass --dataset_name, or both --source and --target")
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:
@@ -427,7 +442,7 @@ def parse_downstream(task, argv, local):
 
 
 def _with_checkpoint(opts):
-    """Where the encoder is and the results go, unless the flags say so."""
+    """Set the default paths of encoder and results."""
     pretrained = PRESETS.get(opts.preset, {}).get("pretrained", opts.local.pretrained)
     opts.checkpoint = opts.checkpoint or opts.checkpoint_root / pretrained
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"

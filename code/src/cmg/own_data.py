@@ -34,7 +34,7 @@ def modality_argument(text):
     name, _, kind = text.partition("=")
     if kind not in KINDS.values() or name in MODALITIES:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=KIND with KIND one of {', '.join(KINDS.values())}, and "
-                                         f"NAME none of {', '.join(MODALITIES)}, which are known")
+                                         f"NAME none of {', '.join(MODALITIES)}, whose kinds are known")
     try:
         check_name(name)
     except InputError as error:
@@ -52,16 +52,17 @@ class OwnModalities:
 
 
 def own_arguments(parser):
-    """Add what names the user's own data."""
+    """Add the arguments of the user's own data to a parser."""
     settings.add_arguments(parser, OwnData, "own data")
     settings.add_arguments(parser, OwnModalities, "modalities")
 
 
 def check_own(parser, opts):
-    """The options of the user's own data: --manifest and --features together, each modality once and known."""
+    """Check the options of the user's own data: --manifest comes with --features, and every modality is declared
+    once."""
     opts.modality, found = kinds_of(parser, opts.modality), dict(opts.features)
     if len(found) < len(opts.features):
-        parser.error("--features: a modality is given twice; one path for each is expected")
+        parser.error("--features: a modality is given twice; expected one path for each")
     if bool(opts.manifest) != bool(found):
         parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (code/docs/your-data.md)")
     for name in found:
@@ -75,15 +76,15 @@ def check_own(parser, opts):
 
 
 def require_own(parser, opts, what):
-    """Refuse a run on the user's own data without any, or with one modality."""
+    """Check that a run on the user's own data, `what`, has at least two modalities."""
     if len(opts.own_modalities) < 2:
-        parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for two modalities at least "
+        parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for at least two modalities "
                      "(code/docs/your-data.md)")
 
 
 def kinds_of(parser, declared):
-    """modality -> kind, of what --modality declares, in the fixed order."""
+    """Modality -> kind, as declared by --modality, in the fixed order."""
     kinds = dict(declared)
     if len(kinds) < len(declared):
-        parser.error("--modality: a name is given twice; one kind for each is expected")
+        parser.error("--modality: a name is given twice; expected one kind for each")
     return {m: kinds[m] for m in in_order(kinds)}

@@ -1,7 +1,7 @@
-"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): a pretraining run and an evaluation for each row.
+"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): one pretraining run and evaluation per row.
 
---study 2: audio and video without one or two components, in the order of the paper's Table 2; 3: audio, video and text,
-Table 3; sizes: the number of codes (Figure 3); modalities: what pretraining sees. All rows share one seed.
+--study 2: audio and video without one or two components, in the order of Table 2; 3: audio, video and text, Table 3;
+sizes: numbers of codes (Figure 3); modalities: modalities of pretraining. All rows have the same seed.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
 
-BASIC = ("recon", "commit")      # without these there is nothing to compare
-PAPER = {                        # study -> what is left out in each row, in the papers' order
+BASIC = ("recon", "commit")      # components that are never left out
+PAPER = {                        # study -> components to leave out in each row, in the order of the paper
     "2": [("club",), ("cpc",), ("club", "cpc"), ("mm_ema",), ("reset",), ("cmcm",), ("mm_ema", "reset"), ()],
     "3": [("club",), ("cpc",), ("mm_ema",), ("mm_ema", "reset"), ("reset",), ("cmcm",), ()],
 }
@@ -31,8 +31,8 @@ SHARED = ("preset", "gpu", "precision", "data_root", "checkpoint_root", "runs_ro
 def parse(argv):
     """(own options, arguments of pretraining, arguments of both stages)."""
     parser = Parser(prog="ablation.py", description=__doc__, epilog="Every other option goes to pretrain.py.")
-    parser.add_argument("--study", choices=tuple(STUDIES), default="3", help="which rows")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the heads")
+    parser.add_argument("--study", choices=tuple(STUDIES), default="3", help="study to run")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the heads")
     parser.add_argument("--snapshot_pref", type=Path, default=None,
                         help="folder of results and table (default: RUNS/ablation-<study>)")
     for name in SHARED:
@@ -50,7 +50,7 @@ def added_parts(system, known):
 
 
 def rows_of(study, system):
-    """Arguments of each row. Parts that the paper does not know, such as a new loss term, get a row of their own."""
+    """Arguments of each row. Components that the paper does not have, such as a new loss, get a row of their own."""
     if study == "sizes":
         return [["--n_embeddings", str(k)] for k in (25, 50, 100, 200, 400)]
     if study == "modalities":
@@ -62,16 +62,16 @@ def rows_of(study, system):
 
 
 def row_name(arguments):
-    """Folder and name of a row: "full", "without-club-cpc", "n_embeddings-100"."""
+    """Name of a row and its folder, such as "full", "without-club-cpc" or "n_embeddings-100"."""
     return "-".join(argument.lstrip("-") for argument in arguments) or "full"
 
 
 def show(rows, study, system):
-    """The table in the paper's order: components, the eight cells after the heads' last epoch, their mean."""
+    """The table as text, in the order of the paper: components, cells after the heads' last epoch, their mean."""
     switches, papers = system.switches(), [part for row in PAPER["3"] for part in row]
     titles = {name: switches[name] for name in [*dict.fromkeys(papers), *added_parts(system, papers)]
               if name in switches}
-    newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # of several calls
+    newest = {Path(row["checkpoint"]).parent.name: row["checkpoint_sha256"] for row in rows}       # the latest call
     measured = {name: [row for row in rows if row["checkpoint_sha256"] == sha] for name, sha in newest.items()}
     entries = []
     for arguments in rows_of(study, system):

@@ -1,7 +1,7 @@
-"""Clips by captions and captions by clips, without a head: cosine similarity of one code a clip (ACL 2025 Findings).
+"""Retrieval between clips and captions without a head, by cosine similarity of clip codes (ACL 2025 Findings).
 
-The list (place captions.csv) has a row a caption: label, prompt, clip. Clips may have several captions; the best-ranked
-one counts for clip->text, every one is a query for text->clip.
+The list (captions.csv) has one row per caption: label, prompt, clip. Clips may have several captions: the best-ranked
+one counts for clip->text, and each is a query for text->clip.
 """
 
 from cmg.cli import parse_clip_retrieval
@@ -22,8 +22,8 @@ def main(argv, local):
     paths = opts.paths("captions")
     modalities = opts.modalities or [m for m in ("video", "audio") if paths[m].exists()]
     if not modalities:
-        raise InputError(f"{paths['video']}, {paths['audio']}: neither is there; features of the clips are expected; "
-                         "set --path captions.video=FOLDER or captions.audio=FOLDER")
+        raise InputError(f"{paths['video']}, {paths['audio']}: neither exists; expected features of the clips; set "
+                         "--path captions.video=FOLDER or captions.audio=FOLDER")
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)
     used = {f"captions.{name}": path for name, path in paths.items() if name in ("csv", "text", *modalities)}

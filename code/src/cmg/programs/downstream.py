@@ -1,4 +1,4 @@
-"""What the task scripts and evaluate.py share: from options to an open task, and to where its results go."""
+"""Shared code of the task scripts and evaluate.py: open the data of a task, measure it, write its results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from cmg.utils.settings import affects_results, read
 
 
 def head_settings(opts, entry):
-    """HeadSettings of one task: its own number of epochs and the preset's values for it, unless flags were given."""
+    """HeadSettings of one task. Its own number of epochs and the preset's values for it are overridden by flags."""
     return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
 
 
@@ -32,16 +32,16 @@ def head_options(settings, opts, entry):
 
 
 def toc_choices(opts, entry, directions, pretrained):
-    """What the TOC options ask for in these directions; wrong ones are refused here, before any data is read."""
+    """The variants of the TOC options in these directions; invalid options are reported before any data is read."""
     found = toc.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
                                   pretrained.encoder.system.TOC_RELEASED)
-    if pretrained.encoder.zero_code0:           # other codes are another measurement: its lines must not replace these
+    if pretrained.encoder.zero_code0:           # its result lines must not replace those of the plain codes
         found = [replace(variant, name=" ".join(filter(None, [variant.name, "zero_code0"]))) for variant in found]
     return found
 
 
 def open_task(opts, entry, directions, config):
-    """The data of some directions, its clips read as for a system with this config."""
+    """The Task with the data of some directions, read for a system with this config."""
     settings, touched = read(entry.settings, opts) if entry.settings else None, modalities_of(directions)
     contents = {name: fingerprint(opts.data_path(name), cache=opts.cache_root) for name in entry.names_of(touched)}
     task = entry.open(opts.data_path, touched, opts.protocol, settings, **opts.reading, **config.reading)
@@ -50,7 +50,7 @@ def open_task(opts, entry, directions, config):
 
 
 def measure(opts, entry, task, pretrained, variants):
-    """Heads of one task over one encoder; writes what they were made with first. Returns the result lines."""
+    """Train and test the heads of one task on one encoder, and write a provenance record. Returns the result lines."""
     settings = head_settings(opts, entry)
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
     options = opts.resolved() | opts.by_task.get(entry.name, {})
@@ -69,7 +69,7 @@ def measure(opts, entry, task, pretrained, variants):
 
 
 def run_script(name, argv, local):
-    """A task script: encoder, data, heads, the table of this run."""
+    """Run a task script: load encoder and data, train and test heads, print the results."""
     opts = parse_downstream(name, argv, local)
     entry = opts.entry(name)
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)

@@ -1,7 +1,7 @@
-"""One or more checkpoints on every cross-modal task that the data allows: the papers' main table (Table 3).
+"""Evaluate one or more checkpoints on all cross-modal tasks whose data exist: the papers' main table (Table 3).
 
-Rows are checkpoints; with one per epoch, the picture shows the figures over epochs, and the checkpoint is named that
-AVE's validation split would choose. Retrieval and directions with text stand in the long table (results.jsonl).
+Rows are checkpoints. With one checkpoint per epoch, a picture shows the metrics over the epochs, and the checkpoint is
+printed that AVE's validation split would choose. Retrieval and directions with text are only in results.jsonl.
 """
 
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ from cmg.utils.files import atomic_output
 
 @dataclass
 class PlannedTask:
-    """A task, and of each encoder the variants to measure."""
+    """A task, and the variants to measure for each encoder."""
 
     entry: TaskEntry
-    directions: list            # of all encoders: what its data is opened for
-    variants: list              # of toc_variants.variants for each encoder; None: it has no direction of this task
+    directions: list            # directions of all encoders, for which the data is opened
+    variants: list              # result of toc.variants for each encoder, None if it has no direction of this task
 
 
 def directions_of(entry, modalities, opts):
-    """Ordered pairs of modalities that a task and an encoder have in common; video->audio first, as in the papers."""
+    """Ordered pairs of modalities that task and encoder have in common, video->audio first, as in the papers."""
     usable = [m for m in entry.usable(opts.data_path) if m in modalities and (m != "text" or not opts.no_text)]
     return list(permutations(usable, 2))
 
 
 def plan(opts, encoders):
-    """What can be measured, told before any work: tasks without data or directions are skipped and named."""
-    works = []
+    """The PlannedTasks that can be measured. Tasks without data or directions are printed and skipped."""
+    planned = []
     for entry in map(opts.entry, opts.tasks):
         first = opts.data_path(entry.required[0])
         if not first.exists():
@@ -47,11 +47,11 @@ def plan(opts, encoders):
             if not pairs:
                 print(f"{entry.name}: skipped for {pretrained.path}, pretrained on "
                       f"{', '.join(pretrained.encoder.config.modalities)}")
-        works.append(PlannedTask(entry, list(dict.fromkeys(sum(wanted, []))), variants))
-    if not works:
+        planned.append(PlannedTask(entry, list(dict.fromkeys(sum(wanted, []))), variants))
+    if not planned:
         raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
                          "--path")
-    return works
+    return planned
 
 
 def main(argv, local):

@@ -1,4 +1,4 @@
-"""Pretrain a system: data -> encode -> quantise -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
+"""Pretrain a system and save a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
 from contextlib import contextmanager
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 def open_data(opts):
-    """The clips of a run; those of the demo are made first where there is nothing."""
+    """Open the clips of a run; those of the demo are created if they do not exist."""
     if opts.preset == "demo" and not opts.data_root.exists():
-        from cmg.demos import dialled as demo_tree  # here, because no other run needs what draws digits and tones
+        from cmg.demos import dialled as demo_tree  # here, because no other run needs its imports
         demo_tree.build(opts.data_root, opts.local.data_paths)
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
@@ -47,7 +47,8 @@ def _open(opts, **reading):
 
 
 def find_resumed(opts, is_first):
-    """The file of --resume, None for a fresh start; auto takes the newest of this run and clears what kills left."""
+    """The checkpoint of --resume, None for a new run. `auto` takes the newest one of this run, and removes temporary
+    files of processes that were killed."""
     if opts.resume != "auto":
         return opts.resume or None
     name = SYSTEMS[opts.system].file(opts.modalities, "*")
@@ -63,10 +64,15 @@ def find_resumed(opts, is_first):
 
 
 def open_system(opts, resumed, shapes):
-    """(system, Loaded): a fresh system and None, or those of the file `resumed`.
+    """Build a new system, or load the one of a checkpoint.
 
     Args:
-        shapes: modality -> shape of the data's features.
+        opts: Options.
+        resumed: path of the checkpoint, or None.
+        shapes: modality -> shape of the features.
+
+    Returns:
+        (system, checkpoint.Loaded or None).
     """
     dtype = torch.float64 if opts.precision == "float64" else torch.float32
     kind, loaded = SYSTEMS[opts.system], None
@@ -83,7 +89,7 @@ def open_system(opts, resumed, shapes):
 
 
 def require_fit(opts, loaded, shapes):
-    """InputError unless training can resume from a checkpoint with these options and this data."""
+    """Raise InputError unless training can resume from a checkpoint with these options and data."""
     config, name = loaded.system.config, loaded.system.name
     if config.modalities != tuple(shapes) or name != opts.system:
         raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
@@ -103,8 +109,8 @@ def require_fit(opts, loaded, shapes):
             raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
                              f"{getattr(opts, name)}; pass the same")
     if not loaded.complete and not opts.evaluate:
-        raise InputError(f"{loaded.path}: has no {', '.join(loaded.missing)}; a file without them can be evaluated, "
-                         "not resumed")
+        raise InputError(f"{loaded.path}: lacks {', '.join(loaded.missing)}; such a file can be evaluated, but not "
+                         "resumed")
 
 
 def main(argv, local):
@@ -125,7 +131,7 @@ def main(argv, local):
 
 @contextmanager
 def _lock_outputs(opts):
-    """No other run may write the same log or checkpoints meanwhile."""
+    """Lock the folders of log and checkpoints against other runs."""
     if opts.evaluate or not dist.is_main():
         yield
         return
@@ -194,7 +200,7 @@ def pretrain(opts):
 
 
 def _log_run_summary(opts, data, system):
-    """What the log says of the clips and the length of a run. The demo is meant to be short."""
+    """Log the length of clips and run, with warnings about unusual ones, except in the demo."""
     if system.config.seconds < LEAST_SECONDS:
         log.warning("clips of %d seconds: Cross-CPC, which needs %d, is off (--without cpc)", system.config.seconds,
                     LEAST_SECONDS)
@@ -210,7 +216,7 @@ def _log_run_summary(opts, data, system):
 
 
 def evaluate(train_step, batches, num_clips, epoch, batch_size):
-    """Mean losses of a checkpoint over the data, weighted by clips; nothing is trained or written."""
+    """Log the mean losses of a checkpoint over the data, weighted by clips; nothing is trained or written."""
     train_step.system.eval()
     totals, count = {}, 0
     with tqdm(total=num_clips, desc="evaluating", unit="clip", disable=None) as bar:

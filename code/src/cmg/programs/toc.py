@@ -1,7 +1,7 @@
-"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the codes.
+"""Show TOC's selection for a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, similarity of the codes.
 
-Nothing is trained: the choice is a formula over the code vectors. Downstream scripts make the same choice when they are
-given the same --choose_channel, --toc_max_num and --toc_min_num.
+Nothing is trained, because the criterion is a formula over the code vectors. Downstream scripts make the same selection
+with the same --choose_channel, --toc_max_num and --toc_min_num.
 """
 
 import time
@@ -18,22 +18,23 @@ from cmg.utils import settings
 from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
 
-NAME = "TOC_before_after{}"             # the published name; a second codebook's picture ends in _2
+NAME = "TOC_before_after{}"             # the published name, followed by _2 for a second codebook
 
 
 def parse(argv, local):
-    parser = Parser(prog="toc.py", description="Show TOC's choice of code channels and draw its effect.")
+    parser = Parser(prog="toc.py", description="Show TOC's selection of code channels and draw its effect.")
     parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
     parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
-                        help="channels kept of each codebook (128, 1, 0 are those of the published figure)")
+                        help="number of channels to keep of each codebook (the published figure shows 128, 1, 0)")
     settings.add_arguments(parser, TocRatios)
-    parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc", help="folder of the pictures")
+    parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc",
+                        help="folder of the pictures")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     return parser.parse_args(argv)
 
 
 def report(number, codes, choice):
-    """Print one codebook's choice; returns the channels."""
+    """Print the selection for one codebook; returns the channels."""
     start = time.perf_counter()
     channels = toc.select(codes, choice)
     milliseconds = 1000 * (time.perf_counter() - start)
@@ -44,14 +45,14 @@ def report(number, codes, choice):
     print(f"mean cosine of two codes: {toc.mean_cosine(codes):.4f} before, "
           f"{toc.mean_cosine(codes[:, channels]):.4f} after")
     print("channel   criterion")
-    for channel, figure in zip(channels.tolist(), value.tolist()):
-        print(f"{channel:7d}  {figure:10.3e}")
+    for channel, of_channel in zip(channels.tolist(), value.tolist()):
+        print(f"{channel:7d}  {of_channel:10.3e}")
     return channels
 
 
 @style.styled
 def draw(codes, channels, path):
-    """Cosine similarities of all pairs of codes before and after the choice, as one PDF page and a PNG."""
+    """Draw the cosine similarities of all pairs of codes before and after the selection, as PDF and PNG."""
     pairs = [toc.cosines(codes).numpy(), toc.cosines(codes[:, channels]).numpy()]
     lowest = min(float(p.min()) for p in pairs)
     ticks = range(0, len(codes), 100 if len(codes) >= 200 else 20)
@@ -70,7 +71,7 @@ def main(argv, local):
     opts = parse(argv, local)
     choice = selection_of(opts, opts.choose_channel)
     encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
-    for codes in encoder.codebooks:             # refused before anything is drawn
+    for codes in encoder.codebooks:             # check the selection before anything is drawn
         choice.counts(codes.shape[1])
     print(f"{opts.checkpoint}: {encoder.system.name}, {', '.join(encoder.config.modalities)}")
     for number, codes in enumerate(encoder.codebooks, 1):

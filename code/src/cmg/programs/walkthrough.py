@@ -1,4 +1,4 @@
-"""From data to a result, the stages that demo.py and spoken.py share: build, pretrain, evaluate, draw, report."""
+"""All stages from data to a report, as in demo.py and spoken.py: build, pretrain, evaluate, draw, report."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      
 
 
 def arguments(preset, description, local):
-    """The parser of a walk-through's own options."""
+    """The parser of a walkthrough's own options."""
     parser = Parser(prog=f"{preset}.py", description=description, epilog="Every other option goes to pretrain.py.")
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and heads")
-    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="what is pretrained")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of pretraining and heads")
+    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="system to pretrain")
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
     for name in SHARED:
         parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
@@ -23,11 +23,13 @@ def arguments(preset, description, local):
 
 
 def walk(preset, parser, build, argv, local):
-    """Run all stages under a preset.
+    """Run all stages with a preset.
 
     Args:
-        parser: of `arguments`; options that it does not know go to pretrain.py. Wrong ones end here, before any work.
-        build: makes the data, called with the parsed options and the data root.
+        preset: its name.
+        parser: result of `arguments`; other options are passed on to pretrain.py, and checked before any work.
+        build: creates the data; called with the parsed options and the data root.
+        argv: command line, None for that of the process.
         local: LocalPaths of this machine.
     """
     own, pretraining = parser.parse_known_args(argv)
