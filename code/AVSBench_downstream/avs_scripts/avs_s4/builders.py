@@ -4,8 +4,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import demo_scenes
-
 from cmg.data import origins
 from cmg.data.sets import avs_s4
 from cmg.downstream.encode import check_fit, check_modality, check_shape
@@ -84,6 +82,8 @@ def data_name(is_demo, root, paths):
     Args:
         paths: name -> path below the root (configs/opts.py).
     """
-    if is_demo:
-        demo_scenes.build(root, paths)
-    return demo_scenes.NAME if is_demo else avs_s4.NAME
+    if not is_demo:
+        return avs_s4.NAME
+    import demo_scenes  # here, because only the demo draws scenes
+    demo_scenes.build(root, paths)
+    return demo_scenes.NAME
