@@ -112,7 +112,7 @@ def full(path):
 
 def pattern(path):
     """Name of a file without what differs between two runs."""
-    name = re.sub(r"(?<=\.)[a-z0-9_]{8}(?=\.tmp)|[0-9a-f]{12,}|\d+", "#", os.path.basename(path))
+    name = re.sub(r"(?<=\.)[\w-]+(?=\.tmp$)|[0-9a-f]{12,}|\d+", "#", os.path.basename(path))
     return re.sub(r"events\.out\..*", "events", name)
 
 

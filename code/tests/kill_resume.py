@@ -1,17 +1,12 @@
 """Prove that work is never lost: kill a program at random moments, start it again each time, and compare what it leaves
 with what a run leaves that was never stopped.
 
-    python code/tests/kill_resume.py --kills 20                         pretraining of the demo
-    python code/tests/kill_resume.py --what all --tiny --kills 5        every kind of work, five kills each
-    python code/tests/kill_resume.py --what all --tiny --kills 50 --log soak.jsonl      goes on where the log ends
-
 Kills are SIGKILLs; one in four is a SIGTERM, after which the program must end by itself with exit code 143 and one line
 that says how to go on. The runs are real processes; a fork server has imported the program, so that a start costs no
 import. A run that ends before it is killed is compared, and another one is begun, until all kills are spent. With two
 processes one of them is killed, and the other must end within 30 seconds, with one line.
 """
 
-import argparse
 import dataclasses
 import json
 import multiprocessing
@@ -20,7 +15,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -157,7 +151,7 @@ def networks_left(folder):
 def features_left(folder):
     """Bytes of every file of an extraction; none is hidden any more."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name not in ("output.txt", ".lock")}
+            if path.is_file() and path.name != "output.txt" and path.suffix != ".lock"}
 
 
 def pack_left(folder):
@@ -408,49 +402,4 @@ def prove(folder, work, kills, seed=0, report=print):
     return []
 
 
-def soak(names, kills, seed, is_tiny, clips, log=None):
-    """`prove` for some kinds of work; returns how many failed. `log`: a file of lines {"what", "kills", "seed", ...};
-    what it holds is not done again."""
-    from cmg.data.layout import DATA_PATHS
-    from cmg.demos import dialled as demo_tree
-    known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        demo_tree.build(data, DATA_PATHS, clips=clips, progress=False)
-        for name in names:
-            if any(line["what"] == name and line["seed"] == seed and line["kills"] >= kills for line in known):
-                continue
-            place, began, said = Path(folder) / name, time.monotonic(), []
-            place.mkdir()
-
-            def report(line, name=name, said=said):
-                said.append(line)
-                print(f"{name}: {line}", flush=True)
-            found = prove(place, kinds()[name](place, data, is_tiny), kills, seed, report)
-            for difference in found:
-                print(f"{name}: {difference}", flush=True)
-            failed += bool(found)
-            if log:
-                with open(log, "a") as file:
-                    file.write(json.dumps({"what": name, "kills": kills, "seed": seed, "differences": found, "seconds":
-                                           round(time.monotonic() - began), "last": said[-1]}) + "\n")
-    return failed
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=("all", *kinds()), default=["pretrain"], help="what is killed")
-    parser.add_argument("--kills", type=int, default=20, help="how often, each of them")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--tiny", action="store_true", help="pretrain a model a hundredth of the demo's size")
-    parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
-    parser.add_argument("--log", type=Path, default=None, help="add a line for each kind of work, and skip those there")
-    options = parser.parse_args(argv)
-    names = list(kinds()) if "all" in options.what else options.what
-    return 1 if soak(names, options.kills, options.seed, options.tiny, options.clips, options.log) else 0
-
-
 sys.path[:0] = PATHS                    # also in the processes of the fork server, which import this file again
-if __name__ == "__main__":
-    sys.exit(main())

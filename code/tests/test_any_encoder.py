@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 import prepare
+from cmg.api import Encoder
 from cmg.data.archive import read_zip
 from cmg.data.text import TextFeatures
 from cmg.extract import any_encoder, audio, front_ends
 from cmg.extract.video import patches
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.dcid import DCID
 from cmg.utils.errors import InputError
 from made_videos import make_video, picture
 from test_extract_hub import WORDS, tokenizer
@@ -409,6 +412,21 @@ def test_command(functions, tmp_path, capsys):
                          f"{functions}:fails_on_loud"]) == 1
     loud, silent = (tmp_path / "loud" / "report.csv").read_text().splitlines()[1:]
     assert loud.startswith("a,error") and "too loud" in loud and silent.startswith("b,ok")
+
+
+@pytest.mark.parametrize("form", ["map", "vector"])
+def test_features_of_a_video_from_python(functions, tmp_path, form):
+    """As `embed` takes them, a map or a vector as the encoder was pretrained on."""
+    sizes = {"audio": [6], "video": [7, 7, 3] if form == "map" else [3]}
+    config = DCID.Config.for_data(sizes, seconds=2, code_dim=16, num_codes=16)
+    encoder = Encoder(FrozenEncoder(DCID(config).encoder, DCID))
+    make_video(tmp_path / "clip.mp4", seconds=2)
+    found = encoder.features_of(tmp_path / "clip.mp4", audio=waveform_net(tmp_path / "net.onnx"),
+                                video=f"{functions}:see_map", front_end={"video": {"output_layout": "NHWC"}})
+    assert {name: x.shape for name, x in found.items()} == {name: (1, 2, *size) for name, size in sizes.items()}
+    assert encoder.embed("video", found["video"]).indices.shape[:2] == (1, 2)
+    with pytest.raises(InputError, match="the key 'rates'"):
+        encoder.features_of(tmp_path / "clip.mp4", audio=lambda waves: waves, front_end={"audio": {"rates": 8000}})
 
 
 # --------------------------------------------------------------------------------------------- data sets of the hub

@@ -74,7 +74,7 @@ def is_sound(call, code, said):
 
 # ------------------------------------------------------------------------------------------------------ what it leaves
 TIMES = rb'"(seconds|time|provenance|message|clips_per_second|remaining_seconds)": ("[^"]*"|[\d.]+)'
-UNCOMPARED = ("options.json", "log.txt", "warnings.jsonl")          # lines of the broken calls are in them, too
+UNCOMPARED = ("options.json", "log.txt", "warnings.jsonl", "discarded.jsonl")          # lines of the broken calls are in them, too
 
 
 def left(folder):
@@ -230,6 +230,8 @@ def test_permission_that_is_lost_during_the_run(long, tools, tmp_path):
 
 def test_a_second_run_is_refused_while_the_first_works(long, tools, tmp_path):
     call, unbroken, disk = long
+    if call is programs.pack:
+        pytest.skip("HDF5 locks the file itself: test_data_packing.py")
     folder, second = prepared(call, tools, tmp_path / "run"), []
 
     def other():
@@ -239,7 +241,7 @@ def test_a_second_run_is_refused_while_the_first_works(long, tools, tmp_path):
     code, said, met = run(call, tools, folder, middle(disk, ("write",)), other)
     assert code == 0 and met.broken, said
     assert differing(call, unbroken, folder) == []
-    if call is not programs.avs_train:                                  # segmentation names a new run apart
+    if call is not programs.avs_train:      # segmentation names a new run apart
         assert second[0][0] == 2 and second[0][1].count("\n") == 0 and "another process" in second[0][1], second
 
 

@@ -15,8 +15,8 @@ from cmg.data.clips import Clips
 from cmg.data.layout import DATA_PATHS
 from cmg.models.codebook import Codebook
 from cmg.programs import pretrain
-from cmg.results import provenance
 from cmg.results import __main__ as results_program
+from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training import monitors
 from cmg.training.step import TrainStep
@@ -49,7 +49,7 @@ def test_a_run_that_is_not_finite_ends_with_its_bundle_and_is_resumed(demo_data,
         poison(patch, 17, float("nan"))
         if is_late:
             patch.setattr(monitors.StepMetrics, "arrived", lambda self, wait=False: wait)
-        train(demo_data, tmp_path, "--save_every_steps", 1, "--print_freq", 100)
+        train(demo_data, tmp_path, "--save_every_steps", 1, "--print_freq", 3)
     opts = parse_pretrain(["--data_root", str(demo_data)], LOCAL)
     name = pretrain.open_data(opts).ids[17]
     message = str(caught.value)
@@ -63,7 +63,8 @@ def test_a_run_that_is_not_finite_ends_with_its_bundle_and_is_resumed(demo_data,
     assert f"resume from {tmp_path / 'checkpoints' / last}" in message and f"step{step - 1}.pt" in last
     checkpoint.open_file(tmp_path / "checkpoints" / last)               # refuses what is not finite
     if not is_late:
-        assert train(demo_data, tmp_path, "--resume", "auto") == train(demo_data, tmp_path / "whole") == 0
+        for folder, *more in ((tmp_path, "--resume", "auto"), (tmp_path / "whole",)):
+            assert train(demo_data, folder, "--print_freq", 3, *more) == 0
         found = kill_resume.compare(tmp_path / "whole", tmp_path, "DCID-model-1.pt")
         assert [entry for entry in found if not entry.startswith((".run.saved", "metrics"))] == []
 

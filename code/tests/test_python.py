@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import ave
-import prepare
 import cmg
+import prepare
 from cmg.models.config import Config
 from cmg.results import rows as results
 from kill_resume import narrow

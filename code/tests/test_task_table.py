@@ -160,8 +160,8 @@ def test_checkpoints_are_told_apart_by_folders_and_by_content():
     rows = [line for path, sha in made for line in lines("AVE V>A", 1.0, checkpoint=path, checkpoint_sha256=sha)]
     short = tables.names(rows)
     assert len(set(short.values())) == 4
-    assert short["aaaaaaa", ""] == "x/s0/m.pt" and short["bbbbbbb", ""] == "y/s0/m.pt"
-    assert short["ccccccc", ""] == "s1/m.pt (cccccc)"
+    assert short["aaaaaaa", "", ""] == "x/s0/m.pt" and short["bbbbbbb", "", ""] == "y/s0/m.pt"
+    assert short["ccccccc", "", ""] == "s1/m.pt (cccccc)"
 
 
 # ------------------------------------------------------------------------------------------------------ the pictures

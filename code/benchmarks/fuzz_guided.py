@@ -2,8 +2,9 @@
 atheris and runs as long as it is told.
 
     pip install atheris                                             # in an environment of its own
-    python code/tests/fuzz_guided.py --minutes 10 --what all        # a line for each reader; findings lie in --out
-    python code/tests/fuzz_guided.py --what zip --one FILE          # read a finding again
+    export PYTHONPATH=code/tests
+    python code/benchmarks/fuzz_guided.py --minutes 10 --what all        # a line for each reader; findings lie in --out
+    python code/benchmarks/fuzz_guided.py --what zip --one FILE          # read a finding again
 
 An input is a whole file. Whatever a reader raises other than `InputError` is a finding, as are more than 2 GiB or a
 minute for one file. Lines of our own modules, zipfile and pickle count as coverage; those of libraries of C do not.
@@ -22,9 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
-MODULES = ["dataset", "engine", "extract", "systems", "model", "zipfile", "pickle", "json"]
+MODULES = ["cmg", "zipfile", "pickle", "json"]
 WHAT = ("list", "results", "zip", "npy", "counts", "config", "shared", "checkpoint", "vgg19", "vggish", "pca", "rows",
         "ids", "pack", "text", "image", "video")
 SECONDS, MEGABYTES = 60, 2048           # for one input
