@@ -14,6 +14,7 @@ from cmg.utils.limits import LIMITS
 
 SIDECAR = "features.json"
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
+CONTENT = "content"             # attribute of a pack: SHA-256 of what its source holds (cmg/data/fingerprint.py)
 TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
 CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
 # Weights that give the published features, and the two programs that give the published word vectors.
@@ -78,6 +79,16 @@ def describe(path, modality):
         except (*ERRORS, RecursionError):
             return None
     return _sidecar(path, modality).get("settings", {}).get(modality)
+
+
+def packed_content(path):
+    """SHA-256 of the features that a pack was made from; None for anything else."""
+    try:
+        with open_hdf5(path) as file:
+            found = file.attrs.get(CONTENT)
+            return found.decode() if isinstance(found, bytes) else None
+    except (*ERRORS, InputError):
+        return None
 
 
 def require_descriptions(found, where):

@@ -19,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from cmg.data.features import PACK_FORMAT, Pack, open_features
-from cmg.data.origins import ORIGIN, describe
+from cmg.data.fingerprint import fingerprint
+from cmg.data.origins import CONTENT, ORIGIN, describe
+from cmg.prepare.values import float16_problem
 from cmg.utils.errors import InputError
 from cmg.utils.signals import stop_on_signals
 
@@ -82,11 +84,17 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", id
         store = open_features(source, kind, seconds, form, is_own)
         store.probe(first)
     shape = (len(ids), seconds, *store.tail)
+    file_of = getattr(store, "file_of", None)
+    content = fingerprint(source, [file_of(name) for name in ids] if file_of else None, full=True)
     try:
         if not partial.exists():
-            _lay_out(partial, ids, shape, dtype, json.dumps(describe(source, kind)))
+            _lay_out(partial, ids, shape, dtype, {ORIGIN: json.dumps(describe(source, kind)),
+                                                  CONTENT: np.bytes_(content.sha256)})
         with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
             _check_same(file, partial, ids, shape, dtype)
+            if file.attrs.get(CONTENT) != np.bytes_(content.sha256):        # a clip was fixed, or replaced, since
+                _forget_changed(file, store, ids, np.dtype(dtype))
+                file.attrs[CONTENT] = np.bytes_(content.sha256)
             resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
             _verify(file, store, ids, stop)
             file.attrs.modify("complete", True)         # in place: nothing else of a whole file moves
@@ -124,7 +132,7 @@ def _first_good(store, ids, on_bad_clip):
     raise InputError(f"{store.path}: none of {len(ids)} clips can be read; features are expected; get them again")
 
 
-def _lay_out(partial, ids, shape, dtype, origin):
+def _lay_out(partial, ids, shape, dtype, about):
     partial.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(partial.parent).free / 1e9
     if free < _gigabytes(shape, dtype):
@@ -135,7 +143,8 @@ def _lay_out(partial, ids, shape, dtype, origin):
     temporary = Path(f"{partial}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w") as file:
-            file.attrs["format"], file.attrs["complete"], file.attrs[ORIGIN] = PACK_FORMAT, False, origin
+            file.attrs["format"], file.attrs["complete"] = PACK_FORMAT, False
+            file.attrs.update(about)
             file["ids"] = np.array([name.encode() for name in ids])
             file["state"], file["checksum"] = np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.uint32)
             file["seconds"] = np.zeros(len(ids), np.uint32)
@@ -150,6 +159,16 @@ def _check_same(file, partial, ids, shape, dtype):
     if found != ids or file["features"].shape != shape or file["features"].dtype != np.dtype(dtype):
         raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; one of these "
                          f"{len(ids)} clips in {dtype} is expected; remove it, or choose another --out")
+
+
+def _forget_changed(file, store, ids, dtype):
+    """Mark those clips as not packed whose features are not what an earlier run packed."""
+    state = file["state"][:]
+    for n in tqdm(np.flatnonzero(state == WRITTEN), "comparing", unit="clip", disable=None, leave=False):
+        if _read(store, ids[n], dtype)[0] != _chunk(file["features"], n):
+            state[n] = PENDING
+    file["state"][:] = state
+    file.flush()
 
 
 def _fill(file, store, ids, dtype, on_bad_clip, stop):
@@ -194,9 +213,10 @@ def _read(store, name, dtype):
     """(bytes of the clip in `dtype`, its own seconds, None) or (None, 0, what is wrong with it)."""
     try:
         clip, own = store.measure(name)
-        if dtype == np.float16 and np.abs(clip).max() > np.finfo(np.float16).max:
-            raise InputError(f"{store.path}, clip {name}: a value of {np.abs(clip).max():.3g}, beyond float16; up to "
-                             "65,504 is expected; pack with --dtype float32")
+        problem = float16_problem(clip) if dtype == np.float16 else ""
+        if problem:
+            raise InputError(f"{store.path}, clip {name}: values up to {np.abs(clip).max():.3g}, {problem}; numbers "
+                             "that keep three digits in it are expected (up to 65,504); pack with --dtype float32")
         return clip.astype(dtype).tobytes(), own, None
     except InputError as error:
         return None, 0, str(error)

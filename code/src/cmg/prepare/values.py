@@ -40,7 +40,7 @@ class ClipValues(NamedTuple):
 def float16_problem(x):
     """OVERFLOW, UNDERFLOW, or "" where a clip (T, ...) in float16 is what it was, but for rounding."""
     scale = float(np.abs(x).max(initial=0))
-    if scale > np.finfo(np.float16).max:
+    if scale > float(np.finfo(np.float16).max):
         return OVERFLOW
     if not 0 < scale < SAFE:
         return ""
@@ -150,8 +150,8 @@ def _copies(found, modality, clips):
     number = sum(map(len, groups))
     if not across or number > 2 * sum(map(len, across.values())):
         found.warnings.append(f"{modality}: {number:,} of {len(clips):,} clips have exactly the features of another "
-                              f"clip ({named(' = '.join(key for key, _ in group[:3]) for group in groups)}); see whether "
-                              "the files were copied or the extraction failed")
+                              f"clip ({named(' = '.join(key for key, _ in group[:3]) for group in groups)}); see "
+                              "whether the files were copied or the extraction failed")
 
 
 def _pair(splits, others):

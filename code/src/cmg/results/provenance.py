@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from cmg.data.fingerprint import fingerprint
+from cmg.data.origins import packed_content
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output, read_input, read_text_input, remove_leftovers
 from cmg.utils.limits import LIMITS
@@ -55,7 +56,10 @@ def describe_data(path, found):
     described = {"path": str(path), "bytes": found.bytes, "sha256": found.sha256, "checked": found.checked}
     if path.is_dir():
         return described | {"entries": found.files}
-    if path.suffix in (".csv", ".txt") and found.bytes <= LIMITS.hashed_bytes:
+    if path.suffix not in (".csv", ".txt"):
+        packed_from = packed_content(path)
+        return described | ({"packed_from": packed_from} if packed_from else {})
+    if found.bytes <= LIMITS.hashed_bytes:
         with readable(path):
             described["rows"] = sum(1 for line in read_input(path, LIMITS.hashed_bytes).splitlines() if line.strip())
     return described
@@ -166,7 +170,10 @@ def verify(rows, folder, full=True):
 
     def hashed(path):
         if path not in known:
-            found = fingerprint(path, full=full)
+            try:
+                found = fingerprint(path, full=full)
+            except (OSError, ValueError):       # no path of this system, say too long
+                found = None
             known[path] = found and found.sha256
         return known[path]
 
@@ -179,6 +186,16 @@ def verify(rows, folder, full=True):
         problems += _verify_record(Path(folder), row, hashed)
         checked.append((row, problems))
     return checked
+
+
+def _same_size(path, was):
+    """(whether something is at a path, whether it has the size that a record of before contents were kept says)."""
+    try:
+        if path.is_dir():
+            return True, sum(1 for _ in path.iterdir()) == was.get("entries")
+        return path.exists() or None, path.is_file() and path.stat().st_size == was.get("bytes")
+    except (OSError, ValueError):               # no path of this system, say too long
+        return None, False
 
 
 def _verify_record(folder, row, hashed):
@@ -201,9 +218,7 @@ def _verify_record(folder, row, hashed):
             now = hashed(was["path"])
             same = now == was["sha256"]
         else:               # of before contents were kept
-            now = path.exists() or None
-            size = path.is_file() and path.stat().st_size
-            same = sum(1 for _ in path.iterdir()) == was.get("entries") if path.is_dir() else size == was.get("bytes")
+            now, same = _same_size(path, was)
         if not same:
             problems.append(f"{name} ({was['path']}) is {'gone' if now is None else 'another one now'}")
     return problems
