@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         load,
         open_task,
         pretrain,
+        push,
         retrieve,
         transfer,
     )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cmg.utils.errors import InputError
 
 __all__ = ["Codes", "Encoder", "Head", "InputError", "RetrievalResult", "Transfer", "build_demo", "clip_class", "export",
-           "fit_head", "load", "open_task", "pretrain", "retrieve", "transfer"]
+           "fit_head", "load", "open_task", "pretrain", "push", "retrieve", "transfer"]
 
 
 def __getattr__(name):

@@ -19,7 +19,7 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1                      # of config.json
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".residual.conv1x1."}
@@ -47,6 +47,38 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     except Exception as error:              # errors of several libraries: no network, no such name, no permission
         raise InputError(f"{source}: no such file or folder, and not available on the hub ({type(error).__name__}: "
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
+
+
+def upload(folder: str | PathLike[str], name: str, private: bool = True) -> str:
+    """Upload an exported folder to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
+
+    Args:
+        folder: what cmg/report/export.py wrote.
+        name: such as "somebody/dcid"; the repository is created where there is none.
+        private: only its owner sees it; a repository that is public already is refused.
+
+    Returns:
+        its address.
+
+    Raises:
+        InputError: no token, no right, no network, or the name cannot be used.
+    """
+    from huggingface_hub import HfApi  # here, as above
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        is_public = private and not api.repo_info(address.repo_id).private
+        if not is_public:
+            api.upload_folder(repo_id=address.repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG, CARD],
+                              commit_message="Upload an encoder")
+    except Exception as error:              # of many libraries, as above
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"{name}: the hub does not take it ({type(error).__name__}: {reason}); check the name, the "
+                         "network and your token (hf auth login)") from error
+    if is_public:
+        raise InputError(f"{name}: is public on the hub, private=True was asked for; nothing is uploaded; choose "
+                         "another name, or pass private=False")
+    return str(address)
 
 
 def load_encoder(source: str | PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,

@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from cmg.checkpoints import checkpoint
-from cmg.checkpoints.hub import CONFIG, FORMAT, WEIGHTS
+from cmg.checkpoints.hub import CARD, CONFIG, FORMAT, WEIGHTS
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
@@ -21,13 +23,12 @@ from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
 
-CARD = "README.md"
 INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
 EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
 
-def export(path: str | PathLike[str], out: str | PathLike[str],
-           results_files: Sequence[str | PathLike[str]] = ()) -> list[Path]:
+def export(path: str | PathLike[str], out: str | PathLike[str], results_files: Sequence[str | PathLike[str]] = (),
+           name: str | None = None) -> list[Path]:
     """Write a checkpoint's encoder to the folder `out`; returns the files.
 
     Optimisers, decoders and everything else that only training needs stay behind. config.json is written last and holds
@@ -37,6 +38,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str],
         path: checkpoint, published or ours.
         out: folder.
         results_files: results.jsonl whose rows of this checkpoint go into the model card.
+        name: by which the card loads it; default: that of the folder.
 
     Raises:
         InputError: no checkpoint, no row of it in the results, or the folder cannot be written.
@@ -52,12 +54,20 @@ def export(path: str | PathLike[str], out: str | PathLike[str],
              "total_step": loaded.total_step, "weights_sha256": hashlib.sha256(weights).hexdigest(),
              "checkpoint_sha256": sha256, "exported_by_commit": source_commit(), "features": loaded.feature_origins,
              "data": _pretraining_data(loaded)}
-    written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, folder.name).encode(),
+    written = {WEIGHTS: weights, CARD: _card(loaded, about, rows, name or folder.name).encode(),
                CONFIG: (json.dumps(about, indent=1) + "\n").encode()}
     for name, content in written.items():
         with atomic_output(folder / name, remedy="choose another --out") as file:
             file.write(content)
     return [folder / name for name in written]
+
+
+def copy(folder: Path, out: str | PathLike[str], name: str) -> None:
+    """Copy an exported folder to the folder `out`, with a card that loads it by another name."""
+    for file in (WEIGHTS, CONFIG):
+        shutil.copy(folder / file, out)
+    text = (folder / CARD).read_text(encoding="utf-8")
+    (Path(out) / CARD).write_text(re.sub(r'cmg\.load\("[^"]*"\)', f'cmg.load("{name}")', text), encoding="utf-8")
 
 
 def _pretraining_data(loaded):
@@ -74,8 +84,9 @@ def _card(loaded, about, rows, name):
                        for m in config.modalities)
     training = ", ".join(f"{key} {value}" for key, value in options.items()) or "not stored in the checkpoint"
     sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
-    rows = [row for row in rows if row["metric"] == tables.main_metric(row["task"], rows)]
-    measured = _plain(results.summary(rows, "markdown")) if rows else "No results were named when this was exported."
+    measured = _plain(_measured(rows)) if rows else "No results were named when this was exported."
+    data = options.get("dataset_name", "not stored in the checkpoint")
+    data += f", {about['data']['number']:,} clips" if about["data"] else ""
     return f"""---
 library_name: cmg
 tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modalities)}]
@@ -101,10 +112,29 @@ Inputs, float32:
 
 ## Training
 
-{about['epoch'] + 1} epochs, {about['total_step']} steps. Settings: {_plain(training)}. Sizes: {sizes}.
+Data: {_plain(data)}. {about['epoch'] + 1} epochs, {about['total_step']} steps. Settings: {_plain(training)}. Sizes: {sizes}.
 
 Exported from the checkpoint with SHA-256 `{about['checkpoint_sha256']}` by commit `{about['exported_by_commit']}`.
 """
+
+
+def _measured(rows):
+    """A small table: a line for each data set and its main metric, below it an untrained encoder and chance; one column
+    for each direction."""
+    rows = [row for row in rows if row["selection"] == "last" and row["control"] in (None, "untrained")
+            and row["metric"] == tables.main_metric(row["task"], rows)]
+    found = {}                                      # measured -> line -> direction -> values of all seeds
+    for row in rows:
+        title = ", ".join(filter(None, (row["dataset"], row["metric"], row.get("variant"))))
+        title += " (protocol released)" if row["protocol"] == "released" else ""
+        lines = found.setdefault((row["task"], title), {title: {}, "with an untrained encoder": {}, "chance": {}})
+        line = title if row["control"] is None else "with an untrained encoder"
+        lines[line].setdefault(row["direction"], []).append(row["value"])
+        lines["chance"].setdefault(row["direction"], []).append(results.mean_std([row["chance"]])[0])
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    table = [{"": line} | {d: results.show(values.get(d, [])[:1] if line == "chance" else values.get(d, []))
+                           for d in directions} for lines in found.values() for line, values in lines.items() if values]
+    return f"{results.render(table, ('', *directions), 'markdown')}\n\n{results.caption(rows)}"
 
 
 def _codebooks(system):
