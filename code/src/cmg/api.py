@@ -1,6 +1,6 @@
 """The functions of `cmg`: thin ones over the engine. Everything they need is given to them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -104,15 +104,18 @@ class Encoder:
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
 
-    def features_of(self, path: FilePath, audio: FilePath | None = None, video: FilePath | None = None,
-                    seconds: int | None = None) -> dict[str, NDArray[np.float32]]:
+    def features_of(self, path: FilePath, audio: FilePath | Callable | None = None,
+                    video: FilePath | Callable | None = None, seconds: int | None = None,
+                    front_end: dict[str, dict[str, Any]] | None = None) -> dict[str, NDArray[np.float32]]:
         """Features of a video file, of the kind that the encoder was pretrained on.
 
         Args:
             path: anything that PyAV decodes.
-            audio: "logmel", or the file of VGGish's weights (the published features); None leaves it out.
-            video: "patches", or the file of VGG-19's weights (the published features); None leaves it out.
+            audio: "logmel", the file of VGGish's weights (the published features), an ONNX file, or a function (see
+                code/docs/features.md); None leaves it out.
+            video: "patches", the file of VGG-19's weights (the published features), an ONNX file, or a function.
             seconds: T; default: that of pretraining.
+            front_end: modality -> key -> value, of an ONNX file or function.
 
         Returns:
             {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays, as far as asked for: what `embed` takes.
@@ -120,7 +123,7 @@ class Encoder:
         Raises:
             InputError: no such video, damaged, without sound or pictures; weights that are not what they should be.
         """
-        from cmg.extract import clip, encoders, weights  # here, because it needs PyAV
+        from cmg.extract import any_encoder, clip, encoders, weights  # here, because it needs PyAV
         from cmg.extract.audio import FrontEnd
         from cmg.extract.video import random_filters
         if audio is None and video is None:
@@ -130,10 +133,16 @@ class Encoder:
                 raise InputError(f"features_of: {name}={given!r}; this encoder was pretrained on "
                                  f"{', '.join(self.modalities)}")
         device, sound, pictures = self.codebooks[0].device, None, None
-        if audio is not None:
+        front_end = front_end or {}
+        if any_encoder.is_own(audio):
+            sound = any_encoder.BroughtSound(audio, device, front_end.get("audio"))
+        elif audio is not None:
             sound = encoders.LogMelSound(FrontEnd()) if audio == "logmel" else encoders.VGGishSound(
                 weights.read(audio, "vggish"), FrontEnd(), device)
-        if video is not None:
+        if any_encoder.is_own(video):
+            form = "map" if self.frozen.config.kind("video") == "map" else "vector"
+            pictures = any_encoder.BroughtPictures(video, device, front_end.get("video"), form)
+        elif video is not None:
             channels = self.frozen.config.feature_dim("video")
             pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
                 encoders.VGG19Pictures(weights.read(video, "vgg19"), device)

@@ -112,7 +112,8 @@ Inputs, float32:
 
 ## Training
 
-Data: {_plain(data)}. {about['epoch'] + 1} epochs, {about['total_step']} steps. Settings: {_plain(training)}. Sizes: {sizes}.
+Data: {_plain(data)}. {about['epoch'] + 1} epochs, {about['total_step']} steps. Settings: {_plain(training)}.
+Sizes: {sizes}.
 
 Exported from the checkpoint with SHA-256 `{about['checkpoint_sha256']}` by commit `{about['exported_by_commit']}`.
 """
