@@ -142,16 +142,23 @@ class BroughtSound(_Brought):
         self._remember(self._encode_waves, *(self._wave(second, audio.RATE) for second in noise))
 
     def _wave(self, samples, rate):
-        return self.front(audio.resample(audio.mono(samples), rate, self.front.rate, self.resampler))
+        wave = audio.resample(audio.mono(samples), rate, self.front.rate, self.resampler)
+        return self.front(wave).astype(np.float32)
 
     def _encode_waves(self, inputs):
-        return self._vectors(self._run(np.stack(inputs).astype(np.float32), self.front.AXES[self.front.input]))
+        return self._vectors(self._run(np.stack(inputs), self.front.AXES[self.front.input]))
 
     def encode(self, seconds, rate):
         """(T, width) float32; a second of which 0.975 s are not there makes no row."""
-        inputs = [self._wave(samples, rate) for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate]
         self._changed(self._encode_waves([self.probe]))
-        return self._same_width(self._encode_waves(inputs)) if inputs else self.answer[:0]
+        rows, waiting = [self.answer[:0]], []
+        for samples in seconds:
+            if len(samples) * audio.RATE >= audio.NEEDED * rate:
+                waiting.append(self._wave(samples, rate))
+            if len(waiting) == self.front.batch:
+                rows.append(self._same_width(self._encode_waves(waiting)))
+                waiting = []
+        return np.concatenate([*rows, self._same_width(self._encode_waves(waiting))] if waiting else rows)
 
     def record(self):
         return {**super().record(), "resampler": self.resampler}
