@@ -25,6 +25,7 @@ LEAST_COMPARED = 12             # clips without which nothing can be said
 DEVIATIONS = 2                  # above chance, from where on features count as telling of the classes
 LOST = 0.01                     # share of a clip's norm that may be lost in float16; rounding alone takes 0.0003
 SAFE = 2.0 ** -8                # largest value of a clip, from which on that cannot happen
+UNKNOWN = "[unk]"               # the word that stands for those that BERT's vocabulary does not know
 ZEROS, CONSTANT = "zero everywhere", "one and the same value everywhere"
 OVERFLOW, UNDERFLOW = "beyond float16", "too small for float16"
 
@@ -134,6 +135,10 @@ def _copies(found, modality, clips):
         if not values.flat:
             groups.setdefault(values.digest, []).append((key, splits))
     groups = [group for group in groups.values() if len(group) > 1]
+    for group in [group for group in groups if 2 * len(group) > len(clips)]:
+        groups.remove(group)
+        found.warnings.append(f"{modality}: {len(group):,} of {len(clips):,} clips have one and the same feature ("
+                              f"{named(key for key, _ in group)}); extract them again, or leave the clips out")
     if not groups:
         return
     across = {}
@@ -334,11 +339,10 @@ class _Words:
         return self.vectors[(self.sentence == n) & self.is_kept]
 
     def are_of(self, n, prompt):
-        """Whether most of a sentence's words stand in it."""
+        """Whether all words of a sentence stand in it, but for those that a vocabulary does not know."""
         text = _plain(prompt)
         words = [_plain(self.words[k]).removeprefix("##") for k in np.flatnonzero(self.sentence == n)]
-        words = [word for word in words if re.search(r"\w", word)]
-        return not words or 2 * sum(word in text for word in words) >= len(words)
+        return all(word in text for word in words if re.search(r"\w", word) and word != UNKNOWN)
 
 
 def _plain(text):
