@@ -558,7 +558,7 @@ def test_from_the_example_to_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(own_example, "EPOCHS", 2)
     folder = tmp_path / "my clips"
     prepare.main(["new", str(folder)])
-    assert "something already" in message(prepare.main, ["new", str(folder)])
+    assert "already exists" in message(prepare.main, ["new", str(folder)])
     made = subprocess.run(["bash", str(folder / "run.sh")], capture_output=True, text=True, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert made.returncode == 0, made.stderr

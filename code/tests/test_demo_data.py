@@ -78,7 +78,7 @@ def test_a_tone_lies_within_its_second_and_nothing_is_dialled_in_an_empty_one():
     peak = mel.max(-1) - np.median(mel, -1)
     assert peak[:60, 0].min() > 1.0         # a tone stands out of the heaviest noise
     assert peak[:60, 1].max() < 1.0 and peak[60:].max() < 1.0
-    assert dialled_clips.tone(5, np.random.default_rng(1)).shape == (8000,)
+    assert dialled_clips.tones([5], np.random.default_rng(1)).shape == (1, 8000)
 
 
 def test_log_mel_agrees_with_transformers():
@@ -350,11 +350,11 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
         dialled.build(tree, DATA_PATHS, seed=0, clips=CLIPS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="no demo tree"):
+    with pytest.raises(InputError, match="not a demo tree"):
         dialled.build(tmp_path / "mine", DATA_PATHS)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     (tmp_path / "mine" / dialled.MARKER).write_text("{")
-    with pytest.raises(InputError, match="no longer the JSON"):
+    with pytest.raises(InputError, match="not a JSON object"):
         dialled.build(tmp_path / "mine", DATA_PATHS)
     with pytest.raises(InputError, match="cannot be written"):
         dialled.build(tmp_path / "mine" / "notes.txt" / "tree", DATA_PATHS)

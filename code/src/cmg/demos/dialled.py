@@ -2,10 +2,10 @@
 
     python -m cmg.demos.dialled --out ../../data/demo            # from code/src; about 20 s
 
-The folder holds the tree of a real data package: VGGSound-AVEL lists and feature zips for pretraining, AVE's h5
-files, AVVP and AVE_AVVP lists, the UCF-101/VGGSound pair, and the prompts' text features. The same loaders read it.
-Writers of the handwritten digits are split: pretraining and the AVE training rows see some, everything that is
-tested sees others. One seed gives the same bytes every time.
+The folder has the structure of the real data package: lists and feature zips of VGGSound-AVEL for pretraining, AVE's h5
+files, lists of AVVP and AVE_AVVP, the UCF-101/VGGSound pair, and text features of the prompts. The same loaders read
+it. Digits for pretraining and for the training rows of AVE are from other writers than those for testing. The same seed
+always gives the same bytes.
 """
 
 import argparse
@@ -30,48 +30,48 @@ from cmg.demos import dialled_clips
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import as_input_error, atomic_folder, atomic_output
 
-VERSION = 4                             # of the contents; a change makes trees built earlier unusable
-MARKER = "demo.json"                    # written last: a folder that has it is whole
+VERSION = 4                             # of the contents; a change makes existing trees unusable
+MARKER = "demo.json"                    # written last, so that a folder with it is complete
 SECONDS, LEAST_SECONDS = 10, 3           # of a clip
-BLOCK = 80                              # clips made at a time
+BLOCK = 80                              # clips generated at a time
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
 AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
 UCF_SHARE = 80                          # pretraining clips for each clip of a UCF-101 class
-LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all of the ten classes
 
 
 @dataclass
 class Tree:
-    """A tree being built: where it lies, where each file belongs, and what decides its random choices."""
+    """A tree that is being built: its root, the paths of its files, and what determines its random choices."""
     root: Path
     paths: dict             # dotted name -> path relative to the root, as cmg.data.layout.DATA_PATHS
     seed: int
-    clips: int              # of pretraining; the other parts are proportionate
+    clips: int              # of pretraining; the other parts are proportional
     bar: tqdm
     seconds: int = SECONDS
 
     def path(self, name):
-        """Absolute path of a file, by its dotted name; its folder is made."""
+        """Absolute path of a file, by its dotted name; its folder is created."""
         path = self.root / self.paths[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def folder(self, name):
-        """Absolute path of a folder, by its dotted name; it is made."""
+        """Absolute path of a folder, by its dotted name; it is created."""
         path = self.root / self.paths[name]
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def rng(self, part):
-        """A generator of the part's own, so that changing one part leaves the bytes of the others."""
+        """The random generator of a part; the contents of other parts do not depend on it."""
         return np.random.default_rng([self.seed, *part.encode()])
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
 @dataclass
 class Events:
-    """One event a clip: first second, second after the last (N,), and which seconds lie inside (N, T)."""
+    """One event per clip: its first second and the one after its last (N,), and the seconds inside (N, T)."""
 
     start: np.ndarray
     end: np.ndarray
@@ -79,7 +79,7 @@ class Events:
 
     @classmethod
     def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
-        """A share `whole` of the events fill their clip; the others last from `shortest` seconds, anywhere in it."""
+        """Draw events: a fraction `whole` of them fills the clip, the others are at least `shortest` seconds long."""
         length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
         start = (rng.random(count) * (seconds + 1 - length)).astype(int)
         second = np.arange(seconds)
@@ -88,15 +88,16 @@ class Events:
 
 
 def pretraining(tree):
-    """VGGSound-AVEL: each clip shows one key, by other hands and in other noise each second; in two thirds of the
-    clips for 2 to 10 seconds only, the rest being noise and an empty picture: codes of a second learn their second.
+    """VGGSound-AVEL: each clip shows one key, with another digit and noise in each second.
 
-    Every twentieth audio file is one or two seconds short, as some published ones are. All digits are of the
-    training pool, whatever the split: the published loader concatenates the three splits.
+    In two thirds of the clips it lasts only 2 to 10 seconds, and the rest is noise and an empty picture, so that codes
+    depend on the second. Every twentieth audio file is one or two seconds short, like some published ones. All digits
+    are from the training pool, because the published loader concatenates the three splits.
     """
     rng = tree.rng("vggsound")
     keys = np.arange(tree.clips) % len(dialled_clips.CLASSES)
-    split = np.array(["train", "train", "train", "val", "test"])[np.arange(tree.clips) // len(dialled_clips.CLASSES) % 5]
+    splits = np.array(["train", "train", "train", "val", "test"])
+    split = splits[np.arange(tree.clips) // len(dialled_clips.CLASSES) % 5]
     ids = video_ids(tree.clips, rng)
     table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": ids, "split": split})
     table.to_csv(tree.path("vggsound.csv"), index=False)
@@ -116,10 +117,10 @@ def pretraining(tree):
 
 
 def ave(tree):
-    """AVE: one event a clip, from `start` to before `end`; the other seconds are noise and an empty picture.
+    """AVE: one event per clip, from `start` to before `end`; the other seconds are noise and an empty picture.
 
-    Rows are grouped by class, in the order of the class list, as the official annotations are. Training, validation
-    and test rows (4 : 1 : 2) show digits of different writers.
+    Like the official annotations, rows are grouped by class, in the order of the class list. Training, validation and
+    test rows (4 : 1 : 2) show digits of different writers.
     """
     rng = tree.rng("ave")
     split, keys = ave_rows(tree.clips)
@@ -130,7 +131,7 @@ def ave(tree):
     write_text(tree, "ave")
 
     audio = np.empty((count, tree.seconds, dialled_clips.BANDS))               # float64, as published
-    video = np.empty((count, tree.seconds, dialled_clips.PLACES_A_SIDE, dialled_clips.PLACES_A_SIDE, dialled_clips.CHANNELS))
+    video = np.empty((count, tree.seconds, dialled_clips.GRID, dialled_clips.GRID, dialled_clips.CHANNELS))
     for pool in ("train", "val", "test"):
         rows = np.flatnonzero(split == pool)
         write_h5(tree.path(f"ave.{pool}"), "order", rows)
@@ -144,7 +145,7 @@ def ave(tree):
 
 
 def write_annotations(tree, keys, event, rng):
-    """AVE's list of clips, ids drawn at random, and its classes."""
+    """Write AVE's list of clips, with random ids, and its classes."""
     table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
                           "quality": "good", "start": event.start, "end": event.end})
     table.to_csv(tree.path("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
@@ -152,7 +153,7 @@ def write_annotations(tree, keys, event, rng):
 
 
 def ave_rows(clips, shares=(6, 24, 12)):
-    """Split name and key of every AVE row, ordered by key: two arrays. `shares`: pretraining clips for each clip of
+    """(split names, keys) of all AVE rows, ordered by key. `shares` are the numbers of pretraining clips per clip of
     train, val and test."""
     counts = [clips // share for share in shares]
     split = np.repeat(["train", "val", "test"], counts)
@@ -163,10 +164,10 @@ def ave_rows(clips, shares=(6, 24, 12)):
 
 
 def avvp(tree):
-    """AVVP and the AVE -> AVVP test side: one or two events a clip, most both heard and seen, some only one of both.
+    """AVVP, and the test side of AVE -> AVVP: one or two events per clip, most of them both audible and visible.
 
-    All digits are of the test pool. A clip without an event in one modality is not on that modality's list; every
-    twentieth audio file has an eleventh second, which is to be cut. AVE_AVVP's lists keep the shared classes only.
+    All digits are from the test pool. Clips without an event in one modality are not on that modality's list. Every
+    twentieth audio file has an eleventh second, which loaders must cut. AVE_AVVP's lists have the shared classes only.
     """
     rng = tree.rng("avvp")
     ids, keys = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
@@ -209,24 +210,26 @@ def avvp_lists(tree, count, rng):
 
 
 def draw_events(rng, seconds):
-    """Events of one clip, in order of time: tuples (key, onset, offset, is_heard, is_seen); every key once.
+    """Draw the events of one clip, in temporal order: tuples (key, onset, offset, is_audible, is_visible), each key
+    once.
 
-    One event of 7 to 10 seconds, or in a tenth of the clips two of 4 or 5 seconds each: codes of a second know their
-    neighbours, so that much shorter events are lost on an encoder that was pretrained for minutes.
+    There is one event of 7 to 10 seconds, or, in a tenth of the clips, two of 4 or 5 seconds each. Codes also depend on
+    neighboring seconds, so that an encoder that was pretrained for minutes misses much shorter events.
     """
     count = 2 if rng.random() < 1 / 10 else 1
     lengths = (rng.integers(7 * seconds // 10, seconds + 1, 1) if count == 1 else
                rng.integers(2 * seconds // 5, seconds // 2 + 1, 2))
     free = seconds - lengths.sum()
     onsets = np.sort(rng.integers(0, free + 1, count)) + np.cumsum(lengths) - lengths
-    only = rng.random(count)                    # one event in ten is only heard, one in ten only seen
-    return list(zip(rng.permutation(len(dialled_clips.WORDS))[:count], onsets, onsets + lengths, only < 0.9, only >= 0.1))
+    only = rng.random(count)                    # one event in ten is only audible, one in ten only visible
+    keys = rng.permutation(len(dialled_clips.WORDS))[:count]
+    return list(zip(keys, onsets, onsets + lengths, only < 0.9, only >= 0.1))
 
 
 def ave_avvp(tree):
-    """The AVE -> AVVP training side: labels of the shared classes for all AVE rows, and the rows that have one.
+    """The training side of AVE -> AVVP: labels of the shared classes for all AVE rows, and the rows that have one.
 
-    As in the released files the row list covers all AVE splits, and rows of other classes keep their background.
+    As in the published files, the list covers all AVE splits, and rows of other classes keep their background labels.
     """
     write_shared(tree, ave_rows(tree.clips)[1])
 
@@ -240,9 +243,9 @@ def write_shared(tree, keys):
 
 
 def ucf_vggsound(tree):
-    """UCF-101 (video, drawn with bolder and noisier strokes by the test pool's writers) and VGGSound (audio).
+    """UCF-101 (video, with bolder and noisier strokes of writers in the test pool) and VGGSound (audio).
 
-    The two class lists are aligned line by line and not in the order of the other lists. Clips last 6 to 12 seconds.
+    The two class lists are aligned by line, in another order than the other lists. Clips last 6 to 12 seconds.
     """
     rng = tree.rng("ucf_vggsound")
     names = np.array([f"Digit{word.capitalize()}" for word in dialled_clips.WORDS])
@@ -271,8 +274,8 @@ def ucf_vggsound(tree):
 
 
 def ucf51(tree):
-    """The open-set list of UCF-101 clips with sound: the clips of `ucf_vggsound`, their sounds, and one class list of
-    which the first half is the closed part, as in every open-set task."""
+    """The open-set list of UCF-101: the clips of `ucf_vggsound` with sound, and a list of classes, of which the first
+    half is known, as in every open-set task."""
     rng = tree.rng("ucf51")
     clips = pd.read_csv(tree.path("ucf_vggsound.ucf_csv"))
     clips[["category", "video_id"]].to_csv(tree.path("ucf51.csv"), index=False)
@@ -288,7 +291,7 @@ def ucf51(tree):
 
 
 def captions(tree):
-    """Clips with two captions each: test clips of `vggsound`, every caption a row."""
+    """Test clips of `vggsound` with two captions each, one row per caption."""
     clips = pd.read_csv(tree.path("vggsound.csv"))
     clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
     word = dict(zip(dialled_clips.CLASSES, dialled_clips.WORDS))
@@ -305,20 +308,20 @@ def captions(tree):
             shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
 
 
-# A part reads no more than the parts before it, and writes files of its own only: a tree that was built before a part
-# was added gets it when it is asked for again.
+# A part only reads the parts before it and only writes files of its own, so that parts can be added to trees that were
+# built without them.
 PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
          "ucf51": ucf51, "captions": captions}
 
 
 # ---------------------------------------------------------------------------------------------------- formats
 def blocks(rows):
-    """Row numbers in parts of at most BLOCK."""
+    """Row numbers in blocks of at most BLOCK."""
     return np.array_split(rows, -(-len(rows) // BLOCK))
 
 
 def video_ids(count, rng):
-    """Distinct names of 11 characters; lower case, so that they differ on every file system."""
+    """Different names of 11 characters, in lower case for file systems that ignore case."""
     names = set()
     while len(names) < count:
         names.update("".join(row) for row in rng.choice(ID_LETTERS, (count - len(names), 11)))
@@ -331,16 +334,16 @@ def one_hot(second_keys, classes):
 
 
 def write_zip(folder, name, array):
-    """A feature zip: one member `<name>.pkl`, a pickled array. The fixed date keeps the bytes the same."""
+    """Write a feature zip with one member `<name>.pkl`, a pickled array, with a fixed date for reproducibility."""
     with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(f"{name}.pkl"), pickle.dumps(np.ascontiguousarray(array)),
                          zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
 def write_h5(path, name, array):
-    """One dataset of an h5 file, one chunk per row; light compression, by gzip: lzf starts from what happens to be in
-    memory, and the same array gives other bytes."""
-    content = io.BytesIO()                  # on a full disk h5py complains without end
+    """Write an h5 file with one dataset, one chunk per row, and gzip compression; lzf uses uninitialized memory, so
+    that its output is not reproducible."""
+    content = io.BytesIO()                  # h5py handles a full disk badly
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
@@ -348,7 +351,8 @@ def write_h5(path, name, array):
 
 
 def write_events(path, events):
-    """An AVVP list: one row per clip, its onsets, offsets and labels joined by commas, columns separated by tabs."""
+    """Write an AVVP list: one row per clip, with comma-separated onsets, offsets and labels, and tabs between
+    columns."""
     joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
     joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
 
@@ -358,8 +362,7 @@ def write_prompts(path, prompts):
 
 
 def write_text(tree, name, prompts=dialled_clips.PROMPTS):
-    """Prompts of a dataset, and their word vectors by hashed character n-grams: no download, and a key's word is unlike
-    the others."""
+    """Write the prompts of a dataset and their word vectors from hashed character n-grams, which need no download."""
     write_prompts(tree.path(f"{name}.prompts"), prompts)
     prompts = read_prompts(tree.path(f"{name}.prompts"))
     write_text_features(tree.path(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
@@ -372,24 +375,23 @@ def write_lines(path, lines):
 
 # ---------------------------------------------------------------------------------------------------- the command
 def settings(seed, clips, seconds):
-    """What a marker says of a whole tree."""
+    """Contents of the marker of a complete tree."""
     return {"name": "Dialled Digits", "version": VERSION, "seed": seed, "clips": clips, "seconds": seconds,
             "parts": list(PARTS), "video_channels": dialled_clips.CHANNELS}
 
 
 def parts_there(out, seed, clips, seconds):
-    """Names of the parts of this tree that `out` holds, () if there is nothing; InputError for anything else."""
+    """Names of the parts of this tree in `out`, () if it is empty; InputError if it contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return ()
     marker = out / MARKER
     if not marker.is_file():
-        raise InputError(f"{out}: exists and is no demo tree ({MARKER} is absent); name another folder with --out")
+        raise InputError(f"{out}: exists and is not a demo tree ({MARKER} is absent); choose another folder with --out")
     try:
-        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # earlier trees do not say it
+        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # absent in earlier trees
         wanted = settings(seed, clips, seconds)
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{marker}: is no longer the JSON object that a build writes; remove {out} and build it "
-                         "again") from None
+        raise InputError(f"{marker}: not a JSON object of a build; remove {out} and build it again") from None
     there = found.get("parts")
     if not isinstance(there, list):
         raise InputError(f"{marker}: names no parts; remove {out} and build it again")
@@ -401,21 +403,21 @@ def parts_there(out, seed, clips, seconds):
 
 
 def build(out, paths, seed=0, clips=2400, progress=True, seconds=SECONDS):
-    """Build the demo tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone, and
-    one that was built before parts were added gets these.
+    """Build the demo tree atomically. A complete tree is not changed; one without some parts gets these.
 
     Args:
-        out: folder to make; the data root of the demo.
+        out: folder to create, the data root of the demo.
         paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
-        clips: pretraining clips; the other parts are proportionate.
-        progress: show a bar.
-        seconds: of a clip, 3 at least.
+        seed: seed of all random choices.
+        clips: number of pretraining clips; the other parts are proportional.
+        progress: show a progress bar.
+        seconds: seconds per clip, at least 3.
 
     Returns:
-        True if the tree or a part of it was built, False if it was there already.
+        True if the tree or a part of it was built, False if it was complete.
 
     Raises:
-        InputError: `out` holds something else, or a tree of another seed, size or version, or cannot be made.
+        InputError: `out` contains something else, or a tree of another seed, size or version, or cannot be created.
     """
     out = Path(out).absolute()
     if not LEAST_CLIPS <= clips <= MOST_CLIPS:
@@ -439,7 +441,7 @@ def build(out, paths, seed=0, clips=2400, progress=True, seconds=SECONDS):
 
 
 def add_parts(out, paths, seed, clips, seconds, names, progress):
-    """Build parts that a whole tree lacks; the marker names them afterwards. Returns whether there were any."""
+    """Add the parts `names` to a complete tree and to its marker; returns whether there are any."""
     if names:
         with tqdm(unit="clip", desc=f"demo data, {', '.join(names)}", disable=None if progress else True) as bar, \
                 threadpool_limits(1), as_input_error(out, "choose another --out"):
@@ -458,10 +460,10 @@ def write_marker(root, seed, clips, seconds):
 def main(argv=None):
     parser = Parser(prog="python -m cmg.demos.dialled", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400,
-                        help="pretraining clips; the other parts are proportionate (default 2400, 130 MB)")
+                        help="number of pretraining clips; the other parts are proportional (default 2400, 130 MB)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)

@@ -1,15 +1,15 @@
-"""Dialled Digits, the demo data: the tone of a telephone key, a handwritten digit, a sentence that names the key.
+"""Dialled Digits, the demo data: the tone of a telephone key, a handwritten digit, and a sentence that names the key.
 
-This module draws seconds and turns them into features; `cmg.demos.dialled` arranges them into clips on disk.
+This module generates the features of single seconds; `cmg.demos.dialled` writes them as clips.
 
-* audio: the dual tones of ITU-T Recommendation Q.23 at 8 kHz, with jitter in frequency, level, onset and length and
-  with noise from light to heavy; one vector of 128 log-mel bands a second.
-* video: digits that people wrote (scikit-learn's copy of the UCI optical digits), turned, scaled, shifted and made
-  noisy; fixed random projections of 49 overlapping patches, [7, 7, V] a second.
-* text: one sentence a class.
+* audio: the dual tones of ITU-T Recommendation Q.23 at 8 kHz, with random frequency, level, onset and length, and light
+  to heavy noise; one vector of 128 log-mel bands per second.
+* video: handwritten digits (scikit-learn's copy of the UCI optical digits), rotated, scaled, shifted and with noise;
+  fixed random projections of 49 overlapping patches, [7, 7, V] per second.
+* text: one sentence per class.
 
-Nothing but `numpy.random.Generator`s that the caller passes in makes a random choice, except the projections, which
-are one constant: features made at different times fit together.
+All random choices use `numpy.random.Generator`s of the caller, except the projections, which are constant, so that
+features generated at different times are compatible.
 """
 
 from dataclasses import dataclass
@@ -21,33 +21,34 @@ from numpy.lib.stride_tricks import sliding_window_view
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASSES = tuple(f"digit {word}" for word in WORDS)      # class k is key k
 PROMPTS = {f"digit {word}": f"The dual tones of key {word} dialled on a telephone" for word in WORDS}
-EMPTY = -1                                              # "key" of a second in which nothing happens
+EMPTY = -1                                              # key of a second without an event
 
 # ---------------------------------------------------------------------------------------------------- audio
 RATE = 8000                                             # samples a second
 ROW_HZ, COLUMN_HZ = (697, 770, 852, 941), (1209, 1336, 1477)        # Q.23: low group by row, high group by column
 KEY_HZ = np.array([(941, 1336)] + [(ROW_HZ[k // 3], COLUMN_HZ[k % 3]) for k in range(9)], np.float32)   # keys 0..9
-DETUNING = 0.015            # largest relative error of a frequency; Q.23 allows senders 0.018
-LEVEL = (0.12, 0.5)         # amplitude of a tone, of full scale
-TWIST = 1.4                 # the high tone is at most this much louder or softer than the low one (3 dB)
+DETUNING = 0.015            # largest relative error of a frequency; Q.23 allows 0.018
+LEVEL = (0.12, 0.5)         # amplitude of a tone, relative to full scale
+TWIST = 1.4                 # largest ratio of the amplitudes of the two tones (3 dB)
 ONSET = (0.0, 0.3)          # seconds into the second
 LENGTH = (0.35, 0.7)        # seconds
-NOISE = (0.003, 0.1)        # rms of the white noise: from 40 dB below a tone to nearly as loud as a weak one
+NOISE = (0.003, 0.1)        # RMS of the white noise: from 40 dB below a tone to nearly as loud as a weak tone
 BANDS = 128
-BLOCK = 32                  # seconds made at a time
+BLOCK = 32                  # seconds generated at a time
 FRAME, HOP = 1000, 500      # samples: 15 frames a second, 8 Hz resolution
 LOWEST_HZ = 125.0
 
 
 def tones(keys, rng, seconds=1):
-    """Waveforms in which each key is pressed once, at a random moment of the first second.
+    """Waveforms in which a key is pressed once, at a random time in the first second.
 
     Args:
-        keys: (N,) integers 0..9, or EMPTY for noise alone.
-        seconds: length of every waveform; longer ones end in noise.
+        keys: (N,) integers 0..9, or EMPTY for noise only.
+        rng: numpy.random.Generator.
+        seconds: length of the waveforms.
 
     Returns:
-        (N, seconds * 8000) float32, about -1..1.
+        (N, seconds * 8000) float32, in about -1..1.
     """
     keys = np.asarray(keys)
     count = len(keys)
@@ -67,10 +68,6 @@ def tones(keys, rng, seconds=1):
     return waves
 
 
-def tone(key, rng, seconds=1):
-    """One waveform of `tones`: (seconds * 8000,) float32."""
-    return tones([key], rng, seconds)[0]
-
 
 @cache
 def mel_bank():
@@ -81,9 +78,9 @@ def mel_bank():
 
 
 def log_mel(waveforms):
-    """Log-mel bands of waveforms of one second: half the log of 1 + the power, averaged over the second's 15 frames.
+    """Log-mel bands of waveforms of one second: log(1 + power) / 2, with the power averaged over 15 frames.
 
-    The result is non-negative, about 0-5 as VGGish features are; near silence gives near zero.
+    The result is nonnegative and, like VGGish features, in about 0..5; it is nearly zero for silence.
 
     Args:
         waveforms: (N, 8000).
@@ -93,7 +90,7 @@ def log_mel(waveforms):
     """
     if waveforms.ndim != 2 or waveforms.shape[1] != RATE:
         raise ValueError(f"waveforms are {waveforms.shape}; expected (N, {RATE}): one second each at 8 kHz")
-    # transformers' own spectrogram() loops over frames in Python; one FFT call over all frames is ten times faster.
+    # transformers' spectrogram() loops over frames in Python; one FFT call for all frames is ten times faster.
     window = np.hanning(FRAME + 1)[:-1].astype(np.float32)
     frames = sliding_window_view(waveforms, FRAME, axis=1)[:, ::HOP] * window           # (N, 15, 1000)
     spectrum = np.fft.rfft(frames.astype(np.float32, copy=False), axis=-1)
@@ -102,10 +99,10 @@ def log_mel(waveforms):
 
 
 # ---------------------------------------------------------------------------------------------------- video
-# The file lists writers one after another, each starting with 0..9 three times over; both cuts fall between writers.
+# The file lists one writer after another, each starting with 0..9 three times; both cuts are between writers.
 POOLS = {"train": slice(0, 1157), "val": slice(1157, 1287), "test": slice(1287, None)}
 DIGIT, CANVAS, PATCH = 12, 13, 7            # pixels: a digit's side, a picture's side, a patch's side
-PLACES_A_SIDE = CANVAS - PATCH + 1          # 7
+GRID = CANVAS - PATCH + 1          # 7
 CHANNELS = 32                               # V
 PROJECTION_SEED, SMOOTHING, THRESHOLD = 1, 1.0, 0.3
 
@@ -131,7 +128,7 @@ def _digits():
 
 
 def pick(keys, split, rng):
-    """A handwritten sample of each key, drawn with replacement from the pool; blank for EMPTY.
+    """A handwritten sample of each key, drawn from the pool with replacement; blank for EMPTY.
 
     Args:
         keys: (N,) integers 0..9 or EMPTY.
@@ -143,22 +140,22 @@ def pick(keys, split, rng):
     order = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[order], np.arange(len(WORDS) + 1))
     keys = np.asarray(keys)
-    some = np.maximum(keys, 0)                      # any digit will do where the second is blanked below
+    some = np.maximum(keys, 0)                      # any digit, where the picture is blanked below
     samples = first[some] + (rng.random(len(keys)) * (first[some + 1] - first[some])).astype(int)
-    chosen = images[order[samples]]
-    chosen[keys == EMPTY] = 0
-    return chosen
+    pictures = images[order[samples]]
+    pictures[keys == EMPTY] = 0
+    return pictures
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a set draws its digits; every range is drawn from uniformly."""
-    turn: float                 # largest turn, degrees
-    zoom: tuple                 # size of the digit, 1 = 12 pixels
+    """How digits are drawn; all ranges are sampled uniformly."""
+    turn: float                 # largest rotation, degrees
+    zoom: tuple                 # size of the digit; 1 is 12 pixels
     shift: float                # largest shift, pixels
     ink: tuple                  # brightness of the strokes
     noise: tuple                # standard deviation of the pixel noise
-    thickness: float = 0.0      # 0 as written, 1 one source pixel thicker on every side
+    thickness: float = 0.0      # 0: as written; 1: one source pixel thicker on every side
 
 
 PLAIN = Style(turn=4, zoom=(0.97, 1.03), shift=0.4, ink=(0.8, 1.0), noise=(0.0, 0.06))
@@ -166,11 +163,13 @@ BOLD = Style(turn=6, zoom=(0.94, 1.02), shift=0.4, ink=(0.7, 0.95), noise=(0.02,
 
 
 def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
-    """Pictures of handwritten samples: turned, scaled, shifted, blended with noise, clipped to 0..1.
+    """Pictures of handwritten samples: rotated, scaled, shifted, with added noise, clipped to 0..1.
 
     Args:
-        images: (N, 8, 8) as `pick` gives.
-        canvas, digit: sides of the picture and of a digit of zoom 1, pixels.
+        images: (N, 8, 8) of `pick`.
+        rng: numpy.random.Generator.
+        style: Style.
+        canvas, digit: sides of the picture and of a digit of zoom 1, in pixels.
 
     Returns:
         (N, canvas, canvas) float32.
@@ -181,7 +180,7 @@ def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
         around = sliding_window_view(np.pad(source, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2)).max((-2, -1))
         source = (1 - style.thickness) * source + style.thickness * around
     angle = np.deg2rad(rng.uniform(-style.turn, style.turn, count))
-    scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels a picture's pixel
+    scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels per pixel of the picture
     shift = rng.uniform(-style.shift, style.shift, (count, 2))
     centred = np.arange(canvas) - (canvas - 1) / 2
     row = centred[None, :, None] - shift[:, 0, None, None]
@@ -209,10 +208,10 @@ def _bilinear(source, row, column):
 
 @cache
 def projections():
-    """V fixed random filters, smooth (white noise under a Gaussian), without mean, of norm 1: (49 pixels, V) float32.
+    """V fixed random filters, (49 pixels, V) float32: Gaussian-blurred white noise with mean 0 and norm 1.
 
-    Smooth, because strokes are: white filters answer to pixel noise, and the encoder sees only the sum over the 49
-    places, from which ten digits must remain distinct.
+    Strokes are smooth, too. White filters would respond to pixel noise, and the encoder only sees the sum over the 49
+    positions, by which the ten digits must be distinguishable.
     """
     side = np.arange(PATCH)
     blur = np.exp(-0.5 * ((side[:, None] - side) / SMOOTHING) ** 2)     # (7, 7), applied to rows and to columns
@@ -235,19 +234,19 @@ def video_features(pictures):
         raise ValueError(f"pictures are {pictures.shape}; expected (N, {CANVAS}, {CANVAS})")
     patches = sliding_window_view(pictures, (PATCH, PATCH), axis=(1, 2))
     patches = patches.reshape(-1, PATCH * PATCH).astype(np.float32, copy=False)
-    answers = np.maximum(patches @ projections() - np.float32(THRESHOLD), 0)
-    return answers.reshape(len(pictures), PLACES_A_SIDE, PLACES_A_SIDE, CHANNELS)
+    responses = np.maximum(patches @ projections() - np.float32(THRESHOLD), 0)
+    return responses.reshape(len(pictures), GRID, GRID, CHANNELS)
 
 
 # ---------------------------------------------------------------------------------------------------- clips
 def audio_clips(keys, rng):
-    """Audio features of clips, one second a key: (N, T) integers 0..9 or EMPTY -> (N, T, 128) float32."""
+    """Audio features of clips with one key per second: (N, T) integers 0..9 or EMPTY -> (N, T, 128) float32."""
     flat = keys.ravel()
-    blocks = np.array_split(flat, -(-len(flat) // BLOCK))       # waveforms that fit the cache: four times faster
+    blocks = np.array_split(flat, -(-len(flat) // BLOCK))       # blocks that fit into the cache: four times faster
     return np.concatenate([log_mel(tones(block, rng)) for block in blocks]).reshape(*keys.shape, BANDS)
 
 
 def video_clips(keys, split, rng, style=PLAIN):
-    """Video features of clips, another handwritten sample each second: (N, T) keys -> (N, T, 7, 7, V) float32."""
+    """Video features of clips with another sample in each second: keys (N, T) -> (N, T, 7, 7, V) float32."""
     features = video_features(draw(pick(keys.ravel(), split, rng), rng, style))
     return features.reshape(*keys.shape, *features.shape[1:])

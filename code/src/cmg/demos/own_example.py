@@ -1,7 +1,7 @@
-"""`prepare.py new`: a dozen drawn clips in the form of a user's own data set, to start from.
+"""`prepare.py new`: a dozen synthetic clips in the format of a user's own data set, as a starting point.
 
-Three classes: a red ball, a green square or a blue cross that moves, with a low, a middle or a high tone
-that swells and fades.
+There are three classes: a moving red ball, green square or blue cross, with a low, middle or high tone that swells and
+fades.
 """
 
 import io
@@ -21,69 +21,16 @@ SENTENCES = {"ball": ("a ball rolls and hums", "a low hum of a ball"),
              "square": ("a square slides and whistles", "a square with a steady whistle"),
              "cross": ("a cross spins and squeaks", "a high squeak of a cross")}
 SPLITS = ("train", "train", "val", "test")          # of the clips of a class
-README = """# {clips} drawn clips, as a data set of your own
-
-| file | what it is |
-| --- | --- |
-| `clips.csv` | the manifest: one row a clip; its columns are explained below |
-| `audio/<id>.npy` | ({seconds}, {bands}): {bands} numbers a second |
-| `video/<id>.npy` | ({seconds}, {cells}, {cells}, {channels}): a map of {channels} channels a second |
-| `prompts.h5` | word vectors of all sentences of `clips.csv`, by `prepare.py text` |
-| `run.sh` | the commands below |
-
-| column | content |
-| --- | --- |
-| `id` | name of the clip's files, without folder and ending |
-| `split` | `train`: pretraining and heads learn from it; `val`: chooses a head's epoch; `test`: is measured |
-| `label` | class of the clip; empty in a train clip that serves pretraining alone |
-| `prompt` | one sentence or several, separated by a bar; a step of pretraining draws one |
-| `onset`, `offset` | not here: seconds of an event; with them a head classifies seconds, one row an event |
-
-Only `id` and `split` are needed. Put your own rows and files in their place and run
-
-```bash
-bash run.sh
-```
-
-which checks the data, pretrains, trains and tests the heads, and writes a report:
-
-```bash
-{commands}
-```
-
-{clips} clips show the way, not a result. All about it: `code/docs/your-data.md`.
-"""
-RUN = """#!/usr/bin/env bash
-# From the clips beside this file to a result. Every path may be another one.
-set -euo pipefail
-DIR={folder}
-cd {src}
-. ./python.sh
-{commands}
-"""
-COMMANDS = """\
-DATA=(--manifest "$DIR/clips.csv" --features audio="$DIR/audio" --features video="$DIR/video"
-      --features text="$DIR/prompts.h5")
-# 1. Is everything there, and of one form?
-{python} prepare.py check --dataset custom "${{DATA[@]}}"
-# 2. Pretrain on the train clips: {epochs} epochs of one step, few codes, because the clips are few. For real data leave
-#    out the last line, and name DCID-model-5.pt in step 3.
-./pretrain.sh --dataset_name custom "${{DATA[@]}}" \\
-    --model_save_path "$DIR/checkpoint" --snapshot_pref "$DIR/pretraining" \\
-    --n_embeddings 24 --n_epoch {epochs} --save_freq {epochs} --b 6 --print_freq {often} --workers 0
-# 3. Train a head on each modality, test it on the others.
-./custom.sh "${{DATA[@]}}" --checkpoint "$DIR/checkpoint/DCID-model-{last}.pt" --workers 0 --snapshot_pref "$DIR/heads"
-# 4. Everything on one page: open report.html in a browser.
-{python} -m cmg.report "$DIR/pretraining" "$DIR/heads" --out "$DIR/report.html\""""
+TEMPLATES = {name: Path(__file__).with_name(f"own_example_{name}.txt") for name in ("readme", "run", "commands")}
 
 
 def clips():
-    """Rows (id, class, number in its class) of the example."""
+    """The clips of the example: (id, class, index within its class)."""
     return [(f"{name}-{k}", name, k) for name in SENTENCES for k in range(len(SPLITS))]
 
 
 def sound(kind, k):
-    """(T, BANDS) float32: a tone of the class's band that swells and fades; `k` moves its loudest second."""
+    """Audio features (T, BANDS) float32: a tone in the band of the class, which is loudest at second `k`."""
     band = (20, 60, 100)[kind] + 2 * k
     height = np.exp(-0.5 * ((np.arange(BANDS) - band) / 4) ** 2)
     loudness = 0.6 + 0.4 * np.cos(2 * np.pi * (np.arange(SECONDS) - k) / SECONDS)
@@ -91,7 +38,7 @@ def sound(kind, k):
 
 
 def picture(kind, k):
-    """(T, CELLS, CELLS, CHANNELS) float32: the class's shape on its way from left to right, patch by patch."""
+    """Video features (T, CELLS, CELLS, CHANNELS) float32: the shape of the class, moving from left to right."""
     side, color = CELLS * PIXELS, np.eye(3)[kind]
     y, x = np.mgrid[:side, :side]
     filters = np.abs(np.random.default_rng(0).standard_normal((PIXELS * PIXELS * 3, CHANNELS))) / PIXELS
@@ -109,23 +56,25 @@ def write(folder, src):
     """Write the example.
 
     Args:
-        folder: new or empty.
+        folder: a new or empty folder.
         src: folder of the scripts, for the commands.
+
     Returns:
-        the files at its top.
+        The files and folders in it.
+
     Raises:
-        InputError: there is something in the folder, or it cannot be written.
+        InputError: the folder is not empty, or cannot be written.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: there is something already; a new or empty folder is expected; choose another")
+        raise InputError(f"{folder}: already exists; expected a new or empty folder; choose another")
     with atomic_folder(folder, remedy="choose another DIR") as partial:
         _fill(partial, folder, src)
-    return sorted(path for path in folder.iterdir())
+    return sorted(folder.iterdir())
 
 
 def _fill(partial, folder, src):
-    """Write the files of `folder` into a folder that will be renamed to it."""
+    """Write the files into `partial`, which will be renamed to `folder`."""
     rows = ["id,split,label,prompt"]
     for name, of, k in clips():
         kind = list(SENTENCES).index(of)
@@ -136,12 +85,13 @@ def _fill(partial, folder, src):
     _write(partial / "clips.csv", "\n".join(rows) + "\n")
     write_text_features(partial / "prompts.h5", {sentence: sentence for sentence in sentences},
                         hashing_sentences(sentences), "hashing", prompts_file=folder / "clips.csv")
-    place, own = shlex.quote(str(folder)), {"epochs": EPOCHS, "last": EPOCHS - 1, "often": max(1, EPOCHS // 5)}
-    _write(partial / "README.md", README.format(
-        clips=len(clips()), seconds=SECONDS, bands=BANDS, cells=CELLS, channels=CHANNELS, folder=folder,
-        commands=f"cd {shlex.quote(str(src))}\nDIR={place}\n{COMMANDS.format(python='python', **own)}"))
-    _write(partial / "run.sh", RUN.format(folder=place, src=shlex.quote(str(src)),
-                                         commands=COMMANDS.format(python='"$PYTHON"', **own)))
+    readme, run, commands = (path.read_text(encoding="utf-8") for path in TEMPLATES.values())
+    dir_, src = shlex.quote(str(folder)), shlex.quote(str(src))
+    values = {"epochs": EPOCHS, "last": EPOCHS - 1, "often": max(1, EPOCHS // 5)}
+    _write(partial / "README.md", readme.format(
+        clips=len(clips()), seconds=SECONDS, bands=BANDS, cells=CELLS, channels=CHANNELS,
+        commands=f"cd {src}\nDIR={dir_}\n{commands.format(python='python', **values).rstrip()}"))
+    _write(partial / "run.sh", run.format(folder=dir_, src=src, commands=commands.format(python='"$PYTHON"', **values)))
 
 
 def _save(path, array):

@@ -1,10 +1,10 @@
-"""Write Spoken Digits, real recordings, in the published on-disk formats.
+"""Write Spoken Digits, a data set of real recordings, in the published on-disk formats.
 
     python -m cmg.demos.spoken --out ../../data/spoken --recordings DIR       # from code/src; about a minute
 
-The folder holds the tree of a real data package, as the demo's (cmg/demos/dialled.py). Pretraining and AVE's
-training rows have recordings and images of one part, validation rows of another, and all that is tested of a third,
-whose recordings are the data set's own test split. The list of pretraining has all three: pretrain on `--splits train`.
+The folder has the structure of the real data package, as for the demo (cmg/demos/dialled.py). Recordings and images are
+split in three: for pretraining and the training rows of AVE, for its validation rows, and for testing, with the test
+split of the recordings. The list for pretraining contains all three, so pretrain with `--splits train`.
 """
 
 import argparse
@@ -40,27 +40,27 @@ from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import atomic_folder, atomic_output
 
 VERSION = 1                             # of the contents
-MARKER = "spoken.json"                  # written last: a folder that has it is whole
+MARKER = "spoken.json"                  # written last, so that a folder with it is complete
 PROMPTS = {name: f"A voice says {word} and a hand writes it" for name, word in zip(CLASSES, WORDS)}
-WHOLE, SHORTEST = 1 / 3, 4              # share of events that fill their clip, and the shortest, in seconds
-# Pretraining clips for each clip of AVE's parts, of each tested part of the pretraining list, of AVVP and of UCF-101.
+WHOLE, SHORTEST = 1 / 3, 4              # fraction of events that fill the clip; shortest event in seconds
+# Pretraining clips per clip of AVE's splits, of val and test in the pretraining list, of AVVP and of UCF-101.
 AVE_SHARES, HELD_SHARE, AVVP_SHARE, UCF_SHARE = (4, 8, 8), 8, 6, 8
-LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # 80: every part has each of the ten classes
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all of the ten classes
 
 
 class Writer(Tree):
-    """A tree being built of three pools of recordings. A subclass with another name, cut or features makes others."""
+    """A tree that is being built from three pools of recordings; subclasses may have other features or cuts."""
 
     name, cut, channels = "Spoken Digits", OFFICIAL, CHANNELS
 
     def start(self, speech, images):
-        """Take the recordings; each part's are handed out in one random order."""
+        """Set the recordings and images."""
         self.pools = {part: pool(part, speech, images, self.cut) for part in ("train", "val", "test")}
         self.filters = filters(self.pools["train"])
         return self
 
     def cast(self, heard, seen, part, rng):
-        """One `Clip` after another: digits of the seconds (N, T), NONE for nothing, by the pool `part`."""
+        """Yield a `Clip` for each row of the digits heard and seen (N, T), or NONE, from the pool `part`."""
         casting = Casting(self.pools[part], rng, self.cut.hold)
         for one in zip(heard, seen):
             yield casting.clip(*one)
@@ -74,8 +74,7 @@ class Writer(Tree):
 
 
 def pretraining(tree):
-    """VGGSound-AVEL: `tree.clips` clips of the part train, and an eighth as many of val and of test, unseen in
-    pretraining."""
+    """VGGSound-AVEL: `tree.clips` training clips, and an eighth as many each for validation and test."""
     rng = tree.rng("vggsound")
     held = tree.clips // HELD_SHARE
     split = np.repeat(["train", "val", "test"], [tree.clips, held, held])
@@ -97,7 +96,7 @@ def pretraining(tree):
 
 
 def ave(tree):
-    """AVE: one event a clip; rows grouped by class, as the official annotations are."""
+    """AVE: one event per clip; like the official annotations, rows are grouped by class."""
     rng = tree.rng("ave")
     split, keys = ave_rows(tree.clips, AVE_SHARES)
     event = Events.draw(len(keys), WHOLE, SHORTEST, rng)
@@ -119,7 +118,7 @@ def ave(tree):
 
 
 def avvp(tree):
-    """AVVP and the AVE -> AVVP test side: one or two events a clip, some only heard or only seen; test part."""
+    """AVVP, and the test side of AVE -> AVVP: one or two events per clip, some of them only audible or only visible."""
     rng = tree.rng("avvp")
     ids, digits = avvp_lists(tree, tree.clips // AVVP_SHARE, rng)
     folders = {kind: tree.folder(f"avvp.{kind}") for kind in ("audio", "video")}
@@ -129,9 +128,10 @@ def avvp(tree):
 
 
 def ucf_vggsound(tree):
-    """UCF-101: video of 6 to 12 seconds that one image fills; VGGSound: the test clips of the pretraining list.
+    """UCF-101: videos of 6 to 12 seconds with one digit; VGGSound: the test clips of the pretraining list.
 
-    The two class lists are aligned line by line and not in the order of the other lists."""
+    The two class lists are aligned by line, in another order than the other lists.
+    """
     rng = tree.rng("ucf_vggsound")
     names = np.array([f"Digit{word.capitalize()}" for word in WORDS])
     order = np.argsort(names)
@@ -150,22 +150,26 @@ def ucf_vggsound(tree):
         write_zip(folder, name, tree.video(clip, "test")[:rng.integers(6, longest + 1)])
 
 
-PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part reads no more than the parts before it
+PARTS = (pretraining, ave, avvp, ucf_vggsound)      # a part only reads the parts before it
 
 
 def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writer):
-    """Build the tree in a folder beside `out` and rename it when whole; a whole one that exists is left alone.
+    """Build the tree atomically; a complete one is not changed.
 
     Args:
-        out: folder to make; the data root.
+        out: folder to create, the data root.
         paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
-        recordings: folder of the archives (`sources`).
-        clips: pretraining clips; the other parts are proportionate.
+        recordings: folder of the archives (cmg/demos/spoken_sources.py).
+        seed: seed of all random choices.
+        clips: number of pretraining clips; the other parts are proportional.
+        progress: show a progress bar.
         writer: `Writer` or a subclass.
+
     Returns:
-        True if it was built, False if it was there already.
+        True if it was built, False if it was complete.
+
     Raises:
-        InputError: `out` holds something else, or a tree of other settings; the archives are absent or not the
+        InputError: `out` contains something else, or a tree of other settings, or the archives are absent or not the
             published ones.
     """
     out = Path(out).absolute()
@@ -190,7 +194,7 @@ def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writ
 
 
 def is_there(out, settings):
-    """Does `out` hold this very tree? InputError if it holds anything else."""
+    """Whether `out` contains this tree; InputError if it contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -206,7 +210,7 @@ def is_there(out, settings):
 def main(argv=None):
     parser = Parser(prog="python -m cmg.demos.spoken", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
     parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")

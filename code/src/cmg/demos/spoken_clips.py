@@ -1,8 +1,8 @@
-"""Clips of Spoken Digits: a recorded word, said once a second for the length of an event, and a handwritten digit.
+"""Clips of Spoken Digits: a recorded word, once per second during an event, and a handwritten digit.
 
 The features are those of `prepare.py features --audio-encoder logmel --video-encoder patches --patch-filters pca
---patch-channels 16`, computed without the way through video files. A clip is grey and silent but for its events, so
-both its features are nearly zero there.
+--patch-channels 16`, computed without video files. Outside of events, a clip is gray and silent, and its features are
+nearly zero.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from cmg.demos.spoken_sources import RATE, SIDE
 from cmg.extract.audio import logmel_second
 from cmg.extract.video import GRID, patches, pca_filters
 
-NONE = -1                               # no recording, no image: silence, an empty canvas
-CANVAS = GRID * SIDE                    # pixels a side; an image fills one of 7 x 7 cells
-GRAY = 128                              # of an empty canvas
+NONE = -1                               # no recording (silence), or no image (empty canvas)
+CANVAS = GRID * SIDE                    # side in pixels; an image fills one of 7 x 7 cells
+GRAY = 128                              # value of an empty canvas
 CHANNELS = 16                           # V
-GROUP = 5000                            # MNIST's test images are of two groups of writers, 5,000 images each
+GROUP = 5000                            # MNIST's test images are from two groups of writers, with 5,000 images each
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How recordings become clips.
+    """How recordings and images are divided and used.
 
     Attributes:
         takes: part -> takes of every speaker and digit.
-        images: part -> images of each of the two groups of writers, so that every part has the same share of both.
-        hold: seconds until another recording and another image take over.
+        images: part -> images of each of the two groups of writers, which all parts have the same share of.
+        hold: seconds after which recording and image change.
     """
 
     takes: dict
@@ -35,14 +35,14 @@ class Cut:
     hold: int
 
 
-# Takes 0 to 4 are the data set's own test split.
+# Takes 0 to 4 are the test split of the data set.
 OFFICIAL = Cut({"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)},
                {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}, hold=3)
 
 
 @dataclass
 class Pool:
-    """The recordings and images of one part; no other part has any of them.
+    """The recordings and images of one part, disjoint from those of other parts.
 
     Attributes:
         waves: list of int16 arrays.
@@ -60,21 +60,21 @@ class Pool:
 def pool(part, speech, images, cut=OFFICIAL):
     """`Pool` of "train", "val" or "test"."""
     takes, group = cut.takes[part], cut.images[part]
-    chosen = np.flatnonzero((speech.index >= takes.start) & (speech.index < takes.stop))
+    spoken = np.flatnonzero((speech.index >= takes.start) & (speech.index < takes.stop))
     number = np.arange(len(images.digit)) % GROUP
     written = (number >= group.start) & (number < group.stop)
-    return Pool([speech.waves[k] for k in chosen], speech.digit[chosen], images.pixels[written], images.digit[written])
+    return Pool([speech.waves[k] for k in spoken], speech.digit[spoken], images.pixels[written], images.digit[written])
 
 
 @dataclass
 class Clip:
-    """What is heard and seen in each second.
+    """Recordings and images of each second.
 
     Attributes:
-        heard: (T,) number of a recording in its pool, or NONE.
-        onset: (T,) share of the free time in the second after which the word begins, 0..1.
-        seen: (T,) number of an image in its pool, or NONE.
-        cell: (T,) which of the 49 cells the image fills.
+        heard: (T,) index of a recording in the pool, or NONE.
+        onset: (T,) start of the word, as a fraction 0..1 of the second's free time.
+        seen: (T,) index of an image in the pool, or NONE.
+        cell: (T,) which of the 49 cells contains the image.
     """
 
     heard: np.ndarray
@@ -84,34 +84,33 @@ class Clip:
 
 
 class Casting:
-    """Chooses recordings and images of given digits: each of a pool once, in random order, before any comes again."""
+    """Draws recordings and images of given digits from a pool; none is repeated before all have been used."""
 
     def __init__(self, pool, rng, hold=OFFICIAL.hold):
         self.rng, self.queues, self.hold = rng, {}, hold
         self.of_digit = {"heard": pool.said, "seen": pool.shown}
 
     def next(self, kind, digit):
-        """Number of the next "heard" recording or "seen" image of a digit."""
+        """Index of the next recording ("heard") or image ("seen") of a digit."""
         if not self.queues.get((kind, digit)):
             candidates = np.flatnonzero(self.of_digit[kind] == digit)
             self.queues[kind, digit] = list(self.rng.permutation(candidates))
         return self.queues[kind, digit].pop()
 
     def clip(self, heard, seen):
-        """`Clip` of the digits heard and seen each second, (T,), NONE for nothing.
+        """`Clip` of the digits heard and seen in each second, (T,), or NONE.
 
-        A recording and an image, in a place of its own, stay for `hold` seconds; the word begins at another moment of
-        each second.
+        Recording, image and its random cell change every `hold` seconds, the onset of the word in every second.
         """
-        places = self.rng.integers(GRID * GRID, size=len(seen))
-        cell = np.where(seen == NONE, 0, places[np.arange(len(seen)) - _since(seen) % self.hold])
+        cells = self.rng.integers(GRID * GRID, size=len(seen))
+        cell = np.where(seen == NONE, 0, cells[np.arange(len(seen)) - _since(seen) % self.hold])
         return Clip(self._cast("heard", heard), self.rng.random(len(heard)), self._cast("seen", seen), cell)
 
     def _cast(self, kind, digits):
-        chosen, since = np.full(len(digits), NONE), _since(digits)
+        drawn, since = np.full(len(digits), NONE), _since(digits)
         for second in np.flatnonzero(digits != NONE):
-            chosen[second] = chosen[second - 1] if since[second] % self.hold else self.next(kind, digits[second])
-        return chosen
+            drawn[second] = drawn[second - 1] if since[second] % self.hold else self.next(kind, digits[second])
+        return drawn
 
 
 def _since(digits):
@@ -122,7 +121,7 @@ def _since(digits):
 
 
 def waveform(clip, pool):
-    """(T * 8000,) int16. A word longer than its second is cut there."""
+    """The waveform (T * 8000,) int16 of a clip; words longer than a second are cut."""
     wave = np.zeros(len(clip.heard) * RATE, np.int16)
     for second in np.flatnonzero(clip.heard != NONE):
         word = pool.waves[clip.heard[second]][:RATE]
@@ -132,7 +131,7 @@ def waveform(clip, pool):
 
 
 def frame(clip, pool, second):
-    """The picture of a second, (196, 196, 3) uint8."""
+    """The picture (196, 196, 3) uint8 of a second."""
     canvas = np.full((CANVAS, CANVAS), GRAY, np.uint8)
     if clip.seen[second] != NONE:
         row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
@@ -141,20 +140,19 @@ def frame(clip, pool, second):
 
 
 def audio_features(clip, pool):
-    """(T, 128) float32."""
+    """Audio features (T, 128) float32 of a clip."""
     return logmel_second(waveform(clip, pool), RATE)
 
 
 def filters(pool):
-    """Principal directions of a pool's images, (192, 16), fitted to canvases that they fill."""
+    """Principal components (192, 16) of a pool's images, fitted to canvases that are filled with them."""
     whole = len(pool.pixels) // GRID ** 2 * GRID ** 2
     sheets = pool.pixels[:whole].reshape(-1, GRID, GRID, SIDE, SIDE).transpose(0, 1, 3, 2, 4)
     return pca_filters([_color(sheet) for sheet in sheets.reshape(-1, CANVAS, CANVAS)], CHANNELS)
 
 
 def video_features(clip, pool, filters):
-    """(T, 7, 7, V) float32, `filters` (192, V). A picture that stays is computed once: the mean over its frames is
-    itself."""
+    """Video features (T, 7, 7, V) float32 of a clip, with `filters` (192, V). Repeated pictures are computed once."""
     first, which = np.unique(np.stack([clip.seen, clip.cell], 1), axis=0, return_index=True, return_inverse=True)[1:]
     return patches([frame(clip, pool, second) for second in first], filters)[which.ravel()]
 

@@ -1,9 +1,9 @@
-"""The recordings behind Spoken Digits: where they come from, and that they are what they should be.
+"""Download, verify and read the recordings and images of Spoken Digits.
 
 * Free Spoken Digit Dataset, commit 26eb9aa: 3,000 words of six speakers, 8 kHz, 16 bit; CC BY-SA 4.0.
 * The 10,000 test images of MNIST, 28 x 28; CC BY-SA 3.0.
 
-Archives are read in memory, member by member, up to a limit; nothing in them names a place on the disk.
+Archives are read in memory, up to a size limit; paths in them are not used.
 """
 
 import gzip
@@ -30,8 +30,8 @@ IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 HOMES = {SPEECH: "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aa.tar.gz",
          IMAGES: MNIST + IMAGES, LABELS: MNIST + LABELS}
-# SHA-256 of what is unpacked: archives of GitHub are packed anew from time to time. Speech: of the lines
-# "<SHA-256 of the file>  <its name>", sorted by name, as sha256sum prints them.
+# SHA-256 of the unpacked contents, because GitHub repacks its archives. For the recordings, of the lines
+# "<SHA-256 of the file>  <its name>", sorted by name, as printed by sha256sum.
 SHA256 = {SPEECH: "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
           IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
           LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
@@ -45,7 +45,7 @@ class Speech:
 
     Attributes:
         waves: list of int16 arrays at 8 kHz.
-        digit, index: (N,) what is said, and the number of the take; takes 0 to 4 are the data set's own test split.
+        digit, index: (N,) digit, and number of the take; takes 0 to 4 are the test split of the data set.
         speaker: (N,) names.
     """
 
@@ -64,7 +64,7 @@ class Images:
 
 
 def read_speech(folder):
-    """`Speech` of the archive in `folder`, sorted by file name; InputError unless it is the published one."""
+    """The `Speech` of the archive in `folder`, sorted by file name; InputError unless it is the published one."""
     path = folder / SPEECH
     files = {}
     try:
@@ -83,14 +83,14 @@ def read_speech(folder):
 
 
 def read_images(folder):
-    """`Images` of the two files in `folder`; InputError unless they are the published ones."""
+    """The `Images` of the two files in `folder`; InputError unless they are the published ones."""
     pixels, digits = (_verify(folder / name, _unpacked(folder / name), "other bytes") for name in (IMAGES, LABELS))
     return Images(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, SIDE, SIDE),
                   np.frombuffer(digits, np.uint8, offset=8).astype(np.int64))
 
 
 def fetch(folder):
-    """Download those archives that `folder` lacks; InputError in one line if that fails."""
+    """Download the archives that are not in `folder`; InputError if that fails."""
     for name, address in HOMES.items():
         path = folder / name
         if not path.exists():
@@ -109,7 +109,7 @@ def fetch(folder):
 
 
 def _unpacked(path):
-    """Content of a .gz file, up to a limit."""
+    """Contents of a .gz file, up to a size limit."""
     if not path.is_file():
         raise InputError(f"{path}: not found; {SPEECH}, {IMAGES} and {LABELS} are expected in one folder; name it with "
                          "--recordings")
