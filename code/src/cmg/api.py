@@ -104,8 +104,8 @@ class Encoder:
             raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
         return x.to(self.codebooks[0])
 
-    def features_of(self, path: FilePath, audio: FilePath | Callable | None = None,
-                    video: FilePath | Callable | None = None, seconds: int | None = None,
+    def features_of(self, path: FilePath, audio: FilePath | Callable[..., Any] | None = None,
+                    video: FilePath | Callable[..., Any] | None = None, seconds: int | None = None,
                     front_end: dict[str, dict[str, Any]] | None = None) -> dict[str, NDArray[np.float32]]:
         """Features of a video file, of the kind that the encoder was pretrained on.
 
@@ -132,7 +132,9 @@ class Encoder:
             if given is not None and name not in self.modalities:
                 raise InputError(f"features_of: {name}={given!r}; this encoder was pretrained on "
                                  f"{', '.join(self.modalities)}")
-        device, sound, pictures = self.codebooks[0].device, None, None
+        device = self.codebooks[0].device
+        sound: Any = None
+        pictures: Any = None
         front_end = front_end or {}
         if any_encoder.is_own(audio):
             sound = any_encoder.BroughtSound(audio, device, front_end.get("audio"))

@@ -49,7 +49,7 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
-def upload(folder: str | PathLike[str], name: str, private: bool = True) -> str:
+def upload(folder: str | Path, name: str, private: bool = True) -> str:
     """Upload an exported folder to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
 
     Args:
