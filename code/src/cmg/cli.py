@@ -32,7 +32,7 @@ from cmg.training.step import StepConfig
 from cmg.training.trainer import RunSettings
 from cmg.utils import settings
 from cmg.utils.errors import InputError, Parser
-from cmg.utils.settings import positive, setting
+from cmg.utils.settings import positive, setting, whole
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def pretrain_parser(local):
 def _heads(parser, epochs):
     group = parser.add_argument_group("learning")
     settings.add_arguments(group, HeadSettings, n_epoch=epochs)
-    group.add_argument("--seed", type=int, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="a single seed")
+    group.add_argument("--seed", type=whole, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="a single seed")
     group.add_argument("--print_freq", type=positive, default=50,
                        help="accepted for compatibility with the published scripts, without effect")
     settings.add_arguments(group, Published)

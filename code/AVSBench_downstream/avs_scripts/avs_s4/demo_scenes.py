@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
-from tqdm import tqdm
-
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import SECONDS
 from cmg.demos import dialled, dialled_clips
 from cmg.utils.errors import InputError, Parser, readable, run
 from cmg.utils.files import as_input_error
+from cmg.utils.settings import natural
+from PIL import Image
+from tqdm import tqdm
 
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
@@ -163,7 +163,7 @@ def _write(tree):
 def main(argv=None):
     parser = Parser(prog="demo_scenes.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="data root of the demo")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)
     built = build(opts.out, DATA_PATHS, opts.seed)

@@ -17,7 +17,7 @@ def from_pretrained(kind, name, **options):
         InputError: the model needs Python code of its own, or its folder holds a pipe or device.
         Exception: whatever else transformers raises of a folder that is no such model.
     """
-    from transformers.utils import logging      # here, because few programs need it
+    from transformers.utils import logging  # here, because few programs need it
     name = str(name)
     if os.path.isdir(name):
         for entry in os.scandir(name):

@@ -29,6 +29,7 @@ from cmg.data.text_backends import hashing_sentences
 from cmg.demos import dialled_clips
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import as_input_error, atomic_folder, atomic_output
+from cmg.utils.settings import natural
 
 VERSION = 4                             # of the contents; a change makes existing trees unusable
 MARKER = "demo.json"                    # written last, so that a folder with it is complete
@@ -461,7 +462,7 @@ def main(argv=None):
     parser = Parser(prog="python -m cmg.demos.dialled", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400,
                         help="number of pretraining clips; the other parts are proportional (default 2400, 130 MB)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")

@@ -38,6 +38,7 @@ from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, 
 from cmg.extract.video import GRID
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import atomic_folder, atomic_output
+from cmg.utils.settings import natural
 
 VERSION = 1                             # of the contents
 MARKER = "spoken.json"                  # written last, so that a folder with it is complete
@@ -212,7 +213,7 @@ def main(argv=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
     parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)

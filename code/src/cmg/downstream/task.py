@@ -19,7 +19,7 @@ from cmg.models.heads import DeepSegmentHead, SegmentHead
 from cmg.systems.base import FrozenEncoder
 from cmg.utils import files
 from cmg.utils.errors import InputError
-from cmg.utils.settings import positive, setting
+from cmg.utils.settings import positive, setting, whole
 
 log = logging.getLogger(__name__)
 SHOWN = 8                        # test clips whose features are kept for the pictures
@@ -37,7 +37,7 @@ class HeadSettings:
     segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
                                   choices=(2, 4))
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
-    seeds: tuple[int, ...] = setting((43,), "seeds of the heads, which train together", type=int)
+    seeds: tuple[int, ...] = setting((43,), "seeds of the heads, which train together", type=whole)
     protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
                             "encoder, AVE on its training clips, precision and recall averaged over batches",
                             choices=("default", "released"))

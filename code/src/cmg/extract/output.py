@@ -6,14 +6,13 @@ same bytes as one run.
 """
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
 import pickle
 import platform
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,10 @@ from cmg.data.archive import read_zip
 from cmg.data.features import fit_length
 from cmg.data.origins import SIDECAR, read_sidecar
 from cmg.extract.clip import BAD_START, Row
+from cmg.utils.console import clean
 from cmg.utils.errors import InputError
-from cmg.utils.files import as_input_error, atomic_output
+from cmg.utils.files import as_input_error, atomic_output, file_lock, read_text_input
+from cmg.utils.limits import LIMITS
 
 REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
@@ -78,7 +79,7 @@ def write_pictures(folder, name, frames):
 def read_rows(path):
     """Lines of a report or journal by id; a last line that was cut off is left out."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text_input(path, LIMITS.list_bytes)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +91,7 @@ def read_rows(path):
 
 def _line(values):
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
+    csv.writer(buffer, lineterminator="\n").writerow([clean(str(value)) for value in values])
     return buffer.getvalue()
 
 
@@ -109,16 +110,11 @@ class Report:
     def __init__(self, folder, shard):
         self.folder = Path(folder)
         path = self.path = self.folder / f".report-{shard[0]}-of-{shard[1]}.journal"
-        with as_input_error(path, OTHER):
-            self.own = open(path, "a", encoding="utf-8")
+        self.opened = ExitStack()
         try:
-            fcntl.flock(self.own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.own.close()
-            raise InputError(f"{path}: another run is making this shard; one at a time is expected; wait for it, or "
-                             "take another shard") from None
-        try:
+            self.opened.enter_context(file_lock(_lock_of(path), "take another --shard"))
             with as_input_error(path, OTHER):
+                self.own = self.opened.enter_context(open(path, "a", encoding="utf-8"))
                 self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may have been cut off
             self.rows = self._known()
         except BaseException:
@@ -142,36 +138,31 @@ class Report:
             self.own.flush()
 
     def finish(self, write_lists):
-        """Write the report of all runs so far and, while it is locked, the lists that follow from it.
+        """Write the report of all runs so far and, under a lock, the lists that follow from it.
 
         Args:
             write_lists: function of the rows, sorted by id.
         """
-        with _locked(self.folder / ".lock"):
+        with file_lock(self.folder / ".lock", OTHER, wait=True):
             rows = dict(sorted(self._known().items()))
             write_whole(self.folder / REPORT,
                          "".join(map(_line, [COLUMNS] + [asdict(row).values() for row in rows.values()])).encode())
             write_lists(rows)
-            self.own.close()
-            for journal in self._journals():                # of this run, and of runs that are no more
-                with suppress(OSError), open(journal, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.unlink()
+            for journal in self._journals():                # of runs that have ended
+                with suppress(OSError, InputError), file_lock(_lock_of(journal)):
                     journal.unlink()
+            self.close()
         self.rows = rows
 
     def close(self):
-        """Let go of the journal; the next run goes on from it."""
-        with suppress(OSError):             # a line that the disk had no room for: `add` has said it
-            self.own.close()
+        """Close the journal; the next run continues it."""
+        with suppress(OSError):             # a line that did not fit on the disk: `add` has reported it
+            self.opened.close()
 
 
-@contextmanager
-def _locked(path):
-    with as_input_error(path, OTHER):
-        file = open(path, "w")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _lock_of(journal):
+    return journal.with_suffix(".lock")
 
 
 # ---------------------------------------------------------------------------------------------------- sidecar

@@ -1,5 +1,6 @@
 """The work of `prepare.py features`: from a folder of videos to features, report, lists and sidecar."""
 
+import errno
 import os
 import sys
 import unicodedata
@@ -12,11 +13,12 @@ from tqdm import tqdm
 from cmg.data.csv import read_bytes
 from cmg.extract import lists, output, video
 from cmg.extract.build import find_device, front_ends_of, picture_encoder, sound_encoder
-from cmg.extract.clip import BAD_START, Timing, extract
+from cmg.extract.clip import BAD_START, Row, Timing, extract
 from cmg.extract.encoders import BATCH, CPU_BATCH
 from cmg.extract.output import write_whole
 from cmg.extract.places import SOUNDS, AVSBench, Zips
 from cmg.prepare.lists import read_annotations
+from cmg.utils.console import clean
 from cmg.utils.errors import InputError
 from cmg.utils.files import as_input_error, remove_leftovers, safe_name
 from cmg.utils.signals import stop_on_signals
@@ -25,6 +27,7 @@ SUFFIXES = {f".{name}" for name in (
     "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx gif "  # videos
     "wav mp3 m4a aac flac ogg oga opus wma aif aiff").split()}                                         # sound alone
 SHOWN = 5                           # names in a line
+NAME_ERRORS = errno.ENAMETOOLONG, errno.EILSEQ      # a file system does not take the name of a clip's file
 YOUTUBE_ID = 11                     # characters
 GPU_WORKERS = 8                     # clips decoded at a time while a GPU computes
 TORCHVISION = ("video features of torchvision's VGG-19: other numbers on another scale than the published ones; never "
@@ -89,6 +92,7 @@ def clip_id(name, form):
     systems and tables spell the same letters in different bytes."""
     path = Path(unicodedata.normalize("NFC", str(name)))
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    stem = stem.encode("utf-8", "backslashreplace").decode()        # bytes that are no UTF-8: see `_name_problem`
     return stem[:YOUTUBE_ID] if form == "youtube" else stem
 
 
@@ -102,6 +106,15 @@ def by_id(files, form):
                              f"remove one{', or leave --id youtube out' if form == 'youtube' else ''}")
         clips[name] = path
     return dict(sorted(clips.items()))
+
+
+def _name_problem(name, path):
+    """Why the lists could not name a clip; None where they can."""
+    try:
+        safe_name(name, path)
+    except InputError as error:
+        return str(error)
+    return None if clean(name) == name else f"{path}: control characters in the name; rename the file"
 
 
 def _is_done(row, places):
@@ -244,11 +257,19 @@ def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, d
     todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
 
     def one(name):
+        problem = _name_problem(name, clips[name])
+        if problem:
+            return Row(name, "error", warning=problem)
         line, start = starts[name] if starts else (None, opts.start)
         made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
         if line and made.row.status == BAD_START:
             made.row.warning = f"{labels.path}: line {line}: {made.row.warning}"
-        places.save(made, clips[name], start)
+        try:
+            places.save(made, clips[name], start)
+        except InputError as error:
+            if getattr(error.__cause__, "errno", None) not in NAME_ERRORS:
+                raise
+            made.row.status, made.row.warning = "error", str(error)
         return made.row
 
     def show(row):

@@ -14,6 +14,7 @@ from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
+from cmg.utils.settings import whole
 
 BASIC = ("recon", "commit")      # components that are never left out
 PAPER = {                        # study -> components to leave out in each row, in the order of the paper
@@ -32,7 +33,7 @@ def parse(argv):
     """(own options, arguments of pretraining, arguments of both stages)."""
     parser = Parser(prog="ablation.py", description=__doc__, epilog="Every other option goes to pretrain.py.")
     parser.add_argument("--study", choices=tuple(STUDIES), default="3", help="study to run")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the heads")
+    parser.add_argument("--seeds", nargs="+", type=whole, default=[0], help="seeds of the heads")
     parser.add_argument("--snapshot_pref", type=Path, default=None,
                         help="folder of results and table (default: RUNS/ablation-<study>)")
     for name in SHARED:

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from cmg.utils.errors import InputError, readable
@@ -194,11 +194,10 @@ def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
 def file_lock(path, remedy="wait for it", wait=False):
     """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
 
-    The lock is `flock`; where a file system has none, a second file, PATH.held, stands for it (cmg/utils/locks.py). The
-    lock file stays: if it were removed, who has opened it already and who makes a new one would each hold a lock.
+    The lock is `flock`; where a file system has none, a second file, PATH.held, stands for it (cmg/utils/locks.py).
 
     Args:
-        path: the lock file; its folder is made.
+        path: the lock file; its folder is made, and it is removed in the end.
         remedy: what to do if it is taken, with the flag to set.
         wait: wait until it is free.
 
@@ -206,23 +205,41 @@ def file_lock(path, remedy="wait for it", wait=False):
         InputError: another process holds it, or the path cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); a writable folder is expected; "
-                         f"{remedy}") from error
-    with os.fdopen(descriptor, "wb") as file, released_in_children(file):
+    file, has_flock = _locked(path, remedy, wait)
+    with file, released_in_children(file), nullcontext() if has_flock else lock_by_name(path, remedy, wait):
         try:
-            has_flock = flock(file, wait)
-        except BlockingIOError:
-            raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a "
-                             f"time is expected; wait for it, or {remedy}") from None
-        if has_flock:
             yield
-        else:
-            with lock_by_name(path, remedy, wait):
-                yield
+        finally:
+            with suppress(OSError):             # the folder may be read-only by now; the lock ends with the file
+                os.remove(path)
+
+
+def _locked(path, remedy, wait):
+    """(open lock file, whether it is locked). Who waited may hold a file that its holder has removed: a lock that the
+    next one, who makes a new file, would not see; then it is taken again."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise InputError(f"{path.parent}: cannot be written ({error.strerror}); a writable folder is expected; "
+                             f"{remedy}") from error
+        file = os.fdopen(descriptor, "wb")
+        try:
+            if not flock(file, wait):
+                return file, False
+            if os.path.samestat(os.fstat(descriptor), os.stat(str(path))):
+                return file, True
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            file.close()
+            raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a time "
+                             f"is expected; wait for it, or {remedy}") from None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def append_lines(path, data, flushed=False):

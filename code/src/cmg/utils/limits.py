@@ -26,6 +26,8 @@ class Limits:
     predictions_bytes: int = 2 << 30        # of one file's arrays when unpacked
     hashed_bytes: int = 64 << 20    # a list in a provenance record; of larger files the size is recorded
     figure: float = 1e9             # in a line of results: no metric comes near
+    path_letters: int = 4096        # of a path or name there
+    seed: int = 1 << 43             # times a million it is still an int64: of the order of an epoch
     onnx_bytes: int = 2 << 30       # of an ONNX file: what its format admits
     onnx_data_bytes: int = 16 << 30         # of the files beside it that hold its numbers
     # recordings of Spoken Digits

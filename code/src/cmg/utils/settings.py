@@ -13,6 +13,10 @@ import json
 import math
 from dataclasses import field, fields
 
+from cmg.utils.limits import LIMITS
+
+DIGITS = 20                     # of an integer: more are not even read
+
 
 def setting(default, help, *, flags=(), affects_results=True, **argument):
     """A dataclass field that is a command line argument as well.
@@ -21,16 +25,36 @@ def setting(default, help, *, flags=(), affects_results=True, **argument):
         default: value without the flag. False makes a switch; a tuple takes one or more values.
         help: text for --help.
         flags: all flags; default: --<name of the field>.
-        decisive: results depend on it: True, False, or a function of the parsed arguments.
+        affects_results: whether results depend on it: True, False, or a function of the parsed arguments.
         argument: more of argparse's add_argument: type, choices, nargs, metavar.
     """
-    return field(default=default, metadata={"help": help, "flags": flags, "affects_results": affects_results, "argument": argument})
+    return field(default=default, metadata={
+        "help": help, "flags": flags, "affects_results": affects_results, "argument": argument})
+
+
+def whole(text):
+    """Argument type: an integer, such as a seed, that int64 holds times a million."""
+    try:
+        number = int(text) if len(text) < DIGITS else None
+    except ValueError:
+        number = None
+    if number is None or abs(number) >= LIMITS.seed:
+        raise argparse.ArgumentTypeError(f"'{text[:DIGITS]}' is not an integer between {-LIMITS.seed:,} and "
+                                         f"{LIMITS.seed:,}")
+    return number
+
+
+def natural(text):
+    """Argument type: as `whole`, 0 or more."""
+    if whole(text) < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is below 0")
+    return whole(text)
 
 
 def positive(text):
     """Argument type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
+    if not text.isdecimal() or len(text) > DIGITS or not 1 <= int(text) < LIMITS.seed:
+        raise argparse.ArgumentTypeError(f"'{text[:DIGITS]}' is not a positive integer")
     return int(text)
 
 
@@ -53,7 +77,7 @@ def _argument(declared, default):
     elif isinstance(default, tuple):
         made |= {"nargs": made.get("nargs", "+"), "default": list(default)}
     if "type" not in made and type(default) in (int, float):
-        made["type"] = type(default)
+        made["type"] = whole if type(default) is int else float
     return declared.metadata["flags"] or (f"--{declared.name}",), made
 
 
