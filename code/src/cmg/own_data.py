@@ -22,11 +22,13 @@ def features_argument(text):
 class OwnData:
     """The user's own data set (code/docs/your-data.md)."""
 
-    manifest: Path | None = setting(None, "list of your own clips: a csv with the columns id, split and, as far as there are, "
-                             "label, onset, offset, prompt", type=Path, metavar="CSV", affects_results=False)
-    features: tuple[tuple[str, str], ...] = setting((), "features of the clips of --manifest: a folder with <id>.npy, .npz, .pt, .pkl or "
-                              ".zip for each, a pack, or an HDF5 file with a dataset for each id; once for each modality", type=features_argument,
-                              nargs=None, action="append", metavar="MODALITY=PATH", affects_results=False)
+    manifest: Path | None = setting(
+        None, "list of your own clips: a csv with the columns id, split and, optionally, label, onset, offset, prompt",
+        type=Path, metavar="CSV", affects_results=False)
+    features: tuple[tuple[str, str], ...] = setting(
+        (), "features of the clips of --manifest: a folder with <id>.npy, .npz, .pt, .pkl or .zip for each, a pack, or "
+        "an HDF5 file with a dataset for each id; once for each modality", type=features_argument, nargs=None,
+        action="append", metavar="MODALITY=PATH", affects_results=False)
 
 
 def modality_argument(text):
@@ -46,9 +48,10 @@ def modality_argument(text):
 class OwnModalities:
     """Modalities besides the published ones."""
 
-    modality: tuple[tuple[str, str], ...] = setting((), "another modality than audio, video and text, for example depth=map, and what its "
-                              "features are: a vector or a map of each second, or tokens of a clip (repeatable)",
-                              type=modality_argument, nargs=None, action="append", metavar="NAME=KIND")
+    modality: tuple[tuple[str, str], ...] = setting(
+        (), "another modality than audio, video and text, for example depth=map, and what its features are: a vector "
+        "or a map of each second, or tokens of a clip (repeatable)", type=modality_argument, nargs=None,
+        action="append", metavar="NAME=KIND")
 
 
 def own_arguments(parser):
