@@ -365,7 +365,7 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
 def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
     def fail(tree):
         raise OSError("no space left")
-    monkeypatch.setitem(dialled.KEY_RULES, "ave", fail)
+    monkeypatch.setitem(dialled.PARTS, "ave", fail)
     with pytest.raises(InputError, match="no space"):
         dialled.build(tmp_path / "tree", DATA_PATHS, clips=80, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -373,7 +373,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_marker_names_the_settings(tree):
     marker = json.loads((tree / dialled.MARKER).read_text())
-    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(dialled.KEY_RULES)
+    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(dialled.PARTS)
 
 
 def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypatch):
@@ -386,7 +386,7 @@ def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypa
     def later(tree):
         (tree.root / "later.txt").write_text("here")
         tree.bar.update(1)
-    monkeypatch.setitem(dialled.KEY_RULES, "later", later)
+    monkeypatch.setitem(dialled.PARTS, "later", later)
     assert dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     assert (old / "later.txt").read_text() == "here"
     assert json.loads((old / dialled.MARKER).read_text())["parts"] == [*marker["parts"], "later"]
@@ -400,7 +400,7 @@ def test_a_part_that_fails_leaves_the_older_tree_whole(tree, tmp_path, monkeypat
 
     def fail(tree):
         raise OSError("no space left")
-    monkeypatch.setitem(dialled.KEY_RULES, "later", fail)
+    monkeypatch.setitem(dialled.PARTS, "later", fail)
     with pytest.raises(InputError, match="no space"):
         dialled.build(old, DATA_PATHS, seed=3, clips=CLIPS, progress=False)
     assert digest(old) == digest(tree)
