@@ -188,13 +188,13 @@ def _shared_ids(found, parts):
 # --------------------------------------------------------------------------------------------------------------- labels
 def _labels(found, parts):
     """Whether features tell of the classes at all: a nearest neighbor's class against the clip's own."""
-    for modality in dict.fromkeys(m for part in parts if part.clips is not None for m in part.clips.stores):
+    kinds = dict.fromkeys((m, store.tail) for part in parts if part.clips is not None
+                          for m, store in part.clips.stores.items() if m != "label")
+    for modality, shape in kinds:               # features of other shapes have nothing to compare
         classes, digests, stores = {}, {}, {}
         for part in parts:
-            if part.clips is None or modality not in part.clips.stores or modality == "label":
-                continue
-            store = part.clips.stores[modality]
-            for key, name in _classes(part.clips).items():
+            store = part.clips.stores.get(modality) if part.clips is not None else None
+            for key, name in _classes(part.clips).items() if store is not None and store.tail == shape else ():
                 if store.leading and (modality, key) in part.values and not part.values[modality, key].flat:
                     classes[str(store.path), key] = name
                     digests[str(store.path), key] = part.values[modality, key].digest
