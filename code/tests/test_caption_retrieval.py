@@ -66,7 +66,7 @@ def test_an_encoder_without_text_and_absent_features_are_one_line(tree, tmp_path
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda table: pd.concat([table, table[:1]]), "stands twice"),
+    (lambda table: pd.concat([table, table[:1]]), "occurs twice"),
     (lambda table: table.assign(label=table["label"] + "x"), "no prompt for"),
     (lambda table: table.assign(clip="absent"), "1 of 1 clips of captions have no video"),
     (lambda table: table.drop(columns="clip"), "no column 'clip'")])

@@ -90,7 +90,7 @@ def test_vggsounds_own_lists_have_no_header(tmp_path):
 @pytest.mark.parametrize("table, more, finding", [
     ("file,label,split\na,x,train\na,x,test\n", (), "line 3: a is in test, and in train in line 2"),
     ("file,label\na,x\nb,x\na,y\n", (), "line 4: a has the label 'y', and 'x' in line 2"),
-    ("file,label\na,x\na,x\n", (), "line 3: a stands in line 2 already"),
+    ("file,label\na,x\na,x\n", (), "line 3: a is in line 2 already"),
     ("file,label,begin\na,x,0\na.mp4,x,1\n", ("--start", "begin"), "line 3: a"),
     ("file,label,begin,onset,offset\na,x,0,0,1\na,y,1,1,2\n", ("--start", "begin"), "line 3: a starts at 1"),
     ("file,label,onset\na,x,1\n", (), "a column 'onset' but no column 'offset'"),
@@ -325,45 +325,49 @@ def test_channels_that_cancel_each_other_are_silence(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ten_seconds(tmp_path_factory):
-    return make_video(tmp_path_factory.mktemp("ten") / "a.mp4", audio_rate=16000, layout="mono")
+def six_seconds(tmp_path_factory):
+    return make_video(tmp_path_factory.mktemp("six") / "a.mp4", seconds=6, audio_rate=16000, layout="mono")
 
 
 def rows_of(path, seconds, rate=1.0, hop=None):
-    made = clip.extract(path, "a", clip.Timing(seconds, rows_per_second=rate, hop=hop),
+    made = clip.extract(path, "a", clip.Timing(seconds, 4, rows_per_second=rate, hop=hop),
                         encoders.LogMelSound(audio.FrontEnd()), encoders.PatchPictures(video.random_filters()))
     assert made.row.status == "ok" and len(made.audio) == len(made.video)
     return made
 
 
-@pytest.mark.parametrize("rate, hop, rows", [(0.5, None, 5), (2, None, 20), (10, None, 100), (1, 0.5, 19), (0.5, 1, 9),
-                                             (1, 2, 5), (0.7, None, 7), (3, 0.2, 49)])
-def test_rows_of_other_clocks(rate, hop, rows, ten_seconds):
-    plain = rows_of(ten_seconds, 10)
-    for seconds in (10, None):
-        made = rows_of(ten_seconds, seconds, rate, hop)
-        assert len(made.audio) == rows and made.row.warning == ""
-    if rate == 0.5:                                             # a row of two seconds is the mean of both
-        pairs = range(0, 9, 2 if hop is None else 1)
-        for modality in ("audio", "video"):
-            ours, one = getattr(made, modality), getattr(plain, modality)
-            assert np.allclose(ours, [(one[k] + one[k + 1]) / 2 for k in pairs], atol=1e-5)
-    if rate == 1:                                               # every second row, or the others, are the plain ones
-        step = int(2 * hop)
-        assert np.array_equal(made.audio[::2 // step if step < 2 else 1], plain.audio[::max(1, step // 2)])
+@pytest.fixture(scope="module")
+def by_second(six_seconds):
+    """Its features with a row a second."""
+    return rows_of(six_seconds, 6)
 
 
-def test_a_short_row_hears_the_second_around_it(ten_seconds):
-    made = rows_of(ten_seconds, 10, 2)
-    heard = np.concatenate(list(Media(ten_seconds).seconds_of_sound()))[:, 0]
+@pytest.mark.parametrize("seconds, rate, hop, rows", [
+    (6, 0.5, None, 3), (6, 2, None, 12), (None, 10, None, 60), (6, 1, 0.5, 11), (None, 0.5, 1, 5), (6, 1, 2, 3),
+    (6, 0.7, None, 4), (None, 3, 0.2, 29)])
+def test_rows_of_other_clocks(seconds, rate, hop, rows, six_seconds, by_second):
+    made = rows_of(six_seconds, seconds, rate, hop)
+    assert len(made.audio) == rows and made.row.warning == ""
+    for modality in ("audio", "video"):
+        ours, plain = getattr(made, modality), getattr(by_second, modality)
+        if rate == 0.5:                                         # a row of two seconds is the mean of both
+            first = np.arange(rows) * (2 if hop is None else 1)
+            assert np.allclose(ours, (plain[first] + plain[first + 1]) / 2, atol=1e-5)
+        if rate == 1:                                           # rows that start where the plain ones do are these
+            assert np.array_equal(ours[::2], plain) if hop == 0.5 else np.array_equal(ours, plain[::2])
+
+
+def test_a_short_row_hears_the_second_around_it(six_seconds):
+    made = rows_of(six_seconds, 6, 2)
+    heard = np.concatenate(list(Media(six_seconds).seconds_of_sound()))[:, 0]
     own = audio.logmel_second(heard[round(3.25 * 16000):round(4.25 * 16000)].astype(np.int16))      # of row 3.5 to 4
     assert np.allclose(made.audio[7], own[0], atol=1e-5)
 
 
-def test_a_clock_is_recorded_and_not_the_published_one(ten_seconds, tmp_path, capsys):
+def test_a_clock_is_recorded_and_not_the_published_one(six_seconds, tmp_path, capsys):
     from cmg.data import origins
     (tmp_path / "labels.csv").write_text("file,label,onset,offset\na,x,1,2.5\n")
-    arguments = ["features", str(ten_seconds), "--out", str(tmp_path / "out"), *OFFLINE]
+    arguments = ["features", str(six_seconds), "--out", str(tmp_path / "out"), *OFFLINE]
     more = ["--rows-per-second", "2", "--hop", "0.25", "--labels", str(tmp_path / "labels.csv")]
     assert prepare.main([*arguments, *more]) == 0
     found = origins.describe(tmp_path / "out" / "audio" / "zip", "audio")

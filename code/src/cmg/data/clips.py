@@ -31,7 +31,7 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
         name: for messages.
         modalities: keys of an item, in their fixed order (cmg/models/config.py).
         ids: name of each clip (N), for messages and results.
-        places: modality (or "label") -> path of its store.
+        paths: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
         text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
             sentences, -1 where there are fewer; an item has the first, cmg/training/batches.py draws one a step.
@@ -53,7 +53,7 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
 
     BY_ID = False               # HDF5 files may have a dataset for each id
 
-    def __init__(self, name: str, modalities: Iterable[str], ids: Sequence[str], places: Paths, *,
+    def __init__(self, name: str, modalities: Iterable[str], ids: Sequence[str], paths: Paths, *,
                  keys: Sequence[str] | None = None, text: tuple[NDArray[Any], NDArray[Any]] | None = None,
                  labels: NDArray[Any] | None = None, classes: Iterable[str] = (), on_bad_clip: str = "error",
                  in_memory: bool = False, seconds: int | None = 10, padding: str = "repeat",
@@ -69,7 +69,7 @@ class Clips(Dataset[dict[str, NDArray[Any]]]):
             self.labels = labels[:, at_seconds(labels.shape[1], seconds)]
         self.observe = observe
         self.stores = {m: open_features(path, m, seconds, (kinds or {}).get(m), self.BY_ID)
-                       for m, path in places.items()}
+                       for m, path in paths.items()}
         self.skipped: dict[str, str] = {}
         self.missing: list[str] = []
         self.memory: dict[str, NDArray[Any]] = {}

@@ -58,7 +58,7 @@ def fit_length(x, seconds, where="clip"):
 
 
 def at_seconds(own, seconds):
-    """Which of a clip's `own` seconds stands at each of T: (T,), the last one repeated or the first ones alone."""
+    """Which of a clip's `own` seconds is at each of T: (T,), the last one repeated or the first ones alone."""
     return np.minimum(np.arange(seconds), own - 1)
 
 
@@ -166,7 +166,7 @@ class Store:
 
     @property
     def leading(self):
-        """What stands before `tail` in a clip: (T,), nothing before tokens."""
+        """What precedes `tail` in a clip: (T,), nothing before tokens."""
         return () if len(self.tail) == len(TOKENS) else (self.seconds,)
 
     def missing(self, ids):

@@ -150,7 +150,7 @@ class Manifest:
         event = self._event(where, line, cells, seconds)
         before = [known[1:] for known in clip.events]
         if clip.line != line and not new and (event is None or event[1:] in before):
-            raise InputError(f"{where}: {name} stands in line {clip.line} already, with the same label and prompt; "
+            raise InputError(f"{where}: {name} is in line {clip.line} already, with the same label and prompt; "
                              "each clip once, or once for each event or sentence, is expected; remove the line")
         clip.prompts += new
         if event is None or event[1:] in before:

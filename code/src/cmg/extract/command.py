@@ -164,4 +164,4 @@ def add_arguments(parser):
     group.add_argument("--workers", type=positive, default=None,
                        help="clips decoded at a time (default: 1 on a CPU, 8 with a GPU)")
     group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="make the I-th of N parts")
-    group.add_argument("--overwrite", action="store_true", help="make features again that are there")
+    group.add_argument("--overwrite", action="store_true", help="recompute features that are there")

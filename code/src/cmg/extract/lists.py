@@ -1,4 +1,4 @@
-"""From labels of videos to the lists that the other scripts read, at the places where they look below a data root."""
+"""From labels of videos to the lists that the other scripts read, at the paths where they look below a data root."""
 
 import csv
 import errno
@@ -17,17 +17,17 @@ IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
 FULL = errno.ENOSPC, errno.EDQUOT
 CYCLE = ("train", "train", "test", "train", "val")          # of the clips of a class, where no split is given
 MANIFEST = "clips.csv"
-PLACE = "vggsound40k"                                       # folder of pretraining clips below a data root
-LIST = f"{PLACE}/data/vggsound-avel40k.csv"
-CATEGORIES = f"{PLACE}/data/VggsoundAVEL40kCategories.txt"
-PROMPTS = f"{PLACE}/data/vggsoundCategories2Prompts.csv"
+FOLDER = "vggsound40k"                                       # folder of pretraining clips below a data root
+LIST = f"{FOLDER}/data/vggsound-avel40k.csv"
+CATEGORIES = f"{FOLDER}/data/VggsoundAVEL40kCategories.txt"
+PROMPTS = f"{FOLDER}/data/vggsoundCategories2Prompts.csv"
 TRANSFER = {"train": "UCF101/data/ucf2vggsound.csv", "test": "UCF101/data/vggsound2ucf.csv"}
 WRITTEN = (CHECKED, MANIFEST, LIST, CATEGORIES, PROMPTS, *TRANSFER.values())
 TRANSFER_CLASSES = ("UCF101/data/UCF101sameVGGSound.txt", "UCF101/data/VGGSoundsameUCF101.txt")
-LINKS = {f"{PLACE}/feature/audio": "../../audio", f"{PLACE}/feature/video": "../../video",
-         f"{PLACE}/feature/text": "../../text",
+LINKS = {f"{FOLDER}/feature/audio": "../../audio", f"{FOLDER}/feature/video": "../../video",
+         f"{FOLDER}/feature/text": "../../text",
          "UCF101/feature/video": "../../video", "UCF101/feature/text": "../../text",
-         f"{PLACE}/data/video_name_vggsound81k_checked.csv": f"../../{CHECKED}"}
+         f"{FOLDER}/data/video_name_vggsound81k_checked.csv": f"../../{CHECKED}"}
 
 
 @dataclass
@@ -155,11 +155,11 @@ def write_lists(folder, labels, ids, hop=1):
     names = [name for name in dict.fromkeys(labels.ids) if name in ids]
     write_whole(folder / LIST, _csv(["category", "video_id", "split"], [[of[n], n, split[n]] for n in names]))
     classes = _csv([], [[label] for label in sorted(set(labels.prompts))])
-    for place in (CATEGORIES, *TRANSFER_CLASSES):
-        write_whole(folder / place, classes)
-    for part, place in TRANSFER.items():
+    for name in (CATEGORIES, *TRANSFER_CLASSES):
+        write_whole(folder / name, classes)
+    for part, path in TRANSFER.items():
         rows = [[of[n], n, part] for n in names if split[n] == part]
-        write_whole(folder / place, _csv(["category", "video_id", "split"], rows))
+        write_whole(folder / path, _csv(["category", "video_id", "split"], rows))
     write_whole(folder / PROMPTS, _csv(["label", "prompt"], labels.prompts.items()))
     events = [name for name in ("onset", "offset") if name in labels.columns]
     sentences = labels.sentences()
@@ -172,24 +172,24 @@ def write_lists(folder, labels, ids, hop=1):
     write_whole(folder / MANIFEST, _csv(["id", "split", "label", *events, "prompt"], rows))
 
 
-def link_places(folder, links):
-    """Relative links from the places below a data root to what this command writes.
+def link_paths(folder, links):
+    """Relative links from paths below a data root to what this command writes.
 
     Returns:
-        the places that could not be linked, on file systems without links.
+        the paths that could not be linked, on file systems without links.
     Raises:
         InputError: the disk is full.
     """
     failed = []
-    for place, target in links.items():
-        path = Path(folder) / place
+    for name, target in links.items():
+        path = Path(folder) / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_symlink() and not path.exists():
                 os.symlink(target, path)
         except OSError as error:
             if error.errno in FULL:
-                raise InputError(f"{path}: cannot be made ({error.strerror}); free space is expected; make room and "
+                raise InputError(f"{path}: cannot be linked ({error.strerror}); free space is expected; make room and "
                                  "repeat the call to go on") from error
-            failed.append(place)
+            failed.append(name)
     return failed

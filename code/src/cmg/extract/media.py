@@ -202,28 +202,28 @@ class Media:
         """Frames at the nominal rate, as FFmpeg's fps filter repeats and drops them.
 
         Args:
-            limit: number of places on the timeline; None for all.
+            limit: number of positions on the timeline; None for all.
         Yields:
-            (frame, first, end): a frame of PyAV and the places [first, end) that it fills.
+            (frame, first, end): a frame of PyAV and the positions [first, end) that it fills.
         """
-        rate, held, place = self.facts.frame_rate, None, 0
+        rate, held, position = self.facts.frame_rate, None, 0
         index = -1
         with self._open() as container:
             stream = _streams(container)[0]
             for time, frame in self._decoded(container, stream):
                 index = index + 1 if time is None else int((time * rate + Fraction(1, 2)) // 1)
-                if held is not None and index > place:
-                    yield held, place, index
-                    place = index
-                if limit is not None and place >= limit:
+                if held is not None and index > position:
+                    yield held, position, index
+                    position = index
+                if limit is not None and position >= limit:
                     return
                 held = frame
             if held is None:
                 return
             length = held.duration * held.time_base if held.duration else 1 / rate
-            end = max(index + max(1, int((length * rate + Fraction(1, 2)) // 1)), place)
-            if end > place:
-                yield held, place, end
+            end = max(index + max(1, int((length * rate + Fraction(1, 2)) // 1)), position)
+            if end > position:
+                yield held, position, end
 
     def seconds_of_sound(self, count=None, nearest_route=False):
         """The sound second by second, as 16-bit integers, made once by FFmpeg from whatever the file has.

@@ -236,7 +236,7 @@ def write_ave(path, rows, zips, seconds, dtype):
 
     Args:
         path: file to write.
-        rows: id of each row; one that stands twice gives two equal rows.
+        rows: id of each row; one that occurs twice gives two equal rows.
         zips: folder of <id>.zip.
         seconds: T; a shorter clip repeats its last row.
         dtype: "float32" or "float64".

@@ -15,8 +15,8 @@ from cmg.extract import lists, output, video
 from cmg.extract.build import find_device, front_ends_of, picture_encoder, sound_encoder
 from cmg.extract.clip import BAD_START, Row, Timing, extract
 from cmg.extract.encoders import BATCH, CPU_BATCH
+from cmg.extract.layouts import SOUNDS, AVSBench, Zips
 from cmg.extract.output import write_whole
-from cmg.extract.places import SOUNDS, AVSBench, Zips
 from cmg.prepare.lists import read_annotations
 from cmg.utils.console import clean
 from cmg.utils.errors import InputError
@@ -117,12 +117,12 @@ def _name_problem(name, path):
     return None if clean(name) == name else f"{path}: control characters in the name; rename the file"
 
 
-def _is_done(row, places):
+def _is_done(row, layout):
     """Whether an earlier run finished this clip: its line is there, and so is every feature that it should have."""
     if row is None or row.status in output.RETRIED:
         return False
-    excused = output.EXCUSED.get(row.status, places.modalities)
-    return all(modality in excused or places.is_there(modality, row.id) for modality in places.modalities)
+    excused = output.EXCUSED.get(row.status, layout.modalities)
+    return all(modality in excused or layout.is_there(modality, row.id) for modality in layout.modalities)
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -145,7 +145,7 @@ def run(opts):
                     opts.hop)
     _check_clock(opts, timing)
     modalities = [name for name, encoder in (("audio", sound), ("video", pictures)) if encoder]
-    places = (AVSBench(opts.out, modalities, labels, opts.seconds) if opts.preset == "avsbench"
+    layout = (AVSBench(opts.out, modalities, labels, opts.seconds) if opts.preset == "avsbench"
               else Zips(opts.out, modalities))
     text = None
     if opts.text_encoder:
@@ -161,8 +161,8 @@ def run(opts):
         print(f"warning: {note}", file=sys.stderr)
     report = output.Report(opts.out, opts.shard)
     try:
-        failed = _extract_all(opts, clips, labels, report, places, timing, sound, pictures, device)
-        report.finish(lambda rows: _finish(opts, rows, places, labels, timing))
+        failed = _extract_all(opts, clips, labels, report, layout, timing, sound, pictures, device)
+        report.finish(lambda rows: _finish(opts, rows, layout, labels, timing))
     finally:
         report.close()
     if text:
@@ -247,14 +247,14 @@ def _notes(opts, pictures):
     return notes
 
 
-def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, device):
+def _extract_all(opts, clips, labels, report, layout, timing, sound, pictures, device):
     """Every clip of this shard that is not there yet. Returns how many clips of the shard have no whole features."""
     mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
-    for name in places.modalities:
+    for name in layout.modalities:
         remove_leftovers(opts.out / name / "zip")
     batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
     starts = labels.starts if labels else {}
-    todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), places)]
+    todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), layout)]
 
     def one(name):
         problem = _name_problem(name, clips[name])
@@ -265,7 +265,7 @@ def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, d
         if line and made.row.status == BAD_START:
             made.row.warning = f"{labels.path}: line {line}: {made.row.warning}"
         try:
-            places.save(made, clips[name], start)
+            layout.save(made, clips[name], start)
         except InputError as error:
             if getattr(error.__cause__, "errno", None) not in NAME_ERRORS:
                 raise
@@ -300,11 +300,11 @@ def _extract_all(opts, clips, labels, report, places, timing, sound, pictures, d
     return sum(report.rows[name].status != "ok" for name in mine)
 
 
-def _finish(opts, rows, places, labels, timing):
+def _finish(opts, rows, layout, labels, timing):
     """The lists that follow from the report."""
     modalities = [m for m in ("audio", "video") if m in output.read_sidecar(opts.out)["settings"]]
     whole = [name for name, row in rows.items()
-             if row.status == "ok" and all(places.exists(modality, name) for modality in modalities)]
+             if row.status == "ok" and all(layout.exists(modality, name) for modality in modalities)]
     if opts.preset == "avsbench":
         table = read_bytes(opts.labels)
         write_whole(opts.out / "AVSBench" / "Single-source" / "s4_meta_data.csv", table)
@@ -314,7 +314,7 @@ def _finish(opts, rows, places, labels, timing):
         lists.write_lists(opts.out, labels, whole, timing.step)
         if "split" not in labels.columns:
             print(f"{opts.labels}: no column 'split': of each class three fifths are train, one test, one val, by id")
-    failed = lists.link_places(opts.out, lists.LINKS)
+    failed = lists.link_paths(opts.out, lists.LINKS)
     if failed:
         print(f"{opts.out}: no links on this file system; pass --path vggsound.audio={opts.out / 'audio' / 'zip'} "
               f"--path vggsound.video={opts.out / 'video' / 'zip'} to the other scripts")
@@ -339,7 +339,7 @@ def _write_ave(opts, rows, modalities, length):
                 print(f"{opts.out / name}: {len(missing)} rows of {len(set(missing))} videos have no features and are "
                       f"NaN: {', '.join(list(dict.fromkeys(missing))[:SHOWN])}")
     write_whole(opts.out / "AVE" / "data" / "Annotations.txt", read_bytes(opts.order))
-    lists.link_places(opts.out, links)
+    lists.link_paths(opts.out, links)
 
 
 def _summary(opts, rows, count):

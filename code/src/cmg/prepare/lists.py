@@ -128,19 +128,19 @@ def ucf51_clips(video, audio):
     return [row for rows in of_class.values() for row in rows]
 
 
-def write_lists(place, overwrite=False):
+def write_lists(path_of, overwrite=False):
     """Write every derived list whose official files are there.
 
     Args:
-        place: function from a dotted place name to its path.
+        path_of: function from a dotted name (cmg/data/layout.py) to its path.
         overwrite: also where the user has a file; by default theirs stays.
     Returns:
         list of (path, what happened) in words.
     Raises:
-        InputError: defective official files, or a place that cannot be written.
+        InputError: defective official files, or a path that cannot be written.
     """
     makers = {}
-    annotations = place("ave.annotations")
+    annotations = path_of("ave.annotations")
     if annotations.exists():
         labels = ave_labels(annotations)
         shared = shared_labels(labels)
@@ -148,31 +148,31 @@ def write_lists(place, overwrite=False):
         makers["ave_avvp.label"] = lambda path: _write_array(path, "avadataset", shared)
         makers["ave_avvp.order"] = lambda path: _write_array(path, "order", shared_order(shared))
         for split in ("train", "val", "test"):
-            if place(f"ave.{split}_list").exists():
-                order = ave_order(annotations, place(f"ave.{split}_list"))
+            if path_of(f"ave.{split}_list").exists():
+                order = ave_order(annotations, path_of(f"ave.{split}_list"))
                 makers[f"ave.{split}"] = lambda path, order=order: _write_array(path, "order", order)
     for side in ("audio", "visual"):
-        if place(f"avvp.official_{side}").exists():
-            events = avvp_events(place(f"avvp.official_{side}"))
+        if path_of(f"avvp.official_{side}").exists():
+            events = avvp_events(path_of(f"avvp.official_{side}"))
             rows, shared_rows = joined(events), joined(shared_events(events))
             makers[f"avvp.{side}_csv"] = lambda path, rows=rows: _write_rows(path, COLUMNS, rows, "\t")
             makers[f"ave_avvp.{side}_csv"] = lambda path, rows=shared_rows: _write_rows(path, COLUMNS, rows, "\t")
             makers["avvp.categories"] = lambda path: _write_rows(path, (), [(name,) for name in AVVP_CLASSES], ",")
             makers["ave_avvp.categories"] = lambda path: _write_rows(path, (), [(name,) for name in SHARED], ",")
-    if place("vggsound.csv").exists():
-        clips = vggsound_of_ucf(place("vggsound.csv"))
+    if path_of("vggsound.csv").exists():
+        clips = vggsound_of_ucf(path_of("vggsound.csv"))
         if clips:
             makers["ucf_vggsound.vggsound_csv"] = lambda path: _write_rows(
                 path, ("category", "video_id", "split"), clips, ",")
-    if place("ucf51.video").is_dir() and place("ucf51.audio").is_dir():
-        clips = ucf51_clips(place("ucf51.video"), place("ucf51.audio"))
+    if path_of("ucf51.video").is_dir() and path_of("ucf51.audio").is_dir():
+        clips = ucf51_clips(path_of("ucf51.video"), path_of("ucf51.audio"))
         if clips:
             makers["ucf51.csv"] = lambda path, rows=clips: _write_rows(path, ("category", "video_id"), rows, ",")
-    if "ucf51.csv" in makers or place("ucf51.csv").exists():
+    if "ucf51.csv" in makers or path_of("ucf51.csv").exists():
         makers["ucf51.categories"] = lambda path: _write_rows(path, (), [(name,) for name in UCF51_CLASSES], ",")
     report = []
     for name, write in makers.items():
-        path = place(name)
+        path = path_of(name)
         if path.exists() and not overwrite:
             report.append((path, "exists, kept as it is"))
         else:
@@ -194,5 +194,5 @@ def _write_array(path, name, array):
 
 
 def _write(path, data):
-    with atomic_output(path, remedy="choose another place with --path") as file:
+    with atomic_output(path, remedy="choose another path with --path") as file:
         file.write(data)

@@ -65,37 +65,37 @@ def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
     reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
-        places, source, steps = _checked(name, opts)
-        reports.append(checking.check(name, {dotted: opts.data_path(dotted) for dotted in places}, source, steps))
+        names, source, steps = _checked(name, opts)
+        reports.append(checking.check(name, {dotted: opts.data_path(dotted) for dotted in names}, source, steps))
         print(reports[-1])
     return 1 if any(report.problems for report in reports) else 0
 
 
 def _checked(name, opts):
-    """(dotted names of the places that a run needs, where to get them, steps of the check)."""
-    place = opts.data_path
+    """(dotted names of the files that a run needs, where to get them, steps of the check)."""
+    path_of = opts.data_path
     if name == "avs":
-        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: place(dotted) for dotted in AVS})
+        return AVS, AVS_SOURCE, checking.avs({dotted.split(".")[1]: path_of(dotted) for dotted in AVS})
     if name in TASKS:
         entry = opts.entry(name)
-        modalities = modalities_of([entry.usable(place)])
+        modalities = modalities_of([entry.usable(path_of)])
         if name == CUSTOM:
             return entry.required, entry.source, _own_steps(opts, entry, modalities)
-        parts = entry.parts(entry.paths(place), modalities, "default")
+        parts = entry.parts(entry.paths(path_of), modalities, "default")
         steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds), part.roles) for part in parts]
         if entry.family in ORDERS:
-            steps.append(checking.class_orders(ORDERS[entry.family](place)))
+            steps.append(checking.class_orders(ORDERS[entry.family](path_of)))
         if "text" in modalities:
-            steps.append(checking.text(place(entry.prompts), place(f"{entry.family}.prompts")))
+            steps.append(checking.text(path_of(entry.prompts), path_of(f"{entry.family}.prompts")))
         elif entry.prompts:
-            steps.append(checking.no_text(place(entry.prompts)))
+            steps.append(checking.no_text(path_of(entry.prompts)))
         return entry.needed(), entry.source, steps
     needed = pretraining.path_names(name)
-    steps = [checking.vggsound_list(place(needed[0]), place("vggsound.categories")),
-             checking.clips("clips", partial(pretraining.open_clips, name, place, VGGSOUND_SPLITS,
-                                              seconds=opts.seconds), partial(_splits_of, place(needed[0]), {}))]
+    steps = [checking.vggsound_list(path_of(needed[0]), path_of("vggsound.categories")),
+             checking.clips("clips", partial(pretraining.open_clips, name, path_of, VGGSOUND_SPLITS,
+                                              seconds=opts.seconds), partial(_splits_of, path_of(needed[0]), {}))]
     if "vggsound.text" in needed:
-        steps.append(checking.text(place("vggsound.text"), place("vggsound.prompts")))
+        steps.append(checking.text(path_of("vggsound.text"), path_of("vggsound.prompts")))
     return needed, pretraining.SOURCE, steps
 
 
@@ -198,7 +198,7 @@ def vocabulary(opts):
     from cmg.data.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
-    with atomic_output(opts.out, remedy="choose another place with --out") as file:
+    with atomic_output(opts.out, remedy="choose another path with --out") as file:
         pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
@@ -245,7 +245,7 @@ def pack(opts):
 
 
 def new(opts):
-    """Write the example of a data set of one's own."""
+    """Write an example of your own data."""
     from cmg.demos import own_example  # here, because no other command draws clips
     for path in own_example.write(opts.folder, opts.local.scripts):
         print(path)
@@ -298,7 +298,7 @@ def parser(local):
                      "there, else ours)")
     one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their "
                      "labels where there are none, in place of those of --dataset")
-    one.add_argument("--out", type=Path, help="file to write (default: the dataset's place; prompts.h5 beside the "
+    one.add_argument("--out", type=Path, help="file to write (default: the dataset's path; prompts.h5 beside the "
                      "manifest)")
     one = command(new, "a dozen drawn clips as a data set of your own, with the commands that lead to a result")
     one.add_argument("folder", type=Path, metavar="DIR", help="folder to make")

@@ -24,8 +24,8 @@ class AVE(Clips):
     """Samples of one split of AVE.
 
     Args:
-        paths: places "audio", "video", "label", "train", "val", "test"; "text" for class prompts; "categories", a list
-            of the class names (the published 28 where it is absent).
+        paths: name -> Path of "audio", "video", "label", "train", "val", "test"; "text" for class prompts;
+            "categories", a list of the class names (the published 28 where it is absent).
         modalities: of "audio", "video", "text" (the prompt of the clip's class).
         split: "train", "val", "test", or a tuple of them.
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
@@ -33,8 +33,8 @@ class AVE(Clips):
         InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
     """
 
-    def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"), split: str | Sequence[str] = "train",
-                 **reading: Any) -> None:
+    def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"),
+                 split: str | Sequence[str] = "train", **reading: Any) -> None:
         splits = (split,) if isinstance(split, str) else tuple(split)
         labels = read_labels(paths["label"])
         classes = read_categories(paths.get("categories"))

@@ -19,7 +19,7 @@ class AVEShared(Clips):
     """Training side: AVE's samples of the shared classes (of all AVE splits, as in the released order file).
 
     Args:
-        paths: places "categories", "label", "order", and "ave_audio" or "ave_video".
+        paths: name -> Path of "categories", "label", "order", and "ave_audio" or "ave_video".
         modality: "audio" or "video".
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Raises:
@@ -41,7 +41,7 @@ class AVVPShared(AVVP):
     """Test side: AVVP's events of the shared classes.
 
     Args:
-        paths: places "categories", "audio_csv" and "avvp_audio", or "visual_csv" and "avvp_video".
+        paths: name -> Path of "categories", "audio_csv" and "avvp_audio", or "visual_csv" and "avvp_video".
         modality, reading: see `AVVP`.
     """
 

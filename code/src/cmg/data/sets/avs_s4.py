@@ -55,7 +55,7 @@ def read_list(path):
     for row in rows:
         if row.split not in SPLITS:
             raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; train, val or test is "
-                             "expected; mend the line")
+                             "expected; correct the line")
         for name in row[:2]:
             safe_name(name, path)
     row, times = Counter(rows).most_common(1)[0]

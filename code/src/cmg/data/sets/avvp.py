@@ -17,7 +17,7 @@ class AVVP(Clips):
     """The annotated (val and test) clips of one modality, with that modality's events as labels.
 
     Args:
-        paths: places "categories", "audio_csv" and "audio", or "visual_csv" and "video".
+        paths: name -> Path of "categories", "audio_csv" and "audio", or "visual_csv" and "video".
         modality: "audio" or "video".
         seconds: T; the events are those of the first T seconds.
         reading: on_bad_clip, in_memory, padding; see `Clips`.
@@ -55,7 +55,7 @@ def read_events(path, classes, seconds=10):
         offsets = parse_times(path, name, table["offset"][n])
         if not len(row) == len(onsets) == len(offsets):
             raise InputError(f"{path}: {name} has {len(row)} events, {len(onsets)} onsets and {len(offsets)} offsets; "
-                             "one of each for every event is expected; mend the line")
+                             "one of each for every event is expected; correct the line")
         labels[n] = multi_event([(index[event], on, off) for event, on, off in zip(row, onsets, offsets)],
                                 len(classes), seconds)
     return table["filename"], labels

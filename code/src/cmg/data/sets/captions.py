@@ -18,7 +18,7 @@ class Captions(Clips):
     The word vectors are made from the same list: `prepare.py text --dataset vggsound --prompts LIST --out FILE`.
 
     Args:
-        paths: places "csv", "text"; "audio", "video" as far as `modalities` names them.
+        paths: name -> Path of "csv", "text"; "audio", "video" as far as `modalities` names them.
         modalities: of "audio" and "video".
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Attributes:
@@ -32,15 +32,15 @@ class Captions(Clips):
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
         if len(set(table["label"])) < len(table["label"]):
             twice = next(name for name in table["label"] if table["label"].count(name) > 1)
-            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' stands twice; a name of its own is expected "
+            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' occurs twice; a name of its own is expected "
                              "for each caption; number them")
         features = TextFeatures(paths["text"])
         rows = np.array(features.indices(table["label"]))
         super().__init__("captions", modalities, list(dict.fromkeys(table["clip"])), {m: paths[m] for m in modalities},
                          **reading)
-        place = {clip: number for number, clip in enumerate(self.ids)}
-        kept = [number for number, clip in enumerate(table["clip"]) if clip in place]      # of clips that are not bad
-        self.owner = np.array([place[table["clip"][number]] for number in kept])
+        position = {clip: number for number, clip in enumerate(self.ids)}
+        kept = [number for number, clip in enumerate(table["clip"]) if clip in position]    # of clips that are not bad
+        self.owner = np.array([position[table["clip"][number]] for number in kept])
         self._vectors, self._rows = features.vectors, rows[kept]
 
     def caption_vectors(self, start: int, stop: int) -> NDArray[Any]:

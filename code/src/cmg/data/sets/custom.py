@@ -20,7 +20,7 @@ class Custom(Clips):
     """Clips of some splits of a manifest.
 
     Args:
-        paths: "manifest", and the place of the features of each modality; see cmg/data/features.py. That of "text" is a
+        paths: "manifest", and the path of the features of each modality; see cmg/data/features.py. That of "text" is a
             file of `prepare.py text`, in which sentences are looked up (the clip's prompts; its label where the
             manifest has no prompts), or word vectors clip by clip as any other features.
         modalities: those to read.
@@ -48,10 +48,10 @@ class Custom(Clips):
                              "expected; check the column 'split', or choose others with --splits")
         if is_labelled:
             labels = _labels([manifest.clips[name].events for name in ids], classes, seconds, self.has_times)
-        places, text = {m: paths[m] for m in modalities}, None
-        if "text" in places and is_prompts_file(places["text"]):
-            text = _sentences(manifest, ids, TextFeatures(places.pop("text")))
-        super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, places, text=text,
+        stores, text = {m: paths[m] for m in modalities}, None
+        if "text" in stores and is_prompts_file(stores["text"]):
+            text = _sentences(manifest, ids, TextFeatures(stores.pop("text")))
+        super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, stores, text=text,
                          labels=labels, classes=classes, seconds=seconds, **reading)
 
 

@@ -24,7 +24,7 @@ class UCF51(Clips):
     """All clips of the list; every second is foreground.
 
     Args:
-        paths: places "categories" (label = line), "csv" (category, video_id), "audio", "video".
+        paths: name -> Path of "categories" (label = line), "csv" (category, video_id), "audio", "video".
         modalities: of "audio" and "video".
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:

@@ -18,8 +18,8 @@ class UCFVGGSound(Clips):
     Line k of the two class lists is the same class in two vocabularies; the label is k, every second is foreground.
 
     Args:
-        paths: places "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and "audio";
-            "text" for prompts (labelled by the names of the VGGSound list).
+        paths: name -> Path of "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and
+            "audio"; "text" for prompts (labelled by the names of the VGGSound list).
         modalities: ("video",) or ("audio",), either with "text".
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:

@@ -19,7 +19,7 @@ class VGGSound(Clips):
     """Clips of a VGGSound list with audio, video and text in any combination.
 
     Args:
-        paths: places "csv" and, as needed, "audio", "video", "text", "label", "categories".
+        paths: name -> Path of "csv" and, as needed, "audio", "video", "text", "label", "categories".
         modalities: of "audio", "video", "text".
         splits: parts of the list; all three are the paper's 40K, "train" alone its 24K. The 81K and 179K lists (column
             `id`, file names) have no parts, classes or prompts and are taken whole.
@@ -87,7 +87,7 @@ def read_list(path, splits=SPLITS, on_bad_clip="error"):
     unknown = [k for k, part in enumerate(parts) if part not in SPLITS]
     if unknown:
         raise InputError(f"{path}: clip {ids[unknown[0]]} has the split '{parts[unknown[0]][:40]}'; train, val or test "
-                         "is expected; mend the line")
+                         "is expected; correct the line")
     once = first_rows(path, ids, on_bad_clip)
     order = [k for split in SPLITS if split in splits for k in once if parts[k] == split]
     if not order:

@@ -22,24 +22,24 @@ class Zips:
     def __init__(self, folder, modalities):
         self.folder, self.modalities = Path(folder), modalities
 
-    def place(self, modality, name):
+    def path_of(self, modality, name):
         return self.folder / modality / "zip" / f"{name}.zip"
 
     def is_there(self, modality, name):
-        return output.is_good_zip(self.place(modality, name))
+        return output.is_good_zip(self.path_of(modality, name))
 
     def exists(self, modality, name):
-        return self.place(modality, name).exists()
+        return self.path_of(modality, name).exists()
 
     def save(self, made, path, start):
-        """Write a clip's features; one that could not be made this time is removed."""
+        """Write a clip's features; those that could not be extracted this time are removed."""
         for modality in self.modalities:
-            feature, place = getattr(made, modality), self.place(modality, made.row.id)
+            feature, target = getattr(made, modality), self.path_of(modality, made.row.id)
             if feature is None:
-                with as_input_error(place, output.OTHER):
-                    place.unlink(missing_ok=True)
+                with as_input_error(target, output.OTHER):
+                    target.unlink(missing_ok=True)
             else:
-                write_whole(place, output.zip_bytes(made.row.id, feature))
+                write_whole(target, output.zip_bytes(made.row.id, feature))
 
 
 class AVSBench(Zips):
@@ -49,7 +49,7 @@ class AVSBench(Zips):
         super().__init__(folder, modalities)
         self.split, self.category, self.seconds = labels.first("split"), labels.first("label"), seconds
 
-    def place(self, modality, name):
+    def path_of(self, modality, name):
         split, category = self.split[name], self.category[name]
         if modality == "audio":
             return self.folder / "AVSBench" / "feature" / "audio" / split / "zip" / category / f"{name}.zip"
@@ -57,8 +57,8 @@ class AVSBench(Zips):
 
     def is_there(self, modality, name):
         if modality == "audio":
-            return super().is_there(modality, name) and self.place("wav", name).with_suffix(".wav").exists()
-        return all((self.place(modality, name) / f"{name}_{k}.png").exists() for k in range(1, self.seconds + 1))
+            return super().is_there(modality, name) and self.path_of("wav", name).with_suffix(".wav").exists()
+        return all((self.path_of(modality, name) / f"{name}_{k}.png").exists() for k in range(1, self.seconds + 1))
 
     exists = is_there
 
@@ -66,11 +66,11 @@ class AVSBench(Zips):
         """Frames, sound and features of a clip; one of less than T seconds repeats its last patch and frame."""
         name = made.row.id
         if made.video is not None:
-            output.write_pictures(self.place("video", name), name, fit_length(made.video, self.seconds, path))
+            output.write_pictures(self.path_of("video", name), name, fit_length(made.video, self.seconds, path))
         if made.audio is not None:
             feature = fit_length(made.audio, self.seconds, path)
-            write_whole(self.place("audio", name), output.zip_bytes(name, feature))
-            write_whole(self.place("wav", name).with_suffix(".wav"), nearest_wav(path, self.seconds, start))
+            write_whole(self.path_of("audio", name), output.zip_bytes(name, feature))
+            write_whole(self.path_of("wav", name).with_suffix(".wav"), nearest_wav(path, self.seconds, start))
 
 
 def nearest_wav(path, seconds, start):
