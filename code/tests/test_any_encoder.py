@@ -18,7 +18,7 @@ import prepare
 from cmg.api import Encoder
 from cmg.data.archive import read_zip
 from cmg.data.text import TextFeatures
-from cmg.extract import any_encoder, audio, front_ends
+from cmg.extract import audio, custom, front_ends
 from cmg.extract.video import patches
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.dcid import DCID
@@ -138,7 +138,7 @@ def test_a_wrong_front_end_is_one_line(modality, values, message):
 def test_waveforms(tmp_path, batch, rank):
     path = waveform_net(tmp_path / "net.onnx", batch, rank=rank,
                         front_end=None if rank == 2 else {"input": "waveform", "rate": 16000, "output_layout": "NTC"})
-    encoder = any_encoder.BroughtSound(path, CPU)
+    encoder = custom.CustomSound(path, CPU)
     seconds = seconds_of(5)
     rows = encoder.encode(iter(seconds + [seconds[0][:9000]]), 16000)        # the last is too short for a row
     expected = np.stack([audio.mono(second) for second in seconds]) @ matrix(16000, 6)
@@ -151,7 +151,7 @@ def test_waveforms(tmp_path, batch, rank):
 
 def test_the_number_of_samples_is_the_network_s(tmp_path):
     path = waveform_net(tmp_path / "net.onnx", 1, 15600)
-    encoder, second = any_encoder.BroughtSound(path, CPU), seconds_of(1)[0]
+    encoder, second = custom.CustomSound(path, CPU), seconds_of(1)[0]
     np.testing.assert_allclose(encoder.encode([second], 16000)[0], audio.mono(second)[:15600] @ matrix(15600, 6),
                                rtol=1e-3, atol=1e-3)
 
@@ -163,7 +163,7 @@ def test_quantized_patches_and_an_inner_tensor(tmp_path):
              helper.make_node("MatMul", ["vector", "w"], ["classes"])]
     path = save(tmp_path / "net.onnx", nodes, {"x": (UINT8, [1, 1, 96, 64])}, {"classes": (FLOAT, [1, 5])},
                 {"w": matrix(64, 5)}, {"input": "log-mel", "scale": 0.05, "zero_point": 200, "output": "vector"})
-    encoder, second = any_encoder.BroughtSound(path, CPU), seconds_of(3)
+    encoder, second = custom.CustomSound(path, CPU), seconds_of(3)
     patches = np.stack([audio.log_mel(audio.mono(one))[:96] for one in second])
     expected = np.clip(np.round(patches / 0.05 + 200), 0, 255).mean(1)
     np.testing.assert_allclose(encoder.encode(second, 16000), expected, atol=0.05)
@@ -171,7 +171,7 @@ def test_quantized_patches_and_an_inner_tensor(tmp_path):
 
 @pytest.mark.parametrize("form", ["map", "vector"])
 def test_pictures(tmp_path, form):
-    encoder = any_encoder.BroughtPictures(picture_net(tmp_path / "net.onnx"), CPU, form=form)
+    encoder = custom.CustomPictures(picture_net(tmp_path / "net.onnx"), CPU, form=form)
     frames = [picture(k, 32, 32) for k in range(3)]
     result = encoder.encode([encoder.prepare(frame) for frame in frames])
     pixels = (np.stack(frames) / 255 - [0.5, 0.4, 0.3]) / 0.25
@@ -189,7 +189,7 @@ def test_raw_pixels_last_channels_and_bgr(tmp_path):
              helper.make_node("ReduceMean", ["float"], ["y"], axes=[1, 2], keepdims=0)]
     path = save(tmp_path / "net.onnx", nodes, {"x": (UINT8, ["N", 32, 32, 3])}, {"y": (FLOAT, ["N", 3])}, (),
                 {"layout": "NHWC", "colors": "BGR"})
-    encoder, frame = any_encoder.BroughtPictures(path, CPU, form="vector"), picture(1, 32, 32)
+    encoder, frame = custom.CustomPictures(path, CPU, form="vector"), picture(1, 32, 32)
     np.testing.assert_allclose(encoder.encode([frame])[0], frame.mean((0, 1))[::-1], rtol=1e-4)
 
 
@@ -204,7 +204,7 @@ def text_net(path, inputs=("input_ids", "attention_mask")):
 
 def test_words_are_the_means_of_their_pieces(tmp_path):
     tokenizer(tmp_path)
-    encoder = any_encoder.BroughtWords(text_net(tmp_path / "net.onnx"), CPU)
+    encoder = custom.CustomWords(text_net(tmp_path / "net.onnx"), CPU)
     (words, vectors), (more, _) = encoder.encode(["the dog barking", "sea"])
     assert words == ["the", "dog", "barking"] and more == ["sea"]
     table = matrix(len(WORDS), 6)
@@ -268,7 +268,7 @@ def test_a_file_that_cannot_serve_is_one_line(tmp_path, make, message):
     (tmp_path / "folder").mkdir()
     make(tmp_path / "folder" / "net.onnx")
     with pytest.raises(InputError) as error:
-        any_encoder.BroughtSound(tmp_path / "folder" / "net.onnx", CPU)
+        custom.CustomSound(tmp_path / "folder" / "net.onnx", CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -276,7 +276,7 @@ def test_numbers_beside_the_file_are_read_and_hashed(tmp_path):
     path = save(tmp_path / "net.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": (FLOAT, ["N", 16000])},
                 {"y": (FLOAT, ["N", 6])}, {"w": matrix(16000, 6)}, {"input": "waveform", "rate": 16000},
                 save_as_external_data=True, location="w.bin", size_threshold=0)
-    encoder, second = any_encoder.BroughtSound(path, CPU), seconds_of(1)[0]
+    encoder, second = custom.CustomSound(path, CPU), seconds_of(1)[0]
     np.testing.assert_allclose(encoder.encode([second], 16000)[0], audio.mono(second) @ matrix(16000, 6), rtol=1e-3,
                                atol=1e-3)
     both = path.read_bytes() + (tmp_path / "w.bin").read_bytes()
@@ -297,10 +297,10 @@ def test_yamnet_recognizes_sounds(tmp_path, name, expected):
             "noise": 0.1 * np.random.RandomState(0).standard_normal(16000)}[name]
     second = (32767 * wave[:, None]).astype(np.int16)
     path = next(tmp_path.rglob("*.onnx"))
-    encoder = any_encoder.BroughtSound(path, CPU, {**real_encoders.YAMNET, "output": "class_scores"})
+    encoder = custom.CustomSound(path, CPU, {**real_encoders.YAMNET, "output": "class_scores"})
     classes = [row["display_name"] for row in csv.DictReader(open(data / "yamnet_class_map.csv"))]
     assert classes[encoder.encode([second], 16000)[0].argmax()] in expected
-    assert any_encoder.BroughtSound(path, CPU, real_encoders.YAMNET).encode([second] * 2, 16000).shape == (2, 1024)
+    assert custom.CustomSound(path, CPU, real_encoders.YAMNET).encode([second] * 2, 16000).shape == (2, 1024)
 
 
 # ------------------------------------------------------------------------------------------------------------ functions
@@ -351,25 +351,26 @@ def functions(tmp_path):
 
 def test_functions(functions):
     second = seconds_of(2)
-    sound = any_encoder.BroughtSound(f"{functions}:hear", CPU)
+    sound = custom.CustomSound(f"{functions}:hear", CPU)
     waves = np.stack([audio.mono(one) for one in second])
     np.testing.assert_allclose(sound.encode(second, 16000), np.stack([waves.mean(1), abs(waves).max(1)], 1), atol=1e-6)
     assert sound.record()["sha256"] == hashlib.sha256(FUNCTIONS.encode()).hexdigest()
     assert sound.record()["model"] == "mine.py:hear" and sound.record()["width"] == 2
     frame = picture(3, 224, 224)
-    pictures = any_encoder.BroughtPictures(f"{functions}:see", CPU, form="vector")
+    pictures = custom.CustomPictures(f"{functions}:see", CPU, form="vector")
     np.testing.assert_allclose(pictures.encode([pictures.prepare(frame)])[0], frame.mean((0, 1)), rtol=1e-5)
-    maps = any_encoder.BroughtPictures(f"{functions}:see_map", CPU, {"output_layout": "NHWC"})
+    maps = custom.CustomPictures(f"{functions}:see_map", CPU, {"output_layout": "NHWC"})
     np.testing.assert_array_equal(maps.encode([maps.prepare(frame)])[0], frame[::32, ::32])
-    words = any_encoder.BroughtWords(f"{functions}:read", CPU)
+    words = custom.CustomWords(f"{functions}:read", CPU)
     assert words.encode(["A cat.", ""])[0][1].tolist() == [[1, 1], [3, 1], [1, 0]]
 
 
 def test_a_module_s_function_and_a_callable():
     for name in ("numpy:mean", np.mean):            # of a second: one number, no batch
         with pytest.raises(InputError, match="numpy:mean.*row for each item"):
-            any_encoder.BroughtSound(name, CPU)
-    encoder = any_encoder.BroughtSound(lambda waves: torch.from_numpy(waves[:, :4]), CPU)
+            custom.CustomSound(name, CPU)
+    assert custom.CustomSound(torch.nn.Identity(), CPU).record()["model"].endswith(":Identity")
+    encoder = custom.CustomSound(lambda waves: torch.from_numpy(waves[:, :4]), CPU)
     second = seconds_of(1)[0]
     np.testing.assert_allclose(encoder.encode([second], 16000)[0], audio.mono(second)[:4], atol=1e-6)
 
@@ -379,7 +380,7 @@ def test_a_module_s_function_and_a_callable():
     ("FUNCTIONS", "no function FUNCTIONS")])
 def test_a_function_that_cannot_serve_is_one_line(functions, name, message):
     with pytest.raises(InputError) as error:
-        any_encoder.BroughtSound(f"{functions}:{name}", CPU)
+        custom.CustomSound(f"{functions}:{name}", CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -387,21 +388,21 @@ def test_a_function_that_cannot_serve_is_one_line(functions, name, message):
                                            ("no_module_of_this_name:f", "imported")])
 def test_no_such_function_is_one_line(name, message):
     with pytest.raises(InputError, match=message):
-        any_encoder.BroughtSound(name, CPU)
+        custom.CustomSound(name, CPU)
 
 
 def test_an_encoder_that_changes_is_refused(functions):
-    encoder = any_encoder.BroughtSound(f"{functions}:drifts", CPU)
+    encoder = custom.CustomSound(f"{functions}:drifts", CPU)
     encoder.encode(seconds_of(1), 16000)
-    with pytest.raises(InputError, match="for it later; one answer"):
+    with pytest.raises(InputError, match="for it later; the same"):
         encoder.encode(seconds_of(1), 16000)
-    encoder = any_encoder.BroughtPictures(f"{functions}:widens", CPU, form="vector")
+    encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     with pytest.raises(InputError, match="one width"):
         encoder.encode([picture(0, 224, 224)])
-    encoder = any_encoder.BroughtPictures(f"{functions}:widens", CPU, form="vector")
+    encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     encoder.network.function = lambda frames: frames.mean((1, 2)) + 1
     with pytest.raises(InputError, match="for it later"):
-        encoder.encode([picture(0, 224, 224)] * any_encoder.AGAIN)
+        encoder.encode([picture(0, 224, 224)] * custom.AGAIN)
 
 
 # ---------------------------------------------------------------------------------------------------------- the command

@@ -123,7 +123,7 @@ class Encoder:
         Raises:
             InputError: no such video, damaged, without sound or pictures; weights that are not what they should be.
         """
-        from cmg.extract import any_encoder, clip, encoders, weights  # here, because it needs PyAV
+        from cmg.extract import clip, custom, encoders, weights  # here, because it needs PyAV
         from cmg.extract.audio import FrontEnd
         from cmg.extract.video import random_filters
         if audio is None and video is None:
@@ -136,14 +136,14 @@ class Encoder:
         sound: Any = None
         pictures: Any = None
         front_end = front_end or {}
-        if any_encoder.is_own(audio):
-            sound = any_encoder.BroughtSound(audio, device, front_end.get("audio"))
+        if custom.is_custom(audio):
+            sound = custom.CustomSound(audio, device, front_end.get("audio"))
         elif audio is not None:
             sound = encoders.LogMelSound(FrontEnd()) if audio == "logmel" else encoders.VGGishSound(
                 weights.read(audio, "vggish"), FrontEnd(), device)
-        if any_encoder.is_own(video):
+        if custom.is_custom(video):
             form = "map" if self.frozen.config.kind("video") == "map" else "vector"
-            pictures = any_encoder.BroughtPictures(video, device, front_end.get("video"), form)
+            pictures = custom.CustomPictures(video, device, front_end.get("video"), form)
         elif video is not None:
             channels = self.frozen.config.feature_dim("video")
             pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \

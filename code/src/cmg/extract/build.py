@@ -8,7 +8,7 @@ import av
 import numpy as np
 import torch
 
-from cmg.extract import any_encoder, audio, front_ends, video, weights
+from cmg.extract import audio, custom, front_ends, video, weights
 from cmg.extract.encoders import LogMelSound, PatchPictures, StillPictures, VGG19Pictures, VGGishSound
 from cmg.extract.media import Media, Unreadable, rgb
 from cmg.extract.output import write_whole
@@ -40,7 +40,7 @@ def front_ends_of(opts):
     front_end = front_ends.read_flags(opts.front_end)
     for modality in front_end:
         name = getattr(opts, f"{modality}_encoder")
-        if not any_encoder.is_own(name):
+        if not custom.is_custom(name):
             raise InputError(f"--front-end {modality}.{next(iter(front_end[modality]))}: of an ONNX file or a "
                              f"function; --{modality}-encoder is {name}, which has its own; leave it out")
     return front_end
@@ -67,8 +67,8 @@ def sound_encoder(opts, device):
     if (opts.audio_route, opts.framing) != ("native", "second"):
         raise InputError("--audio-route and --framing: of vggish and logmel; other encoders hear each second at its "
                          "native rate; leave them out")
-    if any_encoder.is_own(opts.audio_encoder):
-        return any_encoder.BroughtSound(opts.audio_encoder, device, front_ends_of(opts).get("audio"), opts.resampler)
+    if custom.is_custom(opts.audio_encoder):
+        return custom.CustomSound(opts.audio_encoder, device, front_ends_of(opts).get("audio"), opts.resampler)
     from cmg.extract.hub import HubSound
     return HubSound(opts.audio_encoder, device, opts.resampler)
 
@@ -94,8 +94,8 @@ def picture_encoder(opts, device, clips):
             return PatchPictures(video.random_filters(opts.patch_channels))
         filters = pca_filters(opts.out, clips, opts.patch_channels)
         return PatchPictures(filters, f"pca {hashlib.sha256(filters.tobytes()).hexdigest()[:12]}")
-    if any_encoder.is_own(opts.video_encoder):
-        return any_encoder.BroughtPictures(opts.video_encoder, device, front_ends_of(opts).get("video"),
+    if custom.is_custom(opts.video_encoder):
+        return custom.CustomPictures(opts.video_encoder, device, front_ends_of(opts).get("video"),
                                            opts.video_form)
     from cmg.extract.hub import HubPictures
     return HubPictures(opts.video_encoder, device, opts.video_form)

@@ -93,8 +93,9 @@ class FunctionNetwork:
         self.path, self.lock = str(function), threading.Lock()
         file = None
         if callable(function):
-            self.path = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
-            file = getattr(sys.modules.get(function.__module__), "__file__", None)
+            owner = function if hasattr(function, "__qualname__") else type(function)           # a class, of an object
+            self.path = f"{owner.__module__}:{owner.__qualname__}"
+            file = getattr(sys.modules.get(owner.__module__), "__file__", None)
         else:
             function, file = _load(self.path)
         digest = ""

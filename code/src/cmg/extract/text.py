@@ -5,7 +5,7 @@ from pathlib import Path
 from cmg.data.manifest import sentences_in
 from cmg.data.text import Sentence, write_text_features
 from cmg.data.text_backends import HASHED, Bert, hashing_sentences
-from cmg.extract.any_encoder import BroughtWords, is_own
+from cmg.extract.custom import CustomWords, is_custom
 from cmg.extract.hub import HubText
 from cmg.extract.output import write_whole, zip_bytes
 
@@ -13,7 +13,7 @@ PROMPTS = Path("text") / "prompts.h5"
 
 
 def encode_sentences(model, texts):
-    """A `Sentence` for each text, by a `HubText` or `BroughtWords`: as the published program cuts and glues words where
+    """A `Sentence` for each text, by a `HubText` or `CustomWords`: as the published program cuts and glues words where
     it is an uncased BERT, else as the model's own tokenizer does."""
     if model.is_uncased_bert:
         return Bert(model.name).sentences(texts)
@@ -39,7 +39,7 @@ class PromptText:
             self.of_clip[clip] = list(dict.fromkeys(self.of_clip.get(clip, []) + sentences_in(cell)))
         self.model = None
         if name != "hashing":
-            self.model = BroughtWords(name, device, front_end) if is_own(name) else HubText(name, device)
+            self.model = CustomWords(name, device, front_end) if is_custom(name) else HubText(name, device)
 
     def record(self):
         """JSON values for the record of a run."""

@@ -1,7 +1,7 @@
-"""Encoders that a user brings, an ONNX file or a function, as encoders of sound, pictures and words.
+"""Encoders of the user, an ONNX file or a function, as encoders of sound, pictures and words.
 
-What an encoder answers depends on its input alone: a fixed input is encoded at the start, alone and within a batch, and
-again for every sound and every `AGAIN` frames. One whose answer changes is refused, such as one in training mode.
+The output of an encoder must depend on its input alone. A fixed input is encoded at the start, alone and in a batch,
+and once more for every sound and every `AGAIN` frames; one whose output changes, as in training mode, is refused.
 """
 
 import re
@@ -18,16 +18,16 @@ from cmg.extract.onnx import OnnxNetwork
 from cmg.extract.video import GRID, SIDE
 from cmg.utils.errors import InputError
 
-AGAIN = 64                          # frames after which the fixed input is encoded again
-SAME = 1e-3                         # of the largest number of an answer, by which two may differ
+AGAIN = 64                          # frames after which the fixed input is encoded once more
+SAME = 1e-3                         # by which two outputs may differ, relative to the largest value
 
 
-def is_own(name):
+def is_custom(name):
     """Whether an encoder's name is an ONNX file or a function."""
     return callable(name) or str(name).endswith(".onnx") or is_spec(name)
 
 
-class _Brought:
+class _CustomEncoder:
     """A network with its front end.
 
     Args:
@@ -47,7 +47,7 @@ class _Brought:
         self.front = front_ends.described(given, self.modality, f"{source}: front end")
         self.given = set(given)
         self.network = FunctionNetwork(name) if self.is_function else OnnxNetwork(name, device, self.front.output)
-        self.name, self.probe, self.answer = str(self.network.path), None, None
+        self.name, self.probe, self.output = str(self.network.path), None, None
 
     def _need(self, *keys):
         missing = [key for key in keys if key not in self.given]
@@ -57,7 +57,7 @@ class _Brought:
                              f"{self.modality}.{missing[0]}=VALUE (code/docs/features.md)")
 
     def _run(self, x, axes):
-        """The network's answer to inputs (N, ...), whose axes are named."""
+        """The network's output for inputs (N, ...), whose axes are named."""
         if self.network.inputs:
             shape, dtype = self.network.main_input
             rank = len(shape) or None
@@ -71,49 +71,49 @@ class _Brought:
                  for part in (x[k:k + self.front.batch] for k in range(0, len(x), self.front.batch))]
         if any(part.ndim < 2 or len(part) != min(self.front.batch, len(x) - k * self.front.batch)
                for k, part in enumerate(parts)):
-            raise InputError(f"{self.name}: an answer of shape {parts[-1].shape} to {x.shape}; a row for each item of "
-                             "a batch, (N, D) or with more axes, is expected; correct it")
+            raise InputError(f"{self.name}: an output of shape {parts[-1].shape} for {x.shape}; a row for each item "
+                             "of a batch, (N, D) or with more axes, is expected; correct it")
         if len({part.shape[1:] for part in parts}) > 1:
-            raise InputError(f"{self.name}: answers of shapes {parts[0].shape} and {parts[-1].shape}; one width is "
+            raise InputError(f"{self.name}: outputs of shapes {parts[0].shape} and {parts[-1].shape}; one width is "
                              "expected; correct it")
         return np.concatenate(parts).astype(np.float32)
 
-    def _axes(self, answer):
-        """Letters of the axes of an answer."""
-        layout = self.front.output_layout or ("NC" if answer.ndim == 2 else "")
-        if len(layout) != answer.ndim or layout[0] != "N" or "C" not in layout or len(set(layout)) != len(layout):
-            raise InputError(f"{self.name}: an answer of shape {answer.shape}, output_layout {layout!r}; letters of "
+    def _axes(self, output):
+        """Letters of the axes of an output."""
+        layout = self.front.output_layout or ("NC" if output.ndim == 2 else "")
+        if len(layout) != output.ndim or layout[0] != "N" or "C" not in layout or len(set(layout)) != len(layout):
+            raise InputError(f"{self.name}: an output of shape {output.shape}, output_layout {layout!r}; letters of "
                              "its axes are expected, such as NCHW or NTC; give them as output_layout in the front end")
         return layout
 
-    def _vectors(self, answer):
+    def _vectors(self, output):
         """(N, D): the mean over all axes but the channels'."""
-        layout = self._axes(answer)
-        return answer.mean(tuple(k for k, letter in enumerate(layout) if letter not in "NC"))
+        layout = self._axes(output)
+        return output.mean(tuple(k for k, letter in enumerate(layout) if letter not in "NC"))
 
     def _remember(self, encode, probe, other):
-        """Keep the answer to a fixed input; refuse an encoder whose answer is not the input's alone."""
+        """Keep the output for a fixed input; refuse an encoder whose output depends on anything else."""
         try:
-            self.probe, self.answer = probe, encode([probe])
+            self.probe, self.output = probe, encode([probe])
             self._same(encode([probe]), "asked twice")
             self._same(encode([other, probe])[-1:], "within another batch", "set batch to 1 in the front end")
         except Failed as error:
             raise InputError(f"{error}; correct it, or its front end") from None
 
-    def _same(self, answer, when, remedy="take it out of training mode, without random numbers and states"):
-        if answer.shape != self.answer.shape or not np.allclose(
-                answer, self.answer, rtol=0, atol=SAME * max(float(np.abs(self.answer).max()), 1e-30), equal_nan=True):
-            raise InputError(f"{self.name}: gives {self.answer.shape[1:]} numbers for an input, "
-                             f"{float(self.answer.mean()):.4g} on average, and {answer.shape[1:]}, "
-                             f"{float(answer.mean()):.4g}, for it {when}; one answer is expected; {remedy}")
+    def _same(self, output, when, remedy="take it out of training mode, without random numbers and states"):
+        if output.shape != self.output.shape or not np.allclose(
+                output, self.output, rtol=0, atol=SAME * max(float(np.abs(self.output).max()), 1e-30), equal_nan=True):
+            raise InputError(f"{self.name}: gives {self.output.shape[1:]} numbers for an input, "
+                             f"{float(self.output.mean()):.4g} on average, and {output.shape[1:]}, "
+                             f"{float(output.mean()):.4g}, for it {when}; the same is expected; {remedy}")
 
-    def _changed(self, answer):
+    def _changed(self, output):
         """Refuse an encoder that changed during a run."""
-        self._same(answer, "later", "correct it, and pass --overwrite: features of this run may differ")
+        self._same(output, "later", "correct it, and pass --overwrite: features of this run may differ")
 
     def _same_width(self, rows):
-        if rows.shape[1:] != self.answer.shape[1:]:
-            raise InputError(f"{self.name}: answers of {rows.shape[1:]} numbers, {self.answer.shape[1:]} before; one "
+        if rows.shape[1:] != self.output.shape[1:]:
+            raise InputError(f"{self.name}: outputs of {rows.shape[1:]} numbers, {self.output.shape[1:]} before; one "
                              "width is expected; correct it")
         return rows
 
@@ -122,10 +122,10 @@ class _Brought:
         usual = {field.name: field.default for field in fields(self.front)}
         front = {key: value for key, value in asdict(self.front).items()
                  if value != usual[key] or key in ("input", "rate", "size")}
-        return {**self.network.source, "front_end": front, "width": int(self.answer.shape[-1])}
+        return {**self.network.source, "front_end": front, "width": int(self.output.shape[-1])}
 
 
-class BroughtSound(_Brought):
+class CustomSound(_CustomEncoder):
     """One vector for each second of a sound; each second is heard alone."""
 
     modality, nearest_route, whole = "audio", False, False
@@ -151,7 +151,7 @@ class BroughtSound(_Brought):
     def encode(self, seconds, rate):
         """(T, width) float32; a second of which 0.975 s are not there makes no row."""
         self._changed(self._encode_waves([self.probe]))
-        rows, waiting = [self.answer[:0]], []
+        rows, waiting = [self.output[:0]], []
         for samples in seconds:
             if len(samples) * audio.RATE >= audio.NEEDED * rate:
                 waiting.append(self._wave(samples, rate))
@@ -164,7 +164,7 @@ class BroughtSound(_Brought):
         return {**super().record(), "resampler": self.resampler}
 
 
-class BroughtPictures(_Brought):
+class CustomPictures(_CustomEncoder):
     """A vector or a 7 x 7 map for each frame.
 
     Args:
@@ -193,14 +193,14 @@ class BroughtPictures(_Brought):
         return self.front.resized(rgb)
 
     def _encode(self, frames):
-        answer = self._run(self.front(frames), "NHWC")
+        output = self._run(self.front(frames), "NHWC")
         if self.form == "vector":
-            return self._vectors(answer)
-        layout = self._axes(answer)
+            return self._vectors(output)
+        layout = self._axes(output)
         if sorted(layout) != sorted("NCHW"):
-            raise InputError(f"{self.name}: an answer of shape {answer.shape}, which is no map; one is expected; take "
+            raise InputError(f"{self.name}: an output of shape {output.shape}, which is no map; one is expected; take "
                              "--video-form vector, or name the map as 'output' in the front end")
-        maps = torch.from_numpy(np.ascontiguousarray(answer.transpose([layout.index(letter) for letter in "NCHW"])))
+        maps = torch.from_numpy(np.ascontiguousarray(output.transpose([layout.index(letter) for letter in "NCHW"])))
         return F.adaptive_avg_pool2d(maps, GRID).permute(0, 2, 3, 1).numpy()
 
     def encode(self, frames):
@@ -215,9 +215,9 @@ class BroughtPictures(_Brought):
         return {**super().record(), "form": self.form}
 
 
-class BroughtWords(_Brought):
-    """Word vectors of sentences: the answer's tokens, averaged over the pieces of a word; of a function, as it gives
-    them for the words."""
+class CustomWords(_CustomEncoder):
+    """Word vectors of sentences: a network's token vectors, averaged over the pieces of a word, or a function's vectors
+    of the words."""
 
     modality, is_uncased_bert = "text", False
     WORDS = r"\w+|[^\w\s]"
@@ -259,7 +259,7 @@ class BroughtWords(_Brought):
             raise InputError(f"{self.name}: arrays of shapes {[x.shape for x in arrays][:3]} for "
                              f"{[len(of) for of in asked][:3]} words; one row for each word is expected; correct it")
         found = iter(arrays)
-        return [next(found) if of else np.zeros((0, self.answer.shape[-1]), np.float32) for of in words]
+        return [next(found) if of else np.zeros((0, self.output.shape[-1]), np.float32) for of in words]
 
     def _of_network(self, texts):
         from cmg.extract.hub import word_vectors
@@ -271,7 +271,7 @@ class BroughtWords(_Brought):
         inputs = {name: batch[name].astype(dtype) for name, (_, dtype) in self.network.inputs.items()}
         states = self.network(**inputs)
         if states.ndim != 3:
-            raise InputError(f"{self.name}: an answer of shape {states.shape}; vectors of tokens (N, L, D) are "
+            raise InputError(f"{self.name}: an output of shape {states.shape}; vectors of tokens (N, L, D) are "
                              "expected; name them as 'output' in the front end")
         states = torch.from_numpy(states.astype(np.float32))
         return [word_vectors(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]
