@@ -66,8 +66,8 @@ def load(folder, name):
 
 
 def published_names(system, report):
-    """Values of a step (StepOutput) under the names of the golden files: `audio_mi` is the CLUB bound, `lld_<section>` and
-    `audio_lld` are minus the log-likelihood of a CLUB network."""
+    """Values of a step (StepOutput) under the names of the golden files: `audio_mi` is the CLUB bound, `lld_<section>`
+    and `audio_lld` are minus the log-likelihood of a CLUB network."""
     ours = {name.replace("_club", "_mi"): value for name, value in {**report.losses, **report.metrics}.items()}
     for prefix, section in rules.expand(system.GROUPS, system.order).items():
         *path, modality = prefix.rstrip(".").split(".")

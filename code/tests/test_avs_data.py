@@ -75,7 +75,8 @@ def test_unknown_class_is_named(own_tree, tree, tmp_path):  # noqa: F811
     path.write_text(path.read_text().replace("digit_three", "digit_eleven"))
     for kind in ("avs.frames", "avs.masks"):
         for split in ("train", "val"):
-            (own_tree / DATA_PATHS[kind] / split / "digit_three").rename(own_tree / DATA_PATHS[kind] / split / "digit_eleven")
+            folder = own_tree / DATA_PATHS[kind] / split
+            (folder / "digit_three").rename(folder / "digit_eleven")
     for split in ("train", "val"):
         folder = own_tree / DATA_PATHS["avs.audio"] / split / "zip"
         (folder / "digit_three").rename(folder / "digit_eleven")

@@ -304,7 +304,7 @@ def test_a_file_comes_back_with_its_buffers(modalities, dtype, tmp_path):
     trainer.step(batch_of(modalities), 0)
     path = tmp_path / "CoDAAR-model-0.pt"
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}, dtype)
-    assert checkpoint.OWN_OPTIMIZER not in contents and rules.EXTRA_SECTION not in contents     # all names are published
+    assert checkpoint.OWN_OPTIMIZER not in contents and rules.EXTRA_SECTION not in contents     # all are published
     checkpoint.save(path, contents)
     loaded = checkpoint.open_file(path, torch.float64)
     assert loaded.complete and loaded.system.config == trainer.system.config

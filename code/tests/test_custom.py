@@ -2,8 +2,7 @@
 
 import csv
 import json
-import os
-import subprocess
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import cmg
 import custom
 import evaluate
 import prepare
@@ -26,13 +26,13 @@ from cmg.demos import own_example
 from cmg.downstream.tasks import TASKS
 from cmg.extract import lists
 from cmg.models.random import StepRandom
+from cmg.report import __main__ as report_program
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.training.batches import Resident, Streamed
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from data_trees import hashed_text, write_zips
-from test_python import cmg  # noqa: F401  (a fixture)
 from tiny import run_once
 
 SRC = Path(pretrain.__file__).parent
@@ -109,7 +109,7 @@ DEFECTS = {
     "windows path": ("id,split\na\\b,train\n", "line 2: the id 'a\\b'"),
     "dots": ("id,split\n..,train\n", "line 2: the id '..'"),
     "two splits": ("id,split,label\na,train,x\na,test,x\n", "line 3: a is in test, and in train in line 2"),
-    "a row twice": ("id,split,label\na,train,x\na,train,x\n", "line 3: a stands in line 2 already"),
+    "a row twice": ("id,split,label\na,train,x\na,train,x\n", "line 3: a is in line 2 already"),
     "two labels": ("id,split,label\na,train,x\na,train,y\n", "line 3: a has the label 'y', and 'x' in line 2"),
     "no label of an event": (f"{HEAD}\na,train,,1,2,\n", "line 2: no label, but an event from 1 to 2"),
     "onset after offset": (f"{HEAD}\na,train,x,5,2,\n", "line 2: an event from 5 to 2; 0 <= onset < offset"),
@@ -370,7 +370,8 @@ def test_arguments(example, capsys):
         ("text", "audio")]
     assert parse_downstream("custom", [*data(example), "--source", "text", "--target", "audio"], LOCAL).directions == [
         ("text", "audio")]
-    assert "custom" not in parse_evaluate(["x.pt"], LOCAL).tasks and "custom" in parse_evaluate(["x.pt", *data(example)], LOCAL).tasks
+    for more in ([], data(example)):
+        assert ("custom" in parse_evaluate(["x.pt", *more], LOCAL).tasks) == bool(more)
     assert json.loads(json.dumps(opts.resolved()))["features"]["audio"] == str(example / "audio")
     own = data(example)
     for parse, arguments in (
@@ -385,7 +386,7 @@ def test_arguments(example, capsys):
             (partial(parse_downstream, "custom"), []), (partial(parse_downstream, "custom"), own[:4]),
             (parse_evaluate, ["x.pt", "--tasks", "custom"]), (prepare.main, ["check", "--dataset", "custom"])):
         with pytest.raises(SystemExit) as caught:
-            parse(arguments)
+            parse(arguments, *(() if parse is prepare.main else (LOCAL,)))
         lines = capsys.readouterr().err.splitlines()
         assert caught.value.code == 2 and len(lines) == 1, lines
 
@@ -446,7 +447,7 @@ def test_events_second_by_second(example, pretrained, tmp_path):
     assert tables.main_metric("custom", found) == "f1"
 
 
-def test_from_python(cmg, example, pretrained, tmp_path):  # noqa: F811
+def test_from_python(example, pretrained, tmp_path):
     places = {"audio": example / "audio", "video": example / "video"}
     task = cmg.open_task("custom", manifest=example / "clips.csv", features=places)
     assert task.test["audio"].load("audio").shape == (3, 10, 128) and task.classes == ["ball", "cross", "square"]
@@ -553,16 +554,32 @@ def test_bad_clips_are_skipped_as_in_other_tasks(example, pretrained, tmp_path, 
     assert results.read(tmp_path / "skip" / "results.jsonl")
 
 
-def test_from_the_example_to_a_report(tmp_path, monkeypatch):
-    """The commands that `prepare.py new` writes, as a user runs them; a name with a blank in it."""
+@pytest.mark.usefixtures("small_model")
+def test_from_the_example_to_a_report(tmp_path, monkeypatch, capsys):
+    """The commands that `prepare.py new` writes, in their order, with small networks; a name with a blank in it."""
     monkeypatch.setattr(own_example, "EPOCHS", 2)
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "my clips"
     prepare.main(["new", str(folder)])
     assert "already exists" in message(prepare.main, ["new", str(folder)])
-    made = subprocess.run(["bash", str(folder / "run.sh")], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert made.returncode == 0, made.stderr
-    assert "ok: a run would work" in made.stdout and "text->video" in made.stdout
+    programs = {"prepare.py": prepare.main, "./pretrain.sh": run_once, "./custom.sh": custom.main,
+                "cmg.report": report_program.main}
+    data = ["--manifest", str(folder / "clips.csv"), *(part for m, name in (
+        ("audio", "audio"), ("video", "video"), ("text", "prompts.h5")) for part in (
+        "--features", f"{m}={folder / name}"))]
+    written, called = (folder / "run.sh").read_text(), []
+    assert 'DATA=(--manifest "$DIR/clips.csv" --features audio="$DIR/audio"' in written
+    for line in written.split("# 1.")[1].replace("\\\n", " ").splitlines():
+        words = shlex.split(line.replace("$DIR", str(folder)), comments=True)
+        name = next((name for name in programs if name in words[:3]), None)
+        if name:
+            arguments = [word for given in words[words.index(name) + 1:]
+                         for word in (data if given == "${DATA[@]}" else [given])]
+            assert not programs[name](arguments), line
+            called.append(name)
+    assert called == list(programs)
+    output = capsys.readouterr().out
+    assert "ok: a run would work" in output and "text->video" in output
     assert len(results.read(folder / "heads" / "results.jsonl")) == 6 * 2 * 2 * 2
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "clips.csv test" in page and "custom" in page

@@ -181,6 +181,21 @@ def test_killed_at_any_moment_it_goes_on(zips, tmp_path):
     assert all(np.array_equal(packed.read(name), source.read(name)) for name in IDS)
 
 
+def test_a_second_run_is_refused_while_the_first_works(zips, tmp_path):
+    """HDF5 locks the unfinished pack."""
+    out = tmp_path / "p.h5"
+    code = NOISY.format(src=str(ROOT / "code" / "src"), source=str(zips), out=str(out))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as first:
+        assert len(first.stdout.read(9)) == 9
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(InputError, match="p.h5: cannot be written"):
+            pack(zips, out, "audio", "float32")
+        first.send_signal(signal.SIGCONT)
+        first.stdout.read()
+    assert first.returncode == 0 and pack(zips, tmp_path / "other.h5", "audio", "float32").clips == 150
+    assert np.array_equal(open_features(out, "audio").read(IDS[0]), open_features(zips, "audio").read(IDS[0]))
+
+
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, {src!r})

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+import ave as ave_script
 import data_trees
 import prepare
 from cmg.data.csv import read_table
@@ -22,10 +21,8 @@ from cmg.data.sets.ucf_vggsound import UCFVGGSound
 from cmg.data.sets.vggsound import VGGSound
 from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
-from conftest import ROOT
 from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_bytes
-
-SRC = ROOT / "code" / "src"
+from tiny import run_once
 
 
 @pytest.fixture(autouse=True)
@@ -393,24 +390,22 @@ def test_avs_is_checked(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------------------------------------- runs
-def script(name, root, *flags):
-    call = [sys.executable, f"{name}.py", "--data_root", str(root), "--checkpoint_root", str(root / "checkpoint"),
-            "--runs_root", str(root / "runs"), "--gpu", "cpu", "--workers", "0", *flags]
-    return subprocess.run(call, cwd=SRC, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def arguments(root, *flags):
+    return ["--data_root", str(root), "--checkpoint_root", str(root / "checkpoint"), "--runs_root", str(root / "runs"),
+            "--gpu", "cpu", "--workers", "0", *map(str, flags)]
 
 
-def test_pretraining_and_ave_run_on_published_trees(ave, tmp_path):
+def test_pretraining_and_ave_run_on_published_trees(ave, small_model, tmp_path):
     root = shutil.copytree(ave, tmp_path / "copy", copy_function=os.link)
     data_trees.vggsound(root, DATA_PATHS, clips=40)
     for k, split in enumerate(("train", "val", "test")):
         (root / DATA_PATHS[f"ave.{split}"]).unlink()                        # a link to the shared file
         write(root / DATA_PATHS[f"ave.{split}"], "order", np.arange(k, 4143, 80))
-    run = script("pretrain", root, "--n_epoch", "1", "-b", "20", "--n_embeddings", "16")
-    assert run.returncode == 0, run.stderr
+    pretraining = arguments(root, "--n_epoch", 1, "-b", 20, "--n_embeddings", 16)
+    assert run_once(pretraining) == 0
     checkpoint = next((root / "checkpoint").glob("DCID-model-*.pt"))
-    run = script("ave", root, "--n_epoch", "2", "--checkpoint", str(checkpoint))
-    assert run.returncode == 0, run.stderr
+    ave_script.main(arguments(root, "--n_epoch", 2, "--checkpoint", checkpoint))
     assert list((root / "runs").glob("**/results.jsonl"))
     (root / DATA_PATHS["vggsound.video"] / f"{FIRST}.zip").write_bytes(b"")
-    run = script("pretrain", root, "--n_epoch", "1", "-b", "20", "--n_embeddings", "16")
-    assert run.returncode == 2 and f"{FIRST}.zip: an empty file" in run.stderr
+    with pytest.raises(InputError, match=f"{FIRST}.zip: an empty file"):
+        run_once(pretraining)

@@ -166,7 +166,8 @@ def test_pretraining_files(tree):
     assert set(table.split) == {"train", "val", "test"}
     assert table.groupby(["split", "category"]).size().min() > 0
     prompts = pd.read_csv(place(tree, "vggsound.prompts"))
-    assert list(prompts) == ["label", "prompt"] and set(prompts.label) == set(table.category) == set(dialled_clips.CLASSES)
+    assert list(prompts) == ["label", "prompt"]
+    assert set(prompts.label) == set(table.category) == set(dialled_clips.CLASSES)
     categories = place(tree, "vggsound.csv").with_name("VggsoundAVEL40kCategories.txt").read_text().splitlines()
     assert categories == list(dialled_clips.CLASSES)
     for kind in ("audio", "video", "label"):
@@ -244,7 +245,8 @@ def test_avvp_files(tree, avvp_lists):
                 silent += list(peak[~happening])
                 tonal += list(peak[happening])
             else:
-                assert read_zip(place(tree, "avvp.video") / f"{name[:11]}.zip").shape == (10, 7, 7, dialled_clips.CHANNELS)
+                assert read_zip(place(tree, "avvp.video") / f"{name[:11]}.zip").shape == (
+                    10, 7, 7, dialled_clips.CHANNELS)
     assert max(silent) < min(tonal)
     audio, visual = (table["event_labels"] for table in avvp_lists.values())
     both = audio.index.intersection(visual.index)
@@ -319,7 +321,8 @@ def test_our_loaders_read_the_tree(tree):
         "audio": (10, 128), "video": (10, 7, 7, dialled_clips.CHANNELS), "text": (10, 768)}
     for split, count in (("train", CLIPS // 6), ("val", CLIPS // 24), ("test", CLIPS // 12)):
         clips = AVE(paths("ave"), ("audio", "video", "text"), split)
-        assert len(clips) == count and clips.classes == list(dialled_clips.CLASSES) and clips[0]["label"].shape == (10, 11)
+        assert len(clips) == count and clips.classes == list(dialled_clips.CLASSES)
+        assert clips[0]["label"].shape == (10, 11)
     for modality in ("audio", "video"):
         clips = AVVP(paths("avvp"), modality)
         assert clips[0][modality].shape[0] == 10 and 0.1 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.3

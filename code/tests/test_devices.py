@@ -71,11 +71,11 @@ def test_a_step_waits_for_nothing(name):
 def test_pretraining_resumes_and_heads_are_trained(device, demo_data, small_model, tmp_path, monkeypatch):
     """The commands, with the data on the device; the second run continues the first."""
     monkeypatch.setattr(cli, "device", lambda gpu: device)
-    assert train(demo_data, tmp_path, "--max_steps", 12) == 0
-    assert train(demo_data, tmp_path, "--resume", "auto") == 0
+    assert train(demo_data, tmp_path, "--max_steps", 2) == 0
+    assert train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 4) == 0
     last = tmp_path / "checkpoints" / checkpoints(tmp_path)[-1]
-    evaluate.main([str(last), "--data_root", str(demo_data), "--snapshot_pref", str(tmp_path), "--n_epoch", "2",
-                   "--workers", "0"])
+    evaluate.main([str(last), "--data_root", str(demo_data), "--snapshot_pref", str(tmp_path), "--n_epoch", "1",
+                   "--workers", "0", "--no_control"])
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} >= {"ave", "avvp", "ave_avvp", "ucf_vggsound"}
     assert all(np.isfinite(row["value"]) for row in rows)

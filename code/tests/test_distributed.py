@@ -5,6 +5,7 @@ steps of `train`, `... LOG ARGUMENT...` is a tiny pretraining run.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,12 +29,13 @@ from tiny import train as pretrain  # noqa: E402
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
 ALL = ("audio", "video", "text")
+SHARED = {"weights": (("contrast", 0.5),), "code_choice": "joint", "reset_to": "second"}
 RUNS = {        # name -> (system, modalities, settings, epoch)
     "dcid": ("dcid", ALL, {}, 0),
     "released": ("dcid", ("audio", "text"),
                  {"mi_forward": "released", "code_reset": "released", "mm_ema": "attention"}, 0),
-    "contrast": ("dcid", ALL, {"weights": (("contrast", 0.5),), "code_choice": "joint", "reset_to": "second"}, 0),
-    "contrast masked": ("h_dcid", ALL, {"weights": (("contrast", 0.5),), "code_choice": "joint", "reset_to": "second"}, 3),
+    "contrast": ("dcid", ALL, SHARED, 0),
+    "contrast masked": ("h_dcid", ALL, SHARED, 3),
     "h_dcid": ("h_dcid", ALL, {}, 3),
     "codaar": ("codaar", ALL, {}, 0),
     "fcid": ("fcid", ALL, {}, 0),
@@ -113,16 +115,7 @@ def test_two_processes_equal_one(together, name):
 def test_a_killed_process_ends_the_other_and_both_go_on(demo_data, tmp_path):
     """Kills of one of two, until a run has ended; the other must end within 30 seconds with one line (kill_resume)."""
     work = pretraining(demo_data, {"--n_epoch": 2}, is_tiny=True, processes=2)
-    assert prove(tmp_path, work, kills=2, seed=1) == []
-
-
-def test_one_process_goes_on_where_two_stopped(demo_data, small_model, tmp_path, caplog):
-    """The same batches in the same order (that their figures are one process's: `test_two_processes_equal_one`)."""
-    run_two(tmp_path / "two.txt", *command(demo_data, tmp_path, "--max_steps", 13))
-    assert pretrain(demo_data, tmp_path, "--resume", "auto") == 0
-    assert caplog.text.count("saved by 2 processes, now it is 1, with the same batches") == 1
-    assert "not the same to the last bit; start 2 for that" in caplog.text
-    assert [line["step"] for line in figures(tmp_path)] == list(range(1, 21))
+    assert prove(tmp_path, work, kills=1, seed=1) == []
 
 
 def test_other_programs_refuse_torchrun(tmp_path):
@@ -132,14 +125,20 @@ def test_other_programs_refuse_torchrun(tmp_path):
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr
 
 
-def test_two_processes_go_on_where_they_stopped(demo_data, tmp_path):
-    """A pretraining run on two processes that stops within its second epoch ends, resumed, as one that never did."""
-    for name, *more in (["whole"], ["broken", "--max_steps", 13], ["broken", "--resume", "auto"]):
-        run_two(tmp_path / f"{name}.txt", *command(demo_data, tmp_path / name, *more))
+def test_a_run_of_two_processes_is_resumed_by_two_and_by_one(demo_data, small_model, tmp_path, caplog):
+    """By two it ends as one that never stopped; one process goes on with the same batches in the same order (that its
+    metrics are those of two: `test_two_processes_equal_one`)."""
+    run_two(tmp_path / "whole.txt", *command(demo_data, tmp_path / "whole"))
+    run_two(tmp_path / "broken.txt", *command(demo_data, tmp_path / "broken", "--max_steps", 13))
+    shutil.copytree(tmp_path / "broken", tmp_path / "by one")
+    run_two(tmp_path / "broken.txt", *command(demo_data, tmp_path / "broken", "--resume", "auto"))
     whole, broken = (torch.load(tmp_path / name / "checkpoints" / "DCID-model-1.pt", weights_only=True)
                      for name in ("whole", "broken"))
-    assert whole["total_step"] == 20
-    assert differences(whole, broken) == []
+    assert whole["total_step"] == 20 and differences(whole, broken) == []
+    assert pretrain(demo_data, tmp_path / "by one", "--resume", "auto") == 0
+    assert caplog.text.count("saved by 2 processes, now it is 1, with the same batches") == 1
+    assert "not the same to the last bit; start 2 for that" in caplog.text
+    assert [line["step"] for line in figures(tmp_path / "by one")][-7:] == list(range(14, 21))
 
 
 def process(rank, size):

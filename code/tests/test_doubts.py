@@ -168,7 +168,8 @@ def test_a_damaged_description_in_a_checkpoint_is_one_line(run, tmp_path):
 
 
 def test_check_reads_the_notes_of_an_extraction(demo_data, tmp_path):
-    place = extracted(tmp_path, demo_data / DATA_PATHS["vggsound.audio"], "audio/zip", {"audio": LOGMEL}, "never use them")
+    place = extracted(tmp_path, demo_data / DATA_PATHS["vggsound.audio"], "audio/zip", {"audio": LOGMEL},
+                      "never use them")
     report = check.check("x", {"vggsound.audio": place}, "", [])
     assert report.warnings == ["vggsound.audio: never use them"] and "warning: vggsound.audio: never" in str(report)
 

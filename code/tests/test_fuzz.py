@@ -78,7 +78,7 @@ def readers(demo_data):
     return {name: (good[name], read[name]) for name in good}
 
 
-@settings(max_examples=950, **FUZZ)
+@settings(max_examples=250, **FUZZ)
 @given(name=st.sampled_from(["vggsound", "events", "prompts", "classes", "annotations", "avs", "results"]),
        changes=edits(), encoding=st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"]))
 def test_lists_are_read_or_refused(readers, tmp_path_factory, name, changes, encoding):
@@ -163,7 +163,7 @@ def resume(path):
     return loaded
 
 
-@settings(max_examples=100, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_checkpoint_dicts_are_read_or_refused(good_file, monkeypatch, data):
     contents = structure(checkpoint.read(good_file))
@@ -182,7 +182,7 @@ def test_checkpoint_dicts_are_read_or_refused(good_file, monkeypatch, data):
     assert all(value.isfinite().all() for value in loaded.system.state_dict().values())
 
 
-@settings(max_examples=160, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 @given(share=st.floats(0, 1), size=st.integers(0, 2000), noise=st.binary(max_size=60))
 def test_checkpoint_bytes_are_read_or_refused(good_file, tmp_path_factory, share, size, noise):
     good = good_file.read_bytes()
@@ -196,7 +196,7 @@ def test_checkpoint_bytes_are_read_or_refused(good_file, tmp_path_factory, share
         assert "fuzzed.pt" in str(error)
 
 
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=30, **FUZZ)
 @given(value=st.recursive(ODD, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(
     st.one_of(st.text(max_size=3), RENAMED), inner, max_size=3)), max_leaves=6))
 def test_any_plain_value_is_read_or_refused(tmp_path_factory, value):

@@ -65,7 +65,7 @@ def test_good_files_are_read(files, reader):
         assert check(reader, "image", here / "images" / name) == READ
 
 
-@settings(max_examples=300, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 @given(data=st.data(), what=st.sampled_from(["video", "video", "video, all", "video, silence"]))
 def test_videos(files, reader, data, what):
     name, content = data.draw(damaged(files["videos"]))
@@ -74,7 +74,7 @@ def test_videos(files, reader, data, what):
     check(reader, what, path)
 
 
-@settings(max_examples=900, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_hdf5(files, reader, data):
     name, content = data.draw(damaged(files["hdf5"]))
@@ -83,7 +83,7 @@ def test_hdf5(files, reader, data):
     check(reader, name, path)
 
 
-@settings(max_examples=500, **FUZZ)
+@settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_bytes_of_weights(files, reader, data):
     name, content = data.draw(damaged(files["weights"]))
@@ -93,7 +93,7 @@ def test_bytes_of_weights(files, reader, data):
     check(reader, what.partition(",")[0], path)
 
 
-@settings(max_examples=200, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_pictures(files, reader, data):
     name, content = data.draw(damaged(files["images"]))
@@ -109,7 +109,7 @@ TENSORS = st.one_of(ODD, st.builds(
     st.builds(lambda n: torch.zeros(1, dtype=torch.float16).expand(n, n, 3, 3), st.sampled_from([1, 3, 1 << 20])))
 
 
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=50, **FUZZ)
 @given(data=st.data(), network=st.sampled_from(["vgg19", "vggish", "pca"]))
 def test_tensors_of_weights(files, reader, data, network):
     state = ({"pca_eigen_vectors": torch.eye(4), "pca_means": torch.zeros(4)} if network == "pca" else
@@ -126,7 +126,7 @@ HUGE = st.sampled_from([0, 1, 2, 7, 8, 1 << 20, 1 << 31, 1 << 32, (1 << 63) - 1,
 KINDS = st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "F4", "X", ""])
 
 
-@settings(max_examples=300, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 @given(data=st.data())
 def test_headers_of_exported_weights(files, reader, exported, data):
     weights, about = exported["weights"], exported["about"]
@@ -154,7 +154,7 @@ def test_headers_of_exported_weights(files, reader, exported, data):
     check(reader, "shared", write_shared(files["here"] / "folder", safetensors(header, content, length), about))
 
 
-@settings(max_examples=150, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_exported_tensors_and_configs(files, reader, exported, data):
     about = {**exported["about"], "config": dict(exported["about"]["config"])}

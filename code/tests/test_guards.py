@@ -43,8 +43,8 @@ def poison(monkeypatch, clip, value):
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_run_that_is_not_finite_ends_with_its_bundle_and_is_resumed(demo_data, tmp_path, monkeypatch, is_late):
-    """One line names the clip, the loss, the bundle and the checkpoint to resume from; without the defect, the resumed run
-    ends as one that never met it. Late: the values arrive, as on a GPU, when something waits for them."""
+    """One line names the clip, the loss, the bundle and the checkpoint to resume from; without the defect, the resumed
+    run ends as one that never met it. Late: the values arrive, as on a GPU, when something waits for them."""
     with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
         poison(patch, 17, float("nan"))
         if is_late:

@@ -1,4 +1,4 @@
-"""The rooms of the package: imports, lazy ones included, go downwards only, and nothing edits the module search path."""
+"""The rooms of the package: imports, lazy ones included, go downwards only; nothing edits the module search path."""
 
 import ast
 import re

@@ -117,14 +117,14 @@ def read_or_refused(read, *args):
         assert "\n" not in str(error)
 
 
-@settings(max_examples=1600, **FUZZ)
+@settings(max_examples=400, **FUZZ)
 @given(data=st.one_of(damaged(PICKLED), st.binary(max_size=60)))
 def test_pickles(data):
     found = read_or_refused(unpickle_array, data, "x")
     assert found is None or found.dtype.kind in "biuf"
 
 
-@settings(max_examples=900, **FUZZ)
+@settings(max_examples=225, **FUZZ)
 @given(data=damaged([zipped(PICKLED[0]), zipped(COUNTED)]))
 def test_zips(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.zip"
@@ -132,7 +132,7 @@ def test_zips(tmp_path_factory, data):
     read_or_refused(read_zip, path)
 
 
-@settings(max_examples=500, **FUZZ)
+@settings(max_examples=125, **FUZZ)
 @given(data=damaged([COUNTED]))
 def test_word_lists(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.pkl"
@@ -141,7 +141,7 @@ def test_word_lists(tmp_path_factory, data):
     assert found is None or all(type(n) is int for pair in found.items() for n in pair)
 
 
-@settings(max_examples=700, **FUZZ)
+@settings(max_examples=175, **FUZZ)
 @given(changes=edits())
 def test_sidecars(tmp_path_factory, changes):
     folder = tmp_path_factory.getbasetemp() / "sidecar"

@@ -14,6 +14,7 @@ from cmg.data.sets.vggsound import VGGSound
 from cmg.downstream import metrics, retrieval
 from cmg.downstream.task import HeadSettings, Pretrained
 from cmg.downstream.toc import TocSettings, variants
+from cmg.report.tables import main_metric
 from cmg.results import rows as results
 from cmg.results.rows import Output
 from cmg.systems.dcid import DCID
@@ -92,6 +93,7 @@ def test_lines_and_python_agree_with_scikit_learn(clips, tmp_path, monkeypatch):
         HeadSettings(no_control=True, workers=0), Output(tmp_path / "results.jsonl", "record.json"))
     assert rows == results.read(tmp_path / "results.jsonl")
     assert [row["metric"] for row in rows[:2]] == ["map", "ndcg@10"]
+    assert main_metric("retrieval_free", rows) == "map"                 # of the report and of model cards
     guess, of_lines = oracle(compared[0], classes, classes), compared[1:]
     assert not compared[0].any()                                        # chance: everything is equally similar
     for pair, similarity in zip(permutations(("audio", "video", "text"), 2), of_lines, strict=True):

@@ -372,6 +372,8 @@ def test_a_clock_is_recorded_and_not_the_published_one(six_seconds, tmp_path, ca
     assert prepare.main([*arguments, *more]) == 0
     found = origins.describe(tmp_path / "out" / "audio" / "zip", "audio")
     assert (found["rows_per_second"], found["hop"]) == (2, 0.25) and not origins.is_published(found)
+    assert clip.Timing.of(37, found).seconds == 9.5 and clip.Timing.of(37, found).rows == 37
+    assert clip.Timing.of(10, {"network": "logmel"}) == clip.Timing(10)
     assert origins.difference(found, {name: found[name] for name in ("network", "width")})
     assert (tmp_path / "out" / "clips.csv").read_text().splitlines()[1] == "a,train,x,4,10,x"       # rows, not seconds
     assert "features of one kind are expected" in message(prepare.main, [*arguments, *more[:2]])
