@@ -18,6 +18,7 @@ import torch
 from query import Adapter, Query
 from settings import DIRECTIONS, Conditions, Testing, parse_test
 
+from cmg.data.fingerprint import combined, fingerprint, how_checked
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import S4
 from cmg.downstream import toc
@@ -26,6 +27,7 @@ from cmg.results import provenance, rows
 from cmg.training.run_logger import RunLogger, seed_everything
 from cmg.utils import settings
 from cmg.utils.errors import InputError, run
+from cmg.utils.files import sha256
 
 
 def newest_weights(folders):
@@ -96,8 +98,10 @@ def main(argv=None):
             logging.info(f"overlays: {figure}")
 
     path = opts.results or folder / "results.jsonl"
+    contents = {name: fingerprint(path) for name, path in opts.data_paths(("avs",)).items()}
+    contents = {name: found for name, found in contents.items() if found}
     record = provenance.write(Path(path).parent, provenance.collect(
-        opts.resolved(), opts.device, opts.data_paths(("avs",))))
+        opts.resolved(), opts.device, opts.data_paths(("avs",)), fingerprints=contents))
     lines = report.result_lines(tested, modalities, opts.protocol, {
         "task": "avs", "dataset": dataset.name, "seed": opts.seed if trained.seed is None else trained.seed,
         "protocol": opts.protocol, "modalities": list(pretrained.encoder.config.modalities),
@@ -105,8 +109,12 @@ def main(argv=None):
         "commit": provenance.source_commit(), "seconds": round(time.time() - began, 1),
         "test_batch_size": testing.test_batch_size,
         "backbone": trained.network.config.backbone, "weights": str(opts.weights), "clips": len(dataset),
-        "provenance": record, "variant": toc.variant_name(trained.selection)})
+        "provenance": record, "variant": toc.variant_name(trained.selection),
+        "data": combined({name: found.sha256 for name, found in contents.items()}),
+        "data_checked": how_checked(contents.values())})
+    batch = {"test_batch_size": testing.test_batch_size} if testing.released else {}       # values are means of batches
     for line in lines:
+        line["settings"] = {"network": sha256(files[line["selection"]])[:16], **batch}
         rows.append(path, line)
     logging.info(f"\n{rows.summary(lines)}\n\nresults: {path}")
     log_folder.close()
