@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from av.error import FFmpegError
@@ -41,6 +41,12 @@ class Timing:
     last: bool = False
     rows_per_second: float = 1.0
     hop: float | None = None
+
+    @classmethod
+    def of(cls, rows, description):
+        """The timing of features of T rows, with the clock that their description (cmg/data/origins.py) names."""
+        plain = cls(rows, **{name: description[name] for name in ("rows_per_second", "hop") if name in description})
+        return plain if plain.is_by_second else replace(plain, seconds=plain.length + (rows - 1) * plain.step)
 
     @property
     def length(self):
