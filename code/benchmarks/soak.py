@@ -15,6 +15,105 @@ import time
 from pathlib import Path
 
 import kill_resume
+from kill_resume import Work, equal
+
+
+def measure(arguments, log):
+    """AVE's heads; their state is kept after every epoch."""
+    import ave
+    from cmg.downstream import resume as head_resume
+    from cmg.downstream import run as run_task
+    run_task.Progress = lambda path: head_resume.Progress(path, 0)
+    kill_resume.process(lambda: ave.main(arguments), log)
+
+
+def segment(arguments, log):
+    """Training of a segmentation network, its state kept after every step."""
+    import train as script
+    import training
+    training.SECONDS = 0
+    kill_resume.process(lambda: script.main(arguments), log)
+
+
+def heads_left(folder):
+    """Result lines and kept predictions of a task."""
+    import numpy as np
+
+    from cmg.results import rows as results
+    rows = [{key: value for key, value in row.items() if key not in ("seconds", "provenance")}
+            for row in results.read(folder / "run" / "results.jsonl")]
+    kept = {path.name: dict(np.load(path)) for path in sorted(folder.rglob("*.npz"))}
+    return {"rows": rows, "predictions": kept, "states": [path.name for path in folder.rglob("heads-*.pt")]}
+
+
+def pack_left(folder):
+    """Content of a pack; nothing is beside it."""
+    import h5py
+    with h5py.File(folder / "pack.h5") as file:
+        arrays = {name: file[name][()].tobytes() for name in file}
+        return {"arrays": arrays, "attributes": dict(file.attrs),
+                "files": sorted(path.name for path in folder.iterdir() if path.name != "output.txt")}
+
+
+def heads(work, data):
+    """Work: AVE's heads over a checkpoint of random weights."""
+    import torch
+
+    from cmg.checkpoints import checkpoint
+    from cmg.systems.dcid import DCID
+    torch.manual_seed(0)
+    model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
+    checkpoint.save(work / "model.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
+    return Work(measure, lambda folder: (["--data_root", str(data), "--checkpoint", str(work / "model.pt"), "--gpu",
+                                          "cpu", "--in_memory", "--n_epoch", "40", "--seeds", "0", "1",
+                                          "--snapshot_pref", str(folder / "run")], folder / "output.txt"),
+                equal(heads_left))
+
+
+WIDTHS_OF_HEADS = {"code_dim": 32, "feed_forward": 64, "num_layers": 1}
+
+
+def avs(work, data):
+    """Work: segmentation on scenes of the demo."""
+    import demo_scenes
+    import torch
+
+    from cmg.checkpoints import checkpoint
+    from cmg.data.layout import DATA_PATHS
+    from cmg.systems.dcid import DCID
+    demo_scenes.build(data, DATA_PATHS, clips={"train": 12, "val": 4, "test": 1}, progress=False)
+    torch.manual_seed(0)
+    model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
+                                      num_layers=1, num_heads=2))
+    checkpoint.save(work / "encoder.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
+    return Work(segment, lambda folder: (
+        ["--checkpoint", str(work / "encoder.pt"), "--data_root", str(data), "--log_dir", str(folder), "--direction",
+         "at", "--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
+         "--num_workers", "0", "--gpu", "cpu", "--channels", "8", "--tpavi_norm_start", "1", "--max_epoches", "4",
+         "--lr", "1e-3", "--train_batch_size", "2", "--resume", "auto"], folder / "output.txt"),
+        equal(kill_resume.networks_left))
+
+
+def packing(work, data):
+    """Work: a pack of the demo's sounds, eight clips between two flushes."""
+    return Work(kill_resume.prepare, lambda folder: (["pack", "vggsound.audio", "--data_root", str(data), "--out",
+                                          str(folder / "pack.h5")], folder / "output.txt", 2), equal(pack_left))
+
+
+EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
+
+
+def kinds():
+    """Name of --what -> function of (folder, demo tree, tiny) that gives the `Work`."""
+    from cmg.systems.registry import SYSTEMS
+
+    def of_system(system, processes):
+        settings = {"--system": system, "--n_epoch": EPOCHS.get(system, 3)}
+        return lambda work, data, is_tiny: kill_resume.pretraining(data, settings, is_tiny, processes)
+    found = {"pretrain" + ("" if name == "dcid" else f":{name}") + "x2" * (n == 2): of_system(name, n)
+             for name in SYSTEMS for n in (1, 2)}
+    return found | {name: lambda work, data, is_tiny, make=make: make(work, data) for name, make in (
+        ("heads", heads), ("avs", avs), ("extract", kill_resume.extraction), ("pack", packing))}
 
 
 def soak(names, kills, seed, is_tiny, clips, log=None):
@@ -36,7 +135,7 @@ def soak(names, kills, seed, is_tiny, clips, log=None):
             def report(line, name=name, said=said):
                 said.append(line)
                 print(f"{name}: {line}", flush=True)
-            found = kill_resume.prove(place, kill_resume.kinds()[name](place, data, is_tiny), kills, seed, report)
+            found = kill_resume.prove(place, kinds()[name](place, data, is_tiny), kills, seed, report)
             for difference in found:
                 print(f"{name}: {difference}", flush=True)
             failed += bool(found)
@@ -49,7 +148,7 @@ def soak(names, kills, seed, is_tiny, clips, log=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=("all", *kill_resume.kinds()), default=["pretrain"],
+    parser.add_argument("--what", nargs="+", choices=("all", *kinds()), default=["pretrain"],
                         help="what is killed")
     parser.add_argument("--kills", type=int, default=20, help="how often, each of them")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
@@ -57,7 +156,7 @@ def main(argv=None):
     parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
     parser.add_argument("--log", type=Path, default=None, help="add a line for each kind of work, and skip those there")
     options = parser.parse_args(argv)
-    names = list(kill_resume.kinds()) if "all" in options.what else options.what
+    names = list(kinds()) if "all" in options.what else options.what
     return 1 if soak(names, options.kills, options.seed, options.tiny, options.clips, options.log) else 0
 
 

@@ -63,23 +63,6 @@ def train(arguments, log, is_tiny, rank=None, port=None):
     process(lambda: pretrain.main(arguments), log, several=True)
 
 
-def measure(arguments, log):
-    """AVE's heads; their state is kept after every epoch."""
-    import ave
-    from cmg.downstream import resume as head_resume
-    from cmg.downstream import run as run_task
-    run_task.Progress = lambda path: head_resume.Progress(path, 0)
-    process(lambda: ave.main(arguments), log)
-
-
-def segment(arguments, log):
-    """Training of a segmentation network, its state kept after every step."""
-    import train as script
-    import training
-    training.SECONDS = 0
-    process(lambda: script.main(arguments), log)
-
-
 def prepare(arguments, log, batch=None):
     """prepare.py; `batch`: clips of a pack between two flushes."""
     import prepare as script
@@ -126,17 +109,6 @@ def compare(whole, broken, last):
     return found + (["metrics.jsonl"] if figures(whole) != figures(broken) else [])
 
 
-def heads_left(folder):
-    """Result lines and kept predictions of a task."""
-    import numpy as np
-
-    from cmg.results import rows as results
-    rows = [{key: value for key, value in row.items() if key not in ("seconds", "provenance")}
-            for row in results.read(folder / "run" / "results.jsonl")]
-    kept = {path.name: dict(np.load(path)) for path in sorted(folder.rglob("*.npz"))}
-    return {"rows": rows, "predictions": kept, "states": [path.name for path in folder.rglob("heads-*.pt")]}
-
-
 def networks_left(folder):
     """Networks and figures of the finished run of segmentation."""
     import torch
@@ -145,22 +117,13 @@ def networks_left(folder):
     log = [json.loads(line) for line in (done[-1] / "log" / "metrics.jsonl").read_text().splitlines()]
     return {"networks": {path.name: torch.load(path, weights_only=True)
                          for path in (done[-1] / "checkpoints").glob("*.pth")},
-            "figures": [{key: value for key, value in line.items() if key != "clips_per_second"} for line in log]}
+            "figures": [{key: value for key, value in line.items() if key not in SPEED} for line in log]}
 
 
 def features_left(folder):
     """Bytes of every file of an extraction; none is hidden any more."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
             if path.is_file() and path.name != "output.txt" and path.suffix != ".lock"}
-
-
-def pack_left(folder):
-    """Content of a pack; nothing is beside it."""
-    import h5py
-    with h5py.File(folder / "pack.h5") as file:
-        arrays = {name: file[name][()].tobytes() for name in file}
-        return {"arrays": arrays, "attributes": dict(file.attrs),
-                "files": sorted(path.name for path in folder.iterdir() if path.name != "output.txt")}
 
 
 # ------------------------------------------------------------------------------------------------------ kinds of work
@@ -203,44 +166,6 @@ def equal(left):
     return lambda whole, broken: differences(left(whole), left(broken))
 
 
-def heads(work, data):
-    """Work: AVE's heads over a checkpoint of random weights."""
-    import torch
-
-    from cmg.checkpoints import checkpoint
-    from cmg.systems.dcid import DCID
-    torch.manual_seed(0)
-    model = DCID(DCID.Config.for_data(("audio", "video"), video_dim=32, num_codes=24, **WIDTHS_OF_HEADS))
-    checkpoint.save(work / "model.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
-    return Work(measure, lambda folder: (["--data_root", str(data), "--checkpoint", str(work / "model.pt"), "--gpu",
-                                          "cpu", "--in_memory", "--n_epoch", "40", "--seeds", "0", "1",
-                                          "--snapshot_pref", str(folder / "run")], folder / "output.txt"),
-                equal(heads_left))
-
-
-WIDTHS_OF_HEADS = {"code_dim": 32, "feed_forward": 64, "num_layers": 1}
-
-
-def avs(work, data):
-    """Work: segmentation on scenes of the demo."""
-    import demo_scenes
-    import torch
-
-    from cmg.checkpoints import checkpoint
-    from cmg.data.layout import DATA_PATHS
-    from cmg.systems.dcid import DCID
-    demo_scenes.build(data, DATA_PATHS, clips={"train": 12, "val": 4, "test": 1}, progress=False)
-    torch.manual_seed(0)
-    model = DCID(DCID.Config.for_data(("audio", "text"), num_codes=12, code_dim=16, text_hidden=8, feed_forward=16,
-                                      num_layers=1, num_heads=2))
-    checkpoint.save(work / "encoder.pt", checkpoint.pack(model, None, {}, 0, 0, {}))
-    return Work(segment, lambda folder: (
-        ["--checkpoint", str(work / "encoder.pt"), "--data_root", str(data), "--log_dir", str(folder), "--direction",
-         "at", "--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
-         "--num_workers", "0", "--gpu", "cpu", "--channels", "8", "--tpavi_norm_start", "1", "--max_epoches", "4",
-         "--lr", "1e-3", "--train_batch_size", "2", "--resume", "auto"], folder / "output.txt"), equal(networks_left))
-
-
 def extraction(work, data):
     """Work: features of twelve made videos."""
     from made_videos import make_video
@@ -251,28 +176,6 @@ def extraction(work, data):
     return Work(prepare, lambda folder: (["features", str(work / "videos"), "--out", str(folder), *OFFLINE,
                                           "--silence-for-missing"],
                                          folder / "output.txt"), equal(features_left))
-
-
-def packing(work, data):
-    """Work: a pack of the demo's sounds, eight clips between two flushes."""
-    return Work(prepare, lambda folder: (["pack", "vggsound.audio", "--data_root", str(data), "--out",
-                                          str(folder / "pack.h5")], folder / "output.txt", 2), equal(pack_left))
-
-
-EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
-
-
-def kinds():
-    """Name of --what -> function of (folder, demo tree, tiny) that gives the `PlannedTask`."""
-    from cmg.systems.registry import SYSTEMS
-
-    def of_system(system, processes):
-        settings = {"--system": system, "--n_epoch": EPOCHS.get(system, 3)}
-        return lambda work, data, is_tiny: pretraining(data, settings, is_tiny, processes)
-    found = {"pretrain" + ("" if name == "dcid" else f":{name}") + "x2" * (n == 2): of_system(name, n)
-             for name in SYSTEMS for n in (1, 2)}
-    return found | {name: lambda work, data, is_tiny, make=make: make(work, data) for name, make in (
-        ("heads", heads), ("avs", avs), ("extract", extraction), ("pack", packing))}
 
 
 # ------------------------------------------------------------------------------------------------------------ killing

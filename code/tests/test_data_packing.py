@@ -194,33 +194,3 @@ def test_a_second_run_is_refused_while_the_first_works(zips, tmp_path):
         first.stdout.read()
     assert first.returncode == 0 and pack(zips, tmp_path / "other.h5", "audio", "float32").clips == 150
     assert np.array_equal(open_features(out, "audio").read(IDS[0]), open_features(zips, "audio").read(IDS[0]))
-
-
-FULL = """
-import resource, signal, sys
-sys.path.insert(0, {src!r})
-from cmg.prepare.pack import pack
-from cmg.data.text import write_text_features
-from cmg.data.text_backends import hashing_sentences
-from cmg.utils.errors import run
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-run(lambda: {call})
-"""
-
-
-@pytest.mark.parametrize("what, limit", [("pack", 50_000), ("pack", 384_000), ("text", 50_000)])       # of 395 kB
-def test_a_full_disk_is_one_line_and_harms_nothing(zips, tmp_path, what, limit):
-    """A limit on the size of files simulates the full disk; afterwards the same command works."""
-    out = tmp_path / "out.h5"
-    out.write_bytes(b"what was there")
-    prompts = {str(k): "one two three four five six seven eight nine ten" for k in range(10)}
-    calls = {"pack": f"pack({str(zips)!r}, {str(out)!r}, 'audio')",
-             "text": f"write_text_features({str(out)!r}, {prompts}, hashing_sentences({list(prompts.values())}), 'x')"}
-    code = FULL.format(src=str(ROOT / "code" / "src"), call=calls[what], limit=limit)
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 2, found.stderr
-    assert found.stderr.count("\n") == 1 and f"error: {out}: cannot be written" in found.stderr
-    assert out.read_bytes() == b"what was there" and not list(tmp_path.glob("*.tmp"))
-    if what == "pack":
-        assert pack(zips, out, "audio").clips == 150

@@ -3,12 +3,7 @@ head that was trained on one modality and tested on another."""
 
 import csv
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 import wave
 import zipfile
 
@@ -22,7 +17,6 @@ from cmg.data.archive import read_zip
 from cmg.data.features import open_features
 from cmg.extract import media, run, video
 from cmg.utils.errors import InputError
-from conftest import ROOT
 from made_videos import make_video
 from parity_features import vgg19, vggish
 
@@ -115,19 +109,6 @@ def test_two_shards_and_an_interrupted_run_equal_one_run(videos, tmp_path, monke
     wanted = contents(tmp_path / "one")
     assert len(wanted) == 4 + 5 + 4 and wanted == contents(tmp_path / "two") == contents(tmp_path / "three")
     assert not list(tmp_path.glob("*/.report*"))
-
-
-def test_a_killed_process_goes_on_where_it_was(videos, tmp_path):
-    command = [sys.executable, str(ROOT / "code" / "src" / "prepare.py"), "features", str(videos), *OFFLINE,
-               "--seconds", "2", "--out"]
-    with subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list((tmp_path / "killed").glob("video/zip/*.zip")) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    features(videos, tmp_path / "killed", *OFFLINE, "--seconds", "2")
-    features(videos, tmp_path / "whole", *OFFLINE, "--seconds", "2")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_a_good_clip_is_left_and_a_broken_zip_made_again(videos, tmp_path):
