@@ -18,9 +18,12 @@ from cmg.checkpoints.checkpoint import untrained_like
 from cmg.downstream import fit_heads, metrics
 from cmg.downstream.encode import EncodedSplit
 from cmg.downstream.task import Task
+from cmg.models.config import MODALITIES
 from cmg.models.heads import ClipHead, SegmentHead
 from cmg.systems.base import Codes, FrozenEncoder
+from cmg.utils import arguments
 from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
 
 Array: TypeAlias = Tensor | NDArray[Any]
 FilePath: TypeAlias = str | PathLike[str]
@@ -71,8 +74,8 @@ class Encoder:
 
         Args:
             modality: one that it was pretrained on.
-            x: array or tensor of floating-point features of the pretraining's sizes: vectors (B, T, W), maps
-                (B, T, H, W, C), text (B, L, W) word vectors.
+            x: tensor or array (of any byte order and strides) of floating-point features of the pretraining's sizes:
+                vectors (B, T, W), maps (B, T, H, W, C), text (B, L, W) word vectors.
 
         Returns:
             `Codes` on the encoder's device: vectors (B, T, D), indices (B, T) int64, or (B, T, codebooks) where a
@@ -92,16 +95,17 @@ class Encoder:
         return torch.cat([self.frozen.embed_clips(modality, part) for part in torch.split(x, BATCH)])
 
     def _checked(self, modality: str, x: Array) -> Tensor:
-        if modality not in self.modalities:
-            raise InputError(f"{modality}: this encoder was pretrained on {', '.join(self.modalities)}")
-        x = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x))
+        if not isinstance(modality, str) or modality not in self.modalities:
+            raise InputError(f"{str(modality)[:60]}: this encoder was pretrained on {', '.join(self.modalities)}")
+        x = arguments.tensor(x, f"{modality} features")
         config = self.frozen.config
         given = x.shape[1 if config.kind(modality) == "tokens" else 2:]
         if not config.fits(modality, given) or not x.numel() or not x.is_floating_point():
             raise InputError(f"{modality} features of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}; "
                              f"{config.axes(modality)} floating-point numbers are expected")
-        if not torch.isfinite(x).all():
-            raise InputError(f"{modality} features: NaN or infinite numbers among them; mend these clips")
+        if not (x.abs() < LIMITS.feature).all():
+            raise InputError(f"{modality} features: NaN, infinite numbers, or beyond {LIMITS.feature:g} among them; "
+                             "finite features are expected; fix or leave out these clips")
         return x.to(self.codebooks[0])
 
     def features_of(self, path: FilePath, audio: FilePath | Callable[..., Any] | None = None,
@@ -128,6 +132,9 @@ class Encoder:
         from cmg.extract.video import random_filters
         if audio is None and video is None:
             raise InputError("features_of: audio, video or both are to be named, for example audio=\"logmel\"")
+        path = arguments.path(path, "features_of: path")
+        if seconds is not None:
+            seconds = arguments.integer(seconds, "features_of: seconds", 1, LIMITS.video_seconds)
         for name, given in (("audio", audio), ("video", video)):
             if given is not None and name not in self.modalities:
                 raise InputError(f"features_of: {name}={given!r}; this encoder was pretrained on "
@@ -148,7 +155,8 @@ class Encoder:
             channels = self.frozen.config.feature_dim("video")
             pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
                 encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
-        timing = clip.Timing(seconds=seconds or self.frozen.config.seconds)
+        known = [found for name in ("audio", "video") if (found := (self.frozen.features or {}).get(name))]
+        timing = clip.Timing.of(seconds or self.frozen.config.seconds, known[0] if known else {})
         found = clip.extract(path, Path(path).stem, timing, sound, pictures)
         if found.row.status == "unreadable" or found.problems:
             reasons = "; ".join(text for _, text in found.problems) or found.row.warning
@@ -170,8 +178,17 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
     Raises:
         InputError: no such file, a damaged one, or one that could run code.
     """
-    path = hub.locate(source, revision)
-    return Encoder(hub.load_encoder(path, device, dtype), path)
+    arguments.path(source, "load: source")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"load: dtype {dtype!s:.40}; torch.float32 or another floating-point type is expected")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, AttributeError):
+        raise InputError(f"load: device {device!s:.40}; \"cpu\", \"cuda\" or a torch.device is expected") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("load: device cuda; this machine has no GPU that PyTorch can use; take \"cpu\"")
+    file = hub.locate(source, revision)
+    return Encoder(hub.load_encoder(file, device, dtype), file)
 
 
 def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
@@ -181,7 +198,8 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
         data_root: folder of all data, laid out as in data/README.md, or of `build_demo`; None for data of your own.
         out: folder of the checkpoints, and of the run's folder `run`: metrics.jsonl, log.txt, TensorBoard.
         options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True;
-            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}.
+            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}. None leaves
+            one at its default.
 
     Returns:
         the last checkpoint, a Path for `load`.
@@ -192,20 +210,21 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
     from cmg.cli import LocalPaths
     from cmg.programs import pretrain as program
     from cmg.training.run_logger import restored_log
-    arguments = ["--model_save_path", str(out), "--snapshot_pref", str(Path(out) / "run")]
-    arguments += [] if data_root is None else ["--data_root", str(data_root)]
+    folder = arguments.path(out, "pretrain: out")
+    given = ["--model_save_path", str(folder), "--snapshot_pref", str(folder / "run")]
+    given += [] if data_root is None else ["--data_root", str(arguments.path(data_root, "pretrain: data_root"))]
     for name, value in options.items():
         if isinstance(value, dict):
-            arguments += [part for key, of in value.items() for part in (f"--{name}", f"{key}={of}")]
-            continue
-        values = value if isinstance(value, (list, tuple)) else [value]
-        arguments += [] if value is False else [f"--{name}"] + ([] if value is True else [str(v) for v in values])
+            given += [part for key, of in value.items() for part in (f"--{name}", f"{key}={of}")]
+        elif value is not None and value is not False:
+            values = value if isinstance(value, (list, tuple, range, np.ndarray)) else [value]
+            given += [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
         with restored_log():
-            last: Path = program.main(arguments, LocalPaths())
+            last: Path = program.main(given, LocalPaths())
             return last
     except SystemExit:                  # argparse has said why on standard error
-        raise InputError(f"pretrain: {' '.join(arguments)}: not options of pretrain.py") from None
+        raise InputError(f"pretrain: {' '.join(given)}: not options of pretrain.py") from None
 
 
 def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()) -> list[Path]:
@@ -220,7 +239,8 @@ def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()
         the files.
     """
     from cmg.report import export as exporting
-    return exporting.export(checkpoint, out, results)
+    return exporting.export(arguments.path(checkpoint, "export: checkpoint"), arguments.path(out, "export: out"),
+                            arguments.paths(results, "export: results"))
 
 
 def push(encoder: Encoder, name: str, private: bool = True, results: Sequence[FilePath] = ()) -> str:
@@ -262,10 +282,14 @@ class Head:
         encoder: whose codes it reads.
         module: the trained network; `losses`: mean training loss of each epoch.
         clipwise: one class a clip; else several classes a second.
+        classes: names of the classes, in the order of the scores' columns; None where they were given as numbers.
+        trained: numbers of the classes that clips may have; None where any is possible.
     """
 
-    def __init__(self, encoder: Encoder, module: ClipHead | SegmentHead, losses: list[float]) -> None:
+    def __init__(self, encoder: Encoder, module: ClipHead | SegmentHead, losses: list[float],
+                 classes: list[str] | None = None, trained: set[int] | None = None) -> None:
         self.encoder, self.module, self.losses, self.clipwise = encoder, module, losses, module.clipwise
+        self.classes, self.trained = classes, trained
 
     @torch.no_grad()
     def predict(self, modality: str, x: Array) -> Tensor:
@@ -274,12 +298,18 @@ class Head:
         return scores
 
     def score(self, modality: str, x: Array, labels: Array) -> dict[str, float]:
-        """{metric: percent}: accuracy of clips with classes (B,); precision, recall, f1 with labels (B, T, C + 1)."""
-        labels = _labels(labels, len(x)).to(self.encoder.codebooks[0].device)
-        if (labels.ndim == 1) != self.clipwise:
-            raise InputError(f"labels of shape {tuple(labels.shape)}; this head was trained on "
-                             f"{'classes (B,)' if self.clipwise else 'labels (B, T, C + 1)'}")
-        return {name: float(value) for name, value in _measure(self.predict(modality, x), labels).items()}
+        """{metric: percent}: accuracy of clips with classes (B,); precision, recall, f1 with labels (B, T, C + 1).
+
+        Raises:
+            InputError: labels of another form than those that it was trained on, or of classes that these did not have.
+        """
+        scores = self.predict(modality, x)
+        truth = _labels(labels, len(scores), self.classes).to(scores.device)
+        if (truth.ndim == 1) != self.clipwise or truth.ndim == 3 and truth.shape != scores.shape:
+            form = "classes (B,)" if self.clipwise else f"labels (B, T, C + 1), which is {tuple(scores.shape)} here"
+            raise InputError(f"labels of shape {tuple(truth.shape)}; this head was trained on {form}")
+        _require_trained(truth, self.trained)
+        return {name: float(value) for name, value in _measure(scores, truth).items()}
 
 
 def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_classes: int | None = None,
@@ -290,18 +320,24 @@ def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_cl
         encoder: `Encoder`; it does not change.
         modality: "audio", "video" or "text".
         x: features of the labelled clips, see `Encoder.embed`.
-        labels: (B,) whole numbers, one class a clip; or (B, T, C + 1) of 0 and 1, classes by second, the last column
-            background.
+        labels: (B,) whole numbers from 0 on or names, one class a clip; or (B, T, C + 1) of 0 and 1, classes by second,
+            the last column background.
         num_classes: C; default: what the labels show.
         epochs, seed, batch_size, lr: passes over the clips, seed of weights and order, clips a step, learning rate
             (halved at epochs 10, 20, 30).
 
     Returns:
         `Head`.
+
+    Raises:
+        InputError: features or labels of another form, or options out of range.
     """
-    trial = fit_heads.HeadRun(*_training(encoder, modality, x, labels), seed, {})
-    _fit([trial], num_classes, epochs, batch_size, lr)
-    return Head(encoder, trial.head, trial.losses)
+    classes = _names(labels)
+    part, targets = _training(encoder, modality, x, labels, classes)
+    trial = fit_heads.HeadRun(part, targets, arguments.integer(seed, "seed"), {})
+    _fit([trial], len(classes) if num_classes is None and classes else num_classes, epochs, batch_size, lr)
+    trained = set(targets.tolist()) if targets.ndim == 1 and num_classes is None else None
+    return Head(encoder, trial.head, trial.losses, classes, trained)
 
 
 @dataclass
@@ -328,25 +364,34 @@ def transfer(encoder: Encoder, train: Labelled, test: Labelled, *, num_classes: 
     Args:
         encoder: `Encoder`.
         train, test: (modality, features, labels), as of `fit_head`.
-        num_classes: C; default: what both parts' labels show.
+        num_classes: C; default: what the labels to train on show, which must have every class to test on.
         epochs, batch_size, lr: as of `fit_head`.
         seeds: one head each.
 
     Returns:
         `Transfer`.
+
+    Raises:
+        InputError: features or labels of another form, or options out of range.
     """
-    seeds, encoders = tuple(seeds), {"cross": encoder}
+    seeds = _seeds(seeds)
+    for name, given in (("train", train), ("test", test)):
+        if not isinstance(given, (tuple, list)) or len(given) != 3:
+            raise InputError(f"{name}: (modality, features, labels) is expected")
+    encoders, classes = {"cross": _encoder(encoder)}, _names(train[2])
     encoders["untrained"] = Encoder(untrained_like(encoder.frozen, seeds[0]))
     trials: dict[str, list[fit_heads.HeadRun]] = {}
     for name, of in encoders.items():
-        part, targets = _training(of, *train)
-        tested, aims = _training(of, *test)
+        part, targets = _training(of, *train, classes)
+        tested, aims = _training(of, *test, classes)
         if aims.ndim != targets.ndim or aims.ndim > 1 and aims.shape[-1] != targets.shape[-1]:
             raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; the "
                              "same classes are expected in both")
         trials[name] = [fit_heads.HeadRun(part, targets, seed, {"test": tested}) for seed in seeds]
-    count = num_classes or int(max(aims.max(), targets.max())) + 1
-    _fit(sum(trials.values(), []), count, epochs, batch_size, lr)
+    if num_classes is None:
+        _require_trained(aims, set(targets.tolist()) if targets.ndim == 1 else None)
+        num_classes = len(classes) if classes else None
+    count = _fit(sum(trials.values(), []), num_classes, epochs, batch_size, lr)
     found = {name: {metric: [trial.curves["test"][metric][-1] for trial in of] for metric in of[0].curves["test"]}
              for name, of in trials.items()}
     chance = {"accuracy": 100 / count} if aims.ndim == 1 else metrics.segment_chance(aims)
@@ -355,41 +400,95 @@ def transfer(encoder: Encoder, train: Labelled, test: Labelled, *, num_classes: 
     return Transfer(found["cross"], found["untrained"], chance, curves)
 
 
-def _training(encoder: Encoder, modality: str, x: Array, labels: Array) -> tuple[EncodedSplit, Tensor]:
-    """(CodeSet, labels on its device)."""
-    codes, labels = encoder.embed(modality, x), _labels(labels, len(x))
-    labels = labels.to(codes.vectors.device)
-    if labels.ndim == 3:
-        labels = labels.to(codes.vectors.dtype)
-        if labels.shape[1] != codes.vectors.shape[1]:
-            raise InputError(f"labels of {labels.shape[1]} seconds, codes of {codes.vectors.shape[1]}; as many are "
+def _encoder(encoder: Encoder) -> Encoder:
+    if not isinstance(encoder, Encoder):
+        raise InputError(f"encoder: a value of type {type(encoder).__name__}; one of cmg.load is expected")
+    return encoder
+
+
+def _seeds(seeds: Iterable[int]) -> tuple[int, ...]:
+    try:
+        found = tuple(seeds)
+    except TypeError:
+        found = ()
+    if not found:
+        raise InputError("seeds: a list of whole numbers is expected, at least one")
+    return tuple(arguments.integer(seed, "seeds") for seed in found)
+
+
+def _training(encoder: Encoder, modality: str, x: Array, labels: Array,
+              classes: list[str] | None) -> tuple[EncodedSplit, Tensor]:
+    """(codes with labels, labels on their device); `classes`: see `_labels`."""
+    codes = _encoder(encoder).embed(modality, x)
+    found = _labels(labels, len(codes.vectors), classes).to(codes.vectors.device)
+    if found.ndim == 3:
+        found = found.to(codes.vectors.dtype)
+        if found.shape[1] != codes.vectors.shape[1]:
+            raise InputError(f"labels of {found.shape[1]} seconds, codes of {codes.vectors.shape[1]}; as many are "
                              "expected")
-    return EncodedSplit.of(codes.vectors, codes.indices, labels), labels
+    return EncodedSplit.of(codes.vectors, codes.indices, found), found
 
 
-def _labels(labels: Array, clips: int) -> Tensor:
-    """Labels as a tensor: int64 classes (B,), or (B, T, C + 1) of 0 and 1."""
-    labels = torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels))
-    is_whole = not labels.is_floating_point() and labels.dtype != torch.bool
-    good = labels.ndim == 1 and is_whole and int(labels.min()) >= 0 if len(labels) else False
-    good |= labels.ndim == 3 and bool(((labels == 0) | (labels == 1)).all())
-    if not good or len(labels) != clips:
-        raise InputError(f"labels of shape {tuple(labels.shape)} for {clips} clips; classes (B,) from 0 on, or 0 and 1 "
+def _names(labels: Any) -> list[str] | None:
+    """Names of classes, sorted; None where labels are numbers."""
+    found = arguments.names(labels)
+    return None if found is None else sorted(set(found))
+
+
+def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor:
+    """Labels as a tensor: int64 classes (B,), or (B, T, C + 1) of 0 and 1.
+
+    Args:
+        labels: of the caller.
+        clips: B.
+        classes: names by number, where labels may be names.
+    """
+    given = arguments.names(labels)
+    if given is not None:
+        known = {name: number for number, name in enumerate(classes or [])}
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise InputError(f"labels: the class '{unknown[:60]}' is not one of those to train on "
+                             f"({', '.join(known)[:200] or 'they were numbers'}); correct it, or leave these clips out")
+        labels = np.array([known[name] for name in given])
+    found = arguments.tensor(labels, "labels")
+    is_whole = not found.is_floating_point() and found.dtype != torch.bool
+    good = found.ndim == 1 and is_whole and int(found.min()) >= 0 if found.numel() else False
+    good |= found.ndim == 3 and found.shape[2] > 1 and found.numel() > 0 and bool(((found == 0) | (found == 1)).all())
+    if not good or len(found) != clips:
+        raise InputError(f"labels of shape {tuple(found.shape)} for {clips} clips; classes (B,) from 0 on, or 0 and 1 "
                          "of shape (B, T, C + 1), are expected")
-    return labels.long() if labels.ndim == 1 else labels
+    if found.ndim == 1 and int(found.max()) >= LIMITS.classes:
+        raise InputError(f"labels: the class {int(found.max()):,}; numbers from 0 on, below {LIMITS.classes:,}, are "
+                         "expected; number the classes, as np.unique(labels, return_inverse=True) does, or give names")
+    return found.long() if found.ndim == 1 else found
 
 
-def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, batch_size: int, lr: float) -> None:
+def _require_trained(classes: Tensor, trained: set[int] | None) -> None:
+    """InputError for a class (B,) that no clip to train on had."""
+    absent = set(classes.tolist()) - trained if trained is not None and classes.ndim == 1 else set()
+    if absent:
+        raise InputError(f"labels: no clip to train on has the class {min(absent)}; at least one of each is expected; "
+                         "leave these clips out, or give num_classes to count them as wrong")
+
+
+def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, batch_size: int, lr: float) -> int:
+    """Train heads, and give the number of classes."""
     targets = trials[0].targets
+    epochs, batch_size = arguments.integer(epochs, "epochs", 1), arguments.integer(batch_size, "batch_size", 1)
+    lr = arguments.not_negative(lr, "lr")
     if targets.ndim == 1:
-        count = num_classes or int(targets.max()) + 1
-        if count <= int(targets.max()):
-            raise InputError(f"num_classes {count}; there is a class {int(targets.max())}, they count from 0")
+        largest = max(int(t.max()) for t in [targets, *(part.labels for part in trials[0].measured.values())])
+        count = largest + 1 if num_classes is None else num_classes
+        count = arguments.integer(count, "num_classes", 1, LIMITS.classes)
+        if count <= largest:
+            raise InputError(f"num_classes {count}; there is a class {largest}, they count from 0")
     else:
         count = targets.shape[-1] - 1
     kind = ClipHead if targets.ndim == 1 else SegmentHead
     fit_heads.fit(trials, lambda width: kind(width, count), lambda heads, part: _measure(
         fit_heads.predict(heads, part), part.labels), epochs=epochs, batch_size=batch_size, lr=lr)
+    return count
 
 
 def _measure(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -422,10 +521,16 @@ def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> R
     Returns:
         `RetrievalResult`.
     """
-    vectors = [F.normalize(encoder.embed_clips(modality, x), dim=-1) for modality, x, *_ in (query, candidates)]
+    k = arguments.integer(k, "k", 1)
+    for name, given in (("query", query), ("candidates", candidates)):
+        if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+            raise InputError(f"{name}: (modality, features) or (modality, features, classes) is expected")
+    vectors = [F.normalize(_encoder(encoder).embed_clips(modality, x), dim=-1)
+               for modality, x, *_ in (query, candidates)]
     similarity, found = vectors[0] @ vectors[1].T, {}
     if len(query) > 2 or len(candidates) > 2:
-        classes = [_classes(part).to(similarity.device) for part in (query, candidates)]
+        known = _names(candidates[-1])
+        classes = [_classes(part, known).to(similarity.device) for part in (query, candidates)]
         absent = set(classes[0].tolist()) - set(classes[1].tolist())
         if absent:
             raise InputError(f"classes: no candidate has the query's class {min(absent)}; at least one of each is "
@@ -435,12 +540,12 @@ def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> R
     return RetrievalResult(indices, best, found)
 
 
-def _classes(part: Clips) -> Tensor:
-    """Classes (B,) of a part of a retrieval, (modality, features, classes)."""
+def _classes(part: Clips, known: list[str] | None) -> Tensor:
+    """Classes (B,) of a part of a retrieval, (modality, features, classes); `known`: see `_labels`."""
     if len(part) != 3:
         raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected of "
                          "both, or of neither")
-    classes = _labels(part[2], len(part[1]))
+    classes = _labels(part[2], len(part[1]), known)
     if classes.ndim != 1:
         raise InputError(f"classes of shape {tuple(classes.shape)}; one class a clip, (B,), is expected")
     return classes
@@ -456,7 +561,8 @@ def build_demo(root: FilePath, clips: int = 80) -> None:
     """
     from cmg.data.layout import DATA_PATHS
     from cmg.demos import dialled as demo_tree
-    demo_tree.build(Path(root), DATA_PATHS, clips=clips, progress=False)
+    demo_tree.build(arguments.path(root, "build_demo: root"), DATA_PATHS,
+                    clips=arguments.integer(clips, "build_demo: clips", 1, LIMITS.clips), progress=False)
 
 
 def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence[str] = ("audio", "video"),
@@ -479,16 +585,22 @@ def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence
     from cmg.data.layout import DATA_PATHS
     from cmg.data.manifest import CUSTOM
     from cmg.downstream.tasks import TASKS
-    if name not in TASKS:
-        raise InputError(f"{name}: no such task; one of {', '.join(TASKS)} is expected")
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(f"{str(name)[:60]}: no such task; one of {', '.join(TASKS)} is expected")
+    seconds = arguments.integer(seconds, "open_task: seconds", 1, LIMITS.video_seconds)
+    if isinstance(modalities, str) or not set(modalities) <= set(MODALITIES) or not modalities:
+        raise InputError(f"open_task: modalities {modalities!r:.60}; some of {', '.join(MODALITIES)} are expected, as "
+                         'modalities=("audio", "video")')
     if name == CUSTOM:
-        if manifest is None or not features:
+        if manifest is None or not features or not isinstance(features, dict):
             raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
-        paths = {CUSTOM + ".manifest": Path(manifest), **{f"{CUSTOM}.{m}": Path(path) for m, path in features.items()}}
-        entry = TASKS[name].of(Path(manifest), dict.fromkeys(features))
+        paths = {CUSTOM + ".manifest": arguments.path(manifest, "open_task: manifest"),
+                 **{f"{CUSTOM}.{m}": arguments.path(of, f"open_task: features of {m}") for m, of in features.items()}}
+        entry = TASKS[name].of(paths[CUSTOM + ".manifest"], dict.fromkeys(features))
         return entry.open(paths.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
                           seconds=seconds)
     if data_root is None:
         raise InputError(f'open_task("{name}"): data_root=FOLDER is expected, laid out as in data/README.md; give it')
-    return TASKS[name].open(lambda name: Path(data_root) / DATA_PATHS[name], tuple(modalities), "default",
+    root = arguments.path(data_root, "open_task: data_root")
+    return TASKS[name].open(lambda name: root / DATA_PATHS[name], tuple(modalities), "default",
                             on_bad_clip="error", in_memory=False, seconds=seconds)

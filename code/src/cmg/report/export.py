@@ -20,9 +20,11 @@ from cmg.results import rows as results
 from cmg.results.provenance import source_commit
 from cmg.training.trainer import is_identity
 from cmg.utils import files
+from cmg.utils.console import one_line
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
 
+MARKUP = re.compile(r"[&<>`|\\]|(?<=\])\(|://|www\.")      # their first letter is written as an entity
 INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
 EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
@@ -79,13 +81,15 @@ def _pretraining_data(loaded):
 def _card(loaded, about, rows, name):
     """The model card: what it is, how to use it, what was measured, where it comes from."""
     system, config = loaded.system, loaded.system.config
-    options = (loaded.contents.get("run") or {}).get("options", {})
+    run = loaded.contents.get("run")
+    options = run.get("options") if isinstance(run, dict) else None
+    options = options if isinstance(options, dict) else {}
     inputs = "\n".join(f"* {m}: {INPUTS[config.kind(m)]}{EXAMPLES.get((m, config.kind(m)), '')}, `{config.axes(m)}`"
                        for m in config.modalities)
     training = ", ".join(f"{key} {value}" for key, value in options.items()) or "not stored in the checkpoint"
     sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
-    measured = _plain(_measured(rows)) if rows else "No results were named when this was exported."
-    data = options.get("dataset_name", "not stored in the checkpoint")
+    measured = _measured(rows) if rows else "No results were named when this was exported."
+    data = str(options.get("dataset_name", "not stored in the checkpoint"))
     data += f", {about['data']['number']:,} clips" if about["data"] else ""
     return f"""---
 library_name: cmg
@@ -98,7 +102,7 @@ of one modality works, without further training, on those of another.
 
 ```python
 import cmg
-encoder = cmg.load("{_plain(name)}")                   # this folder, or its name on the hub
+encoder = cmg.load({json.dumps(one_line(name))})                   # this folder, or its name on the hub
 codes = encoder.embed("{config.modalities[0]}", x)     # codes.vectors (B, T, {system.encoder.head_dim}), codes.indices
 ```
 
@@ -126,13 +130,14 @@ def _measured(rows):
             and row["metric"] == tables.main_metric(row["task"], rows)]
     found = {}                                      # measured -> line -> direction -> values of all seeds
     for row in rows:
-        title = ", ".join(filter(None, (row["dataset"], row["metric"], row.get("variant"))))
+        title = _plain(", ".join(filter(None, (row["dataset"], row["metric"], row.get("variant")))))
         title += " (protocol released)" if row["protocol"] == "released" else ""
         lines = found.setdefault((row["task"], title), {title: {}, "with an untrained encoder": {}, "chance": {}})
         line = title if row["control"] is None else "with an untrained encoder"
-        lines[line].setdefault(row["direction"], []).append(row["value"])
-        lines["chance"].setdefault(row["direction"], []).append(results.mean_std([row["chance"]])[0])
-    directions = list(dict.fromkeys(row["direction"] for row in rows))
+        direction = _plain(row["direction"])
+        lines[line].setdefault(direction, []).append(row["value"])
+        lines["chance"].setdefault(direction, []).append(results.mean_std([row["chance"]])[0])
+    directions = list(dict.fromkeys(_plain(row["direction"]) for row in rows))
     table = [{"": line} | {d: results.show(values.get(d, [])[:1] if line == "chance" else values.get(d, []))
                            for d in directions} for lines in found.values() for line, values in lines.items() if values]
     return f"{results.render(table, ('', *directions), 'markdown')}\n\n{results.caption(rows)}"
@@ -144,5 +149,6 @@ def _codebooks(system):
 
 
 def _plain(text):
-    """Text without HTML, as it stands in Markdown."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("\\n", " ")
+    """Text of others for a line of Markdown: without line ends, which could begin a section, HTML, code, cells of a
+    table, links and pictures."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", one_line(text))

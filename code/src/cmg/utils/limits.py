@@ -17,6 +17,7 @@ class Limits:
     members: int = 64               # of a zip
     dimensions: int = 6             # of an array
     array_bytes: int = 60 << 20     # that an extraction writes: less than a reader admits
+    feature: float = 1e15           # value of a feature from Python; squares of sums of such fit into float32
     chunk_bytes: int = 256 << 20    # of HDF5: one clip, 1 MB in the published features
     clips: int = 1 << 22            # rows of an HDF5 array
     # lists and texts
@@ -27,6 +28,7 @@ class Limits:
     hashed_bytes: int = 64 << 20    # a list in a provenance record; of larger files the size is recorded
     figure: float = 1e9             # in a line of results: no metric comes near
     path_letters: int = 4096        # of a path or name there
+    classes: int = 1 << 16          # of a head from Python
     seed: int = 1 << 43             # times a million it is still an int64: of the order of an epoch
     onnx_bytes: int = 2 << 30       # of an ONNX file: what its format admits
     onnx_data_bytes: int = 16 << 30         # of the files beside it that hold its numbers
