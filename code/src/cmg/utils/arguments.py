@@ -1,0 +1,135 @@
+"""Arguments of the Python interface, checked before anything is computed or allocated: each function gives the value in
+the form that the engine takes, or raises one `InputError`."""
+
+import math
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+NUMBERS = "biuf"                # NumPy's kinds: bool, integers, floating point
+
+
+def tensor(value: Any, what: str) -> Tensor:
+    """Numbers as a tensor: of a tensor or of anything that NumPy makes an array of, of any byte order, strides and
+    writability. Memory is shared where it can be.
+
+    Args:
+        value: the numbers.
+        what: name for messages.
+
+    Raises:
+        InputError: no array, or one of something else than real numbers.
+    """
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
+            raise InputError(f"{what}: a tensor of {str(value.dtype).removeprefix('torch.')}, {value.layout}; a plain "
+                             "one of real numbers is expected")
+        return value.detach()
+    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
+        raise InputError(f"{what}: values of the array are masked; numbers for all of them are expected; fill them, or "
+                         "leave these clips out")
+    array = _array(value, what)
+    if array.dtype.kind not in NUMBERS:
+        raise InputError(f"{what}: {_described(value, array)}; an array of real numbers is expected")
+    if array.dtype.kind == "u" and array.itemsize == 8 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{what}: integers beyond int64; smaller ones are expected")
+    native = {"u": np.uint8 if array.itemsize == 1 else np.int64,       # not all versions of PyTorch have other ones
+              "f": array.dtype.newbyteorder("=") if array.itemsize <= 8 else np.float64}
+    array = array.astype(native.get(array.dtype.kind, array.dtype.newbyteorder("=")), copy=False)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # noqa: BLE001   whatever an object's own __array__ raises
+        raise InputError(f"{what}: {_described(value)} that NumPy cannot make an array of "
+                         f"({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); an array or "
+                         "tensor is expected") from None
+
+
+def _described(value: Any, array: np.ndarray | None = None) -> str:
+    if array is None or array.ndim == 0:
+        return f"a value of type {type(value).__name__}"
+    return f"an array of {array.dtype}"
+
+
+def names(value: Any) -> list[str] | None:
+    """The texts of a list or array of texts; None where it holds something else."""
+    if isinstance(value, (Tensor, str, bytes)):
+        return None
+    try:
+        array = np.asarray(value)
+    except Exception:  # noqa: BLE001   `tensor` says what is wrong
+        return None
+    if array.ndim != 1 or not array.size or not (
+            array.dtype.kind == "U" or array.dtype.kind in "OT" and all(isinstance(name, str) for name in array)):
+        return None
+    return [str(name) for name in array]
+
+
+def integer(value: Any, what: str, least: int = -LIMITS.seed, most: int = LIMITS.seed) -> int:
+    """A whole number between `least` and `most`, of Python, NumPy or a tensor of one.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        number = operator.index(value)
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)) or not least <= number <= most:
+        raise InputError(f"{what}: {_shown(value)}; a whole number from {least:,} to {most:,} is expected")
+    return number
+
+
+def not_negative(value: Any, what: str) -> float:
+    """A finite number of at least 0.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool, np.bool_)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InputError(f"{what}: {_shown(value)}; a finite number of at least 0 is expected")
+    return number
+
+
+def path(value: Any, what: str) -> Path:
+    """A path.
+
+    Raises:
+        InputError: neither text nor path, empty, or with a zero byte.
+    """
+    if not isinstance(value, (str, os.PathLike)) or str(value) == "" or "\0" in str(value):
+        raise InputError(f"{what}: {_shown(value)}; a path is expected, text or pathlib.Path")
+    return Path(value)
+
+
+def paths(value: Any, what: str) -> list[Path]:
+    """A list of paths, of one path or several.
+
+    Raises:
+        InputError: something else among them.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return [path(value, what)]
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{what}: {_shown(value)}; a list of paths is expected")
+    return [path(each, what) for each in value]
+
+
+def _shown(value: Any) -> str:
+    text = f"{value!r:.60}" if isinstance(value, (str, bytes, int, float, type(None), np.generic)) else ""
+    return text or f"a value of type {type(value).__name__}"
