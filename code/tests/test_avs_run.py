@@ -140,8 +140,8 @@ def test_bare_published_network_is_tested_and_its_adapter_missed(tree, trained, 
     network = AVSNetwork(NetworkConfig("small", (2, 3), tpavi_va=True, code_dim=16))
     torch.save(published.to_published(network), bare)
     test.main(test_arguments(tree, tmp_path, "--weights", str(bare), "--direction", "ta", "--overlays", "0", *NETWORK))
-    assert "holds no adapter" in capsys.readouterr().out
-    with pytest.raises(InputError, match="does not say what it is"):
+    assert "has no adapter" in capsys.readouterr().out
+    with pytest.raises(InputError, match="a bare state dict without settings"):
         test.main(test_arguments(tree, tmp_path, "--weights", str(bare)))
 
 
@@ -323,7 +323,7 @@ def test_stored_network_is_the_trained_one(trained, tree):
     ("settings", {"backbone": "small", "code_dim": 16, "channels": "many"}), ("direction", "xy")])
 def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, entry, value):
     edited = edit(trained, tmp_path, **{entry: value})
-    with pytest.raises(InputError, match=r"last.pth: settings of no network \(.*expected a file of train.py") as found:
+    with pytest.raises(InputError, match=r"last.pth: invalid settings of a network \(.*expected a file of train.py") as found:
         network_files.load(*edited, files.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
     assert "\n" not in str(found.value)
 

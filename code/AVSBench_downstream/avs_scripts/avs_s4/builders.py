@@ -1,4 +1,4 @@
-"""What training and testing build alike: the run's folder, the frozen encoder, the demo's scenes."""
+"""Shared by training and testing: run folders, checks of the encoder, and the demo's scenes."""
 
 import time
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ STAMP = "%Y%m%d-%H%M%S"
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Folders <log_dir>/<session>_<direction>_<YYYYmmdd-HHMMSS>, one a run."""
+    """The run folders <log_dir>/<session>_<direction>_<YYYYmmdd-HHMMSS>."""
 
     log_dir: Path
     session: str
     direction: str              # "at", or "??" for any
 
     def create(self):
-        """A new one, later by its name than all others, even if the clock went back."""
+        """Create a new folder, with a later time in its name than all others, even if the clock was set back."""
         names = [folder.name[-15:] for folder in self._all()]
         while True:
             stamp = max([time.strftime(STAMP), *map(_after, names)])
@@ -30,26 +30,25 @@ class RunFolders:
             try:
                 folder.mkdir(parents=True)
                 return folder
-            except FileExistsError:             # another run of this very second
+            except FileExistsError:             # another run in the same second
                 time.sleep(1)
             except OSError as error:
-                raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another --log_dir") from error
+                raise InputError(f"{folder}: cannot be created ({error.strerror}); choose another --log_dir") from error
 
     def newest(self, file):
-        """The newest one that holds `file`, None where there is none."""
+        """The newest folder that contains `file`, None if there is none."""
         folders = self._all()
         for folder in folders:
             remove_leftovers((folder / file).parent)
         return max((folder for folder in folders if (folder / file).is_file()),
                    key=lambda folder: folder.name[-15:], default=None)
 
-
     def _all(self):
         return list(Path(self.log_dir).glob(f"{self.session}_{self.direction}_????????-??????"))
 
 
 def _after(name):
-    """The second after a time, as names spell it; "" where it is none."""
+    """The second after a time in the format of folder names, "" if it is not one."""
     try:
         return time.strftime(STAMP, time.localtime(time.mktime(time.strptime(name, STAMP)) + 1))
     except ValueError:
@@ -57,13 +56,13 @@ def _after(name):
 
 
 def require_modalities(pretrained, modalities):
-    """InputError unless the encoder was pretrained on all of them."""
+    """Raise InputError unless the encoder was pretrained on all `modalities`."""
     for modality in modalities:
         check_modality(pretrained.encoder, modality, pretrained.path)
 
 
 def require_fit(pretrained, dataset):
-    """InputError unless the encoder takes the sounds and the sentences of an S4."""
+    """Raise InputError unless the encoder accepts the audio and text features of an S4."""
     if "audio" in dataset.modalities:
         check_fit(pretrained.encoder, dataset, "audio", pretrained.path)
     if "text" in dataset.modalities:
@@ -71,16 +70,18 @@ def require_fit(pretrained, dataset):
 
 
 def warn_of_features(pretrained, paths, modalities):
-    """Say which features are of another kind than those of pretraining; `paths`: as S4 takes them."""
+    """Warn of features of another kind than those of pretraining; `paths` as for S4."""
     pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                           [(m, Path(paths[m])) for m in dict.fromkeys(modalities)]))
 
 
 def data_name(is_demo, root, paths):
-    """Name of the data in results. The demo's scenes are made below the data root `root` where they are absent.
+    """Name of the data set in results. If absent, the demo's scenes are created.
 
     Args:
-        paths: name -> path below the root (configs/opts.py).
+        is_demo: use the demo's scenes.
+        root: data root.
+        paths: dotted name -> path relative to the root.
     """
     if not is_demo:
         return avs_s4.NAME

@@ -1,10 +1,10 @@
-"""Dialled Digits scenes, the demo of segmentation: several handwritten digits in a picture, the tone of a telephone
-key or the sentence that names it says which one to segment. Written in AVSBench-S4's published layout.
+"""Dialled Digits scenes, the demo of segmentation, in the published layout of AVSBench-S4: pictures with several
+handwritten digits, of which the tone of a telephone key, or a sentence that names it, tells which one to segment.
 
     python demo_scenes.py --out ../../../../data/demo            # about 10 s
 
-Sounds and sentences are those of cmg/demos/dialled_clips.py, so the demo's pretrained encoder knows them. Writers of
-training, validation and test pictures are different people. One seed gives the same pictures every time.
+Sounds and sentences are those of cmg/demos/dialled_clips.py, on which the demo's encoder is pretrained. Digits in
+training, validation and test pictures are from different writers. The same seed always gives the same pictures.
 """
 
 import json
@@ -15,33 +15,31 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import SECONDS
 from cmg.demos import dialled, dialled_clips
 from cmg.utils.errors import InputError, Parser, readable, run
 from cmg.utils.files import as_input_error
 from cmg.utils.settings import natural
-from PIL import Image
-from tqdm import tqdm
 
 NAME, VERSION = "Dialled Digits scenes", 2
-MARKER = "AVSBench/demo_scenes.json"        # written last: scenes that have it are whole
-SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, a digit's canvas, a digit
-PER_SCENE = 3                               # digits in a picture; the fourth cell stays empty
-INK = 0.3                                   # brightness of a stroke from which a pixel belongs to the digit's mask
+MARKER = "AVSBench/demo_scenes.json"        # written last, so that scenes with it are complete
+SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, canvas of a digit, digit
+PER_SCENE = 3                               # digits per picture; the fourth cell is empty
+INK = 0.3                                   # brightness above which a pixel belongs to the mask of a digit
 STYLE = dialled_clips.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
 CLIPS = {"train": 900, "val": 40, "test": 150}
 CATEGORIES = [name.replace(" ", "_") for name in dialled_clips.CLASSES]
 
 
 def scenes(count, split, rng):
-    """Clips of one split.
-
-    Each has three different digits in three cells of a 2 x 2 grid, which drift a little from frame to frame; the first
-    is the one asked for.
+    """The clips of one split: three different digits in three cells of a 2 x 2 grid, with a small drift.
 
     Returns:
-        frames (N, 5, 64, 64, 3) uint8, masks (N, 5, 64, 64) uint8 of 0 and 255, keys (N,) asked for.
+        (frames (N, 5, 64, 64, 3) uint8, masks (N, 5, 64, 64) uint8 of 0 and 255, keys (N,) of the digits to segment).
     """
     keys = np.arange(count) % 10
     others = rng.permuted(np.tile(np.arange(1, 10), (count, 1)), axis=1)[:, :PER_SCENE - 1]
@@ -60,29 +58,30 @@ def scenes(count, split, rng):
     masks = np.zeros((count, SECONDS, SIDE, SIDE), np.uint8)
     for i, j, k in np.ndindex(count, PER_SCENE, SECONDS):
         top, left = corner[i, j, k]
-        place = (slice(top, top + CANVAS), slice(left, left + CANVAS))
+        area = (slice(top, top + CANVAS), slice(left, left + CANVAS))
         ink = strokes[i, j, k, :, :, None]
-        pictures[i, k][place] += ink * (color[i, j] - pictures[i, k][place])
-        masks[i, k][place][strokes[i, j, k] > INK] = 255 if j == 0 else 0           # the upper digit hides the lower
+        pictures[i, k][area] += ink * (color[i, j] - pictures[i, k][area])
+        masks[i, k][area][strokes[i, j, k] > INK] = 255 if j == 0 else 0            # later digits hide earlier ones
     pictures += 0.04 * rng.standard_normal(pictures.shape, dtype=np.float32)
     return (pictures.clip(0, 1) * 255).astype(np.uint8), masks, keys
 
 
 def build(root, paths, seed=0, clips=None, progress=True):
-    """Write the scenes below a data root, in a folder beside it that is renamed when whole; whole ones are left alone.
+    """Write the scenes below a data root atomically; complete ones are not changed.
 
     Args:
         root: data root of the demo.
         paths: dotted name -> path relative to the root (cmg.data.layout.DATA_PATHS).
+        seed: seed of all random choices.
         clips: split -> number of clips, CLIPS by default.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        True if they were built, False if they were there already.
+        True if they were built, False if they were complete.
 
     Raises:
-        InputError: the root holds something else, or scenes of other settings; the demo's pretraining data is absent
-            (the sentences' word vectors are taken from it).
+        InputError: the root contains something else, or scenes of other settings, or the demo's pretraining data is
+            absent, whose word vectors are used.
     """
     root, clips = Path(root), dict(clips or CLIPS)
     settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
@@ -106,7 +105,7 @@ def build(root, paths, seed=0, clips=None, progress=True):
         try:
             (partial / top).rename(root / top)
         except OSError:
-            if not _is_whole(root, top, settings):          # another build may have been first
+            if not _is_whole(root, top, settings):          # unless another build was first
                 raise
             return False
     return True
@@ -114,7 +113,7 @@ def build(root, paths, seed=0, clips=None, progress=True):
 
 @contextmanager
 def _beside(root):
-    """A folder in the data root that is removed in the end."""
+    """A temporary folder in the data root, removed at the end of the block."""
     partial = Path(tempfile.mkdtemp(prefix="AVSBench.", suffix=".tmp", dir=root))
     try:
         yield partial
@@ -123,13 +122,13 @@ def _beside(root):
 
 
 def _is_whole(root, top, settings):
-    """True if these very scenes are there, False if nothing is; InputError for anything else."""
+    """Whether these scenes exist; InputError if there is anything else."""
     if not (root / top).exists():
         return False
     try:
         found = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{root / top}: exists and is no demo ({MARKER} is absent or broken); remove it or choose "
+        raise InputError(f"{root / top}: exists and is not a demo ({MARKER} is absent or damaged); remove it or choose "
                          "another --data_root") from None
     if found != settings:
         raise InputError(f"{root / top}: holds other scenes ({json.dumps(found)[:200]}); remove it or choose another "
@@ -167,7 +166,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)
     built = build(opts.out, DATA_PATHS, opts.seed)
-    print(f"{opts.out}: scenes {'built' if built else 'are there already, nothing is changed'}")
+    print(f"{opts.out}: scenes {'built' if built else 'are complete, nothing is changed'}")
 
 
 if __name__ == "__main__":

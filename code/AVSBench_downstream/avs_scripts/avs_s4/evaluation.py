@@ -1,4 +1,4 @@
-"""Metrics of a network over a set, under several queries at once: the backbone runs once a batch for all of them."""
+"""Metrics of a network on a set with several kinds of queries, for which the backbone runs once per batch."""
 
 import torch
 from network.metrics import SetMetrics
@@ -7,26 +7,26 @@ from tqdm import tqdm
 from cmg.data.loader import ClipLoader
 from cmg.data.sets.avs_s4 import warn_of_greys
 
-CHUNK = 256                     # clips whose codes are computed at once
+CHUNK = 256                     # clips that are encoded at once
 
 
 def loader(dataset, batch_size, workers, sampler=None):
-    """Batches of a split, in the order of a sampler where one is given."""
+    """DataLoader of a split, in the order of a sampler if there is one."""
     return ClipLoader(dataset, batch_size, workers, sampler=sampler, generator=torch.Generator(),
                       persistent_workers=True)
 
 
 @torch.no_grad()
 def clip_codes(query, modality, inputs):
-    """Codes of all clips of a set, (n, 5, width). `inputs`: S4.queries()."""
+    """Codes (n, 5, width) of all clips of a set, given its `inputs`, S4.queries()."""
     parts = [{name: x[i:i + CHUNK].to(query.device) for name, x in inputs.items()}
              for i in range(0, len(inputs["category"]), CHUNK)]
     return torch.cat([query(modality, part) for part in parts])
 
 
 def shuffled(codes, seed):
-    """The codes of other clips: a permutation of the set that leaves no clip its own (where there are two or more)."""
-    # ordering by random keys and stepping on by one in that order is one cycle through all clips
+    """Codes of other clips: a permutation of the set without fixed points, if there are at least two clips."""
+    # a random cyclic permutation: each clip gets the codes of the previous one in a random order
     order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed)).to(codes.device)
     others = torch.empty_like(order)
     others[order] = order.roll(1)
@@ -35,16 +35,17 @@ def shuffled(codes, seed):
 
 @torch.no_grad()
 def evaluate(network, batches, codes, on_batch=None, desc="test"):
-    """Metrics under every kind of query, and of the guess that everything is foreground.
+    """Metrics with every kind of query, and of predicting foreground everywhere.
 
     Args:
-        network: AVSNetwork; it is put into evaluation mode.
-        batches: loader of an unshuffled split.
-        codes: name -> (n, 5, width) codes of all clips of the set, on the network's device.
-        on_batch: called with (numbers (B,), frames, masks (B, 5, S, S), name -> logits (B, 5, S, S)).
+        network: AVSNetwork, which is set to evaluation mode.
+        batches: loader of a split without shuffling.
+        codes: name of the kind of query -> (n, 5, width) codes of all clips, on the network's device.
+        on_batch: called with (indices of the clips (B,), frames, masks (B, 5, S, S), name -> logits (B, 5, S, S)).
+        desc: title of the progress bar.
 
     Returns:
-        name -> SetMetrics, "chance" among them.
+        name -> SetMetrics, including "chance".
     """
     network.eval()
     counted, grey = {name: SetMetrics() for name in (*codes, "chance")}, False

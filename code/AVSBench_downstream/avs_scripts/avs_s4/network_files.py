@@ -1,4 +1,4 @@
-"""Trained networks on disk: one dict with network, adapter and all settings."""
+"""Files of trained networks: one dict with network, adapter and all settings."""
 
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from cmg.checkpoints import checkpoint
 from cmg.models.toc import Selection, head_channels
 from cmg.utils.errors import InputError
 
-# best: by validation with the queries to be tested, as published; source: by validation with the training modality's
-# queries, the choice one could make without ever seeing the other modality
+# best: chosen by validation with the queries to be tested, as published; source: chosen by validation with those of the
+# training modality, which is possible without data of the other modality
 FILES = {"best": "best.pth", "last": "last.pth", "source": "best_source.pth"}
 KINDS = {"network": dict, "adapter": dict, "settings": dict, "direction": str, "image_size": int, "epoch": int,
-         "score": float, "encoder_sha256": str, "protocol": str}       # what a file must have
+         "score": float, "encoder_sha256": str, "protocol": str}       # required entries of a file
 
 
 @dataclass
 class Trained:
-    """A trained network, and what testing must know of its training."""
+    """A trained network, and facts about its training that testing needs."""
 
     network: AVSNetwork
     adapter: Adapter                # None: the file is a bare published state dict
@@ -32,16 +32,16 @@ class Trained:
     protocol: str
     encoder_sha256: str             # of the encoder's checkpoint
     seed: int = None
-    selection: Selection = None     # of the code channels that the network sees; None for all
+    selection: Selection = None     # TOC's selection of code channels; None for all
     channels: Tensor = None         # (S,) these channels
     epoch: int = None
-    score: float = None             # mIoU of the validation that chose it
+    score: float = None             # validation mIoU by which it was chosen
 
 
 def save(path, trained):
-    """Write a trained network, whole or not at all.
+    """Write a trained network atomically.
 
-    `network` in the file has the published names (`torch.load(FILE)["network"]` loads into the published program).
+    `network` in the file has the published names: `torch.load(FILE)["network"]` can be loaded by the published program.
     """
     config = asdict(trained.network.config)
     checkpoint.save(path, {
@@ -58,16 +58,16 @@ def load(path, expected, protocol, encoder_sha256, codebooks):
 
     Args:
         path: file of `save`, or a bare published state dict, which `expected` must describe.
-        expected: settings.Conditions; what is not None there must agree with the file.
-        protocol: must agree as well.
-        encoder_sha256: hash of the encoder that will be used.
-        codebooks: its codebooks, (K, D) each.
+        expected: settings.Conditions; values other than None must agree with the file.
+        protocol: must agree with the file.
+        encoder_sha256: hash of the encoder.
+        codebooks: codebooks of the encoder, (K, D) each.
 
     Returns:
         Trained, in evaluation mode.
 
     Raises:
-        InputError: one line for whatever is wrong with the file.
+        InputError: the file is invalid, or does not agree with the arguments.
     """
     state = published.read_state(path)
     if "network" not in state:
@@ -91,7 +91,7 @@ def load(path, expected, protocol, encoder_sha256, codebooks):
             raise ValueError(f"it takes codes of {config.code_dim} channels, its choice of channels gives {width}")
         network, adapter = AVSNetwork(config), Adapter()
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"{path}: settings of no network ({error}); expected a file of train.py") from error
+        raise InputError(f"{path}: invalid settings of a network ({error}); expected a file of train.py") from error
     published.load_published(network, state["network"], path)
     published.require_keys(state["adapter"], adapter.state_dict(), f"{path}: adapter")
     adapter.load_state_dict(state["adapter"])
@@ -100,7 +100,7 @@ def load(path, expected, protocol, encoder_sha256, codebooks):
 
 
 def _selection(stored):
-    """The Selection of a file's entry `toc`; TypeError unless it is None or a list of a Selection's values."""
+    """The Selection stored as `toc` in a file; TypeError unless it is None or a list of a Selection's values."""
     if stored is not None and not isinstance(stored, list):
         raise TypeError(f"toc is a {type(stored).__name__}, not a list")
     return None if stored is None else Selection(*stored)
@@ -118,18 +118,18 @@ def _refuse_contradictions(path, expected, protocol, state):
     for flag, value in stored.items():
         given = getattr(expected, flag)
         if given is not None and given != value:
-            raise InputError(f"{path}: trained with {flag} {value}, not --{flag} {given}; leave the flag out, or pass "
+            raise InputError(f"{path}: trained with {flag} {value}, not --{flag} {given}; omit the flag, or pass "
                              "another file with --weights")
     if protocol != state["protocol"]:
-        raise InputError(f"{path}: trained under --protocol {state['protocol']}, not {protocol}; test it so")
+        raise InputError(f"{path}: trained with --protocol {state['protocol']}, not {protocol}; pass the same")
 
 
 def _load_bare(path, state, expected, protocol, encoder_sha256, codebooks):
     if not all(isinstance(x, torch.Tensor) for x in state.values()):
         raise InputError(f"{path}: neither a file of train.py nor a network state dict")
     if expected.visual_backbone is None or expected.direction is None:
-        raise InputError(f"{path}: a bare state dict does not say what it is; pass --visual_backbone, --direction, and "
-                         "the --tpavi_ flags it was trained with")
+        raise InputError(f"{path}: a bare state dict without settings; pass --visual_backbone, --direction, and the "
+                         "--tpavi_ flags that it was trained with")
     network = AVSNetwork(NetworkConfig(
         expected.visual_backbone, tuple(expected.tpavi_stages or ()), bool(expected.tpavi_vv_flag),
         bool(expected.tpavi_va_flag), _head_dim(codebooks)))
@@ -138,7 +138,7 @@ def _load_bare(path, state, expected, protocol, encoder_sha256, codebooks):
 
 
 def files_of(weights):
-    """Kind -> file: "best", "last", "source" of a run folder, or the one file given, under the kind its name says."""
+    """Kind -> file: "best", "last" and "source" of a run folder, or a single file by the kind of its name."""
     weights = Path(weights)
     if weights.is_dir():
         folder = weights / "checkpoints" if (weights / "checkpoints").is_dir() else weights

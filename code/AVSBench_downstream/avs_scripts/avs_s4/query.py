@@ -1,4 +1,4 @@
-"""From a clip's sound or sentence to query codes: adapter over time, then frozen encoder (arXiv 2403.05168)."""
+"""Query codes of a clip's audio or text: an adapter over time, then the frozen encoder (arXiv 2403.05168)."""
 
 import torch
 from torch import nn
@@ -9,12 +9,13 @@ STEPS = 10                      # seconds of a clip in pretraining, and words of
 
 
 class Adapter(nn.Linear):
-    """y[b, s, d] = bias[s] + sum_t weight[s, t] x[b, t, d]: ten steps to five, shared by modalities and channels.
+    """Linear map over time from ten steps to five, shared by modalities and channels:
+    y[b, s, d] = bias[s] + sum_t weight[s, t] x[b, t, d].
 
     Args:
-        start: "torch", PyTorch's start; "tied", the same with column t + 5 equal to column t; "resample", the mean of
-            steps s and s + 5, so that a repeated sound passes unchanged. Trained on sound, which is repeated, columns t
-            and t + 5 get equal gradients: what they differ by at the start stays, and acts on sentences only.
+        start: initialization. "torch" is that of PyTorch; "tied" the same with column t + 5 equal to column t;
+            "resample" the mean of steps s and s + 5, which does not change repeated audio. In training on audio, which
+            is repeated, columns t and t + 5 get equal gradients: their initial difference stays, and affects text only.
     """
 
     def __init__(self, start="tied"):
@@ -34,14 +35,14 @@ class Adapter(nn.Linear):
 
 
 class Query(nn.Module):
-    """Query codes of clips. Only the adapter learns; gradient reaches it straight through the frozen codes.
+    """Query codes of clips. Only the adapter is trained, by straight-through gradients of the frozen codes.
 
     Args:
-        encoder: frozen encoder of a checkpoint (cmg/checkpoints/checkpoint.py).
+        encoder: FrozenEncoder (cmg/systems/base.py).
         adapter: Adapter, on the encoder's device.
-        words: (C, 10, 768) word vectors of the class sentences, an array; None where no text is used.
-        dropout: keep the encoder's dropout on, as the published program does (protocol "released").
-        channels: (S,) int64 code channels that the network sees (cmg.models.toc.head_channels); None for all.
+        words: array (C, 10, 768) of word vectors of the class sentences; None without text.
+        dropout: keep the encoder's dropout on, as in the published program (protocol "released").
+        channels: (S,) int64 channels of the codes (cmg.models.toc.head_channels); None for all.
     """
 
     def __init__(self, encoder, adapter, words=None, dropout=False, channels=None):
@@ -49,7 +50,7 @@ class Query(nn.Module):
         self.encoder, self.adapter, self.dropout, self.channels = encoder, adapter, dropout, channels
         self.train(False)
         self.sentences = None
-        if words is not None:       # one sentence a class: through the LSTM once, not once a batch
+        if words is not None:       # one sentence per class, which go through the LSTM once
             with torch.no_grad():
                 self.sentences = encoder.inputs("text", torch.as_tensor(words, device=self.device))
 
@@ -59,11 +60,11 @@ class Query(nn.Module):
 
     @property
     def width(self):
-        """Channels of the codes that `forward` gives."""
+        """Number of channels of the codes."""
         return self.encoder.head_dim if self.channels is None else len(self.channels)
 
     def train(self, mode=True):
-        """The adapter follows `mode`; the encoder stays in evaluation mode (or in training mode, if released)."""
+        """Set the mode of the adapter. The encoder stays in evaluation mode, or in training mode with `dropout`."""
         self.adapter.train(mode)
         self.encoder.train(self.dropout)
         self.training = mode

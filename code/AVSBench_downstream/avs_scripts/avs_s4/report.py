@@ -1,4 +1,4 @@
-"""What a test writes: lines of results, masks, overlays."""
+"""Results of a test: result lines, masks and overlays."""
 
 import numpy as np
 from PIL import Image
@@ -11,13 +11,14 @@ TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the fig
 
 
 def rows(counted, modalities, protocol, common):
-    """Result rows of one tested network, without selection: every kind of query, both metrics, in percent.
+    """Result rows of one network, without selection: every kind of query and both metrics, in percent.
 
     Args:
-        counted: kind of query -> SetMetrics (evaluation.evaluate): "target", "source" (absent if they are one), "zero",
-            "shuffled", "chance".
-        modalities: (of the queries in training, of those tested).
-        common: keys that all rows share.
+        counted: kind of query -> SetMetrics (evaluation.evaluate): "target", "source" (absent if the modalities are
+            equal), "zero", "shuffled" and "chance".
+        modalities: modalities of the queries in (training, testing).
+        protocol: "default" or "released".
+        common: entries of all rows.
     """
     source, target = modalities
     measured = {name: metrics.result(protocol) for name, metrics in counted.items()}
@@ -34,28 +35,28 @@ def rows(counted, modalities, protocol, common):
 
 
 def result_lines(tested, modalities, protocol, common):
-    """All rows of a run: kind ("last", "best", "source") -> (epoch, counted) becomes last and best rows.
+    """All result rows of a run, given kind ("last", "best", "source") -> (epoch, counted).
 
-    `value_at_validation` is the value of the network that validation with the training modality's queries chose.
+    `value_at_validation` is the value of the network chosen by validation with the training modality's queries.
     """
     of_kind = {kind: rows(counted, modalities, protocol, common) for kind, (_, counted) in tested.items()}
     lines = []
     for kind in ("last", "best"):
         for i, row in enumerate(of_kind.get(kind, [])):
-            chosen = of_kind["source"][i]["value"] if "source" in of_kind else None
-            lines.append({**row, "selection": kind, "epoch": tested[kind][0], "value_at_validation": chosen})
+            at_validation = of_kind["source"][i]["value"] if "source" in of_kind else None
+            lines.append({**row, "selection": kind, "epoch": tested[kind][0], "value_at_validation": at_validation})
     return lines
 
 
 class Pictures:
-    """What a test shows of its masks: PNG files, and overlays of clips at equal distances in the set.
+    """Pictures of a test: predicted masks as PNG files, and a figure with overlays of evenly spaced clips.
 
     Args:
-        dataset: the tested set.
-        mask_folder: where predicted masks go, <category>/<name>/<name>_<k>.png, 8-bit grey; None for none.
-        overlays: clips in the figure.
-        modality: of the tested queries.
-        released: number masks 0..4 as published, not 1..5.
+        dataset: the test set.
+        mask_folder: folder of the predicted masks, <category>/<name>/<name>_<k>.png, 8-bit gray; None for none.
+        overlays: number of clips in the figure.
+        modality: modality of the tested queries.
+        released: number the masks 0..4, as published, instead of 1..5.
     """
 
     def __init__(self, dataset, mask_folder, overlays, modality, released=False):
@@ -65,7 +66,7 @@ class Pictures:
         self.wanted, self.shown = set(wanted.tolist()), []
 
     def add(self, numbers, frames, masks, predicted):
-        """Take up one batch (arguments: see evaluation.evaluate)."""
+        """Add one batch; see `on_batch` of evaluation.evaluate."""
         found = {name: (predicted[name].sigmoid() > 0.5).cpu().numpy() for name in self.columns}
         truth, middle = masks.cpu().numpy() > 0.5, SECONDS // 2
         for row, i in enumerate(numbers.tolist()):
@@ -77,7 +78,7 @@ class Pictures:
                 self.shown.append((i, picture.clip(0, 1), columns))
 
     def write(self, i, masks):
-        """Predicted masks (5, S, S) of clip i as PNG."""
+        """Write the predicted masks (5, S, S) of clip i as PNG files."""
         name = self.dataset.ids[i]
         folder = self.mask_folder / self.dataset.categories[i] / name
         with as_input_error(folder, "choose another --log_dir"):
@@ -87,7 +88,7 @@ class Pictures:
 
     @style.styled
     def draw(self, path, title):
-        """Write the figure: middle frame, truth and predictions side by side, one row a clip."""
+        """Write the figure, with middle frame, ground truth and predictions of one clip per row."""
         columns = ["frame", "truth", *self.columns.values()]
         size = 1.7 * len(columns), 1.75 * len(self.shown) + 0.6
         figure, axes = style.new_figure(len(self.shown), len(columns), size)

@@ -1,6 +1,6 @@
-"""Arguments of train.py and test.py: the published flags, paths from code/src/configs/opts.py, the demo's defaults.
+"""Arguments of train.py and test.py: published flags, paths from code/src/configs/opts.py, and defaults of the demo.
 
-Each setting is declared once, as a field of a dataclass; functions below the scripts receive instances of these.
+Each setting is declared once, as a field of a dataclass; other modules receive instances of these.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from cmg.utils.settings import positive, setting
 
 HERE = Path(__file__).resolve().parent
 LOCAL = runpy.run_path(str(HERE.parents[2] / "src" / "configs" / "opts.py"))["LOCAL"]
-DIRECTIONS = {                     # --direction -> (modality of the queries in training, modality tested)
+DIRECTIONS = {                     # --direction -> modalities of the queries in (training, testing)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
 PROTOCOLS = ("default", "released")
 
-# A preset changes defaults; flags still win over it.
+# A preset changes defaults, which flags override.
 PRESETS = {
-    # Dialled Digits scenes (demo_scenes.py): a small backbone from random weights; minutes on two CPU cores.
+    # Dialled Digits scenes (demo_scenes.py): a small backbone without pretraining; takes minutes on two CPU cores.
     "demo": {"session_name": "demo", "visual_backbone": "small", "tpavi_stages": [0, 1, 2, 3], "tpavi_va_flag": True,
              "channels": 32, "tpavi_norm_start": 0.3, "align_start": "whitened", "adapter_start": "resample",
              "image_size": 64, "train_batch_size": 8, "val_batch_size": 20, "test_batch_size": 20, "max_epoches": 8,
@@ -44,10 +44,11 @@ def _stage(text):
 
 @dataclass(frozen=True)
 class Common:
-    """What both programs have and their modules read."""
+    """Settings of both programs that their modules use."""
 
-    protocol: str = setting("default", "released, as the published program: adapter never trained, dropout on in the "
-                            "frozen encoder, metrics as means over batches, masks numbered from 0", choices=PROTOCOLS)
+    protocol: str = setting("default", "released: as in the published program, the adapter is not trained, dropout of "
+                            "the encoder stays on, metrics are means over batches, and masks are numbered from 0",
+                            choices=PROTOCOLS)
     seed: int = setting(123, "seed of weights, order and shuffled queries")
     num_workers: int = setting(default_workers(), "processes that read pictures", affects_results=False)
 
@@ -58,123 +59,126 @@ class Common:
 
 @dataclass(frozen=True)
 class Session(Common):
-    """What every run has."""
+    """Settings of every run."""
 
-    checkpoint: Path = setting(None, "pretrained encoder with audio and text (required; --preset demo knows its own)",
-                               type=Path, affects_results=False)            # its SHA-256 counts, wherever it lies
+    checkpoint: Path = setting(None, "pretrained encoder of audio and text (required, except with --preset demo)",
+                               type=Path, affects_results=False)            # its SHA-256 is compared, not its path
     session_name: str = setting("S4", "prefix of the run folder", affects_results=False)
-    gpu: str = setting(None, "number of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
+    gpu: str = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is and on what it works. In testing they are read from the trained file, and only checked
-    against it: there the default of each is None."""
+    """Network and inputs. In testing, they are read from the trained file: the default of each is None, and other
+    values are compared with the file."""
 
-    direction: str = setting("at", "queries in training and in testing: a audio, t text", choices=tuple(DIRECTIONS))
+    direction: str = setting("at", "modality of the queries in training and in testing: a for audio, t for text",
+                             choices=tuple(DIRECTIONS))
     visual_backbone: str = setting("resnet", "small: demo only", choices=NAMES)
-    tpavi_stages: tuple = setting((), "stages 0 to 3 at which the query acts", nargs="*", type=_stage)
-    tpavi_vv_flag: bool = setting(False, "maps attend to themselves there")
-    tpavi_va_flag: bool = setting(False, "maps attend to the query there")
-    image_size: int = setting(224, "side of frames and masks, a multiple of 32; others are resized",
-                              type=positive)
+    tpavi_stages: tuple = setting((), "stages, 0 to 3, with a TPAVI block", nargs="*", type=_stage)
+    tpavi_vv_flag: bool = setting(False, "let maps attend to themselves in these stages")
+    tpavi_va_flag: bool = setting(False, "let maps attend to the query in these stages")
+    image_size: int = setting(224, "side to which frames and masks are resized, a multiple of 32", type=positive)
 
 
 @dataclass(frozen=True)
 class Start:
-    """With which widths and weights training starts."""
+    """Width of the decoder, and initial weights."""
 
     channels: int = setting(256, "width of the decoder", type=positive)
-    tpavi_norm_start: float = setting(0.0, "start weight of TPAVI's BatchNorm; 0 as published: the query starts "
-                                      "without influence")
-    align_start: str = setting("torch", "start of TPAVI's align_channel: PyTorch's as published, or a projection of "
-                               "whitened codes, with which the query is used after far fewer steps",
+    tpavi_norm_start: float = setting(0.0, "initial weight of TPAVI's BatchNorm; with 0, as published, the query has "
+                                      "no influence at first")
+    align_start: str = setting("torch", "initialization of TPAVI's align_channel: that of PyTorch, as published, or a "
+                               "projection of whitened codes, with which the query is used after far fewer steps",
                                choices=("torch", "whitened"))
-    backbone_weights: str = setting(None, "official PVT-v2-b5 or torchvision ResNet-50 file, a model of the hub, or "
+    backbone_weights: str = setting(None, "official PVT-v2-b5 or torchvision ResNet-50 file, a model on the hub, or "
                                     "none; required for pvt and resnet unless --weights is given",
                                     metavar="FILE|HUB|none")
-    weights: str = setting("", "start from a trained network (all tensors)", metavar="FILE")
-    adapter_start: str = setting("tied", "tied: random with both halves equal; torch: random; resample: the mean of "
-                                 "both halves", choices=("tied", "torch", "resample"))
+    weights: str = setting("", "initialize all tensors from a trained network", metavar="FILE")
+    adapter_start: str = setting("tied", "initialization of the adapter: tied, random with two equal halves; torch, "
+                                 "random; resample, the mean of both halves", choices=("tied", "torch", "resample"))
 
 
 @dataclass(frozen=True)
 class Toc(TocRatios):
-    """Which code channels the network sees; testing takes them from the trained file."""
+    """Selection of code channels; testing reads it from the trained file."""
 
-    choose_channel: int = setting(None, "TOC: code channels kept of each codebook (off if absent)", type=int,
-                                  metavar="S")
+    choose_channel: int = setting(None, "TOC: number of channels to keep of each codebook (default: TOC is off)",
+                                  type=int, metavar="S")
 
 
 @dataclass(frozen=True)
 class Learning(Common):
-    """How the network learns."""
+    """Training of the network."""
 
-    train_batch_size: int = setting(4, "clips a step", type=positive)
-    val_batch_size: int = setting(1, "clips a step in validation", type=positive,
+    train_batch_size: int = setting(4, "clips per step", type=positive)
+    val_batch_size: int = setting(1, "clips per step in validation", type=positive,
                                   affects_results=lambda opts: opts.protocol == "released")        # means over batches
-    max_epoches: int = setting(1, "epochs", type=positive, affects_results=False)
+    max_epoches: int = setting(1, "number of epochs", type=positive, affects_results=False)
     lr: float = setting(1e-4, "Adam's learning rate, constant")
-    adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); what it learns on sounds acts on "
-                                "sentences too, whose features are smaller", type=float)
+    adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); training on audio also affects "
+                                "text, whose features are smaller", type=float)
     wt_dec: float = setting(0.0, "Adam's weight decay (published 5e-4 had no effect)")
     sa_loss_flag: bool = setting(False, "add the audio-masked-visual matching loss")
-    lambda_1: float = setting(0.0, "its weight")
-    sa_loss_stages: tuple = setting((), "its stages", nargs="*", type=_stage)
-    mask_pooling_type: str = setting("avg", "its pooling of the masks", choices=("avg", "max"))
+    lambda_1: float = setting(0.0, "weight of the matching loss")
+    sa_loss_stages: tuple = setting((), "stages of the matching loss", nargs="*", type=_stage)
+    mask_pooling_type: str = setting("avg", "pooling of the masks in the matching loss", choices=("avg", "max"))
 
 
 @dataclass(frozen=True)
 class Testing(Common):
-    """What a test does besides measuring."""
+    """Settings of testing."""
 
-    test_batch_size: int = setting(1, "clips a step", type=positive)
+    test_batch_size: int = setting(1, "clips per step", type=positive)
     save_pred_mask: bool = setting(False, "write predicted masks as PNG")
-    overlays: int = setting(8, "clips shown in the figure; 0 for none")
+    overlays: int = setting(8, "number of clips in the figure, 0 for no figure")
 
 
 def _parser(program, description):
     parser = Parser(prog=program, description=description)
     settings.add_arguments(parser, Session, "run")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default=None, help="a set of defaults; flags win over it")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default=None,
+                        help="set of defaults; other flags override it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     group = parser.add_argument_group("paths")
     group.add_argument("--data_root", type=Path, default=cli.root("data", LOCAL),
-                       help="root of all data (environment: CMG_DATA)")
+                       help="root of all data (environment variable: CMG_DATA)")
     group.add_argument("--path", type=_path, action="append", default=[], metavar="NAME=FILE",
                        help="override one path below the data root: " + ", ".join(_names()))
-    group.add_argument("--figure_dir", type=Path, default=LOCAL.figures, help="where test.py puts overlays")
+    group.add_argument("--figure_dir", type=Path, default=LOCAL.figures, help="folder of the figures of test.py")
     group.add_argument("--results", type=Path, default=None,
                        help="results file of test.py (default: <run folder>/results.jsonl)")
     return parser
 
 
 def train_parser():
-    """Arguments of train.py."""
-    parser = _parser("train.py", "Train a segmentation network on AVSBench-S4, driven by the codes of one modality.")
+    """The parser of train.py."""
+    parser = _parser("train.py", "Train a segmentation network on AVSBench-S4, queried by the codes of one modality.")
     settings.add_arguments(parser, Conditions, "network")
     settings.add_arguments(parser, Start, "start")
-    settings.add_arguments(parser, Toc, "code channels; testing takes them from the trained file")
+    settings.add_arguments(parser, Toc, "code channels; testing reads them from the trained file")
     settings.add_arguments(parser, Learning, "learning")
-    parser.add_argument("--log_dir", type=Path, default=HERE / "train_logs", help="where run folders are made")
+    parser.add_argument("--log_dir", type=Path, default=HERE / "train_logs", help="root of run folders")
     parser.add_argument("--resume", default="", metavar="auto|RUN",
-                        help="resume a run that was killed, after its last whole epoch; auto: the newest of "
-                             "--session_name and --direction, else a new run")
+                        help="resume a run that was killed, after its last completed epoch; auto: the newest one of "
+                             "--session_name and --direction, if there is one")
     return parser
 
 
 def test_parser():
-    """Arguments of test.py."""
-    parser = _parser("test.py", "Test a segmentation network: queries of the other modality, its own, zero, shuffled.")
-    settings.add_arguments(parser, Conditions, "network (default: as in the trained file, which it must not contradict)")
+    """The parser of test.py."""
+    parser = _parser("test.py", "Test a segmentation network with queries of the other modality, its own, zero and "
+                     "shuffled ones.")
+    settings.add_arguments(parser, Conditions, "network (default: as in the trained file, with which it must agree)")
     settings.add_arguments(parser, Testing, "test")
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE|RUN",
-                        help="trained file, or a run folder, whose last, best and source-chosen networks are tested "
+                        help="trained file, or run folder, whose last, best and source-chosen networks are tested "
                              "(default: the newest run of --session_name and --direction below --train_log_dir)")
-    parser.add_argument("--train_log_dir", type=Path, default=HERE / "train_logs", help="where train.py made its runs")
-    parser.add_argument("--log_dir", type=Path, default=HERE / "test_logs", help="where run folders are made")
+    parser.add_argument("--train_log_dir", type=Path, default=HERE / "train_logs", help="root of train.py's runs")
+    parser.add_argument("--log_dir", type=Path, default=HERE / "test_logs", help="root of run folders")
     for flag in ("--max_epoches", "--lr", "--wt_dec"):
-        parser.add_argument(flag, type=float, default=argparse.SUPPRESS, help="accepted as published; no effect here")
+        parser.add_argument(flag, type=float, default=argparse.SUPPRESS,
+                            help="accepted for compatibility with the published script, without effect")
     return parser
 
 
@@ -189,7 +193,7 @@ def _path(text):
 
 
 def _parse(parser, argv, unset=()):
-    """Parsed options; the default of those in `unset` is None whatever a preset says."""
+    """Parsed options; those in `unset` are None by default, whatever the preset."""
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
     name = early.parse_known_args(argv)[0].preset
@@ -197,7 +201,7 @@ def _parse(parser, argv, unset=()):
     parser.set_defaults(**{key: value for key, value in PRESETS.get(name, {}).items() if key in known})
     parser.set_defaults(**dict.fromkeys(unset))
     if name:
-        shared = SHARED_PRESETS[name]       # where the pretraining of this preset leaves data and checkpoint
+        shared = SHARED_PRESETS[name]       # folders of data and checkpoint of this preset in pretraining
         roots = cli.root("checkpoints", LOCAL)
         parser.set_defaults(data_root=parser.get_default("data_root") / shared["folder"],
                             checkpoint=roots / shared["folder"] / shared["pretrained"])
@@ -214,13 +218,13 @@ def _parse(parser, argv, unset=()):
 
 
 def parse_train(argv=None):
-    """Options of a training run, checked against each other before any work."""
+    """Options of a training run, checked for consistency."""
     parser = train_parser()
     opts = _parse(parser, argv)
     if len(set(opts.tpavi_stages)) < len(opts.tpavi_stages):
         parser.error("--tpavi_stages names a stage twice")
     if opts.tpavi_stages and not (opts.tpavi_vv_flag or opts.tpavi_va_flag):
-        parser.error("--tpavi_stages without --tpavi_va_flag or --tpavi_vv_flag: nothing would act there")
+        parser.error("--tpavi_stages has no effect without --tpavi_va_flag or --tpavi_vv_flag")
     if (opts.tpavi_vv_flag or opts.tpavi_va_flag) and not opts.tpavi_stages:
         parser.error("--tpavi_va_flag and --tpavi_vv_flag need --tpavi_stages")
     if opts.sa_loss_flag:
@@ -246,10 +250,10 @@ def parse_train(argv=None):
 
 
 def parse_test(argv=None):
-    """Options of a test run; what describes the network is None unless it was given."""
+    """Options of a test run; those that describe the network are None by default."""
     return _parse(test_parser(), argv, unset=[condition.name for condition in fields(Conditions)])
 
 
 def affects_results(opts, encoder_sha256):
-    """What two training runs must share for their numbers to be comparable, as plain values."""
+    """Name -> plain value of the options that affect the results of a training run."""
     return settings.affects_results(opts, Conditions, Start, Toc, Learning) | {"encoder_sha256": encoder_sha256}

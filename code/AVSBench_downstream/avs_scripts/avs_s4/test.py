@@ -1,9 +1,9 @@
-"""Test a segmentation network on AVSBench-S4 with the other modality's queries, its own, zero and shuffled ones.
+"""Test a segmentation network on AVSBench-S4 with queries of the other modality, its own, zero and shuffled ones.
 
     python test.py --checkpoint DCID-model-5.pt --weights train_logs/S4_pvt_at_20250101-120000 --test_batch_size 4
 
-Settings come from the trained file. The run folder below --log_dir receives log, results.jsonl and, on request, masks;
-the figure with overlays goes to --figure_dir.
+Settings are read from the trained file. The run folder below --log_dir contains log, results.jsonl and, optionally,
+masks; the figure with overlays is written to --figure_dir.
 """
 
 import logging
@@ -31,7 +31,7 @@ from cmg.utils.files import sha256
 
 
 def newest_weights(folders):
-    """The newest finished run among RunFolders; InputError where there is none."""
+    """The newest finished run among RunFolders; InputError if there is none."""
     found = folders.newest("checkpoints/last.pth")
     if found is None:
         raise InputError(f"{folders.log_dir}: no finished run {folders.session}_{folders.direction}_*; train first, or "
@@ -40,11 +40,13 @@ def newest_weights(folders):
 
 
 def all_codes(query, dataset, modalities, seed):
-    """Codes of all clips under every kind of query: name -> (n, 5, width).
+    """Codes of all clips for every kind of query: name -> (n, 5, width).
 
     Args:
-        modalities: (of the queries in training, of those tested).
-        seed: of the shuffled ones.
+        query: Query.
+        dataset: S4.
+        modalities: modalities of the queries in (training, testing).
+        seed: seed of the shuffled queries.
     """
     (source, target), inputs = modalities, dataset.queries()
     codes = {"target": evaluation.clip_codes(query, target, inputs)}
@@ -78,12 +80,12 @@ def main(argv=None):
                                               "encoder_sha256": pretrained.sha256})
             builders.warn_of_features(pretrained, opts.paths("avs"), modalities)
         same = next((row for row in tested.values() if row[0] == trained.epoch), None)
-        if same:                        # best, last and source are often one network
+        if same:                        # best, last and source are often the same network
             tested[kind] = same
             continue
         seed_everything(opts.seed)
         if trained.adapter is None:
-            logging.warning(f"{path}: holds no adapter; a fresh one is used (seed {opts.seed}), as published")
+            logging.warning(f"{path}: has no adapter; a random one is used (seed {opts.seed}), as published")
             trained.adapter = Adapter("torch")
         query = Query(pretrained.encoder, trained.adapter.to(opts.device), dataset.words, testing.released,
                       trained.channels).eval()

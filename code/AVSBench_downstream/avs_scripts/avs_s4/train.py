@@ -1,9 +1,9 @@
-"""Train a segmentation network on AVSBench-S4 with queries of one modality (paper: A2T, T2A).
+"""Train a segmentation network on AVSBench-S4 with queries of one modality (A2T and T2A in the paper).
 
     python train.py --direction at --checkpoint DCID-model-5.pt --visual_backbone pvt \\
         --backbone_weights pvt_v2_b5.pth --tpavi_stages 0 1 2 3 --tpavi_va_flag --max_epoches 15
 
-The run folder below --log_dir receives settings, log, curves and checkpoints/{best,last,best_source}.pth.
+The run folder below --log_dir contains settings, log, curves and checkpoints/{best,last,best_source}.pth.
 """
 
 import logging
@@ -38,7 +38,7 @@ def main(argv=None):
     pretrained = Pretrained.load(opts.checkpoint, opts.device, "float32")
     builders.require_modalities(pretrained, modalities)
     selection = None if opts.choose_channel is None else selection_of(opts, opts.choose_channel)
-    channels = head_channels(pretrained.encoder.codebooks, selection)        # refused before any work
+    channels = head_channels(pretrained.encoder.codebooks, selection)        # checked before any work
     settings = affects_results(opts, pretrained.sha256)
     folders = builders.RunFolders(opts.log_dir, opts.session_name, opts.direction)
     unfinished = train_resume.find(opts.resume, folders, settings)
@@ -69,7 +69,7 @@ def main(argv=None):
                  f"with {modalities[1]}")
     trained = network_files.Trained(network, adapter, opts.direction, opts.image_size, opts.protocol,
                                     pretrained.sha256, opts.seed, selection, channels)
-    with file_lock(folder / ".lock", "leave --resume out"):
+    with file_lock(folder / ".lock", "omit --resume"):
         chosen = training.fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder)
     log_folder.close()
     for kind, choice in chosen.items():

@@ -1,5 +1,5 @@
-"""Resuming training that was killed or stopped: its state after each epoch, or after the step at which a signal came,
-lies in the run folder until the run is done."""
+"""Resume training that was killed or stopped: until the run is finished, its folder contains the state after each
+epoch, or after the step in which it was stopped."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,46 +22,47 @@ class Unfinished:
     """A run that can be resumed."""
 
     folder: Path
-    records: dict               # Run.position of its last saved epoch
+    records: dict               # RunLogger.position of its last saved epoch
 
 
 def find(resume, folders, settings):
     """The unfinished run of --resume, or None for a new run.
 
     Args:
-        resume: "auto" for the newest, a run folder, or "" for a new run.
+        resume: "auto" for the newest one, a run folder, or "" for a new run.
         folders: builders.RunFolders.
-        settings: what must agree, as plain values (settings.affects_results).
+        settings: settings that must agree, as plain values (settings.affects_results).
 
     Raises:
-        InputError: a folder without an unfinished run, of other settings, or a damaged state.
+        InputError: the folder has no unfinished run, or one of other settings, or a damaged state.
     """
     folder = folders.newest(FILE) if resume == "auto" else Path(resume) if resume else None
     if folder is None:
         return None
     path = folder / FILE
     if not path.is_file():
-        raise InputError(f"{folder}: no {FILE}; the folder of a run that was killed after its first epoch is expected; "
-                         "leave --resume out, or name another")
+        raise InputError(f"{folder}: no {FILE}; expected the folder of a run that was killed after its first epoch; "
+                         "omit --resume, or choose another folder")
     state = checkpoint.read(path, mmap=True)
     if not isinstance(state.get("settings"), dict) or not isinstance(state.get("records"), dict):
-        raise InputError(f"{path}: no state of train.py; remove it, or leave --resume out")
+        raise InputError(f"{path}: not a state of train.py; remove it, or omit --resume")
     others = differences(state["settings"], settings)
     if others:
-        raise InputError(f"{folder}: trained with other settings ({'; '.join(others)}); pass the same, or leave "
-                         "--resume out")
+        raise InputError(f"{folder}: trained with other settings ({'; '.join(others)}); pass the same, or omit "
+                         "--resume")
     return Unfinished(folder, state["records"])
 
 
 class Order(Sampler):
-    """A new random order of the clips in each pass, from one generator, whatever the number of workers.
+    """Sampler with a new random order of the clips in each epoch, which does not depend on the number of workers.
 
     Args:
-        clips: how many there are.
-        seed: of the generator.
+        clips: number of clips.
+        seed: seed of the generator.
+
     Attributes:
-        skip: clips of the next pass that are left out at its beginning: those before a stop.
-        before: state of the generator before the running pass.
+        skip: number of clips to skip at the beginning of the next epoch, which were processed before a stop.
+        before: state of the generator before the current epoch.
     """
 
     def __init__(self, clips, seed):
@@ -95,17 +96,17 @@ class Means:
 
 @dataclass
 class Within:
-    """Where a stop within an epoch left it."""
+    """Progress within an epoch."""
 
-    steps: int = 0              # taken of the epoch
-    grey: bool = False          # its masks have been warned of
+    steps: int = 0              # steps taken in the epoch
+    grey: bool = False          # a warning of gray masks has been issued
     means: Means = field(default_factory=Means)         # since the last line of the log
     whole: Means = field(default_factory=Means)         # of the epoch
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes; cmg.downstream.resume.Progress keeps it."""
+    """Everything that changes during training, saved by cmg.downstream.resume.Progress."""
 
     settings: dict              # see `find`
     network: AVSNetwork
@@ -114,24 +115,24 @@ class TrainState:
     order: Order                # of the clips
     log: RunLogger
     within: Within = field(default_factory=Within)
-    step: int = 0               # steps taken in all, when an epoch was finished last
+    step: int = 0               # number of steps taken before the current epoch
     chosen: dict = field(default_factory=dict)      # kind of network_files.FILES -> {"epoch", "mIoU" of validation}
 
     def contents(self):
-        """As plain data and tensors."""
+        """The state as plain data and tensors."""
         return {"settings": self.settings, "network": self.network.state_dict(), "adapter": self.adapter.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "random": random_state(self.order.generator),
                 "records": self.log.position(self.step), "within": asdict(self.within), "before": self.order.before,
                 "values": {"chosen": self.chosen}}
 
     def load(self, contents):
-        """Take over `contents` bit for bit. Raises KeyError, TypeError, ValueError, RuntimeError if it is of others."""
+        """Load `contents()` exactly; raises KeyError, TypeError, ValueError or RuntimeError if it is invalid."""
         for name in ("network", "adapter", "optimizer"):
             getattr(self, name).load_state_dict(contents[name])
         set_random_state(contents["random"], self.order.generator)
         within = contents["within"]
         self.within = Within(**{**within, "means": Means(**within["means"]), "whole": Means(**within["whole"])})
-        if self.within.steps:                   # the epoch is begun again, without its first clips
+        if self.within.steps:                   # restart the epoch without its first clips
             self.order.generator.set_state(contents["before"])
         self.chosen = {kind: {"epoch": int(choice["epoch"]), "mIoU": float(choice["mIoU"])}
                        for kind, choice in contents["values"]["chosen"].items()}

@@ -1,4 +1,4 @@
-"""Training of network and adapter on one modality's queries, with a validation by both after every epoch."""
+"""Training of network and adapter with queries of one modality, and validation with both after every epoch."""
 
 import logging
 import math
@@ -22,15 +22,16 @@ from cmg.utils.signals import stop_on_signals
 log = logging.getLogger(__name__)
 PRINT_STEPS = 100
 SECONDS = 600                           # between two saves within an epoch
-IOU, SA = "iou_loss", "sa_loss"         # published names in the log: mask loss, matching loss
+IOU, SA = "iou_loss", "sa_loss"         # published names of mask loss and matching loss in the log
 
 
 def losses(network, query, modality, batch, learning):
     """Mask loss and matching loss (0 if off) of one training batch.
 
     Args:
-        modality: of the queries.
-        batch: of a loader of S4, on the network's device.
+        network, query: AVSNetwork and Query.
+        modality: modality of the queries.
+        batch: batch of a loader of S4, on the network's device.
         learning: settings.Learning.
 
     Returns:
@@ -46,31 +47,32 @@ def losses(network, query, modality, batch, learning):
 
 
 def fit(trained, query, train_set, val_set, modalities, learning, settings, folder, log_folder):
-    """Train the network; write last.pth, best.pth and best_source.pth into the run folder.
+    """Train the network and write last.pth, best.pth and best_source.pth to the run folder.
 
-    Resumes where the folder says that a run stopped or was killed (train_resume.py).
+    A run that was stopped or killed is resumed from the state in its folder (train_resume.py).
 
     Args:
-        trained: network_files.Trained, whose network and adapter learn.
+        trained: network_files.Trained, whose network and adapter are trained.
         query: Query with this adapter.
-        modalities: (of the queries in training, of those tested).
+        train_set, val_set: S4.
+        modalities: modalities of the queries in (training, testing).
         learning: settings.Learning.
-        settings: what a resumed run must agree in, as plain values.
-        folder: the run's folder.
-        log_folder: cmg.training.run_logger.RunLogger that takes the curves.
+        settings: settings that must agree in a resumed run, as plain values.
+        folder: the run folder.
+        log_folder: cmg.training.run_logger.RunLogger for the curves.
 
     Returns:
-        kind ("last", "best", "source") -> {"epoch", "mIoU"} on validation.
+        kind ("last", "best", "source") -> {"epoch", "mIoU"} in validation.
 
     Raises:
-        Stopped: a signal came; the state after the running step is kept.
-        InputError: a loss or gradient that is not finite; the weights are those of the step before.
+        Stopped: stopped by a signal; the state after the current step is saved.
+        InputError: a loss or gradient that is not finite; the weights are those before the step.
     """
     network, adapter, (source, target) = trained.network, trained.adapter, modalities
     groups = [{"params": list(network.parameters())}]
     if not learning.released:
         groups.append({"params": list(adapter.parameters()), "lr": learning.adapter_lr})
-    adapter.requires_grad_(not learning.released)           # the published program never trains it
+    adapter.requires_grad_(not learning.released)           # the published program does not train it
     optimizer = torch.optim.Adam(groups, lr=learning.lr, weight_decay=learning.wt_dec)
     order = Order(len(train_set), learning.seed)
     train_batches = loader(train_set, learning.train_batch_size, learning.num_workers, order)
@@ -89,7 +91,7 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
             began = time.time()
             _train_epoch(state, query, source, train_batches, learning, f"epoch {epoch}", pause)
             seconds, whole = time.time() - began, state.within.whole
-            before = state.contents()                       # validation may draw: dropout under protocol "released"
+            before = state.contents()                       # validation may draw random numbers: dropout if released
             query.eval()
             codes = {m: clip_codes(query, m, val_inputs) for m in dict.fromkeys((target, source))}
             counted = evaluate(network, val_batches, codes, partial(pause, kept=before), f"validation {epoch}")
@@ -109,12 +111,12 @@ def fit(trained, query, train_set, val_set, modalities, learning, settings, fold
 
 
 def _train_epoch(state, query, modality, batches, learning, title, pause):
-    """What is left of a pass over the training clips.
+    """Train the rest of an epoch.
 
     Args:
-        modality: of the queries.
-        batches: loader over `state.order`.
-        title: "epoch 3".
+        modality: modality of the queries.
+        batches: loader in the order `state.order`.
+        title: name of the epoch, such as "epoch 3".
         pause: called after every step; may raise Stopped.
     """
     network, within, optimizer = state.network, state.within, state.optimizer
@@ -149,10 +151,10 @@ def _train_epoch(state, query, modality, batches, learning, title, pause):
 
 
 def _save_networks(trained, folder, chosen, by_target, by_source):
-    """Write the network of an epoch under every kind that it is now, and note that in `chosen`.
+    """Write the network of an epoch for every kind that it is chosen for, and record this in `chosen`.
 
     Args:
-        by_target, by_source: mIoU of its validation with the tested and the training modality's queries.
+        by_target, by_source: validation mIoU with the queries of the test modality and of the training modality.
     """
     for kind, score in (("best", by_target), ("source", by_source), ("last", by_target)):
         if kind == "last" or kind not in chosen or score > chosen[kind]["mIoU"]:        # the first is always kept

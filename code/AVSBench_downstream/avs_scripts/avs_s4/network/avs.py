@@ -1,4 +1,4 @@
-"""The segmentation network: backbone and decoder, driven by query codes (Zhou et al., ECCV 2022)."""
+"""The segmentation network: backbone and decoder with query codes (Zhou et al., ECCV 2022)."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """All that is needed to build a network; it travels with its weights.
+    """Configuration of a network, stored with its weights.
 
-    backbone: "pvt", "resnet" or "small". tpavi_stages: stages 0 to 3 with a TPAVI block. tpavi_vv, tpavi_va: which of
-    its two forms act. code_dim: width of the query codes. channels: width of the decoder (published 256).
-    norm_start: start weight of TPAVI's BatchNorm (published 0).
+    Attributes:
+        backbone: "pvt", "resnet" or "small".
+        tpavi_stages: stages, 0 to 3, with a TPAVI block.
+        tpavi_vv, tpavi_va: whether maps attend to themselves, and to the query.
+        code_dim: width of the query codes.
+        channels: width of the decoder (published: 256).
+        norm_start: initial weight of TPAVI's BatchNorm (published: 0).
     """
 
     backbone: str = "resnet"
@@ -31,11 +35,11 @@ class NetworkConfig:
         if len(set(self.tpavi_stages)) < len(self.tpavi_stages):
             raise ValueError(f"TPAVI stages {self.tpavi_stages} name a stage twice")
         if self.tpavi_stages and not (self.tpavi_vv or self.tpavi_va):
-            raise ValueError("TPAVI stages without vv or va: nothing would act there")
+            raise ValueError("TPAVI stages have no effect without vv or va")
 
 
 class AVSNetwork(nn.Module):
-    """Frames and query codes to mask logits."""
+    """Predicts mask logits from frames and query codes."""
 
     def __init__(self, config):
         super().__init__()
@@ -53,9 +57,9 @@ class AVSNetwork(nn.Module):
         """Segment clips.
 
         Args:
-            frames: (B, T, 3, H, W) normalised frames, H and W multiples of 32.
-            query: (B, T, code_dim) codes, one a frame.
-            first_frames: decode the first frame of each clip only (Decoder.forward).
+            frames: (B, T, 3, H, W) normalized frames, H and W multiples of 32.
+            query: (B, T, code_dim) codes, one per frame.
+            first_frames: decode only the first frame of each clip (see Decoder.forward).
 
         Returns:
             Segmentation.

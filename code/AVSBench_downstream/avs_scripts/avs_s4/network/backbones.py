@@ -1,4 +1,4 @@
-"""Backbones through transformers: PVT-v2-b5, ResNet-50, and a small ResNet for the demo."""
+"""Backbones from transformers: PVT-v2-b5, ResNet-50, and a small ResNet for the demo."""
 
 from pathlib import Path
 
@@ -21,9 +21,11 @@ NAMES = (*RESNET_SHAPES, *PVT_SHAPES)
 
 
 class Backbone(nn.Module):
-    """A backbone with its four map widths; the module inside keeps the names of transformers.
+    """A backbone of transformers: frames (n, 3, H, W) -> four maps with strides 4, 8, 16 and 32.
 
-    Frames (n, 3, H, W) become four maps at strides 4, 8, 16, 32.
+    Attributes:
+        channels: widths of the four maps.
+        table: published key -> our keys (network/published.py).
     """
 
     def __init__(self, name):
@@ -43,7 +45,7 @@ class Backbone(nn.Module):
                 mlp_ratios=(4, 4, 4, 4), patch_sizes=(7, 3, 3, 3), strides=(4, 2, 2, 2), qkv_bias=True,
                 layer_norm_eps=1e-6, drop_path_rate=0.1, out_features=STAGES))
             self.table = published.pvt_table(depths, reductions)
-            # transformers has one eps; the published network 1e-5 after patch embeddings and spatial reductions
+            # transformers has a single eps; the published network uses 1e-5 after patch embeddings and reductions
             for key, module in self.network.named_modules():
                 if key.endswith((".patch_embedding.layer_norm", ".attention.layer_norm")):
                     module.eps = 1e-5
@@ -56,11 +58,14 @@ class Backbone(nn.Module):
 
 
 def load_weights(backbone, source):
-    """Fill a backbone from `source`: "none", a file, or a name on the hub. Every key is filled, or it is an error.
+    """Load all weights of a backbone from `source`: a file, a name on the hub, or "none".
 
-    A file holds the official PVT-v2-b5 or torchvision's ResNet-50 state dict (their classifiers, `head.*` and `fc.*`,
-    are ignored), or the backbone under transformers' names. On the hub `microsoft/resnet-50` is another training than
-    torchvision's first ResNet-50: same keys, other numbers.
+    Files contain the official state dict of PVT-v2-b5 or torchvision's of ResNet-50 (their classifiers, `head.*` and
+    `fc.*`, are ignored), or the backbone with transformers' names. The weights of `microsoft/resnet-50` on the hub are
+    not those of torchvision's first ResNet-50.
+
+    Raises:
+        InputError: not found, or not the tensors of this backbone.
     """
     if source == "none":
         return
@@ -82,8 +87,8 @@ def _from_hub(backbone, name):
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: neither a file nor a model the hub can give ({str(error).splitlines()[0]}); "
-                         "pass --backbone_weights FILE, a hub name, or none") from error
+        raise InputError(f"{name}: neither a file nor available on the hub ({str(error).splitlines()[0]}); pass "
+                         "--backbone_weights FILE, a name on the hub, or none") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise InputError(f"{name}: {len(lost)} tensors of the backbone '{backbone.name}' are not in this model "

@@ -12,11 +12,11 @@ DILATIONS = (3, 6, 12, 18)
 
 @dataclass
 class Segmentation:
-    """What the network returns."""
+    """Output of the network."""
 
-    logits: Tensor              # (n, 1, H, W); n = B T, or B where only first frames were decoded
+    logits: Tensor              # (n, 1, H, W); n is B T, or B if only first frames were decoded
     maps: list                  # four rectified stage maps (B T, C, h, w)
-    queries: list               # four aligned queries (B, T, C), None at stages without query
+    queries: list               # four aligned queries (B, T, C), None for stages without a query
 
 
 class StageHead(nn.Module):
@@ -34,7 +34,7 @@ class StageHead(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """relu(x) + f(relu(x)). The skip carries the rectified input: published weights depend on it."""
+    """relu(x) + f(relu(x)). As in the published network, the skip connection carries the rectified input."""
 
     def __init__(self, channels):
         super().__init__()
@@ -47,10 +47,10 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Bring the coarser path and a stage map together and double the size, corners aligned.
+    """Fuse the coarser path with a stage map, and double the size with aligned corners.
 
-    `first` marks the coarsest one: it has no path to add, so the published file's `resConfUnit1` there never runs
-    and is not built (published.py fills its keys when saving).
+    The `first`, coarsest one has no path to add: `resConfUnit1` of published files is not used there, and not built
+    (published.py fills its keys when saving).
     """
 
     def __init__(self, channels, first=False):
@@ -66,14 +66,14 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything after the backbone. Attribute names are the published state dict's.
+    """Everything after the backbone. Attribute names are those of published state dicts.
 
     Args:
         stage_channels: channels of the four backbone maps.
         channels: C, width of all stages (published: 256).
         code_dim: width of the query codes.
-        stages: stages with a TPAVI block, numbers 0 to 3.
-        self_attention, cross_attention: let the map attend to itself (vv), to the query (va); both: the mean.
+        stages: stages, 0 to 3, with a TPAVI block.
+        self_attention, cross_attention: let maps attend to themselves (vv) and to the query (va); with both, the mean.
         norm_start: see TPAVI.
     """
 
@@ -85,19 +85,19 @@ class Decoder(nn.Module):
             setattr(self, f"path{i + 1}", Fusion(channels, first=i == 3))
         for stage in self.stages:
             setattr(self, f"tpavi_b{stage + 1}", TPAVI(channels, code_dim, norm_start))
-        middle, last = channels // 2, max(channels // 8, 16)      # with fewer, the ReLU may silence all of them
+        middle, last = channels // 2, max(channels // 8, 16)      # of fewer channels, the ReLU may zero all
         self.output_conv = nn.Sequential(
             nn.Conv2d(channels, middle, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
             nn.Conv2d(middle, last, 3, padding=1), nn.ReLU(), nn.Conv2d(last, 1, 1))
 
     def whiten(self, codes):
-        """Start every TPAVI block with whitened codes (n, code_dim); see TPAVI.whiten."""
+        """Initialize every TPAVI block with whitened codes (n, code_dim); see TPAVI.whiten."""
         for stage in self.stages:
             getattr(self, f"tpavi_b{stage + 1}").whiten(codes)
 
     def interact(self, stage, x, query):
-        """One stage's map after its TPAVI block, and the aligned query. x (B T, C, h, w), query (B, T, code_dim)."""
+        """(map of a stage after its TPAVI block, aligned query), given x (B T, C, h, w) and query (B, T, code_dim)."""
         if stage not in self.stages:
             return x, None
         block, results, aligned = getattr(self, f"tpavi_b{stage + 1}"), [], None
@@ -110,13 +110,16 @@ class Decoder(nn.Module):
         return torch.stack(results).mean(0).transpose(1, 2).flatten(0, 1), aligned
 
     def forward(self, maps, query, first_frames=False):
-        """Masks from the backbone's maps and the query codes.
+        """Predict masks from the backbone's maps and the query codes.
 
         Args:
-            maps: four maps (B T, width, h, w) at strides 4, 8, 16, 32.
-            query: (B, T, code_dim) codes, one a frame.
-            first_frames: decode only the first frame of each clip (all that the mask loss reads); nothing after the
-                TPAVI blocks mixes frames, so its logits and gradients are the same.
+            maps: four maps (B T, width, h, w) with strides 4, 8, 16 and 32.
+            query: (B, T, code_dim) codes, one per frame.
+            first_frames: decode only the first frame of each clip, which the mask loss uses. Its logits and gradients
+                are the same, because nothing after the TPAVI blocks mixes frames.
+
+        Returns:
+            Segmentation.
         """
         queries, stages = [], []
         for i, x in enumerate(maps):

@@ -1,4 +1,4 @@
-"""IoU and F of predicted masks (Zhou et al., ECCV 2022): per frame, over the whole set, and as published per batch."""
+"""IoU and F of predicted masks (Zhou et al., ECCV 2022): by frame, over the whole set, and by batch as published."""
 
 from dataclasses import dataclass
 
@@ -9,29 +9,33 @@ BETA_SQUARED = 0.3
 
 
 def frame_iou(logits, masks):
-    """IoU of each frame, (n,). With an empty truth: the share of pixels left background. logits, masks (n, H, W)."""
+    """IoU (n,) of each frame, or, if its mask is empty, the fraction of pixels predicted as background.
+
+    Args:
+        logits, masks: (n, H, W).
+    """
     predicted, truth = logits.sigmoid() > 0.5, masks > 0.5                 # a logit of exactly 0 is background
     both, either = ((predicted & truth).sum((1, 2)), (predicted | truth).sum((1, 2)))
-    left_out, pixels = (~predicted).sum((1, 2)), masks[0].numel()
-    return torch.where(truth.any(2).any(1), both / (either + 1e-7), left_out / (pixels + 1e-7))
+    background, pixels = (~predicted).sum((1, 2)), masks[0].numel()
+    return torch.where(truth.any(2).any(1), both / (either + 1e-7), background / (pixels + 1e-7))
 
 
 @dataclass
 class Curves:
-    """Precision, recall and F of frames at each threshold k/254 (n, 255), and which frames count."""
+    """Precision, recall and F of frames at all thresholds k/254, (n, 255) each, and which frames count."""
 
     precision: torch.Tensor
     recall: torch.Tensor
     f: torch.Tensor
-    has_truth: torch.Tensor     # (n,) bool: frames with an empty truth are left out
+    has_truth: torch.Tensor     # (n,) bool; frames with an empty mask do not count
 
 
 def frame_curves(logits, masks):
-    """F curve of each frame over 255 thresholds. logits, masks (n, H, W)."""
-    # float32 throughout: published thresholds are float32, and a probability of exactly 1 must reach the last one
+    """`Curves` of each frame over 255 thresholds, given logits and masks (n, H, W)."""
+    # float32 like the published thresholds: a probability of exactly 1 must reach the last one
     probability, truth = logits.float().sigmoid().flatten(1), masks.flatten(1) > 0.5
     thresholds = torch.linspace(0, 1, THRESHOLDS, dtype=torch.float32, device=logits.device)
-    # number of thresholds that a pixel reaches, 1..255; then counts from above instead of 255 comparisons a pixel
+    # number of thresholds that a pixel reaches, 1..255, and cumulative counts, instead of 255 comparisons per pixel
     level = torch.bucketize(probability, thresholds, right=True)
     n = len(level)
     row = torch.arange(n, device=level.device)[:, None] * (THRESHOLDS + 1) + level
@@ -48,7 +52,7 @@ def frame_curves(logits, masks):
 
 
 class SetMetrics:
-    """Counts pooled over a set, batch by batch; `result` gives fractions in [0, 1]."""
+    """Metrics of a set, accumulated over batches; `result` returns fractions in [0, 1]."""
 
     def __init__(self):
         self.iou_sum, self.frames = 0.0, 0
@@ -56,7 +60,7 @@ class SetMetrics:
         self.batch_iou, self.batch_f = [], []
 
     def add(self, logits, masks):
-        """Count one batch. logits, masks (n, H, W); returns the batch's (mean IoU, maximum F) as published."""
+        """Add a batch of logits and masks (n, H, W); returns its published metrics (mean IoU, maximum F)."""
         iou, curves = frame_iou(logits, masks).double().cpu(), frame_curves(logits, masks)
         f = curves.f[curves.has_truth].double().cpu()
         self.iou_sum += iou.sum().item()
@@ -68,8 +72,8 @@ class SetMetrics:
         return self.batch_iou[-1], self.batch_f[-1]
 
     def result(self, protocol="default"):
-        """{"mIoU", "F"}. Default: over all frames, one maximum. "released": unweighted means of the batches' values,
-        which depend on the batch size and are biased upwards for F."""
+        """{"mIoU", "F"} over all frames. With protocol "released" they are unweighted means of the values of batches,
+        which depend on the batch size and, for F, are biased upwards."""
         if protocol == "released":
             batches = len(self.batch_iou)
             return {"mIoU": sum(self.batch_iou) / batches, "F": sum(self.batch_f) / batches}

@@ -1,4 +1,4 @@
-"""Published names of the segmentation network <-> ours, as tables."""
+"""Tables of the published names of the segmentation network's tensors, and loading and saving with them."""
 
 import torch
 
@@ -7,12 +7,12 @@ from cmg.utils.errors import InputError
 
 LINEAR = ("weight", "bias")
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-SECOND_BRANCH = {"layer3_2.": "layer3_1.", "layer4_2.": "layer4_1."}       # built by the published ResNet, never run
-UNUSED_UNIT = ("path4.resConfUnit1.", "path4.resConfUnit2.")               # never run; and the twin whose shape it has
+SECOND_BRANCH = {"layer3_2.": "layer3_1.", "layer4_2.": "layer4_1."}       # of the published ResNet, unused
+UNUSED_UNIT = ("path4.resConfUnit1.", "path4.resConfUnit2.")               # an unused unit, and one of the same shape
 
 
 def pvt_table(depths, reductions):
-    """Published key -> our keys of a PVT-v2; the published key-and-value layer is two layers in transformers."""
+    """Published key -> our keys of a PVT-v2; the published layer of keys and values is two layers in transformers."""
     table = {}
 
     def add(theirs, *ours):
@@ -41,7 +41,7 @@ def pvt_table(depths, reductions):
 
 
 def resnet_table(depths, convolutions):
-    """Published key -> our keys of a ResNet (the branch that runs) with so many convolutions a block."""
+    """Published key -> our keys of a ResNet (of its used branch), with `convolutions` convolutions per block."""
     table = {}
 
     def add(theirs_convolution, theirs_norm, ours):
@@ -64,10 +64,9 @@ def _prefix(backbone):
 
 
 def to_published(network):
-    """State dict of a network under the published names, all of them.
+    """State dict of a network with all published names.
 
-    Tensors of the published network that never run are filled with copies of their twins (the ResNet's second branch
-    of the first, as the published loader does).
+    Unused tensors of the published network are copies of those of the same shape, as in the published loader.
     """
     prefix, ours = _prefix(network.backbone), network.backbone.network.state_dict()
     state = {}
@@ -84,7 +83,7 @@ def to_published(network):
 
 
 def load_published(network, state, source):
-    """Fill a network strictly from a state dict with published names; tensors that never run are checked, not used."""
+    """Load a network strictly from a state dict with published names; unused tensors are checked as well."""
     require_keys(state, to_published(network), f"{source}: segmentation network ('{network.backbone.name}')")
     prefix = _prefix(network.backbone)
     network.backbone.network.load_state_dict(_split(state, network.backbone.table, prefix))
@@ -92,12 +91,13 @@ def load_published(network, state, source):
 
 
 def from_pretrained_file(state, backbone, source):
-    """Our backbone's keys from the official PVT-v2 or torchvision ResNet-50 state dict, which must have them all."""
+    """Translate the official state dict of PVT-v2 or torchvision's of ResNet-50, which must be complete, to our
+    keys."""
     if _prefix(backbone) == "resnet.":
         state = {key.replace("layer3.", "layer3_1.").replace("layer4.", "layer4_1."): x for key, x in state.items()}
     state = {key: x for key, x in state.items() if not key.startswith(("head.", "fc."))}
     missing = [key for key in backbone.table
-               if key not in state and not key.endswith("num_batches_tracked")]        # old torchvision files lack it
+               if key not in state and not key.endswith("num_batches_tracked")]        # absent in old torchvision files
     if missing or set(state) - set(backbone.table):
         unknown = sorted(set(state) - set(backbone.table))
         raise InputError(f"{source}: {len(missing)} tensors of the backbone '{backbone.name}' are missing and "
@@ -118,9 +118,9 @@ def _split(state, table, prefix):
 
 
 def require_keys(state, wanted, what):
-    """InputError unless `state` has exactly the keys and shapes of `wanted`."""
+    """Raise InputError unless `state` has exactly the keys and shapes of `wanted`; `what` names it in messages."""
     if not isinstance(state, dict):
-        raise InputError(f"{what}: a {type(state).__name__}; a state dict is expected")
+        raise InputError(f"{what}: a {type(state).__name__}; expected a state dict")
     missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted), key=str)
     if missing or unknown:
         raise InputError(f"{what}: {len(missing)} tensors missing, {len(unknown)} unknown (first: "

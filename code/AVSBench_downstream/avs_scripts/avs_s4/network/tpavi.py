@@ -1,4 +1,4 @@
-"""TPAVI: temporal pixel-wise interaction between a stage's map and the query code (Zhou et al., ECCV 2022)."""
+"""TPAVI: temporal pixel-wise interaction of a stage's map with the query codes (Zhou et al., ECCV 2022)."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from torch import nn
 class TPAVI(nn.Module):
     """Non-local block whose keys come from the query: z = LayerNorm(BatchNorm(W_z y) + x).
 
-    y_i = 1/N sum_j (theta_i . phi_j) g_j over all N = T h w positions j of a clip: a plain dot product without softmax,
-    so it is computed as theta_i times the small matrix 1/N sum_j phi_j g_j^T, and no N x N matrix exists.
+    y_i = 1/N sum_j (theta_i . phi_j) g_j over all N = T h w positions j of a clip. Because there is no softmax, it is
+    computed as theta_i times the small matrix 1/N sum_j phi_j g_j^T, without an N x N matrix.
 
     Args:
-        channels: C of the map; theta, phi and g have C/2.
+        channels: channels C of the map; theta, phi and g have C/2.
         code_dim: width of the query codes.
-        norm_start: start weight of the BatchNorm. 0 as published: the query has no influence at the start.
+        norm_start: initial weight of the BatchNorm. With 0, as published, the query has no influence at first.
     """
 
     def __init__(self, channels, code_dim, norm_start=0.0):
@@ -30,14 +30,14 @@ class TPAVI(nn.Module):
 
     @torch.no_grad()
     def whiten(self, codes, ridge=0.2):
-        """Start `align_channel` as a random projection of whitened codes.
+        """Initialize `align_channel` as a random projection of whitened codes.
 
-        The codes of a trained codebook share a large mean and vary along few directions; whitened, they are told apart
-        as easily as random vectors, and the query is used after far fewer steps.
+        The codes of a trained codebook have a large common mean and vary in few directions. Whitened codes are as
+        distinguishable as random vectors, and the query is used after far fewer steps.
 
         Args:
             codes: (n, code_dim) codes of training clips.
-            ridge: directions weaker than this share of the strongest are not raised to full strength.
+            ridge: regularization, relative to the largest singular value.
         """
         mean = codes.mean(0)
         _, strength, directions = torch.linalg.svd(codes - mean, full_matrices=False)
@@ -55,25 +55,24 @@ class TPAVI(nn.Module):
         if aligned is None:
             phi, g = self.phi(x).flatten(2), self.g(x).flatten(2)                  # (B, C/2, N)
         else:
-            # phi is the same at all places of a frame: sum g over the places first. Both maps are affine, so
-            # the sum is taken of x, once.
-            places = x[0, 0, 0].numel()
+            # phi is the same at all positions of a frame: sum g over the positions first. As g is affine, x is summed.
+            area = x[0, 0, 0].numel()
             query = aligned.transpose(1, 2)[..., None, None]                       # (B, C, T, 1, 1)
             phi = self.phi(query).flatten(2)                                       # (B, C/2, T)
             bias = self.g.bias[:, None]
-            g = self.g(x.sum((3, 4), keepdim=True)).flatten(2) + (places - 1) * bias
+            g = self.g(x.sum((3, 4), keepdim=True)).flatten(2) + (area - 1) * bias
         memory = phi @ g.transpose(1, 2) / positions                               # (B, C/2, C/2)
         return (memory.transpose(1, 2) @ self.theta(x).flatten(2)).unflatten(2, x.shape[2:])
 
     def forward(self, x, query=None):
-        """Let the query act on the map.
+        """Let the map attend to the query.
 
         Args:
             x: (B, C, T, h, w) stage map.
-            query: (B, T, code_dim) query codes; None: the map attends to itself.
+            query: (B, T, code_dim) query codes; with None, the map attends to itself.
 
         Returns:
-            z (B, C, T, h, w), and the aligned query (B, T, C) or None.
+            (z (B, C, T, h, w), aligned query (B, T, C) or None).
         """
         aligned = None if query is None else self.align_channel(query)
         z = self.W_z(self.attend(x, aligned)) + x
