@@ -10,8 +10,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "code" / "tests"             # files that share set-up import it from each other, whatever their folders
 sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts/avs_s4")]
+sys.path += [str(path) for path in sorted(TESTS.iterdir()) if path.is_dir() and path.name != "golden"]
 torch.set_num_threads(1)
 RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "mask"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:

@@ -24,7 +24,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts"
 PATHS = [str(Path(__file__).parent), str(SOURCE), str(AVS)]
 SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24,
-            "--gpu": "cpu"}
+            "--gpu": "cpu", "--log": "none"}
 WIDTHS = {"code_dim": 32, "feed_forward": 64, "text_hidden": 16, "club_hidden": 16, "num_layers": 1}
 MAP_WIDTHS = {"hidden": 32, "specific": 64, "pool_hidden": 32}
 GENTLE = 0.25                   # share of SIGTERMs among the kills

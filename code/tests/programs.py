@@ -118,8 +118,8 @@ def pretraining(tools, folder):
     full = Config.for_data.__func__
     small = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
     with mock.patch.object(Config, "for_data", small):
-        return tiny.train(tools.data, folder, "--n_epoch", 1, "--batch_size", 40, "--save_every_steps", 1, "--resume",
-                          "auto")
+        return tiny.train(tools.data, folder, "--n_epoch", 1, "--batch_size", 40, "--save_every_steps", 1, "--log",
+                          "tensorboard", "--resume", "auto")
 
 
 def evaluated(tools, folder):

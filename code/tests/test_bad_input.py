@@ -14,9 +14,10 @@ import parity_avs  # noqa: F401  puts avs_scripts on the path
 from bad_files import permission_bits_count
 from cmg.data.layout import DATA_PATHS
 from cmg.utils import errors
+from conftest import ROOT
 from tiny import train
 
-SOURCE = Path(__file__).resolve().parents[1] / "src"
+SOURCE = ROOT / "code" / "src"
 
 FILE = "missing empty garbage folder_instead no_permission"
 TABLE = f"{FILE} only_header without_column ragged repeated_row"

@@ -16,15 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from cmg.systems.registry import SYSTEMS  # noqa: E402
-from cmg.utils import dist as distributed  # noqa: E402
-from cmg.utils.errors import InputError  # noqa: E402
-from kill_resume import differences, figures, pretraining, prove  # noqa: E402
-from kill_resume import train as tiny_pretraining  # noqa: E402
-from tiny import command, step_for  # noqa: E402
-from tiny import train as pretrain  # noqa: E402
+from cmg.systems.registry import SYSTEMS
+from cmg.utils import dist as distributed
+from cmg.utils.errors import InputError
+from kill_resume import PATHS, SOURCE, differences, figures, pretraining, prove
+from kill_resume import train as tiny_pretraining
+from tiny import command, step_for
+from tiny import train as pretrain
 
 SMALL = dict(video_dim=8, num_codes=11, audio_dim=6, text_dim=9, text_hidden=8, code_dim=16, feed_forward=24,
              num_heads=2, club_hidden=12, dropout=0.0)
@@ -81,7 +79,7 @@ def run_two(*arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                           "OMP_NUM_THREADS": "1"}
+                           "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
     started = [subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=common | {"RANK": str(rank)},
                                 stderr=subprocess.PIPE, text=True) for rank in range(2)]
     for process in started:
@@ -119,7 +117,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on(demo_data, tmp_path):
 
 
 def test_other_programs_refuse_torchrun(tmp_path):
-    line = [sys.executable, str(Path(__file__).resolve().parents[1] / "src" / "toc.py"), "x.pt"]
+    line = [sys.executable, str(SOURCE / "toc.py"), "x.pt"]
     ended = subprocess.run(line, capture_output=True, text=True, env=os.environ | {
         "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr

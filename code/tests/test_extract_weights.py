@@ -5,7 +5,6 @@ the golden rule under the section `vggish64`.
 """
 
 import hashlib
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 
 from cmg.extract import audio, encoders, networks, tf_checkpoint, weights
 from cmg.utils.errors import InputError
+from conftest import ROOT
 from parity_features import filled
 
-TINY = Path(__file__).parent / "golden" / "vggish_tiny.ckpt"
+TINY = ROOT / "code" / "tests" / "golden" / "vggish_tiny.ckpt"
 VGGISH_WIDTHS, VGG19_WIDTHS = (1, 2, 4, 4, 8, 8, 64, 64, 2), (1, 1, 2, 2, *(4,) * 4, *(8,) * 8)
 CPU = torch.device("cpu")
 

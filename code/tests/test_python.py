@@ -19,10 +19,11 @@ import cmg
 import prepare
 from cmg.models.config import Config
 from cmg.results import rows as results
+from conftest import ROOT
 from kill_resume import narrow
 from tiny import checkpoints, train
 
-CODE = Path(__file__).resolve().parents[1]
+CODE = ROOT / "code"
 
 
 @pytest.fixture(scope="module")

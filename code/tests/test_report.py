@@ -27,7 +27,7 @@ HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">
 def run(demo_data, small_model, tmp_path_factory):
     """A tiny pretraining run and its results on three tasks."""
     folder = tmp_path_factory.mktemp("tiny") / "run of a test"
-    assert train(demo_data, folder) == 0
+    assert train(demo_data, folder, "--log", "tensorboard") == 0
     file = folder / "checkpoints" / checkpoints(folder)[-1]
     evaluate.main(["--data_root", str(demo_data), "--snapshot_pref", str(folder), "--n_epoch", "3", "--seeds", "0", "1",
                    "--gpu", "cpu", "--tasks", "ave", "avvp", "retrieval", "--", str(file)])

@@ -22,7 +22,7 @@ def command(root, folder, *more):
     """Arguments of a tiny pretraining run that keeps everything in `folder`."""
     return ["--data_root", str(root), "--model_save_path", str(Path(folder) / "checkpoints"), "--snapshot_pref",
             str(Path(folder) / "run"), "--in_memory", "--gpu", "cpu", "--batch_size", "8", "--n_embeddings", "24",
-            "--print_freq", "1", "--n_epoch", "2", *map(str, more)]
+            "--print_freq", "1", "--n_epoch", "2", "--log", "none", *map(str, more)]
 
 
 def train(root, folder, *more):
