@@ -131,7 +131,7 @@ def _own_text(opts):
     manifest = Manifest(opts.manifest)
     sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
     labels = [label for clip in manifest.clips.values() for _, label, *_ in clip.events]
-    given = read_prompts(opts.prompts) if opts.prompts else {}
+    given = read_prompts(opts.prompts, "--prompts") if opts.prompts else {}
     prompts = given or {sentence: sentence for sentence in sentences} or {
         label: label.replace("_", " ") for label in sorted(labels)}
     if not prompts:
@@ -154,7 +154,7 @@ def text(opts):
         own = opts.prompts or opts.data_path(f"{name}.prompts")
         source = own if opts.prompts or own.exists() else SHIPPED[name]
         out = opts.out or opts.data_path(f"{name}.text")
-        prompts = read_prompts(source)
+        prompts = read_prompts(source, "--prompts" if opts.prompts else "--path")
         encode = encode or _encoder(opts)
         _write_text(opts, name, prompts, encode(list(prompts.values())), source, out)
 
@@ -197,7 +197,7 @@ def vocabulary(opts):
     """Make the word list (cnt.pkl) from prompts, in the published form."""
     from cmg.data.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
-    counts = word_list(files, [read_prompts(file) for file in files], find_vocabulary(opts.vocab))
+    counts = word_list(files, [read_prompts(file, "--prompts") for file in files], find_vocabulary(opts.vocab))
     with atomic_output(opts.out, remedy="choose another path with --out") as file:
         pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
