@@ -160,7 +160,7 @@ HDF5 = {
     ("rows", "sizes that overflow"): (hdf5(shape=(1 << 22, 1 << 31, 1 << 11), chunks=(1, 1, 1)), "rows of"),
     ("rows", "chunk without checksum"): (good("rows", lambda file: short_chunk(file, "avadataset", 3)),
                                          "chunk of 3 bytes"),
-    ("rows", "other filter"): (hdf5(shape=(4, 3, 6), chunks=(1, 3, 6), scaleoffset=2), "filters"),
+    ("rows", "other filter"): (hdf5(shape=(4, 3, 6), chunks=(1, 3, 6), scaleoffset=2), "compressed by scaleoffset"),
     ("ids", "huge clip"): (hdf5(name="c", shape=(3, 1 << 34)), "unpacks to"),
     ("ids", "packed clip"): (hdf5(name="c", shape=(3, 1 << 26), chunks=(1, 1 << 20), compression="gzip"), "unpacks to"),
     ("ids", "soft link"): (lambda path: h5py.File(path, "w").update({"c": h5py.SoftLink("/d")}), "a link"),
@@ -360,7 +360,8 @@ def one_picture(path, width, height, kind="PNG"):
 
 OTHERS = {
     ("list", "a line of 2 GB"): (lambda path: sparse(path, 2 << 30, b"a,b\n1,"), "more than 268,435,456 bytes"),
-    ("list", "a header of two lines"): (lambda path: path.write_bytes(b'"a,b\n\x1b[2J",c\n1,2\n'), "no column 'a'"),
+    ("list", "a header of two lines"): (lambda path: path.write_bytes(b'"a,b\n\x1b[2J",c\n1,2\n'),
+                                      "line 1 cannot be read as csv"),
     ("results", "2 GB"): (lambda path: sparse(path, 2 << 30, b"{"), "more than"),
     ("record", "2 GB"): (lambda path: sparse(path, 2 << 30, b"{"), "larger than"),
     ("record", "100,000 deep"): (lambda path: path.write_bytes(b'{"options":' * 100_000), "provenance record"),
