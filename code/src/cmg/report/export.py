@@ -24,7 +24,7 @@ from cmg.utils.console import one_line
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
 
-MARKUP = re.compile(r"[&<>`|\\]|(?<=\])\(|://|www\.")      # their first letter is written as an entity
+MARKUP = re.compile(r"[&<`|\\]|(?<=\])\(|://|www\.")      # their first letter is written as an entity
 INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
 EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
