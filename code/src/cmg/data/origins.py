@@ -177,7 +177,7 @@ def nothing_shared(task, direction, labelled, tested):
     Args:
         task: its name.
         direction: (labelled modality, tested modality).
-        labelled, tested: (U,) or (U, L) numbers of the codes that occur (CodeSet.numbers), without repetition.
+        labelled, tested: (U,) or (U, L) numbers of the codes that occur (EncodedSplit.numbers), without repetition.
     """
     columns = zip(*(numbers.reshape(len(numbers), -1).T.tolist() for numbers in (labelled, tested)))
     apart = [level for level, (ours, theirs) in enumerate(columns) if not set(ours) & set(theirs)]

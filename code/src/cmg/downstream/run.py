@@ -27,7 +27,7 @@ from cmg.utils.files import atomic_output, remove_leftovers
 
 
 class PartKey(NamedTuple):
-    """Of a CodeSet with TOC's choice of channels."""
+    """Of a EncodedSplit with TOC's choice of channels."""
 
     role: str                   # "train", "test", "val"
     control: str                # None: the pretrained encoder; "untrained"
@@ -145,7 +145,7 @@ def _heads(encoders, sources, variants):
 
 
 def _encode(task, encoders, measured, settings):
-    """Codes of everything that is needed, each dataset read once: (role, control, modality) -> CodeSet."""
+    """Codes of everything that is needed, each dataset read once: (role, control, modality) -> EncodedSplit."""
     needs = {("train", m): task.train[m] for m in measured}
     needs |= {(role, t): clips[t] for role, clips in (("test", task.test), ("val", task.val))
               for targets in measured.values() for t in targets if t in clips}

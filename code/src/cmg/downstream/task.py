@@ -82,7 +82,7 @@ class Task:
         return head(width, len(self.classes))
 
     def training(self, part: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit | None]:
-        """(CodeSet that heads are trained on, CodeSet of clips kept back or None) of the labelled clips."""
+        """(EncodedSplit that heads are trained on, EncodedSplit of clips kept back or None) of the labelled clips."""
         return part, None
 
     def targets(self, part: EncodedSplit) -> Tensor:
@@ -91,7 +91,8 @@ class Task:
 
     def measure(self, heads: Sequence[torch.nn.Module], part: EncodedSplit,
                 batch_size: int | None = None) -> dict[str, Tensor]:
-        """metric -> (E,) percent of E heads on a CodeSet. `batch_size`: see metrics.segment_scores, macro_precision."""
+        """metric -> (E,) percent of E heads on a EncodedSplit. `batch_size`: see metrics.segment_scores,
+        macro_precision."""
         outputs = fit_heads.predict(heads, part)
         if self.head.clipwise:
             return {"accuracy": metrics.accuracy(outputs, part.clip_classes),
@@ -105,7 +106,8 @@ class Task:
         return metrics.segment_chance(part.labels, batch_size, part.mask)
 
     def at_end(self, head: torch.nn.Module, part: EncodedSplit, held: EncodedSplit | None) -> dict[str, float]:
-        """metric -> percent that only a trained head has, on a CodeSet; `held`: clips that `training` kept back."""
+        """metric -> percent that only a trained head has, on a EncodedSplit; `held`: clips that `training` kept
+        back."""
         return {}
 
     def pictured(self, heads: Sequence[torch.nn.Module], part: EncodedSplit, dataset: Clips) -> dict[str, Any]:
@@ -115,7 +117,7 @@ class Task:
 
         Args:
             heads: the direction's, then the same-modality one.
-            part: CodeSet of the tested clips.
+            part: EncodedSplit of the tested clips.
             dataset: these clips.
         """
         outputs = fit_heads.predict(heads, part).float().cpu().numpy()
@@ -150,8 +152,8 @@ class Pretrained:
     @classmethod
     def load(cls, path: str | PathLike[str], device: str | torch.device, precision: str,
              zero_code0: bool = False) -> "Pretrained":
-        """The frozen encoder of a checkpoint, an exported folder, or a name on the hub (cmg/checkpoints/hub.py); float64
-        only for `precision` "float64"."""
+        """The frozen encoder of a checkpoint, an exported folder, or a name on the hub (cmg/checkpoints/hub.py);
+        float64 only for `precision` "float64"."""
         dtype, found = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
         return cls(found, hub.load_encoder(found, device, dtype, zero_code0), files.sha256(found))
 

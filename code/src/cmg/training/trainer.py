@@ -326,7 +326,7 @@ class Trainer:
                 if self.saved_at != self.position.step:
                     self._save_checkpoint()
                 if not self.stopped:
-                    self.monitor.finish()           # after the save: a run that goes on later is judged anew
+                    self.monitor.finish()           # after the save: a resumed run is checked again
             except WorkersLost as error:
                 raise InputError(f"{error}; {self._rescue()}") from None
             except RuntimeError as error:
