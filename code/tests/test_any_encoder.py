@@ -4,7 +4,9 @@ import csv
 import hashlib
 import importlib.util
 import json
+import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import hub_types
@@ -12,22 +14,22 @@ import numpy as np
 import pytest
 import real_encoders
 import torch
-from PIL import Image
 
 import prepare
 from cmg.api import Encoder
 from cmg.data.archive import read_zip
 from cmg.data.text import TextFeatures
 from cmg.extract import audio, custom, front_ends
-from cmg.extract.video import patches
+from cmg.extract import onnx as onnx_files
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.dcid import DCID
 from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
 from made_videos import make_video, picture
 from test_extract_hub import WORDS, tokenizer
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -250,6 +252,16 @@ def outside(path, location):
     return path
 
 
+def nested(path):
+    """Numbers kept elsewhere by a tensor of a branch."""
+    outside(path, "../w.bin")
+    weights = onnx.load(path, load_external_data=False).graph.initializer[0]
+    branch = [helper.make_graph([helper.make_node("MatMul", ["x", "w"], [out])], out, [],
+                                [helper.make_tensor_value_info(out, FLOAT, ["N", 6])], [weights]) for out in "ab"]
+    return save(path, [helper.make_node("If", ["always"], ["y"], then_branch=branch[0], else_branch=branch[1])],
+                {"x": (FLOAT, ["N", 16000])}, {"y": (FLOAT, ["N", 6])}, {"always": np.array(True)})
+
+
 @pytest.mark.parametrize("make, message", [
     (random_net, "for it asked twice"), (mixing_net, "within another batch"), (two_outputs, "its outputs are y, z"),
     (lambda path: waveform_net(path, front_end={}), "does not say input, rate"),
@@ -260,7 +272,9 @@ def outside(path, location):
     (lambda path: waveform_net(path, rank=3), "output_layout"),
     (lambda path: picture_net(path), "mean is [0.5"), (text_net, "does not say input"),
     (lambda path: outside(path, "../w.bin"), "in its own folder"),
-    (lambda path: outside(path, "link.bin"), "in its own folder"),
+    (lambda path: outside(path, "link.bin"), "in its own folder"), (nested, "in its own folder"),
+    (lambda path: outside(path, "/dev/zero"), "in its own folder"), (lambda path: path.mkdir(), "cannot be read"),
+    (lambda path: path.symlink_to("/dev/zero"), "cannot be read"),
     (lambda path: outside(path, "gone.bin"), "does not exist"), (lambda path: path, "cannot be read"),
     (lambda path: path.write_bytes(b"\x08\x09no ONNX file") and path, "no ONNX file"),
     (lambda path: path.write_bytes(b"") and path, "net.onnx")])
@@ -270,6 +284,30 @@ def test_a_file_that_cannot_serve_is_one_line(tmp_path, make, message):
     with pytest.raises(InputError) as error:
         custom.CustomSound(tmp_path / "folder" / "net.onnx", CPU)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("limit", ["onnx_bytes", "onnx_data_bytes"])
+def test_too_large_a_file_is_one_line(tmp_path, monkeypatch, limit):
+    (tmp_path / "folder").mkdir()
+    path = outside(tmp_path / "folder" / "net.onnx", "w.bin")
+    (tmp_path / "w.bin").replace(path.parent / "w.bin")
+    monkeypatch.setattr(onnx_files, "LIMITS", replace(LIMITS, **{limit: 100}))
+    with pytest.raises(InputError, match=r"100 .*limits.py"):
+        custom.CustomSound(path, CPU)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_the_extra_it_is_one_line(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match="install them"):
+        custom.CustomSound(waveform_net(tmp_path / "net.onnx"), CPU)
+
+
+def test_a_gpu_needs_the_provider(tmp_path):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    with pytest.raises(InputError, match="onnxruntime-gpu"):
+        custom.CustomSound(waveform_net(tmp_path / "net.onnx"), torch.device("cuda"))
 
 
 def test_numbers_beside_the_file_are_read_and_hashed(tmp_path):
@@ -453,109 +491,6 @@ def test_features_of_a_video_from_python(functions, tmp_path, form):
     assert encoder.embed("video", found["video"]).indices.shape[:2] == (1, 2)
     with pytest.raises(InputError, match="the key 'rates'"):
         encoder.features_of(tmp_path / "clip.mp4", audio=lambda waves: waves, front_end={"audio": {"rates": 8000}})
-
-
-# --------------------------------------------------------------------------------------------- data sets of the hub
-def wav_bytes(path, seconds=2.0, rate=16000):
-    make_video(path, seconds=seconds, video=False, audio_rate=rate, layout="mono", audio_codec="pcm_s16le")
-    return path.read_bytes()
-
-
-def png_bytes(path, k):
-    Image.fromarray(picture(k)).save(path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def data_set(tmp_path):
-    """A function that saves a data set as `datasets` does: columns and their features -> folder."""
-    datasets = pytest.importorskip("datasets")
-
-    def save_splits(**splits):
-        kinds = {name: getattr(datasets, kind)() if isinstance(kind, str) else datasets.ClassLabel(names=kind)
-                 for name, kind in splits.pop("features").items()}
-        text = datasets.Value("string")
-        stored = {"bytes": datasets.Value("binary"), "path": text}         # cast afterwards: encoding needs torchcodec
-        made = {}
-        for split, rows in splits.items():
-            features = {name: kinds.get(name, text) if not isinstance(value, dict) else stored
-                        for name, value in rows[0].items()}
-            made[split] = datasets.Dataset.from_list(rows, features=datasets.Features(features)).cast(
-                datasets.Features({name: kinds.get(name, text) for name in features}))
-        folder = tmp_path / "saved"
-        (datasets.DatasetDict(made) if list(made) != ["all"] else made["all"]).save_to_disk(folder)
-        return folder
-    return save_splits
-
-
-def sounds(tmp_path, names, **more):
-    data = wav_bytes(tmp_path / "sound.wav")
-    return [{"clip": name, "sound": {"bytes": data, "path": f"{name}.wav"}, **{
-        key: values[k % len(values)] for key, values in more.items()}} for k, name in enumerate(names)]
-
-
-def test_a_data_set_of_sounds(data_set, tmp_path, capsys):
-    """Two splits, numbered classes, one row without a sound: the same features, lists and report as those of files."""
-    rows = sounds(tmp_path, "abcd", kind=[0, 1])
-    rows[3]["sound"] = None
-    folder = data_set(features={"sound": "Audio", "kind": ["dog", "sea"]}, train=rows,
-                      validation=sounds(tmp_path, "xy", kind=[1]))
-    command = ["features", f"hf:{folder}", "--seconds", "2", "--modality", "audio", "--audio-encoder", "logmel",
-               "--hf-columns", "id=clip,label=kind", "--device", "cpu", "--out"]
-    assert prepare.main([*command, str(tmp_path / "out")]) == 0
-    assert "1 rows without sound and picture" in capsys.readouterr().out
-    assert (tmp_path / "out" / "clips.csv").read_text().splitlines() == [
-        "id,split,label,prompt", "a,train,dog,dog", "b,train,sea,sea", "c,train,dog,dog", "x,val,sea,sea",
-        "y,val,sea,sea"]
-    report = (tmp_path / "out" / "report.csv").read_text()
-    assert [line.split(",")[:2] for line in report.splitlines()[1:]] == [[name, "ok"] for name in "abcxy"]
-    files = tmp_path / "files"
-    files.mkdir()
-    (files / "a.wav").write_bytes(rows[0]["sound"]["bytes"])
-    assert prepare.main(["features", str(files), *command[2:-5], "--out", str(tmp_path / "own")]) == 0
-    of_files, of_rows = (read_zip(tmp_path / name / "audio" / "zip" / "a.zip") for name in ("own", "out"))
-    np.testing.assert_array_equal(of_files, of_rows)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "hub").glob("*.wav")}
-    assert prepare.main([*command, str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "report.csv").read_text() == report
-    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 5
-    assert prepare.main([command[0], f"hf:{folder}/validation", *command[2:], str(tmp_path / "part")]) == 0
-    assert len((tmp_path / "part" / "report.csv").read_text().splitlines()) == 3
-
-
-def test_a_photograph_is_a_still_video_with_the_sound_of_its_row(data_set, tmp_path):
-    rows = [{**row, "photo": {"bytes": png_bytes(tmp_path / "p.png", k), "path": None}}
-            for k, row in enumerate(sounds(tmp_path, "ab"))]
-    rows.append({"clip": "c", "sound": None, "photo": {"bytes": b"no image", "path": "c.png"}})
-    folder = data_set(features={"sound": "Audio", "photo": "Image"}, all=rows)
-    code = prepare.main(["features", f"hf:{folder}", "--seconds", "2", "--audio-encoder", "logmel", "--video-encoder",
-                         "patches", "--hf-columns", "id=clip", "--device", "cpu", "--out", str(tmp_path / "out")])
-    lines = [line.split(",") for line in (tmp_path / "out" / "report.csv").read_text().splitlines()[1:]]
-    assert code == 1 and [line[:2] for line in lines] == [["a", "ok"], ["b", "ok"], ["c", "unreadable"]]
-    assert lines[0][7] == "2"                                               # rows
-    made = read_zip(tmp_path / "out" / "video" / "zip" / "b.zip")
-    np.testing.assert_allclose(made, np.repeat(patches(picture(1)[None]), 2, 0), atol=1e-6)
-    assert (read_zip(tmp_path / "out" / "audio" / "zip" / "a.zip")[:, 64:] > 1).any()
-
-
-@pytest.mark.parametrize("columns, name, message", [
-    ("id=clips", "", "no column 'clips'"), ("audio=clip", "", "one of the kind Audio"), ("ids=clip", "", "'ids'"),
-    ("id", "", "id=clip,label=class is an example"), ("id=same", "", "is that of a row before"),
-    ("id=clip", "/test", "no split 'test'"), ("id=clip", "_not_there", "no data set"),
-    ("id=clip,label=same,split=clip", "", "the split 'a'")])
-def test_a_data_set_that_cannot_serve_is_one_line(data_set, tmp_path, columns, name, message):
-    folder = data_set(features={"sound": "Audio"}, train=sounds(tmp_path, "ab", same=["s"]))
-    with pytest.raises(InputError) as error:
-        prepare.main(["features", f"hf:{folder}{name}", "--modality", "audio", "--audio-encoder", "logmel",
-                      "--hf-columns", columns, "--out", str(tmp_path / "out")])
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_columns_of_a_data_set_need_one(tmp_path):
-    make_video(tmp_path / "a.mp4", seconds=1)
-    with pytest.raises(InputError, match="--hf-columns: names columns of a data set"):
-        prepare.main(["features", str(tmp_path), "--audio-encoder", "logmel", "--hf-columns", "id=clip", "--out",
-                      str(tmp_path / "out")])
 
 
 # ---------------------------------------------------------------------------------------------- types of transformers

@@ -231,7 +231,8 @@ class CustomWords(_CustomEncoder):
         folder = Path(self.name).parent / (self.front.tokenizer or "")
         from transformers import AutoTokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True,
+                                                      trust_remote_code=False)
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError ...
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"{folder}: no tokenizer ({reason[:120]}); tokenizer.json and tokenizer_config.json are "
