@@ -1,4 +1,4 @@
-"""AVVP event localisation, zero-shot across modalities (NeurIPS 2023, Table 1): events second by second.
+"""AVVP event localization, zero-shot across modalities (NeurIPS 2023, Table 1): events second by second.
 
 As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same videos.
 """

@@ -1,6 +1,6 @@
 """From nothing to a cross-modal result: demo data, pretraining, every downstream task, table, pictures and report.
 
-A classifier that was trained on telephone tones recognises handwritten digits for which it never saw a label.
+A classifier that was trained on telephone tones recognizes handwritten digits for which it never saw a label.
 """
 
 from cmg.cli import local_paths

@@ -1,6 +1,6 @@
 """From real recordings to a cross-modal result: Spoken Digits, pretraining, every downstream task, table and report.
 
-A classifier that was trained on spoken words recognises handwritten digits for which it never saw a label, and back.
+A classifier that was trained on spoken words recognizes handwritten digits for which it never saw a label, and back.
 The recordings are downloaded once (17 MB), unless --recordings or the environment (CMG_SPOKEN) names their folder.
 """
 

@@ -12,7 +12,7 @@ from golden_io import ABSOLUTE, FORWARD, STEPPED, det, load
 from parity_dcid import ACCURACY, INPUTS, LETTER, Worst, filled, manifest
 from tiny import step_for
 
-BIASES = 1e-10      # gradients of the biases before batch normalisation are zero but for rounding
+BIASES = 1e-10      # gradients of the biases before batch normalization are zero but for rounding
 FLOAT32 = 1e-7      # the published macro precision is rounded to float32
 FACTS = {"grad_norms_before_clip", "reset_picks", "distinct_codes", "margins"}    # entries that are no figure
 

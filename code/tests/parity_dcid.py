@@ -73,7 +73,7 @@ def manifest(folder, name):
 
 
 def filled(shapes):
-    """Published sections with the weights of the golden rule; batch normalisation has counts of whole numbers."""
+    """Published sections with the weights of the golden rule; batch normalization has counts of whole numbers."""
     sections = {}
     for section, keys in shapes.items():
         sections[section] = {key: torch.zeros((), dtype=torch.int64) if key.endswith("num_batches_tracked") else

@@ -202,7 +202,7 @@ def check_nets(folder):
     reduced = networks.pca(golden["post_input"], det("vggish_pca.pca_eigen_vectors", (shape, shape)).float(),
                            det("vggish_pca.pca_means", (shape,)).float())
     checks["PCA"] = relative_error(reduced, golden["post_pca"]), VGGISH
-    checks["PCA, bytes"] = exact(networks.quantise(reduced), golden["post_uint8"]), 0
+    checks["PCA, bytes"] = exact(networks.quantize(reduced), golden["post_uint8"]), 0
     wave = audio.resample(np.sin(2 * np.pi * 1000 * np.linspace(0, 3, 132300)), 44100)
     rows, bands = golden["published_smoke_log_mel_frames"], golden["published_smoke_log_mel_bands"]
     ours = audio.log_mel(wave)[np.ix_(rows, bands)]

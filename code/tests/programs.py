@@ -187,7 +187,7 @@ def avsbench(tools, folder):
                          "--audio-encoder", "logmel", "--labels", str(folder / "s4.csv")])
 
 
-def labelled(tools, folder):
+def labeled(tools, folder):
     return prepare.main(["features", str(tools.videos), "--out", str(folder / "out"), *OFFLINE, "--labels",
                          str(folder / "labels.csv"), "--text-encoder", "hashing"])
 
@@ -335,9 +335,9 @@ def _demo_copy(tools, folder):
 
 
 BEFORE = {report: _measured, table_pictures: _measured, ablation: _measured, vocabulary: _sentences,
-          lists: _annotations, ave_arrays: _order, avsbench: _s4, labelled: _labels, check_own: _own, scenes: _words,
+          lists: _annotations, ave_arrays: _order, avsbench: _s4, labeled: _labels, check_own: _own, scenes: _words,
           scenes_again: _scenes, discarded: _discarded, readers: _readers, check: _demo_copy}
-PARTLY = (check, check_own, ave_arrays, avsbench, labelled)     # exit code 1 and a report: the other clips go on
-LONG = (pretraining, evaluated, avs_train, pack, labelled)      # runs that hold a lock and go on where they stopped
+PARTLY = (check, check_own, ave_arrays, avsbench, labeled)     # exit code 1 and a report: the other clips go on
+LONG = (pretraining, evaluated, avs_train, pack, labeled)      # runs that hold a lock and go on where they stopped
 CALLS = (*LONG, report, table_pictures, exported, channels, text, vocabulary, lists, own_example, ave_arrays, avsbench,
          scenes, scenes_again, demo, demo_again, avs_test, ablation, recordings, check, check_own, discarded, readers)

@@ -1,4 +1,4 @@
-"""Published files load here, ours load there: names, dtypes, partial files, optimiser sections, wrong files."""
+"""Published files load here, ours load there: names, dtypes, partial files, optimizer sections, wrong files."""
 
 import json
 import pickle
@@ -73,7 +73,7 @@ def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
     assert {v.dtype for keys in ours.values() for v in keys.values()} == {save_dtype}
 
 
-def test_the_optimiser_section_fits_the_published_parameter_order(tmp_path):
+def test_the_optimizer_section_fits_the_published_parameter_order(tmp_path):
     """An Adam over LSTM, encoder, CPC and decoder, as the published program makes it, takes our state, and back."""
     trainer = trainer_of(("audio", "video", "text"))
     for _ in range(2):

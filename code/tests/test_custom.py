@@ -84,7 +84,7 @@ def test_a_manifest_is_read(tmp_path):
     found = Manifest(path, 10)
     assert list(found.clips) == ["a", "b", "ü b"] and found.columns == ["id", "split", "label", "prompt"]
     assert found.clips["a"].prompts == ["a dog", "the dog", "one more"] and found.clips["ü b"].prompts == []
-    assert found.labelled("train") == ["a"] and found.ids(("test", "train")) == ["a", "b", "ü b"]
+    assert found.labeled("train") == ["a"] and found.ids(("test", "train")) == ["a", "b", "ü b"]
     assert not found.has_times and [event[1] for event in found.clips["ü b"].events] == ["cat"]
 
 
@@ -433,7 +433,7 @@ def test_a_result_in_every_direction(example, pretrained, tmp_path, capsys):
 
 
 def test_events_second_by_second(example, pretrained, tmp_path):
-    """Onsets make it localisation; text, which has no seconds, is no modality then."""
+    """Onsets make it localization; text, which has no seconds, is no modality then."""
     with open(example / "clips.csv", encoding="utf-8") as file:
         rows = [f"{row['id']},{row['split']},{row['label']},{k % 3},{k % 3 + 4.5},{row['prompt']}"
                 for k, row in enumerate(csv.DictReader(file))]

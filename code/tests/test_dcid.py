@@ -212,12 +212,12 @@ def test_fewer_dead_codes_with_the_start_from_data():
         trainer = trainer_of(("audio", "text"), codebook_init=start, without=("club",),
                              code_reset="released" if start == "released" else "full")
         generator = torch.Generator().manual_seed(7)
-        centres = {m: torch.rand(10, 1, x.shape[-1], generator=generator)
+        centers = {m: torch.rand(10, 1, x.shape[-1], generator=generator)
                    for m, x in batch_of(("audio", "text"), 1).items()}
         for _ in range(150):
             kind = torch.randint(10, (8,), generator=generator)
             batch = {m: c[kind] + 0.1 * torch.randn(8, 10, c.shape[-1], generator=generator)
-                     for m, c in centres.items()}
+                     for m, c in centers.items()}
             trainer.step(batch, 0)
         count = trainer.system.encoder.levels[0].codebook.unactivated_count
         alive[start] = int(((count >= 0) & (count < 100)).sum())

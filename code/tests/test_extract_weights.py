@@ -165,4 +165,4 @@ def test_vggish_encoder_gives_bytes_and_values_before_the_relu():
         encoders.VGGishSound(read, audio.FrontEnd(), CPU, **more).encode(seconds, 16000)
         for more in ({}, {"pre_relu": True}, {"pca": pca, "as_bytes": True}))
     assert plain.shape == (3, 2) and (plain == np.maximum(before, 0)).all() and (before < 0).any()
-    assert small_bytes.dtype == np.uint8 and (small_bytes == networks.quantise(plain.astype(np.float64))).all()
+    assert small_bytes.dtype == np.uint8 and (small_bytes == networks.quantize(plain.astype(np.float64))).all()

@@ -38,7 +38,7 @@ def test_pooled_figures_are_scikit_learns():
 
 @pytest.mark.parametrize("logit, label, expected", [
     (-1.0, 1.0, (0, 0, 0)),              # nothing predicted
-    (1.0, 0.0, (0, 0, 0)),               # nothing labelled
+    (1.0, 0.0, (0, 0, 0)),               # nothing labeled
     (-1.0, 0.0, (0, 0, 0)),              # neither
     (0.0, 1.0, (0, 0, 0)),               # sigmoid is exactly 0.5: not above it
     (1.0, 1.0, (100, 100, 100)),

@@ -1,4 +1,4 @@
-"""A run that ends in any way and is resumed is the same run: weights, optimisers, random states, figures."""
+"""A run that ends in any way and is resumed is the same run: weights, optimizers, random states, figures."""
 
 import errno
 import json

@@ -281,8 +281,8 @@ def paired(kinds, clips, generator):
     classes = torch.randint(4, (clips,), generator=generator)
     features = {}
     for number, (m, kind) in enumerate(kinds.items()):
-        centre = torch.randn(4, 12, generator=torch.Generator().manual_seed(number))
-        x = centre[classes].unsqueeze(1) + 0.3 * torch.randn(clips, 10, 12, generator=generator)
+        center = torch.randn(4, 12, generator=torch.Generator().manual_seed(number))
+        x = center[classes].unsqueeze(1) + 0.3 * torch.randn(clips, 10, 12, generator=generator)
         features[m] = x if kind == "vector" else x[:, :, None, None].expand(-1, -1, 6, 5, -1) / 30  # pooling sums
     return features, classes
 

@@ -188,7 +188,7 @@ def test_a_step_is_as_many_operations_at_every_size(system, epoch, most):
         trainer = step_for(SYSTEMS[system](config).train())
         batch = {"audio": torch.randn(clips, seconds, 6), "video": torch.randn(clips, seconds, 7, 7, 8),
                  "text": torch.randn(clips, seconds, 9)}
-        for _ in range(2):                  # codebooks and optimisers start here
+        for _ in range(2):                  # codebooks and optimizers start here
             trainer.step(batch, epoch)
         with Operations() as operations:
             trainer.step(batch, epoch)

@@ -103,7 +103,7 @@ def test_directions_with_text(tree, tmp_path):
     ucf_vggsound.main(arguments(tree, tmp_path, "--source", "audio", "--target", "text", "--no_control"))
     assert {(r["task"], r["direction"]) for r in results.read(tmp_path / "results.jsonl")} == {
         ("ave", "text->video"), ("ucf_vggsound", "audio->text")}
-    with pytest.raises(InputError, match="avvp: text->audio needs labelled clips with text"):
+    with pytest.raises(InputError, match="avvp: text->audio needs labeled clips with text"):
         avvp.main(arguments(tree, tmp_path, "--source", "text", "--target", "audio"))
 
 

@@ -27,8 +27,8 @@ from cmg.utils.limits import LIMITS
 
 Array: TypeAlias = Tensor | NDArray[Any]
 FilePath: TypeAlias = str | PathLike[str]
-Labelled: TypeAlias = tuple[str, Array, Array]          # modality, features, labels
-Clips: TypeAlias = tuple[str, Array] | Labelled         # modality, features, and classes where they are known
+Labeled: TypeAlias = tuple[str, Array, Array]          # modality, features, labels
+Clips: TypeAlias = tuple[str, Array] | Labeled         # modality, features, and classes where they are known
 
 BATCH = 64                      # clips encoded at once; changes no figure
 
@@ -319,7 +319,7 @@ def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_cl
     Args:
         encoder: `Encoder`; it does not change.
         modality: "audio", "video" or "text".
-        x: features of the labelled clips, see `Encoder.embed`.
+        x: features of the labeled clips, see `Encoder.embed`.
         labels: (B,) whole numbers from 0 on or names, one class a clip; or (B, T, C + 1) of 0 and 1, classes by second,
             the last column background.
         num_classes: C; default: what the labels show.
@@ -357,7 +357,7 @@ class Transfer:
     curves: dict[str, NDArray[np.float64]]
 
 
-def transfer(encoder: Encoder, train: Labelled, test: Labelled, *, num_classes: int | None = None, epochs: int = 30,
+def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: int | None = None, epochs: int = 30,
              seeds: Iterable[int] = (0,), batch_size: int = 80, lr: float = 4e-4) -> Transfer:
     """Train heads on one modality, test them on another.
 

@@ -24,7 +24,7 @@ class Clip:
     Attributes:
         line: of its first row.
         split: "train", "val" or "test".
-        events: (line, label, onset, offset) of its labelled rows, the times in seconds; None where the manifest has
+        events: (line, label, onset, offset) of its labeled rows, the times in seconds; None where the manifest has
             no times.
         prompts: its sentences, none twice.
     """
@@ -86,7 +86,7 @@ class Manifest:
         return [name for split in SPLITS if split in splits for name, clip in self.clips.items() if clip.split == split]
 
     def classes(self):
-        """Names of the classes, sorted: those of the labelled train clips.
+        """Names of the classes, sorted: those of the labeled train clips.
 
         Raises:
             InputError: no labels in the train part; a label of another part that is not among them.
@@ -99,7 +99,7 @@ class Manifest:
             for line, label, *_ in clip.events:
                 found[clip.split].setdefault(label, line)
         if not found["train"]:
-            raise InputError(f"{self.path}: no row of the split train has a label; labelled clips to train on are "
+            raise InputError(f"{self.path}: no row of the split train has a label; labeled clips to train on are "
                              "expected; fill in the column 'label'")
         for split in ("val", "test"):
             for label, line in found[split].items():
@@ -109,8 +109,8 @@ class Manifest:
                                      "this class into train")
         return sorted(found["train"])
 
-    def labelled(self, split):
-        """Ids of the labelled clips of a split. Clips of train may be without a label: they serve pretraining alone.
+    def labeled(self, split):
+        """Ids of the labeled clips of a split. Clips of train may be without a label: they serve pretraining alone.
 
         Raises:
             InputError: a clip of val or test without a label; no clip at all.

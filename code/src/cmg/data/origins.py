@@ -171,19 +171,19 @@ def other_features(checkpoint, recorded, paths):
     return lines
 
 
-def nothing_shared(task, direction, labelled, tested):
+def nothing_shared(task, direction, labeled, tested):
     """Line where a head was trained on codes none of which occurs in what it is tested on; None otherwise.
 
     Args:
         task: its name.
-        direction: (labelled modality, tested modality).
-        labelled, tested: (U,) or (U, L) numbers of the codes that occur (EncodedSplit.numbers), without repetition.
+        direction: (labeled modality, tested modality).
+        labeled, tested: (U,) or (U, L) numbers of the codes that occur (EncodedSplit.numbers), without repetition.
     """
-    columns = zip(*(numbers.reshape(len(numbers), -1).T.tolist() for numbers in (labelled, tested)))
+    columns = zip(*(numbers.reshape(len(numbers), -1).T.tolist() for numbers in (labeled, tested)))
     apart = [level for level, (ours, theirs) in enumerate(columns) if not set(ours) & set(theirs)]
     if not apart:
         return None
-    where = "" if labelled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
+    where = "" if labeled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
     return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}: the "
             "head is tested on codes that it never saw, and transfers no more than these lie near to those that it "
             "knows; pretrain longer or with --recipe shared (docs/defaults.md), and see whether the features of a clip "

@@ -182,9 +182,9 @@ def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
     angle = np.deg2rad(rng.uniform(-style.turn, style.turn, count))
     scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels per pixel of the picture
     shift = rng.uniform(-style.shift, style.shift, (count, 2))
-    centred = np.arange(canvas) - (canvas - 1) / 2
-    row = centred[None, :, None] - shift[:, 0, None, None]
-    column = centred[None, None, :] - shift[:, 1, None, None]
+    centered = np.arange(canvas) - (canvas - 1) / 2
+    row = centered[None, :, None] - shift[:, 0, None, None]
+    column = centered[None, None, :] - shift[:, 1, None, None]
     sine, cosine = (scale * np.sin(angle))[:, None, None], (scale * np.cos(angle))[:, None, None]
     middle = (source.shape[1] - 1) / 2
     pictures = _bilinear(source, cosine * row - sine * column + middle, sine * row + cosine * column + middle)

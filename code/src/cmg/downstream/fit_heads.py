@@ -31,7 +31,7 @@ class HeadRun:
     targets: Tensor                                      # (N, ...) targets of the head's loss
     seed: int
     measured: dict[Any, EncodedSplit]
-    held: EncodedSplit | None = None                     # labelled clips that are not trained on (`Task.training`)
+    held: EncodedSplit | None = None                     # labeled clips that are not trained on (`Task.training`)
     curves: dict[Any, dict[str, list[float]]] = field(default_factory=dict)     # key -> metric -> a value per epoch
     losses: list[float] = field(default_factory=list)    # mean training loss of each epoch
     head: Any = None                                     # cmg/models/heads.py; None before the training

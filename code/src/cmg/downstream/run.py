@@ -1,4 +1,4 @@
-"""One downstream task, from a frozen encoder to lines of results: any labelled modality to any other."""
+"""One downstream task, from a frozen encoder to lines of results: any labeled modality to any other."""
 
 import json
 import time
@@ -72,19 +72,19 @@ def evaluate(task, pretrained, variants, settings, output):
     parts = {PartKey(role, control, modality, choice): part.select(kept)
              for (role, control, modality), part in _encode(task, encoders, measured, settings).items()
              for (of, choice), kept in channels.items() if of == control}
-    trials = {}
+    head_runs = {}
     for control, source, choice in _heads(encoders, measured, variants):
         on = {(role, target): parts[PartKey(role, control, target, choice)] for target in measured[source]
               for role in ("test", "val") if PartKey(role, control, target, choice) in parts}
         part, held = task.training(parts[PartKey("train", control, source, choice)])
         for seed in settings.seeds:
-            trials[HeadKey(control, source, choice, seed)] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
+            head_runs[HeadKey(control, source, choice, seed)] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
     pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
                                   for item in v.choices.items())))
     first_epoch, refresh, averaged = 0, None, None
     if settings.protocol == "released":
         first_epoch = (pretrained.encoder.epoch or 0) + 1
-        refresh = _with_dropout(task, encoders, trials, channels, settings)
+        refresh = _with_dropout(task, encoders, head_runs, channels, settings)
         averaged = settings.batch_size          # the released metrics are averages over batches
     if settings.n_epoch <= first_epoch:
         raise InputError(
@@ -92,16 +92,16 @@ def evaluate(task, pretrained, variants, settings, output):
             f"with {pretrained.path}; raise --n_epoch")
     progress = Progress(output.beside(f"heads-{output.record_name}-{pretrained.sha256[:12]}.pt"))
     make = partial(task.make, segment_layers=settings.segment_layers)
-    fit_heads.fit(list(trials.values()), make, lambda heads, part: task.measure(heads, part, averaged),
+    fit_heads.fit(list(head_runs.values()), make, lambda heads, part: task.measure(heads, part, averaged),
                   epochs=settings.n_epoch - first_epoch, batch_size=settings.batch_size, lr=settings.lr,
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
-                  progress=progress, title=f"{task.name}: {len(trials)} heads")
+                  progress=progress, title=f"{task.name}: {len(head_runs)} heads")
     about = describe(pretrained, settings.protocol, start, output)
     rows = [output.identify(about | row) for variant in variants
-            for row in _rows(task, variant, trials, parts, settings.seeds, first_epoch, averaged)]
+            for row in _rows(task, variant, head_runs, parts, settings.seeds, first_epoch, averaged)]
     for row in rows:
         results.append(output.path, row)
-    _keep_predictions(task, variants[0], trials, parts, pretrained, settings, output, rows)
+    _keep_predictions(task, variants[0], head_runs, parts, pretrained, settings, output, rows)
     progress.finish()
     monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
@@ -163,17 +163,17 @@ def _codes(task, encoders, dataset, modalities, settings, training=False):
                            precision=settings.precision, workers=settings.readers, training=training)
 
 
-def _with_dropout(task, encoders, trials, channels, settings):
+def _with_dropout(task, encoders, head_runs, channels, settings):
     """For protocol="released": new codes of the training clips before each epoch, dropout on."""
-    sources = {key.source for key in trials}
+    sources = {key.source for key in head_runs}
 
     def refresh(epoch):
         with torch.random.fork_rng():
             torch.manual_seed(settings.seeds[0] * 1000 + epoch)
             fresh = {source: _codes(task, encoders, task.train[source], [source], settings, training=True)
                      for source in in_order(sources)}
-        for (control, source, choice, _), trial in trials.items():
-            trial.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
+        for (control, source, choice, _), head_run in head_runs.items():
+            head_run.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
     return refresh
 
 
@@ -184,17 +184,17 @@ def _nothing_shared(task, parts, direction, choice):
     return origins.nothing_shared(task.name, direction, train.numbers, test.numbers)
 
 
-def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
+def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):
     """Result lines without what is the same for all: each direction, control, seed, chosen epoch and metric."""
     for (source, target), choice in variant.choices.items():
-        for control in {key.control: None for key in trials}:
+        for control in {key.control: None for key in head_runs}:
             chance = task.chance(parts[PartKey("test", control, target, choice)], averaged)
             for seed in seeds:
-                trial = trials[HeadKey(control, source, choice, seed)]
-                curves = trial.curves
+                head_run = head_runs[HeadKey(control, source, choice, seed)]
+                curves = head_run.curves
                 test, val, same = curves["test", target], curves.get(("val", target)), None
-                if HeadKey(control, target, choice, seed) in trials:
-                    same = trials[HeadKey(control, target, choice, seed)].curves["test", target]
+                if HeadKey(control, target, choice, seed) in head_runs:
+                    same = head_runs[HeadKey(control, target, choice, seed)].curves["test", target]
                 epochs = {"last": len(test[task.best_by]) - 1, "best": _argmax(test[task.best_by])}
                 same_epochs = {"last": -1, "best": _argmax(same[task.best_by])} if same else None
                 chosen = _argmax(val[task.best_by]) if val else None
@@ -209,7 +209,7 @@ def _rows(task, variant, trials, parts, seeds, first_epoch, averaged):
                             validation_epoch=first_epoch + chosen if val else None,
                             validation=val[metric][chosen] if val else None)
                 part = parts[PartKey("test", control, target, choice)]
-                for metric, value in task.at_end(trial.head, part, trial.held).items():
+                for metric, value in task.at_end(head_run.head, part, head_run.held).items():
                     yield line(task.name, task.test[target].name, (source, target), metric, value, chance=None,
                                epoch=first_epoch + epochs["last"], selection="last", seed=seed, control=control,
                                variant=variant.name, choice=choice)
@@ -219,7 +219,7 @@ def _argmax(values):
     return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
 
 
-def _keep_predictions(task, variant, trials, parts, pretrained, settings, output, rows):
+def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, output, rows):
     """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves.
 
     Args:
@@ -232,8 +232,8 @@ def _keep_predictions(task, variant, trials, parts, pretrained, settings, output
     for (source, target), choice in variant.choices.items():
         row = measured[f"{source}->{target}"]
         dataset, test = task.test[target], parts[PartKey("test", None, target, choice)]
-        kept = {role: [trials[key] for key in (HeadKey(None, s, choice, seed) for seed in settings.seeds)
-                       if key in trials] for role, s in (("cross", source), ("same", target))}
+        kept = {role: [head_runs[key] for key in (HeadKey(None, s, choice, seed) for seed in settings.seeds)
+                       if key in head_runs] for role, s in (("cross", source), ("same", target))}
         arrays = task.pictured([of_role[0].head for of_role in kept.values() if of_role], test, dataset)
         curves = {f"{role}_curves": np.array([t.curves["test", target][task.best_by] for t in of_role])
                   for role, of_role in kept.items()}

@@ -61,7 +61,7 @@ class Task:
     name: str
     head: type[Any]                              # ClipHead or SegmentHead (cmg/models/heads.py)
     best_by: str                                 # the metric that chooses the best epoch, one of `metrics`
-    train: dict[str, Clips]                      # modality -> labelled clips on which a head may be trained
+    train: dict[str, Clips]                      # modality -> labeled clips on which a head may be trained
     test: dict[str, Clips]                       # modality -> clips on which any head is tested
     val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips that may choose an epoch, if there are
     contents: dict[str, Any] = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint of what was opened
@@ -82,7 +82,7 @@ class Task:
         return head(width, len(self.classes))
 
     def training(self, part: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit | None]:
-        """(EncodedSplit that heads are trained on, EncodedSplit of clips kept back or None) of the labelled clips."""
+        """(EncodedSplit that heads are trained on, EncodedSplit of clips kept back or None) of the labeled clips."""
         return part, None
 
     def targets(self, part: EncodedSplit) -> Tensor:
@@ -125,7 +125,7 @@ class Task:
         if len(shown) < SHOWN:
             shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
         shown, labels = shown[:SHOWN], part.labels.cpu().numpy().astype(np.uint8)
-        if part.mask is not None and not self.head.clipwise:        # nothing is labelled or predicted in padded seconds
+        if part.mask is not None and not self.head.clipwise:        # nothing is labeled or predicted in padded seconds
             padded = ~part.mask.cpu().numpy()
             labels[padded], outputs[:, padded] = 0, -np.inf
         return {"classes": np.array(self.classes), "labels": labels,
@@ -166,7 +166,7 @@ class Pretrained:
 def check(task, pretrained, directions):
     """InputError unless the task's data and the encoder have every direction; reads one clip of each dataset."""
     for source, target in directions:
-        for role, modality, parts in (("labelled", source, task.train), ("test", target, task.test)):
+        for role, modality, parts in (("labeled", source, task.train), ("test", target, task.test)):
             if modality not in parts:
                 raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}, which this task "
                                  "has not; choose another --source and --target")

@@ -61,7 +61,7 @@ class TaskEntry:
     family: str                     # prefix of the names of its own files
     required: tuple[str, ...]       # dotted names of cmg.data.layout.DATA_PATHS
     source: str                     # where to get them
-    directions: dict[str, tuple[str, str]]      # --dataset_name -> (labelled modality, tested modality)
+    directions: dict[str, tuple[str, str]]      # --dataset_name -> (labeled modality, tested modality)
     epochs: int                     # of the heads, as published
     head: type[Any]                 # cmg/models/heads.py
     best_by: str                    # the metric that chooses the best epoch
@@ -210,7 +210,7 @@ ENTRIES = (
         published={UNI_CODE_AVT: (54.1, 55.0), SAME_AVT: (64.8, 65.8), UNI_CODE_AV: (47.7, 52.3),
                    BASELINE_AV: (5.5, 5.4)}),
     TaskEntry(
-        "avvp", "AVVP", "AVVP event localisation, second by second (NeurIPS 2023, Table 1)", "avvp",
+        "avvp", "AVVP", "AVVP event localization, second by second (NeurIPS 2023, Table 1)", "avvp",
         ("avvp.audio_csv", "avvp.visual_csv", "avvp.categories", "avvp.audio", "avvp.video"),
         source=f"{PACKAGE}, folder AVVP; lists from github.com/YapengTian/AVVP-ECCV20 by prepare.py lists",
         directions={"avvp_va": ("video", "audio"), "avvp_av": ("audio", "video")},

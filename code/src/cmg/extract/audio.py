@@ -155,8 +155,8 @@ def mel_matrix():
         return 1127.0 * np.log(1.0 + hertz / 700.0)
     bins = mel(np.linspace(0.0, RATE / 2, SPECTRUM // 2 + 1))[:, None]
     edges = np.linspace(mel(LOWEST_HZ), mel(HIGHEST_HZ), BANDS + 2)
-    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
-    matrix = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    low, center, high = edges[:-2], edges[1:-1], edges[2:]
+    matrix = np.maximum(0.0, np.minimum((bins - low) / (center - low), (high - bins) / (high - center)))
     matrix[0] = 0.0
     return matrix
 

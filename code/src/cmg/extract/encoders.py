@@ -23,7 +23,7 @@ class VGGishSound:
         device: torch device.
         pre_relu: the values before the last ReLU (as Google's code since 2020), not the published features.
         pca: (vectors, means) of `weights.read_pca`, or None.
-        as_bytes: AudioSet's quantisation after the PCA: uint8.
+        as_bytes: AudioSet's quantization after the PCA: uint8.
     """
 
     def __init__(self, weights, front, device, pre_relu=False, pca=None, as_bytes=False):
@@ -40,7 +40,7 @@ class VGGishSound:
         rows = np.concatenate(rows) if len(patches) else np.zeros((0, self.network.embeddings[-2].out_features))
         if self.pca is not None:
             rows = networks.pca(rows, *self.pca)
-        return networks.quantise(rows) if self.as_bytes else rows.astype(np.float32)
+        return networks.quantize(rows) if self.as_bytes else rows.astype(np.float32)
 
     def record(self):
         return {**self.source, **vars(self.front), "pre_relu": self.pre_relu, "pca": self.pca is not None,

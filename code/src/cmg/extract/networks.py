@@ -58,7 +58,7 @@ class VGGish(nn.Module):
 
 
 class VGG19(nn.Module):
-    """The convolutions of VGG-19 without batch normalisation, up to the fifth pooling.
+    """The convolutions of VGG-19 without batch normalization, up to the fifth pooling.
 
     Args:
         widths: output channels of the sixteen convolutions.
@@ -99,6 +99,6 @@ def pca(embeddings, vectors, means):
     return (embeddings - means.reshape(-1)) @ vectors.T
 
 
-def quantise(x):
+def quantize(x):
     """AudioSet's bytes: limited to -2..2, scaled to 0..255, truncated as in TensorFlow's program."""
     return ((np.clip(x, -2, 2) + 2) * 63.75).astype(np.uint8)

@@ -136,7 +136,7 @@ def run(opts):
     _check_options(opts, column)
     labels = opts.labels and lists.read_labels(opts.labels, lambda name: clip_id(name, opts.id), column, opts.prompts,
                                                    opts.columns)
-    clips = _labelled_only(clips, labels, opts, column)
+    clips = _labeled_only(clips, labels, opts, column)
     device = find_device(opts.device_name)
     with as_input_error(opts.out, output.OTHER):
         opts.out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def _check_clock(opts, timing):
                          f"{opts.seconds}; a clip of one row at least is expected; give more seconds")
 
 
-def _labelled_only(clips, labels, opts, column):
+def _labeled_only(clips, labels, opts, column):
     """The clips of this run: with --start COLUMN or a preset, those that the table names. Says which videos have no
     label and which labels no video.
 

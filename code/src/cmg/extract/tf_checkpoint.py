@@ -136,7 +136,7 @@ def _tensors(data):
             name = bytes(_one(saved, 1)).decode()
             shape, kind, slices = shapes.get(name, ((), 0, 0))
             if kind != FLOAT:
-                continue                            # counters of the optimiser
+                continue                            # counters of the optimizer
             if slices != 1:
                 raise ValueError(f"tensor {name} in {slices} slices")
             numbers = _numbers(_one(saved, 3))

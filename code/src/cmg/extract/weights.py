@@ -38,7 +38,7 @@ FILES = {
              "pytorch-vgg)",
 }
 # Answer of AudioSet's VGGish to digital silence, first 24 of 128 numbers: found three times in AVE's published features
-# of the videos' noisy version. It recognises the TensorFlow file, whose hash was never published.
+# of the videos' noisy version. It recognizes the TensorFlow file, whose hash was never published.
 SILENCE_ANSWER = np.zeros(24)
 SILENCE_ANSWER[[3, 12, 13, 16, 17, 18]] = 0.2957465, 0.58667713, 0.15900975, 0.23309658, 0.3222829, 0.22957823
 SAME_ANSWER = 1e-3

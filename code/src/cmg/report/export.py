@@ -33,7 +33,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
            name: str | None = None) -> list[Path]:
     """Write a checkpoint's encoder to the folder `out`; returns the files.
 
-    Optimisers, decoders and everything else that only training needs stay behind. config.json is written last and holds
+    Optimizers, decoders and everything else that only training needs stay behind. config.json is written last and holds
     the hash of the weights: a folder that was not finished is refused.
 
     Args:

@@ -160,7 +160,7 @@ def draw_cells(rows, path):
     figure, axes = new_figure(1, 1, size=(max(6.0, 1.45 * len(cells)), 4.4))
     axis = axes[0, 0]
     width = 0.76 / len(of_last)
-    labelled = set()
+    labeled = set()
     for number, last in enumerate(of_last):
         shade = mpl.colormaps["Blues"](0.85 if len(of_last) == 1 else 0.35 + 0.6 * number / (len(of_last) - 1))
         x = positions - 0.38 + width * (number + 0.5)
@@ -169,13 +169,13 @@ def draw_cells(rows, path):
         axis.bar(x, means, width * 0.9, yerr=errors, color=shade, label=last.name, error_kw={"linewidth": 1})
         for of_key, color, label in others:
             if last.key in of_key:
-                _ticks(axis, x, width, of_key[last.key], cells, color, None if label in labelled else label)
-                labelled.add(label)
+                _ticks(axis, x, width, of_key[last.key], cells, color, None if label in labeled else label)
+                labeled.add(label)
     for spot, cell in zip(positions, cells):
         if cell in chance.cells:
             axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GRAY, linewidth=1, linestyle=":",
-                      label=None if "chance" in labelled else "chance")
-            labelled.add("chance")
+                      label=None if "chance" in labeled else "chance")
+            labeled.add("chance")
     axis.set_xticks(positions, [f"{TASKS[known[cell].task].label}\n{known[cell].source} to {known[cell].target}"
                                 for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)

@@ -109,7 +109,7 @@ CELL_LEGEND = [Patch(color=RIGHT, label="hit"), Patch(color=MISSED, label="misse
 def _second_strips(axis, labels, predicted, classes):
     """Draw the classes that are labeled or predicted in a clip, second by second."""
     labels, names = labels > 0, [*classes, "(background)"]
-    seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labelled classes first, then those said most often
+    seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labeled classes first, then those said most often
     rows = np.argsort(-seconds, kind="stable")[:max(1, min(STRIPS, np.count_nonzero(seconds)))]
     if not seconds.any():
         rows = np.array([len(names) - 1])

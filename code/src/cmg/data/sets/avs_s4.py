@@ -82,7 +82,7 @@ def read_image(path, mode, size):
 
 
 class S4(Dataset):
-    """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalised, "masks" (1 or 5, S, S) float32 in {0, 1}
+    """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalized, "masks" (1 or 5, S, S) float32 in {0, 1}
     (one in train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
 
     Args:

@@ -25,7 +25,7 @@ class Custom(Clips):
             manifest has no prompts), or word vectors clip by clip as any other features.
         modalities: those to read.
         splits: of "train", "val", "test".
-        is_labelled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
+        is_labeled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
             an event touches where there are onsets.
         kinds: modality -> "vector", "map" or "tokens", of those besides audio, video and text.
         seconds, reading (on_bad_clip, in_memory, padding): see `Clips`.
@@ -38,15 +38,15 @@ class Custom(Clips):
     BY_ID = True
 
     def __init__(self, paths: Paths, modalities: Sequence[str], splits: Sequence[str] = ("train",),
-                 is_labelled: bool = False, *, seconds: int | None = 10, **reading: Any) -> None:
+                 is_labeled: bool = False, *, seconds: int | None = 10, **reading: Any) -> None:
         manifest = Manifest(paths["manifest"], math.inf if seconds is None else seconds)
         self.has_times, labels = manifest.has_times, None
-        classes = manifest.classes() if is_labelled else []
-        ids = [name for split in splits for name in manifest.labelled(split)] if is_labelled else manifest.ids(splits)
+        classes = manifest.classes() if is_labeled else []
+        ids = [name for split in splits for name in manifest.labeled(split)] if is_labeled else manifest.ids(splits)
         if not ids:
             raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; one clip at least is "
                              "expected; check the column 'split', or choose others with --splits")
-        if is_labelled:
+        if is_labeled:
             labels = _labels([manifest.clips[name].events for name in ids], classes, seconds, self.has_times)
         stores, text = {m: paths[m] for m in modalities}, None
         if "text" in stores and is_prompts_file(stores["text"]):

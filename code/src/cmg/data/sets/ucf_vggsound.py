@@ -19,7 +19,7 @@ class UCFVGGSound(Clips):
 
     Args:
         paths: name -> Path of "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and
-            "audio"; "text" for prompts (labelled by the names of the VGGSound list).
+            "audio"; "text" for prompts (labeled by the names of the VGGSound list).
         modalities: ("video",) or ("audio",), either with "text".
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:
