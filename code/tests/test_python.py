@@ -98,14 +98,6 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
                ) == "DCID\n"
 
 
-def test_what_is_declared_stands_in_the_requirements():
-    """pyproject.toml names what the package needs, requirements.txt the versions that are tested."""
-    text = (CODE / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0]
-    needed = {part.strip().strip('"').split(">")[0] for part in text.split(",")}
-    lines = (CODE.parent / "requirements.txt").read_text().split("\n")
-    assert needed <= {line.split(";")[0].split("=")[0].split(">")[0].strip() for line in lines}
-
-
 def test_no_newer_python_is_needed_than_is_declared():
     """Tests run on one Python; vermin knows with which one each part of the language and the library came."""
     least = (CODE / "pyproject.toml").read_text().split('requires-python = ">=')[1].split('"')[0]
