@@ -93,7 +93,7 @@ def test_log_mel_without_further_words_is_vggish_s():
       "highest_hz": 14000, "mel_scale": "slaney", "norm": "slaney", "power": 2, "log": "db", "offset": 1e-10},
      (96, 40)),
     ({"input": "waveform", "samples": 15600}, (15600,)),
-    ({"input": "waveform", "rate": 48000}, (48000,))])
+    ({"input": "waveform", "rate": 48000}, (48000,)), ({"input": "waveform", "rate": 8000}, (8000,))])
 def test_front_ends_of_sound(values, shape):
     front = front_ends.described(values, "audio", "test")
     wave = np.random.RandomState(0).standard_normal(front.rate)

@@ -198,8 +198,8 @@ class CustomPictures(_CustomEncoder):
             return self._vectors(output)
         layout = self._axes(output)
         if sorted(layout) != sorted("NCHW"):
-            raise InputError(f"{self.name}: an output of shape {output.shape}, which is no map; one is expected; take "
-                             "--video-form vector, or name the map as 'output' in the front end")
+            raise InputError(f"{self.name}: an output of shape {output.shape}, which is no map; axes such as NCHW are "
+                             "expected; take --video-form vector, or describe the map by output and output_layout")
         maps = torch.from_numpy(np.ascontiguousarray(output.transpose([layout.index(letter) for letter in "NCHW"])))
         return F.adaptive_avg_pool2d(maps, GRID).permute(0, 2, 3, 1).numpy()
 

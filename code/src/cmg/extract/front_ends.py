@@ -117,7 +117,8 @@ class SoundFront(Network):
     AXES = {"waveform": "NT", "log-mel": "NTF"}
 
     def __post_init__(self):
-        if self.fft < self.window or self.hop < 1 or not 0 <= self.lowest_hz < self.highest_hz <= self.rate / 2:
+        if self.input == "log-mel" and (
+                self.fft < self.window or not 0 <= self.lowest_hz < self.highest_hz <= self.rate / 2):
             raise InputError(f"a log-mel of window {self.window}, hop {self.hop}, fft {self.fft}, "
                              f"{self.lowest_hz:g} to {self.highest_hz:g} Hz at {self.rate}; a window within fft, and "
                              "frequencies from 0 to half the rate are expected; correct the front end")
