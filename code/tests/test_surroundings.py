@@ -202,7 +202,7 @@ def test_a_worker_that_was_killed_after_its_work_ends_the_next_epoch():
     for batch in batches(order, 2):
         last = batch
     assert last["audio"][:, 0].tolist() == [2, 3]
-    batches.loader.processes = [type("Killed", (), {"exitcode": -signal.SIGKILL})]      # the real one ended as it should
+    batches.loader.processes = [type("Killed", (), {"exitcode": -signal.SIGKILL})]      # the real one ended well
     with pytest.raises(WorkersLost, match="signal 9"):
         next(batches(order, 2))
 
@@ -348,7 +348,7 @@ def test_leftovers_of_the_dead_without_flock(tmp_path, without_flock):
 
 # --------------------------------------------------------------------------------------------------------- environment
 @pytest.mark.parametrize("environment, found", [
-    ({}, 1), ({"WORLD_SIZE": ""}, 1), ({"WORLD_SIZE": "1", "RANK": "x"}, 1), ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+    ({}, 1), ({"WORLD_SIZE": ""}, 1), ({"WORLD_SIZE": "1", "RANK": "x"}, 1), ({"WORLD_SIZE": "two"}, "='two'"),
     ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"), ({"WORLD_SIZE": "2.0"}, "'2.0'"), ({"WORLD_SIZE": "9" * 30}, "WORLD_SIZE"),
     ({"WORLD_SIZE": "2"}, "without RANK, MASTER_ADDR, MASTER_PORT"),
     ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK=2"),

@@ -114,7 +114,8 @@ def _name_problem(name, path):
         safe_name(name, path)
     except InputError as error:
         return str(error)
-    return None if clean(name) == name else f"{path}: control characters in the name; rename the file"
+    is_plain = clean(name) == name and not set(name) & set("\t\n")
+    return None if is_plain else f"{path}: control characters in the name; rename the file"
 
 
 def _is_done(row, layout):

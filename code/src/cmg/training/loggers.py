@@ -136,8 +136,8 @@ class WandB(Tracker):
         if not is_resumed or not known.is_file():
             with atomic_write(known, "w") as file:
                 file.write(secrets.token_hex(4) + "\n")
-        return self.module.init(project=PROJECT, name=name, config=config, dir=folder, id=known.read_text(encoding="utf-8").strip(),
-                                resume="allow")
+        return self.module.init(project=PROJECT, name=name, config=config, dir=folder,
+                                id=known.read_text(encoding="utf-8").strip(), resume="allow")
 
 
 LOGGERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB, "none": NoLogger}

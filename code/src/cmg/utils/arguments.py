@@ -64,7 +64,8 @@ def _described(value: Any, array: np.ndarray | None = None) -> str:
 
 def names(value: Any) -> list[str] | None:
     """The texts of a list or array of texts; None where it holds something else."""
-    if isinstance(value, (Tensor, str, bytes)):
+    if isinstance(value, (Tensor, str, bytes)) or isinstance(value, (list, tuple)) and not all(
+            isinstance(name, str) for name in value):           # NumPy would make texts of the numbers among them
         return None
     try:
         array = np.asarray(value)
