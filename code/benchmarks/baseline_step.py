@@ -121,7 +121,7 @@ class PlainStep:
                 rebuilt = objective.decoders[m](vectors[m], full[m])
             losses[f"{m}_recon"] = F.mse_loss(rebuilt, inputs[m])
         for m in objective.club_order:
-            losses[f"{m}_mi"] = self._bound(objective.club[m], vectors[m], pooled[m],
+            losses[f"{m}_club"] = self._bound(objective.club[m], vectors[m], pooled[m],
                                             self.rng.permutation(len(vectors[m])))
         losses["cpc"] = self._cpc(semantic)
         losses["total"] = sum(losses.values())

@@ -65,8 +65,8 @@ TABLES = [
     ("prepare pack", "output", OUTPUT),
     ("prepare text", "vggsound.prompts", "empty without_column garbage no_permission"),
     ("prepare text", "output", OUTPUT),
-    ("cmg.checkpoints.checkpoint", "checkpoint", ENCODER),
-    ("cmg.results.rows", "results", f"{FILE} not_json other_keys"),
+    ("cmg.checkpoints", "checkpoint", ENCODER),
+    ("cmg.results", "results", f"{FILE} not_json other_keys"),
     ("avs_s4.train", "checkpoint", "missing truncated ckpt_hostile ckpt_no_section"),
     ("avs_s4.test", "checkpoint", "missing truncated"),
 ]
@@ -119,9 +119,9 @@ def command(script, what, bad, data, encoder, out):
     elif script == "prepare text":
         line = ["text", "--backend", "hashing", "--dataset", "vggsound", "--data_root", data, "--out",
                 out / "run" / "prompts.h5", *flags]
-    elif script == "cmg.checkpoints.checkpoint":
+    elif script == "cmg.checkpoints":
         line = [encoder]
-    elif script == "cmg.results.rows":
+    elif script == "cmg.results":
         line = [bad]
     else:
         line = ["--checkpoint", encoder, "--data_root", data, "--gpu", "cpu", "--log_dir", out / "run"]
@@ -132,7 +132,8 @@ def command(script, what, bad, data, encoder, out):
 
 def end_of(script, line, capsys, monkeypatch):
     """(exit code, standard error) of a script in this process."""
-    module = importlib.import_module(script.split()[0])
+    name = script.split()[0]
+    module = importlib.import_module(f"{name}.__main__" if name in ("cmg.results", "cmg.checkpoints") else name)
     monkeypatch.setattr(sys, "argv", [script, *line])
     capsys.readouterr()
     try:

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 import torch
 
+from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint
 from cmg.models.config import Config
 from cmg.models.random import StepRandom
@@ -88,7 +89,7 @@ def test_the_optimizer_section_fits_the_published_parameter_order(tmp_path):
     checked = 0
     for (_, key), parameter in zip(order, theirs.param_groups[0]["params"]):
         if key == "audio_self_att.encoder.layers.1.linear2.weight":
-            own = trainer.optimizers["main"].state[ours["encoder.levels.0.semantic.audio.layers.1.linear2.weight"]]
+            own = trainer.optimizers.main.state[ours["encoder.levels.0.semantic.audio.layers.1.linear2.weight"]]
             assert torch.equal(theirs.state[parameter]["exp_avg"], own["exp_avg"].double())
             checked += 1
         if "encoder_layer" in key or "semantic_decoder" in key:
@@ -164,7 +165,7 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
 
 
 def test_describe_names_the_facts(small, tmp_path, capsys):
-    checkpoint.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
+    checkpoints_program.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
     printed = capsys.readouterr().out
     for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "unused tensors  54",
                  "codes used"):

@@ -119,7 +119,8 @@ def assert_same(ours, theirs):
 
 
 RUNS = {"dcid": ("dcid", {}), "dcid released": ("dcid", {"mi_forward": "released", "mm_ema": "attention"}),
-        "h_dcid": ("h_dcid", {"contrast": 0.5}), "fcid": ("fcid", {}), "micu": ("micu", {"encoder_passes": "released"}),
+        "h_dcid": ("h_dcid", {"weights": (("contrast", 0.5),)}), "fcid": ("fcid", {}),
+        "micu": ("micu", {"encoder_passes": "released"}),
         "codaar": ("codaar", {})}
 
 

@@ -39,17 +39,17 @@ def whole(demo_data, small_model, tmp_path_factory):
     return run
 
 
-def signal_after(monkeypatch, steps, number=None, error=None):
+def signal_after(monkeypatch, steps, signal_number=None, error=None):
     """Send this process a signal, or raise an error, within the step after `steps` steps."""
     taken, step = [0], TrainStep.step
 
-    def counted(self, batch, epoch):
+    def counted(self, batch, epoch, number):
         taken[0] += 1
         if taken[0] == steps + 1:
             if error:
                 raise error
-            os.kill(os.getpid(), number)
-        return step(self, batch, epoch)
+            os.kill(os.getpid(), signal_number)
+        return step(self, batch, epoch, number)
     monkeypatch.setattr(TrainStep, "step", counted)
 
 
@@ -211,7 +211,7 @@ def test_a_published_file_is_resumed_at_its_epoch(demo_data, tmp_path, whole, ca
 def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, caplog):
     train(demo_data, tmp_path, "--max_steps", 3)
     file = tmp_path / "checkpoints" / "DCID-model-0-step3.pt"
-    with pytest.raises(InputError, match="in the order of seed 43; here are 80 clips and seed 7; pass the same data"):
+    with pytest.raises(InputError, match="whose rest is another one here: seed 43 there, 7 here; pass the same data"):
         train(demo_data, tmp_path, "--seed", 7, "--resume", file)
     train(demo_data, tmp_path, "--lr", 1e-4, "--resume", file, "--max_steps", 4)
     assert "this run resumes with other options (lr 0.0004 there, 0.0001 here)" in caplog.text

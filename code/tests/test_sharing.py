@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ave
+from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint, hub
 from cmg.results import rows as results
 from cmg.utils import errors, files
@@ -34,7 +35,7 @@ def shared(file, tmp_path_factory):
     out = tmp_path_factory.mktemp("shared") / "h_dcid"
     results.append(out.parent / "results.jsonl", row(checkpoint=str(file), checkpoint_sha256=files.sha256(file),
                                                      value=61.5, dataset="AVE <b>test</b>"))
-    checkpoint.main(["export", str(file), "--out", str(out), "--results", str(out.parent / "results.jsonl")])
+    checkpoints_program.main(["export", str(file), "--out", str(out), "--results", str(out.parent / "results.jsonl")])
     return out
 
 
@@ -50,7 +51,7 @@ def clips(modality, width):
 
 def code(*arguments):
     with pytest.raises(SystemExit) as ended:
-        errors.run(lambda: checkpoint.main([str(x) for x in arguments]))
+        errors.run(lambda: checkpoints_program.main([str(x) for x in arguments]))
     return ended.value.code
 
 
@@ -183,5 +184,5 @@ def test_bad_arguments(file, shared, tmp_path, capsys):
                       ["export", file, "--out", tmp_path / "file" / "a"], ["export", shared, "--out", tmp_path / "a"]):
         assert code(*arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "a").exists()
-    checkpoint.main([str(file)])
+    checkpoints_program.main([str(file)])
     assert "H-DCID" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import torch
 import custom
 import prepare
 from cmg import cli
+from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint, hub
 from cmg.cli import parse_pretrain
 from cmg.data.archive import read_zip
@@ -348,7 +349,7 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
     assert [place for place in found if not place.startswith((".run.saved", ".run.health.warned"))] == []
     file = tmp_path / "whole" / "checkpoints" / name
     assert pretraining("whole", "--evaluate", "--resume", str(file)) == 0
-    checkpoint.main([str(file)])
+    checkpoints_program.main([str(file)])
     assert "depth map 6 x 5 x 4, eeg vector 12" in capsys.readouterr().out
 
     heads = ["--gpu", "cpu", "--in_memory", "--n_epoch", "2", "--seeds", "0", "--snapshot_pref",

@@ -146,7 +146,7 @@ def test_a_step_never_waits_for_the_device(system, epoch, masked):
 def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
     """Recipe and all, on the device "meta", where a copy from the host is seen and nothing is computed."""
     for module in (base, dcid, fcid, micu):
-        monkeypatch.setattr(module, "precise", lambda x: nullcontext())        # autocast knows no such device
+        monkeypatch.setattr(module, "full_precision", lambda x: nullcontext())        # autocast knows no such device
     monkeypatch.setattr(map_conv, "compute_dtype", lambda weight: weight.dtype)
     config = SYSTEMS[system].Config.for_data(("audio", "video", "text"), **SMALL)
     trainer = step_for(SYSTEMS[system](config).train(), code_choice="joint", reset_to="second", reset_after=60,

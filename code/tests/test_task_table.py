@@ -130,7 +130,7 @@ def table_of(rows):
 def test_the_mean_is_of_the_measured_columns_and_says_how_many():
     rows = lines("AVE V>A", 50.0) + lines("AVE A>V", 60.0) + lines("AVVP V>A", 40.0)
     entry = table_of(rows)["DCID-model-5.pt (last)"]
-    assert entry.mean == [50.0] and len(entry.figures) == 3
+    assert entry.mean == [50.0] and len(entry.values) == 3
     text = tables.paper_table(rows).splitlines()
     header, first = text[0].split(), text[2].split()
     assert header[-3:] == ["mean", "columns", "seeds"] and first[-3:] == ["50.0", "3", "0"]
@@ -143,7 +143,7 @@ def test_absent_data_of_one_task_leaves_the_means_of_the_others():
     part = [line | {"checkpoint": "/a/other.pt", "checkpoint_sha256": "bb"} for line in whole if line["task"] != "avvp"]
     table = table_of(whole + part)
     assert table["DCID-model-5.pt (last)"].mean == table["other.pt (last)"].mean == [70.0]
-    assert (len(table["DCID-model-5.pt (last)"].figures), len(table["other.pt (last)"].figures)) == (8, 6)
+    assert (len(table["DCID-model-5.pt (last)"].values), len(table["other.pt (last)"].values)) == (8, 6)
     assert len(table["chance"].mean) == 1
 
 

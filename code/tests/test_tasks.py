@@ -247,7 +247,7 @@ def test_predictions_are_those_of_the_figures(tree, tmp_path):
 def test_ablation_trains_and_measures_each_row_in_the_papers_order(tree, tmp_path, monkeypatch, capsys):
     for name, entry in TABLE.items():
         monkeypatch.setitem(TABLE, name, replace(entry, epochs=2))
-    monkeypatch.setattr(ablation, "rows_of", lambda study, system: [["--without", "mm_ema", "reset"], []])
+    monkeypatch.setattr(ablation_program, "rows_of", lambda study, system: [["--without", "mm_ema", "reset"], []])
     ablation.main(["--data_root", str(tree / "data"), "--checkpoint_root", str(tmp_path / "ck"), "--gpu", "cpu",
                    "--workers", "0", "--snapshot_pref", str(tmp_path / "run"), "--n_epoch", "1", "--max_steps",
                    "2", "--batch_size", "4", "--n_embeddings", "24"])

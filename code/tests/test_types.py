@@ -15,6 +15,7 @@ import pytest
 import cmg
 from cmg.data import sets
 from cmg.data.clips import Clips
+from cmg.data.sets.avs_s4 import S4
 from cmg.downstream.task import Pretrained, Task
 from cmg.downstream.tasks import Split, TaskEntry
 from cmg.models.config import Config
@@ -24,7 +25,7 @@ from conftest import ROOT
 DATASETS = [thing for found in iter_modules(sets.__path__) if found.name != "avs_s4"
             for thing in vars(import_module(f"cmg.data.sets.{found.name}")).values()
             if inspect.isclass(thing) and issubclass(thing, Clips)]
-PUBLIC = [Codes, Config, Encoder, FrozenEncoder, Group, Losses, Options, Pretrained, Split, System, Task, TaskEntry,
+PUBLIC = [S4, Codes, Config, Encoder, FrozenEncoder, Group, Losses, Options, Pretrained, Split, System, Task, TaskEntry,
           *dict.fromkeys(DATASETS), *(getattr(cmg, name) for name in cmg.__all__ if name != "clip_class")]
 
 
