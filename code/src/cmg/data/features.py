@@ -337,7 +337,7 @@ class Datasets(Store):
         self.ids = set(self.names)
         if not self.ids:
             raise InputError(f"{self.path}: an HDF5 file without datasets; one for each clip, by its id, is expected; "
-                             "make the file again")
+                             "write the file again")
 
     def measure(self, clip):
         """As `Store.measure`."""

@@ -17,7 +17,7 @@ from cmg.utils.limits import LIMITS
 
 # What h5py raises of damaged files, depending on which of their bytes is wrong.
 ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-AGAIN = "get or make the file again, or set its path with --path"
+AGAIN = "get or write the file again, or set its path with --path"
 SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # of a file; of a collection of texts in it
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
 NAMES = {h5py.h5z.FILTER_SZIP: "szip", h5py.h5z.FILTER_NBIT: "nbit", h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
@@ -158,7 +158,7 @@ def _require_chunks(array, size, where):
                          "is expected; convert the file with `h5repack -f GZIP=1 OLD NEW`")
     if wrong:
         raise InputError(f"{where}: '{array.name}' has a chunk of {wrong[0]:,} bytes; whole chunks of {size:,.0f} "
-                         "bytes are expected; make the file again")
+                         "bytes are expected; write the file again")
 
 
 def texts(array):
