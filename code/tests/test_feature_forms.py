@@ -214,7 +214,7 @@ def test_what_an_hdf5_file_holds_instead_is_named(tmp_path):
     assert open_features(tmp_path / "ave.h5", "audio").read("1").sum() == 60
 
 
-# ----------------------------------------------------------------------------------------------- files of other programs
+# ---------------------------------------------------------------------------------------------- files of other programs
 @pytest.mark.parametrize("value", [np.float64(33.3), np.ones(3), np.int64(1)])
 def test_a_value_of_numpy_in_a_checkpoint_is_named(value, tmp_path):
     torch.save({"encoder": {"w": torch.ones(2)}, "best_acc": value, "epoch": 1}, tmp_path / "a.pt")
