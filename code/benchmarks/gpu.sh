@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every figure of a GPU in one call: bash code/benchmarks/gpu.sh [FOLDER]
-# Logs, JSON and traces go to FOLDER (default: gpu-figures). What is most wanted comes first; --compile, which needs a C
+# All measurements of a GPU in one call: bash code/benchmarks/gpu.sh [FOLDER]
+# Logs, JSON and traces go to FOLDER (default: gpu-figures). The most important come first; --compile, which needs a C
 # compiler, is last.
 set -euo pipefail
 out=$(mkdir -p "${1:-gpu-figures}" && cd "${1:-gpu-figures}" && pwd)
