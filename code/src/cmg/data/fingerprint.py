@@ -166,7 +166,7 @@ def _look(path, kept, bar):
 
 
 def _sample(descriptor, size):
-    """Hash of blocks spread over a file, first and last among them: a zip's last one has the checksum of its content."""
+    """Hash of blocks spread over a file, first and last among them: a zip's last one has a checksum of its content."""
     if size <= BLOCK:
         return hashlib.sha256(os.pread(descriptor, BLOCK, 0)).hexdigest()[:16]
     count = min(size // SPACING, MOST_BLOCKS - 2) + 1

@@ -39,8 +39,9 @@ def read_sidecar(folder):
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); its record is expected; make the "
-                         "features again in another folder (--out), or remove the file if you know them") from None
+        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); its record is expected; "
+                         "extract the features into another folder (--out), or remove the file if you know what they "
+                         "are") from None
 
 
 def _sidecar(path, modality):
@@ -149,15 +150,15 @@ def _title(description):
 
 
 def other_features(checkpoint, recorded, paths):
-    """Features of another kind than those that a checkpoint was pretrained on.
+    """Warnings about features of another kind than those that a checkpoint was pretrained on.
 
     Args:
         checkpoint: its name.
-        recorded: modality -> description (cmg/data/py) that the checkpoint keeps; None: it keeps none.
+        recorded: modality -> description (cmg/data/origins.py) that the checkpoint keeps; None: it keeps none.
         paths: (modality, path) of the data.
 
     Returns:
-        lines, one for each path that does not fit.
+        a line for each path that does not fit.
     """
     lines = []
     for modality, path in paths:
@@ -166,13 +167,13 @@ def other_features(checkpoint, recorded, paths):
         differ = difference(recorded[modality], describe(path, modality))
         if differ:
             lines.append(f"warning: {checkpoint}: pretrained on {modality} features of {differ[0]}; {path} has "
-                         f"features of {differ[1]}: codes and figures mean nothing on another kind of features; make "
-                         f"both with one {'--backend and --model' if modality == 'text' else 'encoder'}")
+                         f"features of {differ[1]}: codes and results mean nothing on another kind of features; "
+                         f"use features for both made with one {'--backend and --model' if modality == 'text' else 'encoder'}")
     return lines
 
 
 def nothing_shared(task, direction, labeled, tested):
-    """Line where a head was trained on codes none of which occurs in what it is tested on; None otherwise.
+    """A warning if a head was trained on codes none of which occurs in what it is tested on, else None.
 
     Args:
         task: its name.
@@ -185,8 +186,8 @@ def nothing_shared(task, direction, labeled, tested):
         return None
     where = "" if labeled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
     return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}: the "
-            "head is tested on codes that it never saw, and transfers no more than these lie near to those that it "
-            "knows; pretrain longer or with --recipe shared (docs/defaults.md), and see whether the features of a clip "
+            "head is tested on codes that it never saw, and transfers only as far as these lie near codes that it "
+            "knows; pretrain longer or with --recipe shared (docs/decisions.md), and check that the features of a clip "
             "belong together")
 
 

@@ -54,5 +54,5 @@ class Progress:
 
     def finish(self):
         """The training is done and its results are written: the file is not needed any more."""
-        with as_input_error(self.path, "choose another place with --results"):
+        with as_input_error(self.path, "choose another path with --results"):
             self.path.unlink(missing_ok=True)

@@ -78,7 +78,8 @@ def evaluate(task, pretrained, variants, settings, output):
               for role in ("test", "val") if PartKey(role, control, target, choice) in parts}
         part, held = task.training(parts[PartKey("train", control, source, choice)])
         for seed in settings.seeds:
-            head_runs[HeadKey(control, source, choice, seed)] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
+            key = HeadKey(control, source, choice, seed)
+            head_runs[key] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
     pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
                                   for item in v.choices.items())))
     first_epoch, refresh, averaged = 0, None, None
@@ -257,7 +258,7 @@ def _save(path, measurement, **arrays):
         path = path.with_stem(f"{path.stem}-{measurement}")
     arrays["measurement"] = measurement
     remove_leftovers(path.parent, path.name)
-    with atomic_output(path, remedy="choose another place with --results") as file:
+    with atomic_output(path, remedy="choose another path with --results") as file:
         np.savez_compressed(file, **arrays)
 
 

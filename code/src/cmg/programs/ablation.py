@@ -79,7 +79,7 @@ def show(rows, study, system):
         for row in tables.collect(measured.get(row_name(arguments), []), "last"):
             parts = {title: "-" if name in arguments else "x" for name, title in titles.items()}
             entries.append(parts | {"row": row_name(arguments), "mean": results.show(row.mean),
-                            "columns": str(len(row.figures))}
+                            "columns": str(len(row.values))}
                            | {cell: results.show(row.cells.get(cell, [])) for cell in tables.CELLS})
     columns = [*(titles.values() if study in "23" else ["row"]), *tables.CELLS, "mean", "columns"]
     return "\n\n".join([results.render(entries, columns), results.render(entries, columns, "markdown")])

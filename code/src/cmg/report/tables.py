@@ -25,11 +25,11 @@ class Cell:
 CELLS = {                        # column -> Cell
     f"{entry.label} {source[0].upper()}>{target[0].upper()}": Cell(entry.name, entry.column, source, target)
     for entry in TASKS.values() if entry.column for source, target in entry.directions.values()}
-PUBLISHED = {}                   # row -> column -> figure
+PUBLISHED = {}                   # row -> column -> value
 for _entry in (entry for entry in TASKS.values() if entry.column):
-    for _row, _figures in _entry.published.items():
+    for _row, _values in _entry.published.items():
         PUBLISHED.setdefault(_row, {}).update(zip(
-            (column for column, cell in CELLS.items() if cell.task == _entry.name), _figures, strict=True))
+            (column for column, cell in CELLS.items() if cell.task == _entry.name), _values, strict=True))
 
 ABOUT = (f"Columns: {', '.join(f'{entry.label} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
          "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
@@ -43,19 +43,19 @@ class Row:
     """One row of the table."""
 
     name: str
-    figures: dict                               # column -> run (checkpoint, seed) -> figure
+    values: dict                               # column -> run (checkpoint, seed) -> value
     key: tuple = ()                             # of `row_key`; rows of this table
     seeds: tuple = ()
     checkpoints: tuple = field(default=())
 
     @property
     def cells(self):
-        """Column -> its figures, one per run."""
-        return {column: list(of_runs.values()) for column, of_runs in self.figures.items()}
+        """Column -> its values, one per run."""
+        return {column: list(of_runs.values()) for column, of_runs in self.values.items()}
 
     @property
     def runs(self):
-        """What the figures of a column are of: seeds of heads, and pretraining runs if there are several."""
+        """What the values of a column are of: seeds of heads, and pretraining runs if there are several."""
         count = len(self.checkpoints)
         return " ".join(map(str, self.seeds)) + (f" x {count} checkpoints" if count > 1 else "")
 
@@ -63,7 +63,7 @@ class Row:
     def mean(self):
         """Mean over the measured columns, one for each run that has them all; where none has, the one of the columns'
         means; empty without columns."""
-        columns = list(self.figures.values())
+        columns = list(self.values.values())
         complete = [run for run in columns[0] if all(run in column for column in columns)] if columns else []
         if columns and not complete:
             return [sum(mean_std(column.values())[0] for column in columns) / len(columns)]
@@ -154,18 +154,18 @@ def collect(rows, selection, control=None, field="value"):
     table = []
     for number, group in frame.sort_values("seed", kind="stable").groupby("number"):
         key = keys[number]
-        figures = {column: dict(zip(zip(of_column["checkpoint"], of_column["seed"]), of_column[field]))
+        values = {column: dict(zip(zip(of_column["checkpoint"], of_column["seed"]), of_column[field]))
                    for column, of_column in group.groupby("column", sort=False)}
-        table.append(Row(short[key], figures, key, tuple(group["seed"].unique().tolist()),
+        table.append(Row(short[key], values, key, tuple(group["seed"].unique().tolist()),
                          tuple(group["checkpoint"].unique())))
     return table
 
 
 def chance(rows):
     """The row of guesses that ignore their input."""
-    figures = {column_of(row): {None: row["chance"]} for row in rows if row["control"] is None and row["chance"]
+    values = {column_of(row): {None: row["chance"]} for row in rows if row["control"] is None and row["chance"]
                is not None}
-    return Row("chance", {column: of_runs for column, of_runs in figures.items() if column})
+    return Row("chance", {column: of_runs for column, of_runs in values.items() if column})
 
 
 def all_rows(rows):
@@ -178,17 +178,17 @@ def all_rows(rows):
     table += [replace(row, name=f"{row.name}, untrained control (last)")
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
-    table += [Row(name, {column: {None: figure} for column, figure in figures.items()})
-              for name, figures in PUBLISHED.items() if not rows or not is_own(rows)]
+    table += [Row(name, {column: {None: value} for column, value in values.items()})
+              for name, values in PUBLISHED.items() if not rows or not is_own(rows)]
     return table
 
 
 def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
-    def cell(figures):
-        return show(figures) if form != "csv" else "" if not figures else f"{mean_std(figures)[0]:.2f}"
+    def cell(values):
+        return show(values) if form != "csv" else "" if not values else f"{mean_std(values)[0]:.2f}"
     cells = cells_of(rows)
-    entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.figures) or ""), "seeds": row.runs}
+    entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.values) or ""), "seeds": row.runs}
                | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
     table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
     about = "" if rows and is_own(rows) else f"{ABOUT}\n"
@@ -206,9 +206,9 @@ class Choice:
 
 
 def choose(rows):
-    """The checkpoint with the best AVE accuracy on the VALIDATION split (tested modality); None without such figures.
+    """The checkpoint with the best AVE accuracy on the VALIDATION split (tested modality); None without such values.
 
-    It never sees a test clip, unlike the choice by test figures that the papers report.
+    It never sees a test clip, unlike the choice by test values that the papers report.
     """
     rows = distinguish(rows)
     validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] == "ave"]

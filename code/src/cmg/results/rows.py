@@ -40,7 +40,7 @@ DIGITS = 6                  # of a hash, in tables
 
 CAPTIONS = {
     "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
-               "from counts pooled over the whole set (the published program averages batches: not the same figures).",
+               "from counts pooled over the whole set (the published program averages batches: not the same values).",
     "released": "Protocol released, as the published program: dropout stays on in the frozen encoder while the head "
                 "trains, AVE on its TRAINING clips, precision and recall averaged over batches of 80 clips, F1 from "
                 "these averages (pooled counts differ), fewer epochs after a later checkpoint.",
@@ -89,7 +89,7 @@ class Output:
 
     @property
     def record_name(self):
-        """Tells calls with other options or data apart."""
+        """Name of the record; calls with other options or data have another."""
         return Path(self.record).stem
 
     def beside(self, name):
@@ -98,7 +98,7 @@ class Output:
 
 
 def append(path, row):
-    """Add one line. Concurrent writers are kept apart by a lock, and a line is written in one call.
+    """Append one line, under a lock and in one write, so that concurrent writers do not mix.
 
     Raises:
         ValueError: `row` lacks a key or has a value that no table could show (a mistake of ours, not of the user).
@@ -117,7 +117,7 @@ def append(path, row):
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another place "
+        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another path "
                          "with --results; what was there before is untouched") from error
 
 
@@ -212,7 +212,7 @@ def read(path):
                              "line") from error
         problem = find_problem(row)
         if problem:
-            raise InputError(f"{path}: line {number}: {problem}; remove or mend this line")
+            raise InputError(f"{path}: line {number}: {problem}; remove or correct this line")
         rows[identity(row)] = row
     if not rows:
         raise InputError(f"{path}: no results in it; expected one JSON object per line; run a task script first")
@@ -334,7 +334,7 @@ def tabulate(rows):
 
 
 def caption(rows):
-    """What the table's figures are: the tasks and protocols that occur in it, and the columns."""
+    """What the table's values are: the tasks and protocols that occur in it, and the columns."""
     heads = {row["protocol"] for row in rows if row["task"] != "avs"}
     parts = [CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in heads] + [NOTES] * bool(heads)
     return " ".join(parts + [SEGMENTATION] * any(row["task"] == "avs" for row in rows))
