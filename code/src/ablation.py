@@ -1,4 +1,5 @@
-"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): a pretraining run and an evaluation for each row."""
+"""Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): a pretraining run and an evaluation for each
+row."""
 
 from cmg.cli import local_paths
 from cmg.programs import ablation

@@ -1,4 +1,5 @@
-"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the codes."""
+"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the
+codes."""
 
 from cmg.cli import local_paths
 from cmg.programs import toc

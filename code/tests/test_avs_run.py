@@ -323,7 +323,7 @@ def test_stored_network_is_the_trained_one(trained, tree):
     ("settings", {"backbone": "small", "code_dim": 16, "channels": "many"}), ("direction", "xy")])
 def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, entry, value):
     edited = edit(trained, tmp_path, **{entry: value})
-    with pytest.raises(InputError, match=r"last.pth: invalid settings of a network \(.*expected a file of train.py") as found:
+    with pytest.raises(InputError, match=r"last.pth: invalid settings of a network \(.*a file of train.py") as found:
         network_files.load(*edited, files.sha256(tree / "encoder0.pt"), [torch.zeros(4, 16)])
     assert "\n" not in str(found.value)
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from cmg.systems.base import Codes
     from cmg.utils.errors import InputError
 
-__all__ = ["Codes", "Encoder", "Head", "InputError", "RetrievalResult", "Transfer", "build_demo", "clip_class", "export",
-           "fit_head", "load", "open_task", "pretrain", "push", "retrieve", "transfer"]
+__all__ = ["Codes", "Encoder", "Head", "InputError", "RetrievalResult", "Transfer", "build_demo", "clip_class",
+           "export", "fit_head", "load", "open_task", "pretrain", "push", "retrieve", "transfer"]
 
 
 def __getattr__(name):

@@ -64,7 +64,7 @@ class Task:
     train: dict[str, Clips]                      # modality -> labeled clips on which a head may be trained
     test: dict[str, Clips]                       # modality -> clips on which any head is tested
     val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips that may choose an epoch, if there are
-    contents: dict[str, Any] = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint of what was opened
+    contents: dict[str, Any] = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint
     label_key = "label"                          # entry of an item that goes with its codes
 
     @property

@@ -68,11 +68,11 @@ class TaskEntry:
     parts: Callable[..., list[Split]]       # (short name -> Path, modalities, protocol) -> list of Part
     optional: tuple[str, ...] = ()
     prompts: str | None = None      # file of the class prompts' word vectors; None: no direction with text
-    modalities: tuple[str, ...] = ("video", "audio")        # that a direction may name, in the order of evaluate.py's pairs
+    modalities: tuple[str, ...] = ("video", "audio")        # of directions, in evaluate.py's order
     always: tuple = ()              # modalities that every direction reads, named by it or not
     column: str | None = None       # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
-    published: dict[str, tuple[float, ...]] = field(default_factory=dict)       # row of that table -> figures in the order of `directions`
-    settings: type[Any] | None = None       # dataclass of arguments of this task alone, which its class gets as `settings`
+    published: dict[str, tuple[float, ...]] = field(default_factory=dict) # row -> values by direction
+    settings: type[Any] | None = None       # dataclass of arguments of this task, passed to its class
     task: Callable[..., Task] = Task
     evaluate: Callable[..., list[dict[str, Any]]] = run.evaluate
 
@@ -198,7 +198,8 @@ def own_task(name, head, best_by, train, **parts):
     return Task(name, head, best_by, train, **parts)
 
 
-OPEN_SET: dict[str, Any] = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings, "task": open_set.OpenSet}
+OPEN_SET: dict[str, Any] = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings,
+                            "task": open_set.OpenSet}
 ENTRIES = (
     TaskEntry(
         "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",

@@ -24,13 +24,14 @@ class TocRatios:
 class TocSettings(TocRatios):
     """Settings of TOC in downstream tasks."""
 
-    choose_channel: tuple[int, ...] | None = setting(None, "TOC: number of channels to keep of each codebook (default: TOC is off); "
-                                    "several numbers are a sweep", type=int, nargs="+", metavar="S")
-    toc_preset: tuple[str, ...] | None = setting(None, "TOC: off; fixed: 196 of 256 channels; released: the published settings of each "
-                                "task and direction (the published scripts also set --n_epoch 50 for ave and 100 for "
-                                "the others, which this flag does not; directions without a setting are skipped); "
-                                "several values give one row each (default: off)", nargs="+",
-                                choices=("off", "fixed", "released"))
+    choose_channel: tuple[int, ...] | None = setting(
+        None, "TOC: number of channels to keep of each codebook (default: TOC is off); several numbers are a sweep",
+        type=int, nargs="+", metavar="S")
+    toc_preset: tuple[str, ...] | None = setting(
+        None, "TOC: off; fixed: 196 of 256 channels; released: the published settings of each task and direction "
+        "(the published scripts also set --n_epoch 50 for ave and 100 for the others, which this flag does not; "
+        "directions without a setting are skipped); several values give one row each (default: off)", nargs="+",
+        choices=("off", "fixed", "released"))
 
 
 @dataclass(frozen=True)

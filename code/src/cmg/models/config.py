@@ -180,8 +180,8 @@ class Config:
         return with_numbers(self, {}, modalities)
 
     @classmethod
-    def for_data(cls, modalities: Mapping[str, Sequence[int]] | Sequence[str], audio_dim: int = 128, video_dim: int = 512,
-                 text_dim: int = 768, **sizes: Any) -> "Config":
+    def for_data(cls, modalities: Mapping[str, Sequence[int]] | Sequence[str], audio_dim: int = 128,
+                 video_dim: int = 512, text_dim: int = 768, **sizes: Any) -> "Config":
         """Config for given data.
 
         Args:

@@ -253,11 +253,13 @@ def weight_argument(text: str) -> tuple[str, float]:
 class Options:
     """Settings that all systems have. A system adds its own in a subclass; each is an argument of pretrain.py."""
 
-    without: tuple[str, ...] = setting((), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with "
-                             "weight 0, and other parts; an unknown name lists those of the system")
-    weights: tuple[tuple[str, float], ...] = setting((), "weights of losses in the total, by their names in the log without the modality, such "
-                             "as cpc=0.5 contrast=3; an unknown name lists those of the system", type=weight_argument,
-                             nargs="+", action="extend", metavar="KIND=W")
+    without: tuple[str, ...] = setting(
+        (), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight 0, and other "
+        "parts; an unknown name lists those of the system")
+    weights: tuple[tuple[str, float], ...] = setting(
+        (), "weights of losses in the total, by their names in the log without the modality, such as cpc=0.5 "
+        "contrast=3; an unknown name lists those of the system", type=weight_argument, nargs="+", action="extend",
+        metavar="KIND=W")
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ class Config(sizes.Config):
 class Options(base.CodebookOptions):
     """How CoDAAR is trained."""
 
-    cascade_order: tuple[str, ...] = setting(("text", "audio", "video"), "CoDAAR: order in which the segments of a row are "
-                                   "replaced by the mean of all; the first becomes the plain mean, the last changes "
-                                   "least", choices=SEGMENTS)
+    cascade_order: tuple[str, ...] = setting(
+        ("text", "audio", "video"), "CoDAAR: order in which the segments of a row are replaced by the mean of all; "
+        "the first becomes the plain mean, the last changes least", choices=SEGMENTS)
 
     def __post_init__(self):
         if sorted(self.cascade_order) != sorted(SEGMENTS):

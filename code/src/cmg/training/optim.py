@@ -27,10 +27,11 @@ class OptimConfig:
     lr: float = setting(4e-4, "learning rate")
     schedule: str = setting("drops", "learning rate schedule: halved at the epochs --lr_drops, cosine decay to 0 at "
                             "the end of the run, or constant", choices=("drops", "cosine", "constant"))
-    lr_drops: tuple[int, ...] = setting(LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate", type=int)
+    lr_drops: tuple[int, ...] = setting(
+        LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate", type=int)
     warmup: int = setting(0, "steps of linear learning rate warmup", type=int, metavar="STEPS")
-    weight_decay: float | None = setting(None, "weight decay (default: 0; adamw: 0.01)", flags=("--weight_decay", "--wd"),
-                                  type=not_negative)
+    weight_decay: float | None = setting(
+        None, "weight decay (default: 0; adamw: 0.01)", flags=("--weight_decay", "--wd"), type=not_negative)
     clip_gradient: float = setting(0.5, "maximum gradient norm of each parameter group")
     mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)", type=not_negative)
 

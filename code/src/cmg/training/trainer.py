@@ -41,15 +41,18 @@ class RunSettings:
     seed: int = setting(43, "random seed (published: 43)")
     batch_size: int = setting(80, "clips per step, over all processes", flags=("-b", "--b", "--batch_size"),
                               type=positive)
-    n_epoch: int | None = setting(None, "number of epochs (default: as published)", type=positive, affects_results=False)
+    n_epoch: int | None = setting(
+        None, "number of epochs (default: as published)", type=positive, affects_results=False)
     max_steps: int | None = setting(None, "stop after this many steps", type=positive, affects_results=False)
     start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
     print_freq: int = setting(50, "steps between lines of the log", type=positive, affects_results=False)
     save_freq: int = setting(1, "epochs between checkpoints", type=positive, affects_results=False)
-    save_every_steps: int | None = setting(None, "also save a checkpoint within the epoch, every so many steps (default: off)",
-                                    type=positive, affects_results=False)
-    keep: int | None = setting(None, "number of newest checkpoints of this run to keep (default: one per epoch, and the last "
-                        "two within epochs)", type=positive, affects_results=False)
+    save_every_steps: int | None = setting(
+        None, "also save a checkpoint within the epoch, every so many steps (default: off)", type=positive,
+        affects_results=False)
+    keep: int | None = setting(
+        None, "number of newest checkpoints of this run to keep (default: one per epoch, and the last two within "
+        "epochs)", type=positive, affects_results=False)
     on_save_error: str = setting("stop", "if a checkpoint cannot be written, for example on a full disk: stop, or "
                                  "continue and save the next one", choices=("stop", "continue"), affects_results=False)
     save_dtype: str = setting("float32", "dtype of saved tensors; published files have float64. Never less than the "

@@ -3,10 +3,10 @@
 A global batch is cut over the processes in order. Every loss is computed in full by each of them, its gradient flowing
 into the clips that the process holds; the sum of all processes' parameter gradients is the gradient of one process with
 the whole batch. What a step needs of the whole batch goes through the functions below: gathered features for the
-contrastive losses and for CLUB's permutation, sums for the codebook's moving averages, and parameter gradients, added up
-while the backward pass still runs. Random draws come from generators with the same seed everywhere (cmg/models/random.py),
-dropout from a generator of each process. Weights, optimizer states and codebooks therefore stay equal on all processes
-without ever being sent.
+contrastive losses and for CLUB's permutation, sums for the codebook's moving averages, and parameter gradients, added
+up while the backward pass still runs. Random draws come from generators with the same seed everywhere
+(cmg/models/random.py), dropout from a generator of each process. Weights, optimizer states and codebooks therefore stay
+equal on all processes without ever being sent.
 
 Without a process group every function is the identity.
 """

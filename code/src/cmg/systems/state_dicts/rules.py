@@ -22,8 +22,8 @@ EXTRA_SECTION = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
-# Classes whose parameters have published names. Those of any other class, a subclass with the same attribute names too,
-# are stored under our names: they are not what a published program would take them for.
+# Classes whose parameters have published names. Those of all other classes, including subclasses with the same attribute
+# names, are stored under our names, because published programs would misinterpret them.
 PUBLISHED_CLASSES = {f"cmg.{name}" for name in (
     "losses.club.CLUB", "losses.cross_cpc.CrossCPC", "models.codebook.Codebook", "models.decoders.LinearDecoder",
     "models.decoders.MapDecoder", "models.encoders.LinearSpecificEncoder", "models.encoders.MapSemanticEncoder",
@@ -127,12 +127,12 @@ def layout(system, config):
 
 
 def _is_published(system, name):
-    """Is every module on the way to a tensor, torch's own aside, of a class whose parameters have published names?"""
+    """Whether all modules on the path to a tensor, except for torch's own, are of PUBLISHED_CLASSES."""
     module = system
     for part in name.split(".")[:-1]:
         module = getattr(module, part)
-        kind = type(module)
-        if not kind.__module__.startswith("torch.") and f"{kind.__module__}.{kind.__qualname__}" not in PUBLISHED_CLASSES:
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        if not kind.startswith("torch.") and kind not in PUBLISHED_CLASSES:
             return False
     return True
 
