@@ -2,15 +2,18 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 from cmg.data.archive import read_zip
+from cmg.data.clips import Paths
 from cmg.data.csv import read_header, read_table
 from cmg.data.features import SHAPES, check_clip
 from cmg.data.text import TextFeatures, read_prompts
@@ -81,7 +84,7 @@ def read_image(path, mode, size):
         raise InputError(f"{path}: not a whole picture ({error}); unpack it again") from error
 
 
-class S4(Dataset):
+class S4(Dataset[dict[str, Any]]):
     """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalized, "masks" (1 or 5, S, S) float32 in {0, 1}
     (one in train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
 
@@ -98,7 +101,8 @@ class S4(Dataset):
             without a sentence, a sentence without word vectors.
     """
 
-    def __init__(self, paths, split, size=224, modalities=("audio", "text"), name=NAME):
+    def __init__(self, paths: Paths, split: str, size: int = 224, modalities: Sequence[str] = ("audio", "text"),
+                 name: str = NAME) -> None:
         rows = read_list(paths["csv"])
         self.classes = sorted({row.category for row in rows})       # of the whole list: the same numbers in all splits
         rows = [row for row in rows if row.split == split]
@@ -114,14 +118,14 @@ class S4(Dataset):
         self._require_files()
         self.words = self._read_words() if "text" in self.modalities else None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def picture(self, kind, i, k):
+    def picture(self, kind: str, i: int, k: int) -> Path:
         """Path of the k-th (1..5) frame or mask of clip i."""
         return self.paths[kind] / self.split / self.categories[i] / self.ids[i] / f"{self.ids[i]}_{k}.png"
 
-    def sound(self, i):
+    def sound(self, i: int) -> Path:
         """Path of the audio features of clip i."""
         return self.paths["audio"] / self.split / "zip" / self.categories[i] / f"{self.ids[i]}.zip"
 
@@ -145,11 +149,11 @@ class S4(Dataset):
         features = TextFeatures(self.paths["text"])
         return features.vectors[features.indices([prompts[name] for name in self.classes])]
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         frames = np.stack([read_image(self.picture("frames", i, k), "RGB", self.size) for k in range(1, SECONDS + 1)])
-        frames = (frames.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
-        masks = [read_image(self.picture("masks", i, k), "L", self.size) for k in range(1, self.num_masks + 1)]
-        masks = np.stack(masks)
+        frames = (frames.astype(np.float32) / 255 - np.asarray(MEAN, np.float32)) / np.asarray(DEVIATION, np.float32)
+        masks = np.stack([read_image(self.picture("masks", i, k), "L", self.size)
+                          for k in range(1, self.num_masks + 1)])
         item = {"frames": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
                 "masks": (masks >= FOREGROUND).astype(np.float32), "category": self.numbers[i], "number": i,
                 "greys": int(((masks != 0) & (masks != 255)).sum())}
@@ -157,14 +161,14 @@ class S4(Dataset):
             item["audio"] = self.read_sound(i)
         return item
 
-    def read_sound(self, i):
+    def read_sound(self, i: int) -> NDArray[Any]:
         """Audio features of clip i, (5, ...) float32: the last second repeated, or the first five kept."""
         path = self.sound(i)
         feature = check_clip(read_zip(path), self.sound_shapes, SECONDS, path, "the first sound")
         self.sound_shapes = (feature.shape[1:],)
         return feature
 
-    def queries(self):
+    def queries(self) -> dict[str, torch.Tensor]:
         """What the queries of all clips are made of: {"audio" (n, 5, ...), "category" (n,)} tensors."""
         inputs = {"category": torch.tensor(self.numbers)}
         if "audio" in self.modalities:
