@@ -168,7 +168,8 @@ def other_features(checkpoint, recorded, paths):
         if differ:
             lines.append(f"warning: {checkpoint}: pretrained on {modality} features of {differ[0]}; {path} has "
                          f"features of {differ[1]}: codes and results mean nothing on another kind of features; "
-                         f"use features for both made with one {'--backend and --model' if modality == 'text' else 'encoder'}")
+                         "use features for both made with one "
+                         f"{'--backend and --model' if modality == 'text' else 'encoder'}")
     return lines
 
 

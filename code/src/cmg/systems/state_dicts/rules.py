@@ -22,8 +22,8 @@ EXTRA_SECTION = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
 DECODER = "Decoder_parameters"
-# Classes whose parameters have published names. Those of all other classes, including subclasses with the same attribute
-# names, are stored under our names, because published programs would misinterpret them.
+# Classes whose parameters have published names. Those of all other classes, including subclasses with the same
+# attribute names, are stored under our names, because published programs would misinterpret them.
 PUBLISHED_CLASSES = {f"cmg.{name}" for name in (
     "losses.club.CLUB", "losses.cross_cpc.CrossCPC", "models.codebook.Codebook", "models.decoders.LinearDecoder",
     "models.decoders.MapDecoder", "models.encoders.LinearSpecificEncoder", "models.encoders.MapSemanticEncoder",
