@@ -184,9 +184,9 @@ def pretrain(opts):
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, rng)
 
     if not loaded and system.config.standardize == "channel":
-        state = generator.get_state()           # the pass draws sentences, too; the run draws its own
+        before = generator.get_state()          # the pass draws sentences, too; the run draws its own
         system.encoder.standardize(channel_statistics(batches, len(data), system.config))
-        generator.set_state(state)
+        generator.set_state(before)
     if opts.evaluate:
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)
         return None
