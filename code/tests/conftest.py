@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts/avs_s4")]
 sys.path += [str(path) for path in sorted(TESTS.iterdir()) if path.is_dir() and path.name != "golden"]
 torch.set_num_threads(1)
-RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "mask"))
+RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
