@@ -85,7 +85,7 @@ def test_features_of_another_kind_are_said_once(run, demo_data, tmp_path, caplog
     found = [line for line in measure(ave, demo_data, file_of(run), tmp_path / "run", *flags)
              if "pretrained on" in line]
     assert len(found) == 1 and "pretrained on audio features of logmel;" in found[0]
-    assert f"{places['audio']} has features of vggish audioset: " in found[0] and "make both with one" in found[0]
+    assert f"{places['audio']} has features of vggish audioset: " in found[0] and "with the same encoder" in found[0]
     assert found[0] in [line["message"] for _, line in run_files.read_run(tmp_path / "run").warnings]
     caplog.clear()
     evaluate.main([str(file_of(run)), "--data_root", str(demo_data), "--gpu", "cpu", "--in_memory", "--n_epoch", "1",
@@ -161,10 +161,10 @@ def test_a_damaged_description_in_a_checkpoint_is_one_line(run, tmp_path):
     with pytest.raises(InputError, match="entry 'features' is a dict of other things"):
         checkpoint.open_file(tmp_path / "x.pt")
     checkpoint.save(tmp_path / "old.pt", {name: value for name, value in contents.items() if name != "features"})
-    assert checkpoint.open_file(tmp_path / "old.pt").features is None          # of before this was kept: silent
+    assert checkpoint.open_file(tmp_path / "old.pt").feature_origins is None          # of before this was kept: silent
     published = {name: value for name, value in contents.items() if name not in ("features", "config", "run")}
     checkpoint.save(tmp_path / "published.pt", published)
-    assert checkpoint.open_file(tmp_path / "published.pt").features == {"audio": None, "video": None, "text": None}
+    assert checkpoint.open_file(tmp_path / "published.pt").feature_origins == {"audio": None, "video": None, "text": None}
 
 
 def test_check_reads_the_notes_of_an_extraction(demo_data, tmp_path):

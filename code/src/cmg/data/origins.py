@@ -166,10 +166,10 @@ def other_features(checkpoint, recorded, paths):
             continue
         differ = difference(recorded[modality], describe(path, modality))
         if differ:
+            made_with = "--backend and --model" if modality == "text" else "encoder"
             lines.append(f"warning: {checkpoint}: pretrained on {modality} features of {differ[0]}; {path} has "
                          f"features of {differ[1]}: codes and results mean nothing on another kind of features; "
-                         "use features for both made with one "
-                         f"{'--backend and --model' if modality == 'text' else 'encoder'}")
+                         f"extract features with the same {made_with}")
     return lines
 
 
