@@ -44,9 +44,8 @@ def walk(preset, parser, build, argv, local):
     print(f"1/4  data in {opts.data_root}", flush=True)
     build(own, opts.data_root)
     print("2/4  pretraining without labels", flush=True)
-    pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)
+    checkpoint = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)
     print("3/4  heads on one modality, tested on another", flush=True)
-    checkpoint = opts.model_save_path / SYSTEMS[own.system].file(opts.modalities, opts.n_epoch - 1)
     evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)], local)
     from cmg.report import page, pictures  # here, because --help needs no Matplotlib
     print("4/4  pictures and report", flush=True)
