@@ -96,7 +96,7 @@ def main(argv, local):
         name = row_name(arguments)
         print(f"{number}/{len(rows)}  {name}", flush=True)
         saved = opts.checkpoint_root / f"ablation-{own.study}" / name
-        last = pretrain.train([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
+        last = pretrain.main([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
                                "--snapshot_pref", str(folder / name)], local)
         evaluate.main([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                        *map(str, own.seeds), "--snapshot_pref", str(folder)], local)
