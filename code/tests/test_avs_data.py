@@ -136,7 +136,7 @@ def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):  # noqa
     with pytest.raises(InputError, match="other scenes"):
         demo_scenes.build(tree, DATA_PATHS, seed=5)
     (tmp_path / "AVSBench").mkdir()
-    with pytest.raises(InputError, match="no demo"):
+    with pytest.raises(InputError, match="is not a demo"):
         demo_scenes.build(tmp_path, DATA_PATHS)
     (tmp_path / "AVSBench").rmdir()
     with pytest.raises(InputError, match="demo.sh"):

@@ -94,7 +94,7 @@ def test_every_pair_is_predicted_and_every_term_is_there(modalities):
     report = trainer_of("dcid", shapes).step(batch_of(shapes, 4), 0)
     assert sum(name.startswith("cpc_accuracy") for name in report.metrics) == len(modalities) ** 2
     assert {f"{m}_{kind}" for m in modalities for kind in ("recon", "commit", "club")} <= report.losses.keys()
-    assert {f"{m.capitalize()}_mi_net_parameters" for m in modalities} == report.likelihoods.keys()
+    assert {f"{m}_club" for m in modalities} == report.likelihoods.keys()
 
 
 def test_the_order_of_modalities_is_fixed():
@@ -183,7 +183,7 @@ def test_a_config_is_plain_values_and_comes_back():
     for shapes, words in (({"audio": [0], "video": [8]}, "audio: features of shape (0,)"),
                           ({"audio": ["9"]}, "shapes = "), ({"text": [9], "audio": [9]}, "('text', 'audio')"),
                           ({"audio": [9], "video": [6, 4, 2]}, "video: maps of 6 x 4 positions; expected at least 5"),
-                          ({"audio": [9, 9]}, "audio: features of shape (9, 9), tokens; a vector or a map")):
+                          ({"audio": [9, 9]}, "audio: features of shape (9, 9), tokens; expected a vector or a map")):
         with pytest.raises((ValueError, AssertionError), match=re.escape(words)):
             Config.from_dict(stored | {"shapes": shapes})
     with pytest.raises(ValueError, match="map_widths = 3"):
@@ -239,7 +239,7 @@ def test_maps_that_are_too_small_are_refused(tmp_path):
     zips_of(tmp_path, (7, 4, 3))
     text = message(Clips, "set", ("video",), ["one"], {"video": tmp_path})
     assert str(tmp_path) in text and "maps of 7 x 4 positions; expected at least 5 x 5" in text
-    assert "video: maps of 4 x 7 places" in message(Config.for_data, {"audio": (3,), "video": (4, 7, 9)})
+    assert "video: maps of 4 x 7 positions" in message(Config.for_data, {"audio": (3,), "video": (4, 7, 9)})
 
 
 def test_kinds_that_are_declared_are_held_to(tmp_path):

@@ -158,8 +158,8 @@ def test_draws_are_copied_without_waiting(system, epoch, masked, monkeypatch):
     if masked:
         batch["mask"] = torch.ones(4, 10, dtype=torch.bool, device="meta")
     with Waiting() as waiting:
-        outputs, _ = model.training_pass(model.features(batch), epoch, trainer.rng, lambda names: None)
-        trainer._losses(outputs, epoch)
+        outputs, _ = model.training_pass(model.features(batch), epoch, trainer.rng, Mock())
+        trainer.losses(outputs, epoch)
     assert not [line for line in waiting.lines if "generator=self.generator" not in line]
     with Waiting() as waiting:
         torch.ones(2).to("meta")
