@@ -88,7 +88,7 @@ def test_a_folder_that_an_earlier_version_exported_is_read(shared, copy):
 def test_the_card_says_what_was_measured(shared):
     text = (shared / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: cmg\n") and "61.5" in text and "H-DCID" in text and "seed 43" in text
-    assert "<b>" not in text and "&lt;b>" in text
+    assert "<b>" not in text and "&#60;b>" in text
     assert f"(B, T, 7, 7, {json.loads((shared / 'config.json').read_text())['config']['shapes']['video'][-1]})" in text
 
 
