@@ -259,6 +259,7 @@ def _check_avs(report, title, clips):
     """Clips and classes of one split of AVSBench-S4; every clip is read."""
     report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, sounds and sentences")
     report.lines.append(_counts(title, Counter(clips.categories)))
+    report.left_out.append("copies across splits, and whether sounds and frames tell of the classes")
     bad = []
     for i in tqdm(range(len(clips)), f"checking {title}", unit="clip", disable=None, leave=False):
         try:
