@@ -67,9 +67,9 @@ def test_half_a_result_is_taken_back(tmp_path, monkeypatch):
     assert [row["seed"] for row in rows.read(path)] == [1, 2]
 
 
-def test_figures_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog):
+def test_metrics_on_a_full_disk_do_not_end_the_run(tmp_path, monkeypatch, caplog):
     run = RunLogger(tmp_path / "run", {})
     monkeypatch.setattr(json, "dumps", lambda line: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     for step in (1, 2):
         run.scalars(step, 0, {"losses": {"total": 1.0}, "metrics": {}})
-    assert caplog.text.count("figures cannot be written (No space left on device)") == 1
+    assert caplog.text.count("metrics cannot be written (No space left on device)") == 1

@@ -16,14 +16,18 @@ import torch
 
 from cmg.data import loader
 from cmg.data.loader import ClipLoader, WorkersLost
+from cmg.models.random import StepRandom
 from cmg.results import rows
+from cmg.systems.dcid import DCID
 from cmg.training.batches import Streamed
 from cmg.training.run_logger import restored_log, setup_logging
+from cmg.training.undo import undo_of
 from cmg.utils import console, errors, locks, signals
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_write, file_lock, remove_leftovers, temporary_name
 from conftest import ROOT
 from test_atomic import ROW
+from tiny import step_for
 
 SRC = ROOT / "code" / "src"
 FULL = "/dev/full"
@@ -222,6 +226,29 @@ def test_no_shared_memory_at_all(monkeypatch, caplog):
     monkeypatch.setattr(loader, "SHARED_MEMORY", "/nowhere/shm")
     found = ClipLoader(Clips(), 2, 3, persistent_workers=True)
     assert found.num_workers == 0 and len(list(found)) == 40 and "reading with 0" in caplog.text
+
+
+def test_a_step_that_broke_off_is_undone():
+    """A process that waits in vain for another saves what there was before the step, bit by bit."""
+    generator = torch.Generator().manual_seed(3)
+    system = DCID(DCID.Config.for_data(("audio", "video"), audio_dim=8, video_dim=8, num_codes=8, code_dim=8,
+                                       feed_forward=8, num_layers=1, num_heads=2)).train()
+    step = step_for(system, rng=StepRandom(generator))
+    batch = {"audio": torch.randn(4, 10, 8), "video": torch.randn(4, 10, 7, 7, 8)}
+
+    def state():
+        return {**system.state_dict(), "draws": generator.get_state(), "fitted": torch.tensor(system.initialized),
+                **{f"{n} {key}": value for n, of in step.optimizers.auxiliary.state_dict()["state"].items()
+                   for key, value in of.items()}}
+    step.step(batch, 0, 0)
+    before, undo = {name: value.clone() for name, value in state().items()}, undo_of(step)
+    step.before_update = lambda output: (_ for _ in ()).throw(RuntimeError("gloo: connection closed by peer"))
+    with pytest.raises(RuntimeError):
+        step.step(batch, 0, 1)
+    changed = [name for name, value in state().items() if not torch.equal(value, before[name])]
+    assert {"draws"} < set(changed) and any("codebook" in name for name in changed)
+    undo()
+    assert [name for name, value in state().items() if not torch.equal(value, before[name])] == []
 
 
 # ------------------------------------------------------------------------------------------- file systems and machines

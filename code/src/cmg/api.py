@@ -30,7 +30,7 @@ FilePath: TypeAlias = str | PathLike[str]
 Labeled: TypeAlias = tuple[str, Array, Array]          # modality, features, labels
 Clips: TypeAlias = tuple[str, Array] | Labeled         # modality, features, and classes where they are known
 
-BATCH = 64                      # clips encoded at once; changes no figure
+BATCH = 64                      # clips encoded at once; results do not depend on it
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
@@ -345,7 +345,7 @@ class Transfer:
     """What heads trained on one modality do on another, in percent.
 
     Attributes:
-        cross: metric -> a figure for each seed, after the last epoch.
+        cross: metric -> a value for each seed, after the last epoch.
         untrained: the same over an encoder with fresh weights: what the pretraining is worth.
         chance: metric -> a guess that ignores its input.
         curves: metric -> (seeds, epochs), of `cross`.

@@ -84,7 +84,7 @@ def read_rows(path):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({str(error)[:80]}); the report of an extraction is expected; check "
-                         "the disk, or remove the file to have its clips made again") from error
+                         "the disk, or remove the file to extract its clips again") from error
     lines = csv.reader(io.StringIO(text[:text.rfind("\n") + 1], newline=""))
     return {line[0]: Row(*line) for line in lines if len(line) == len(COLUMNS) and line != COLUMNS}
 

@@ -23,7 +23,7 @@ class Text:
 
     Args:
         text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
-        draws: cmg.models.random.StepRandom, by which each step has one of a clip's sentences; None: the first.
+        rng: cmg.models.random.StepRandom, which draws one of a clip's sentences in each step; None: the first.
         device, dtype: of the batches.
     """
 
@@ -38,7 +38,7 @@ class Text:
 
     def drawn(self, chosen):
         """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. It is called once a step, right before the
-        step: a resumed run goes on with the same draws, and worker processes that read ahead take no part."""
+        step: a resumed run continues with the same draws, and worker processes that read ahead make none."""
         rows = self.rows[chosen, self.rng.sentences(self.counts)[chosen]]
         return self.table[rows.to(self.table.device, non_blocking=True)]
 
@@ -69,7 +69,8 @@ class Resident:
                    dataset.seconds)
 
     def __call__(self, order, batch_size):
-        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "real" -> (B, T) bool.
+        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "mask" -> (B, T) bool, true in a
+        clip's own seconds.
 
         The last one may be smaller.
         """
@@ -99,7 +100,7 @@ class Streamed:
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         if self.loader is not None:
-            self.loader.require_workers()                   # of the epoch before, whose last batches need not be all
+            self.loader.require_workers()                   # of the epoch before
         loader = self.loader = ClipLoader(
             self.dataset, batch_size, self.workers, sampler=order.tolist(), pin_memory=self.device.type == "cuda",
             generator=torch.Generator())                    # its own: else it draws from dropout's

@@ -1,4 +1,4 @@
-"""A run's folder: the log, the resolved options, the figures over time; and the random state of a run."""
+"""A run's folder: the log, the resolved options, the metrics over time; and the random state of a run."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def set_random_state(state, generator):
 
 
 class _Console(logging.Handler):
-    """Prints log lines without tearing a progress bar. What cannot be printed is lost; the run goes on."""
+    """Prints log lines without tearing a progress bar. What cannot be printed is lost; the run continues."""
 
     def emit(self, record):
         text = clean(self.format(record))
@@ -251,7 +251,7 @@ class RunLogger:
 
     def _disk_is_full(self, error):
         if not self.is_full:
-            log.error("%s: figures cannot be written (%s); training continues without them, free space", self.folder,
+            log.error("%s: metrics cannot be written (%s); training continues without them, free space", self.folder,
                       error.strerror)
         self.is_full = True
 

@@ -5,8 +5,8 @@ whose reader has left:
 
 * control characters become blanks, so that no text moves the cursor or sets the title of a terminal, and what the
   locale's encoding does not have is written as an escape;
-* a reader that leaves (`| head`) ends the program without a word, as it ends others; a training goes on without output;
-* a disk that takes no more ends the program with one line; a training goes on.
+* a reader that leaves (`| head`) ends the program silently, as usual tools; a training continues without output;
+* a full disk ends the program with one line; a training continues.
 
 Valid Python 3.7, standard library alone.
 """
@@ -42,7 +42,7 @@ class Console(io.TextIOWrapper):
     Args:
         descriptor: 1 or 2.
         encoding: of the terminal.
-        survives: whether the program goes on when nothing can be written any more.
+        survives: whether the program continues when nothing can be written any more.
     """
 
     def __init__(self, descriptor, encoding, survives):
@@ -98,7 +98,7 @@ def open_console(survives):
     """Make `sys.stdout` and `sys.stderr` a `Console`, and see to it that no file takes their descriptors.
 
     Args:
-        survives: whether the program goes on when nothing can be written any more.
+        survives: whether the program continues when nothing can be written any more.
     """
     for descriptor in (INPUT, OUTPUT, ERRORS):
         try:

@@ -102,7 +102,7 @@ def run(main, several=False, survives=False):
     Args:
         main: the entry point; returns an exit code or None.
         several: whether several processes of torchrun may do this together.
-        survives: whether the program goes on when nothing can be printed any more, as a training does.
+        survives: whether the program continues when nothing can be printed any more, as a training does.
     """
     open_console(survives)
     try:

@@ -1,5 +1,5 @@
-"""What files of others may cost, in one place. Beyond it a reader refuses in one line; each stands far above what any
-published or own file needs.
+"""What files of others may cost. Beyond a limit a reader refuses in one line; each is far above what any published or
+own file needs.
 
 Valid Python 3.7, standard library alone.
 """
