@@ -69,8 +69,8 @@ class Resident:
                    dataset.seconds)
 
     def __call__(self, order, batch_size):
-        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "mask" -> (B, T) bool, true in a
-        clip's own seconds.
+        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "mask" -> (B, T) bool, true in
+        a clip's own seconds.
 
         The last one may be smaller.
         """
