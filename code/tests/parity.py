@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE),
+                str(HERE.parent / "AVSBench_downstream" / "avs_scripts" / "avs_s4")]
 
 import parity_avs  # noqa: E402
 import parity_codaar  # noqa: E402
