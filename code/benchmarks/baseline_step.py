@@ -2,7 +2,7 @@
 
 Every step of DCID in its published order, in the most literal form: channels-first convolutions, one modality and
 one code at a time, the attention whose weights are always 1, Adam tensor by tensor. In float64 it takes the time that
-the benchmarks compare with, and it gives the numbers of `cmg.training.step` (tests/test_speed_equal.py). It works on
+the benchmarks compare with, and it gives the numbers of `cmg.training.step` (test_speed_equal.py). It works on
 the parameters of a model of ours with one level and default settings, and is not meant to be improved.
 """
 

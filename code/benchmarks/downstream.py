@@ -4,7 +4,7 @@
 
 Codes as a frozen encoder of the published widths gives them (K = 400, D = 256, 10 seconds) are drawn at random: only
 their shapes matter. Eight clip heads with eight seeds are trained by cmg/downstream/fit_heads.py in one pass, as the
-scripts do, then each alone; both ways end with the same weights (tests/test_transfer.py).
+scripts do, then each alone; both ways end with the same weights (tests/downstream/test_transfer.py).
 """
 
 import argparse

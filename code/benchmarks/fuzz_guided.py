@@ -2,7 +2,7 @@
 atheris and runs as long as it is told.
 
     pip install atheris                                             # in an environment of its own
-    export PYTHONPATH=code/tests
+    export PYTHONPATH=code/tests:code/tests/extract:code/tests/models
     python code/benchmarks/fuzz_guided.py --minutes 10 --what all        # a line for each reader; findings lie in --out
     python code/benchmarks/fuzz_guided.py --what zip --one FILE          # read a finding again
 

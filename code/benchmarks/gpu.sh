@@ -19,6 +19,6 @@ for system in h_dcid fcid micu codaar; do
     step "$system" --system "$system" -b 80 --precision bf16 --steps 10
 done
 "$PYTHON" evaluate_all.py --json "$out/evaluate.json" 2>&1 | tee "$out/evaluate.log"
-"$PYTHON" -m pytest ../tests/test_devices.py ../tests/test_systems.py -q -k "cuda or waits" 2>&1 | tee "$out/tests.log"
+"$PYTHON" -m pytest ../tests/training/test_devices.py ../tests/systems/test_systems.py -q -k "cuda or waits" 2>&1 | tee "$out/tests.log"
 "$PYTHON" growth.py --widths published --precision bf16 --json "$out/growth.json" 2>&1 | tee "$out/growth.log"
 step compile -b 80 --precision bf16 --steps 10 --compile

@@ -117,7 +117,7 @@ def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
     """Train the heads of all `head_runs` in parallel, and measure each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator with the head's seed), gradient clipping and Adam state,
-    so that the result is exactly that of training it alone (tests/test_transfer.py); only matrix products are batched.
+    so that the result is exactly that of training it alone (test_transfer.py); only matrix products are batched.
     A head whose epoch has fewer steps waits for the others. In each step, heads are batched that have the same batch
     size, length of the clips (sentences have their own) and width of the codes.
 

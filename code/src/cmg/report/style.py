@@ -7,7 +7,7 @@ from pathlib import Path
 from cmg.models.config import in_order
 from cmg.utils.files import atomic_output
 
-# Distinguishable with any color vision (tests/test_pictures.py); the first three and WRONG are from Okabe and Ito.
+# Distinguishable with any color vision (test_pictures.py); the first three and WRONG are from Okabe and Ito.
 COLOR = {"audio": "#E69F00", "video": "#0072B2", "text": "#009E73"}
 MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", "text"): "#56B4E9",
          ("audio", "video", "text"): "#333333"}
