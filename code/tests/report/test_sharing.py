@@ -120,7 +120,7 @@ def test_by_its_name_on_the_hub(shared, monkeypatch):
     def refuse(*arguments, **more):
         raise ConnectionError("no network\nand more")
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(errors.InputError, match="^somebody/h_dcid: no such file or folder, and not available on the hub .*no network"):
+    with pytest.raises(errors.InputError, match="^somebody/h_dcid: no such file or .* the hub .*no network"):
         hub.load_encoder("somebody/h_dcid")
     with pytest.raises(errors.InputError, match="no such file"):
         hub.load_encoder("folder/absent.pt")                # a file's name is never looked up
