@@ -107,12 +107,15 @@ def compare_evaluation(worst, run, arrays, facts):
 def compare_training(worst, run, arrays, facts):
     """Training steps from the start state."""
     run.system.train()
+    optimizers = run.trainer.optimizers
+
+    def compare_and_clip():         # the gradients of the first step before they are clipped
+        run.compare_gradients(worst, "train gradient norms", facts["train_grad_norms_step0"])
+        del optimizers.clip_gradients
+        return optimizers.clip_gradients()
+    optimizers.clip_gradients = compare_and_clip
     for number, golden in enumerate(facts["train_steps"]):
-        if number == 0:             # the gradients before they are clipped
-            run.trainer.before_update = lambda report: run.compare_gradients(
-                worst, "train gradient norms", facts["train_grad_norms_step0"])
         report = run.trainer.step(run.batch, 0)
-        run.trainer.before_update = None
         run.compare_figures(worst, "train losses", report, golden, STEPPED)
         quantized = report.outputs.quantized
         for m in run.modalities:

@@ -88,7 +88,7 @@ def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):
                                                                              "total_step")})
     loaded = checkpoint.open_file(tmp_path / "FCID.pt")
     assert isinstance(loaded.system, FCID) and loaded.missing and loaded.system.config.num_layers == 1
-    with pytest.raises(InputError, match="has no CPC_parameters"):
+    with pytest.raises(InputError, match="lacks CPC_parameters"):
         pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid", "--n_embeddings",
                                              str(TINY["num_codes"])], LOCAL), tmp_path / "FCID.pt", SHAPES)
     with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; --system dcid"):

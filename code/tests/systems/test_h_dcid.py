@@ -187,7 +187,7 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
         assert torch.equal(ours.vectors, theirs.vectors) and torch.equal(ours.indices, theirs.indices)
     loaded = checkpoint.open_file(path)
     assert not loaded.complete and "CPC_2_parameters" in loaded.missing and rules.DECODER in loaded.missing
-    with pytest.raises(InputError, match=f"{path}: has no .*CPC_2_parameters"):
+    with pytest.raises(InputError, match=f"{path}: lacks .*CPC_2_parameters"):
         opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
                                         str(loaded.system.config.num_codes)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)

@@ -72,7 +72,7 @@ def test_a_file_without_the_added_layer_is_evaluated_and_not_resumed(monkeypatch
     monkeypatch.setitem(registry.SYSTEMS, "dcid", Student)
     loaded = checkpoint.open_file(tmp_path / "old.pt")
     assert loaded.missing == ["own_parameters.judge.weight", "own_parameters.judge.bias"]
-    with pytest.raises(InputError, match="has no own_parameters.judge.weight"):
+    with pytest.raises(InputError, match="lacks own_parameters.judge.weight"):
         pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--n_embeddings", str(TINY["num_codes"])], LOCAL),
                              tmp_path / "old.pt", SHAPES)
 
