@@ -4,6 +4,7 @@ head that was trained on one modality and tested on another."""
 import csv
 import json
 import pickle
+import shlex
 import wave
 import zipfile
 
@@ -226,7 +227,7 @@ def test_start_may_come_from_a_column(tmp_path):
     assert column == four != zero
 
 
-def test_from_videos_to_a_head_on_the_other_modality(tmp_path, small_model):
+def test_from_videos_to_a_head_on_the_other_modality(tmp_path, small_model, capsys):
     import pretrain
     import ucf_vggsound
     (tmp_path / "videos").mkdir()
@@ -240,6 +241,9 @@ def test_from_videos_to_a_head_on_the_other_modality(tmp_path, small_model):
     out = tmp_path / "data"
     assert features(tmp_path / "videos", out, *OFFLINE, "--labels", tmp_path / "labels.csv",
                     "--text-encoder", "hashing", "--patch-filters", "pca", "--patch-channels", "8") == 0
+    check, pretraining = (shlex.split(line)[1:] for line in capsys.readouterr().out.split("next: ")[1].splitlines())
+    assert prepare.main(check[1:]) == 0                  # the commands that were printed, by the train clips alone
+    assert pretraining[:2] == ["--dataset_name", "custom"] and f"text={out / 'text' / 'prompts.h5'}" in pretraining
     assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(out)]) == 0
     assert prepare.main(["check", "--dataset", "ucf_vggsound", "--data_root", str(out)]) == 0
     with open(out / "clips.csv", newline="") as file:
