@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import unicodedata
 from collections import Counter, deque
@@ -169,6 +170,8 @@ def run(opts):
     if text:
         text.write(opts.out, clips)
     _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips))
+    if labels and opts.preset != "avsbench":
+        _say_next(opts.out)
     return 1 if failed else 0
 
 
@@ -321,6 +324,17 @@ def _finish(opts, rows, layout, labels, timing):
               f"--path vggsound.video={opts.out / 'video' / 'zip'} to the other scripts")
     if opts.format == "ave":
         _write_ave(opts, rows, modalities, timing.rows)
+
+
+def _say_next(out):
+    """Print the commands that lead from the manifest and the features to a result, by the train clips alone."""
+    paths = {m: out / m / "zip" for m in ("audio", "video")} | {"text": out / "text" / "prompts.h5"}
+    features = [f"{modality}={path}" for modality, path in paths.items() if path.exists()]
+    data = " ".join(["--manifest", shlex.quote(str(out / "clips.csv")),
+                     *(f"--features {shlex.quote(feature)}" for feature in features)])
+    saved = shlex.quote(str(out / "checkpoint"))
+    print(f"next: python prepare.py check --dataset custom {data}\n"
+          f"      ./pretrain.sh --dataset_name custom {data} --model_save_path {saved}")
 
 
 def _write_ave(opts, rows, modalities, length):
