@@ -409,7 +409,8 @@ def parse_pretrain(argv, local):
                     parser.error(f"{by}--{name} is a setting of {other.label}; --system is {opts.system}")
     for kind, _ in opts.weights:
         if kind not in system.TERMS:
-            parser.error(f"--weights {kind}: {system.label} has no such loss; it has {', '.join(system.TERMS)}")
+            by = f"--recipe {opts.recipe}: " if kind in dict(RECIPES.get(opts.recipe, {}).get("weights", ())) else ""
+            parser.error(f"{by}--weights {kind}: {system.label} has no such loss; it has {', '.join(system.TERMS)}")
     for switch in opts.without:
         if switch not in system.switches():
             parser.error(f"--without {switch}: {system.label} has no such part; it has {', '.join(system.switches())}")
