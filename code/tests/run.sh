@@ -2,7 +2,7 @@
 # Set up as demo.sh does and run all tests, file by file on up to four cores with one thread each; further arguments go
 # to pytest (-n 0: in one process, as a debugger wants it).
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+CDPATH= cd -- "$(dirname -- "$0")/../.."
 bash code/setup.sh
 . code/src/python.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -142,3 +142,19 @@ def test_the_environment_of_a_bug_report():
     assert lines["python"] == sys.version.split()[0] and str(ROOT) not in done.stdout
     template = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug_report.md").read_text(encoding="utf-8")
     assert "python -m cmg.report --environment" in template
+
+
+def test_an_unsupported_python_is_one_line_before_anything_is_made(tmp_path):
+    """The set-up names the version that it found and how to choose another."""
+    root = tmp_path / "clone"
+    (root / "code").mkdir(parents=True)
+    for name in ("requirements.txt", "code/pyproject.toml", "code/setup.sh"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    old = tmp_path / "python-old"
+    old.write_text('#!/bin/sh\ncase "$1" in --version) echo "Python 3.9.18" ;; *) echo 3.9 ;; esac\n')
+    old.chmod(0o755)
+    for python, found in ((old, "is Python 3.9.18"), (tmp_path / "absent", "is not there")):
+        environment = {"PATH": "/usr/bin:/bin", "PYTHON3": str(python)}
+        done = subprocess.run(["bash", root / "code" / "setup.sh"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (root / ".venv").exists()
+        assert "Python 3.10 to 3.13 is needed" in done.stderr and found in done.stderr
