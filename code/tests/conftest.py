@@ -1,6 +1,7 @@
 """Shared set-up of the tests: the source folders on the path, one thread, where golden numbers and annotations lie."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ sys.path[:0] = [str(ROOT / "code" / folder) for folder in (
     "src", "tests", "benchmarks", "AVSBench_downstream/avs_scripts/avs_s4")]
 sys.path += [str(path) for path in sorted(TESTS.iterdir()) if path.is_dir() and path.name != "golden"]
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:      # as a shell leaves it to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RECORDINGS = Path(os.environ.get("CMG_SPOKEN", ROOT.parent / "shared" / "real"))
 for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
