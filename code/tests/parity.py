@@ -6,25 +6,22 @@ One line per file and quantity group: worst relative error, tolerance, verdict. 
 with a warning. Exit code 1 if a number is off or a known file cannot be checked.
 """
 
-import sys
 import traceback
 from pathlib import Path
 
+import conftest  # noqa: F401  first: it puts the source folders on the path
+import parity_avs
+import parity_codaar
+import parity_dcid
+import parity_fcid_micu
+import parity_features
+import parity_manifests
+import parity_oscmg
+import parity_parts
+from cmg.utils.errors import InputError, Parser, run
+from golden_io import Check
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "src"), str(HERE),
-                str(HERE.parent / "AVSBench_downstream" / "avs_scripts" / "avs_s4")]
-
-import parity_avs  # noqa: E402
-import parity_codaar  # noqa: E402
-import parity_dcid  # noqa: E402
-import parity_fcid_micu  # noqa: E402
-import parity_features  # noqa: E402
-import parity_manifests  # noqa: E402
-import parity_oscmg  # noqa: E402
-import parity_parts  # noqa: E402
-from cmg.utils.errors import InputError, Parser, run  # noqa: E402
-from golden_io import Check  # noqa: E402
-
 CHECKS = {}
 for module in (parity_manifests, parity_dcid, parity_fcid_micu, parity_codaar, parity_oscmg, parity_parts, parity_avs,
                parity_features):

@@ -5,21 +5,17 @@ Everything is read from the files: sizes, stages, which arrays there are. Weight
 
 import json
 import re
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-
-from golden_io import Check, relative_error
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "AVSBench_downstream" / "avs_scripts"))
-
 from network import losses, metrics, published
 from network.avs import AVSNetwork, NetworkConfig
 from network.decoder import Decoder, Fusion, ResidualUnit, StageHead
 from network.tpavi import TPAVI
+
+from golden_io import Check, relative_error
 
 DOUBLE, STORED_FLOAT32, RAW_MATCH, SINGLE, METRIC = 1e-9, 1e-6, 1e-7, 1e-4, 1e-5
 FRAMES = 5                                   # a clip, where no array tells
