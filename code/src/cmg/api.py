@@ -543,8 +543,8 @@ def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> R
 def _classes(part: Clips, known: list[str] | None) -> Tensor:
     """Classes (B,) of a part of a retrieval, (modality, features, classes); `known`: see `_labels`."""
     if len(part) != 3:
-        raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected of "
-                         "both, or of neither")
+        raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected "
+                         "for both, or no classes at all")
     classes = _labels(part[2], len(part[1]), known)
     if classes.ndim != 1:
         raise InputError(f"classes of shape {tuple(classes.shape)}; one class a clip, (B,), is expected")

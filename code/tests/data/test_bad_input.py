@@ -70,7 +70,7 @@ TABLES = [
     ("avs_s4.train", "checkpoint", "missing truncated ckpt_hostile ckpt_no_section"),
     ("avs_s4.test", "checkpoint", "missing truncated"),
 ]
-# Two files that do not belong together: either may be the one to mend, and the message names the other.
+# Two files that do not belong together: either may be the wrong one, and the message names the other.
 OTHER_FILE = {("vggsound.csv", "unknown_class"): "'no such class'",
               ("ave.label", "fewer_rows"): "train_order.h5", ("avvp.categories", "last_class_less"): "the 9 classes"}
 CASES = [(script, what, kind) for script, what, kinds in TABLES for kind in kinds.split()]

@@ -5,7 +5,6 @@ output where it has one (projected, in models of two towers such as CLIP), else 
 grid of patch tokens, averaged to 7 x 7.
 """
 
-import hashlib
 import inspect
 import json
 import warnings
@@ -19,8 +18,8 @@ from cmg.data.pretrained import from_pretrained
 from cmg.extract import audio
 from cmg.extract.encoders import BATCH
 from cmg.extract.video import GRID, SIDE
-from cmg.utils.errors import InputError, readable
-from cmg.utils.files import open_input
+from cmg.utils.errors import InputError
+from cmg.utils.files import sha256
 
 PROCESSORS = {"vision": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
 INPUTS = {"vision": ("pixel_values",), "audio": ("input_values", "input_features"), "text": ("input_ids",)}
@@ -168,12 +167,7 @@ def _flag(kind):
 
 def _hash_of_weights(name):
     """SHA-256 over a folder's weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]):
-        with readable(path), open_input(path) as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256(*sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]))
 
 
 class HubSound(HubModel):

@@ -1,14 +1,13 @@
 """Networks in ONNX files, run by onnxruntime. A file is data: its size is limited, and it names no file outside its
 folder."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from cmg.extract.functions import Failed
 from cmg.utils.errors import InputError, readable
-from cmg.utils.files import open_input
+from cmg.utils.files import open_input, sha256
 from cmg.utils.limits import LIMITS
 
 EXTRA = "onnx and onnxruntime are expected; install them, or the extra 'onnx' of this package"
@@ -56,16 +55,6 @@ def _external_files(path, model):
     return sorted(found)
 
 
-def _digest(paths):
-    """Hex SHA-256 of files one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with readable(path), open_input(path) as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 class OnnxNetwork:
     """The network of an ONNX file.
 
@@ -111,7 +100,7 @@ class OnnxNetwork:
         self.session = self._open(onnxruntime, data, device)
         self.inputs = {value.name: ([n if isinstance(n, int) else None for n in value.shape], _dtype(value.type))
                        for value in self.session.get_inputs()}
-        self.source = {"network": "onnx", "model": self.path.name, "sha256": _digest([self.path, *files])}
+        self.source = {"network": "onnx", "model": self.path.name, "sha256": sha256(self.path, *files)}
 
     def _choose(self, model, output):
         names = [value.name for value in model.graph.output]

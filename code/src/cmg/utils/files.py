@@ -293,10 +293,11 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def sha256(path):
-    """SHA-256 of a file, as hexadecimal text; InputError where it cannot be read."""
+def sha256(*paths):
+    """SHA-256 of a file, or of several one after the other, as hex text; InputError where one cannot be read."""
     digest = hashlib.sha256()
-    with readable(path), open_input(path) as file:
-        for part in iter(lambda: file.read(1 << 20), b""):          # hashlib.file_digest needs Python 3.11
-            digest.update(part)
+    for path in paths:
+        with readable(path), open_input(path) as file:
+            for part in iter(lambda: file.read(1 << 20), b""):      # hashlib.file_digest needs Python 3.11
+                digest.update(part)
     return digest.hexdigest()
