@@ -61,6 +61,15 @@ def warnings(report):
     return [line.strip() for line in report.splitlines() if line.strip().startswith("warning:")]
 
 
+def test_an_offset_that_hides_the_differences_is_named(own, capsys):
+    _, report = check(own, capsys)
+    assert "times their deviation" not in report
+    each(own / "audio", lambda x: x + 20)
+    code, report = check(own, capsys)
+    assert code == 0 and "audio: the features' mean is" in report and "--standardize channel" in report
+    assert "video: the features' mean" not in report
+
+
 def each(folder, change, *names):
     for path in sorted(folder.glob("*.npy")):
         if not names or path.stem in names:

@@ -23,6 +23,7 @@ SHOWN = 5                       # ids named in a warning
 COMPARED = 1000                 # clips whose nearest neighbors are looked for
 LEAST_COMPARED = 12             # clips without which nothing can be said
 DEVIATIONS = 2                  # above chance, from where on features count as telling of the classes
+LARGE_OFFSET = 1                # mean of features, in their deviations, that is worth knowing
 LOST = 0.01                     # share of a clip's norm that may be lost in float16; rounding alone takes 0.0003
 SAFE = 2.0 ** -8                # largest value of a clip, from which on that cannot happen
 UNKNOWN = "[unk]"               # the word that stands for those that BERT's vocabulary does not know
@@ -57,6 +58,26 @@ def summarize(x):
     return ClipValues(digest, flat, float16_problem(x))
 
 
+class ChannelSums:
+    """Sums over rows of features, from which their offset follows."""
+
+    def __init__(self):
+        self.count, self.total, self.square = 0, 0.0, 0.0
+
+    def add(self, x):
+        """Add features (..., C)."""
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        self.count, self.total = self.count + len(rows), self.total + rows.sum(0)
+        self.square += (rows ** 2).sum()
+
+    @property
+    def offset(self):
+        """Norm of the mean vector, relative to the RMS distance of rows from it (0 if all are equal)."""
+        mean = ((self.total / self.count) ** 2).sum()
+        spread = self.square / self.count - mean
+        return float(np.sqrt(mean / spread)) if spread > np.finfo(np.float64).eps * mean else 0.0
+
+
 @dataclass
 class Part:
     """Clips of one call of a loader.
@@ -65,15 +86,18 @@ class Part:
         clips: cmg.data.clips.Clips.
         splits: that its clips serve as, of "train", "val", "test"; a function of a clip's id where they differ.
         values: (modality, key) -> ClipValues; this object is the `observe` of Clips.
+        sums: (modality, channels) -> `ChannelSums` of the clips.
     """
 
     splits: object = ()
     clips: object = None
     values: dict = field(default_factory=dict)
+    sums: dict = field(default_factory=dict)
 
     def __call__(self, modality, key, x):
-        if modality != "label":
+        if modality != "label" and (modality, key) not in self.values:
             self.values[modality, key] = summarize(x)
+            self.sums.setdefault((modality, x.shape[-1]), ChannelSums()).add(x)
 
     def splits_of(self, clip):
         return tuple(self.splits(clip)) if callable(self.splits) else tuple(self.splits)
@@ -107,11 +131,20 @@ def look(parts):
                 if (modality, key) in part.values:
                     entry = clips.setdefault((path, key), [part.values[modality, key], set()])
                     entry[1].update(part.splits_of(clip))
+        _offset(found, modality, parts)
         _flat(found, modality, clips)
         _copies(found, modality, clips)
     _shared_ids(found, parts)
     _labels(found, parts)
     return found
+
+
+def _offset(found, modality, parts):
+    """A mean that hides the differences between seconds."""
+    offset = max((sums.offset for part in parts for (m, _), sums in part.sums.items() if m == modality), default=0)
+    if offset > LARGE_OFFSET:
+        found.lines.append(f"{modality}: the features' mean is {offset:.1f} times their deviation, of which an encoder "
+                           "may collapse to one code: pretrain with --standardize channel (the default for own data)")
 
 
 def _flat(found, modality, clips):

@@ -19,7 +19,7 @@ from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
 from cmg.training.optim import OptimConfig
 from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
-from cmg.training.standardize import channel_statistics
+from cmg.training.standardize import cached_statistics
 from cmg.training.step import StepConfig, TrainStep
 from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, identify
 from cmg.utils import dist, settings
@@ -185,7 +185,7 @@ def pretrain(opts):
 
     if not loaded and system.config.standardize == "channel":
         before = generator.get_state()          # the pass draws sentences, too; the run draws its own
-        system.encoder.standardize(channel_statistics(batches, len(data), system.config))
+        system.encoder.standardize(cached_statistics(batches, identify(data, contents), system.config, opts.cache_root))
         generator.set_state(before)
     if opts.evaluate:
         evaluate(train_step, batches, len(data), loaded.epoch, opts.test_batch_size)

@@ -5,10 +5,47 @@ in a layer norm, which removes the scale but keeps the offset: the outputs for a
 the encoder of such a modality may collapse to one code.
 """
 
+import hashlib
+import json
+import logging
+import zipfile
+
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from cmg.data.fingerprint import cache_folder
 from cmg.utils import dist
+from cmg.utils.errors import InputError
+from cmg.utils.files import atomic_output
+
+log = logging.getLogger(__name__)
+
+
+def cached_statistics(batches, clips, config, folder=None):
+    """`channel_statistics`, read from the cache of fingerprints if they were computed before of the same content.
+
+    Args:
+        batches, config: see `channel_statistics`.
+        clips: what tells the training clips from others (cmg.training.trainer.identify).
+        folder: of the cache; default: `cache_folder`.
+    """
+    about = {"ids": clips["ids_sha256"], "content": clips.get("content"), "shapes": config.shapes,
+             "seconds": config.seconds, "padding": config.padding}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+    path = (folder or cache_folder()) / f"statistics-{digest}.npz"
+    modalities = [m for m in config.modalities if config.kind(m) != "tokens"]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {m: tuple(torch.from_numpy(file[m])) for m in modalities}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = channel_statistics(batches, clips["number"], config)
+    try:
+        with atomic_output(path) as file:
+            np.savez(file, **{m: torch.stack(pair).numpy() for m, pair in found.items()})
+    except InputError as error:
+        log.info("statistics of the features are not kept, the next run computes them again: %s", error)
+    return found
 
 
 def channel_statistics(batches, num_clips, config, batch_size=256):
