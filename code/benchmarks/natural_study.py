@@ -1,0 +1,371 @@
+"""Systems, losses and options on natural sounds and photographs: pretraining runs, one option changed at a time.
+
+    python natural_study.py --data DIR --out studies/natural.jsonl --arms dcid h_dcid --modalities av avt --seeds 0 1
+    python natural_study.py --data DIR --out studies/natural.jsonl --reference
+    python natural_tables.py studies/natural.jsonl --write studies
+
+DIR holds clips.csv, audio.h5, video.h5 and prompts.h5, as `natural.sh --features` takes them. A run is pretrain.py's
+own, with the flags of an arm (`ARMS`) and a checkpoint every --every steps, each of which is a point of its learning
+curve: heads of custom.sh (30 epochs, the last counts), measured on val and test in every direction. A run is one line
+of --out. Finished runs are skipped, and a killed run resumes at its last checkpoint.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from defaults import read
+from local_paths import LOCAL
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
+from cmg.data.sets.custom import Custom
+from cmg.downstream import encode, fit_heads, metrics
+from cmg.downstream.task import Pretrained
+from cmg.models import toc
+from cmg.models.heads import ClipHead
+from cmg.models.toc import Selection
+from cmg.programs import pretrain
+from cmg.results import provenance
+from cmg.systems.base import FrozenEncoder
+from cmg.systems.registry import SYSTEMS
+from cmg.utils.errors import Parser, run
+
+PAIRS = [(s, t) for s in ("audio", "video") for t in ("audio", "video")]
+HEAD_EPOCHS, HEAD_SEED = 30, 43
+CHANNELS = (64, 96, 128, 160, 196, 224)                     # TOC, chosen on val
+FRACTIONS = (5, 10, 25, 50, 100)                            # labeled clips of each class
+NOISE = (0.5, 1.0)                                          # in deviations of a channel
+SHARED = ["--recipe", "shared"]
+ARMS = {name: ["--system", name] for name in SYSTEMS} | {
+    "dcid_raw": ["--standardize", "none"],
+    "h_dcid_raw": ["--system", "h_dcid", "--standardize", "none"],
+    "dcid_shared": SHARED,
+    "dcid_shared_raw": [*SHARED, "--standardize", "none"],
+    "h_dcid_shared": ["--system", "h_dcid", *SHARED],
+    "h_dcid_layer2_data": ["--system", "h_dcid", "--layer2_start", "data"],
+    "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
+    "no_cpc": ["--without", "cpc"], "no_club": ["--without", "club"], "no_cmcm": ["--without", "cmcm"],
+    "own_ema": ["--without", "mm_ema"], "no_reset": ["--without", "reset"],
+    "k100": ["--n_embeddings", "100"], "k200": ["--n_embeddings", "200"], "k800": ["--n_embeddings", "800"],
+    "joint": ["--code_choice", "joint"],
+    "contrast": ["--weights", "contrast=3"],
+    "shared_no_contrast": [*SHARED, "--weights", "contrast=0"],
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+def features(data, modalities):
+    """Arguments of pretrain.py that name the data; `modalities`: "av" or "avt"."""
+    files = {"audio": "audio.h5", "video": "video.h5"} | ({"text": "prompts.h5"} if modalities == "avt" else {})
+    return ["--manifest", str(data / "clips.csv"),
+            *(part for m, name in files.items() for part in ("--features", f"{m}={data / name}"))]
+
+
+class Data:
+    """The labeled clips, read once: role -> a batch of all clips."""
+
+    def __init__(self, folder):
+        paths = {"manifest": folder / "clips.csv", "audio": folder / "audio.h5", "video": folder / "video.h5"}
+        self.clips = {role: Custom(paths, ("audio", "video"), (role,), True, seconds=5, in_memory=True)
+                      for role in ("train", "val", "test")}
+        self.ids = self.clips["test"].ids
+        self.classes = self.clips["train"].classes
+
+
+def fit(sets, train_on, measured_on, epochs=HEAD_EPOCHS):
+    """Trained HeadRun of each key of `train_on` (key -> EncodedSplit); `measured_on`: key -> name -> EncodedSplit."""
+    runs = {key: fit_heads.HeadRun(part, part.clip_classes, HEAD_SEED, measured_on(key))
+            for key, part in train_on.items()}
+    fit_heads.fit(list(runs.values()), partial(make_head, classes=sets.classes), accuracy_of, epochs=epochs)
+    return runs
+
+
+def make_head(width, classes):
+    return ClipHead(width, len(classes))
+
+
+def accuracy_of(heads, part):
+    return {"accuracy": metrics.accuracy(fit_heads.predict(heads, part), part.clip_classes)}
+
+
+def encoded(data, encoder, noise=0.0):
+    """(role, modality) -> EncodedSplit of every labeled clip; `noise` is added to features, in their deviations."""
+    found = {}
+    for role, clips in data.clips.items():
+        clips = Noisy(clips, noise) if noise else clips
+        for (_, modality), part in encode.codes({None: encoder}, clips, ("audio", "video")).items():
+            found[role, modality] = part
+    return found
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Clips with Gaussian noise on their features, relative to the deviation of each channel over the set."""
+
+    def __init__(self, clips, noise):
+        whole = torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
+        rng = torch.Generator().manual_seed(0)
+        for m in ("audio", "video"):
+            x = whole[m]
+            deviation = x.flatten(0, -2).std(0)
+            whole[m] = x + noise * deviation * torch.randn(x.shape, generator=rng)
+        self.whole, self.name = whole, clips.name
+
+    def __len__(self):
+        return len(self.whole["label"])
+
+    def __getitem__(self, index):
+        return {name: x[index].numpy() for name, x in self.whole.items()}
+
+
+def measure(path, data):
+    """One point of a curve: role -> accuracy of each direction, in percent, and use of codes."""
+    parts = encoded(data, Pretrained.load(path, "cpu", "float32").encoder)
+    use = {role: code_use(parts[role, "audio"], parts[role, "video"]) for role in ("val", "test")}
+    return {role: found | use[role] for role, found in accuracies(data, parts).items()}
+
+
+def accuracies(data, parts):
+    """role -> accuracy of each direction, in percent, of heads after their last epoch."""
+    runs = fit(data, {s: parts["train", s] for s in ("audio", "video")},
+               lambda source: {(role, t): parts[role, t] for role in ("val", "test") for t in ("audio", "video")})
+    return {role: {f"{s}->{t}": runs[s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
+            for role in ("val", "test")}
+
+
+def code_use(audio, video):
+    """Use of the codes of every level: `used`, `common` seconds in percent, `perplexity` of each modality."""
+    found = {}
+    levels = 1 if audio.indices.dim() == 2 else audio.indices.shape[-1]
+    for level in range(levels):
+        suffix = f"_{level + 1}" if level else ""
+        chosen = [part.indices.reshape(-1, levels)[:, level].numpy() for part in (audio, video)]
+        size = 1 + max(int(codes.max()) for codes in chosen)
+        use = np.stack([np.bincount(codes, minlength=size) / len(codes) for codes in chosen])
+        both = (use > 0).all(0)
+        found[f"used{suffix}"] = int((use > 0).any(0).sum())
+        found[f"common{suffix}"] = round(50 * float(use[:, both].sum()), 2)
+        for name, p in zip(("audio", "video"), use):
+            found[f"perplexity_{name}{suffix}"] = round(float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum())), 2)
+    return found
+
+
+def final(path, data):
+    """What is measured of the last checkpoint: predictions, TOC, fractions of labels, noise, both modalities, gap."""
+    pretrained = Pretrained.load(path, "cpu", "float32")
+    encoder, found = pretrained.encoder, {}
+    parts = encoded(data, encoder)
+    everything = {(role, t): parts[role, t] for role in ("val", "test") for t in ("audio", "video")}
+    train = {s: parts["train", s] for s in ("audio", "video")}
+    runs = fit(data, train, lambda source: everything)
+    found["predictions"] = {f"{s}->{t}": letters(fit_heads.predict([runs[s].head], parts["test", t])[0].argmax(-1))
+                            for s, t in PAIRS}
+
+    choices = {f"{n},1,0": Selection(n, 1, 0) for n in CHANNELS}
+    choices |= {f"released {s}->{t}": Selection(*numbers[:3], *numbers[3:])
+                for (s, t), numbers in encoder.system.TOC_RELEASED.get("ave", {}).items()}
+    selected, keys = {}, {}
+    for name, choice in choices.items():
+        kept = toc.head_channels(encoder.codebooks, choice)
+        for s in ("audio", "video"):
+            keys[name, s] = train[s].select(kept)
+            selected[name, s] = {key: part.select(kept) for key, part in everything.items()}
+    runs_toc = fit(data, keys, lambda key: selected[key])
+    found["toc"] = {name: {role: {f"{s}->{t}": runs_toc[name, s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
+                           for role in ("val", "test")} for name in choices}
+
+    labels, few = train["audio"].clip_classes, {}
+    for count in FRACTIONS[:-1]:
+        keep = torch.cat([torch.nonzero(labels == c).flatten()[:count] for c in labels.unique()])
+        few |= {(count, s): train[s].of_clips(keep) for s in ("audio", "video")}
+    # as many steps as with all labels, so that a short training is not what is measured
+    runs_few = {}
+    for count in FRACTIONS[:-1]:
+        runs_few |= fit(data, {key: part for key, part in few.items() if key[0] == count}, lambda key: everything,
+                        epochs=HEAD_EPOCHS * FRACTIONS[-1] // count)
+    found["fractions"] = {str(count): {f"{s}->{t}": runs_few[count, s].curves["test", t]["accuracy"][-1]
+                                       for s, t in PAIRS} for count in FRACTIONS[:-1]}
+
+    found["noise"] = {}
+    for noise in NOISE:
+        noisy = encoded(data, encoder, noise)
+        found["noise"][str(noise)] = {f"{s}->{t}": float(accuracy_of([runs[s].head], noisy["test", t])["accuracy"][0])
+                                      for s, t in PAIRS}
+    found["missing"] = missing(data, parts)
+    found["gap"] = gap(data, encoder)
+    return found
+
+
+def letters(classes):
+    """Classes (N,) as text, a letter each."""
+    return "".join(chr(ord("a") + number) for number in classes.tolist())
+
+
+def missing(data, parts):
+    """Accuracy of a head trained on both modalities of every clip, tested with both (mean of the outputs) or one."""
+    train = {m: parts["train", m] for m in ("audio", "video")}
+    both = joined(*train.values())
+    head = fit(data, {"both": both}, lambda key: {"both": both})["both"].head
+    outputs = {m: fit_heads.predict([head], parts["test", m])[0].softmax(-1) for m in train}
+    targets = parts["test", "audio"].clip_classes
+    found = {"both": outputs["audio"] + outputs["video"], **outputs}
+    return {name: float(metrics.accuracy(out[None], targets)[0]) for name, out in found.items()}
+
+
+def joined(first, second):
+    """The clips of two EncodedSplits, one after the other."""
+    return encode.EncodedSplit(
+        torch.cat([first.table, second.table]), torch.cat([first.numbers, second.numbers]),
+        torch.cat([first.rows, second.rows + len(first.table)]), torch.cat([first.labels, second.labels]))
+
+
+def gap(data, encoder):
+    """How far apart modalities lie, of clips' mean vectors on test, each of length 1: `gap`, the distance of the
+    modalities' means; `same_class` and `other_class`, mean cosines between modalities."""
+    batch = torch.utils.data.default_collate([data.clips["test"][i] for i in range(len(data.clips["test"]))])
+    z = {m: torch.nn.functional.normalize(encoder.embed(m, batch[m]).vectors.mean(1), dim=1)
+         for m in ("audio", "video")}
+    classes = batch["label"].amax(1).argmax(-1)
+    cosine, same = z["audio"] @ z["video"].T, classes[:, None] == classes
+    return {"gap": round(float((z["audio"].mean(0) - z["video"].mean(0)).norm()), 4),
+            "same_class": round(float(cosine[same].mean()), 4), "other_class": round(float(cosine[~same].mean()), 4)}
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+def train_and_measure(name, modalities, seed, options, data):
+    """One run; returns its line."""
+    folder = options.work / f"{name}-{modalities}-seed{seed}-{options.steps}-{options.clips or 'all'}"
+    source = options.data if not options.clips else subset(options.data, options.clips, folder)
+    arguments = ["--dataset_name", "custom", *features(options.data, modalities), "--seconds", "5", "--in_memory",
+                 "--gpu", "cpu", "--n_epoch", "1000", "--max_steps", str(options.steps), "--seed", str(seed),
+                 "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
+                 "--save_every_steps", str(options.every), "--keep", "1000", "--print_freq", str(options.every),
+                 "--resume", "auto", *ARMS[name]]
+    if source != options.data:
+        arguments[arguments.index("--manifest") + 1] = str(source)
+    clock, wall = time.process_time(), time.time()
+    pretrain.main(arguments, LOCAL)
+    seconds, wall = time.process_time() - clock, time.time() - wall
+    opts = parse_pretrain(arguments, LOCAL)
+    files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
+    curve = {step: measure(path, data) for step, path in sorted(files.items())
+             if step % options.every == 0 or step == options.steps}
+    last = files[max(files)]
+    line = {"arm": name, "modalities": modalities, "seed": seed, "steps": options.steps, "clips": options.clips,
+            "flags": ARMS[name], "system": opts.system, "standardize": opts.standardize,
+            "cpu_seconds": round(seconds), "wall_seconds": round(wall), "commit": provenance.source_commit(),
+            "curve": curve, "final": final(last, data)}
+    last.rename(options.work / f"{folder.name}.pt")
+    shutil.rmtree(folder)
+    return line
+
+
+def subset(folder, clips, work):
+    """A manifest with the first `clips` train clips, and all others."""
+    lines = (folder / "clips.csv").read_text().splitlines(keepends=True)
+    train = [line for line in lines[1:] if line.split(",")[1] == "train"]
+    # labeled and unlabeled clips in their usual share
+    kept = set(train[::max(1, len(train) // clips)][:clips])
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "clips.csv"
+    path.write_text("".join([lines[0], *(x for x in lines[1:] if x.split(",")[1] != "train" or x in kept)]))
+    return path
+
+
+def rounded(value):
+    """Plain data with numbers to two digits."""
+    if isinstance(value, dict):
+        return {name: rounded(of) for name, of in value.items()}
+    if isinstance(value, list):
+        return [rounded(of) for of in value]
+    return round(value, 2) if isinstance(value, float) else value
+
+
+def reference(options):
+    """Lines of what needs no pretraining: the test clips, linear probes, chance, and encoders with fresh weights."""
+    data, rows = Data(options.data), read_sources(options.data)
+    batches = {role: torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
+               for role, clips in data.clips.items()}
+    classes = {role: batch["label"].amax(1).argmax(-1).numpy() for role, batch in batches.items()}
+    number = {name: {source: k for k, source in enumerate(dict.fromkeys(row[name] for row in rows.values()))}
+              for name in ("sound", "photo")}
+    lines = [{"kind": "clips", "classes": classes["test"].tolist()} | {
+        modality: [number[name][rows[i][name]] for i in data.ids]
+        for modality, name in (("audio", "sound"), ("video", "photo"))}]
+    probes = {}
+    for modality in ("audio", "video"):
+        x = {role: batch[modality].flatten(2).mean(1).numpy() for role, batch in batches.items()}
+        found = [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(
+            x["train"], classes["train"]) for c in (1e-4, 1e-3, 1e-2, 1e-1, 1)]
+        best = max(found, key=lambda probe: probe.score(x["val"], classes["val"]))
+        probes[f"{modality}->{modality}"] = 100 * best.score(x["test"], classes["test"])
+    lines += [{"kind": "reference", "arm": "probe", "modalities": None, "values": [probes]},
+              {"kind": "reference", "arm": "chance", "modalities": None,
+               "values": [{f"{s}->{t}": 100 / len(data.classes) for s, t in PAIRS}]}]
+    untrained = []
+    for seed in options.seeds:
+        torch.manual_seed(seed)
+        system = SYSTEMS["dcid"]
+        shapes = {m: batches["test"][m].shape[2:] for m in ("audio", "video")}
+        encoder = FrozenEncoder(system(system.Config.for_data(shapes, seconds=5)).encoder, system)
+        untrained.append(accuracies(data, encoded(data, encoder))["test"])
+    lines.append({"kind": "reference", "arm": "untrained", "modalities": None, "values": untrained})
+    kept = [line for line in read(options.out) if "curve" in line]
+    options.out.write_text("".join(json.dumps(rounded(line)) + "\n" for line in (*lines, *kept)))
+
+
+def read_sources(folder):
+    """id -> row of sources.csv: the recording and the photograph of each clip."""
+    with (folder / "sources.csv").open(newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def key(line):
+    return line["arm"], line["modalities"], line["seed"], line["steps"], line["clips"]
+
+
+def run_all(options):
+    """Every run that --out does not have yet."""
+    options.work = options.work or options.out.with_suffix("")
+    data = Data(options.data)
+    for seed in options.seeds:
+        for modalities in options.modalities:
+            for name in options.arms:
+                wanted = {"arm": name, "modalities": modalities, "seed": seed, **{
+                    k: v for k, v in vars(options).items() if k in ("steps", "clips")}}
+                if key(wanted) in map(key, read(options.out)):
+                    continue
+                line = rounded(train_and_measure(name, modalities, seed, options, data))
+                with options.out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                last = line["curve"][max(line["curve"])]["test"]
+                print(name, modalities, seed, last, flush=True)
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
+    parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="in this order")
+    parser.add_argument("--modalities", nargs="+", choices=("av", "avt"), default=["av", "avt"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=390)
+    parser.add_argument("--every", type=int, default=78, help="steps between two points of the curve")
+    parser.add_argument("--clips", type=int, default=None, help="train clips of the pretraining (default: all)")
+    parser.add_argument("--reference", action="store_true", help="no run: test clips, probes, chance, fresh weights")
+    options = parser.parse_args(argv)
+    reference(options) if options.reference else run_all(options)
+
+
+if __name__ == "__main__":
+    run(main)
