@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import SECONDS
-from cmg.demos import dialled, dialled_clips
+from cmg.demos import dialled_clips
+from cmg.demos.tree import Tree, write_prompts, write_zip
 from cmg.utils.errors import InputError, Parser, readable, run
 from cmg.utils.files import as_input_error
 from cmg.utils.settings import natural
@@ -98,7 +99,7 @@ def build(root, paths, seed=0, clips=None, progress=True):
         partial.chmod(0o755)            # mkdtemp makes private folders
         with tqdm(total=sum(clips.values()), unit="scene", desc="demo scenes",
                   disable=None if progress else True) as bar:
-            tree = dialled.Tree(partial, paths, seed, clips, bar)
+            tree = Tree(partial, paths, seed, clips, bar)
             _write(tree)
         tree.path("avs.text").write_bytes(vectors)
         (partial / MARKER).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -153,10 +154,10 @@ def _write(tree):
                     Image.fromarray(picture).save(folder / f"{name}_{k}.png", compress_level=1)
             folder = tree.folder("avs.audio") / split / "zip" / category
             folder.mkdir(parents=True, exist_ok=True)
-            dialled.write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
+            write_zip(folder, name, sounds[i, :SECONDS - int(short[i])])
             tree.bar.update()
     pd.DataFrame(rows, columns=["name", "start", "category", "split"]).to_csv(tree.path("avs.csv"), index=False)
-    dialled.write_prompts(tree.path("avs.prompts"), dict(zip(CATEGORIES, dialled_clips.PROMPTS.values(), strict=True)))
+    write_prompts(tree.path("avs.prompts"), dict(zip(CATEGORIES, dialled_clips.PROMPTS.values(), strict=True)))
 
 
 def main(argv=None):

@@ -9,12 +9,7 @@ always gives the same bytes.
 """
 
 import argparse
-import io
 import json
-import pickle
-import shutil
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -24,70 +19,36 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cmg.data.layout import DATA_PATHS
-from cmg.data.text import read_prompts, write_text_features
-from cmg.data.text_backends import hashing_sentences
 from cmg.demos import dialled_clips
+from cmg.demos.tree import (
+    SECONDS,
+    Events,
+    Tree,
+    one_hot,
+    video_ids,
+    write_annotations,
+    write_avvp,
+    write_captions,
+    write_h5,
+    write_lines,
+    write_text,
+    write_zip,
+)
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import as_input_error, atomic_folder, atomic_output
 from cmg.utils.settings import natural
 
 VERSION = 4                             # of the contents; a change makes existing trees unusable
 MARKER = "demo.json"                    # written last, so that a folder with it is complete
-SECONDS, LEAST_SECONDS = 10, 3           # of a clip
+LEAST_SECONDS = 3                       # of a clip
 BLOCK = 80                              # clips generated at a time
-ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
 AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
 UCF_SHARE = 80                          # pretraining clips for each clip of a UCF-101 class
 LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all of the ten classes
 
 
-@dataclass
-class Tree:
-    """A tree that is being built: its root, the paths of its files, and what determines its random choices."""
-    root: Path
-    paths: dict             # dotted name -> path relative to the root, as cmg.data.layout.DATA_PATHS
-    seed: int
-    clips: int              # of pretraining; the other parts are proportional
-    bar: tqdm
-    seconds: int = SECONDS
-
-    def path(self, name):
-        """Absolute path of a file, by its dotted name; its folder is created."""
-        path = self.root / self.paths[name]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def folder(self, name):
-        """Absolute path of a folder, by its dotted name; it is created."""
-        path = self.root / self.paths[name]
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def rng(self, part):
-        """The random generator of a part; the contents of other parts do not depend on it."""
-        return np.random.default_rng([self.seed, *part.encode()])
-
-
 # ---------------------------------------------------------------------------------------------------- the parts
-@dataclass
-class Events:
-    """One event per clip: its first second and the one after its last (N,), and the seconds inside (N, T)."""
-
-    start: np.ndarray
-    end: np.ndarray
-    inside: np.ndarray
-
-    @classmethod
-    def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
-        """Draw events: a fraction `whole` of them fills the clip, the others are at least `shortest` seconds long."""
-        length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
-        start = (rng.random(count) * (seconds + 1 - length)).astype(int)
-        second = np.arange(seconds)
-        inside = (second >= start[:, None]) & (second < (start + length)[:, None])
-        return cls(start, start + length, inside)
-
-
 def pretraining(tree):
     """VGGSound-AVEL: each clip shows one key, with another digit and noise in each second.
 
@@ -102,7 +63,7 @@ def pretraining(tree):
     ids = video_ids(tree.clips, rng)
     table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": ids, "split": split})
     table.to_csv(tree.path("vggsound.csv"), index=False)
-    write_text(tree, "vggsound")
+    write_text(tree, "vggsound", dialled_clips.PROMPTS)
     write_lines(tree.path("vggsound.csv").with_name("VggsoundAVEL40kCategories.txt"), dialled_clips.CLASSES)
     missing = np.where(np.arange(tree.clips) % 20 == 7, rng.integers(1, 3, tree.clips), 0)
     event = Events.draw(tree.clips, 1 / 3, 2, rng, tree.seconds)
@@ -128,8 +89,8 @@ def ave(tree):
     count = len(split)
     event = Events.draw(count, 1 / 3, 2, rng, tree.seconds)
     second_keys = np.where(event.inside, keys[:, None], dialled_clips.EMPTY)
-    write_annotations(tree, keys, event, rng)
-    write_text(tree, "ave")
+    write_annotations(tree, dialled_clips.CLASSES, keys, event, rng)
+    write_text(tree, "ave", dialled_clips.PROMPTS)
 
     audio = np.empty((count, tree.seconds, dialled_clips.BANDS))               # float64, as published
     video = np.empty((count, tree.seconds, dialled_clips.GRID, dialled_clips.GRID, dialled_clips.CHANNELS))
@@ -143,14 +104,6 @@ def ave(tree):
     write_h5(tree.path("ave.audio"), "avadataset", audio)
     write_h5(tree.path("ave.video"), "avadataset", video)
     write_h5(tree.path("ave.label"), "avadataset", one_hot(second_keys, len(dialled_clips.CLASSES)))
-
-
-def write_annotations(tree, keys, event, rng):
-    """Write AVE's list of clips, with random ids, and its classes."""
-    table = pd.DataFrame({"category": np.array(dialled_clips.CLASSES)[keys], "video_id": video_ids(len(keys), rng),
-                          "quality": "good", "start": event.start, "end": event.end})
-    table.to_csv(tree.path("ave.label").with_name("Annotations.txt"), sep="&", index=False, header=False)
-    write_lines(tree.path("ave.categories"), dialled_clips.CLASSES)
 
 
 def ave_rows(clips, shares=(6, 24, 12)):
@@ -190,23 +143,11 @@ def avvp_lists(tree, count, rng):
         (ids, {"audio", "visual"} -> (count, T) digit of each second, EMPTY between events).
     """
     names = np.array([f"digit_{word}" for word in dialled_clips.WORDS])       # AVVP spells with underscores
-    shared = names[list(SHARED)]
+    ids, events = write_avvp(tree, count, rng, names, names[list(SHARED)], draw_events)
     keys = {modality: np.full((count, tree.seconds), dialled_clips.EMPTY) for modality in ("audio", "visual")}
-    events = [(name, *event) for name in video_ids(count, rng) for event in draw_events(rng, tree.seconds)]
-    table = pd.DataFrame(events, columns=["id", "key", "onset", "offset", "audio", "visual"])
-    ids = table["id"].unique()
-    table["row"] = np.searchsorted(ids, table["id"])
-    cut = rng.integers(0, 30, count) * tree.seconds
-    table["filename"] = [f"{name}_{cut[row]}_{cut[row] + tree.seconds}" for name, row in zip(table["id"], table["row"])]
-    table["event_labels"] = names[table["key"]]
-    for modality in ("audio", "visual"):
-        chosen = table[table[modality]]
-        for event in chosen.itertuples():
-            keys[modality][event.row, event.onset:event.offset] = event.key
-        write_events(tree.path(f"avvp.{modality}_csv"), chosen)
-        write_events(tree.path(f"ave_avvp.{modality}_csv"), chosen[chosen["event_labels"].isin(shared)])
-    write_lines(tree.path("avvp.categories"), names)
-    write_lines(tree.path("ave_avvp.categories"), shared)
+    for modality, digits in keys.items():
+        for event in events[events[modality]].itertuples():
+            digits[event.row, event.onset:event.offset] = event.key
     return ids, keys
 
 
@@ -253,7 +194,7 @@ def ucf_vggsound(tree):
     order = np.argsort(names)                                           # alphabetical
     write_lines(tree.path("ucf_vggsound.ucf_categories"), names[order])
     write_lines(tree.path("ucf_vggsound.vggsound_categories"), np.array(dialled_clips.CLASSES)[order])
-    write_text(tree, "ucf_vggsound")
+    write_text(tree, "ucf_vggsound", dialled_clips.PROMPTS)
     clips = pd.read_csv(tree.path("vggsound.csv"))
     clips["line"] = clips["category"].map(dict(zip(dialled_clips.CLASSES, np.argsort(order))))
     clips["part"] = clips["split"].map({"train": 0, "val": 1, "test": 2})
@@ -296,82 +237,19 @@ def captions(tree):
     clips = pd.read_csv(tree.path("vggsound.csv"))
     clips = clips[clips["split"] == "test"].head(max(tree.clips // 24, 10))
     word = dict(zip(dialled_clips.CLASSES, dialled_clips.WORDS))
-    rows = [(f"{clip}#{number}", sentence, clip) for name, clip in zip(clips["category"], clips["video_id"])
-            for number, sentence in enumerate((dialled_clips.PROMPTS[name], f"{word[name]} once more"))]
-    path = tree.path("captions.csv")
-    pd.DataFrame(rows, columns=["label", "prompt", "clip"]).to_csv(path, index=False)
-    prompts = read_prompts(path)
-    write_text_features(tree.path("captions.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
-                        prompts_file=tree.paths["captions.csv"])
-    for kind in ("audio", "video"):
-        folder = tree.folder(f"captions.{kind}")
-        for clip in clips["video_id"]:
-            shutil.copyfile(tree.folder(f"vggsound.{kind}") / f"{clip}.zip", folder / f"{clip}.zip")
+    write_captions(tree, [(clip, (dialled_clips.PROMPTS[name], f"{word[name]} once more"))
+                          for name, clip in zip(clips["category"], clips["video_id"])])
+
+
+def blocks(rows):
+    """Row numbers in blocks of at most BLOCK."""
+    return np.array_split(rows, -(-len(rows) // BLOCK))
 
 
 # A part only reads the parts before it and only writes files of its own, so that parts can be added to trees that were
 # built without them.
 PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
          "ucf51": ucf51, "captions": captions}
-
-
-# ---------------------------------------------------------------------------------------------------- formats
-def blocks(rows):
-    """Row numbers in blocks of at most BLOCK."""
-    return np.array_split(rows, -(-len(rows) // BLOCK))
-
-
-def video_ids(count, rng):
-    """Different names of 11 characters, in lower case for file systems that ignore case."""
-    names = set()
-    while len(names) < count:
-        names.update("".join(row) for row in rng.choice(ID_LETTERS, (count - len(names), 11)))
-    return np.array(sorted(names))
-
-
-def one_hot(second_keys, classes):
-    """Labels of second keys (N, T), EMPTY = background: (N, T, classes + 1) float32, last column background."""
-    return np.eye(classes + 1, dtype=np.float32)[np.where(second_keys == dialled_clips.EMPTY, classes, second_keys)]
-
-
-def write_zip(folder, name, array):
-    """Write a feature zip with one member `<name>.pkl`, a pickled array, with a fixed date for reproducibility."""
-    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-        archive.writestr(zipfile.ZipInfo(f"{name}.pkl"), pickle.dumps(np.ascontiguousarray(array)),
-                         zipfile.ZIP_DEFLATED, compresslevel=1)
-
-
-def write_h5(path, name, array):
-    """Write an h5 file with one dataset, one chunk per row, and gzip compression; lzf uses uninitialized memory, so
-    that its output is not reproducible."""
-    content = io.BytesIO()                  # h5py handles a full disk badly
-    with h5py.File(content, "w") as file:
-        file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
-                            compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
-    path.write_bytes(content.getvalue())
-
-
-def write_events(path, events):
-    """Write an AVVP list: one row per clip, with comma-separated onsets, offsets and labels, and tabs between
-    columns."""
-    joined = events.astype({"onset": str, "offset": str}).groupby("filename", sort=False)
-    joined[["onset", "offset", "event_labels"]].agg(",".join).reset_index().to_csv(path, sep="\t", index=False)
-
-
-def write_prompts(path, prompts):
-    pd.DataFrame(prompts.items(), columns=["label", "prompt"]).to_csv(path, index=False)
-
-
-def write_text(tree, name, prompts=dialled_clips.PROMPTS):
-    """Write the prompts of a dataset and their word vectors from hashed character n-grams, which need no download."""
-    write_prompts(tree.path(f"{name}.prompts"), prompts)
-    prompts = read_prompts(tree.path(f"{name}.prompts"))
-    write_text_features(tree.path(f"{name}.text"), prompts, hashing_sentences(list(prompts.values())), "hashing",
-                        prompts_file=tree.paths[f"{name}.prompts"])
-
-
-def write_lines(path, lines):
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------- the command

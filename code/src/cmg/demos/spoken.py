@@ -8,36 +8,32 @@ split of the recordings. The list for pretraining contains all three, so pretrai
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cmg.data.layout import DATA_PATHS
 from cmg.demos import spoken_sources
-from cmg.demos.dialled import (
+from cmg.demos.dialled import ave_rows, avvp_lists, write_shared
+from cmg.demos.dialled_clips import CLASSES, EMPTY, WORDS
+from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
+from cmg.demos.tree import (
     SECONDS,
     Events,
     Tree,
-    ave_rows,
-    avvp_lists,
     one_hot,
     video_ids,
     write_annotations,
     write_h5,
     write_lines,
-    write_shared,
     write_text,
     write_zip,
 )
-from cmg.demos.dialled_clips import CLASSES, EMPTY, WORDS
-from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
+from cmg.demos.tree import build as build_tree
 from cmg.extract.video import GRID
 from cmg.utils.errors import InputError, Parser, run
-from cmg.utils.files import atomic_folder, atomic_output
 from cmg.utils.settings import natural
 
 VERSION = 1                             # of the contents
@@ -102,7 +98,7 @@ def ave(tree):
     split, keys = ave_rows(tree.clips, AVE_SHARES)
     event = Events.draw(len(keys), WHOLE, SHORTEST, rng)
     digits = np.where(event.inside, keys[:, None], EMPTY)
-    write_annotations(tree, keys, event, rng)
+    write_annotations(tree, CLASSES, keys, event, rng)
     write_text(tree, "ave", PROMPTS)
     audio = np.empty((len(keys), SECONDS, 128))                                 # float64, as published
     video = np.empty((len(keys), SECONDS, GRID, GRID, tree.channels))
@@ -173,39 +169,21 @@ def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writ
         InputError: `out` contains something else, or a tree of other settings, or the archives are absent or not the
             published ones.
     """
-    out = Path(out).absolute()
     if not LEAST_CLIPS <= clips <= MOST_CLIPS:
         raise InputError(f"--clips {clips}: expected {LEAST_CLIPS} to {MOST_CLIPS}; 2400 is the default")
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
     settings = {"name": writer.name, "version": VERSION, "seed": seed, "clips": clips}
-    if is_there(out, settings):
-        return False
-    speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
-    with atomic_folder(out, lambda: is_there(out, settings)) as partial:
+
+    def write(partial):
+        speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
         total = sum(clips // share for share in (1, HELD_SHARE, HELD_SHARE, *AVE_SHARES, AVVP_SHARE, UCF_SHARE))
-        with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar, \
-                threadpool_limits(1):                                           # sums depend on the threads
+        with tqdm(total=total, unit="clip", desc="spoken digits", disable=None if progress else True) as bar:
             tree = writer(partial, paths, seed, clips, bar).start(speech, images)
             for part in PARTS:
                 part(tree)
-        with atomic_output(partial / MARKER, "w") as file:
-            file.write(json.dumps(settings, indent=1) + "\n")
-    return True
 
-
-def is_there(out, settings):
-    """Whether `out` contains this tree; InputError if it contains anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        found = json.loads((out / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != settings:
-        raise InputError(f"{out}: holds something else ({MARKER} says {json.dumps(found)}, {json.dumps(settings)} is "
-                         "expected); remove it or choose another folder")
-    return True
+    return build_tree(out, MARKER, settings, write)
 
 
 def main(argv=None):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cmg.demos.spoken_sources import RATE, SIDE
+from cmg.demos.tree import Deck
 from cmg.extract.audio import logmel_second
 from cmg.extract.video import GRID, patches, pca_filters
 
@@ -87,15 +88,12 @@ class Casting:
     """Draws recordings and images of given digits from a pool; none is repeated before all have been used."""
 
     def __init__(self, pool, rng, hold=OFFICIAL.hold):
-        self.rng, self.queues, self.hold = rng, {}, hold
-        self.of_digit = {"heard": pool.said, "seen": pool.shown}
+        self.rng, self.hold = rng, hold
+        self.decks = {"heard": Deck(pool.said, rng), "seen": Deck(pool.shown, rng)}
 
     def next(self, kind, digit):
         """Index of the next recording ("heard") or image ("seen") of a digit."""
-        if not self.queues.get((kind, digit)):
-            candidates = np.flatnonzero(self.of_digit[kind] == digit)
-            self.queues[kind, digit] = list(self.rng.permutation(candidates))
-        return self.queues[kind, digit].pop()
+        return self.decks[kind].next(digit)
 
     def clip(self, heard, seen):
         """`Clip` of the digits heard and seen in each second, (T,), or NONE.

@@ -95,17 +95,29 @@ def fetch(folder):
         path = folder / name
         if not path.exists():
             print(f"{address} -> {path}", flush=True)
-            try:
-                with urlopen(address, timeout=TIMEOUT) as answer:
-                    content = answer.read(LIMITS.download_bytes + 1)
-            except (URLError, OSError, ValueError) as error:
-                raise InputError(f"{address}: cannot be downloaded ({error}); put the file at {path} yourself, or name "
-                                 "a folder that has it with --recordings") from None
-            if len(content) > LIMITS.download_bytes:
-                raise InputError(f"{address}: more than {LIMITS.download_bytes >> 20} MiB came, {name} is smaller; get "
-                                 "it elsewhere and name its folder with --recordings")
-            with atomic_output(path) as file:
-                file.write(content)
+            download(address, path, f"put the file at {path} yourself, or name a folder that has it with --recordings")
+
+
+def download(address, path, remedy, limit=None):
+    """Write what an address gives to a file, whole or not at all.
+
+    Args:
+        limit: bytes; default: LIMITS.download_bytes.
+        remedy: what to do if that fails, for the message.
+
+    Raises:
+        InputError: no answer, or more bytes than `limit`.
+    """
+    limit = limit or LIMITS.download_bytes
+    try:
+        with urlopen(address, timeout=TIMEOUT) as answer:
+            content = answer.read(limit + 1)
+    except (URLError, OSError, ValueError) as error:
+        raise InputError(f"{address}: cannot be downloaded ({error}); {remedy}") from None
+    if len(content) > limit:
+        raise InputError(f"{address}: more than {limit >> 20} MiB came, {path.name} is smaller; {remedy}")
+    with atomic_output(path) as file:
+        file.write(content)
 
 
 def _unpacked(path):
