@@ -16,6 +16,13 @@ PRESETS = {
                "in_memory": True,
                "pretrain": {"splits": ["train"], "n_epoch": 17, "seed": 0, "print_freq": 30, "keep": 2},
                "downstream": {"seeds": [0]}},
+    # Natural, field recordings and photographs: 39 steps per epoch, 390 steps. Length of the clips and width of the
+    # features are those of the data.
+    "natural": {"folder": "natural", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
+                "in_memory": True,
+                "pretrain": {"splits": ["train"], "n_epoch": 10, "seed": 0, "print_freq": 39, "keep": 2,
+                             "seconds": "auto", "standardize": "channel"},
+                "downstream": {"seeds": [0]}},
     # The published scripts of CoDAAR; add --protocol released for their evaluation.
     "codaar": {"pieces": True, "pretrain": {"system": "codaar"}, "pretrained": "CoDAAR-model-AVT-5.pt",
                "tasks": {"ave": {"batch_size": 256, "lr": 2.5e-4}, "avvp": {"batch_size": 64, "segment_layers": 4},

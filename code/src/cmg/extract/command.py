@@ -17,15 +17,23 @@ SLOWEST, FASTEST = 0.1, 10          # rows a second, and seconds from row to row
 
 def features(opts):
     """Turn a folder of videos into the features that every other script reads; exit code 1 if a clip failed."""
-    from cmg.extract.run import run
+    from cmg.extract.run import run, say_next
+    complete(opts)
+    opts.out = opts.out or opts.data_root
+    _fetch_data_sets(opts)
+    code = run(opts)
+    if opts.labels and opts.preset != "avsbench":
+        say_next(opts.out)
+    return code
+
+
+def complete(opts):
+    """Set the options that a preset may set and the command line does not."""
     for name, value in {**{"seconds": 10, "audio_route": "native", "framing": "second", "clock": None},
                         **PRESETS.get(opts.preset, {})}.items():
         if getattr(opts, name) is None:
             setattr(opts, name, value)
     opts.seconds = None if opts.seconds == "auto" else opts.seconds
-    opts.out = opts.out or opts.data_root
-    _fetch_data_sets(opts)
-    return run(opts)
 
 
 def _fetch_data_sets(opts):

@@ -29,6 +29,7 @@ SPLITS = {"train": "train", "valid": "val", "val": "val", "dev": "val", "test": 
 SAVED = ("dataset_dict.json", "state.json")
 STILL_RATE = 2                      # frames a second of a photograph
 FRAME = 1024                        # samples of a packet of sound
+BEST = {"qmin": "2", "qmax": "2"}   # quantizer of MPEG-4, from 2, the finest, to 31
 
 
 def is_data_set(path):
@@ -121,20 +122,22 @@ def _value(feature, value):
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-def still_video(picture, sound=None, seconds=1.0):
-    """A video of one picture, without loss, in memory.
+def still_video(picture, sound=None, seconds=1.0, lossy=False):
+    """A video of one picture, in memory; its sound is stored without loss.
 
     Args:
         picture: (H, W, 3) uint8.
         sound: (samples (N, channels) int16, rate), or None for a silent video.
         seconds: its length; at least that of a frame.
+        lossy: store the picture, whose sides are even, in a twentieth of the space.
     Returns:
         bytes of a Matroska file.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as out:
-        pictures = out.add_stream("ffv1", rate=STILL_RATE)
-        pictures.width, pictures.height, pictures.pix_fmt = picture.shape[1], picture.shape[0], "bgr0"
+        codec, pixels, options = ("mpeg4", "yuv420p", BEST) if lossy else ("ffv1", "bgr0", {})
+        pictures = out.add_stream(codec, rate=STILL_RATE, options=options)
+        pictures.width, pictures.height, pictures.pix_fmt = picture.shape[1], picture.shape[0], pixels
         if sound is not None:
             samples, rate = sound
             layout = {1: "mono", 2: "stereo"}.get(samples.shape[1])
@@ -142,7 +145,7 @@ def still_video(picture, sound=None, seconds=1.0):
                 samples, layout = samples.mean(1, keepdims=True).astype(np.int16), "mono"
             heard = out.add_stream("pcm_s16le", rate=rate, layout=layout)
         for k in range(max(1, round(seconds * STILL_RATE))):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="bgr0")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format=pixels)
             frame.pts, frame.time_base = k, Fraction(1, STILL_RATE)
             out.mux(pictures.encode(frame))
         out.mux(pictures.encode(None))

@@ -129,7 +129,7 @@ def _is_done(row, layout):
 
 # ---------------------------------------------------------------------------------------------------- the run
 def run(opts):
-    """Everything; `opts` are those of `command.add_arguments`. Returns the exit code: 1 if a clip failed."""
+    """Everything; `opts` are those of `command.add_arguments`, completed. Returns the exit code: 1 if a clip failed."""
     files, skipped = find_videos(opts.videos, opts.out)
     for reason in dict.fromkeys(reason for _, reason in skipped):
         print(f"skipped: {_counted([path.name for path, why in skipped if why == reason], reason)}")
@@ -170,8 +170,6 @@ def run(opts):
     if text:
         text.write(opts.out, clips)
     _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips))
-    if labels and opts.preset != "avsbench":
-        _say_next(opts.out)
     return 1 if failed else 0
 
 
@@ -326,7 +324,7 @@ def _finish(opts, rows, layout, labels, timing):
         _write_ave(opts, rows, modalities, timing.rows)
 
 
-def _say_next(out):
+def say_next(out):
     """Print the commands that lead from the manifest and the features to a result, by the train clips alone."""
     paths = {m: out / m / "zip" for m in ("audio", "video")} | {"text": out / "text" / "prompts.h5"}
     features = [f"{modality}={path}" for modality, path in paths.items() if path.exists()]
