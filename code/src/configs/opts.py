@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / "data"                        # CMG_DATA,        --data_root
 CHECKPOINTS = ROOT / "checkpoint"           # CMG_CHECKPOINTS, --checkpoint_root
 RUNS = ROOT / "code" / "src" / "Exps"       # CMG_RUNS,        --runs_root
-FIGURES = ROOT / "figs"                     # pictures of demo.sh and spoken.sh
+FIGURES = ROOT / "figs"                     # pictures of demo.sh, spoken.sh, natural.sh
 PRETRAINED = "DCID-model-5.pt"              # what downstream scripts load from CHECKPOINTS
 VOCABULARY = ROOT / "cnt.pkl"               # word list of the prompts' filter
 
