@@ -16,8 +16,7 @@ SIDECAR = "features.json"
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
 CONTENT = "content"             # attribute of a pack: SHA-256 of what its source holds (cmg/data/fingerprint.py)
 TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
-DATA = "data"                   # in a description: name of the data set, where a published form holds another one
-CUTS = ("recognised_by", "route", "framing", "resampler", DATA)         # in a description, but no kind of features
+CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
 # Weights that give the published features, and the two programs that give the published word vectors.
 PUBLISHED = (("vggish", "audioset"), ("vgg19", "caffe"), ("transformers", "bert-base-uncased"), ("bert-embedding", ""))
 
@@ -105,11 +104,6 @@ def require_descriptions(found, where):
 def notes(path, modality):
     """Lines in the sidecar that whoever uses the features should know."""
     return [str(note) for note in _sidecar(path, modality).get("notes", [])]
-
-
-def data_name(descriptions):
-    """Names of the data sets that descriptions tell, "" where none does."""
-    return ", ".join(sorted({str(found[DATA]) for found in descriptions if found and found.get(DATA)}))
 
 
 def is_published(description):

@@ -14,8 +14,9 @@ AVVP is composed of the seconds of test clips: sounds and pictures begin and end
 two events, which may overlap. Seconds without an event are of other classes, which the task does not list: the last
 quarter in alphabetical order. Nothing is taken for silence, whatever the encoders. Since logmel and patches, like the
 published encoders, see each second alone, putting seconds together is the same as extracting a video that is put
-together. Where two sounds overlap, the features are the larger of the two, which for log-mel bands is that of the sum
-to within ln 2 = 0.69; of two pictures, each fills half of the frame, which is exact for patches.
+together. Where two sounds overlap, the features are the larger of the two: for logmel, 5 % off those of the sum of the
+sounds (twenty pairs of recordings, error in relation to the norm; 24 % without the second sound). Of two pictures, each
+fills half of the frame, which is exact for patches.
 
 In AVE -> AVVP, the training side has the clips of the listed classes and those of the others as background; the
 published list has none of the latter.
@@ -75,7 +76,7 @@ class Clips:
         classes: sorted names.
         features: "audio", "video" -> (N, T, ...).
         text: path of the sentences' word vectors.
-        origins: modality -> description of the features.
+        origins: modality -> description of the features, where one is known.
     """
 
     table: pd.DataFrame
@@ -150,7 +151,7 @@ def read(folder):
                          f"{SHORTEST + 1} seconds or more, are expected; extract them again with --seconds")
     order = pd.Index(clips.ids).get_indexer(table["id"])
     features = {m: array[order] for m, array in features.items()}
-    about = {m: (origins.describe(paths[m], m) or {}) | {origins.DATA: NAME} for m in features}
+    about = {m: found for m in features if (found := origins.describe(paths[m], m))}
     return Clips(table, classes, features, paths["text"], about)
 
 

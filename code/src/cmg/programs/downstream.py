@@ -46,10 +46,6 @@ def open_task(opts, entry, directions, config):
     contents = {name: fingerprint(opts.data_path(name), cache=opts.cache_root) for name in entry.names_of(touched)}
     task = entry.open(opts.data_path, touched, opts.protocol, settings, **opts.reading, **config.reading)
     task.contents = {name: found for name, found in contents.items() if found}
-    paths = origins.feature_paths(touched, entry.all_names(), opts.data_path)
-    data = origins.data_name(origins.describe(path, modality) for modality, path in paths)
-    for clips in {id(clips): clips for part in (task.train, task.val, task.test) for clips in part.values()}.values():
-        clips.name = f"{data} {clips.name}" if data else clips.name
     return task
 
 

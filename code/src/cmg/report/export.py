@@ -15,7 +15,6 @@ from safetensors.torch import save
 
 from cmg.checkpoints import checkpoint
 from cmg.checkpoints.hub import CARD, CONFIG, FORMAT, WEIGHTS
-from cmg.data import origins
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
@@ -90,8 +89,7 @@ def _card(loaded, about, rows, name):
     training = ", ".join(f"{key} {value}" for key, value in options.items()) or "not stored in the checkpoint"
     sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
     measured = _measured(rows) if rows else "No results were named when this was exported."
-    named = origins.data_name((about["features"] or {}).values())
-    data = str(options.get("dataset_name", "not stored in the checkpoint")) + (f" of {named}" if named else "")
+    data = str(options.get("dataset_name", "not stored in the checkpoint"))
     data += f", {about['data']['number']:,} clips" if about["data"] else ""
     return f"""---
 library_name: cmg
