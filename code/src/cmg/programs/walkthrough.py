@@ -1,4 +1,4 @@
-"""All stages from data to a report, as in demo.py, spoken.py and natural.py: build, pretrain, evaluate, draw, report."""
+"""All stages from data to a report (demo.py, spoken.py, natural.py): build, pretrain, evaluate, draw, report."""
 
 from pathlib import Path
 
