@@ -18,7 +18,8 @@ import torch
 
 from cmg.cli import device as device_of
 from cmg.downstream import toc
-from cmg.downstream.task import HeadSettings, Pretrained
+from cmg.downstream.settings import HeadSettings
+from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TASKS
 from cmg.results.rows import Output
 from cmg.systems.base import FrozenEncoder
@@ -60,7 +61,7 @@ def open_task(name, config, share):
     entry, (classes, roles) = TASKS[name], CLIPS[name]
     parts = {role: {m: RandomClips(f"{name} {role}", m, max(2, round(share * clips)), classes, config)
                     for m, clips in modalities.items()} for role, modalities in roles.items()}
-    return entry, entry.task(name, entry.head, entry.best_by, **parts)
+    return entry, entry.method.task(name, entry.method.head, entry.best_by, **parts)
 
 
 def main(argv=None):
@@ -84,7 +85,8 @@ def main(argv=None):
             chosen = toc.variants(toc.TocSettings(), name, list(entry.directions.values()), pretrained.code_dim,
                                   kind.TOC_RELEASED)
             settings = HeadSettings(n_epoch=entry.epochs, precision=precision, in_memory=True)
-            entry.evaluate(task, pretrained, chosen, settings, Output(Path(folder) / "results.jsonl", "none.json"))
+            output = Output(Path(folder) / "results.jsonl", "none.json")
+            entry.method.evaluate(task, pretrained, chosen, settings, output)
             times[name] = perf_counter() - start
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{kind.label}, {opts.share:g} of the published clips, {precision} on {name}")

@@ -30,9 +30,9 @@ from cmg.models.random import StepRandom
 from cmg.systems.dcid import CLUB_ITERATIONS
 from cmg.systems.registry import SYSTEMS
 from cmg.training.batches import Resident, Text, epoch_order, stored_dtype
-from cmg.training.optim import OptimConfig
 from cmg.training.runtime import has_bf16_units, keep_freed_memory
-from cmg.training.step import StepConfig, TrainStep
+from cmg.training.settings import OptimConfig, StepConfig
+from cmg.training.step import TrainStep
 from cmg.utils.errors import Parser, run
 from cmg.utils.settings import positive
 

@@ -25,7 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from cmg.models.config import MODALITIES
 from cmg.models.random import StepRandom
 from cmg.systems.registry import SYSTEMS
-from cmg.training.optim import OptimConfig
+from cmg.training.settings import OptimConfig
 from cmg.training.step import TrainStep
 from cmg.utils import dist
 from cmg.utils.errors import Parser, run

@@ -1,9 +1,9 @@
-"""Processor time of `--help` for every script, and which of our modules imports the large libraries by then.
+"""Processor time of `--help` for every program, and which of our modules imports the large libraries by then.
 
     python code/benchmarks/start_time.py [--runs 3] [--only pretrain.py ave.py] [--json FILE]
 
-The time is the least of several processes, user and system; `import torch` alone, which every script needs, is the
-first row.
+The time is the least of several processes, user and system. The first row, for comparison, is `import torch` alone,
+which programs need only after their arguments have been checked.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from cmg.utils.settings import positive
 CODE = ROOT / "code"
 AVS = CODE / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
 SCRIPTS = {path.name if path.parent == SOURCE else str(path.relative_to(CODE)): path
-           for path in (*sorted(SOURCE.glob("*.py")), AVS / "train.py", AVS / "test.py")}
+           for path in (*sorted(SOURCE.glob("*.py")), AVS / "train.py", AVS / "test.py",
+                        *sorted((SOURCE / "cmg").glob("*/__main__.py")))}
 
 
 def call(words, folder, **environment):
@@ -44,33 +45,34 @@ def processor_seconds(words, folder, runs):
     times = []
     for _ in range(runs):
         before = total()
-        call(words, folder)
+        call(words, folder, PYTHONPATH=str(SOURCE))
         times.append(total() - before)
     return min(times)
 
 
 def imported(path):
-    """Library -> our file that imports it first, of a script's --help."""
+    """Library -> our file that imports it first, of a program's --help."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "imports.json"
-        call([*separate("import_log.py"), out, CODE, path], path.parent, PYTHONPATH=str(path.parent))
+        call([*separate("import_log.py"), out, CODE, path], path.parent,
+             PYTHONPATH=os.pathsep.join((str(path.parent), str(SOURCE))))
         return json.loads(out.read_text(encoding="utf-8"))
 
 
 def main(argv=None):
-    """Measure all scripts and print the table."""
+    """Measure all programs and print the table."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--runs", type=positive, default=3, help="processes per script; the fastest counts")
-    parser.add_argument("--only", nargs="+", choices=tuple(SCRIPTS), default=tuple(SCRIPTS), help="which scripts")
+    parser.add_argument("--runs", type=positive, default=3, help="processes per program; the fastest counts")
+    parser.add_argument("--only", nargs="+", choices=tuple(SCRIPTS), default=tuple(SCRIPTS), help="which programs")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     found = {"import torch": {"seconds": processor_seconds([sys.executable, "-c", "import torch"], CODE, opts.runs),
                               "imports": {}}}
-    for name in tqdm(opts.only, "scripts", disable=None):
+    for name in tqdm(opts.only, "programs", disable=None):
         path = SCRIPTS[name]
         found[name] = {"seconds": processor_seconds([sys.executable, path, "--help"], path.parent, opts.runs),
                        "imports": imported(path)}
-    print(f"| script | processor s | {' | '.join(LIBRARIES)} |\n|{' --- |' * (len(LIBRARIES) + 2)}")
+    print(f"| program | processor s | {' | '.join(LIBRARIES)} |\n|{' --- |' * (len(LIBRARIES) + 2)}")
     for name, one in found.items():
         files = (one["imports"].get(library, "").removeprefix("src/cmg/") for library in LIBRARIES)
         print(f"| {name} | {one['seconds']:.2f} | {' | '.join(files)} |")

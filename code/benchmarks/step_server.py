@@ -21,8 +21,8 @@ def training_step(source):
     if (Path(source) / "cmg" / "training").is_dir():
         from cmg.models.random import StepRandom
         from cmg.systems.registry import SYSTEMS
-        from cmg.training.optim import OptimConfig
         from cmg.training.runtime import keep_freed_memory
+        from cmg.training.settings import OptimConfig
         from cmg.training.step import TrainStep
         return SYSTEMS, keep_freed_memory, lambda model: TrainStep(model, StepRandom(generator), OptimConfig()).step
     from engine.malloc import keep_freed_memory

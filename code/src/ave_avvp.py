@@ -1,14 +1,14 @@
 """AVE to AVVP (NeurIPS 2023, Table 3): a head learns on AVE in one modality and is tested on AVVP in the other."""
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("ave_avvp", argv, LOCAL)
+    downstream("ave_avvp", argv, LOCAL)
 
 
 if __name__ == "__main__":

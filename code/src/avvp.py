@@ -4,14 +4,14 @@ As published, a head learns from one modality's annotated clips and is tested on
 """
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("avvp", argv, LOCAL)
+    downstream("avvp", argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("custom", argv, LOCAL)
+    downstream("custom", argv, LOCAL)
 
 
 if __name__ == "__main__":

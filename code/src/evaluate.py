@@ -1,14 +1,14 @@
 """One or more checkpoints on every cross-modal task that the data allows: the papers' main table (Table 3)."""
 
 from cmg.cli import local_paths
-from cmg.programs import evaluate
+from cmg.programs.entry import evaluate
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    evaluate.main(argv, LOCAL)
+    evaluate(argv, LOCAL)
 
 
 if __name__ == "__main__":

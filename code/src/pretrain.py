@@ -1,14 +1,14 @@
 """Pretrain a system: data -> encode -> quantize -> losses -> step, a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 from cmg.cli import local_paths
-from cmg.programs import pretrain
+from cmg.programs.entry import pretrain
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    pretrain.main(argv, LOCAL)
+    pretrain(argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ the same class (mAP, nDCG@10) and of the clip itself (R@k).
 """
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("retrieval", argv, LOCAL)
+    downstream("retrieval", argv, LOCAL)
 
 
 if __name__ == "__main__":

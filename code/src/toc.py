@@ -2,14 +2,14 @@
 codes."""
 
 from cmg.cli import local_paths
-from cmg.programs import toc
+from cmg.programs.entry import toc
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    toc.main(argv, LOCAL)
+    toc(argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Open-set UCF-101 clips with sound: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("ucf_oscmg", argv, LOCAL)
+    downstream("ucf_oscmg", argv, LOCAL)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class per clip."""
 
 from cmg.cli import local_paths
-from cmg.programs.downstream import run_script
+from cmg.programs.entry import downstream
 from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 
 
 def main(argv=None):
-    run_script("ucf_vggsound", argv, LOCAL)
+    downstream("ucf_vggsound", argv, LOCAL)
 
 
 if __name__ == "__main__":

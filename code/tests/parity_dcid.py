@@ -9,8 +9,9 @@ import torch
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.models import toc
 from cmg.models.codebook import Codebook, Reset
-from cmg.systems.h_dcid import HDCID, SECOND_LEVEL_WEIGHT
+from cmg.systems.h_dcid import HDCID
 from cmg.systems.registry import SYSTEMS
+from cmg.systems.settings import SECOND_LEVEL_WEIGHT
 from cmg.systems.state_dicts import rules
 from golden_io import ABSOLUTE, FORWARD, STEPPED, Check, det, load, published_names, relative_error
 from tiny import step_for

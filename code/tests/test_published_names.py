@@ -8,7 +8,8 @@ from cmg.models.config import Config
 from cmg.models.encoders import TemporalEncoder
 from cmg.systems.dcid import DCID
 from cmg.systems.state_dicts.rules import ENCODER, EXTRA_SECTION, layout, meta
-from cmg.training.optim import OptimConfig, Optimizers
+from cmg.training.optim import Optimizers
+from cmg.training.settings import OptimConfig
 
 SIZES = {"num_codes": 6, "code_dim": 8, "text_hidden": 4, "feed_forward": 8, "num_layers": 1, "num_heads": 2,
          "club_hidden": 4, "seconds": 4}

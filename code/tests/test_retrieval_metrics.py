@@ -12,8 +12,9 @@ from cmg.checkpoints import checkpoint
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.vggsound import VGGSound
 from cmg.downstream import metrics, retrieval
-from cmg.downstream.task import HeadSettings, Pretrained
-from cmg.downstream.toc import TocSettings, variants
+from cmg.downstream.settings import HeadSettings, TocSettings
+from cmg.downstream.task import Pretrained
+from cmg.downstream.toc import variants
 from cmg.report.tables import main_metric
 from cmg.results import rows as results
 from cmg.results.rows import Output

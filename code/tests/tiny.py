@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pretrain
 from cmg.checkpoints import checkpoint
 from cmg.models.random import StepRandom
-from cmg.training.optim import OptimConfig
-from cmg.training.step import StepConfig, TrainStep
+from cmg.training.settings import OptimConfig, StepConfig
+from cmg.training.step import TrainStep
 from cmg.utils.signals import Stopped
 
 STEPS = 10                      # of an epoch: 80 clips by 8

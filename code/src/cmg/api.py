@@ -208,7 +208,7 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
         InputError: no data, or options that do not exist.
     """
     from cmg.cli import LocalPaths
-    from cmg.programs import pretrain as program
+    from cmg.programs import entry
     from cmg.training.run_logger import restored_log
     folder = arguments.path(out, "pretrain: out")
     given = ["--model_save_path", str(folder), "--snapshot_pref", str(folder / "run")]
@@ -221,7 +221,7 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
             given += [f"--{name}"] + ([] if value is True else [str(v) for v in values])
     try:
         with restored_log():
-            last: Path = program.main(given, LocalPaths())
+            last: Path = entry.pretrain(given, LocalPaths())
             return last
     except SystemExit:                  # argparse has said why on standard error
         raise InputError(f"pretrain: {' '.join(given)}: not options of pretrain.py") from None

@@ -11,25 +11,18 @@ import runpy
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
-import torch
-
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
 from cmg.data.sets.pretraining import SETS as PRETRAINING_SETS
-from cmg.downstream.captions import RetrievalSettings
-from cmg.downstream.task import HeadSettings
+from cmg.downstream.settings import HeadSettings, RetrievalSettings, TocRatios, TocSettings
 from cmg.downstream.tasks import TASKS
-from cmg.downstream.toc import TocSettings
 from cmg.models.config import Config, in_order
 from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
 from cmg.presets import PRESETS, RECIPES
-from cmg.systems.base import weight_argument
-from cmg.systems.registry import SYSTEMS
-from cmg.training.optim import OptimConfig, default_decay
+from cmg.systems.settings import DECLARED, weight_argument
 from cmg.training.runtime import default_workers, resolve
-from cmg.training.step import StepConfig
-from cmg.training.trainer import RunSettings
+from cmg.training.settings import OptimConfig, RunSettings, StepConfig, default_decay
 from cmg.utils import settings
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.settings import positive, setting, whole
@@ -125,6 +118,7 @@ class Options(argparse.Namespace):
 
 def device(gpu):
     """torch device for `--gpu` (None, "cpu" or a number as text); InputError if there is no such GPU."""
+    import torch  # here, because --help and wrong arguments do not need it
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu in (None, ""):
         return torch.device("cuda", 0) if count else torch.device("cpu")
@@ -215,7 +209,7 @@ class SystemChoice:
     """The system and its size."""
 
     system: str = setting("dcid", "system to pretrain: " + ", ".join(
-        f"{name} ({system.label})" for name, system in SYSTEMS.items()), choices=tuple(SYSTEMS))
+        f"{name} ({system.label})" for name, system in DECLARED.items()), choices=tuple(DECLARED))
     n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published)", type=positive)
 
 
@@ -261,17 +255,17 @@ PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities
 
 def pretrain_parser(local):
     """The parser of pretrain.py."""
-    titles = ", ".join(system.label for system in SYSTEMS.values())
+    titles = ", ".join(system.label for system in DECLARED.values())
     parser = _parser("pretrain.py", f"Pretrain encoders of audio, video and text with discrete codes ({titles}).",
                      local)
     for cls, title in PRETRAIN.items():
         settings.add_arguments(parser, cls, title)
     settings.add_arguments(parser, Config, "clips", standardize=None)
     own_arguments(parser)
-    switches = {name: None for system in SYSTEMS.values() for name in system.switches()}
-    for system in SYSTEMS.values():
+    switches = {name: None for system in DECLARED.values() for name in system.switches()}
+    for system in DECLARED.values():
         for cls in filter(is_dataclass, reversed(system.Options.__mro__)):
-            users = ", ".join(other.label for other in SYSTEMS.values() if issubclass(other.Options, cls))
+            users = ", ".join(other.label for other in DECLARED.values() if issubclass(other.Options, cls))
             settings.add_arguments(parser, cls, f"settings of {users}")
         settings.add_arguments(parser, system.Config, f"sizes of {system.label}")
     without = next(action for action in parser._actions if action.dest == "without")
@@ -367,7 +361,8 @@ def _parse(parser, program, argv, local):
     if "manifest" in opts:
         check_own(parser, opts)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    opts.precision = resolve(opts.precision, device(opts.gpu))      # a wrong --gpu ends here, before any work
+    if opts.gpu or opts.precision == "bf16":       # a wrong --gpu ends here, before any work
+        opts.precision = resolve(opts.precision, device(opts.gpu))
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
     if opts.__dict__.get("warmup", 0) < 0:
@@ -385,7 +380,7 @@ def parse_pretrain(argv, local):
     """Options of a pretraining run."""
     parser = pretrain_parser(local)
     opts = _parse(parser, "pretrain", argv, local)
-    system = SYSTEMS[opts.system]
+    system = DECLARED[opts.system]
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     folder += f"-{opts.recipe}" if folder and opts.recipe else ""
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
@@ -401,7 +396,7 @@ def parse_pretrain(argv, local):
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)
     opts.modalities = pretraining.modalities_of(opts.dataset_name, opts.own_modalities)
     own = {name for cls in (system.Options, system.Config) for name in settings.settings(cls)}
-    for other in SYSTEMS.values():
+    for other in DECLARED.values():
         for cls in (other.Options, other.Config):
             for name, default in settings.settings(cls).items():
                 if name not in own and getattr(opts, name) not in (default, None):
@@ -423,7 +418,7 @@ def parse_pretrain(argv, local):
 
 def affects_results(opts):
     """Name -> plain value of the options that affect the results of a pretraining run."""
-    return settings.affects_results(opts, *PRETRAIN, SYSTEMS[opts.system].Options, SYSTEMS[opts.system].Config)
+    return settings.affects_results(opts, *PRETRAIN, DECLARED[opts.system].Options, DECLARED[opts.system].Config)
 
 
 def parse_downstream(task, argv, local):
@@ -464,3 +459,16 @@ def parse_evaluate(argv, local):
         require_own(parser, opts, f"--tasks {CUSTOM}")
     opts.results = opts.results or opts.snapshot_pref / "results.jsonl"
     return opts
+
+
+def parse_toc(argv, local):
+    """Options of toc.py."""
+    parser = Parser(prog="toc.py", description="Show TOC's selection of code channels and draw its effect.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
+    parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
+                        help="number of channels to keep of each codebook (the published figure shows 128, 1, 0)")
+    settings.add_arguments(parser, TocRatios)
+    parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc",
+                        help="folder of the pictures")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    return parser.parse_args(argv)

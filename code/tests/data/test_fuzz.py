@@ -17,7 +17,7 @@ from cmg.data.sets import avs_s4, avvp, vggsound
 from cmg.models.random import StepRandom
 from cmg.prepare import lists
 from cmg.results import rows
-from cmg.training.optim import OptimConfig
+from cmg.training.settings import OptimConfig
 from cmg.training.step import TrainStep
 from cmg.training.trainer import RunState
 from cmg.utils.errors import InputError

@@ -15,7 +15,8 @@ from cmg.data.csv import read_classes
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.ucf51 import CLASSES
 from cmg.downstream.encode import EncodedSplit
-from cmg.downstream.open_set import OpenSet, OpenSetSettings, Scores, fixed_threshold
+from cmg.downstream.open_set import OpenSet, Scores, fixed_threshold
+from cmg.downstream.settings import OpenSetSettings
 from cmg.models.heads import ClipHead
 from cmg.prepare.lists import write_lists
 from cmg.report import pictures as figures

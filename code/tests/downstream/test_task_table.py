@@ -18,9 +18,8 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import CUSTOM
 from cmg.downstream import fit_heads
 from cmg.downstream.encode import EncodedSplit
-from cmg.downstream.run import modalities_of
 from cmg.downstream.tasks import TASKS
-from cmg.models.config import MODALITIES
+from cmg.models.config import MODALITIES, modalities_of
 from cmg.report import pictures, tables
 from cmg.results import rows as results
 from configs.opts import LOCAL
@@ -48,7 +47,7 @@ def test_an_entry_is_whole(name):
     assert parse_downstream(name, [], LOCAL).directions == list(entry.directions.values())
     assert all(len(figures) == len(entry.directions) for figures in entry.published.values())
     assert not entry.published or entry.column
-    assert list(inspect.signature(entry.evaluate).parameters) == ["task", "pretrained", "variants", "settings",
+    assert list(inspect.signature(entry.method.evaluate).parameters) == ["task", "pretrained", "variants", "settings",
                                                                   "output"]
 
 

@@ -14,9 +14,9 @@ from cmg.checkpoints import checkpoint
 from cmg.cli import parse_downstream
 from cmg.downstream import run
 from cmg.downstream import toc as toc_variants
-from cmg.downstream.task import HeadSettings, Pretrained
+from cmg.downstream.settings import HeadSettings, TocSettings
+from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TASKS
-from cmg.downstream.toc import TocSettings
 from cmg.models import toc
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead

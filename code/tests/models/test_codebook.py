@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmg.models.codebook import RESET_AFTER, Codebook, Reset, cmcm_pair, lowest_equal, nearest_codes, squared_distance
+from cmg.models.codebook import Codebook, Reset, cmcm_pair, lowest_equal, nearest_codes, squared_distance
+from cmg.models.config import RESET_AFTER
 from cmg.models.random import StepRandom
 
 F64 = torch.float64

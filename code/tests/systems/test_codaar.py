@@ -17,7 +17,8 @@ from cmg.models.heads import DeepSegmentHead
 from cmg.models.random import StepRandom
 from cmg.programs.downstream import head_settings
 from cmg.systems.base import FrozenEncoder
-from cmg.systems.codaar import SEGMENTS, CoDAAR, Config, Options
+from cmg.systems.codaar import CoDAAR
+from cmg.systems.settings import SEGMENTS, CoDAARConfig, CoDAAROptions
 from cmg.systems.state_dicts import rules
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
@@ -38,7 +39,7 @@ def batch_of(modalities, clips=5, seconds=10, dtype=F64):
 
 def trainer_of(modalities=ALL, seed=0, sizes=TINY, **settings):
     torch.manual_seed(seed)
-    return step_for(CoDAAR(Config.for_data(modalities, **sizes)).double().train(), seed=seed, **settings)
+    return step_for(CoDAAR(CoDAARConfig.for_data(modalities, **sizes)).double().train(), seed=seed, **settings)
 
 
 def means_of(table):
@@ -250,7 +251,7 @@ def test_the_cascades_order_is_an_option():
     (_, _, text), mean = outcomes[ORDER]
     torch.testing.assert_close(text, sum(mean.values()) / 3)
     with pytest.raises(InputError, match="--cascade_order video video text"):
-        Options(cascade_order=("video", "video", "text"))
+        CoDAAROptions(cascade_order=("video", "video", "text"))
 
 
 @pytest.mark.parametrize("without, share", [((), 0.6), (("dta",), 1.0)])
@@ -289,7 +290,7 @@ def test_sizes_are_the_published_ones(golden, name):
     sections = {section: {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
                 for section, keys in shapes.items()}
     kind, config = rules.infer_config(sections, [CoDAAR])
-    assert kind is CoDAAR and config == Config.for_data(ALL if name == "codaar" else ALL[:2])
+    assert kind is CoDAAR and config == CoDAARConfig.for_data(ALL if name == "codaar" else ALL[:2])
     tensors = rules.layout(kind, config)
     assert [(t.section, t.key, list(t.shape)) for t in tensors] == [
         (section, key, shape) for section, keys in shapes.items() for key, shape in keys.items()]
@@ -352,7 +353,7 @@ def test_toc_selects_from_every_segment():
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"recompute": True}])
 def test_cheaper_steps_learn_and_move_the_batch_statistics_once(settings):
     torch.manual_seed(0)
-    trainer = step_for(CoDAAR(Config.for_data(ALL, **TINY)).train(), **settings)
+    trainer = step_for(CoDAAR(CoDAARConfig.for_data(ALL, **TINY)).train(), **settings)
     batch = batch_of(ALL, dtype=torch.float32)
     losses = [float(trainer.step(batch, 0).losses["total"].detach()) for _ in range(6)]
     assert losses[-1] < losses[0]

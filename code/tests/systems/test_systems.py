@@ -13,9 +13,9 @@ from cmg.models.config import Config
 from cmg.programs import ablation as ablation_program
 from cmg.programs import pretrain
 from cmg.systems import registry
-from cmg.systems.base import Term
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
+from cmg.systems.settings import DECLARED, Term
 from cmg.systems.state_dicts import rules
 from cmg.training.monitors import FiniteCheck, NonFiniteError
 from cmg.training.trainer import Position
@@ -47,6 +47,7 @@ class Student(DCID):
 @pytest.fixture
 def student(monkeypatch):
     monkeypatch.setitem(registry.SYSTEMS, "dcid", Student)
+    monkeypatch.setitem(DECLARED, "dcid", Student)
 
 
 def test_a_layer_that_is_added_is_trained_clipped_saved_and_resumed(student, tmp_path):

@@ -9,11 +9,9 @@ import runpy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from network.backbones import NAMES
-
 from cmg import cli
 from cmg.data.layout import DATA_PATHS
-from cmg.downstream.toc import TocRatios
+from cmg.downstream.settings import TocRatios
 from cmg.presets import PRESETS as SHARED_PRESETS
 from cmg.training.runtime import default_workers
 from cmg.utils import settings
@@ -25,6 +23,7 @@ LOCAL = runpy.run_path(str(HERE.parents[2] / "src" / "configs" / "opts.py"))["LO
 DIRECTIONS = {                     # --direction -> modalities of the queries in (training, testing)
     "at": ("audio", "text"), "ta": ("text", "audio"), "aa": ("audio", "audio"), "tt": ("text", "text")}
 PROTOCOLS = ("default", "released")
+BACKBONES = ("resnet", "small", "pvt")      # network/backbones.py has their shapes
 
 # A preset changes defaults, which flags override.
 PRESETS = {
@@ -74,7 +73,7 @@ class Conditions:
 
     direction: str = setting("at", "modality of the queries in training and in testing: a for audio, t for text",
                              choices=tuple(DIRECTIONS))
-    visual_backbone: str = setting("resnet", "small: demo only", choices=NAMES)
+    visual_backbone: str = setting("resnet", "small: demo only", choices=BACKBONES)
     tpavi_stages: tuple = setting((), "stages, 0 to 3, with a TPAVI block", nargs="*", type=_stage)
     tpavi_vv_flag: bool = setting(False, "let maps attend to themselves in these stages")
     tpavi_va_flag: bool = setting(False, "let maps attend to the query in these stages")
@@ -209,7 +208,8 @@ def _parse(parser, argv, unset=()):
     opts.path = dict(opts.path)
     if opts.checkpoint is None:
         parser.error("--checkpoint is required: the pretrained encoder whose codes are the queries")
-    cli.device(opts.gpu)         # a wrong --gpu ends here, before any work
+    if opts.gpu:
+        cli.device(opts.gpu)     # a wrong --gpu ends here, before any work
     if opts.num_workers < 0:
         parser.error(f"--num_workers {opts.num_workers}: expected 0 or more")
     if opts.image_size is not None and opts.image_size % 32:

@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from cmg.checkpoints.checkpoint import describe
-from cmg.report.export import export
+from cmg.checkpoints.paths import require
 from cmg.utils.errors import Parser, run
 
 
@@ -17,7 +16,10 @@ def main(argv=None):
                     epilog="python -m cmg.checkpoints export FILE --out DIR exports its encoder as safetensors.")
     parser.add_argument("file", type=Path, help="checkpoint, published or ours")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    print("\n".join(describe(parser.parse_args(argv).file)))
+    file = parser.parse_args(argv).file
+    require(file)
+    from cmg.checkpoints.checkpoint import describe  # here and below, because --help does not need PyTorch
+    print("\n".join(describe(file)))
 
 
 def _export(argv):
@@ -28,6 +30,8 @@ def _export(argv):
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
+    require(options.file)
+    from cmg.report.export import export
     for path in export(options.file, options.out, options.results):
         print(path)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_map_only
 
+from cmg.checkpoints.paths import no_checkpoint
 from cmg.data import origins
 from cmg.data.archive import require_stored
 from cmg.models.codebook import code_perplexity
@@ -100,8 +101,7 @@ def read(path, mmap=False):
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a checkpoint, make one with pretrain.sh or name another "
-                         "(--checkpoint)")
+        raise no_checkpoint(path)
     require_stored(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

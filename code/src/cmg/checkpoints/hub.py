@@ -2,7 +2,6 @@
 cmg/report/export.py), or from the Hugging Face hub."""
 
 import json
-import re
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.paths import CARD, CONFIG, WEIGHTS, locate
 from cmg.data import origins
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.state_dicts import rules
@@ -19,34 +19,8 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1                      # of config.json
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".residual.conv1x1."}
-
-
-def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
-    """The local file with the weights of an encoder.
-
-    Args:
-        source: a checkpoint, an exported folder, its file of weights, or a name on the hub such as "somebody/dcid",
-            which is downloaded once.
-        revision: branch, tag or commit on the hub.
-
-    Raises:
-        InputError: not found.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return path / WEIGHTS
-    if path.exists() or path.suffix in (".pt", ".pth", ".safetensors") or not HUB_NAME.fullmatch(str(source)):
-        return path
-    from huggingface_hub import snapshot_download  # here, because importing it takes a second
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
-    except Exception as error:              # errors of several libraries: no network, no such name, no permission
-        raise InputError(f"{source}: no such file or folder, and not available on the hub ({type(error).__name__}: "
-                         f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
 def upload(folder: str | Path, name: str, private: bool = True) -> str:
@@ -63,7 +37,7 @@ def upload(folder: str | Path, name: str, private: bool = True) -> str:
     Raises:
         InputError: no token, no right, no network, or the name cannot be used.
     """
-    from huggingface_hub import HfApi  # here, as above
+    from huggingface_hub import HfApi  # here, because importing it takes a second
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)

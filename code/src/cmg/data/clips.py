@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cmg.data.features import ArrayFolder, Pack, at_seconds, open_features, to_float32
@@ -20,8 +19,8 @@ Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> where 
 log = logging.getLogger(__name__)
 
 
-class Clips(Dataset[dict[str, NDArray[Any]]]):
-    """Clips with features by modality; one item is a dict of float32 arrays.
+class Clips:
+    """Clips with features by modality, a map-style dataset; one item is a dict of float32 arrays.
 
     Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
     (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "real" (T,) bool: the seconds

@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cmg.data.archive import (
@@ -239,6 +238,7 @@ def read_tensor(path):
     Raises:
         InputError: no file, anything but one dense tensor of real numbers, or above `LIMITS`; nothing of it is run.
     """
+    import torch  # here and below, because --help does not need it
     expected = "one tensor of numbers, as torch.save(tensor, file) writes it,"
     data = read_limited(path, LIMITS.pickle_bytes, expected)
     require_stored(path)
@@ -412,4 +412,5 @@ class Pack(Store):
 
 def to_float32(x):
     """A clip as float32: from float16, torch takes a quarter of NumPy's time, except for the smallest arrays."""
+    import torch
     return torch.from_numpy(x).float().numpy() if x.size > 1 << 14 else x.astype(np.float32)

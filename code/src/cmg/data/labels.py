@@ -1,7 +1,6 @@
 """Label tensors (T, C+1) of 0 and 1: columns in the order of the class list, background last (published loaders)."""
 
 import numpy as np
-import torch
 
 from cmg.utils.errors import InputError
 
@@ -67,4 +66,5 @@ def clip_class(labels):
     Returns:
         (...) int64 tensor, on the device of the labels.
     """
+    import torch  # here, because --help does not need it
     return torch.as_tensor(labels)[..., :-1].argmax(-1).amax(-1)

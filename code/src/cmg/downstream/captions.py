@@ -12,21 +12,9 @@ from tqdm import tqdm
 from cmg.data.loader import ClipLoader
 from cmg.downstream import encode, run, toc
 from cmg.results import rows as results
-from cmg.utils.settings import positive, setting, whole
 
 RANKS = (1, 5, 10, 50)           # of R@k
 ROWS = 512                       # queries compared at once; limits memory
-
-
-@dataclass(frozen=True)
-class RetrievalSettings:
-    """Settings of the measurement."""
-
-    seeds: tuple[int, ...] = setting((43,), "seed of the untrained control", flags=("--seed",), type=whole, nargs=1)
-    test_batch_size: int = setting(80, "clips and captions per batch", type=positive)
-    no_control: bool = setting(False, "skip the untrained control")
-    zero_code0: bool = setting(False, "set code 0 of every codebook to zero, as in the published evaluation of MICU")
-    protocol: str = "default"
 
 
 @dataclass

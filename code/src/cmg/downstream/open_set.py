@@ -9,9 +9,9 @@ from torch import Tensor
 from cmg.data.labels import clip_class
 from cmg.downstream import fit_heads
 from cmg.downstream.metrics import harmonic_mean
+from cmg.downstream.settings import OpenSetSettings
 from cmg.downstream.task import Task
 from cmg.utils.errors import InputError
-from cmg.utils.settings import positive, setting
 
 STEPS = 10                      # thresholds from the least to the most confident clip
 QUANTILE = 0.05                 # of held-out training clips, rejected by the fixed threshold
@@ -83,16 +83,6 @@ class Rates:
 def fixed_threshold(confidence):
     """Threshold (...) that rejects 5 % of clips with confidence (..., N), by linear interpolation."""
     return torch.quantile(confidence, QUANTILE, -1)
-
-
-@dataclass(frozen=True)
-class OpenSetSettings:
-    """Number of classes that a head knows; `protocol` as in HeadSettings."""
-
-    source_class_num: int | None = setting(None, "number of known classes, the first of the class list (default: half; "
-                                    "published: 14 or 21 of AVE's 28, 17 or 34 of UCF's 51, 8 or 12 of 16)",
-                                    type=positive)
-    protocol: str = "default"
 
 
 @dataclass

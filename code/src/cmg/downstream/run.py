@@ -18,7 +18,7 @@ from cmg.downstream import toc as toc_variants
 from cmg.downstream.resume import Progress
 from cmg.downstream.task import check
 from cmg.models import toc
-from cmg.models.config import in_order
+from cmg.models.config import in_order, modalities_of
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training import monitors
@@ -106,11 +106,6 @@ def evaluate(task, pretrained, variants, settings, output):
     progress.finish()
     monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
-
-
-def modalities_of(directions):
-    """Modalities that directions touch, in the fixed order."""
-    return in_order({m for direction in directions for m in direction})
 
 
 def with_control(encoder, settings):

@@ -19,39 +19,9 @@ from cmg.models.heads import DeepSegmentHead, SegmentHead
 from cmg.systems.base import FrozenEncoder
 from cmg.utils import files
 from cmg.utils.errors import InputError
-from cmg.utils.settings import positive, setting, whole
 
 log = logging.getLogger(__name__)
 SHOWN = 8                        # test clips whose features are kept for the pictures
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """How heads are trained and measured; the same for all tasks of a call."""
-
-    n_epoch: int | None = setting(None, "epochs of a head (default: as published)", type=positive)
-    batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
-    test_batch_size: int = setting(80, "clips a step when evaluating", type=positive, affects_results=False)
-    lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
-    clip_gradient: float = setting(0.5, "largest gradient norm of a head")
-    segment_layers: int = setting(2, "linear layers of the heads that classify seconds; 4 in CoDAAR's AVVP",
-                                  choices=(2, 4))
-    weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))
-    seeds: tuple[int, ...] = setting((43,), "seeds of the heads, which train together", type=whole)
-    protocol: str = setting("default", "released: evaluate as the published scripts do: dropout on in the frozen "
-                            "encoder, AVE on its training clips, precision and recall averaged over batches",
-                            choices=("default", "released"))
-    zero_code0: bool = setting(False, "code 0 of every codebook is the zero vector, as in the published evaluation of "
-                               "MICU")
-    no_control: bool = setting(False, "skip the untrained-encoder control")
-    precision: str = "float32"          # these three are arguments of every script (configs/opts.py)
-    workers: int = 4
-    in_memory: bool = False
-
-    @property
-    def readers(self) -> int:
-        """Worker processes that are of use."""
-        return 0 if self.in_memory else self.workers
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """The table of tasks. Arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation read it.
 
-A new task is its data set (dataset/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The entry of
-the user's own data, `custom`, gets its files and directions from the command line (`TaskEntry.of`).
+A new task is its data set (cmg/data/sets/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The
+entry of the user's own data, `custom`, gets its files and directions from the command line (`TaskEntry.of`). Heads and
+metrics, which need PyTorch, are named by their kind (cmg/downstream/methods.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cmg.data.clips import Clips
 from cmg.data.csv import read_header
@@ -22,11 +23,13 @@ from cmg.data.sets.custom import Custom
 from cmg.data.sets.ucf51 import UCF51
 from cmg.data.sets.ucf_vggsound import UCFVGGSound
 from cmg.data.sets.vggsound import VGGSound
-from cmg.downstream import open_set, retrieval, run
-from cmg.downstream.task import Task
+from cmg.downstream.settings import OpenSetSettings
 from cmg.models.config import in_order
-from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
 from cmg.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from cmg.downstream.methods import Method
+    from cmg.downstream.task import Task
 
 PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
 # Rows of the paper's tables that stand below ours: NeurIPS 2023, best epoch on the evaluation set, released protocol.
@@ -35,7 +38,6 @@ SAME_AVT = "published: same modality, AVT 40K (Table 3)"
 UNI_CODE_AV = "published: Uni-Code, AV 40K (Table 1)"
 BASELINE_AV = "published: baseline, AV 40K (Table 1)"
 PAIRED = ("video", "audio", "text")     # the order of the papers' pairs
-OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data has labels by second
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TaskEntry:
     source: str                     # where to get them
     directions: dict[str, tuple[str, str]]      # --dataset_name -> (labeled modality, tested modality)
     epochs: int                     # of the heads, as published
-    head: type[Any]                 # cmg/models/heads.py
+    kind: str                       # key of METHODS (cmg/downstream/methods.py)
     best_by: str                    # the metric that chooses the best epoch
     parts: Callable[..., list[Split]]       # (short name -> Path, modalities, protocol) -> list of Part
     optional: tuple[str, ...] = ()
@@ -73,8 +75,6 @@ class TaskEntry:
     column: str | None = None       # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
     published: dict[str, tuple[float, ...]] = field(default_factory=dict) # row -> values by direction
     settings: type[Any] | None = None       # dataclass of arguments of this task, passed to its class
-    task: Callable[..., Task] = Task
-    evaluate: Callable[..., list[dict[str, Any]]] = run.evaluate
 
     def of(self, manifest: Path | None, kinds: Mapping[str, str | None]) -> "TaskEntry":
         """This entry; that of the user's own data with its files, modalities and directions: each to each other.
@@ -120,8 +120,14 @@ class TaskEntry:
         """Short name -> Path, as loaders want them; `path_of`: dotted name -> Path."""
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): path_of(name) for name in self.all_names()}
 
+    @property
+    def method(self) -> "Method":
+        """How heads are trained and measured."""
+        from cmg.downstream.methods import METHODS  # here, because the command line reads the table without PyTorch
+        return METHODS[self.kind]
+
     def open(self, path_of: Callable[[str], Path], modalities: Sequence[str], protocol: str, settings: Any = None,
-             **reading: Any) -> Task:
+             **reading: Any) -> "Task":
         """The task with its data read; `reading`: keyword arguments of the loaders (cmg/data/clips.py)."""
         roles: dict[str, dict[str, Clips]] = {"train": {}, "val": {}, "test": {}}
         for part in self.parts(self.paths(path_of), modalities, protocol):
@@ -129,7 +135,7 @@ class TaskEntry:
             for role in part.roles:
                 roles[role] |= dict.fromkeys(clips.modalities, clips)
         more = {"settings": settings or self.settings()} if self.settings else {}
-        return self.task(self.name, self.head, self.best_by, **roles, **more)
+        return self.method.task(self.name, self.method.head, self.best_by, **roles, **more)
 
     def usable(self, path_of: Callable[[str], Path]) -> tuple[str, ...]:
         """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
@@ -191,15 +197,7 @@ def own_parts(paths, modalities, protocol, kinds=None):
             for split in ("train", *(("val",) if has_val else ()), "test")]
 
 
-def own_task(name, head, best_by, train, **parts):
-    """The task of a manifest: classes of clips; of seconds where it has onsets."""
-    if any(clips.has_times for clips in train.values()):
-        head, best_by = SegmentHead, OWN_SECONDS_BY
-    return Task(name, head, best_by, train, **parts)
-
-
-OPEN_SET: dict[str, Any] = {"head": ClipHead, "best_by": "hos", "settings": open_set.OpenSetSettings,
-                            "task": open_set.OpenSet}
+OPEN_SET: dict[str, Any] = {"kind": "open set", "best_by": "hos", "settings": OpenSetSettings}
 ENTRIES = (
     TaskEntry(
         "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",
@@ -207,7 +205,7 @@ ENTRIES = (
         source="AVE_Dataset features of github.com/YapengTian/AVE-ECCV18, folder AVE; lists: prepare.py lists",
         directions={"ave_va": ("video", "audio"), "ave_av": ("audio", "video")},
         modalities=("video", "audio", "text"), prompts="ave.text",
-        epochs=30, head=ClipHead, best_by="accuracy", parts=ave_parts, column="accuracy",
+        epochs=30, kind="clips", best_by="accuracy", parts=ave_parts, column="accuracy",
         published={UNI_CODE_AVT: (54.1, 55.0), SAME_AVT: (64.8, 65.8), UNI_CODE_AV: (47.7, 52.3),
                    BASELINE_AV: (5.5, 5.4)}),
     TaskEntry(
@@ -215,7 +213,7 @@ ENTRIES = (
         ("avvp.audio_csv", "avvp.visual_csv", "avvp.categories", "avvp.audio", "avvp.video"),
         source=f"{PACKAGE}, folder AVVP; lists from github.com/YapengTian/AVVP-ECCV20 by prepare.py lists",
         directions={"avvp_va": ("video", "audio"), "avvp_av": ("audio", "video")},
-        epochs=50, head=SegmentHead, best_by="precision", parts=avvp_parts, column="precision",
+        epochs=50, kind="seconds", best_by="precision", parts=avvp_parts, column="precision",
         published={UNI_CODE_AVT: (63.4, 71.0), SAME_AVT: (71.0, 72.9), UNI_CODE_AV: (64.0, 65.6),
                    BASELINE_AV: (6.9, 8.7)}),
     TaskEntry(
@@ -224,7 +222,7 @@ ENTRIES = (
          "ave.audio", "ave.video", "avvp.audio", "avvp.video"),
         source=f"{PACKAGE}, folder AVE_AVVP; or prepare.py lists from AVE's and AVVP's annotations",
         directions={"ave_avvp_va": ("video", "audio"), "ave_avvp_av": ("audio", "video")},
-        epochs=50, head=SegmentHead, best_by="f1", parts=ave_avvp_parts, column="f1",
+        epochs=50, kind="seconds", best_by="f1", parts=ave_avvp_parts, column="f1",
         published={UNI_CODE_AVT: (53.0, 52.4)}),
     TaskEntry(
         "ucf_vggsound", "UCF/VGG", "UCF-101 video and VGGSound audio, one class a clip (NeurIPS 2023, Table 3)",
@@ -234,7 +232,7 @@ ENTRIES = (
         source=f"{PACKAGE}, folder UCF101; VGGSound audio from vggsound40k",
         directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")},
         modalities=("video", "audio", "text"), prompts="ucf_vggsound.text",
-        epochs=30, head=ClipHead, best_by="accuracy", parts=ucf_vggsound_parts, column="accuracy",
+        epochs=30, kind="clips", best_by="accuracy", parts=ucf_vggsound_parts, column="accuracy",
         published={UNI_CODE_AVT: (67.1, 60.6), SAME_AVT: (80.0, 85.4)}),
     TaskEntry(
         "retrieval", "retrieval", "X-to-audio retrieval (NeurIPS 2023, Table 5)", "vggsound",
@@ -242,8 +240,7 @@ ENTRIES = (
         source=f"{PACKAGE}, folder vggsound40k",
         directions={"V2T": ("video", "text"), "T2V": ("text", "video")}, modalities=("video", "text"),
         always=("audio",),
-        epochs=30, head=RetrievalHead, best_by="r@5", parts=retrieval_parts, task=retrieval.Retrieval,
-        evaluate=retrieval.evaluate),
+        epochs=30, kind="retrieval", best_by="r@5", parts=retrieval_parts),
     TaskEntry(
         "ave_oscmg", "AVE open", "AVE with unknown classes in the test part (ICCV 2025)", "ave",
         ("ave.label", "ave.audio", "ave.video", "ave.train", "ave.val", "ave.test"), optional=("ave.categories",),
@@ -267,6 +264,6 @@ ENTRIES = (
     TaskEntry(
         CUSTOM, "own", "Your own clips: their class, or events second by second where the manifest has onsets", CUSTOM,
         (f"{CUSTOM}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
-        modalities=(), epochs=30, head=ClipHead, best_by="accuracy", parts=own_parts, task=own_task),
+        modalities=(), epochs=30, kind="own", best_by="accuracy", parts=own_parts),
 )
 TASKS = {entry.name: entry for entry in ENTRIES}

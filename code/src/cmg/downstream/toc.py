@@ -2,36 +2,11 @@
 
 from dataclasses import dataclass
 
-from cmg.models.toc import TERMS, Selection
+from cmg.models.toc import Selection
 from cmg.utils.errors import InputError
-from cmg.utils.settings import setting
 
 OFF = ""                            # name of the variant without TOC
 FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every task
-
-
-@dataclass(frozen=True)
-class TocRatios:
-    """Settings of TOC, except for the number of channels."""
-
-    toc_max_num: int = setting(1, "TOC: share of the best channels among those kept, relative to --toc_min_num")
-    toc_min_num: int = setting(0, "TOC: share of the worst channels; 3 and 1 keep, of 128 channels, the best 96 and "
-                               "the worst 32")
-    toc_terms: str = setting("both", "TOC: terms of the criterion; a single one is an ablation", choices=TERMS)
-
-
-@dataclass(frozen=True)
-class TocSettings(TocRatios):
-    """Settings of TOC in downstream tasks."""
-
-    choose_channel: tuple[int, ...] | None = setting(
-        None, "TOC: number of channels to keep of each codebook (default: TOC is off); several numbers are a sweep",
-        type=int, nargs="+", metavar="S")
-    toc_preset: tuple[str, ...] | None = setting(
-        None, "TOC: off; fixed: 196 of 256 channels; released: the published settings of each task and direction "
-        "(the published scripts also set --n_epoch 50 for ave and 100 for the others, which this flag does not; "
-        "directions without a setting are skipped); several values give one row each (default: off)", nargs="+",
-        choices=("off", "fixed", "released"))
 
 
 @dataclass(frozen=True)

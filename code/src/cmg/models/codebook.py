@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmg.models.config import RESET_AFTER
 from cmg.models.masking import first_rows, gathered, mean_of_clips, mean_of_seconds
 from cmg.utils import dist
 
 DECAY, EPSILON = 0.99, 1e-5             # of the EMA and of its Laplace smoothing
-RESET_AFTER, ACTIVE_BELOW = 300, 100    # a code unused for more passes than the first is reset to one unused for fewer
-                                        # than the second
+ACTIVE_BELOW = 100                      # a code unused for RESET_AFTER passes is reset to one unused for fewer
 COMMITMENT = 0.25                       # weight of the commitment loss
 HASH_BASE = 6364136223846793005         # odd multiplier of Knuth's 64-bit linear congruential generator
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16,

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 
@@ -17,6 +15,9 @@ MODALITIES = ("audio", "video", "text")     # the published ones; they come firs
 KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), (L, W), (H, W, C)
 SMALLEST_MAP = 5                            # positions per side: there are two 3x3 convolutions without padding
 NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones could be letters in published names
+LEAST_SECONDS = 3                           # of a clip, for Cross-CPC
+RESET_AFTER = 300                           # passes without use until a code is reset, as published
+TOC_TERMS = ("both", "similarity", "variance")      # of TOC's criterion; one alone is an ablation
 # Names used by other keys of batches, losses and prediction files, and by FCID's shared networks.
 TAKEN = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
@@ -29,6 +30,11 @@ def in_order(modalities, first=MODALITIES):
     return tuple(m for m in first if m in modalities) + tuple(sorted(m for m in set(modalities) if m not in first))
 
 
+def modalities_of(directions):
+    """Modalities that (source, target) directions touch, in the fixed order."""
+    return in_order({m for direction in directions for m in direction})
+
+
 def short(modality):
     """First letter of a published modality, the full name of any other: for file names and metric names."""
     return modality[0] if modality in MODALITIES else modality
@@ -36,6 +42,9 @@ def short(modality):
 
 def check_name(modality):
     """Raise InputError unless this is a valid name for a modality."""
+    if modality in MODALITIES:
+        return
+    from torch import nn  # here, because --help does not need PyTorch
     if not NAME.fullmatch(modality) or modality in TAKEN or hasattr(nn.ModuleDict, modality):
         raise InputError(f"modality '{modality[:40]}': expected a name of three or more lower-case letters, digits and "
                          f"_, other than {', '.join(TAKEN)} and the methods of PyTorch's modules; choose another")

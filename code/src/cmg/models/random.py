@@ -2,8 +2,9 @@
 
 import torch
 
+from cmg.models.config import LEAST_SECONDS
+
 RESET_NOISE = 1 / 1024          # largest value of the noise on reset codes
-LEAST_SECONDS = 3               # of a clip, for Cross-CPC
 
 
 class StepRandom:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from cmg.models.config import TOC_TERMS
 from cmg.utils.errors import InputError
 
 SIMILARITY_WEIGHT, VARIANCE_WEIGHT = 0.7, 0.3
-TERMS = ("both", "similarity", "variance")      # of the criterion; one alone is an ablation
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Selection:
     """How many channels to keep, and the ratio of the best to the worst among them (the published options).
 
     Raises:
-        TypeError: the values are not three integers and one of `TERMS`.
+        TypeError: the values are not three integers and one of `TOC_TERMS`.
     """
 
     choose_channel: int
@@ -26,8 +26,8 @@ class Selection:
 
     def __post_init__(self):
         numbers = self.choose_channel, self.toc_max_num, self.toc_min_num
-        if not all(type(number) is int for number in numbers) or self.terms not in TERMS:
-            raise TypeError(f"a selection of channels is three integers and one of {', '.join(TERMS)}, not "
+        if not all(type(number) is int for number in numbers) or self.terms not in TOC_TERMS:
+            raise TypeError(f"a selection of channels is three integers and one of {', '.join(TOC_TERMS)}, not "
                             f"{(*numbers, self.terms)}")
 
     def counts(self, width):
@@ -63,7 +63,7 @@ def criterion(codes, terms="both"):
 
     Args:
         codes: (K, D) code vectors E.
-        terms: one of `TERMS`.
+        terms: one of `TOC_TERMS`.
 
     Returns:
         (D,) float64.

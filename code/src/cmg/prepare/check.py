@@ -16,7 +16,7 @@ from cmg.data.sets.avs_s4 import S4
 from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
 from cmg.data.sets.known_lists import warn_of_cut
 from cmg.data.text import TextFeatures, read_prompts
-from cmg.models.random import LEAST_SECONDS
+from cmg.models.config import LEAST_SECONDS
 from cmg.prepare import values
 from cmg.utils.errors import InputError
 

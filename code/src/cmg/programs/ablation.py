@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cmg.cli import parse_pretrain
 from cmg.downstream.tasks import TASKS
-from cmg.programs import evaluate, pretrain
+from cmg.programs.entry import evaluate, pretrain
 from cmg.report import tables
 from cmg.results import rows as results
-from cmg.systems.registry import SYSTEMS
+from cmg.systems.settings import DECLARED
 from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
 from cmg.utils.settings import whole
@@ -89,17 +89,17 @@ def main(argv, local):
     own, pretraining, shared = parse(argv)
     common = STUDIES[own.study]
     opts = parse_pretrain([*shared, *common, *pretraining], local)
-    system = SYSTEMS[opts.system]
+    system = DECLARED[opts.system]
     rows = rows_of(own.study, system)
     folder = own.snapshot_pref or opts.runs_root / f"ablation-{own.study}"
     for number, arguments in enumerate(rows, 1):
         name = row_name(arguments)
         print(f"{number}/{len(rows)}  {name}", flush=True)
         saved = opts.checkpoint_root / f"ablation-{own.study}" / name
-        last = pretrain.main([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
-                               "--snapshot_pref", str(folder / name)], local)
-        evaluate.main([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
-                       *map(str, own.seeds), "--snapshot_pref", str(folder)], local)
+        last = pretrain([*shared, *common, *pretraining, *arguments, "--model_save_path", str(saved),
+                         "--snapshot_pref", str(folder / name)], local)
+        evaluate([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
+                  *map(str, own.seeds), "--snapshot_pref", str(folder)], local)
     table = show(results.read(folder / "results.jsonl"), own.study, system)
     with atomic_output(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")

@@ -4,11 +4,11 @@ The list (captions.csv) has one row per caption: label, prompt, clip. Clips may 
 one counts for clip->text, and each is a query for text->clip.
 """
 
-from cmg.cli import parse_clip_retrieval
 from cmg.data import origins
 from cmg.data.fingerprint import fingerprint
 from cmg.data.sets.captions import Captions
 from cmg.downstream import captions
+from cmg.downstream.settings import RetrievalSettings
 from cmg.downstream.task import Pretrained
 from cmg.results import provenance
 from cmg.results import rows as results
@@ -17,8 +17,8 @@ from cmg.utils.errors import InputError
 from cmg.utils.settings import read
 
 
-def main(argv, local):
-    opts = parse_clip_retrieval(argv, local)
+def main(opts):
+    """Measure retrieval in both ways and print the results."""
     paths = opts.paths("captions")
     modalities = opts.modalities or [m for m in ("video", "audio") if paths[m].exists()]
     if not modalities:
@@ -35,7 +35,7 @@ def main(argv, local):
     with kept_warnings(opts.results.parent):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               [(m, paths[m]) for m in ("text", *modalities)]))
-    rows = captions.evaluate(dataset, pretrained, read(captions.RetrievalSettings, opts),
+    rows = captions.evaluate(dataset, pretrained, read(RetrievalSettings, opts),
                                       output, 0 if opts.in_memory else opts.workers)
     print(results.summary(rows))
     print(f"\nresults: {opts.results}")

@@ -3,13 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from cmg.cli import parse_downstream
 from cmg.data import origins
 from cmg.data.fingerprint import fingerprint
 from cmg.downstream import encode, toc
-from cmg.downstream.run import modalities_of
-from cmg.downstream.task import HeadSettings, Pretrained
-from cmg.downstream.toc import TocSettings
+from cmg.downstream.settings import HeadSettings, TocSettings
+from cmg.downstream.task import Pretrained
+from cmg.models.config import modalities_of
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
@@ -65,12 +64,11 @@ def measure(opts, entry, task, pretrained, variants):
     with kept_warnings(opts.results.parent), file_lock(opts.results.parent / name, "choose another --results"):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               origins.feature_paths(touched, entry.all_names(), opts.data_path)))
-        return entry.evaluate(task, pretrained, variants, settings, output)
+        return entry.method.evaluate(task, pretrained, variants, settings, output)
 
 
-def run_script(name, argv, local):
-    """Run a task script: load encoder and data, train and test heads, print the results."""
-    opts = parse_downstream(name, argv, local)
+def main(opts, name):
+    """Load the encoder and the data of a task, train and test heads, and print the results."""
     entry = opts.entry(name)
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     variants = toc_choices(opts, entry, opts.directions, pretrained)

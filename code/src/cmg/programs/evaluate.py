@@ -7,7 +7,6 @@ printed that AVE's validation split would choose. Retrieval and directions with 
 from dataclasses import dataclass
 from itertools import permutations
 
-from cmg.cli import parse_evaluate
 from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TaskEntry
 from cmg.programs.downstream import measure, open_task, toc_choices
@@ -54,8 +53,8 @@ def plan(opts, encoders):
     return planned
 
 
-def main(argv, local):
-    opts = parse_evaluate(argv, local)
+def main(opts):
+    """Measure all checkpoints, print the table, and write it with its pictures."""
     encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     rows = []
     for work in plan(opts, encoders):

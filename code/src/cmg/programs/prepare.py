@@ -18,8 +18,6 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-import torch
-
 from cmg import cli, own_data
 from cmg.data.csv import read_header, read_table
 from cmg.data.layout import DATA_PATHS
@@ -30,10 +28,9 @@ from cmg.data.sets.ave_avvp import SHARED
 from cmg.data.sets.custom import is_prompts_file
 from cmg.data.sets.vggsound import SPLITS as VGGSOUND_SPLITS
 from cmg.data.text import VOCABULARIES, read_prompts, write_text_features
-from cmg.downstream.run import modalities_of
 from cmg.downstream.tasks import TASKS
 from cmg.extract import command as extract_command
-from cmg.models.config import seconds_or_auto
+from cmg.models.config import modalities_of, seconds_or_auto
 from cmg.prepare import check as checking
 from cmg.prepare import pack as packing
 from cmg.prepare.lists import write_lists
@@ -179,6 +176,8 @@ def _encoder(opts):
     if opts.backend == "transformers" and opts.pieces:
         return Bert(opts.model, pieces=True).sentences
     if opts.backend == "transformers":
+        import torch
+
         from cmg.extract.hub import HubText
         from cmg.extract.text import encode_sentences
         model = HubText(opts.model, torch.device("cpu"))

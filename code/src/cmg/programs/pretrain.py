@@ -7,21 +7,21 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
-from cmg.cli import affects_results, parse_pretrain
+from cmg.cli import affects_results
 from cmg.data import fingerprint, origins
 from cmg.data.sets import pretraining
-from cmg.models.config import describe_shape
-from cmg.models.random import LEAST_SECONDS, StepRandom
+from cmg.models.config import LEAST_SECONDS, describe_shape
+from cmg.models.random import StepRandom
 from cmg.results import provenance
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts.rules import own_names
 from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
-from cmg.training.optim import OptimConfig
 from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
+from cmg.training.settings import OptimConfig, RunSettings, StepConfig
 from cmg.training.standardize import cached_statistics
-from cmg.training.step import StepConfig, TrainStep
-from cmg.training.trainer import RunSettings, RunState, Trainer, find_newest, identify
+from cmg.training.step import TrainStep
+from cmg.training.trainer import RunState, Trainer, find_newest, identify
 from cmg.utils import dist, settings
 from cmg.utils.errors import InputError
 from cmg.utils.files import file_lock, remove_leftovers
@@ -113,11 +113,10 @@ def require_fit(opts, loaded, shapes):
                          "resumed")
 
 
-def main(argv, local):
+def main(opts):
     """What pretrain.py does; returns the last checkpoint of the run, a Path. None: of --evaluate, and in a process
     that does not save."""
     with dist.process_group():
-        opts = parse_pretrain(argv, local)
         if opts.evaluate and not opts.resume:
             raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
         if opts.gpu is None and torch.cuda.is_available():

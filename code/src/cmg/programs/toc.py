@@ -5,32 +5,16 @@ with the same --choose_channel, --toc_max_num and --toc_min_num.
 """
 
 import time
-from pathlib import Path
 
 import torch
 
 from cmg.checkpoints import checkpoint
-from cmg.cli import root
-from cmg.downstream.toc import TocRatios, selection_of
+from cmg.downstream.toc import selection_of
 from cmg.models import toc
 from cmg.report import style
-from cmg.utils import settings
-from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
 
 NAME = "TOC_before_after{}"             # the published name, followed by _2 for a second codebook
-
-
-def parse(argv, local):
-    parser = Parser(prog="toc.py", description="Show TOC's selection of code channels and draw its effect.")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
-    parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
-                        help="number of channels to keep of each codebook (the published figure shows 128, 1, 0)")
-    settings.add_arguments(parser, TocRatios)
-    parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc",
-                        help="folder of the pictures")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    return parser.parse_args(argv)
 
 
 def report(number, codes, choice):
@@ -67,8 +51,8 @@ def draw(codes, channels, path):
             figure.savefig(file, format=suffix[1:], dpi=80)
 
 
-def main(argv, local):
-    opts = parse(argv, local)
+def main(opts):
+    """Print and draw the selection for each codebook of `opts.checkpoint`."""
     choice = selection_of(opts, opts.choose_channel)
     encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
     for codes in encoder.codebooks:             # check the selection before anything is drawn

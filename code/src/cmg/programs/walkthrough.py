@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cmg.cli import parse_pretrain
-from cmg.programs import evaluate, pretrain
-from cmg.systems.registry import SYSTEMS
+from cmg.programs.entry import evaluate, pretrain
+from cmg.systems.settings import DECLARED
 from cmg.utils.errors import Parser
 from cmg.utils.settings import whole
 
@@ -15,7 +15,7 @@ def arguments(preset, description, local):
     """The parser of a walkthrough's own options."""
     parser = Parser(prog=f"{preset}.py", description=description, epilog="Every other option goes to pretrain.py.")
     parser.add_argument("--seed", type=whole, default=0, help="seed of pretraining and heads")
-    parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="system to pretrain")
+    parser.add_argument("--system", choices=tuple(DECLARED), default="dcid", help="system to pretrain")
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
     for name in SHARED:
         parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
@@ -44,9 +44,9 @@ def walk(preset, parser, build, argv, local):
     print(f"1/4  data in {opts.data_root}", flush=True)
     build(own, opts.data_root)
     print("2/4  pretraining without labels", flush=True)
-    checkpoint = pretrain.main([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)
+    checkpoint = pretrain([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)
     print("3/4  heads on one modality, tested on another", flush=True)
-    evaluate.main([*shared, "--snapshot_pref", str(folder), str(checkpoint)], local)
+    evaluate([*shared, "--snapshot_pref", str(folder), str(checkpoint)], local)
     from cmg.report import page, pictures  # here, because --help needs no Matplotlib
     print("4/4  pictures and report", flush=True)
     drawn = pictures.draw_run(folder, own.figures / name)

@@ -3,8 +3,6 @@ a bug report should include about this machine."""
 
 from pathlib import Path
 
-from cmg.report import page
-from cmg.report.environment import environment
 from cmg.utils.errors import Parser, run
 
 
@@ -21,10 +19,12 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     if options.environment:
+        from cmg.report.environment import environment  # here and below, because --help needs none of it
         print(environment())
         return
     if not options.runs:
         parser.error("at least one RUN is expected: a folder with results.jsonl or metrics.jsonl")
+    from cmg.report import page
     print(page.write(options.runs, options.out or options.runs[0] / "report.html", pool=options.pool))
 
 

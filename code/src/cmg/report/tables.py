@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cmg.data.manifest import CUSTOM
-from cmg.downstream.tasks import OWN_SECONDS_BY, TASKS
+from cmg.downstream.settings import OWN_SECONDS_BY
+from cmg.downstream.tasks import TASKS
 from cmg.results.rows import SELECTIONS, caption, distinguish, mean_std, render, show
 
 

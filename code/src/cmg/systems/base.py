@@ -5,40 +5,21 @@ cmg/training/step.py computes their weighted sum and takes the optimizer step. D
 Everything from the batch to the losses is a dict keyed by modality.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cmg.models.blocks import Blocks
-from cmg.models.config import MODALITIES, Config, in_order, short
+from cmg.models.config import MODALITIES, Config, in_order
 from cmg.models.masking import Features, mean_of_clips
 from cmg.models.random import StepRandom
+from cmg.systems.settings import BaseConfig, Declaration
 from cmg.systems.state_dicts import rules
 from cmg.systems.state_dicts.rules import EXTRA_SECTION
-from cmg.utils.settings import not_negative, setting
-
-COMPARE_CLIPS = ("club", "cpc", "cmcm", "contrast", "infonce", "fcmi_coarse")     # losses; zero for a single clip
-
-
-@dataclass(frozen=True)
-class Term:
-    """A kind of loss.
-
-    Attributes:
-        weight: in the total, unless --weights sets another. A term of weight 0 is computed for the log only, or not at
-            all.
-        switch: its name for --without; by default its key in `System.TERMS`.
-        label: its name in tables and figures.
-    """
-
-    weight: float = 1.0
-    switch: str = ""
-    label: str = ""
 
 
 @dataclass
@@ -241,55 +222,14 @@ class FrozenEncoder(nn.Module):
             raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
 
 
-def weight_argument(text: str) -> tuple[str, float]:
-    """Argument type of --weights: KIND=W."""
-    kind, _, weight = text.partition("=")
-    if not kind:
-        raise argparse.ArgumentTypeError(f"'{text}' is not KIND=W, such as cpc=0.5")
-    return kind, not_negative(weight)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings that all systems have. A system adds its own in a subclass; each is an argument of pretrain.py."""
-
-    without: tuple[str, ...] = setting(
-        (), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight 0, and other "
-        "parts; an unknown name lists those of the system")
-    weights: tuple[tuple[str, float], ...] = setting(
-        (), "weights of losses in the total, by their names in the log without the modality, such as cpc=0.5 "
-        "contrast=3; an unknown name lists those of the system", type=weight_argument, nargs="+", action="extend",
-        metavar="KIND=W")
-
-
-@dataclass(frozen=True)
-class CodebookOptions(Options):
-    """How a codebook with moving averages is initialized and reset."""
-
-    codebook_init: str = setting("data", "initialize the codes from the features of the first batch, or as published",
-                                 choices=("data", "released"))
-    code_reset: str = setting("full", "reset EMA count and weight along with a code, or only the code as published",
-                              choices=("full", "released"))
-
-
-BaseConfig: TypeAlias = Config          # within a System, `Config` and `Options` are the attributes
-BaseOptions: TypeAlias = Options
-
-
-class System(nn.Module):
+class System(Declaration, nn.Module):
     """The encoder and everything that only training needs.
 
-    A subclass sets the class attributes, builds its modules in `__init__(config)` and overrides the methods below.
+    A subclass inherits from its declaration (cmg/systems/settings.py), sets the class attributes, builds its modules in
+    `__init__(config)` and overrides the methods below.
     Every parameter is optimized, clipped and saved; those that match no prefix of GROUPS form a group of their own.
 
     Class attributes:
-        name: identifier for --system and in files.
-        label: name for display.
-        FILE: file name of its checkpoints; {} stands for the epoch, {modalities} for their initials (see `file`).
-        EPOCHS: number of pretraining epochs, as published.
-        Config, Options: dataclasses of its sizes and of its settings.
-        TERMS: kind of loss -> Term, in the order in which they are summed.
-        SWITCHES: further names for --without -> label, of parts that are not losses.
         ORDER: modalities that come first in GROUPS, AUXILIARY and the CLUB networks; others follow.
         GROUPS: prefix of our parameter names -> name of the group; the first match counts. {m} and {M} stand for every
             modality.
@@ -305,12 +245,6 @@ class System(nn.Module):
         autocast: context manager in which matrix products may use bf16.
     """
 
-    Config: ClassVar[type[BaseConfig]] = Config
-    Options: ClassVar[type[BaseOptions]] = Options
-    name = label = FILE = ""
-    EPOCHS = 6
-    TERMS: ClassVar[dict[str, Term]] = {}
-    SWITCHES: ClassVar[dict[str, str]] = {}
     GROUPS: ClassVar[dict[str, str]] = {}
     AUXILIARY: ClassVar[dict[str, str]] = {}
     UNCLIPPED: ClassVar[Sequence[str]] = ()
@@ -400,37 +334,12 @@ class System(nn.Module):
         finally:
             self.train(was_training)
 
-    @classmethod
-    def _switch(cls, kind: str) -> str:
-        return cls.TERMS[kind].switch or kind
-
     def is_on(self, switch: str) -> bool:
         """Whether a component is used, i.e. neither left out by --without nor set to weight 0."""
         given = dict(self.options.weights)
         zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
         return switch not in self.options.without and (not zero or any(
             given.get(kind, term.weight) for kind, term in self.TERMS.items() if self._switch(kind) == switch))
-
-    @classmethod
-    def comparing(cls, without: Sequence[str], weights: Sequence[tuple[str, float]]) -> list[str]:
-        """Names for --without of the losses that are on and compare the clips of a step."""
-        given = {kind: term.weight for kind, term in cls.TERMS.items()} | dict(weights)
-        found = [cls._switch(kind) for kind, weight in given.items() if weight]
-        return [name for name in dict.fromkeys(found) if name in COMPARE_CLIPS and name not in without]
-
-    @classmethod
-    def file(cls, modalities: Sequence[str], epoch: int | str) -> str:
-        """File name of a checkpoint, such as "DCID-model-5.pt" or "CoDAAR-model-AVTDepth-5.pt"; epoch "*" gives a glob
-        pattern."""
-        return cls.FILE.format(epoch, modalities="".join(short(m).capitalize() for m in modalities))
-
-    @classmethod
-    def switches(cls) -> dict[str, str]:
-        """Name for --without -> label of every component that can be left out."""
-        labels: dict[str, str] = {}
-        for kind, term in cls.TERMS.items():
-            labels.setdefault(cls._switch(kind), term.label or kind)        # of several levels, the label of the first
-        return labels | cls.SWITCHES
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -16,56 +16,21 @@ from torch.nn import functional as F
 
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.models import codebook
-from cmg.models import config as sizes
 from cmg.models.blocks import Blocks
 from cmg.models.config import in_order, short
 from cmg.models.encoders import Specific
 from cmg.models.map_conv import MapConv
 from cmg.models.masking import first_rows, gathered, mean_of_seconds, squared_error, unmasked
-from cmg.systems import base
-from cmg.systems.base import Codes, Losses, Term, full_precision
+from cmg.systems import base, settings
+from cmg.systems.base import Codes, Losses, full_precision
 from cmg.systems.state_dicts import codaar
 from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
 from cmg.utils import dist
-from cmg.utils.errors import InputError
-from cmg.utils.settings import setting
 
-SEGMENTS = ("video", "audio", "text")       # their order in a row; other modalities follow
 OWN_SHARE = 3                               # weight of the own features in the moving averages; others have 1
 OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; that of the own code is 2
 NOISE = 1e-3                                # standard deviation of the noise on rows that are reset or repeated
 TEMPERATURE = 0.1                           # of the logged segment alignment
-
-
-@dataclass(frozen=True)
-class Config(sizes.Config):
-    """Sizes of CoDAAR: `num_codes` rows with a segment of width `code_dim` per modality."""
-
-    num_codes: int = 800
-
-    @property
-    def segments(self):
-        """The modalities in the order of their segments."""
-        return in_order(self.modalities, SEGMENTS)
-
-    @property
-    def row_dim(self):
-        """Width of a row."""
-        return len(self.modalities) * self.code_dim
-
-
-@dataclass(frozen=True)
-class Options(base.CodebookOptions):
-    """How CoDAAR is trained."""
-
-    cascade_order: tuple[str, ...] = setting(
-        ("text", "audio", "video"), "CoDAAR: order in which the segments of a row are replaced by the mean of all; "
-        "the first becomes the plain mean, the last changes least", choices=SEGMENTS)
-
-    def __post_init__(self):
-        if sorted(self.cascade_order) != sorted(SEGMENTS):
-            raise InputError(f"--cascade_order {' '.join(self.cascade_order)}: expected each of {', '.join(SEGMENTS)} "
-                             "once; those that are not trained are ignored, other modalities come last")
 
 
 # ----------------------------------------------------------------------------------------------------------- the table
@@ -377,14 +342,10 @@ class RowDecoder(nn.Module):
         return self.of_code(self.row_linear(rows), specific)
 
 
-class CoDAAR(base.System):
+class CoDAAR(settings.CoDAAR, base.System):
     """One encoder pass per step, without CLUB networks."""
 
-    name, label, FILE = "codaar", "CoDAAR", "CoDAAR-model-{modalities}-{}.pt"
-    Config, Options, KEY_RULES = Config, Options, codaar.KEY_RULES
-    TERMS = {"recon": Term(label="reconstruction"), "commit": Term(label="commitment"), "cpc": Term(label="CPC"),
-             "cmcm": Term(label="CMCM")}
-    SWITCHES = {"dta": "DTA", "csa": "CSA", "reset": "reset"}
+    KEY_RULES = codaar.KEY_RULES
     GROUPS = {"encoder.{m}_lstm.": LSTMS, "encoder.": ENCODER, "cpc.": "CPC_parameters", "decoders.": DECODER}
 
     def __init__(self, config):

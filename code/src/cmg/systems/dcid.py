@@ -6,7 +6,6 @@ needs.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,53 +16,24 @@ from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.losses.info_nce import clip_pairs
 from cmg.models.blocks import Blocks
-from cmg.models.codebook import RESET_AFTER, Codebook, Quantized, Reset
+from cmg.models.codebook import Codebook, Quantized, Reset
 from cmg.models.config import in_order
 from cmg.models.masking import mean_of_clips, squared_error, unmasked
-from cmg.systems import base
-from cmg.systems.base import Codes, Losses, Term, full_precision
+from cmg.systems import base, settings
+from cmg.systems.base import Codes, Losses, full_precision
+from cmg.systems.settings import timed_modalities
 from cmg.systems.state_dicts import dcid
 from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
 from cmg.utils import dist
-from cmg.utils.settings import positive, setting
 
 CLUB_ITERATIONS = 5                         # optimizer steps of the CLUB networks in each training step
 CLUB_ORDER = ("video", "text", "audio")     # of the published program's CLUB networks and their permutations
 VIDEO_AUDIO, AUDIO_VIDEO = ("video", "audio"), ("audio", "video")
 
 
-@dataclass(frozen=True)
-class CodebookOptions(base.CodebookOptions):
-    """How a codebook with MM-EMA is initialized and updated."""
-
-    mm_ema: str = setting("mean", "targets of the EMA from other modalities: their mean at the same second, or "
-                          "attention over the seconds of the clip (NeurIPS 2023, eq. 7)", choices=("mean", "attention"))
-    code_choice: str = setting("own", "codes in training: nearest to each modality, or one joint code per second for "
-                               "all modalities except tokens", choices=("own", "joint"))
-    reset_after: int = setting(RESET_AFTER, "passes without use until a code is reset", type=positive)
-    reset_to: str = setting("code", "reset an unused code to a code in use, or to the mean of the modalities at a "
-                            "random second of the batch", choices=("code", "second"))
-
-    def reset(self, is_on):
-        """The `Reset` of these settings (cmg/models/codebook.py), "off" unless `is_on`."""
-        return Reset(self.code_reset if is_on else "off", self.reset_after, self.reset_to)
-
-    def joint_modalities(self, config):
-        """Modalities that share one code per second in training."""
-        return timed_modalities(config) if self.code_choice == "joint" else ()
-
-
-def timed_modalities(config):
-    """Modalities with features per second, that is, all except tokens."""
-    return tuple(m for m in config.modalities if config.kind(m) != "tokens")
-
-
-@dataclass(frozen=True)
-class Options(CodebookOptions):
-    """How DCID is trained."""
-
-    mi_forward: str = setting("once", "encoder passes per step: one, or six as for the published checkpoints",
-                              choices=("once", "released"))
+def reset_of(options, is_on):
+    """The `Reset` of a codebook (cmg/models/codebook.py) under these SharedCodebookOptions, "off" unless `is_on`."""
+    return Reset(options.code_reset if is_on else "off", options.reset_after, options.reset_to)
 
 
 # --------------------------------------------------------------------------------------------------------- the encoder
@@ -224,16 +194,10 @@ def first_decoder(config, modality):
     return Blocks(config, modality).decoder()
 
 
-class DCID(base.System):
+class DCID(settings.DCID, base.System):
     """One level of alignment."""
 
-    name, label, FILE = "dcid", "DCID", "DCID-model-{}.pt"
-    Options: ClassVar[type[base.Options]] = Options
     KEY_RULES = dcid.KEY_RULES
-    TERMS = {"recon": Term(label="reconstruction"), "commit": Term(label="commitment"), "club": Term(label="CLUB"),
-             "cpc": Term(label="CPC"), "cmcm": Term(label="CMCM"),
-             "contrast": Term(0.0, label="contrast of clips")}      # not published; 3 in --recipe shared
-    SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
     ORDER = CLUB_ORDER
     GROUPS = {
         "encoder.{m}_lstm.": LSTMS,
@@ -289,7 +253,7 @@ class DCID(base.System):
 
     def update_codebooks(self, outputs, rng):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
-        reset = self.options.reset(self.is_on("reset"))
+        reset = reset_of(self.options, self.is_on("reset"))
         for level, output in zip(self.encoder.levels, outputs):
             level.codebook.update_ema(output.semantic, output.quantized.indices, teacher, output.mask)
             level.codebook.expire_codes(self.codes_in_use(output.quantized.indices), rng, reset,

@@ -10,54 +10,18 @@ from cmg.losses import club
 from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.losses.cross_cpc import CrossCPC
 from cmg.losses.info_nce import info_nce
-from cmg.models import config as sizes
 from cmg.models.blocks import Blocks
 from cmg.models.codebook import Codebook, Quantized
 from cmg.models.config import in_order
 from cmg.models.decoders import LinearDecoder
 from cmg.models.masking import mean_of_clips, squared_error
-from cmg.systems import base, dcid
-from cmg.systems.base import Codes, Losses, Term, full_precision
+from cmg.systems import base, dcid, settings
+from cmg.systems.base import Codes, Losses, full_precision
 from cmg.systems.dcid import AUDIO_VIDEO, CLUB_ITERATIONS, VIDEO_AUDIO
+from cmg.systems.settings import FCID_ORDER, PAIR, timed_modalities
 from cmg.systems.state_dicts import fcid
 from cmg.systems.state_dicts.rules import DECODER, ENCODER
 from cmg.utils import dist
-from cmg.utils.settings import setting
-
-ORDER = ("video", "audio", "text")      # of the EMA in the published program; other modalities follow
-PAIR = "audiovisual"                    # clip encoder and CLUB network that all modalities with seconds share
-
-
-@dataclass(frozen=True)
-class Config(sizes.Config):
-    """Sizes of FCID: one Transformer layer, and no LSTM over word vectors."""
-
-    num_layers: int = 1
-
-    @property
-    def fine(self):
-        """Modalities that are aligned by second: vectors and maps. Tokens are aligned by clip."""
-        return [m for m in in_order(self.modalities, ORDER) if self.kind(m) != "tokens"]
-
-    def clip_encoder(self, modality):
-        """Name of the clip encoder that a modality uses."""
-        return PAIR if modality in self.fine else modality
-
-    @property
-    def clip_encoders(self):
-        """Names of all clip encoders: the shared one, then those of tokens."""
-        return [PAIR, *(m for m in in_order(self.modalities, ORDER) if m not in self.fine)]
-
-    def input_dim(self, modality):
-        return self.feature_dim(modality)
-
-
-@dataclass(frozen=True)
-class Options(dcid.CodebookOptions):
-    """How FCID is trained."""
-
-    club_coarse: str = setting("intended", "FCID: CLUB bound of clips, treating a clip as one second, or its channels "
-                               "as seconds, as published", choices=("intended", "released"))
 
 
 @dataclass
@@ -117,7 +81,7 @@ class Encoder(base.Encoder):
         specific = {m: encoder(features[m]) for m, encoder in self.specific.items()}
         with full_precision(self.codebook.embedding):
             clips, general, private = {}, {}, {}
-            for m in in_order(semantic, ORDER):
+            for m in in_order(semantic, FCID_ORDER):
                 encoder = self.clip[self.config.clip_encoder(m)]
                 clips[m] = encoder.project(mean_of_clips(semantic[m], masks[m]))    # text: over all word positions
                 general[m] = F.relu(encoder.general(clips[m])).unsqueeze(1)
@@ -139,16 +103,11 @@ class Encoder(base.Encoder):
             return Codes(*self.codebook.lookup(self.clip[self.config.clip_encoder(modality)].to_general(semantic)))
 
 
-class FCID(base.System):
+class FCID(settings.FCID, base.System):
     """Fine alignment by Cross-CPC, coarse alignment by codes and InfoNCE."""
 
-    name, label, FILE, EPOCHS = "fcid", "FCID", "FCID-model-{}.pt", 4
-    Config, Options, KEY_RULES = Config, Options, fcid.KEY_RULES
-    TERMS = {"fine_recon": Term(label="reconstruction of seconds"), "coarse_recon": Term(label="of clips"),
-             "commit": Term(label="commitment"), "club": Term(label="CLUB"), "cpc": Term(label="CPC"),
-             "cmcm": Term(label="CMCM"), "infonce": Term(label="InfoNCE")}
-    SWITCHES = {"mm_ema": "MM-EMA", "reset": "reset"}
-    ORDER = ORDER
+    KEY_RULES = fcid.KEY_RULES
+    ORDER = FCID_ORDER
     GROUPS = {"encoder.": ENCODER, "cpc.": "CPC_parameters", "fine_decoders.": DECODER, "coarse_decoders.": DECODER,
               "club.{m}.": "{M}_mi_net_parameters", f"club.{PAIR}.": "AudioVisual_mi_net_parameters"}
     AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net",
@@ -194,8 +153,8 @@ class FCID(base.System):
         teacher = self.options.mm_ema if self.is_on("mm_ema") else "own"
         codebook, indices = self.encoder.codebook, outputs.quantized.indices
         codebook.update_ema(outputs.general, indices, teacher)
-        codebook.expire_codes(indices, rng, self.options.reset(self.is_on("reset")),
-                              {m: outputs.general[m] for m in dcid.timed_modalities(self.config)})
+        codebook.expire_codes(indices, rng, dcid.reset_of(self.options, self.is_on("reset")),
+                              {m: outputs.general[m] for m in timed_modalities(self.config)})
 
     def training_pass(self, features, epoch, rng, auxiliary):
         clubs = self.clubs() if self.is_on("club") else {}

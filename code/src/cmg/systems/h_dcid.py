@@ -1,27 +1,13 @@
 """H-DCID: a second level of alignment on the specific features of the first (arXiv 2403.05168)."""
 
-from dataclasses import dataclass
-
 from cmg.models.decoders import LinearDecoder
 from cmg.models.encoders import LinearSpecificEncoder, TemporalEncoder
-from cmg.systems import dcid
-from cmg.systems.base import Term
+from cmg.systems import settings
 from cmg.systems.dcid import AUDIO_VIDEO, DCID, VIDEO_AUDIO, Level, Objective, first_decoder, first_level
 from cmg.systems.state_dicts import h_dcid
 from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
-from cmg.utils.settings import setting
 
 SECOND_LEVEL_FROM = 3                   # epoch at which the losses of the second level start
-SECOND_LEVEL_WEIGHT = 0.3
-
-
-@dataclass(frozen=True)
-class Options(dcid.Options):
-    """How H-DCID is trained."""
-
-    layer2_start: str = setting("released", "H-DCID: update the second codebook from epoch 0, as published, or "
-                                "initialize it from data when its losses start", choices=("released", "data"))
-    detach_targets: bool = setting(False, "H-DCID: detach the targets of the second level's reconstruction")
 
 
 def second_level(config):
@@ -36,14 +22,10 @@ def second_decoder(config, modality):
     return LinearDecoder(config.code_dim, width, width, width)
 
 
-class HDCID(DCID):
+class HDCID(settings.HDCID, DCID):
     """Two levels of alignment. There is no CMCM loss; the log shows 0."""
 
-    name, label, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
-    Options, KEY_RULES = Options, h_dcid.KEY_RULES
-    TERMS = DCID.TERMS | {
-        f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, kind, f"{term.label}, level 2")
-        for kind, term in DCID.TERMS.items() if term.weight}
+    KEY_RULES = h_dcid.KEY_RULES
     GROUPS = {
         "encoder.{m}_lstm.": LSTMS,
         "encoder.": ENCODER,

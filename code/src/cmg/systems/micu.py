@@ -7,35 +7,14 @@ import torch
 
 from cmg.losses.info_nce import masked_pairs
 from cmg.losses.jigsaw import Jigsaw
-from cmg.models import config as sizes
 from cmg.models.masking import gathered
-from cmg.systems import dcid
-from cmg.systems.base import Term, full_precision
+from cmg.systems import settings
+from cmg.systems.base import full_precision
 from cmg.systems.dcid import DCID, Objective, first_decoder
 from cmg.utils import dist
-from cmg.utils.settings import positive, setting
 
 MASKED = 0.3                            # probability that a second is left out of the queries
 JIGSAW = "Jigsaw_parameters"
-
-
-@dataclass(frozen=True)
-class Config(sizes.Config):
-    """Sizes of MICU: those of DCID, and of the jigsaw."""
-
-    jigsaw_blocks: int = setting(2, "MICU: blocks of channels in the jigsaw (ICCV 2025, S)", type=positive)
-    jigsaw_permutations: int = setting(2, "MICU: permutations to classify (P)", type=positive)
-    jigsaw_hidden: int = setting(512, "MICU: width of the jigsaw's classifier", type=positive)
-
-
-@dataclass(frozen=True)
-class Options(dcid.CodebookOptions):
-    """How MICU is trained."""
-
-    encoder_passes: str = setting("once", "MICU: encoder passes per step: one, or two as published, one for the "
-                                  "contrast and one for the reconstruction", choices=("once", "released"))
-    reset_counter: str = setting("all", "MICU: codes that are assigned to text only count as used, or as unused, as "
-                                 "published", choices=("all", "released"))
 
 
 @dataclass
@@ -46,14 +25,9 @@ class TwoPassOutput:
     reconstructed: list
 
 
-class MICU(DCID):
+class MICU(settings.MICU, DCID):
     """DCID with other losses. CPC, CLUB and CMCM are computed for the log only; their networks are not trained."""
 
-    name, label, FILE, EPOCHS = "micu", "MICU", "MICU-model-{}.pt", 5
-    Config, Options = Config, Options       # KEY_RULES are those of DCID; the jigsaw has no published names
-    TERMS = {kind: Term(term.weight if kind in ("recon", "commit") else 0.0, label=term.label)
-             for kind, term in DCID.TERMS.items() if kind != "contrast"} | {
-        "fcmi_fine": Term(label="FCMI, seconds"), "fcmi_coarse": Term(label="FCMI, clips"), "cujp": Term(label="CUJP")}
     GROUPS = {**DCID.GROUPS, "jigsaw.": JIGSAW}
     UNCLIPPED, AUXILIARY, TOC_RELEASED = (JIGSAW,), {}, {}
 

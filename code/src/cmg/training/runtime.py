@@ -6,8 +6,6 @@ import math
 import os
 from pathlib import Path
 
-import torch
-
 MMAP_MAX, TRIM_THRESHOLD = -4, -1                                           # parameters of mallopt(3)
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and ARM, as named by PyTorch
 MOST_WORKERS = 4
@@ -31,6 +29,7 @@ def keep_freed_memory():
 
 def cpu_features():
     """Names of this CPU's instruction sets; empty if neither PyTorch (since 2.12) nor Linux reports them."""
+    import torch  # here and below, because --help does not need it
     if hasattr(torch.cpu, "get_capabilities"):
         return {name for name, has in torch.cpu.get_capabilities().items() if has is True}
     cpuinfo = Path("/proc/cpuinfo")
@@ -40,6 +39,7 @@ def cpu_features():
 def has_bf16_units(device):
     """Whether `device` has hardware for bf16 products; CPUs without it emulate them, 60 times slower than float32."""
     if device.type == "cuda":
+        import torch
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     return not BF16_UNITS.isdisjoint(cpu_features())

@@ -9,22 +9,13 @@ import torch
 from cmg.models.decoders import LinearDecoder
 from cmg.models.encoders import LinearSpecificEncoder, TemporalEncoder
 from cmg.training.optim import Optimizers
+from cmg.training.settings import StepConfig
 from cmg.utils import dist
-from cmg.utils.settings import setting
 
 # Modules of many small operations. The convolutions (cmg/models/map_conv.py) are a few large products, slow to compile.
 COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
+DEFAULT = StepConfig()
 EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
-
-
-@dataclass(frozen=True)
-class StepConfig:
-    """How a step is computed."""
-
-    recompute: bool = setting(False, "save memory: recompute the convolutions over maps in the backward pass",
-                              affects_results=False)
-    bf16: bool = False
-    compile: bool = False               # apply torch.compile to the classes COMPILED
 
 
 @dataclass
@@ -55,7 +46,7 @@ class TrainStep:
 
     before_update = None
 
-    def __init__(self, system, rng, optim_config, step_config=StepConfig(), total_steps=None):
+    def __init__(self, system, rng, optim_config, step_config=DEFAULT, total_steps=None):
         system.to(memory_format=torch.channels_last)        # kernels as the matrices of cmg/models/map_conv.py
         self.system, self.rng, self.config, self.total_steps = system, rng, optim_config, total_steps
         device = next(system.parameters()).device.type

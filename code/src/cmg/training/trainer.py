@@ -20,45 +20,16 @@ from cmg.checkpoints import checkpoint
 from cmg.data.fingerprint import how_checked
 from cmg.data.loader import WorkersLost
 from cmg.training.batches import epoch_order
-from cmg.training.loggers import LOGGERS
 from cmg.training.monitors import CodebookMonitor, FiniteCheck, NonFiniteError
 from cmg.training.run_logger import random_state, set_random_state
 from cmg.training.undo import undo_of
 from cmg.utils import dist
 from cmg.utils.errors import InputError
 from cmg.utils.files import safe_name
-from cmg.utils.settings import positive, setting
 from cmg.utils.signals import Stopped, stop_on_signals
 
 log = logging.getLogger(__name__)
 STEP_FILES = 2                  # checkpoints within epochs to keep, without --keep
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Length of a run, order of its clips, and checkpoints."""
-
-    seed: int = setting(43, "random seed (published: 43)")
-    batch_size: int = setting(80, "clips per step, over all processes", flags=("-b", "--b", "--batch_size"),
-                              type=positive)
-    n_epoch: int | None = setting(
-        None, "number of epochs (default: as published)", type=positive, affects_results=False)
-    max_steps: int | None = setting(None, "stop after this many steps", type=positive, affects_results=False)
-    start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
-    print_freq: int = setting(50, "steps between lines of the log", type=positive, affects_results=False)
-    save_freq: int = setting(1, "epochs between checkpoints", type=positive, affects_results=False)
-    save_every_steps: int | None = setting(
-        None, "also save a checkpoint within the epoch, every so many steps (default: off)", type=positive,
-        affects_results=False)
-    keep: int | None = setting(
-        None, "number of newest checkpoints of this run to keep (default: one per epoch, and the last two within "
-        "epochs)", type=positive, affects_results=False)
-    on_save_error: str = setting("stop", "if a checkpoint cannot be written, for example on a full disk: stop, or "
-                                 "continue and save the next one", choices=("stop", "continue"), affects_results=False)
-    save_dtype: str = setting("float32", "dtype of saved tensors; published files have float64. Never less than the "
-                              "--precision of the run", choices=("float32", "float64"), affects_results=False)
-    log: str = setting("tensorboard", "where losses and code use are shown, beside metrics.jsonl; trackio and wandb "
-                       "need their package", choices=tuple(LOGGERS), affects_results=False)
 
 
 @dataclass

@@ -17,7 +17,6 @@ RESNET_SHAPES = {                  # name -> first channels, channels, depths, k
     "resnet": (64, (256, 512, 1024, 2048), (3, 4, 6, 3), "bottleneck"),
     "small": (24, (32, 48, 64, 96), (1, 1, 1, 1), "basic"),
 }
-NAMES = (*RESNET_SHAPES, *PVT_SHAPES)
 
 
 class Backbone(nn.Module):
@@ -50,7 +49,7 @@ class Backbone(nn.Module):
                 if key.endswith((".patch_embedding.layer_norm", ".attention.layer_norm")):
                     module.eps = 1e-5
         else:
-            raise ValueError(f"unknown backbone {name!r}; one of {', '.join(NAMES)}")
+            raise ValueError(f"unknown backbone {name!r}; one of {', '.join((*RESNET_SHAPES, *PVT_SHAPES))}")
         self.channels = tuple(self.network.channels)
 
     def forward(self, frames):

@@ -4,13 +4,11 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset
 
 from cmg.data.archive import read_zip
 from cmg.data.clips import Paths
@@ -20,6 +18,9 @@ from cmg.data.text import TextFeatures, read_prompts
 from cmg.utils.errors import InputError
 from cmg.utils.files import open_input, safe_name
 from cmg.utils.limits import LIMITS
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 NAME = "AVSBench-S4"
@@ -84,9 +85,11 @@ def read_image(path, mode, size):
         raise InputError(f"{path}: not a whole picture ({error}); unpack it again") from error
 
 
-class S4(Dataset[dict[str, Any]]):
-    """One split. An item is a dict: "frames" (5, 3, S, S) float32 normalized, "masks" (1 or 5, S, S) float32 in {0, 1}
-    (one in train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
+class S4:
+    """One split, a map-style dataset.
+
+    An item is a dict: "frames" (5, 3, S, S) float32 normalized, "masks" (1 or 5, S, S) float32 in {0, 1} (one in
+    train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
 
     Args:
         paths: {"csv", "frames", "masks"} and, as needed, "audio", "prompts" and "text" -> Path.
@@ -168,8 +171,9 @@ class S4(Dataset[dict[str, Any]]):
         self.sound_shapes = (feature.shape[1:],)
         return feature
 
-    def queries(self) -> dict[str, torch.Tensor]:
+    def queries(self) -> "dict[str, torch.Tensor]":
         """What the queries of all clips are made of: {"audio" (n, 5, ...), "category" (n,)} tensors."""
+        import torch  # here, because --help and checks do not need it
         inputs = {"category": torch.tensor(self.numbers)}
         if "audio" in self.modalities:
             inputs["audio"] = torch.from_numpy(np.stack([self.read_sound(i) for i in range(len(self))]))
