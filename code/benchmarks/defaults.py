@@ -29,7 +29,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.downstream import encode, fit_heads
 from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TASKS
-from cmg.programs import pretrain
+from cmg.programs.entry import pretrain
 from cmg.results import provenance
 from cmg.utils.errors import InputError, Parser, run
 
@@ -178,7 +178,7 @@ def train_and_measure(name, flags, seed, options):
                  "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
-    pretrain.main(arguments, LOCAL)
+    pretrain(arguments, LOCAL)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments, LOCAL)
     files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}

@@ -18,7 +18,7 @@ import torch
 
 from cmg.cli import device as device_of
 from cmg.downstream import toc
-from cmg.downstream.settings import HeadSettings
+from cmg.downstream.settings import HeadSettings, TocSettings
 from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TASKS
 from cmg.results.rows import Output
@@ -82,7 +82,7 @@ def main(argv=None):
         for name in CLIPS:
             start = perf_counter()
             entry, task = open_task(name, config, opts.share)
-            chosen = toc.variants(toc.TocSettings(), name, list(entry.directions.values()), pretrained.code_dim,
+            chosen = toc.variants(TocSettings(), name, list(entry.directions.values()), pretrained.code_dim,
                                   kind.TOC_RELEASED)
             settings = HeadSettings(n_epoch=entry.epochs, precision=precision, in_memory=True)
             output = Output(Path(folder) / "results.jsonl", "none.json")

@@ -68,12 +68,12 @@ def pretrain(folder, out, *more):
     """A small pretraining run in this process; returns its last checkpoint."""
     from cmg.cli import LocalPaths
     from cmg.models.config import Config
-    from cmg.programs import pretrain as program
+    from cmg.programs import entry
     from cmg.training.run_logger import restored_log
     full = Config.for_data.__func__
     with pytest.MonkeyPatch.context() as patch, restored_log():
         patch.setattr(Config, "for_data", classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more))))
-        return program.main(pretraining(folder, out, *more), LocalPaths())
+        return entry.pretrain(pretraining(folder, out, *more), LocalPaths())
 
 
 def change(folder, scale=50):

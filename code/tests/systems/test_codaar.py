@@ -11,6 +11,7 @@ from cmg.cli import parse_evaluate, parse_pretrain
 from cmg.data.sets.vggsound import read_list
 from cmg.downstream import encode, metrics
 from cmg.downstream import toc as toc_variants
+from cmg.downstream.settings import TocSettings
 from cmg.downstream.tasks import TASKS
 from cmg.models import toc
 from cmg.models.heads import DeepSegmentHead
@@ -345,7 +346,7 @@ def test_toc_selects_from_every_segment():
     codebooks = trainer_of().system.encoder.codebooks
     channels = toc.head_channels(codebooks, toc.Selection(4, 1, 1))
     assert len(channels) == 12 and all(int(((channels // 16) == n).sum()) == 4 for n in range(3))
-    asked = toc_variants.TocSettings(toc_preset=("released",))
+    asked = TocSettings(toc_preset=("released",))
     with pytest.raises(InputError, match="no published setting for ave"):
         toc_variants.variants(asked, "ave", [("audio", "video")], 256, CoDAAR.TOC_RELEASED)
 

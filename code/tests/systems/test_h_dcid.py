@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.cli import parse_pretrain
 from cmg.models.codebook import Codebook
 from cmg.models.config import Config
 from cmg.models.random import StepRandom
@@ -188,11 +189,11 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
     loaded = checkpoint.open_file(path)
     assert not loaded.complete and "CPC_2_parameters" in loaded.missing and rules.DECODER in loaded.missing
     with pytest.raises(InputError, match=f"{path}: lacks .*CPC_2_parameters"):
-        opts = pretrain.parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
+        opts = parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
                                         str(loaded.system.config.num_codes)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
     with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
-        opts = pretrain.parse_pretrain(["--gpu", "cpu", "--resume", str(path)], LOCAL)
+        opts = parse_pretrain(["--gpu", "cpu", "--resume", str(path)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
     three[rules.ENCODER].pop("Video_encoder_2.input_linear.weight")
     checkpoint.save(path, three)
