@@ -34,7 +34,7 @@ from cmg.downstream.task import Pretrained
 from cmg.models import toc
 from cmg.models.heads import ClipHead
 from cmg.models.toc import Selection
-from cmg.programs import pretrain
+from cmg.programs.entry import pretrain
 from cmg.results import provenance
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.registry import SYSTEMS
@@ -253,7 +253,7 @@ def train_and_measure(name, modalities, seed, options, data):
     if source != options.data:
         arguments[arguments.index("--manifest") + 1] = str(source)
     clock, wall = time.process_time(), time.time()
-    pretrain.main(arguments, LOCAL)
+    pretrain(arguments, LOCAL)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments, LOCAL)
     files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}

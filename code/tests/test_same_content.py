@@ -319,8 +319,8 @@ def test_between_epochs_other_content_is_a_warning_and_old_files_say_nothing(pre
 def heads(folder, pretrained, out, *more):
     """Result lines of custom.py, audio to video, in the results file of `out`."""
     from cmg.cli import LocalPaths
-    from cmg.programs.downstream import run_script
-    run_script("custom", [*data_of(folder), "--checkpoint", str(pretrained / "checkpoints" / "DCID-model-1.pt"),
+    from cmg.programs.entry import downstream
+    downstream("custom", [*data_of(folder), "--checkpoint", str(pretrained / "checkpoints" / "DCID-model-1.pt"),
                           "--snapshot_pref", str(out), "--source", "audio", "--target", "video", "--workers", "0",
                           "--gpu", "cpu", "--n_epoch", "1", *map(str, more)], LocalPaths())
     return results.read(out / "results.jsonl")

@@ -9,7 +9,7 @@ import torch
 from cmg.checkpoints import checkpoint
 from cmg.models.config import Config
 from cmg.prepare.values import ChannelSums
-from cmg.programs import pretrain
+from cmg.programs.entry import pretrain
 from cmg.systems.dcid import DCID
 from cmg.training import standardize
 from configs.opts import LOCAL
@@ -34,7 +34,7 @@ def own(tmp_path_factory):
 
 def train(folder, out, *more):
     """A run of two steps; returns its checkpoint's system."""
-    path = pretrain.main(["--dataset_name", "custom", "--manifest", str(folder / "clips.csv"), *(
+    path = pretrain(["--dataset_name", "custom", "--manifest", str(folder / "clips.csv"), *(
         part for m in MODALITIES for part in ("--features", f"{m}={folder / m}")), "--seconds", str(T), "--gpu", "cpu",
         "--batch_size", "9", "--n_epoch", "1", "--n_embeddings", "8", "--log", "none", "--model_save_path",
         str(out / "checkpoint"), "--snapshot_pref", str(out / "run"), "--in_memory", *more], LOCAL)
