@@ -9,8 +9,8 @@ from conftest import ROOT
 
 SOURCE = ROOT / "code" / "src"
 # From the bottom up; a module may import its own room and those before it.
-ROOMS = ("utils", "models", "losses", "systems", "data", "results", "checkpoints", "training", "downstream", "report",
-         "prepare", "extract", "demos", "presets", "own_data", "cli", "programs", "api")
+ROOMS = ("utils", "presets", "models", "losses", "systems", "data", "results", "checkpoints", "training", "downstream",
+         "report", "prepare", "extract", "demos", "own_data", "cli", "programs", "api")
 
 
 def modules():

@@ -11,6 +11,7 @@ import runpy
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 
+from cmg.checkpoints.paths import path_or_name
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
@@ -24,7 +25,7 @@ from cmg.systems.settings import DECLARED, weight_argument
 from cmg.training.runtime import default_workers, resolve
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig, default_decay
 from cmg.utils import settings
-from cmg.utils.errors import InputError, Parser
+from cmg.utils.errors import InputError, Parser, absolute
 from cmg.utils.settings import positive, setting, whole
 
 
@@ -76,7 +77,7 @@ class Options(argparse.Namespace):
         if name.startswith(f"{CUSTOM}."):
             return self.own[name.removeprefix(f"{CUSTOM}.")]
         chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
-        path = Path(chosen) if chosen else Path(self.data_root) / self.local.data_paths[name]
+        path = absolute(chosen) if chosen else Path(self.data_root) / self.local.data_paths[name]
         is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
         return path.with_stem(path.stem + "_pieces") if is_pieces else path
 
@@ -135,7 +136,12 @@ def path_argument(text):
     name, _, value = text.partition("=")
     if name not in DATA_PATHS or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=FILE with NAME one of {', '.join(DATA_PATHS)}")
-    return name, value
+    return name, absolute(value)
+
+
+def auto_or_path(text):
+    """Argument type of --resume: "auto", or the path of a file or folder."""
+    return text if text in ("", "auto") else str(absolute(text))
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,7 @@ class Program:
 
     preset: str | None = setting(
         None, "set of defaults; other flags override it", choices=tuple(PRESETS), affects_results=False)
+    verbose: bool = setting(False, "print everything that goes into the log and the tables", affects_results=False)
     debug: bool = setting(False, "show the traceback of an input error", affects_results=False)
 
 
@@ -225,7 +232,7 @@ class Pretraining:
         None, "folder of the checkpoints (default: the checkpoint root, or a folder of their own for the runs of a "
         "preset)", type=Path, affects_results=False)
     resume: str = setting("", "resume from a checkpoint, ours or published; auto: from the newest one of this run, if "
-                          "there is one", metavar="auto|FILE", affects_results=False)
+                          "there is one", type=auto_or_path, metavar="auto|FILE", affects_results=False)
     evaluate: bool = setting(False, "do not train, but print the losses of --resume on the data", affects_results=False)
     test_batch_size: int = setting(64, "clips per step with --evaluate", type=positive, affects_results=False)
     loss_weights: float | None = setting(
@@ -236,7 +243,7 @@ class Pretraining:
 def root(name, local):
     """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints" or "runs"): the environment
     variable CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else that of configs/opts.py."""
-    return Path(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
+    return absolute(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
 
 
 def _parser(program, description, local):
@@ -296,7 +303,7 @@ def downstream_parser(task, local):
     parser = _parser(f"{task}.py", f"{entry.about}: train a head on one modality's frozen codes, test it on another's.",
                      local)
     group = _heads(parser, entry.epochs)
-    group.add_argument("--checkpoint", "--resume", type=Path, default=None,
+    group.add_argument("--checkpoint", "--resume", type=path_or_name, default=None,
                        help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
     if task == CUSTOM:
         own_arguments(parser)
@@ -316,7 +323,7 @@ def clip_retrieval_parser(local):
     settings.add_arguments(parser, RetrievalSettings, "retrieval")
     parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
                         help="modalities of the clips (default: those whose features exist)")
-    parser.add_argument("--checkpoint", "--resume", type=Path, default=None,
+    parser.add_argument("--checkpoint", "--resume", type=path_or_name, default=None,
                         help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
     parser.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
     return parser
@@ -326,7 +333,7 @@ def evaluate_parser(local):
     """The parser of evaluate.py."""
     parser = _parser("evaluate.py", "Evaluate one or more checkpoints on all cross-modal tasks whose data exist.",
                      local)
-    _heads(parser, None).add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT",
+    _heads(parser, None).add_argument("checkpoints", type=path_or_name, nargs="+", metavar="CHECKPOINT",
                                       help="pretrained encoders, in the order of the table's rows")
     own_arguments(parser)
     group = parser.add_argument_group("tasks")

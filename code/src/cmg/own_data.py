@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cmg.models.config import KINDS, MODALITIES, check_name, in_order
 from cmg.utils import settings
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, absolute
 from cmg.utils.settings import setting
 
 
@@ -15,7 +15,7 @@ def features_argument(text):
     name, _, value = text.partition("=")
     if not name or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not MODALITY=PATH")
-    return name, Path(value)
+    return name, absolute(value)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Sets of defaults: presets (paths and settings for a data set) and recipes (settings of training)."""
 
+import json
+
 # A preset changes defaults, which flags override. `folder` is its folder below each of the three roots, `run` the
 # folder below that in which pretraining saves, `pretrained` the checkpoint that downstream scripts load, and `tasks`
 # holds settings of single tasks.
@@ -37,3 +39,9 @@ RECIPES = {
     "shared": {"weights": [("contrast", 3.0)], "codebook_init": "data", "code_reset": "full", "code_choice": "joint",
                "reset_to": "second", "reset_after": 60},
 }
+
+
+def has_recipe(name, options):
+    """Whether a run's options, name -> value, are those of a recipe."""
+    plain = [json.dumps({key: of.get(key) for key in RECIPES[name]}, default=str) for of in (options, RECIPES[name])]
+    return plain[0] == plain[1]

@@ -172,7 +172,8 @@ def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path
         good = demo_data / DATA_PATHS[what] if what in DATA_PATHS else encoder_file
         (OWN.get(kind) or getattr(bad_files, kind))(good, bad)
     before = snapshot(out)
-    line = command(script, what, bad, demo_data, encoder_file, out)
+    monkeypatch.chdir(tmp_path)             # a missing file is named with its absolute path, however it was given
+    line = command(script, what, bad.name if kind == "missing" else bad, demo_data, encoder_file, out)
     if script == "prepare pack":
         line += ["--overwrite"]
     with permission_bits_count():

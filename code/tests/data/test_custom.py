@@ -391,6 +391,23 @@ def test_arguments(example, capsys):
         assert caught.value.code == 2 and len(lines) == 1, lines
 
 
+def test_check_ends_with_the_commands_that_follow(example, tmp_path, monkeypatch, capsys):
+    """Filled in, from the train clips alone, for the folder in which they are typed; none where a run would fail."""
+    monkeypatch.chdir(SRC)
+    assert prepare.main(["check", "--dataset", "custom", *data(example), "--seconds", "4"]) == 0
+    first, second = (shlex.split(line) for line in capsys.readouterr().out.split("next: ")[1].splitlines())
+    assert (first[0], second[0]) == ("./pretrain.sh", "./custom.sh")
+    opts, heads = parse_pretrain(first[1:], LOCAL), parse_downstream("custom", second[1:], LOCAL)
+    assert opts.splits == ["train"] and opts.seconds == 4 and opts.own == heads.own and len(opts.own) == 4
+    assert heads.checkpoint == opts.model_save_path / "DCID-model-5.pt"
+    bare = manifest(tmp_path, *(f"{path.stem},train" for path in (example / "audio").iterdir()), head="id,split")
+    assert prepare.main(["check", "--dataset", "custom", "--manifest", str(bare), *data(example)[2:6]]) == 0
+    assert len(capsys.readouterr().out.split("next: ")[1].splitlines()) == 1           # nothing to train heads on
+    bare.unlink()
+    assert prepare.main(["check", "--dataset", "custom", "--manifest", str(bare), *data(example)[2:6]]) == 1
+    assert "next:" not in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("small_model")
 def test_pretraining_is_the_same_streamed_in_memory_and_resumed(example, tmp_path):
     """Two epochs of three steps, a sentence drawn in each: the same weights, bit for bit."""

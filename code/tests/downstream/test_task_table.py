@@ -2,10 +2,12 @@
 
 import inspect
 import json
+import shlex
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +15,17 @@ import torch
 
 import evaluate
 import prepare
-from cmg.cli import parse_downstream
+from cmg.cli import parse_downstream, parse_pretrain
+from cmg.data.clips import name_hashes
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import CUSTOM
+from cmg.data.sets.pretraining import open_clips
 from cmg.downstream import fit_heads
 from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.run import seen
 from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES, modalities_of
-from cmg.report import pictures, tables
+from cmg.report import pictures, screen, tables
 from cmg.results import rows as results
 from configs.opts import LOCAL
 from test_results import row
@@ -92,7 +97,34 @@ def test_a_run_and_its_check_open_the_same_files_by_the_same_calls(name, demo_da
     run = list(calls)
     assert prepare.main(["check", "--dataset", name, "--data_root", str(demo_data)]) == 0
     assert calls == run + run and len(run) > 1
-    assert "ok: a run would work" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ok: a run would work" in shown
+    pretraining, task = (shlex.split(line) for line in shown.split("next: ")[1].splitlines())     # to be typed next
+    assert Path(pretraining[0]).name == "pretrain.sh" and Path(task[0]).name == f"{name}.sh"
+    assert Path(pretraining[0]).is_file() and Path(task[0]).is_file()
+    assert parse_pretrain(pretraining[1:], LOCAL).data_root == demo_data
+    opts = parse_downstream(name, task[1:], LOCAL)
+    assert (opts.data_root, opts.checkpoint) == (demo_data, LOCAL.checkpoints / LOCAL.pretrained)
+
+
+@pytest.mark.parametrize("name, protocol, direction, pretraining, head", [
+    ("ave", "default", ("video", "audio"), 0, 0), ("ave", "released", ("video", "audio"), 0, 1),
+    ("avvp", "default", ("audio", "video"), 0, (0.5, 1)), ("ave_avvp", "default", ("video", "audio"), 0, 0),
+    ("ucf_vggsound", "default", ("video", "audio"), 1, 0), ("ucf_vggsound", "default", ("audio", "video"), 0, 0),
+    ("ucf_vggsound", "default", ("text", "video"), 0, 1), ("ucf_oscmg", "default", ("video", "audio"), 0, 1),
+    ("retrieval", "default", ("video", "text"), 1, 0)])
+def test_which_tested_clips_were_trained_on(name, protocol, direction, pretraining, head, demo_data):
+    """In pretraining on all splits, as published, and by the head; what a checkpoint does not say is not known."""
+    place = place_in(demo_data)
+    clips = open_clips("vggsound", place, ("train", "test", "val"), **READING)
+    task = TASKS[name].open(place, direction, protocol, **READING)
+    encoder = SimpleNamespace(encoder=SimpleNamespace(pretraining={"hashes": name_hashes(clips)}))
+    found = seen(task, encoder, direction)
+    assert found["seen_in_pretraining"] == pretraining
+    least, most = head if isinstance(head, tuple) else (head, head)
+    assert least <= found["seen_by_head"] <= most
+    encoder.encoder.pretraining = {}
+    assert seen(task, encoder, direction)["seen_in_pretraining"] is None
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -212,6 +244,10 @@ def test_any_checkpoints_make_a_table_and_pictures(scene, pool, tmp_path):
         assert tables.paper_table(rows, form) and results.summary(rows, form)
     choice = tables.choose(rows)
     assert choice is None or choice.cells
+    for width in (70, 100, 160):
+        shown = f"{screen.table(rows, width)}\n{results.summary(rows, width=width)}".splitlines()
+        assert max(map(len, shown)) <= width
+    assert "\n" not in screen.choice(rows)
     written = {path.name for path in pictures.draw_tables(rows, tmp_path)}
     assert ("table.png" in written) == (scene not in ("no column", "only best"))
     if scene.startswith("epochs") and not pool:

@@ -208,9 +208,13 @@ def test_evaluate_makes_the_table_and_every_picture(tree, tmp_path, capsys):
     position = common.index("--checkpoint")
     evaluate.main([str(tmp_path / "model-0.pt"), str(tmp_path / "model-1.pt"), *common[:position],
                    *common[position + 2:]])
-    printed = capsys.readouterr().out
-    assert "published: Uni-Code, AVT 40K (Table 3)" in printed and "AVE's validation split would choose" in printed
-    run = tmp_path / "run"
+    printed, run = capsys.readouterr().out.splitlines(), tmp_path / "run"
+    assert printed[0] == "1/3  AVE: 6 directions" and printed[1].startswith("2/3  AVVP: 2 directions, about 0")
+    assert len(printed) < 30 and max(map(len, printed[:-1])) <= 100 and printed[-1].startswith("written: ")
+    table = (run / "table.txt").read_text()
+    choice = table.strip().splitlines()[-1]
+    assert choice.startswith("take model-") and choice in " ".join(printed)
+    assert "published: Uni-Code, AVT 40K (Table 3)" in table and "AVVP V>A*" in table
     header, *lines = (run / "table.csv").read_text().splitlines()
     assert header.startswith("row,AVE V>A,AVE A>V,AVVP V>A") and lines[0].startswith("model-0.pt (last),")
     assert "| model-0.pt (last)" in (run / "table.md").read_text()

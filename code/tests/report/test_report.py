@@ -141,6 +141,20 @@ def test_warnings_reach_the_file_of_their_run(tmp_path):
     assert len((tmp_path / "warnings.jsonl").read_text().splitlines()) == 1
 
 
+def test_warnings_of_tasks_are_printed_at_the_end(tmp_path, monkeypatch, capsys):
+    """Each once, after what the block printed, also when it fails, no wider than the terminal."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])        # pytest's own show them
+    monkeypatch.setenv("COLUMNS", "50")
+    with pytest.raises(errors.InputError), kept_warnings(tmp_path):
+        for _ in range(2):
+            logging.warning("%s directions stay at chance: %s", 8, "ave video->audio, " * 6)
+        assert not capsys.readouterr().err
+        raise errors.InputError("no")
+    found = capsys.readouterr().err.splitlines()
+    assert found[0].startswith("8 directions stay at chance") and max(map(len, found)) <= 50 and len(found) < 5
+    assert all(line.startswith("  ") for line in found[1:])
+
+
 def test_warnings_are_shown_once(run, tmp_path):
     folder = shutil.copytree(run / "run", tmp_path / "warned")
     line = json.dumps({"time": "2024-01-01 00:00:00", "level": "warning", "message": "codebook has collapsed"})

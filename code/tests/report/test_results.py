@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from cmg.report import pictures, tables
+from cmg.report import pictures, screen, tables
 from cmg.results import rows as results
 from cmg.results.__main__ import main
 from cmg.utils.errors import InputError
@@ -162,3 +162,37 @@ def test_the_loss_curves_show_the_last_run_of_a_folder(tmp_path):
     path.write_text("".join(json.dumps({"epoch": 0, "step": step, "losses": {"total": loss}}) + "\n"
                             for step, loss in ((10, 9.0), (20, 8.0), (10, 7.0), (20, 6.0))))
     assert [line["losses"]["total"] for line in pictures.read_log(path)] == [7.0, 6.0]
+
+
+def test_what_is_printed_of_one_checkpoint_and_of_several():
+    """One: a line per direction with everything to compare it with. Several: a line each, and which to take."""
+    own = both_ways() + [row(task="ave", direction="text->audio"), row(value=7.0, control="untrained")]
+    shown = screen.table(own, 80).splitlines()
+    assert shown[0] == "DCID-model-5.pt (audio+video), heads of seed 0"
+    assert shown[2].split() == ["task", "direction", "metric", "last", "best", "same", "untrained", "chance"]
+    assert shown[4].split() == ["AVE", "video->audio", "accuracy", "10.0", "11.0", "80.0", "7.0", "10.0"]
+    assert shown[12].split() == ["mean", "13.5", "14.5", "80.0", "-", "10.0"] and max(map(len, shown)) <= 80
+    assert " ".join(shown).endswith("1 more directions: results.jsonl.")
+    other = both_ways(checkpoint="/a/DCID-model-4.pt", checkpoint_sha256="bb", value=90.0, validation=60.0)
+    rows = both_ways(validation=70.0) + other
+    first, second = screen.table(rows, 200).splitlines()[2:4]
+    assert first.split()[:2] == ["DCID-model-5.pt", "10.0"] and second.split() == ["DCID-model-4.pt", *["90.0"] * 9]
+    assert screen.choice(rows) == ("take DCID-model-5.pt: the best on validation clips of AVE (70.0 %); the papers' "
+                                   "rule, the best on AVE's test clips, takes DCID-model-4.pt")
+    assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no task here has val")
+
+
+def test_results_on_clips_that_were_trained_on_are_marked_in_every_table():
+    rows = both_ways()
+    for line in rows:
+        line["seen_in_pretraining"] = 1.0 if line["task"] == "ucf_vggsound" else None
+        line["seen_by_head"] = 0.918 if line["task"] == "avvp" else 0.0
+    told = ("* tested clips were seen before in pretraining, without labels: ucf_vggsound 100 %; by the head, in "
+            "another modality: avvp 91.8 %.")
+    for shown in (screen.table(rows, 200), results.summary(rows), tables.paper_table(rows)):
+        assert told in shown
+    assert screen.table(rows, 80).count(">audio*") == screen.table(rows, 80).count(">video*") == 2
+    header = tables.paper_table(rows).splitlines()[0].split("  ")
+    assert [name for name in header if name.endswith("*")] == ["AVVP V>A*", "AVVP A>V*", "UCF/VGG V>A*", "UCF/VGG A>V*"]
+    assert "*" not in tables.paper_table(rows, "csv") and "* tested" not in results.caption(both_ways())
+    assert "seen_by_head is 'x', not a finite number" in results.find_problem(row(seen_by_head="x"))

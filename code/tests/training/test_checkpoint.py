@@ -111,6 +111,28 @@ def test_the_optimizer_section_fits_the_published_parameter_order(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(trainer.system.parameters(), resumed.system.parameters()))
 
 
+def test_unused_tensors_are_for_published_programs_alone(tmp_path, capsys):
+    """A run's file lacks them, loads, and is exported with every name and shape of the published one."""
+    trainer = trainer_of(("audio", "video", "text"))
+    trainer.step(batch_of(("audio", "video", "text")), 0)
+    checkpoint.save(tmp_path / "run.pt", checkpoint.pack(trainer.system, trainer.optimizers, None, 0, 1, {}))
+    tensors = rules.layout(DCID, trainer.system.config)
+    unused = {(tensor.section, tensor.key) for tensor in tensors if not tensor.ours}
+    kept = checkpoint.read(tmp_path / "run.pt")
+    assert len(unused) > 20 and not any(key in kept[section] for section, key in unused)
+    ours = trainer.system.state_dict()
+    assert all(torch.equal(ours[name], x)
+               for name, x in checkpoint.open_file(tmp_path / "run.pt").system.state_dict().items())
+    checkpoints_program.main(["export", str(tmp_path / "run.pt"), "--out", str(tmp_path / "out"), "--published"])
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'run.pt'}\n"
+    found = checkpoint.read(tmp_path / "out" / "run.pt")
+    assert [(s, key, tuple(x.shape)) for s in dict.fromkeys(t.section for t in tensors) for key, x in found[s].items()
+            ] == [(t.section, t.key, t.shape) for t in tensors]
+    assert all(torch.equal(found[section][key], x) for section, keys in kept.items() if section.endswith("_parameters")
+               for key, x in keys.items()) and not any(found[s][key].any() for s, key in unused)
+    assert found["optimizer"]["state"].keys() == kept["optimizer"]["state"].keys()
+
+
 def wrong_files(folder, small):
     """name -> (file, what its message must name)."""
     encoder = dict(small[rules.ENCODER])

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,17 @@ from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain
 from cmg.data.clips import Clips
 from cmg.data.layout import DATA_PATHS
+from cmg.downstream.doubts import Doubts
 from cmg.models.codebook import Codebook
+from cmg.presets import RECIPES
 from cmg.programs import pretrain
+from cmg.programs.evaluate import runs_of
 from cmg.results import __main__ as results_program
 from cmg.results import provenance
 from cmg.results import rows as results
-from cmg.training import monitors
+from cmg.systems.dcid import DCID
+from cmg.systems.registry import SYSTEMS
+from cmg.training import monitors, runtime
 from cmg.training.step import TrainStep
 from cmg.training.trainer import Position
 from cmg.utils.errors import InputError
@@ -156,9 +163,54 @@ def rows(value):
 
 
 @pytest.mark.parametrize("value, says", [(10.0, True), (14.0, True), (40.0, False)])
-def test_heads_at_chance_are_said(caplog, value, says):
-    monitors.warn_of_chance(rows(value), "accuracy", {"video": 100, "audio": 5})
-    assert ("ave audio->video stays at chance" in caplog.text) == says
+def test_heads_at_chance_are_said(value, says):
+    found = Doubts()
+    found.add(rows(value), "accuracy", {"video": 100, "audio": 5})
+    lines = found.lines(SimpleNamespace(system=DCID, pretraining={}))
+    told = f"1 of 1 directions stay at chance: ave audio->video (accuracy {value}, chance 10.0 +- 3.0); check that the "
+    assert len(lines) == says and "".join(lines).startswith(told * says)
+
+
+@pytest.mark.parametrize("system, options, says", [
+    (DCID, {}, True), (DCID, RECIPES["shared"], False), (DCID, RECIPES["shared"] | {"reset_after": 9}, True),
+    (DCID, {name: list(map(list, value)) if name == "weights" else value        # as a checkpoint keeps them
+            for name, value in RECIPES["shared"].items()}, False), (SYSTEMS["micu"], {}, False)])
+def test_directions_without_common_codes_are_one_line_that_fits_the_run(system, options, says):
+    found = Doubts(directions=dict.fromkeys(f"ave {k}" for k in range(12)),
+                   apart={f"ave {k}": "codebook 2" if k == 1 else "" for k in range(8)})
+    line, = found.lines(SimpleNamespace(system=system, pretraining={"options": options}))
+    assert line.startswith("8 of 12 directions have no code of the labeled modality in the tested one")
+    assert "lie near each other: ave 0, ave 1 (codebook 2), ave 2, ave 3, ave 4, ave 5 and 2 more; pretrain" in line
+    assert ("--recipe shared" in line) == says
+
+
+def test_another_run_in_the_same_folders_is_one_warning(demo_data, tmp_path, caplog):
+    def told(*more):
+        caplog.clear()
+        assert train(demo_data, tmp_path, "--max_steps", 1, *more) == 0
+        return [record.message for record in caplog.records if "an earlier run" in record.message]
+    assert told() == told() == []               # nothing there; the same run again
+    line, = told("--n_embeddings", 20)
+    assert "an earlier run with other options (n_embeddings 24 there, 20 here) is in the same folders: its" in line
+    assert f"{tmp_path / 'run'} and checkpoints of the same name in {tmp_path / 'checkpoints'} are replaced" in line
+    assert told("--n_embeddings", 20, "--max_steps", 2) == []
+
+
+def test_checkpoints_of_several_runs_are_told_apart():
+    def encoder(path, codes, ids="a"):
+        clips = {"number": 3, "ids_sha256": ids}
+        return SimpleNamespace(path=Path(path), encoder=SimpleNamespace(pretraining={
+            "options": {"n_embeddings": codes, "lr": 1e-4}, "clips": clips}))
+    one = [encoder("/x/0.pt", 24), encoder("/x/1.pt", 24)]
+    assert runs_of([*one, encoder("/y/0.pt", 64)]) == []
+    assert runs_of([*one, encoder("/x/2.pt", 64)]) == [
+        "/x: checkpoints of 2 runs, not the epochs of one: 0.pt, 1.pt (n_embeddings 24); 2.pt (n_embeddings 64)"]
+    assert "0.pt (other clips); 3.pt (other clips)" in runs_of([one[0], encoder("/x/3.pt", 24, "b")])[0]
+
+
+def test_a_run_with_the_recipe_is_not_measured_by_the_published_length():
+    assert "far below the 3,066" in " ".join(runtime.run_length(800, 80, 6, 400))
+    assert len(runtime.run_length(800, 80, 6, 400, is_published=False)) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ provenance

@@ -23,6 +23,7 @@ from tiny import STEPS, checkpoints, command, run_once, train
 pytestmark = pytest.mark.usefixtures("small_model")
 
 LAST = "DCID-model-1.pt"
+ALL = "--keep_optimizer", "all"
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_files_of_another_folder_are_not_ours_to_remove(demo_data, tmp_path):
 
 def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplog):
     folder = tmp_path / "checkpoints"
-    train(demo_data, tmp_path, "--save_every_steps", 4, "--max_steps", 9)
+    train(demo_data, tmp_path, "--save_every_steps", 4, "--max_steps", 9, *ALL)
     newest = folder / "DCID-model-0-step9.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])             # truncated, as by a disk that lied
     (folder / ".DCID-model-0-step8.pt.4711.tmp").write_bytes(b"half a file of a killed writer")
@@ -200,12 +201,36 @@ def test_auto_without_a_checkpoint_starts(demo_data, tmp_path, caplog):
 
 
 def test_a_published_file_is_resumed_at_its_epoch(demo_data, tmp_path, whole, caplog):
-    contents = checkpoint.read(whole() / "checkpoints" / "DCID-model-0.pt")
+    contents = checkpoint.read(whole(*ALL) / "checkpoints" / "DCID-model-0.pt")
     del contents["run"]
     checkpoint.save(tmp_path / "published.pt", contents)
     assert train(demo_data, tmp_path, "--resume", tmp_path / "published.pt") == 0
     assert "has no state of a run: epoch 1 starts with fresh random numbers" in caplog.text
     assert checkpoint.read(tmp_path / "checkpoints" / LAST)["total_step"] == 2 * STEPS
+
+
+def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, whole, caplog, monkeypatch):
+    """The older ones are as before otherwise; a run that is killed between writing and shrinking resumes; a newest file
+    that is gone is named."""
+    all_kept, folder = whole(*ALL) / "checkpoints", tmp_path / "checkpoints"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr(checkpoint, "drop_optimizers", lambda path: (_ for _ in ()).throw(RuntimeError("power")))
+        train(demo_data, tmp_path)
+    assert train(demo_data, tmp_path, "--resume", "auto") == 0              # both are written; nothing is left to train
+    assert train(demo_data, tmp_path, "--resume", "auto", "--n_epoch", 3) == 0
+    kept = {name: checkpoint.read(folder / name) for name in checkpoints(tmp_path)}
+    assert {name: any(map(checkpoint.is_optimizer, contents)) for name, contents in kept.items()} == {
+        "DCID-model-0.pt": False, LAST: False, "DCID-model-2.pt": True}
+    full = checkpoint.read(all_kept / LAST)
+    weights = {name: value for name, value in full.items() if not checkpoint.is_optimizer(name)}
+    assert kill_resume.differences(weights, kept[LAST]) == []
+    assert (folder / LAST).stat().st_size < 0.45 * (all_kept / LAST).stat().st_size
+    with pytest.raises(InputError, match=f"{LAST}: holds no optimizer state; the newest .* --resume auto finds"):
+        train(demo_data, tmp_path / "other", "--resume", folder / LAST)
+    (folder / "DCID-model-2.pt").unlink()
+    caplog.clear()
+    assert trainer.find_newest(folder, "DCID-model-*.pt", full["run"]["options"]) is None
+    assert caplog.text.count(f"--resume auto skips: {folder / LAST}: holds no optimizer state") == 1
 
 
 def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, caplog):
@@ -223,7 +248,7 @@ def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, c
     lambda run: run["random"].update(torch=torch.zeros(3, dtype=torch.uint8)), lambda run: run.update(extra=1),
     lambda run: run["random"]["python"].__setitem__(1, [1, 2]), lambda run: run.update(health={"warned": 1, "x": 2})])
 def test_a_damaged_state_is_one_line(demo_data, tmp_path, whole, damage):
-    contents = checkpoint.read(whole() / "checkpoints" / "DCID-model-0.pt")
+    contents = checkpoint.read(whole(*ALL) / "checkpoints" / "DCID-model-0.pt")
     damage(contents["run"])
     checkpoint.save(tmp_path / "damaged.pt", contents)
     with pytest.raises(InputError, match="its entry 'run' is no state of a run"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cmg import cli
+from cmg.checkpoints.paths import path_or_name
 from cmg.data.layout import DATA_PATHS
 from cmg.downstream.settings import TocRatios
 from cmg.presets import PRESETS as SHARED_PRESETS
@@ -61,7 +62,7 @@ class Session(Common):
     """Settings of every run."""
 
     checkpoint: Path = setting(None, "pretrained encoder of audio and text (required, except with --preset demo)",
-                               type=Path, affects_results=False)            # its SHA-256 is compared, not its path
+                               type=path_or_name, affects_results=False)    # its SHA-256 is compared, not its path
     session_name: str = setting("S4", "prefix of the run folder", affects_results=False)
     gpu: str = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
 
@@ -158,7 +159,7 @@ def train_parser():
     settings.add_arguments(parser, Toc, "code channels; testing reads them from the trained file")
     settings.add_arguments(parser, Learning, "learning")
     parser.add_argument("--log_dir", type=Path, default=HERE / "train_logs", help="root of run folders")
-    parser.add_argument("--resume", default="", metavar="auto|RUN",
+    parser.add_argument("--resume", type=cli.auto_or_path, default="", metavar="auto|RUN",
                         help="resume a run that was killed, after its last completed epoch; auto: the newest one of "
                              "--session_name and --direction, if there is one")
     return parser

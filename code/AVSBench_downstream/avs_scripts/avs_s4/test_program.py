@@ -20,6 +20,7 @@ from cmg.downstream.task import Pretrained
 from cmg.results import provenance, rows
 from cmg.training.run_logger import RunLogger, seed_everything
 from cmg.utils import settings
+from cmg.utils.console import width
 from cmg.utils.errors import InputError
 from cmg.utils.files import sha256
 
@@ -112,5 +113,5 @@ def main(opts):
     for line in lines:
         line["settings"] = {"network": sha256(files[line["selection"]])[:16], **batch}
         rows.append(path, line)
-    logging.info(f"\n{rows.summary(lines)}\n\nresults: {path}")
+    logging.info(f"\n{rows.summary(lines, width=width())}\n\nresults: {path}")
     log_folder.close()

@@ -22,6 +22,7 @@ from cmg.models.toc import head_channels
 from cmg.results.provenance import source_commit
 from cmg.training.run_logger import RunLogger, seed_everything
 from cmg.utils import settings as declare
+from cmg.utils.errors import absolute
 from cmg.utils.files import file_lock
 
 
@@ -47,7 +48,7 @@ def main(opts):
         opts.channels, opts.tpavi_norm_start))
     load_weights(network.backbone, opts.backbone_weights)
     if opts.weights:
-        state = published.read_state(opts.weights)
+        state = published.read_state(absolute(opts.weights))
         published.load_published(network, state.get("network", state), opts.weights)
     network.to(opts.device)
     if opts.align_start == "whitened":

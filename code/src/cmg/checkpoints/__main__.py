@@ -29,8 +29,16 @@ def _export(argv):
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    parser.add_argument("--published", action="store_true", help="write the whole checkpoint for the published "
+                        "programs instead, with the tensors that they store without using them")
     options = parser.parse_args(argv)
     require(options.file)
+    if options.published:
+        from cmg.checkpoints import checkpoint
+        out = options.out / options.file.name
+        checkpoint.save(out, checkpoint.as_published(checkpoint.open_file(options.file)))
+        print(out)
+        return
     from cmg.report.export import export
     for path in export(options.file, options.out, options.results):
         print(path)

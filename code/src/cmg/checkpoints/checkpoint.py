@@ -30,6 +30,8 @@ from cmg.utils.limits import LIMITS
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 STATE = {"Adam": ADAM_STATE, "AdamW": ADAM_STATE, "SGD": ()}      # state per parameter in torch's optimizers
+HASHES = "clip_hashes"               # entry: name_hashes (cmg/data/clips.py) of the clips of pretraining
+NO_OPTIMIZER = "holds no optimizer state"
 OWN_OPTIMIZER = "own_optimizer"     # section of the optimizer state of parameters without a published name
 
 
@@ -57,6 +59,16 @@ class Loaded:
         if "config" not in self.contents:
             return dict.fromkeys(self.system.config.modalities)
         return self.contents.get("features")
+
+
+    @property
+    def pretraining(self):
+        """{"options", "clips", "hashes"} of the run that saved it, as far as the file says; see FrozenEncoder."""
+        run, hashes = self.contents.get("run"), self.contents.get(HASHES)
+        found = {name: run[name] for name in ("options", "clips") if isinstance(run.get(name), dict)} if isinstance(
+            run, dict) else {}
+        is_known = rules.is_plain(hashes) and hashes.dtype == torch.int64 and hashes.ndim == 1
+        return found | ({"hashes": hashes.numpy()} if is_known else {})
 
 
 def save(path, contents):
@@ -233,7 +245,7 @@ def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
     """The FrozenEncoder of a pretraining checkpoint, on `device`; see cmg.systems.base for `zero_code0`."""
     loaded = open_file(path, dtype)
     return FrozenEncoder(loaded.system.encoder, type(loaded.system), loaded.epoch, zero_code0,
-                         loaded.feature_origins).to(device)
+                         loaded.feature_origins, loaded.pretraining).to(device)
 
 
 def untrained_like(encoder: FrozenEncoder, seed: int) -> FrozenEncoder:
@@ -287,6 +299,23 @@ def optimizer_sections(system, optimizers):
     return result | ({OWN_OPTIMIZER: own_state} if own_state else {})
 
 
+def is_optimizer(section):
+    """Whether a section of a file is of the optimizers."""
+    return section.startswith("optimizer") or section == OWN_OPTIMIZER
+
+
+def drop_optimizers(path):
+    """Write a file again without optimizer state, two thirds of its size; one that has none is left alone.
+
+    Raises:
+        InputError: it cannot be read or written; what was there is untouched.
+    """
+    contents = read(path, mmap=True)
+    kept = {name: value for name, value in contents.items() if not is_optimizer(name)}
+    if len(kept) < len(contents):
+        save(path, kept)
+
+
 def load_optimizers(loaded, optimizers):
     """Load the optimizer sections of a file (see `optimizer_sections`) into `optimizers`.
 
@@ -294,6 +323,9 @@ def load_optimizers(loaded, optimizers):
         InputError: a section is missing, damaged, or of another optimizer.
     """
     system = loaded.system
+    if not any(map(is_optimizer, loaded.contents)):
+        raise InputError(f"{loaded.path}: {NO_OPTIMIZER}; the newest checkpoint of its run, which --resume auto finds, "
+                         "is expected; --keep_optimizer all pretrains with the state in every checkpoint")
     for section, (optimizer, names) in _sections(system, optimizers).items():
         parameters = {ours: p for name in names for ours, p in optimizers.groups[name].parameters.items()}
         try:
@@ -336,17 +368,19 @@ def _load_state(optimizer, parameter, stored, what):
     optimizer.state[parameter] = state
 
 
-def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, feature_origins=None):
+def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.float32, feature_origins=None,
+         hashes=None):
     """The contents of a pretraining checkpoint.
 
     Args:
         system: cmg.systems.base.System.
         optimizers: cmg.training.optim.Optimizers, or None for a file of weights only.
-        unused: `Loaded.unused` of the file that training started from, else {}.
+        unused: unused published tensors, see rules.to_published.
         epoch, total_step: last completed epoch, and number of steps taken.
         run_state: plain data, stored as `run`.
         dtype: dtype of the tensors.
         feature_origins: modality -> origin of its features (cmg/data/origins.py); None if unknown.
+        hashes: (N,) int64 of the names of its clips (cmg.data.clips.name_hashes); None if unknown.
     """
     state = system.state_dict()
     contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
@@ -354,12 +388,18 @@ def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.f
     contents |= {EXTRA_SECTION: own} if own else {}
     contents |= optimizer_sections(system, optimizers) if optimizers else {}
     contents |= {"epoch": epoch, "total_step": total_step, "config": config_to_dict(system), "run": run_state}
+    contents |= {} if hashes is None else {HASHES: torch.from_numpy(hashes)}
     return contents | ({} if feature_origins is None else {"features": feature_origins})
 
 
 def config_to_dict(system):
     """The entry that `config_of` reads, as plain values."""
     return {"system": system.name} | system.config.to_dict()
+
+
+def as_published(loaded):
+    """The contents of a file with every tensor that strict readers of the published programs expect."""
+    return rules.with_unused(loaded.contents, rules.layout(type(loaded.system), loaded.system.config))
 
 
 def describe(path):
@@ -373,7 +413,8 @@ def describe(path):
     dead = [*loaded.unused, *(name for module in system.modules() for name in getattr(module, "unread", ()))]
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for s in loaded.contents.values() if isinstance(s, dict)
                      for v in s.values() if isinstance(v, torch.Tensor)})
-    own = rules.own_names(system)
+    own, lacking = rules.own_names(system), list(loaded.missing)
+    lacking += [] if any(map(is_optimizer, loaded.contents)) else ["optimizer state"]
     lines = [f"file            {path}", f"system          {system.name} ({system.label})",
              f"modalities      {', '.join(config.modalities)}",
              f"codes           K = {config.num_codes}, D = {config.code_dim}",
@@ -383,7 +424,7 @@ def describe(path):
              f"epoch, step     {loaded.epoch}, {loaded.total_step}",
              f"stored as       {', '.join(dtypes)}",
              f"parameters      {sum(stored):,}",
-             f"missing         {', '.join(loaded.missing) or 'nothing: training can resume from it'}",
+             f"missing         {', '.join(lacking) or 'nothing: training can resume from it'}",
              f"unused tensors  {len(dead)} (stored, without effect)"]
     if own:
         lines.append(f"own tensors     {', '.join(own)} (no published name)")

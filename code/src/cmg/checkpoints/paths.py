@@ -4,7 +4,7 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, absolute
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -15,6 +15,11 @@ def _is_local(source: str | PathLike[str]) -> bool:
     """Whether a source is a path, and not a name on the hub."""
     path = Path(source)
     return path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(str(source))
+
+
+def path_or_name(source: str | PathLike[str]) -> Path:
+    """A path, absolute; a name on the hub, such as "somebody/dcid", as it is unless a file or folder has it."""
+    return absolute(source) if _is_local(source) else Path(source)
 
 
 def no_checkpoint(path: str | PathLike[str]) -> InputError:
@@ -40,7 +45,7 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     Raises:
         InputError: not found.
     """
-    path = Path(source)
+    path = path_or_name(source)
     if path.is_dir():
         return path / WEIGHTS
     if _is_local(source):

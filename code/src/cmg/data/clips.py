@@ -1,5 +1,6 @@
 """What all datasets share: stores by modality, class prompts as text, labels, and what to do about bad clips."""
 
+import hashlib
 import logging
 import os
 import unicodedata
@@ -51,6 +52,7 @@ class Clips:
     """
 
     BY_ID = False               # HDF5 files may have a dataset for each id
+    NUMBERED = ""               # where ids that are numbers count rows: clips 3 of two lists are different ones
 
     def __init__(self, name: str, modalities: Iterable[str], ids: Sequence[str], paths: Paths, *,
                  keys: Sequence[str] | None = None, text: tuple[NDArray[Any], NDArray[Any]] | None = None,
@@ -208,6 +210,18 @@ class Clips:
             self.text = self.text[0], np.asarray(self.text[1])[keep]
         if self.labels is not None:
             self.labels = self.labels[keep]
+
+
+def name_hashes(clips: Any) -> NDArray[np.int64]:
+    """(N,) hashes of the clips' names, which tell whether another set has the same clips.
+
+    Args:
+        clips: `Clips`, or another data set with `ids`.
+    """
+    numbered = getattr(clips, "NUMBERED", "")
+    names = [f"{numbered}:{key}" if key.isdecimal() else key for key in getattr(clips, "keys", clips.ids)]
+    digests = b"".join(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8] for name in names)
+    return np.frombuffer(digests, "<i8").astype(np.int64)
 
 
 def _measured(store, key, observe=None):

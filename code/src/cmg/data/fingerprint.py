@@ -24,6 +24,7 @@ from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output
 
 log = logging.getLogger(__name__)
+_unwritable = set()                     # cache folders of which this process has said that they cannot be written
 FEATURES = tuple(READERS)               # of a folder of features; other folders (pictures) are read with all below them
 BLOCK, SPACING, MOST_BLOCKS = 4096, 1 << 20, 64         # bytes: of a sample's blocks, between two of them; their number
 SETTLED = 2                             # seconds since its last change after which a file is kept in the cache
@@ -203,4 +204,7 @@ def _write_cache(path, cache, others, before, found, began):
         with atomic_output(_cache_file(path, cache), "w") as out:
             json.dump(content, out)
     except InputError as error:
-        log.info("fingerprints are not kept, the next run reads %s again: %s", path, error)
+        folder = _cache_file(path, cache).parent
+        if folder not in _unwritable:
+            log.info("fingerprints are not kept, the next run reads the data again: %s", error)
+        _unwritable.add(folder)

@@ -173,23 +173,15 @@ def other_features(checkpoint, recorded, paths):
     return lines
 
 
-def nothing_shared(task, direction, labeled, tested):
-    """A warning if a head was trained on codes none of which occurs in what it is tested on, else None.
+def apart(labeled, tested):
+    """Codebooks, numbered from 1, none of whose codes occurs in both of two sets of clips: a head that was trained on
+    the one and is tested on the other never saw its codes.
 
     Args:
-        task: its name.
-        direction: (labeled modality, tested modality).
         labeled, tested: (U,) or (U, L) numbers of the codes that occur (EncodedSplit.numbers), without repetition.
     """
     columns = zip(*(numbers.reshape(len(numbers), -1).T.tolist() for numbers in (labeled, tested)))
-    apart = [level for level, (ours, theirs) in enumerate(columns) if not set(ours) & set(theirs)]
-    if not apart:
-        return None
-    where = "" if labeled.ndim == 1 else f" of codebook {', '.join(str(level + 1) for level in apart)}"
-    return (f"warning: {task} {'->'.join(direction)}: no code{where} of {direction[0]} occurs in {direction[1]}: the "
-            "head is tested on codes that it never saw, and transfers only as far as these lie near codes that it "
-            "knows; pretrain longer or with --recipe shared (docs/decisions.md), and check that the features of a clip "
-            "belong together")
+    return [level for level, (ours, theirs) in enumerate(columns, 1) if not set(ours) & set(theirs)]
 
 
 def feature_paths(modalities, names, path_of):

@@ -12,16 +12,17 @@ import torch
 
 from cmg.checkpoints import checkpoint
 from cmg.data import origins
+from cmg.data.clips import name_hashes
 from cmg.data.fingerprint import combined
 from cmg.downstream import encode, fit_heads
 from cmg.downstream import toc as toc_variants
+from cmg.downstream.doubts import direction_of
 from cmg.downstream.resume import Progress
 from cmg.downstream.task import check
 from cmg.models import toc
 from cmg.models.config import in_order, modalities_of
 from cmg.results import provenance
 from cmg.results import rows as results
-from cmg.training import monitors
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output, remove_leftovers
 
@@ -80,8 +81,14 @@ def evaluate(task, pretrained, variants, settings, output):
         for seed in settings.seeds:
             key = HeadKey(control, source, choice, seed)
             head_runs[key] = fit_heads.HeadRun(part, task.targets(part), seed, on, held)
-    pretrained.warn(filter(None, (_nothing_shared(task, parts, *item) for v in variants
-                                  for item in v.choices.items())))
+    for v in variants:
+        for direction, choice in v.choices.items():
+            labeled, tested = (parts[PartKey(role, None, modality, choice)].numbers
+                               for role, modality in zip(("train", "test"), direction))
+            books = origins.apart(labeled, tested)
+            if books:
+                told = f"codebook {', '.join(map(str, books))}" if labeled.ndim > 1 else ""
+                pretrained.doubts.apart[direction_of(task.name, direction, v.name)] = told
     first_epoch, refresh, averaged = 0, None, None
     if settings.protocol == "released":
         first_epoch = (pretrained.encoder.epoch or 0) + 1
@@ -98,14 +105,24 @@ def evaluate(task, pretrained, variants, settings, output):
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
                   progress=progress, title=f"{task.name}: {len(head_runs)} heads")
     about = describe(pretrained, settings.protocol, start, output)
-    rows = [output.identify(about | row) for variant in variants
+    before = {"->".join(direction): seen(task, pretrained, direction) for direction in directions}
+    rows = [output.identify(about | row | before[row["direction"]]) for variant in variants
             for row in _rows(task, variant, head_runs, parts, settings.seeds, first_epoch, averaged)]
     for row in rows:
         results.append(output.path, row)
     _keep_predictions(task, variants[0], head_runs, parts, pretrained, settings, output, rows)
     progress.finish()
-    monitors.warn_of_chance(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
+    pretrained.doubts.add(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
     return rows
+
+
+def seen(task, pretrained, direction):
+    """Fraction of a direction's test clips, by their names, that pretraining and that the training of the head had
+    among its clips; None for the former where the checkpoint does not say it."""
+    labeled, test = name_hashes(task.train[direction[0]]), name_hashes(task.test[direction[1]])
+    pretraining = pretrained.encoder.pretraining.get("hashes")
+    return {"seen_in_pretraining": None if pretraining is None else float(np.isin(test, pretraining).mean()),
+            "seen_by_head": float(np.isin(test, labeled).mean())}
 
 
 def with_control(encoder, settings):
@@ -171,13 +188,6 @@ def _with_dropout(task, encoders, head_runs, channels, settings):
         for (control, source, choice, _), head_run in head_runs.items():
             head_run.train, _ = task.training(fresh[source][control, source].select(channels[control, choice]))
     return refresh
-
-
-def _nothing_shared(task, parts, direction, choice):
-    """See origins.nothing_shared; of the pretrained encoder."""
-    train, test = (parts[PartKey(role, None, modality, choice)]
-                   for role, modality in zip(("train", "test"), direction))
-    return origins.nothing_shared(task.name, direction, train.numbers, test.numbers)
 
 
 def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):

@@ -14,6 +14,7 @@ from torch import Tensor
 from cmg.checkpoints import hub
 from cmg.data.clips import Clips
 from cmg.downstream import encode, fit_heads, metrics
+from cmg.downstream.doubts import Doubts
 from cmg.downstream.encode import EncodedSplit
 from cmg.models.heads import DeepSegmentHead, SegmentHead
 from cmg.systems.base import FrozenEncoder
@@ -111,6 +112,7 @@ class Pretrained:
     encoder: FrozenEncoder
     sha256: str
     warned: set[str] = field(default_factory=set)
+    doubts: Doubts = field(default_factory=Doubts)
 
     def warn(self, lines: Iterable[str]) -> None:
         """Log each of these lines, unless that was done for this encoder before."""
@@ -118,6 +120,10 @@ class Pretrained:
             if line not in self.warned:
                 self.warned.add(line)
                 log.warning(line)
+
+    def conclude(self, name: str = "") -> None:
+        """Log what is doubtful about all that was measured; `name`: of the encoder, where there are several."""
+        self.warn(f"warning: {name}{line}" for line in self.doubts.lines(self.encoder))
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: str | torch.device, precision: str,

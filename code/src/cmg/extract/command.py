@@ -6,7 +6,7 @@ from pathlib import Path
 from cmg.extract.audio import FRAMINGS, RESAMPLERS, ROUTES
 from cmg.extract.video import CHANNELS, PER_SECOND
 from cmg.models.config import seconds_or_auto
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, absolute
 from cmg.utils.settings import not_negative, positive
 
 PRESETS = {                         # defaults of a data set's own programs; flags win over them
@@ -73,6 +73,11 @@ def _start(text):
     return not_negative(text)
 
 
+def source_argument(text):
+    """Argument type of VIDEOS: a path, or the name of a data set, hf:NAME."""
+    return Path(text) if text.startswith("hf:") else absolute(text)
+
+
 def _columns(text):
     return [name.strip() for name in text.split(",")]
 
@@ -86,9 +91,9 @@ def _shard(text):
 
 def add_arguments(parser):
     """Declare the options of the command on an argparse parser."""
-    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEOS", help="folders of videos, single files, "
-                        "or a data set with sound, video or images: hf:NAME or hf:NAME/SPLIT, of the Hugging Face hub "
-                        "or a folder that `datasets` saved")
+    parser.add_argument("videos", type=source_argument, nargs="+", metavar="VIDEOS", help="folders of videos, single "
+                        "files, or a data set with sound, video or images: hf:NAME or hf:NAME/SPLIT, of the Hugging "
+                        "Face hub or a folder that `datasets` saved")
     parser.add_argument("--out", type=Path, default=None, help="folder to write (default: the data root)")
     group = parser.add_argument_group("features")
     group.add_argument("--modality", choices=("audio", "video", "both"), default="both", help="what to make")

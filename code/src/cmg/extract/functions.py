@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmg.utils.errors import InputError, readable
+from cmg.utils.errors import InputError, absolute, readable
 from cmg.utils.files import open_input
 
 SPEC = re.compile(r"(?P<source>.+):(?P<name>[A-Za-z_]\w*)")
@@ -42,7 +42,7 @@ def _load(spec):
     source, name = SPEC.fullmatch(spec).groups()
     try:
         if source.endswith(".py"):
-            path = Path(source)
+            path = absolute(source)
             if not path.is_file():
                 raise InputError(f"{path}: no such file; one with the function {name} is expected; check the path")
             found = importlib.util.spec_from_file_location(path.stem, path)

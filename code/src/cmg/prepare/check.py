@@ -18,6 +18,7 @@ from cmg.data.sets.known_lists import warn_of_cut
 from cmg.data.text import TextFeatures, read_prompts
 from cmg.models.config import LEAST_SECONDS
 from cmg.prepare import values
+from cmg.utils import console
 from cmg.utils.errors import InputError
 
 SHOWN = 5                       # ids and reasons named in a report
@@ -224,7 +225,7 @@ def _counts(title, counts):
     sizes = f"{numbers[0]} to {numbers[-1]} clips each, median {numbers[len(numbers) // 2]}"
     head = (f"{title}: {len(counts)} classes{f' ({absent} without clips)' if absent else ''}, "
             f"{sizes if numbers[0] < numbers[-1] else f'{numbers[0]} clips each'}:")
-    return head + "\n" + textwrap.fill(table, 110, initial_indent="      ", subsequent_indent="      ")
+    return head + "\n" + textwrap.fill(table, console.width(), initial_indent="      ", subsequent_indent="      ")
 
 
 def _describe_list(report, path, categories):

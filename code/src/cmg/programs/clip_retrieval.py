@@ -13,6 +13,7 @@ from cmg.downstream.task import Pretrained
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
+from cmg.utils.console import width
 from cmg.utils.errors import InputError
 from cmg.utils.settings import read
 
@@ -35,7 +36,6 @@ def main(opts):
     with kept_warnings(opts.results.parent):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               [(m, paths[m]) for m in ("text", *modalities)]))
-    rows = captions.evaluate(dataset, pretrained, read(RetrievalSettings, opts),
-                                      output, 0 if opts.in_memory else opts.workers)
-    print(results.summary(rows))
-    print(f"\nresults: {opts.results}")
+        rows = captions.evaluate(dataset, pretrained, read(RetrievalSettings, opts), output,
+                                 0 if opts.in_memory else opts.workers)
+        print(f"{results.summary(rows, width=None if opts.verbose else width())}\n\nresults: {opts.results}")

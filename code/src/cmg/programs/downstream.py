@@ -12,6 +12,7 @@ from cmg.models.config import modalities_of
 from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.training.run_logger import kept_warnings
+from cmg.utils.console import width
 from cmg.utils.files import file_lock
 from cmg.utils.settings import affects_results, read
 
@@ -61,7 +62,7 @@ def measure(opts, entry, task, pretrained, variants):
     output = results.Output(opts.results, record, task.contents, entry.features, entry.always,
                             head_options(settings, opts, entry), settings.seeds[0])
     name = f".{Path(record).stem}-{pretrained.sha256[:12]}.lock"
-    with kept_warnings(opts.results.parent), file_lock(opts.results.parent / name, "choose another --results"):
+    with file_lock(opts.results.parent / name, "choose another --results"):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               origins.feature_paths(touched, entry.all_names(), opts.data_path)))
         return entry.method.evaluate(task, pretrained, variants, settings, output)
@@ -74,7 +75,8 @@ def main(opts, name):
     variants = toc_choices(opts, entry, opts.directions, pretrained)
     for modality in modalities_of(opts.directions):
         encode.check_modality(pretrained.encoder, modality, pretrained.path)
-    task = open_task(opts, entry, opts.directions, pretrained.encoder.config)
-    rows = measure(opts, entry, task, pretrained, variants)
-    print(results.summary(rows))
-    print(f"\nresults: {opts.results}")
+    with kept_warnings(opts.results.parent):
+        task = open_task(opts, entry, opts.directions, pretrained.encoder.config)
+        rows = measure(opts, entry, task, pretrained, variants)
+        pretrained.conclude()
+        print(f"{results.summary(rows, width=None if opts.verbose else width())}\n\nresults: {opts.results}")

@@ -1,19 +1,29 @@
 """Evaluate one or more checkpoints on all cross-modal tasks whose data exist: the papers' main table (Table 3).
 
-Rows are checkpoints. With one checkpoint per epoch, a picture shows the metrics over the epochs, and the checkpoint is
-printed that AVE's validation split would choose. Retrieval and directions with text are only in results.jsonl.
+Of one checkpoint, a line per direction is printed; of several, a line per checkpoint and which to take, by validation
+clips and by the papers' rule, and a picture shows the metrics over the epochs. The whole table is in table.txt;
+retrieval and directions with text are only in results.jsonl.
 """
 
+import json
+import logging
+import time
 from dataclasses import dataclass
 from itertools import permutations
+
+from tqdm import tqdm
 
 from cmg.downstream.task import Pretrained
 from cmg.downstream.tasks import TaskEntry
 from cmg.programs.downstream import measure, open_task, toc_choices
-from cmg.report import tables
+from cmg.report import screen, tables
 from cmg.results import rows as results
+from cmg.training.run_logger import kept_warnings
+from cmg.utils import console
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,13 +63,31 @@ def plan(opts, encoders):
     return planned
 
 
-def main(opts):
-    """Measure all checkpoints, print the table, and write it with its pictures."""
-    encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
-    rows = []
-    for work in plan(opts, encoders):
-        if not work.directions:
-            continue
+def runs_of(encoders):
+    """A line for each folder whose checkpoints are of several pretraining runs: which are, and in what they differ."""
+    lines, folders = [], {}
+    for pretrained in encoders:
+        run = json.dumps(pretrained.encoder.pretraining, sort_keys=True, default=str)
+        folders.setdefault(pretrained.path.parent, {}).setdefault(run, []).append(pretrained)
+    for folder, runs in folders.items():
+        options = [members[0].encoder.pretraining.get("options", {}) for members in runs.values()]
+        differ = [name for name in {**options[0], **options[-1]} if len({str(of.get(name)) for of in options}) > 1]
+        named = [f"{', '.join(one.path.name for one in members)}"
+                 + f" ({', '.join(f'{name} {of.get(name)}' for name in differ) or 'other clips'})"
+                 for members, of in zip(runs.values(), options)]
+        if len(runs) > 1:
+            lines.append(f"{folder}: checkpoints of {len(runs)} runs, not the epochs of one: {'; '.join(named)}")
+    return lines
+
+
+def measure_all(opts, encoders):
+    """Result lines of all tasks, with a line of progress for each."""
+    rows, began = [], time.monotonic()
+    planned = [work for work in plan(opts, encoders) if work.directions]
+    for number, work in enumerate(planned):
+        left = (time.monotonic() - began) / number * (len(planned) - number) if number else None
+        print(f"{number + 1}/{len(planned)}  {work.entry.label}: {len(work.directions)} directions"
+              + ("" if left is None else f", about {tqdm.format_interval(left)} left"), flush=True)
         task, opened = None, None
         for pretrained, variants in zip(encoders, work.variants):
             if variants:
@@ -67,19 +95,39 @@ def main(opts):
                 if config.reading != opened:        # encoders of another T see other clips
                     task, opened = open_task(opts, work.entry, work.directions, config), config.reading
                 rows += measure(opts, work.entry, task, pretrained, variants)
+    return rows
+
+
+def main(opts):
+    """What evaluate.py does with parsed options."""
+    with kept_warnings(opts.results.parent):
+        written = evaluate(opts)
+    print(f"\nwritten: {', '.join(written)}")
+
+
+def evaluate(opts):
+    """Measure and print; returns what was written, as texts."""
+    encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
+    for line in runs_of(encoders):
+        log.warning("warning: %s", line)
+    rows = measure_all(opts, encoders)
     if not rows:
         raise InputError(f"{', '.join(map(str, opts.checkpoints))}: no direction of the tasks {', '.join(opts.tasks)} "
                          "has both modalities; choose other tasks or checkpoints")
     shown = tables.pooled(rows) if opts.pool else rows
     folder = opts.results.parent
+    choice = f"\n{screen.choice(shown)}\n" if len(encoders) > 1 else ""
     for form, suffix in (("text", "txt"), ("markdown", "md"), ("csv", "csv")):
-        with atomic_output(folder / f"table.{suffix}", "w", "choose another place with --results") as file:
-            file.write(tables.paper_table(shown, form) + "\n")
-    print(f"{results.summary(rows)}\n\n{tables.paper_table(shown)}")
-    choice = tables.choose(shown)
-    if choice and len(encoders) > 1:
-        print(f"\nAVE's validation split would choose {choice.name} ({choice.validation:.1f} % on it)")
+        with atomic_output(folder / f"table.{suffix}", "w", "choose another path with --results") as file:
+            file.write(tables.paper_table(shown, form) + "\n" + (choice if form != "csv" else ""))
+    if opts.verbose:
+        print(f"\n{results.summary(rows)}\n\n{tables.paper_table(shown)}")
+    else:
+        print(f"\n{screen.table(shown, console.width())}")
+    if choice:
+        print(f"\n{console.fill(choice.strip())}")
+    for pretrained in encoders:
+        pretrained.conclude(f"{pretrained.path.name}: " if len(encoders) > 1 else "")
     from cmg.report import pictures as figures  # here, because --help needs no Matplotlib
     pictures = figures.draw_tables(shown, folder)
-    written = [opts.results, *(folder / f"table.{suffix}" for suffix in ("txt", "md", "csv")), *pictures]
-    print(f"\nwritten: {', '.join(map(str, written))}")
+    return [str(opts.results), "table.txt, .md, .csv", *(path.name for path in pictures)]

@@ -12,6 +12,7 @@
 """
 
 import argparse
+import os
 import pickle
 import shlex
 from functools import partial
@@ -65,7 +66,37 @@ def check(opts):
         names, source, steps = _checked(name, opts)
         reports.append(checking.check(name, {dotted: opts.data_path(dotted) for dotted in names}, source, steps))
         print(reports[-1])
-    return 1 if any(report.problems for report in reports) else 0
+    if any(report.problems for report in reports):
+        return 1
+    print("next: " + "\n      ".join(_next_commands(opts)))
+    return 0
+
+
+def _next_commands(opts):
+    """The commands that lead from the data that was checked to a result, as they are typed in the current folder."""
+    def line(script, *arguments):
+        path = os.path.abspath(opts.local.scripts / script)
+        path = min(os.path.relpath(path), path, key=len)
+        return shlex.join([path if "/" in path else f"./{path}", *map(str, arguments)])
+    data = [part for name, path in opts.path.items() for part in ("--path", f"{name}={path}")]
+    data += ["--data_root", opts.data_root] if opts.data_root != cli.root("data", opts.local) else []
+    saved = cli.root("checkpoints", opts.local) / opts.local.pretrained
+    if opts.dataset == CUSTOM:
+        saved = opts.manifest.parent / "checkpoint" / Path(opts.local.pretrained).name
+        data = ["--manifest", opts.manifest]
+        data += [part for name, path in opts.features.items() for part in ("--features", f"{name}={path}")]
+        data += [part for name, kind in opts.modality.items() for part in ("--modality", f"{name}={kind}")]
+        length = ["--seconds", opts.seconds] if opts.seconds != 10 else []
+        found = [line("pretrain.sh", "--dataset_name", CUSTOM, *data, *length, "--model_save_path", saved.parent)]
+        is_labeled = "label" in Manifest(opts.manifest).columns
+        return found + [line("custom.sh", *data, "--checkpoint", saved)] * is_labeled
+    if opts.dataset == "avs":
+        folder = Path("..") / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
+        return [line(folder / f"{name}.sh", "--checkpoint", saved, *data) for name in ("train", "test")]
+    if opts.dataset in TASKS:
+        return [line("pretrain.sh", *data), line(f"{opts.dataset}.sh", "--checkpoint", saved, *data)]
+    chosen = [] if opts.dataset == "all" else ["--dataset_name", opts.dataset]
+    return [line("pretrain.sh", *chosen, *data), line("evaluate.sh", saved, *data)]
 
 
 def _checked(name, opts):

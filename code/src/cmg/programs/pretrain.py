@@ -1,7 +1,7 @@
 """Pretrain a system and save a checkpoint per epoch (NeurIPS 2023, Figure 2)."""
 
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from tqdm import tqdm
@@ -9,6 +9,7 @@ from tqdm import tqdm
 from cmg.checkpoints import checkpoint
 from cmg.cli import affects_results
 from cmg.data import fingerprint, origins
+from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
 from cmg.models.config import LEAST_SECONDS, describe_shape
 from cmg.models.random import StepRandom
@@ -17,11 +18,11 @@ from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts.rules import own_names
 from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
-from cmg.training.run_logger import RunLogger, beginning, seed_everything, setup_logging
+from cmg.training.run_logger import RunLogger, beginning, earlier_options, seed_everything, setup_logging
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig
 from cmg.training.standardize import cached_statistics
 from cmg.training.step import TrainStep
-from cmg.training.trainer import RunState, Trainer, find_newest, identify
+from cmg.training.trainer import RunState, Trainer, differences, find_newest, identify
 from cmg.utils import dist, settings
 from cmg.utils.errors import InputError
 from cmg.utils.files import file_lock, remove_leftovers
@@ -157,8 +158,9 @@ def pretrain(opts):
     folder, paths = None, {name: opts.data_path(name) for name in names}
     contents = {} if opts.evaluate else fingerprint.of_clips(data, paths, opts.cache_root, not dist.is_main())
     if opts.evaluate:
-        setup_logging()
+        setup_logging(verbose=opts.verbose)
     elif dist.is_main():
+        earlier = None if loaded else earlier_run(opts)
         records = state.records if state else beginning(opts.snapshot_pref) if opts.resume == "auto" else None
         folder = RunLogger(opts.snapshot_pref, opts.resolved(), records, opts.log)
         provenance.write(folder.folder, provenance.collect(
@@ -168,9 +170,11 @@ def pretrain(opts):
              sum(p.numel() for p in system.parameters()) / 1e6, opts.precision)
     if dist.is_main():
         _log_run_summary(opts, data, system)
+        if folder and earlier:
+            log.warning("warning: %s", earlier)
     own = own_names(system) if system.KEY_RULES else []
     if own:
-        log.info("without a published name, saved under ours: %s", ", ".join(own))
+        log.debug("without a published name, saved under ours: %s", ", ".join(own))
     features = origins.feature_paths(opts.modalities, names, opts.data_path)
     if loaded and dist.is_main():
         for line in origins.other_features(loaded.path, loaded.feature_origins, features):
@@ -198,17 +202,38 @@ def pretrain(opts):
     return trainer.run()
 
 
+def earlier_run(opts):
+    """A line about a run with other options whose folders a new one takes; None where there is none."""
+    own, name = affects_results(opts), SYSTEMS[opts.system].file(opts.modalities, "*")
+    stored = [earlier_options(opts.snapshot_pref)]
+    where = [f"its metrics stay before those of this run in {opts.snapshot_pref}"] * bool(stored[0])
+    for path in opts.model_save_path.glob(name):
+        with suppress(InputError, KeyError, TypeError):
+            stored.append(checkpoint.read(path, mmap=True)["run"]["options"])
+            where.append(f"checkpoints of the same name in {opts.model_save_path} are replaced")
+    other = dict.fromkeys(text for of_run in stored if isinstance(of_run, dict) for text in differences(of_run, own))
+    if not other:
+        return None
+    return (f"an earlier run with other options ({', '.join(other)}) is in the same folders: "
+            f"{' and '.join(dict.fromkeys(where))}; give each run its own --snapshot_pref and --model_save_path")
+
+
 def _log_run_summary(opts, data, system):
     """Log the length of clips and run, with warnings about unusual ones, except in the demo."""
     if system.config.seconds < LEAST_SECONDS:
         log.warning("clips of %d seconds: Cross-CPC, which needs %d, is off (--without cpc)", system.config.seconds,
                     LEAST_SECONDS)
+    if "test" in opts.splits:
+        has_parts = opts.dataset_name == CUSTOM or pretraining.SETS[opts.dataset_name][0] in ("vggsound", "vggsound90k")
+        log.info("test clips are among those of pretraining, without labels, as published%s; tables mark results on "
+                 "them", " (--splits train leaves them out)" if has_parts else "")
     config, own = system.config, [data.first_lengths[m] for m in data.timed]
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
-        told, *doubt = runtime.run_length(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps)
+        told, *doubt = runtime.run_length(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps,
+                                          is_published=not opts.recipe)
         log.info(told)
         for line in doubt:                      # into the report as well
             log.warning("warning: %s", line)

@@ -19,6 +19,7 @@ def arguments(preset, description, local):
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
     for name in SHARED:
         parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
+    parser.add_argument("--verbose", action="store_true", help="let every stage print all that it has to say")
     return parser
 
 
@@ -33,7 +34,7 @@ def walk(preset, parser, build, argv, local):
         local: LocalPaths of this machine.
     """
     own, pretraining = parser.parse_known_args(argv)
-    shared = ["--preset", preset, "--seed", str(own.seed)]
+    shared = ["--preset", preset, "--seed", str(own.seed), *["--verbose"] * own.verbose]
     for name in SHARED:
         shared += [f"--{name}", getattr(own, name)] if getattr(own, name) else []
     pretraining = ["--system", own.system, *pretraining]

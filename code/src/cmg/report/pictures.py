@@ -217,7 +217,7 @@ def draw_epochs(rows, path):
     choice = tables.choose(rows)
     if choice:
         axis.axvline(epochs[choice.key], color=PALE, linewidth=9, zorder=0,
-                     label="chosen by AVE's validation split")
+                     label=f"chosen by validation clips of {choice.tasks}")
     axis.set_xticks(sorted(set(epochs.values())))
     axis.set_xlabel("epoch of the checkpoint")
     axis.set_ylabel("percent, after the head's last epoch")

@@ -6,7 +6,7 @@ from pathlib import Path
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.settings import OWN_SECONDS_BY
 from cmg.downstream.tasks import TASKS
-from cmg.results.rows import SELECTIONS, caption, distinguish, mean_std, render, show
+from cmg.results.rows import SEEN_MARK, SELECTIONS, caption, distinguish, is_seen, mean_std, render, show
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,11 @@ def all_rows(rows):
     return table
 
 
+def seen_columns(rows):
+    """Columns whose tested clips were trained on before, in pretraining or by the head."""
+    return {column_of(row) for row in rows if is_seen(row)} - {None}
+
+
 def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
     def cell(values):
@@ -191,31 +196,44 @@ def paper_table(rows, form="text"):
     cells = cells_of(rows)
     entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.values) or ""), "seeds": row.runs}
                | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
-    table = render(entries, ("row", *cells, "mean", "columns", "seeds"), form)
+    columns = {name: name + SEEN_MARK * (form != "csv" and name in seen_columns(rows))
+               for name in ("row", *cells, "mean", "columns", "seeds")}
+    table = render([{columns[name]: value for name, value in entry.items()} for entry in entries],
+                   tuple(columns.values()), form)
     about = "" if rows and is_own(rows) else f"{ABOUT}\n"
     return table if form == "csv" else f"{table}\n\n{about}{caption(rows)}"
 
 
 @dataclass
 class Choice:
-    """The checkpoint that the AVE validation split would choose."""
+    """The checkpoint that validation clips choose."""
 
     name: str
     key: tuple                   # of `row_key`
-    validation: float            # percent on the validation split, mean over directions and seeds
+    tasks: str                   # whose validation clips
+    validation: float            # percent on them, mean over directions and seeds
     cells: dict                  # its row of the table, last epoch
 
 
 def choose(rows):
-    """The checkpoint with the best AVE accuracy on the VALIDATION split (tested modality); None without such values.
+    """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have;
+    None without such values.
 
     It never sees a test clip, unlike the choice by test values that the papers report.
     """
     rows = distinguish(rows)
-    validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] == "ave"]
+    validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] in ("ave", CUSTOM)]
     means = {row.key: mean_std([value for column in row.cells.values() for value in column])[0]
              for row in collect(validated, "last", field="validation")}
     if not means:
         return None
     best = next(row for row in collect(rows, "last") if row.key == max(means, key=means.get))
-    return Choice(best.name, best.key, means[best.key], best.cells)
+    tasks = dict.fromkeys(TASKS[row["task"]].label for row in validated if row["validation"] is not None)
+    return Choice(best.name, best.key, " and ".join(tasks), means[best.key], best.cells)
+
+
+def choose_as_published(rows):
+    """Name of the checkpoint with the best AVE accuracy on the test clips, at the heads' best epoch: the published
+    rule. None without AVE."""
+    found = {row.name: mean_std(row.mean)[0] for row in collect([row for row in rows if row["task"] == "ave"], "best")}
+    return max(found, key=found.get, default=None)

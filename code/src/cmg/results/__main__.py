@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cmg.results import rows
+from cmg.utils.console import width
 from cmg.utils.errors import Parser, run
 
 
@@ -23,7 +24,7 @@ def main(argv=None):
         checked = [found for file in options.files for found in provenance.verify(rows.read(file), file.parent)]
         print(provenance.report(checked))
         return 1 if any(problems for _, problems in checked) else 0
-    print(rows.summary([row for file in options.files for row in rows.read(file)], options.form))
+    print(rows.summary([row for file in options.files for row in rows.read(file)], options.form, width()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import statistics
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmg.data.fingerprint import combined, how_checked
+from cmg.utils.console import fill
 from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
@@ -29,6 +31,9 @@ KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,
 OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int, "data": str, "data_checked": str,
             "settings": dict, "first_seed": int}
 log = logging.getLogger(__name__)
+# Fractions of the test clips that were trained on before, of which tables say so -> how.
+SEEN = {"seen_in_pretraining": "in pretraining, without labels", "seen_by_head": "by the head, in another modality"}
+SEEN_MARK = "*"
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
 # What identifies a measurement: a later line with the same values here replaces an earlier one. `variant` names what
 # else was switched (TOC), `data` is the hash of what the data holds, `settings` are those of the heads on which results
@@ -156,7 +161,7 @@ def find_problem(row):
     missing = [key for key in KEYS if key not in row]
     if missing:
         return f"keys missing: {', '.join(missing)}"
-    for key in ("value", "same_modality", "chance", "value_at_validation"):
+    for key in ("value", "same_modality", "chance", "value_at_validation", *SEEN):
         number = row.get(key)
         if number is None and key != "value":
             continue
@@ -292,6 +297,8 @@ def show(values):
 
 COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "differs", "metric", "last", "best", "val",
            "same", "chance", "seeds")
+NUMBERS = ("last", "best", "val", "same", "chance")
+DESCRIBING = ("checkpoint", "pretrained on", "task", "tested on", "differs", "seeds")
 
 
 def tabulate(rows):
@@ -319,7 +326,8 @@ def tabulate(rows):
             "pretrained on": "+".join(first["modalities"]),
             "task": first["task"],
             "tested on": first["dataset"],
-            "direction": first["direction"] + (f" [{first['control']}]" if first["control"] else ""),
+            "direction": first["direction"] + SEEN_MARK * is_seen(first) + (
+                f" [{first['control']}]" if first["control"] else ""),
             "differs": ", ".join(filter(None, [*other, first["differs"]])),
             "metric": first["metric"],
             "last": show([row["value"] for row in picked["last"]]),
@@ -337,12 +345,49 @@ def caption(rows):
     """What the table's values are: the tasks and protocols that occur in it, and the columns."""
     heads = {row["protocol"] for row in rows if row["task"] != "avs"}
     parts = [CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in heads] + [NOTES] * bool(heads)
-    return " ".join(parts + [SEGMENTATION] * any(row["task"] == "avs" for row in rows))
+    parts += [SEGMENTATION] * any(row["task"] == "avs" for row in rows)
+    return " ".join(filter(None, [*parts, seen_note(rows)]))
 
 
-def render(table, columns, form="text"):
-    """A table (list of {column -> text}) as aligned text, markdown or csv, without columns that are all empty."""
+def is_seen(row):
+    """Whether clips on which a result was measured were trained on before; tables mark it with SEEN_MARK."""
+    return any(row.get(key) for key in SEEN)
+
+
+def seen_note(rows):
+    """What the mark of `is_seen` means in a table of these rows: which tasks, how trained, and what part of the clips;
+    empty without one."""
+    found = {}
+    for row in rows:
+        for key in SEEN:
+            if row.get(key) and not row["control"]:
+                found.setdefault(key, {}).setdefault(row["task"], []).append(100 * row[key])
+    told = [f"{text}: {', '.join(f'{task} {max(of_task):.3g} %' for task, of_task in found[key].items())}"
+            for key, text in SEEN.items() if key in found]
+    return f"{SEEN_MARK} tested clips were seen before {'; '.join(told)}." if told else ""
+
+
+def render(table, columns, form="text", width=None, names=()):
+    """A table (list of {column -> text}) as aligned text, markdown or csv, without columns that are all empty.
+
+    Args:
+        width: of a terminal: columns of a text that it has no room for follow in further tables below.
+        names: columns that name a row, and begin each of these tables; default: the first.
+    """
     columns = [column for column in columns if any(entry[column] not in ("-", "") for entry in table)]
+    wide = {column: max(len(column), *(len(str(entry[column])) for entry in table)) + 2 for column in columns}
+    first = [column for column in columns if column in names] or columns[:1]
+    room, parts = (width or math.inf) + 2 - sum(wide[column] for column in first), [[]]
+    for column in columns:
+        if column in first:
+            continue
+        if parts[-1] and sum(wide[other] for other in [*parts[-1], column]) > room:
+            parts.append([])
+        parts[-1].append(column)
+    return "\n\n".join(_render(table, [*first, *part], form) for part in parts)
+
+
+def _render(table, columns, form):
     cells = [list(columns)] + [[str(entry[column]) for column in columns] for entry in table]
     if form == "csv":
         buffer = io.StringIO()
@@ -356,12 +401,36 @@ def render(table, columns, form="text"):
     return "\n".join("  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]])
 
 
-def summary(rows, form="text"):
-    """The whole report of some rows: one table per protocol, each with its caption."""
+def summary(rows, form="text", width=None):
+    """The whole report of some rows: one table per protocol, each with its caption.
+
+    Args:
+        form: "text", "markdown" or "csv".
+        width: of a terminal: what all rows of a text have in common stands above its table, and everything is fitted.
+    """
     parts = []
     for protocol in PROTOCOLS:
         of_protocol = [row for row in rows if row["protocol"] == protocol]
-        if of_protocol:
-            table = render(tabulate(of_protocol), COLUMNS, form)
-            parts.append(table if form == "csv" else f"{table}\n\n{caption(of_protocol)}")
+        if not of_protocol:
+            continue
+        table, about = tabulate(of_protocol), caption(of_protocol)
+        if width and form == "text":
+            parts += [*_fitted(table, width), fill(about, width)]
+        else:
+            text = render(table, COLUMNS, form)
+            parts.append(text if form == "csv" else f"{text}\n\n{about}")
     return "\n\n".join(parts)
+
+
+def _fitted(table, width):
+    """Texts of a table: what all rows have in common, then the table; where that is too wide, the same for each
+    checkpoint, or for each of what else describes rows."""
+    shared = [name for name in DESCRIBING if len({entry[name] for entry in table}) == 1]
+    text = render(table, [name for name in COLUMNS if name not in shared], "text", width,
+                  [name for name in COLUMNS if name not in NUMBERS])
+    apart = [name for name in DESCRIBING if name not in shared]
+    if apart and max(map(len, text.splitlines())) > width:
+        groups = dict.fromkeys(entry[apart[0]] for entry in table)
+        return [part for group in groups for part in _fitted([e for e in table if e[apart[0]] == group], width)]
+    head = ", ".join(f"{name} {table[0][name]}" for name in shared if table[0][name] not in ("", "-"))
+    return [*([fill(head, width)] if head else []), text]

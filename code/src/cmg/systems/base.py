@@ -174,12 +174,14 @@ class FrozenEncoder(nn.Module):
         system: class of the system.
         zero_code0: code 0 is set to zero, as in the published evaluation of MICU.
         features: modality -> origin of the features it was pretrained on (cmg/data/origins.py); None if unknown.
+        pretraining: what the checkpoint says of its run: "options" on which results depend, "clips", as plain data, and
+            "hashes" of their names (cmg.data.clips.name_hashes); {} if unknown.
     """
 
     def __init__(self, encoder: Encoder, system: type["System"], epoch: int | None = None, zero_code0: bool = False,
-                 features: dict[str, Any] | None = None) -> None:
+                 features: dict[str, Any] | None = None, pretraining: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False)
+        self.encoder, self.pretraining = encoder.requires_grad_(False), pretraining or {}
         self.config, self.system, self.epoch, self.zero_code0 = encoder.config, system, epoch, zero_code0
         self.features = features
         if zero_code0:

@@ -1,12 +1,13 @@
-"""Monitors of a run: values that are not finite, codebooks that collapse, accuracies that stay at chance."""
+"""Monitors of a run: values that are not finite, and codebooks that collapse or that modalities do not share."""
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
 from cmg.models.codebook import code_perplexity
+from cmg.presets import has_recipe
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -16,14 +17,21 @@ SETTLED = 200                   # steps before codebooks are checked
 YOUNG, SINGLE = 100, 2          # steps before modalities are checked; one with a lower perplexity has collapsed
 JUDGED = 500                    # steps before Cross-CPC is checked
 ABOVE_CHANCE = 1.5              # an accuracy counts as learned above this multiple of chance
+SHARING = "dcid", "h_dcid"      # systems of --recipe shared
 ADVICE = {
     "used": "initialize the codes from data (--codebook_init data), keep --code_reset full, or use fewer codes "
             "(--n_embeddings) or larger batches",
     "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and check the *_commit losses",
-    "shared": "the modalities share no codes: try --recipe shared (DCID, H-DCID; docs/decisions.md), keep cmcm, cpc "
-              "and mm_ema (--without), and check that the features of a clip belong together",
+    "shared": "keep cmcm, cpc and mm_ema (--without), and check that the features of a clip belong together",
     "chance": "check that audio, video and text of a clip belong together, and --lr",
 }
+
+
+def sharing_advice(system, options):
+    """What to try where modalities share no codes, given the name of a system and the options of its run; empty for a
+    run that has the recipe already, and for systems without one."""
+    helps = system in SHARING and not has_recipe("shared", options)
+    return "try --recipe shared (docs/decisions.md), " if helps else ""
 
 
 @dataclass
@@ -137,6 +145,7 @@ class CodebookMonitor:
     warned: list = field(default_factory=list)
     accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of values]
     apart: list = field(default_factory=list, init=False)       # codebooks without shared codes at the last update
+    advice: str = field(default="", init=False)     # for these, that fits the run
 
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
@@ -155,7 +164,7 @@ class CodebookMonitor:
             Metrics of the codebooks, name -> number.
         """
         found = {}
-        self.apart = []
+        self.apart, self.advice = [], f"{sharing_advice(system.name, asdict(system.options))}{ADVICE['shared']}"
         for suffix, assigned in system.assigned_codes(outputs).items():
             codebook = system.codebooks[suffix]
             usage = code_usage(codebook, assigned)
@@ -200,7 +209,7 @@ class CodebookMonitor:
 
     def _judge_shared(self, suffix):
         self._warn("shared" + suffix, f"codebook{suffix.replace('_', ' ')}: no code of this batch is used by all "
-                   "modalities", ADVICE["shared"])
+                   "modalities", self.advice)
 
     def _judge_cpc(self, metrics, step, batch_size):
         for name, value in metrics.items():
@@ -252,25 +261,3 @@ def code_usage(codebook, assigned):
                         .index_fill_(0, indices.flatten(), True) for indices in assigned.values()])
     return CodeUsage(int(used.any(0).sum()), int(used.all(0).sum()), max(x.numel() for x in assigned.values()),
                      code_perplexity(codebook))
-
-
-def warn_of_chance(rows, metric, clips):
-    """Warn of directions that stay at chance with every seed.
-
-    Args:
-        rows: result lines of a task; those of the pretrained encoder with selection "best" are checked.
-        metric: the metric that chooses the best epoch.
-        clips: modality -> number of test clips, for the standard deviation of guessing.
-    """
-    curves = {}
-    for row in rows:
-        if row["metric"] == metric and row["selection"] == "best" and not row["control"] and row["chance"] is not None:
-            curves.setdefault((row["direction"], row["variant"]), []).append(row)
-    for (direction, variant), found in curves.items():
-        value, chance = max(row["value"] for row in found), found[0]["chance"]
-        deviation = (chance * (100 - chance) / clips[direction.split("->")[1]]) ** 0.5
-        if value <= chance + 2 * deviation:
-            log.warning("warning: %s %s%s stays at chance: best %s %.1f, chance %.1f +- %.1f; check that the "
-                        "checkpoint is pretrained well (python -m cmg.checkpoints FILE), and the same-modality value",
-                        found[0]["task"], direction, f" {variant}" if variant else "", metric, value, chance,
-                        deviation)

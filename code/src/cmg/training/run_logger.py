@@ -14,11 +14,14 @@ import torch
 from tqdm import tqdm
 
 from cmg.training.loggers import LOGGERS
+from cmg.utils import console
 from cmg.utils.console import clean
 from cmg.utils.errors import InputError
-from cmg.utils.files import append_lines, atomic_write, remove_leftovers
+from cmg.utils.files import append_lines, atomic_write, read_text_input, remove_leftovers
+from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
+OPTIONS = "options.json"        # in a run's folder
 WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
 GROUPS = {"losses": "loss", "metrics": "metric", "likelihoods": "likelihood", "grad_norms": "grad_norm"}
 
@@ -101,11 +104,24 @@ class _Warnings(logging.Handler):
             append_lines(self.file, self.format(record).encode() + b"\n")
 
 
+class _Collected(logging.Handler):
+    """Collects warnings and errors, each once, for the end of a program."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = {}
+
+    def emit(self, record):
+        self.lines[clean(record.getMessage())] = None
+
+
 @contextmanager
 def kept_warnings(folder):
-    """Add what the block warns of to WARNINGS in a folder, beside showing it."""
-    logger, handler = logging.getLogger(), _Warnings(Path(folder) / WARNINGS)
-    handlers = [handler] if logger.handlers else [handler, logging.lastResort]      # which serves a bare logger only
+    """Add what the block warns of to WARNINGS in a folder, and print it at its end, fitted to the terminal; where
+    the surrounding program has a log, that shows it."""
+    _forget_log()               # of pretraining before, as in demo.py
+    logger, handler, collected = logging.getLogger(), _Warnings(Path(folder) / WARNINGS), _Collected()
+    handlers = [handler] if logger.handlers else [handler, collected]
     for each in handlers:
         logger.addHandler(each)
     try:
@@ -114,18 +130,27 @@ def kept_warnings(folder):
         for each in handlers:
             logger.removeHandler(each)
         handler.close()
+        for line in collected.lines:
+            print(console.fill(line, indent="  "), file=sys.stderr)
 
 
-def setup_logging(file=None):
+def setup_logging(file=None, verbose=False):
     """Send log lines to the console and, with their time, to the end of `file`, warnings to the file WARNINGS beside it
     as well; nowhere else any more.
+
+    Args:
+        file: the log; it has our details (level DEBUG), too.
+        verbose: whether the console has them as well.
 
     Raises:
         OSError: the file cannot be written.
     """
     _forget_log()
     logger = logging.getLogger()
-    handlers = [(_Console(), "%(message)s")]
+    logging.getLogger("cmg").setLevel(logging.DEBUG)
+    shown = _Console()
+    shown.setLevel(logging.DEBUG if verbose else logging.INFO)
+    handlers = [(shown, "%(message)s")]
     if file:
         handlers.append((_File(file), "%(asctime)s %(message)s"))
         handlers.append((_Warnings(Path(file).with_name(WARNINGS)), ""))
@@ -137,27 +162,38 @@ def setup_logging(file=None):
 
 
 def _forget_log():
-    """Take off what `setup_logging` has put on."""
+    """Undo what `setup_logging` did to the log."""
     logger = logging.getLogger()
     for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
         logger.removeHandler(handler)
         handler.close()
+        logger.setLevel(logging.WARNING)
 
 
 @contextmanager
 def restored_log():
     """Leave the log of the surrounding program as it was before the block."""
-    level = logging.getLogger().level
+    levels = {name: logging.getLogger(name).level for name in ("root", "cmg")}
     try:
         yield
     finally:
         _forget_log()
-        logging.getLogger().setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def beginning(folder):
     """Position of a run that keeps its records in `folder` and takes its first step again."""
     return {"folder": str(Path(folder).absolute()), "bytes": 0, "step": 0}
+
+
+def earlier_options(folder):
+    """Options of the run whose folder this is, {} where there is none that can be read."""
+    try:
+        found = json.loads(read_text_input(Path(folder) / OPTIONS, LIMITS.record_bytes))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 class RunLogger:
@@ -178,9 +214,9 @@ class RunLogger:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
-            with atomic_write(self.folder / "options.json", "w") as file:
+            with atomic_write(self.folder / OPTIONS, "w") as file:
                 file.write(json.dumps(options, indent=1) + "\n")
-            setup_logging(self.folder / "log.txt")
+            setup_logging(self.folder / "log.txt", bool(options.get("verbose")))
             if position and position["folder"] == str(self.folder.absolute()):
                 self._cut(position["bytes"])
             self.logger = LOGGERS[backend](self.folder, options, position["step"] if position else None)

@@ -61,7 +61,7 @@ def default_workers():
     return min(MOST_WORKERS, cores)
 
 
-def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
+def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None, is_published=True):
     """Steps in all and clips a code, and what is worth knowing about them: steps far below those of the published run,
     a last step of one clip.
 
@@ -69,6 +69,8 @@ def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
         num_clips, batch_size, n_epoch: of the run.
         num_codes: K.
         max_steps: at which it stops, if any.
+        is_published: whether it trains as published; a recipe needs fewer steps.
+
     Returns:
         list of lines, the first with the numbers.
     """
@@ -76,7 +78,7 @@ def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None):
     steps = min(an_epoch * n_epoch, max_steps or an_epoch * n_epoch)
     found = [f"{steps:,} steps in all ({an_epoch:,} an epoch, {n_epoch} epochs, {batch_size} clips a step), "
              f"{num_clips / num_codes:.1f} clips a code"]
-    if steps < FAR_BELOW * PUBLISHED_STEPS:
+    if is_published and steps < FAR_BELOW * PUBLISHED_STEPS:
         remedy = f"--n_epoch {math.ceil(PUBLISHED_STEPS / an_epoch)} or a smaller --batch_size brings it there"
         if steps < an_epoch * n_epoch:
             remedy = "--max_steps ends it there"

@@ -29,6 +29,9 @@ class RunSettings:
     keep: int | None = setting(
         None, "number of newest checkpoints of this run to keep (default: one per epoch, and the last two within "
         "epochs)", type=positive, affects_results=False)
+    keep_optimizer: str = setting("newest", "checkpoints with optimizer state, two thirds of a file, from which "
+                                  "training can resume: the newest alone, or all", choices=("newest", "all"),
+                                  affects_results=False)
     on_save_error: str = setting("stop", "if a checkpoint cannot be written, for example on a full disk: stop, or "
                                  "continue and save the next one", choices=("stop", "continue"), affects_results=False)
     save_dtype: str = setting("float32", "dtype of saved tensors; published files have float64. Never less than the "

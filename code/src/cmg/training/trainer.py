@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
+from cmg.data.clips import name_hashes
 from cmg.data.fingerprint import how_checked
 from cmg.data.loader import WorkersLost
 from cmg.training.batches import epoch_order
@@ -138,7 +139,8 @@ def differences(stored, own):
 def find_newest(folder, pattern, own):
     """The newest valid checkpoint of a run, None if there is none.
 
-    Files that are damaged, published or of a run with other options are skipped with a warning.
+    Files that are damaged, published or of a run with other options are skipped with a warning, and so are those
+    without optimizer state if no newer one has it.
 
     Args:
         folder, pattern: folder, and glob pattern of the names.
@@ -154,10 +156,14 @@ def find_newest(folder, pattern, own):
             other = differences(run["options"], own)
             if other:
                 raise InputError(f"{path}: of another run ({'; '.join(other)})")
-            found.append((int(run["position"]["step"]), path))
+            found.append((int(run["position"]["step"]), any(map(checkpoint.is_optimizer, stored)), path))
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("--resume auto skips: %s", str(error) or path)
-    return max(found, default=(0, None))[1]
+    step, _, newest = max((one for one in found if one[1]), default=(-1, True, None))
+    for after, _, path in found:
+        if after > step:
+            log.warning("--resume auto skips: %s: %s", path, checkpoint.NO_OPTIMIZER)
+    return newest
 
 
 def checkpoints_of_run(loaded, state):
@@ -223,11 +229,11 @@ class Trainer:
         self.settings, self.options, self.train_step, self.batches = settings, options, train_step, batches
         self.generator, self.save_folder, self.folder = generator, save_folder, folder
         self.feature_origins, self.draw_codes = feature_origins, draw_codes
-        self.num_clips, self.clips = len(data), identify(data, contents)
+        self.num_clips, self.clips, self.hashes = len(data), identify(data, contents), name_hashes(data)
         self.resumed = loaded.path if loaded else None
-        self.unused = loaded.unused if loaded else {}
+        self.unused = {n: value for n, value in loaded.unused.items() if value.any()} if loaded else {}
         self.position, self.saved, self.monitor = Position(settings.start_epoch), [], CodebookMonitor()
-        self.stopped = self.undo = None
+        self.stopped, self.undo, self.small = None, None, set()      # small: paths without optimizer state
         self.finite = FiniteCheck(data.ids)
         self.failed_save, self._last_step = None, settings.max_steps or math.inf
         train_step.total_steps = total_steps(self.num_clips, settings)
@@ -370,9 +376,10 @@ class Trainer:
         steps_left = self.train_step.total_steps - values.step
         remaining = steps_left * self.settings.batch_size / speed
         bar.set_postfix(loss=f"{values.losses['total']:.3f}")
-        log.info("epoch %d step %d  %s  lr %.3g  %.0f clips/s  %s left", epoch, values.step,
-                 " ".join(f"{name} {value:.4f}" for name, value in values.losses.items()), output.learning_rate, speed,
-                 tqdm.format_interval(remaining))
+        log.info("epoch %d step %d of %d  loss %.4f  %.0f clips/s  %s left", epoch, values.step,
+                 self.train_step.total_steps, values.losses["total"], speed, tqdm.format_interval(remaining))
+        log.debug("  %s  lr %.3g", " ".join(f"{name} {value:.4f}" for name, value in values.losses.items()),
+                  output.learning_rate)
         self.folder.scalars(values.step, epoch, {
             "losses": values.losses, "metrics": metrics, "likelihoods": values.likelihoods,
             "grad_norms": values.grad_norms, "learning_rate": output.learning_rate,
@@ -399,7 +406,7 @@ class Trainer:
 
     def _save_checkpoint(self):
         """Write a checkpoint, named after its epoch (within an epoch, also after its step), then remove older ones that
-        are not to be kept."""
+        are not to be kept, and the optimizer state of those that are."""
         self.finite.flush()
         here = self.position
         if not self.folder:
@@ -408,11 +415,11 @@ class Trainer:
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
         path = self.save_folder / self.train_step.system.file(self.train_step.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
-        keep, old = self._kept(saved)
+        keep, old, settings = *self._kept(saved), self.settings
         try:
             checkpoint.save(path, self._contents(keep))
         except InputError as error:
-            if self.settings.on_save_error == "stop":
+            if settings.on_save_error == "stop":
                 raise
             self.failed_save = error
             log.error("error: %s; training continues (--on_save_error continue)", error)
@@ -424,7 +431,19 @@ class Trainer:
             except OSError as error:
                 log.warning("warning: %s: an older checkpoint cannot be removed (%s); remove it when this run is done",
                             path.parent / other, error.strerror)
-        log.info("saved %s after step %d", path, here.step)
+        for other in keep[:-1] if settings.keep_optimizer == "newest" else ():
+            self._drop_optimizers(path.parent / other)
+        log.log(logging.INFO if self._is_done() or self.stopped else logging.DEBUG, "saved %s after step %d", path,
+                here.step)
+
+    def _drop_optimizers(self, path):
+        """Make an older checkpoint of this run small, once the newest is on the disk."""
+        try:
+            if path not in self.small and path.exists():
+                checkpoint.drop_optimizers(path)
+            self.small.add(path)
+        except InputError as error:
+            log.warning("warning: %s; it keeps its optimizer state", error)
 
     def _kept(self, saved):
         """Names of the checkpoints (to keep, to remove)."""
@@ -442,8 +461,8 @@ class Trainer:
         state = RunState(self.position, list(system.initialized), random_state(self.generator), self.clips,
                          self.options, saved, self.folder.position(self.position.step), self.monitor.state(),
                          dist.world_size())
-        return checkpoint.pack(system, self.train_step.optimizers, self.unused, self.position.epoch - 1,
-                               self.position.step, state.to_dict(), dtype, self.feature_origins)
+        return checkpoint.pack(system, self.train_step.optimizers, self.unused or None, self.position.epoch - 1,
+                               self.position.step, state.to_dict(), dtype, self.feature_origins, self.hashes)
 
     def _rescue(self):
         """Save after the last whole step, because something else ends the run; returns what to say about it."""

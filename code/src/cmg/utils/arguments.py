@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, absolute
 from cmg.utils.limits import LIMITS
 
 NUMBERS = "biuf"                # NumPy's kinds: bool, integers, floating point
@@ -108,14 +108,14 @@ def not_negative(value: Any, what: str) -> float:
 
 
 def path(value: Any, what: str) -> Path:
-    """A path.
+    """A path, absolute.
 
     Raises:
         InputError: neither text nor path, empty, or with a zero byte.
     """
     if not isinstance(value, (str, os.PathLike)) or str(value) == "" or "\0" in str(value):
         raise InputError(f"{what}: {_shown(value)}; a path is expected, text or pathlib.Path")
-    return Path(value)
+    return absolute(value)
 
 
 def paths(value: Any, what: str) -> list[Path]:

@@ -14,8 +14,10 @@ Valid Python 3.7, standard library alone.
 import io
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 from contextlib import suppress
 
 from cmg.utils.signals import Stopped
@@ -23,6 +25,7 @@ from cmg.utils.signals import Stopped
 # C0 and C1 but tab and line end, marks that turn the direction of a text, and Unicode's own line ends.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 INPUT, OUTPUT, ERRORS = 0, 1, 2         # descriptors
+NARROWEST, ELSEWHERE = 40, 100          # columns: least that texts are fitted to, and those where there is no terminal
 OUTPUT_NAME = "standard output"         # the `filename` of an OSError of it
 
 
@@ -34,6 +37,21 @@ def clean(text):
 def one_line(text):
     """A text without control characters, on one line."""
     return " ".join(clean(str(text)).split())
+
+
+def width():
+    """Columns that printed text may take: those of the terminal, or COLUMNS of the environment."""
+    return max(shutil.get_terminal_size((ELSEWHERE, 24)).columns, NARROWEST)
+
+
+def fill(text, columns=None, indent=""):
+    """A text on lines of at most `columns` (default: `width`), broken at blanks alone: paths and names stay whole.
+
+    Args:
+        indent: of all lines but the first.
+    """
+    return textwrap.fill(text, columns or width(), subsequent_indent=indent, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 class Console(io.TextIOWrapper):

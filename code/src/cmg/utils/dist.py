@@ -254,8 +254,8 @@ def process_group(device=None, seed=None):
         if not has_lost:
             raise
         raise InputError(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: another process of this run "
-                         f"has ended or cannot be reached ({str(error).splitlines()[0][-60:]}); its own message says "
-                         "why; start all again, with --resume auto") from error
+                         "has ended or cannot be reached; its own message says why; start all again, with --resume "
+                         "auto") from error
     finally:
         _group = None
         if not has_lost and dist.is_initialized():

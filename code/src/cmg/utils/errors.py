@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from cmg.utils.console import OUTPUT_NAME, clean, one_line, open_console
 from cmg.utils.signals import Stopped, exit_now, handled
@@ -41,6 +42,13 @@ def readable(path, remedy="get or make the file again"):
                          f"disk and its permissions, or {remedy}") from error
 
 
+def absolute(path):
+    """A path as an absolute one, without "..", so that messages, records and results name the file from everywhere.
+    Relative paths count from the current folder; symbolic links stay."""
+    plain = os.path.abspath(str(path))
+    return Path(plain if os.path.realpath(plain) == os.path.realpath(str(path)) else os.path.join(os.getcwd(), path))
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Adds an argument's default where there is one and its text does not state it."""
 
@@ -50,11 +58,13 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that accepts no abbreviations and reports wrong use in one line."""
+    """An argument parser that accepts no abbreviations, reports wrong use in one line, and makes arguments of type Path
+    absolute."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.register("type", Path, absolute)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")

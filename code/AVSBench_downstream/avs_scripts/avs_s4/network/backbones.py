@@ -7,7 +7,7 @@ from network import published
 from torch import nn
 
 from cmg.data.pretrained import from_pretrained
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, absolute
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 PVT_SHAPES = {                     # name -> depths, channels, heads, reduction of keys and values
@@ -86,7 +86,8 @@ def _from_hub(backbone, name):
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: neither a file nor available on the hub ({str(error).splitlines()[0]}); pass "
+        raise InputError(f"{absolute(name)}: no such file, and {name} is not available on the hub "
+                         f"({str(error).splitlines()[0]}); pass "
                          "--backbone_weights FILE, a name on the hub, or none") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

@@ -33,6 +33,8 @@ class AVE(Clips):
         InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
     """
 
+    NUMBERED = "AVE"
+
     def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"),
                  split: str | Sequence[str] = "train", **reading: Any) -> None:
         splits = (split,) if isinstance(split, str) else tuple(split)

@@ -40,7 +40,7 @@ class Custom(Clips):
     def __init__(self, paths: Paths, modalities: Sequence[str], splits: Sequence[str] = ("train",),
                  is_labeled: bool = False, *, seconds: int | None = 10, **reading: Any) -> None:
         manifest = Manifest(paths["manifest"], math.inf if seconds is None else seconds)
-        self.has_times, labels = manifest.has_times, None
+        self.has_times, self.NUMBERED, labels = manifest.has_times, str(Path(manifest.path).absolute()), None
         classes = manifest.classes() if is_labeled else []
         ids = [name for split in splits for name in manifest.labeled(split)] if is_labeled else manifest.ids(splits)
         if not ids:

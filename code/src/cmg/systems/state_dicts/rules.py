@@ -272,6 +272,8 @@ def from_published(sections, tensors, required):
     expected_here = [tensor for tensor in tensors if tensor.section in present]
     for tensor in expected_here:               # names and shapes of all tensors before any value is read
         value = sections[tensor.section].get(tensor.key)
+        if value is None and not tensor.ours:
+            continue                            # our checkpoints leave out what is unused
         if value is None:
             renamed = next((f", but an unknown key {key}" for section, key in unknown if section == tensor.section), "")
             raise InputError(f"{tensor.section} has no key {tensor.key}{renamed}; expected shape {list(tensor.shape)}")
@@ -279,6 +281,8 @@ def from_published(sections, tensors, required):
     if unknown:
         raise InputError(f"{unknown[0][0]} has an unknown key {unknown[0][1]}")
     for tensor in expected_here:
+        if tensor.key not in sections[tensor.section]:
+            continue
         value = sections[tensor.section][tensor.key]
         require_numbers(f"{tensor.section}.{tensor.key}", value, tensor.is_integer)
         if not tensor.ours:
@@ -323,10 +327,11 @@ def to_published(state, tensors, unused, dtype):
         state: our state dict.
         tensors: `layout` of the system.
         unused: unused published tensors by "section.key", as of `from_published`; zeros are stored for the others.
+            None: unused tensors are left out.
         dtype: dtype of floating-point tensors; integers keep theirs.
     """
     result = {}
-    for tensor in tensors:
+    for tensor in tensors if unused is not None else [tensor for tensor in tensors if tensor.ours]:
         if not tensor.ours:
             value = unused.get(f"{tensor.section}.{tensor.key}", torch.zeros(tensor.shape))
         elif len(tensor.ours) > 1:
@@ -334,6 +339,18 @@ def to_published(state, tensors, unused, dtype):
         else:
             value = state[tensor.ours[0]]
         result.setdefault(tensor.section, {})[tensor.key] = stored(value, dtype)
+    return result
+
+
+def with_unused(sections, tensors):
+    """Published sections with zeros for unused tensors that they lack, and every tensor in published order: what strict
+    readers of the published programs expect."""
+    result = dict(sections)
+    for section in {tensor.section: None for tensor in tensors if tensor.section in sections}:
+        found = sections[section]
+        like = next(value for value in found.values() if value.is_floating_point())
+        result[section] = {tensor.key: found[tensor.key] if tensor.key in found else like.new_zeros(tensor.shape)
+                           for tensor in tensors if tensor.section == section}
     return result
 
 
