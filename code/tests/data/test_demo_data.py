@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
+from cmg.data import origins
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.ave import AVE
 from cmg.data.sets.avvp import AVVP
@@ -346,6 +347,22 @@ def test_a_whole_tree_is_left_alone(tree, capsys):
     dialled.main(["--out", str(tree), "--seed", "3", "--clips", str(CLIPS)])
     assert "is complete already" in capsys.readouterr().out
     assert digest(tree) == before
+
+
+def test_the_data_set_is_named_by_the_record_in_its_root(tree, tmp_path):
+    paths = [tree / DATA_PATHS[name] for name in ("vggsound.audio", "ave.video", "avs.frames")]
+    (tmp_path / "link").symlink_to(paths[0])
+    for path in (*paths, tmp_path / "link"):
+        assert origins.data_set([path]) == "Dialled Digits"
+    assert origins.data_set([paths[0], tmp_path / DATA_PATHS["ave.audio"]]) == "Dialled Digits"
+    assert AVE({name: tree / DATA_PATHS[f"ave.{name}"] for name in ("audio", "video", "label", "test")},
+               split="test").origin == "Dialled Digits"
+    for record in (None, "{", "[]", '{"name": 3}', '{"name": null}', json.dumps({"name": "x" * 1000}), "{}"):
+        if record:
+            (tmp_path / "spoken.json").write_text(record)
+        assert origins.data_set([tmp_path / DATA_PATHS["vggsound.audio"]]) == ""
+    (tmp_path / "spoken.json").write_text('{"name": "Spoken Digits"}')
+    assert origins.data_set([paths[0], tmp_path / DATA_PATHS["ave.audio"]]) == "Dialled Digits and Spoken Digits"
 
 
 def test_nothing_foreign_is_overwritten(tree, tmp_path):

@@ -214,9 +214,11 @@ def test_evaluate_makes_the_table_and_every_picture(tree, tmp_path, capsys):
     table = (run / "table.txt").read_text()
     choice = table.strip().splitlines()[-1]
     assert choice.startswith("take model-") and choice in " ".join(printed)
-    assert "published: Uni-Code, AVT 40K (Table 3)" in table and "AVVP V>A*" in table
+    assert "validation clips of Dialled Digits as AVE (" in choice
+    assert "published: " not in table and "AVVP V>A*" in table
+    assert table.splitlines()[0] == "Dialled Digits in the form of AVE, AVVP" and table.splitlines()[0] in printed
     header, *lines = (run / "table.csv").read_text().splitlines()
-    assert header.startswith("row,AVE V>A,AVE A>V,AVVP V>A") and lines[0].startswith("model-0.pt (last),")
+    assert header.startswith("data,row,AVE V>A,AVE A>V,AVVP V>A") and "model-0.pt (last)," in lines[0]
     assert "| model-0.pt (last)" in (run / "table.md").read_text()
     written = pictures.draw_run(run, tmp_path / "figs")
     wanted = {"table", "epochs", "heads", "codes-ave", "clips-ave-video-audio", "confusion-ave-audio-video",

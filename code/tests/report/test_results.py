@@ -138,6 +138,24 @@ def test_paper_table_has_the_eight_cells_and_their_mean():
     assert csv[0].split(",")[:3] == ["row", "AVE V>A", "AVE A>V"] and csv[0].count(",") == csv[1].count(",")
 
 
+def test_the_data_is_named_unless_it_is_the_published_one():
+    """The table has a title and the papers' rows are left out; the user's own data needs no form of another."""
+    form = "Dialled Digits in the form of AVE, AVVP, AVE>AVVP, UCF/VGG"
+    own = row(task="custom", dataset="clips.csv test", origin="birds")
+    for rows, title, data in ((both_ways(), "", "AVE test"),
+                              (both_ways(origin=""), "", "AVE test"),
+                              (both_ways(origin="Dialled Digits"), form, "Dialled Digits as AVE test"),
+                              ([own], "birds", "birds: clips.csv test")):
+        assert tables.title(rows) == title and results.tabulate(rows)[0]["tested on"] == data
+        text = tables.paper_table(rows)
+        assert text.startswith(f"{title}\n\nrow " if title else "row ") and ("published:" in text) == (not title)
+        assert f"in the form of {title}" not in text
+        header, first, *_ = tables.paper_table(rows, "csv").splitlines()
+        assert header.startswith("data,row," if title else "row,") and title.split(",")[0] in first
+    mixed = both_ways(origin="Dialled Digits")[:4] + both_ways()[4:]
+    assert "published:" in tables.paper_table(mixed) and tables.title(mixed) == "Dialled Digits in the form of AVE"
+
+
 def test_pooled_checkpoints_are_one_row():
     rows = both_ways() + both_ways(checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb", value=20.0)
     rows += both_ways(checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb", value=30.0, variant="TOC 196,1,0")
@@ -178,7 +196,7 @@ def test_what_is_printed_of_one_checkpoint_and_of_several():
     first, second = screen.table(rows, 200).splitlines()[2:4]
     assert first.split()[:2] == ["DCID-model-5.pt", "10.0"] and second.split() == ["DCID-model-4.pt", *["90.0"] * 9]
     assert screen.choice(rows) == ("take DCID-model-5.pt: the best on validation clips of AVE (70.0 %); the papers' "
-                                   "rule, the best on AVE's test clips, takes DCID-model-4.pt")
+                                   "rule, the best on test clips of AVE, takes DCID-model-4.pt")
     assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no task here has val")
 
 

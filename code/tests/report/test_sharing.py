@@ -34,7 +34,7 @@ def file(demo_data, small_model, tmp_path_factory):
 def shared(file, tmp_path_factory):
     out = tmp_path_factory.mktemp("shared") / "h_dcid"
     results.append(out.parent / "results.jsonl", row(checkpoint=str(file), checkpoint_sha256=files.sha256(file),
-                                                     value=61.5, dataset="AVE <b>test</b>"))
+                                                     value=61.5, dataset="AVE <b>test</b>", origin="Digits"))
     checkpoints_program.main(["export", str(file), "--out", str(out), "--results", str(out.parent / "results.jsonl")])
     return out
 
@@ -88,7 +88,7 @@ def test_a_folder_that_an_earlier_version_exported_is_read(shared, copy):
 def test_the_card_says_what_was_measured(shared):
     text = (shared / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: cmg\n") and "61.5" in text and "H-DCID" in text and "seed 43" in text
-    assert "<b>" not in text and "&#60;b>" in text
+    assert "Digits as AVE &#60;b>test&#60;/b>" in text and "Data: Dialled Digits as vggsound_AVT, 80 clips" in text
     assert f"(B, T, 7, 7, {json.loads((shared / 'config.json').read_text())['config']['shapes']['video'][-1]})" in text
 
 

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
 from cmg.data.features import ArrayFolder, Pack, at_seconds, open_features, to_float32
+from cmg.data.origins import data_set
 from cmg.utils.errors import InputError
 
 Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> where it is
@@ -45,6 +46,7 @@ class Clips:
         observe: with on_bad_clip "skip", called with modality, key and array (T, ...) of every good clip, from several
             threads.
     Attributes:
+        origin: name of the data set, if the files lie in one that the project builds (origins.data_set), else empty.
         lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
         skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
     Raises:
@@ -61,7 +63,7 @@ class Clips:
                  kinds: Mapping[str, str | None] | None = None,
                  observe: Callable[[str, str, NDArray[Any]], None] | None = None) -> None:
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
-        self.ids = list(ids)
+        self.ids, self.origin = list(ids), data_set(paths.values())
         self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as of stores
         self.seconds, self.padding = seconds, padding
         self.lengths: dict[str, NDArray[Any]] = {}

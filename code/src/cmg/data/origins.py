@@ -9,13 +9,15 @@ from pathlib import Path
 
 from cmg.data.hdf5 import ERRORS, open_hdf5
 from cmg.utils.errors import InputError
-from cmg.utils.files import read_input
+from cmg.utils.files import read_input, read_text_input
 from cmg.utils.limits import LIMITS
 
 SIDECAR = "features.json"
+TREES = ("demo.json", "spoken.json")        # records of the data sets that the project builds, in their root
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
 CONTENT = "content"             # attribute of a pack: SHA-256 of what its source holds (cmg/data/fingerprint.py)
 TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
+MOST_LETTERS = 80               # of the name of a data set
 CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
 # Weights that give the published features, and the two programs that give the published word vectors.
 PUBLISHED = (("vggish", "audioset"), ("vgg19", "caffe"), ("transformers", "bert-base-uncased"), ("bert-embedding", ""))
@@ -101,6 +103,25 @@ def require_descriptions(found, where):
                          "the features of each modality is expected; remove it, or use another file")
 
 
+def data_set(paths):
+    """Names of the data sets that some paths lie in, from the record in the root of each (`TREES`), joined by " and ".
+
+    Empty for published data and for anything else without a record.
+    """
+    records = [folder / name for path in paths for folder in list(Path(path).resolve().parents)[:4] for name in TREES]
+    found = [_name_of(record) for record in dict.fromkeys(records) if record.is_file()]
+    return " and ".join(dict.fromkeys(filter(None, found)))
+
+
+def _name_of(record):
+    """The name in a record; None in a damaged one, which the programs that build such data report."""
+    try:
+        name = json.loads(read_text_input(record, LIMITS.record_bytes))["name"]
+        return name if isinstance(name, str) and len(name) <= MOST_LETTERS else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def notes(path, modality):
     """Lines in the sidecar that whoever uses the features should know."""
     return [str(note) for note in _sidecar(path, modality).get("notes", [])]
@@ -146,7 +167,6 @@ def _title(description):
     names = [str(description.get(name)) for name in ("network", "backend", "kind", "model", "filters", "unit")
              if description.get(name)]
     return " ".join(names)[:120] or "another kind"
-
 
 
 def other_features(checkpoint, recorded, paths):

@@ -131,7 +131,7 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
             for (query, direction), metric in product(
                     (("clip", (modality, "text")), ("caption", ("text", modality))), guess["clip"]):
                 rows.append(run.line(
-                    "clip_retrieval", dataset.name, direction, metric, measured[query][metric], epoch=0,
+                    "clip_retrieval", dataset, direction, metric, measured[query][metric], epoch=0,
                     selection="last", chance=guess[query][metric], seed=settings.seeds[0], control=control,
                     variant=variant, choice=None))
     about = run.describe(pretrained, settings.protocol, start, output)

@@ -103,7 +103,7 @@ def training_free(dataset, pretrained, variants, settings, output):
             similarity = means[control, source] @ means[control, target].T
             found = metrics.class_retrieval(similarity, classes, classes) if names else {}
             found |= metrics.recall_at(similarity, RANKS)
-            rows += [run.line("retrieval_free", dataset.name, (source, target), metric, value, epoch=0,
+            rows += [run.line("retrieval_free", dataset, (source, target), metric, value, epoch=0,
                                    selection="last", chance=chance[metric], seed=settings.seeds[0], control=control,
                                    variant=variant.name, choice=choice) for metric, value in found.items()]
     about = run.describe(pretrained, settings.protocol, start, output)

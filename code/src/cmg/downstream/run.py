@@ -143,10 +143,10 @@ def describe(pretrained, protocol, start, output):
 
 def line(task, dataset, direction, metric, value, *, chance, epoch, selection, seed, control, variant, choice,
          same_modality=None, **more):
-    """A result line without what `describe` gives."""
-    return {"variant": variant, "channels": choice and astuple(choice), "task": task, "dataset": dataset,
-            "direction": "->".join(direction), "metric": metric, "value": value, "epoch": epoch,
-            "selection": selection, "same_modality": same_modality, "chance": chance, "seed": seed,
+    """A result line without what `describe` gives; `dataset`: Clips that were tested on."""
+    return {"variant": variant, "channels": choice and astuple(choice), "task": task, "dataset": dataset.name,
+            "origin": dataset.origin, "direction": "->".join(direction), "metric": metric, "value": value,
+            "epoch": epoch, "selection": selection, "same_modality": same_modality, "chance": chance, "seed": seed,
             "control": control, **more}
 
 
@@ -207,7 +207,7 @@ def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):
                 for selection, epoch in epochs.items():
                     for metric, values in test.items():
                         yield line(
-                            task.name, task.test[target].name, (source, target), metric, values[epoch],
+                            task.name, task.test[target], (source, target), metric, values[epoch],
                             epoch=first_epoch + epoch, selection=selection, chance=chance[metric], seed=seed,
                             control=control, variant=variant.name, choice=choice,
                             same_modality=same[metric][same_epochs[selection]] if same else None,
@@ -216,7 +216,7 @@ def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):
                             validation=val[metric][chosen] if val else None)
                 part = parts[PartKey("test", control, target, choice)]
                 for metric, value in task.at_end(head_run.head, part, head_run.held).items():
-                    yield line(task.name, task.test[target].name, (source, target), metric, value, chance=None,
+                    yield line(task.name, task.test[target], (source, target), metric, value, chance=None,
                                epoch=first_epoch + epochs["last"], selection="last", seed=seed, control=control,
                                variant=variant.name, choice=choice)
 
@@ -245,9 +245,9 @@ def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, out
                   for role, of_role in kept.items()}
         features = np.stack([dataset[i][target] for i in arrays["shown"]])
         _save(output.beside(f"predictions/{task.name}-{source}-{target}.npz"), results.identity_digest(row), **of_all,
-              task=task.name, source=source, target=target, dataset=dataset.name, ids=np.array(dataset.ids),
-              best_by=task.best_by, seed=settings.seeds[0], data=row.get("data", ""), features=features, **arrays,
-              **curves)
+              task=task.name, source=source, target=target, dataset=dataset.name, origin=dataset.origin,
+              ids=np.array(dataset.ids), best_by=task.best_by, seed=settings.seeds[0], data=row.get("data", ""),
+              features=features, **arrays, **curves)
     used = {key.modality: part.indices.cpu().numpy() for key, part in parts.items()
             if key.role == "test" and key.control is None}
     data = combined({name: found.sha256 for name, found in output.contents.items()})

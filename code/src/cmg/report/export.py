@@ -90,7 +90,10 @@ def _card(loaded, about, rows, name):
     sizes = ", ".join(f"{name} {size}" for name, size in config.to_dict().items() if isinstance(size, int))
     measured = _measured(rows) if rows else "No results were named when this was exported."
     data = str(options.get("dataset_name", "not stored in the checkpoint"))
-    data += f", {about['data']['number']:,} clips" if about["data"] else ""
+    if about["data"]:
+        origin = about["data"].get("origin")
+        data = f"{origin} as {data}" if origin else data
+        data += f", {about['data']['number']:,} clips"
     return f"""---
 library_name: cmg
 tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modalities)}]
@@ -130,7 +133,7 @@ def _measured(rows):
             and row["metric"] == tables.main_metric(row["task"], rows)]
     found = {}                                      # measured -> line -> direction -> values of all seeds
     for row in rows:
-        title = _plain(", ".join(filter(None, (row["dataset"], row["metric"], row.get("variant")))))
+        title = _plain(", ".join(filter(None, (results.tested_on(row), row["metric"], row.get("variant")))))
         title += " (protocol released)" if row["protocol"] == "released" else ""
         lines = found.setdefault((row["task"], title), {title: {}, "with an untrained encoder": {}, "chance": {}})
         line = title if row["control"] is None else "with an untrained encoder"

@@ -214,7 +214,7 @@ def measure(rows):
     """`Measured` of result lines, in their order; controls have columns of their own."""
     short, groups = tables.names(rows), {}
     for row in rows:
-        names = (row["task"], row["dataset"], row["direction"].replace("->", " → "), row["metric"]
+        names = (row["task"], results.tested_on(row), row["direction"].replace("->", " → "), row["metric"]
                  + (" (released)" if row["protocol"] == "released" else ""))
         groups.setdefault((names, tables.row_key(row)), []).append(row)
     found = []

@@ -180,9 +180,14 @@ def draw_cells(rows, path):
                                 for cell in cells], fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("percent")
-    axis.set_title("Cross-modal transfer: bars after the last epoch of the head")
+    axis.set_title(_titled("Cross-modal transfer: bars after the last epoch of the head", rows))
     axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return save(figure, path)
+
+
+def _titled(text, rows):
+    """A title, and below it what data the results are of, where it is not the published one."""
+    return "\n".join(filter(None, [text, tables.title(rows)]))
 
 
 def _ticks(axis, x, width, row, cells, color, label):
@@ -222,7 +227,7 @@ def draw_epochs(rows, path):
     axis.set_xlabel("epoch of the checkpoint")
     axis.set_ylabel("percent, after the head's last epoch")
     axis.set_ylim(0, 100)
-    axis.set_title("Cross-modal transfer over pretraining")
+    axis.set_title(_titled("Cross-modal transfer over pretraining", rows))
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return save(figure, path)
 

@@ -28,6 +28,7 @@ from cmg.report.style import (
     save,
     styled,
 )
+from cmg.results.rows import tested_on
 
 LEAST_SHARE = 0.1            # a modality uses a code if it has at least this share of its balanced usage
 TIMELINES = 6                # clips
@@ -38,7 +39,7 @@ MANY = 28                    # with more classes, labels and cells are small
 def title_of(arrays):
     """Title: task, modalities, data set and checkpoint."""
     return (f"{arrays['task']}: head trained on {arrays['source']}, tested on {arrays['target']} "
-            f"({arrays['dataset']}, {arrays['checkpoint']})")
+            f"({tested_on(arrays)}, {arrays['checkpoint']})")
 
 
 def feature_picture(axis, features, rows=1):

@@ -3,7 +3,7 @@
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.tasks import TASKS
 from cmg.report import tables
-from cmg.results.rows import PROTOCOLS, SEEN_MARK, distinguish, is_seen, mean_std, render, seen_note, show
+from cmg.results.rows import PROTOCOLS, SEEN_MARK, distinguish, is_seen, mean_std, render, seen_note, show, tested_on
 from cmg.utils.console import fill
 
 ABOUT = ("Percent. last: after the heads' last epoch. best: epoch that is best on the test clips, as the papers do. "
@@ -43,11 +43,12 @@ def _of_one(rows, width):
     seeds = " ".join(str(seed) for seed in dict.fromkeys(row["seed"] for row in rows))
     title = f"{next(iter(tables.names(rows).values()))} ({'+'.join(rows[0]['modalities'])}), heads of seed {seeds}"
     title += "".join(f", {lines[0][name]}" for name in shared)
+    data = tables.title(rows)
     about = [f"{ABOUT} {len(others)} more directions: results.jsonl." if others else ABOUT]
     about.append(seen_note([row for row in rows if (row["task"], row["metric"], row["direction"]) in shown]))
     table = render(entries, [name for name in entries[0] if name not in shared], width=width, names=NAMES)
     about = [fill(text, width) for text in about if text]
-    return "\n".join([fill(title, width), "", table, "", *about])
+    return "\n".join([*([fill(data, width)] if data else []), fill(title, width), "", table, "", *about])
 
 
 def _line(rows, task, metric, direction):
@@ -57,7 +58,7 @@ def _line(rows, task, metric, direction):
     def values(selection, field="value", control=None):
         return [row[field] for row in own if (row["selection"], row["control"]) == (selection, control)
                 and row.get(field) is not None]
-    label = TASKS[task].label if task in TASKS and task != CUSTOM else own[0]["dataset"]
+    label = TASKS[task].label if task in TASKS and task != CUSTOM else tested_on(own[0])
     chance = values("last", "chance")[:1]
     return {"task": label, "direction": direction + SEEN_MARK * is_seen(own[0]), "metric": metric,
             "last": values("last"), "best": values("best"), "val": values("last", "value_at_validation"),
@@ -76,9 +77,10 @@ def _of_several(rows, width):
     entries = [{"checkpoint": row.name, "mean": show(row.mean)}
                | {title: show(row.cells.get(column, [])) for column, title in titles.items()}
                for row in [*tables.collect(rows, "last"), tables.chance(rows)]]
-    table = render(entries, ["checkpoint", *titles.values(), "mean"], width=width)
+    table, data = render(entries, ["checkpoint", *titles.values(), "mean"], width=width), tables.title(rows)
     about = seen_note([row for row in rows if tables.column_of(row)])
-    return "\n".join([table, "", *(fill(text, width) for text in (SEVERAL, about) if text)])
+    parts = [fill(data, width), ""] if data else []
+    return "\n".join([*parts, table, "", *(fill(text, width) for text in (SEVERAL, about) if text)])
 
 
 def choice(rows):
@@ -86,4 +88,6 @@ def choice(rows):
     by_validation, published = tables.choose(rows), tables.choose_as_published(rows)
     taken = (f"take {by_validation.name}: the best on validation clips of {by_validation.tasks} "
              f"({by_validation.validation:.1f} %)" if by_validation else "no choice: no task here has validation clips")
-    return taken + (f"; the papers' rule, the best on AVE's test clips, takes {published}" if published else "")
+    data = dict.fromkeys(tested_on(row | {"dataset": TASKS["ave"].label}) for row in rows if row["task"] == "ave")
+    return taken + (f"; the papers' rule, the best on test clips of {' and '.join(data)}, takes {published}"
+                    if published else "")

@@ -6,7 +6,17 @@ from pathlib import Path
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.settings import OWN_SECONDS_BY
 from cmg.downstream.tasks import TASKS
-from cmg.results.rows import SEEN_MARK, SELECTIONS, caption, distinguish, is_seen, mean_std, render, show
+from cmg.results.rows import (
+    SEEN_MARK,
+    SELECTIONS,
+    caption,
+    distinguish,
+    is_seen,
+    mean_std,
+    render,
+    show,
+    tested_on,
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,9 @@ for _entry in (entry for entry in TASKS.values() if entry.column):
 
 ABOUT = (f"Columns: {', '.join(f'{entry.label} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
          "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
-         f"number stands beside it (of {len(CELLS)}). Published rows: NeurIPS 2023, on the real data, best epoch on "
-         "the evaluation set, AVE on the head's own training clips, precision and recall averaged over batches; not "
-         "comparable with other data.")
+         f"number stands beside it (of {len(CELLS)}).")
+ABOUT_PUBLISHED = ("Published rows: NeurIPS 2023, best epoch on the evaluation set, AVE on the head's own training "
+                   "clips, precision and recall averaged over batches.")
 
 
 @dataclass
@@ -112,8 +122,21 @@ def column_of(row):
 
 
 def is_own(rows):
-    """Whether all results are of the user's own data: nothing in the papers compares with them."""
+    """Whether all results are of the user's own data."""
     return all(row["task"] == CUSTOM for row in rows)
+
+
+def is_comparable(rows):
+    """Whether there may be results of published data, with which the papers' rows compare."""
+    return not rows or not all(row["task"] == CUSTOM or row.get("origin") for row in rows)
+
+
+def title(rows):
+    """What data the results are of, where it is not the published one: a line over a table; else empty."""
+    rows = [row for row in rows if row.get("origin")]
+    tasks, origins = {row["task"] for row in rows}, " and ".join(dict.fromkeys(row["origin"] for row in rows))
+    forms = [entry.label for entry in TASKS.values() if entry.column and entry.name in tasks]
+    return f"{origins} in the form of {', '.join(forms)}" if forms else origins
 
 
 def cells_of(rows):
@@ -180,7 +203,7 @@ def all_rows(rows):
               for row in collect(rows, "last", "untrained")]
     table.append(chance(rows))
     table += [Row(name, {column: {None: value} for column, value in values.items()})
-              for name, values in PUBLISHED.items() if not rows or not is_own(rows)]
+              for name, values in PUBLISHED.items() if is_comparable(rows)]
     return table
 
 
@@ -193,15 +216,20 @@ def paper_table(rows, form="text"):
     """The table of result lines of one protocol, as text, markdown or csv (means only, no caption)."""
     def cell(values):
         return show(values) if form != "csv" else "" if not values else f"{mean_std(values)[0]:.2f}"
-    cells = cells_of(rows)
-    entries = [{"row": row.name, "mean": cell(row.mean), "columns": str(len(row.values) or ""), "seeds": row.runs}
-               | {column: cell(row.cells.get(column, [])) for column in cells} for row in all_rows(rows)]
-    columns = {name: name + SEEN_MARK * (form != "csv" and name in seen_columns(rows))
-               for name in ("row", *cells, "mean", "columns", "seeds")}
-    table = render([{columns[name]: value for name, value in entry.items()} for entry in entries],
-                   tuple(columns.values()), form)
-    about = "" if rows and is_own(rows) else f"{ABOUT}\n"
-    return table if form == "csv" else f"{table}\n\n{about}{caption(rows)}"
+    cells, data, mark = cells_of(rows), title(rows), SEEN_MARK if form != "csv" else ""
+    entries = [{"data": data, "row": row.name, "mean": cell(row.mean), "columns": str(len(row.values) or ""),
+                "seeds": row.runs} | {column: cell(row.cells.get(column, [])) for column in cells}
+               for row in all_rows(rows)]
+    names = [*(["data"] if form == "csv" else []), "row", *cells, "mean", "columns", "seeds"]
+    columns = {name: name + mark * (name in seen_columns(rows)) for name in names}
+    table = render([{columns[name]: entry[name] for name in names} for entry in entries], tuple(columns.values()), form)
+    if form == "csv":
+        return table
+    about = [f"{data}\n"] if data else []
+    about += [f"{table}\n"]
+    about += [ABOUT] if not rows or not is_own(rows) else []
+    about += [ABOUT_PUBLISHED] if is_comparable(rows) else []
+    return "\n".join([*about, caption(rows)])
 
 
 @dataclass
@@ -228,7 +256,8 @@ def choose(rows):
     if not means:
         return None
     best = next(row for row in collect(rows, "last") if row.key == max(means, key=means.get))
-    tasks = dict.fromkeys(TASKS[row["task"]].label for row in validated if row["validation"] is not None)
+    tasks = dict.fromkeys(tested_on(row | {"dataset": TASKS[row["task"]].label}) for row in validated
+                          if row["validation"] is not None)
     return Choice(best.name, best.key, " and ".join(tasks), means[best.key], best.cells)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmg.data.fingerprint import combined, how_checked
+from cmg.data.manifest import CUSTOM
 from cmg.utils.console import fill
 from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
@@ -28,7 +29,7 @@ KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,
          "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
 # Kinds of keys that may be absent: rows of earlier versions do not have them all.
-OPTIONAL = {"variant": str, "provenance": str, "checkpoint_epoch": int, "data": str, "data_checked": str,
+OPTIONAL = {"variant": str, "origin": str, "provenance": str, "checkpoint_epoch": int, "data": str, "data_checked": str,
             "settings": dict, "first_seed": int}
 log = logging.getLogger(__name__)
 # Fractions of the test clips that were trained on before, of which tables say so -> how.
@@ -295,6 +296,16 @@ def show(values):
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} +- {deviation:.1f}"
 
 
+def tested_on(row):
+    """The data of a result line, or of the arrays of a predictions file, in words.
+
+    "AVE test" is the published data. Data that the project builds in its form is "Dialled Digits as AVE test", the
+    user's own "folder: clips.csv test". Lines of earlier versions name no origin.
+    """
+    origin = row.get("origin")
+    return row["dataset"] if not origin else f"{origin}{': ' if row['task'] == CUSTOM else ' as '}{row['dataset']}"
+
+
 COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "differs", "metric", "last", "best", "val",
            "same", "chance", "seeds")
 NUMBERS = ("last", "best", "val", "same", "chance")
@@ -325,7 +336,7 @@ def tabulate(rows):
             "checkpoint": name + (f" + {first['variant']}" if first.get("variant") else ""),
             "pretrained on": "+".join(first["modalities"]),
             "task": first["task"],
-            "tested on": first["dataset"],
+            "tested on": tested_on(first),
             "direction": first["direction"] + SEEN_MARK * is_seen(first) + (
                 f" [{first['control']}]" if first["control"] else ""),
             "differs": ", ".join(filter(None, [*other, first["differs"]])),

@@ -100,9 +100,11 @@ def identify(data, contents=None):
 
     Returns:
         {"number", "ids_sha256": of their ids in order, "content": dotted name -> SHA-256, "checked": "full" if every
-        byte was read for it, "quick" if the cache answered}; older files have the first two alone.
+        byte was read for it, "quick" if the cache answered, "origin": see `Clips`}; older files have the first two
+        alone.
     """
-    found = {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest()}
+    found = {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest(),
+             "origin": data.origin}
     if contents:
         found |= {"content": {name: of_path.sha256 for name, of_path in contents.items()},
                   "checked": how_checked(contents.values())}
@@ -113,7 +115,7 @@ def is_identity(clips):
     """Whether a value that was read from a file is one of `identify`."""
     content = clips.get("content", {}) if isinstance(clips, dict) else None
     return isinstance(content, dict) and type(clips.get("number")) is int and all(isinstance(text, str) for text in (
-        clips.get("ids_sha256"), clips.get("checked", ""), *content, *content.values()))
+        clips.get("ids_sha256"), clips.get("checked", ""), clips.get("origin", ""), *content, *content.values()))
 
 
 def other_clips(stored, own):

@@ -31,6 +31,7 @@ class Custom(Clips):
         seconds, reading (on_bad_clip, in_memory, padding): see `Clips`.
     Attributes:
         has_times: the manifest has onsets.
+        origin: the name of the manifest's folder, unless the features are of a data set that the project builds.
     Raises:
         InputError: a defective manifest, missing or bad clips, sentences without word vectors.
     """
@@ -53,6 +54,7 @@ class Custom(Clips):
             text = _sentences(manifest, ids, TextFeatures(stores.pop("text")))
         super().__init__(f"{Path(paths['manifest']).name} {'+'.join(splits)}", modalities, ids, stores, text=text,
                          labels=labels, classes=classes, seconds=seconds, **reading)
+        self.origin = self.origin or Path(paths["manifest"]).resolve().parent.name
 
 
 def is_prompts_file(path):
