@@ -355,7 +355,7 @@ def test_the_data_set_is_named_by_the_record_in_its_root(tree, tmp_path):
     for path in (*paths, tmp_path / "link"):
         assert origins.data_set([path]) == "Dialled Digits"
     assert origins.data_set([paths[0], tmp_path / DATA_PATHS["ave.audio"]]) == "Dialled Digits"
-    assert AVE({name: tree / DATA_PATHS[f"ave.{name}"] for name in ("audio", "video", "label", "test")},
+    assert AVE({name: tree / DATA_PATHS[f"ave.{name}"] for name in ("audio", "video", "label", "test", "categories")},
                split="test").origin == "Dialled Digits"
     for record in (None, "{", "[]", '{"name": 3}', '{"name": null}', json.dumps({"name": "x" * 1000}), "{}"):
         if record:

@@ -1,18 +1,22 @@
 """Pictures with few and with very many classes: no text over another, none cut off, colors that all can tell apart."""
 
+import re
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import RendererAgg
 
+from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES
-from cmg.report import pictures, plots, style
+from cmg.report import page, pictures, plots, style, tables
 from colour_vision import MATRICES, nearest
-from test_results import both_ways
+from test_results import both_ways, row
 
 LONG = "Playing a very long named instrument, outdoors"
 SHRINK = 1.0                    # pixels that boxes may overlap: they have no margin
+LEAST_LETTERS = 6               # CSS pixels of the smallest letters on a page that is wide enough for its columns
 
 
 def classes(count):
@@ -42,6 +46,7 @@ def predictions(count, clipwise, source="audio", target="video", seed=0):
 def retrieval(count):
     draw = np.random.default_rng(0)
     return {"task": "retrieval", "checkpoint": "DCID-model-5.pt", "source": "text", "target": "video",
+            "dataset": "VGGSound-AVEL", "origin": "Dialled Digits",
             "classes": classes(count), "shown": np.arange(8), "top": draw.integers(0, count, (8, 5)),
             "features": draw.random((8, 10, 7, 7, 4)), "sounds": draw.random((8, 5, 10, 128)),
             "best_by": "r@5", "cross_curves": draw.random((1, 30)), "same_curves": draw.random((1, 30))}
@@ -56,8 +61,26 @@ def codes(count):
 def log():
     losses = [f"{m}_{kind}" for kind in ("recon", "commit", "club") for m in MODALITIES] + ["cpc", "cmcm", "total"]
     return [{"epoch": step // 10, "step": step, "losses": {name: 100 * 0.9 ** step + 1e-4 for name in losses},
+             "learning_rate": 0.0004 if step < 30 else 0.0002, "clips_per_second": 1234.5,
+             "grad_norms": {f"{name}_parameters": 10.0 ** (number - 3) / step for number, name in enumerate(
+                 ("Encoder", "Decoder", "CPC", "Text_ar_lstm", *(f"{m.title()}_mi_net" for m in MODALITIES)))},
+             "likelihoods": {f"{m}_club": -128.0 * step for m in MODALITIES},
              "metrics": {f"{name}{suffix}": 400 - step for suffix in ("", "_2")
                          for name in ("codes_used", "codes_shared", "code_perplexity")}} for step in range(1, 60)]
+
+
+def measured(runs=1, directions=8, **changes):
+    """Result lines of some runs with long names: values of 100, all controls, three seeds."""
+    return [line for number in range(runs) for line in tables.of_run([
+        of_seed for seed in range(3) for control in (None, "untrained") for of_seed in both_ways(
+            checkpoint=f"/{number}/{LONG}.pt", checkpoint_sha256=str(number), value=100.0, same_modality=99.5,
+            control=control, seed=seed, origin="Dialled Digits", **changes)[:2 * directions]], f"{LONG} {number}")]
+
+
+def own(modalities):
+    """Result lines of every direction of the user's own data."""
+    return [row(task="custom", dataset="clips.csv test", origin="birds", direction=f"{source}->{target}", value=100.0)
+            for source, target in permutations(modalities, 2)]
 
 
 def test_a_loss_belongs_to_the_modality_of_the_longest_name(tmp_path, monkeypatch):
@@ -83,6 +106,16 @@ DRAWN = {
         predictions(n, True) | {"known": n // 2, "cross": np.random.default_rng(0).normal(size=(2 * n, n // 2))}, path),
     "losses": lambda n, path: pictures.draw_losses(log(), path),
     "sharing": lambda n, path: pictures.draw_sharing(log(), path),
+    "optimization": lambda n, path: pictures.draw_optimization(log(), path),
+    "one clip": lambda n, path: plots.draw_clips(predictions(n, True) | {"shown": np.arange(1)}, path),
+    "all tasks": lambda n, path: plots.draw_heads(
+        [predictions(10, True) | {"task": task} for task in TASKS], path),
+    "one bar": lambda n, path: pictures.draw_cells(measured(directions=1), path),
+    "five runs": lambda n, path: pictures.draw_cells(measured(5), path),
+    "own data": lambda n, path: pictures.draw_cells(own(("audio", "accelerometer_left_wrist", "video", "text")), path),
+    "epochs": lambda n, path: pictures.draw_epochs(
+        [line for epoch in range(6) for line in both_ways(checkpoint=f"/a/{epoch}.pt", checkpoint_sha256=str(epoch),
+                                                          checkpoint_epoch=epoch, value=100.0)], path),
     "table": lambda n, path: pictures.draw_cells(both_ways(checkpoint="/a/H-DCID-model-5.pt") + both_ways(
         checkpoint="/b/DCID-model-5.pt", checkpoint_sha256="bb"), path)}
 
@@ -95,17 +128,10 @@ def texts(monkeypatch):
     def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
         if s.strip() and mtext is not None and mtext.get_alpha() != 0:
             drawn.append(SimpleNamespace(text=s, box=mtext.get_window_extent(self), width=self.width,
-                                         height=self.height))
+                                         height=self.height, size=mtext.get_fontsize()))
         return plain(self, gc, x, y, s, prop, angle, ismath, mtext)
 
-    def save(figure, path, dpi=style.DPI):
-        figure.set_dpi(dpi)
-        figure.savefig(path, format="png", dpi=dpi)              # its first pass lays out, nothing of that is kept
-        drawn.clear()
-        return style.save(figure, path, dpi)
     monkeypatch.setattr(RendererAgg, "draw_text", draw_text)
-    monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(pictures, "save", save)
     return drawn
 
 
@@ -113,7 +139,7 @@ def texts(monkeypatch):
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
     DRAWN[name](count, tmp_path / "picture.png")
-    last = {(t.text, *np.round(t.box.extents)): t for t in texts}           # a layout draws every text several times
+    last = {(t.text, *np.round(t.box.extents)): t for t in texts}           # those that are drawn twice
     found = list(last.values())
     assert len(found) > 5
     boxes = np.array([t.box.extents for t in found])
@@ -126,6 +152,12 @@ def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
                or t.box.y1 > t.height + 1]
     assert not outside
     assert found[0].width * found[0].height < 20e6 and max(found[0].width, found[0].height) < 16000     # WebP's limit
+    image = page._image(tmp_path / "picture.png")
+    width, room = int(re.search(r'width="(\d+)"', image.html)[1]), page.PAGE if image.kind else page.COLUMN
+    assert width <= room
+    smallest = min(texts, key=lambda t: t.size)
+    assert smallest.size * page.CSS_DPI / 72 * width / (found[0].width * page.CSS_DPI / style.DPI) >= LEAST_LETTERS, (
+        smallest.text)
 
 
 @pytest.mark.parametrize("vision", MATRICES)

@@ -1,3 +1,7 @@
+// A click on a picture shows it in its own size, and again in that of its column.
+for (const picture of document.querySelectorAll("figure img")) {
+  picture.addEventListener("click", () => picture.parentElement.classList.toggle("whole"));
+}
 // Sorting by a click on a column's head: numbers by data-value (rows without one last), text by its letters.
 for (const table of document.querySelectorAll("table.figures")) {
   const heads = [...table.tHead.rows[0].cells];

@@ -7,9 +7,11 @@ policy forbids all requests and all scripts except for page.js.
 import base64
 import hashlib
 import io
+import os
 import time
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -27,15 +29,15 @@ from cmg.utils.files import atomic_output, open_input
 
 LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are omitted, and the page lists them
 CSS_DPI = 96
+PAGE, COLUMN = 1152, 563        # CSS pixels: contents of the page, and one of its two columns (page.html)
 BROAD = 760                     # CSS pixels; wider pictures get a row of their own
+OPEN = 4                        # pictures of a section that are not folded; a broad one counts as two
 ROOM_FOR_TAGS = 100             # bytes around a picture
 SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
 SECTIONS = {                    # id -> (title, description)
     "what": ("Runs", ""),
     "results": ("Results", results.NOTES.replace("+-", "±")),
     "losses": ("Losses", "Pretraining losses of every logged step, one color per modality."),
-    "codes": ("Code usage", "How many codes are used, and shared by all modalities, during pretraining; and which "
-              "modalities use which code on the test clips."),
     "heads": ("Heads by epoch", "The metric that chooses the best epoch, on the evaluation set."),
     "classes": ("Transfer by class", "Each class with a head trained on its own modality, and on another."),
     "confusion": ("Confusion", "Rows are the classes of the clips, columns the predictions of the heads."),
@@ -43,6 +45,8 @@ SECTIONS = {                    # id -> (title, description)
     "clips": ("Clips", "Features of clips, and the predictions of a head that was not trained on this modality."),
     "retrieval": ("Retrieval", "Queries and the sounds ranked first."),
     "open": ("Open set", "Confidence of known and unknown clips, and the rates at each threshold."),
+    "codes": ("Code usage", "How many codes are used, and shared by all modalities, during pretraining; and which "
+              "modalities use which code on the test clips."),
     "other": ("Other pictures", ""),
     "warnings": ("Warnings", "Warnings of the monitors during the runs."),
     "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
@@ -111,8 +115,8 @@ def draw(runs, folder, pool):
 
 
 def rows_of(runs, pool):
-    """The result lines of all runs, with each measurement once."""
-    rows = list({results.identity(row): row for run in runs for row in run.rows}.values())
+    """The result lines of all runs, under the names of their runs, with each measurement once."""
+    rows = list({results.identity(row): row for run in runs for row in tables.of_run(run.rows, run.name)}.values())
     return results.distinguish(tables.pooled(rows) if pool else rows)
 
 
@@ -177,14 +181,17 @@ def _image(path):
     data = io.BytesIO()
     try:
         with open_input(path) as file, Image.open(file) as image:
-            size = [round(side * CSS_DPI / DPI) for side in image.size]
+            size = [side * CSS_DPI / DPI for side in image.size]
+            is_broad = size[0] > BROAD
+            scale = min(1, (PAGE if is_broad else COLUMN) / size[0])
             image.convert("RGB").save(data, "WEBP", lossless=True, quality=60)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a complete picture ({str(error)[:80]}); draw it again with python -m "
                          "cmg.report.pictures") from error
-    return Embedded(f'<img width="{size[0]}" height="{size[1]}" loading="lazy" alt="{escape(path.stem)}" '
+    width, height = (int(side * scale) for side in size)
+    return Embedded(f'<img width="{width}" height="{height}" loading="lazy" alt="{escape(path.stem)}" '
                     f'src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">',
-                    " broad" if size[0] > BROAD else "")
+                    " broad" if is_broad else "")
 
 
 def _section(name, section, shown):
@@ -196,10 +203,14 @@ def _section(name, section, shown):
     for run in dict.fromkeys(run for run, _ in section.pictures):
         of_run = [path for other, path in section.pictures if other == run]
         parts += [f"<h3>{escape(run)}</h3>"] if run else []
-        parts.append('<div class="grid">' if len(of_run) > 1 else "<div>")
-        parts += [f'<figure class="{"features" if name in FEATURES else "drawn"}{shown[path].kind}">{shown[path].html}'
-                  "</figure>" for path in of_run if path in shown]
-        parts.append("</div>")
+        fits = [path for path in of_run if path in shown]
+        taken = list(accumulate(2 if shown[path].kind else 1 for path in fits))
+        count = max(1, sum(spaces <= OPEN for spaces in taken))
+        parts.append(_grid(fits[:count], name, shown))
+        if fits[count:]:
+            parts.append(f"<details><summary>{len(fits) - count} more: "
+                         f"{escape(', '.join(path.stem for path in fits[count:]))}</summary>"
+                         f"{_grid(fits[count:], name, shown)}</details>")
         left = [path.stem for path in of_run if path not in shown]
         if left:
             parts.append(f'<p class="soft">Omitted to keep the page small: {escape(", ".join(left))}; python -m '
@@ -207,6 +218,13 @@ def _section(name, section, shown):
     if len(parts) <= 2:
         parts.append("<p>No data in the files of the runs.</p>")
     return "\n".join([*parts, "</section>"])
+
+
+def _grid(paths, section, shown):
+    """HTML of pictures of one section, in two columns where they are narrow."""
+    kind = "features" if section in FEATURES else "drawn"
+    return ('<div class="grid">' + "".join(f'<figure class="{kind}{shown[path].kind}">{shown[path].html}</figure>'
+                                           for path in paths) + "</div>")
 
 
 # --------------------------------------------------------------------------------------------------------- the results
@@ -309,8 +327,8 @@ def what(runs):
     columns = {}
     for run in runs:
         for pretraining in run.pretrainings:
-            inside = pretraining.folder.relative_to(run.folder).as_posix()
-            columns[run.name + ("" if inside == "." else f"/{inside}")] = _facts(pretraining)
+            inside = "" if len(run.pretrainings) == 1 else f"/{pretraining.folder.relative_to(run.folder).as_posix()}"
+            columns[run.name + inside.removesuffix("/.")] = _facts(pretraining)
         if not run.pretrainings and run.records:
             columns[run.name] = _machine(run.records[0][1])
     names = list(dict.fromkeys(name for facts in columns.values() for name in facts))
@@ -337,9 +355,11 @@ def _facts(pretraining):
         without = options.get("without")
         facts["system"] = system.label + (f" without {_joined(without)}" if without else "")
     facts["modalities"] = _joined(options.get("modalities", ""))
-    clips = record.get("clips")
-    facts["data"] = " ".join(str(options[name]) for name in ("dataset_name", "data_root") if name in options) + (
-        f", {clips.get('number')} clips" if isinstance(clips, dict) else "")
+    clips, read = record.get("clips"), [found["path"] for found in record.get("data", {}).values()]
+    clips = clips if isinstance(clips, dict) else {}
+    data = " as ".join(str(name) for name in (clips.get("origin"), options.get("dataset_name")) if name)
+    facts["data"] = ", ".join(filter(None, [data, f"{clips['number']} clips" if "number" in clips else "",
+                                            _common_folder(read)]))
     facts["seed"] = str(options.get("seed", ""))
     facts["codes"] = str(options.get("n_embeddings", ""))
     if lines:
@@ -354,6 +374,14 @@ def _facts(pretraining):
     if "precision" in options:
         facts["precision"] = str(options["precision"])
     return {name: text for name, text in facts.items() if text} | (_machine(record) if record else {})
+
+
+def _common_folder(paths):
+    """The innermost folder that holds all of the files that a run has read; empty where there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:          # no paths, or on several drives
+        return ""
 
 
 def _machine(record):

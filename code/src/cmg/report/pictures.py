@@ -18,7 +18,19 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES, in_order
 from cmg.report import plots, tables
-from cmg.report.style import GRAY, PALE, SAME, UNTRAINED, colors_of, new_figure, save, styled
+from cmg.report.style import (
+    GRAY,
+    PALE,
+    SAME,
+    UNTRAINED,
+    WIDEST,
+    colors_of,
+    legend_below,
+    new_figure,
+    save,
+    set_title,
+    styled,
+)
 from cmg.results import rows as results
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.files import read_text_input, require_regular
@@ -27,6 +39,7 @@ from cmg.utils.limits import LIMITS
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"
                } | dict.fromkeys(("club", "mi"), "CLUB bound")      # mi: in logs of earlier versions
 MOST_PANELS = 60
+LETTERS_PER_INCH = 14           # of labels with 8 points
 
 
 def modalities_of(losses):
@@ -53,7 +66,7 @@ def draw_losses(lines, path):
         raise ValueError(f"{len(panels)} kinds of losses, at most {MOST_PANELS} are expected")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = new_figure(rows, columns, size=(4.2 * columns, 2.7 * rows))
+    figure, axes = new_figure(rows, columns, size=(WIDEST / 3 * columns, 2.7 * rows))
     steps = np.array([line["step"] for line in lines])
     starts = [line["step"] for before, line in zip(lines, lines[1:]) if line["epoch"] != before["epoch"]]
     for axis, (kind, members) in zip(axes.flat, panels.items()):
@@ -77,7 +90,7 @@ def draw_losses(lines, path):
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    figure.suptitle("Pretraining losses" + (" (gray lines: epochs)" if starts else ""))
+    set_title(figure, "Pretraining losses" + (" (gray lines: epochs)" if starts else ""))
     return save(figure, path)
 
 
@@ -105,7 +118,7 @@ def draw_sharing(lines, path):
     for axis in axes[0]:
         axis.margins(y=0.15)
         axis.legend(frameon=False, loc="best")
-    figure.suptitle("Codebook during pretraining", fontsize=10)
+    set_title(figure, "Codebook during pretraining")
     return save(figure, path)
 
 
@@ -140,7 +153,7 @@ def draw_optimization(lines, path):
     axes[0, 1].yaxis.set_minor_formatter(NullFormatter())
     for axis in axes[:, 0]:
         axis.set_xlabel("step")
-    figure.suptitle("Optimization")
+    set_title(figure, "Optimization")
     return save(figure, path)
 
 
@@ -157,7 +170,7 @@ def draw_cells(rows, path):
         (tables.collect(rows, "last", "untrained"), UNTRAINED, "untrained encoder"))]
     chance = tables.chance(rows)
     positions = np.arange(len(cells))
-    figure, axes = new_figure(1, 1, size=(max(6.0, 1.45 * len(cells)), 4.4))
+    figure, axes = new_figure(1, 1, size=(min(max(6.0, 1.45 * len(cells)), WIDEST), 4.4))
     axis = axes[0, 0]
     width = 0.76 / len(of_last)
     labeled = set()
@@ -176,12 +189,15 @@ def draw_cells(rows, path):
             axis.plot([spot - 0.42, spot + 0.42], chance.cells[cell] * 2, color=GRAY, linewidth=1, linestyle=":",
                       label=None if "chance" in labeled else "chance")
             labeled.add("chance")
-    axis.set_xticks(positions, [f"{TASKS[known[cell].task].label}\n{known[cell].source} to {known[cell].target}"
-                                for cell in cells], fontsize=8)
-    axis.set_ylim(0, 100)
+    ticks = [f"{TASKS[known[cell].task].label}\n{known[cell].source} to {known[cell].target}" for cell in cells]
+    room = LETTERS_PER_INCH * figure.get_figwidth() / len(cells)
+    is_narrow = max(len(line) for tick in ticks for line in tick.split("\n")) > room
+    axis.set_xticks(positions, ticks, fontsize=8, rotation=90 if is_narrow else 0)
+    axis.set_ylim(0, 101)
+    axis.set_yticks(range(0, 101, 20))
     axis.set_ylabel("percent")
-    axis.set_title(_titled("Cross-modal transfer: bars after the last epoch of the head", rows))
-    axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    set_title(figure, _titled("Cross-modal transfer: bars after the last epoch of the head", rows))
+    legend_below(figure, *axis.get_legend_handles_labels())
     return save(figure, path)
 
 
@@ -226,9 +242,9 @@ def draw_epochs(rows, path):
     axis.set_xticks(sorted(set(epochs.values())))
     axis.set_xlabel("epoch of the checkpoint")
     axis.set_ylabel("percent, after the head's last epoch")
-    axis.set_ylim(0, 100)
-    axis.set_title(_titled("Cross-modal transfer over pretraining", rows))
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set_ylim(0, 101)
+    set_title(figure, _titled("Cross-modal transfer over pretraining", rows))
+    legend_below(figure, *axis.get_legend_handles_labels())
     return save(figure, path)
 
 
@@ -328,7 +344,8 @@ def draw_run(folder, out):
                     written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
                 if lines[0]["grad_norms"]:
                     written.append(draw_optimization(lines, out / f"optimization{ending}.png"))
-    rows = [row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)]
+    rows = tables.of_run([row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)],
+                         folder.absolute().name)
     with drawing(folder / "results.jsonl"):
         written += draw_tables(rows, out)
     runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})
@@ -344,13 +361,12 @@ def draw_run(folder, out):
 @styled
 def draw_predictions(folder, out, ending):
     """Draw the pictures of one predictions folder into `out`, with names that end in `ending`; returns their paths."""
-    written, kept = [], []
-    for path in sorted(folder.glob("*.npz")):
-        arrays = read_predictions(path)
+    written, found = [], {path: read_predictions(path) for path in sorted(folder.glob("*.npz"))}
+    is_one = len({arrays.get("checkpoint") for arrays in found.values()}) == 1
+    for path, arrays in found.items():
         with drawing(path):
-            written += _draw_file(arrays, path.stem, out, ending)
-        if not path.stem.startswith("codes-"):
-            kept.append(arrays)
+            written += _draw_file(arrays | {"checkpoint": ""} if is_one else arrays, path.stem, out, ending)
+    kept = [arrays for path, arrays in found.items() if not path.stem.startswith("codes-")]
     if kept:
         with drawing(folder):
             written.append(plots.draw_heads(kept, out / f"heads{ending}.png"))

@@ -20,12 +20,15 @@ from cmg.report.style import (
     MISSED,
     PALE,
     RIGHT,
+    WIDEST,
     WRONG,
     colors_of,
     ink_on,
+    legend_below,
     mixed_color,
     new_figure,
     save,
+    set_title,
     styled,
 )
 from cmg.results.rows import tested_on
@@ -37,9 +40,9 @@ MANY = 28                    # with more classes, labels and cells are small
 
 
 def title_of(arrays):
-    """Title: task, modalities, data set and checkpoint."""
+    """Title: task, modalities, data set, and the checkpoint unless `pictures.draw_predictions` has removed it."""
     return (f"{arrays['task']}: head trained on {arrays['source']}, tested on {arrays['target']} "
-            f"({tested_on(arrays)}, {arrays['checkpoint']})")
+            f"({', '.join(filter(None, [tested_on(arrays), arrays['checkpoint']]))})")
 
 
 def feature_picture(axis, features, rows=1):
@@ -79,7 +82,7 @@ def draw_clips(arrays, path):
             top.set_title(str(arrays["ids"][clip]), fontsize=8)
     for axis in axes[-2:, len(shown) - columns * (rows - 1):].flat:
         axis.axis("off")
-    figure.suptitle(title_of(arrays), fontsize=10)
+    set_title(figure, title_of(arrays))
     return save(figure, path)
 
 
@@ -151,8 +154,8 @@ def draw_timelines(arrays, path):
         axis.axis("off")
     for axis in axes[-1]:
         axis.set_xlabel("second")
-    figure.legend(handles=CELL_LEGEND, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{title_of(arrays)}\nclips with several events, evenly from best to worst", fontsize=10)
+    legend_below(figure, CELL_LEGEND, [patch.get_label() for patch in CELL_LEGEND])
+    set_title(figure, f"{title_of(arrays)}\nclips with several events, evenly from best to worst")
     return save(figure, path)
 
 
@@ -163,23 +166,26 @@ def draw_confusion(arrays, path):
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
-    size = max(3.2, (0.32 if count <= MANY else 0.125) * count)
-    figure, axes = new_figure(1, 2, size=(2 * size + 2.2, size + 1.2))
+    size = max(3.2, (0.32 if count <= MANY else 0.085) * count)
+    rows, columns = (1, 2) if 2 * size + 2.2 <= WIDEST else (2, 1)
+    figure, axes = new_figure(rows, columns, size=(columns * size + 2.2, rows * size + rows * 1.2))
     shades = LinearSegmentedColormap.from_list("right", ["#FFFFFF", colors_of([arrays["target"]])[arrays["target"]]])
-    for axis, role, source in ((axes[0, 0], "same", arrays["target"]), (axes[0, 1], "cross", arrays["source"])):
+    for axis, role, source in zip(axes.flat, ("same", "cross"), (arrays["target"], arrays["source"])):
         said = arrays[role].argmax(-1)
         percent = 100 * confusion_matrix(targets, said, labels=range(count), normalize="true")
         shown = ConfusionMatrixDisplay(percent, display_labels=[shorten(name, 18) for name in classes])
         shown.plot(ax=axis, cmap=shades, include_values=count <= 16, values_format=".0f", colorbar=False,
                    xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 100}, text_kw={"fontsize": 7})
-        axis.tick_params(labelsize=8 if count <= MANY else 6)
+        axis.tick_params(labelsize=8 if count <= MANY else 5.5)
         for text in () if shown.text_ is None else shown.text_.flat:
             text.set_visible(float(text.get_text()) >= 5)
         right = 100 * (said == targets).mean()
         axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {right:.1f} % right")
-    axes[0, 1].set_yticklabels([])
-    axes[0, 0].set_ylabel(f"class of the {arrays['target']} clip")
-    figure.suptitle(f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)", fontsize=10)
+    for axis in axes[:, 1:].flat:
+        axis.set_yticklabels([])
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"class of the {arrays['target']} clip")
+    set_title(figure, f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)")
     return save(figure, path)
 
 
@@ -208,7 +214,8 @@ def draw_classes(arrays, path):
     axis.tick_params("y", labelsize=8 if len(order) <= MANY else 6.5)
     axis.margins(y=0.6 / len(order))
     axis.hlines(y, same[order], cross[order], color=PALE, linewidth=3, zorder=1)
-    axis.scatter(same[order], y, color=GRAY, s=34, label=f"trained on {arrays['target']} (same modality)", zorder=2)
+    axis.scatter(same[order], y, s=80, facecolors="none", edgecolors=GRAY, linewidths=2, zorder=2,     # a ring: equal
+                 label=f"trained on {arrays['target']} (same modality)")                              # values show both
     axis.scatter(cross[order], y, color=colors_of([arrays["source"]])[arrays["source"]], s=34, zorder=3,
                  label=f"trained on {arrays['source']}")
     axis.set_yticks(y, [shorten(names[k], 30) for k in order])
@@ -216,7 +223,7 @@ def draw_classes(arrays, path):
     axis.set_xlim(-3, 103)
     axis.set_xlabel("recall of clips, percent" if arrays["clipwise"] else "F1 of seconds, percent")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    figure.suptitle(f"{arrays['task']}, tested on {arrays['target']}: transfer by class", fontsize=10)
+    set_title(figure, f"{arrays['task']}, tested on {arrays['target']}: transfer by class")
     return save(figure, path)
 
 
@@ -247,7 +254,7 @@ def draw_open_set(arrays, path):
     axis.set_ylabel("percent")
     axis.set_ylim(0, 102)
     axis.legend(frameon=False)
-    figure.suptitle(f"{title_of(arrays)}, {arrays['known']} of {len(arrays['classes'])} classes known", fontsize=10)
+    set_title(figure, f"{title_of(arrays)}, {arrays['known']} of {len(arrays['classes'])} classes known")
     return save(figure, path)
 
 
@@ -278,8 +285,8 @@ def draw_retrieval(arrays, path):
     axes[0, 0].set_title(f"query ({arrays['target']})")
     for column in range(top.shape[1]):
         axes[0, column + 1].set_title(f"{column + 1}.")
-    figure.suptitle(f"Sounds found by {arrays['target']} after training on {arrays['source']} and audio only "
-                    f"({arrays['checkpoint']}); ★ the clip's own sound", fontsize=10)
+    set_title(figure, f"Sounds found by {arrays['target']} after training on {arrays['source']} and audio only "
+              f"({', '.join(filter(None, [tested_on(arrays), arrays['checkpoint']]))}); ★ the clip's own sound")
     return save(figure, path)
 
 
@@ -288,8 +295,10 @@ def draw_heads(kept, path):
     """Draw the metric that chooses the best epoch over the epochs: cross-modal heads, and same-modality ones dashed."""
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
     colors = colors_of({arrays["target"] for arrays in kept})
-    figure, axes = new_figure(1, len(tasks), size=(3.6 * len(tasks) + 0.4, 3.3))
-    for axis, task in zip(axes[0], tasks):
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure, axes = new_figure(rows, columns, size=(3.6 * columns + 0.4, 2.9 * rows + 0.4))
+    for axis, task in zip(axes.flat, tasks):
         of_task = [arrays for arrays in kept if arrays["task"] == task]
         for arrays in of_task:
             color = colors[arrays["target"]]
@@ -304,8 +313,11 @@ def draw_heads(kept, path):
         axis.set_xlabel("epoch of the head")
         axis.set_ylim(0, None if of_task[0]["best_by"].startswith("r@") else 102)
         axis.legend(frameon=False, fontsize=7)
-    axes[0, 0].set_ylabel("percent on the evaluation set")
-    figure.suptitle("Heads by epoch (dashed: same modality; band: seeds)", fontsize=10)
+    for axis in axes.flat[len(tasks):]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("percent on the evaluation set")
+    set_title(figure, "Heads by epoch (dashed: same modality; band: seeds)")
     return save(figure, path)
 
 
@@ -334,7 +346,7 @@ def draw_codes(arrays, path):
                                        minlength=arrays["num_codes"]) for m in modalities])
         name = path if levels == 1 else path.with_name(f"{path.stem}-level{level + 1}{path.suffix}")
         task = name.stem.removeprefix("codes-")
-        title = f"Who uses which code: {task}, test clips ({arrays['checkpoint']})"
+        title = f"Who uses which code: {task}, test clips" + f" ({arrays['checkpoint']})" * bool(arrays["checkpoint"])
         written.append(save(codebook_figure(counts, modalities, title), name))
     return written
 
@@ -390,5 +402,5 @@ def codebook_figure(counts, modalities, title):
     bars.set_xlabel("percent of the modality's seconds")
     common = 100 * share[:, member[groups[0]]].sum(1).mean()
     bars.set_title(f"{common:.0f} % of seconds have codes used by all")
-    figure.suptitle(title, fontsize=11)
+    set_title(figure, title)
     return figure

@@ -11,7 +11,9 @@ from cmg.results import rows as results
 from cmg.training.run_logger import WARNINGS
 from cmg.utils.errors import InputError
 
-TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+START = re.compile(rf"(?m)^(?={TIME} .* on \S+: \d+ clips, )")       # first line of a call in log.txt
+RESUMED = ": resuming in epoch "
 
 
 @dataclass
@@ -96,10 +98,19 @@ def _pretraining(folder):
     if records:
         found.record = provenance.read(records[-1])
     if (folder / "log.txt").exists():
-        times = TIME.findall(read_text(folder / "log.txt"))
+        times = re.findall(TIME, _last_run(read_text(folder / "log.txt")))
         if times:
             found.began, found.ended = times[0], times[-1]
     return found
+
+
+def _last_run(text):
+    """The part of a log.txt that its last run wrote: the last call, and the earlier ones which it resumed."""
+    calls = START.split(text)
+    first = len(calls) - 1
+    while first > 1 and RESUMED in calls[first]:
+        first -= 1
+    return "".join(calls[first:])
 
 
 def _warnings(path):

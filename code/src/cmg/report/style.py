@@ -13,6 +13,8 @@ MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", 
          ("audio", "video", "text"): "#333333"}
 OTHERS = ("#7B3294", "#8C510A", "#A50026", "#01665E", "#4D4D4D")    # of other modalities
 DPI = 130                       # of the files
+WIDEST = 12.0                   # inches of a figure: as wide as the page
+LONGEST = 60                    # letters of a name in a legend
 GRAY, PALE = "#888888", "#E4E4E4"
 RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
 SAME, UNTRAINED = "#F0A0D0", "#D55E00"
@@ -51,9 +53,31 @@ def mixed_color(group, modalities):
 
 def new_figure(rows, columns, size, **options):
     """(figure, axes), axes as a 2-d array. It is not registered with pyplot, so that notebooks do not show it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def set_title(figure, text, fontsize=10):
+    """Title of a figure, on as many lines as its width needs."""
+    figure.suptitle(text, fontsize=fontsize, wrap=True)
+
+
+def legend_below(figure, handles, labels, most=4):
+    """A legend below the axes of a figure, in as many columns, at most `most`, as its width has room for."""
+    labels = [shorten_middle(label, LONGEST) for label in labels]
+    for columns in range(min(most, len(labels)), 0, -1):
+        legend = figure.legend(handles, labels, frameon=False, ncols=columns, loc="outside lower center")
+        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def shorten_middle(text, most):
+    """A text of at most `most` letters: the middle of a longer one is left out, as names often differ at their end."""
+    return text if len(text) <= most else f"{text[:most // 2 - 1]}…{text[-(most - most // 2):]}"
 
 
 def ink_on(color):
@@ -65,6 +89,8 @@ def ink_on(color):
 
 def save(figure, path, dpi=DPI):
     """Write a PNG atomically; returns the path."""
+    figure.set_dpi(dpi)
+    figure.draw_without_rendering()         # the layout changes the ticks, and those the layout
     with atomic_output(path, remedy="choose another folder") as file:
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return Path(path)

@@ -90,13 +90,20 @@ def row_key(row):
 def pooled(rows):
     """The same results with checkpoints of one file name, as pretraining with other seeds leaves them in other folders,
     as one: their rows become a single one with mean and standard deviation over them."""
-    return [row | {"checkpoint_sha256": Path(row["checkpoint"]).name} for row in rows]
+    return [row | {"checkpoint_sha256": Path(row["checkpoint"]).name, "run": None} for row in rows]
+
+
+def of_run(rows, run):
+    """The results of one run's folder, under its name: the only checkpoint's, or the beginning of each one's."""
+    short = {key[0]: name for key, name in names([row | {"differs": "", "variant": ""} for row in rows]).items()}
+    return [row | {"run": run if len(short) == 1 else f"{run}: {short[row['checkpoint_sha256']]}"} for row in rows]
 
 
 def names(rows):
-    """row_key -> a short name: the file's name, with as much of its folders as tells it from the others, and with the
-    first digits of its SHA-256 where one file was written over."""
-    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in distinguish(rows)}
+    """row_key -> a short name: that of the run where `of_run` gave one, else the file's name, with as much of its
+    folders as tells it from the others, and with the first digits of its SHA-256 where one file was written over."""
+    rows = distinguish(rows)
+    paths = {row_key(row): Path(row["checkpoint"] or "-") for row in rows}
     files = {sha: path for (sha, *_), path in paths.items()}
     short = {}
     for sha, path in files.items():
@@ -105,6 +112,7 @@ def names(rows):
                                                              for other_tail in _tails(other))), str(path))
         alike = [of for of, other in files.items() if other == path]
         short[sha] = name if len(alike) == 1 else f"{name} ({str(sha)[:6]})"
+    short |= {row["checkpoint_sha256"]: row["run"] for row in rows if row.get("run")}
     return {key: short[key[0]] + "".join(f" + {text}" for text in key[1:] if text) for key in paths}
 
 
