@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import browser
 import evaluate
 from cmg.models.config import MODALITIES
-from cmg.report import __main__, page
+from cmg.report import __main__, page, run_files
 from cmg.report import pictures as figures
 from cmg.results import rows as results
 from cmg.training.run_logger import RunLogger, kept_warnings, setup_logging
@@ -63,7 +64,7 @@ def tab():
 def test_the_page_holds_every_section_and_what_was_measured(written, run):
     text = written.read_text()
     assert len(text.encode()) < page.LARGEST_PAGE and "http" not in text.split("<body>")[1]
-    for name in set(page.SECTIONS) - set(page.IF_ANY):
+    for name in set(page.SECTIONS) - {"open", "other"}:
         assert f'<section id="{name}">' in text and f'href="#{name}"' in text
     for kind in ("losses", "sharing", "codes", "heads", "classes", "confusion", "timelines", "clips", "retrieval"):
         assert f'alt="{kind}-' in text or f'alt="{kind}"' in text, kind
@@ -73,10 +74,11 @@ def test_the_page_holds_every_section_and_what_was_measured(written, run):
 
 
 def test_in_a_browser(written, tab):
-    """Every section is there, a click sorts the table, nothing is complained of, nothing is wider than a phone."""
+    """Every section is there, a click sorts the table, nothing is complained of, no picture is wider than its column,
+    the page no wider than a phone; a click on a picture shows it in its own size."""
     tab.open(written)
     assert tab.evaluate("[...document.querySelectorAll('section')].map(s => s.id)") == [
-        name for name in page.SECTIONS if name not in page.IF_ANY]
+        name for name in page.SECTIONS if name not in ("open", "other")]
     assert tab.evaluate("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))"
                         ".then(() => document.images.length)") > 15
     assert tab.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
@@ -93,6 +95,13 @@ def test_in_a_browser(written, tab):
     names = tab.evaluate(column.format("direction", click))
     assert names == sorted(names) and len(set(names)) > 2
     light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    cut = """(document.querySelectorAll('details').forEach(d => d.open = true), [...document.querySelectorAll(
+        'figure')].filter(f => f.scrollWidth > f.clientWidth).map(f => f.firstChild.alt))"""
+    for width in (1300, 800, 400):
+        tab.open(written, width)
+        assert tab.evaluate(cut) == []
+    tab.evaluate("document.querySelector('figure.broad img').click()")
+    assert len(tab.evaluate(cut)) == 1
     tab.open(written, 390, 844, "dark", is_phone=True)
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
@@ -109,12 +118,55 @@ def test_two_runs_stand_side_by_side(tmp_path):
     folders = [str(tmp_path / f"run{number}" / "of_one_name") for number in (0, 1)]
     __main__.main([*folders, "--out", str(tmp_path / "both.html")])
     text = (tmp_path / "both.html").read_text()
-    assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text
+    assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text and "diff." in text
     assert "0 of 4 result lines match" in text and "is gone" in text
     assert "Runs run0/of_one_name, run1/of_one_name" in text
     __main__.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
     text = (tmp_path / "pooled.html").read_text()
-    assert "66.5 ± 6.6" in text and "difference" not in text.split("</header>")[1]
+    assert "66.5 ± 6.6" in text and "diff." not in text.split("</header>")[1]
+
+
+def test_no_picture_is_wider_than_its_column_and_most_are_folded(written):
+    """The geometry of the page's own code, without a browser."""
+    text = written.read_text()
+    assert "figure img { display: block; max-width: 100%;" in text
+    figure = re.compile(r'<figure class="(\w+(?: broad)?)"><img width="(\d+)"')
+    found = [(kind, int(width)) for kind, width in figure.findall(text)]
+    assert len(found) == text.count("<img ") > 15
+    assert all(width <= (page.PAGE if "broad" in kind else page.COLUMN) for kind, width in found)
+    for section in re.split("<section ", text)[1:]:
+        shown = re.sub(r"(?s)<details>.*?</details>", "", section)
+        assert 2 * shown.count(' broad"><img') + shown.count('drawn"><img') <= page.OPEN
+
+
+def test_the_time_is_that_of_the_last_run_and_of_the_ones_it_resumed(tmp_path):
+    begin = "2026-01-0{} 10:00:00 DCID on cpu: 80 clips, audio, T = 10\n"
+    step, resumed = "2026-01-0{} 11:00:00 epoch 0 step 5\n", "2026-01-0{} 10:00:01 a.pt: resuming in epoch 1 after 2\n"
+    (tmp_path / "metrics.jsonl").write_text("")
+    for runs, days in (([begin, step], (1, 1)), ([begin, step, begin, step], (3, 4)),
+                       ([begin, step, begin, step, begin, resumed, step], (3, 7)), ([step], (1, 1))):
+        (tmp_path / "log.txt").write_text("".join(line.format(day) for day, line in enumerate(runs, 1)))
+        found, = run_files.read_run(tmp_path).pretrainings
+        assert (int(found.began[9]), int(found.ended[9])) == days
+
+
+def test_a_run_is_called_by_its_folder_and_its_data_by_what_it_read(tmp_path):
+    """Tables, pictures and columns; several checkpoints of a run add their file names."""
+    folder = tmp_path / "birds-seed0"
+    for epoch in range(2):
+        results.append(folder / "results.jsonl", row(checkpoint=f"/x/DCID-model-{epoch}.pt",
+                                                     checkpoint_sha256=str(epoch)))
+    assert [r["run"] for r in page.rows_of(run_files.read_runs([folder]), False)] == [
+        "birds-seed0: DCID-model-0.pt", "birds-seed0: DCID-model-1.pt"]
+    results.append(tmp_path / "b" / "results.jsonl", row())
+    runs = run_files.read_runs([tmp_path / "b"])
+    assert page.measure(page.rows_of(runs, False))[0].run == "b"
+    files = {name: {"path": f"/data/birds/{name}"} for name in ("clips.csv", "audio/zip")}
+    for name, data in (("custom", "birds"), ("vggsound_AVT", "birds as vggsound_AVT")):
+        facts = page._facts(run_files.Pretraining(
+            folder, {"dataset_name": name, "data_root": "/unused"}, [{"step": 1, "epoch": 0}],
+            {"data": files, "versions": {}, "clips": {"number": 192, "origin": "birds"}}))
+        assert facts["data"] == f"{data}, 192 clips, /data/birds"
 
 
 def test_pictures_beyond_the_limit_are_named(run, pictures, monkeypatch, tmp_path):

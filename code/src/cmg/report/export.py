@@ -91,9 +91,7 @@ def _card(loaded, about, rows, name):
     measured = _measured(rows) if rows else "No results were named when this was exported."
     data = str(options.get("dataset_name", "not stored in the checkpoint"))
     if about["data"]:
-        origin = about["data"].get("origin")
-        data = f"{origin} as {data}" if origin else data
-        data += f", {about['data']['number']:,} clips"
+        data = f"{results.pretrained_on(about['data'].get('origin'), data)}, {about['data']['number']:,} clips"
     return f"""---
 library_name: cmg
 tags: [cross-modal-generalization, vector-quantization, {', '.join(config.modalities)}]

@@ -55,7 +55,6 @@ SECTIONS = {                    # id -> (title, description)
 # by the first word of a picture's name
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes", "optimization": "losses"}
 HEADS = ("task", "tested on", "direction", "metric")
-IF_ANY = ("open", "other")      # sections that are omitted if they are empty
 FEATURES = ("clips", "retrieval")       # sections whose pictures keep their colors in dark mode
 
 
@@ -132,9 +131,7 @@ def build(runs, drawn, pool=False):
         word = path.stem.split("-")[0]
         name = SECTION_OF.get(word, word if word in SECTIONS else "other")
         sections[name].pictures.append((run, path))
-    for name in IF_ANY:
-        if not sections[name].pictures:
-            del sections[name]
+    sections = {name: section for name, section in sections.items() if section.html or section.pictures}
     names = list(dict.fromkeys(run.name for run in runs))
     title = ("Run " if len(names) == 1 else "Runs ") + ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -215,8 +212,6 @@ def _section(name, section, shown):
         if left:
             parts.append(f'<p class="soft">Omitted to keep the page small: {escape(", ".join(left))}; python -m '
                          "cmg.report.pictures draws them.</p>")
-    if len(parts) <= 2:
-        parts.append("<p>No data in the files of the runs.</p>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -291,7 +286,7 @@ def _side_by_side(measured, runs):
         rows.append([*names, *cells])
     columns = [runs[0]]
     for run in runs[1:]:
-        columns += [run, "difference"]
+        columns += [run, "diff."]
     return ('<p class="soft">After the last epoch, with several seeds: mean ± standard deviation; differences to '
             f"{escape(runs[0])}.</p>" + _sortable(HEADS, columns, rows))
 
@@ -357,7 +352,7 @@ def _facts(pretraining):
     facts["modalities"] = _joined(options.get("modalities", ""))
     clips, read = record.get("clips"), [found["path"] for found in record.get("data", {}).values()]
     clips = clips if isinstance(clips, dict) else {}
-    data = " as ".join(str(name) for name in (clips.get("origin"), options.get("dataset_name")) if name)
+    data = results.pretrained_on(clips.get("origin"), str(options.get("dataset_name", "")))
     facts["data"] = ", ".join(filter(None, [data, f"{clips['number']} clips" if "number" in clips else "",
                                             _common_folder(read)]))
     facts["seed"] = str(options.get("seed", ""))

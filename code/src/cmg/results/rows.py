@@ -306,6 +306,11 @@ def tested_on(row):
     return row["dataset"] if not origin else f"{origin}{': ' if row['task'] == CUSTOM else ' as '}{row['dataset']}"
 
 
+def pretrained_on(origin, name):
+    """The data of a pretraining run in words: its --dataset_name, as in `tested_on`."""
+    return " as ".join(filter(None, [origin, "" if origin and name == CUSTOM else name]))
+
+
 COLUMNS = ("checkpoint", "pretrained on", "task", "tested on", "direction", "differs", "metric", "last", "best", "val",
            "same", "chance", "seeds")
 NUMBERS = ("last", "best", "val", "same", "chance")
