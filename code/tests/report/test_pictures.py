@@ -98,6 +98,11 @@ DRAWN = {
     "clips": lambda n, path: plots.draw_clips(predictions(n, True), path),
     "clips of sounds": lambda n, path: plots.draw_clips(predictions(n, False, "video", "audio"), path),
     "timelines": lambda n, path: plots.draw_timelines(predictions(n, False), path),
+    "examples": lambda n, path: plots.draw_examples(
+        [predictions(n, True, source, target) | {"originals": np.random.default_rng(0).random((8, *shape)),
+                                                 "sentences": np.array([LONG] * 8)}
+         for source, target, shape in (("text", "video", (13, 13)), ("audio", "video", (196, 196)),
+                                       ("video", "audio", (128, 150)))], path),
     "heads": lambda n, path: plots.draw_heads(
         [predictions(10, True) | {"task": task} for task in ("ave", "ucf_vggsound", "ucf_vggsound_oscmg")], path),
     "retrieval": lambda n, path: plots.draw_retrieval(retrieval(n), path),

@@ -13,7 +13,7 @@ from cmg.utils.files import read_input, read_text_input
 from cmg.utils.limits import LIMITS
 
 SIDECAR = "features.json"
-TREES = ("demo.json", "spoken.json", "natural.json")     # records of the data sets that the project builds, in their root
+TREES = ("demo.json", "spoken.json", "natural.json")    # records of data sets that the project builds, in their root
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
 CONTENT = "content"             # attribute of a pack: SHA-256 of what its source holds (cmg/data/fingerprint.py)
 TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it

@@ -219,6 +219,10 @@ class TextFeatures:
         """Word vectors (L, W) float32 of a class label or a sentence, padded with zeros."""
         return self.vectors[self.indices([key])[0]]
 
+    def sentences(self, keys):
+        """The sentences of labels, or sentences themselves."""
+        return [self.prompts[row] for row in self.indices(keys)]
+
     def indices(self, keys):
         """Rows of `vectors` for labels or sentences.
 

@@ -243,6 +243,7 @@ def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, out
         arrays = task.pictured([of_role[0].head for of_role in kept.values() if of_role], test, dataset)
         curves = {f"{role}_curves": np.array([t.curves["test", target][task.best_by] for t in of_role])
                   for role, of_role in kept.items()}
+        arrays |= _originals(dataset, {source, target}, target, arrays["shown"])
         features = np.stack([dataset[i][target] for i in arrays["shown"]])
         _save(output.beside(f"predictions/{task.name}-{source}-{target}.npz"), results.identity_digest(row), **of_all,
               task=task.name, source=source, target=target, dataset=dataset.name, origin=dataset.origin,
@@ -254,6 +255,15 @@ def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, out
     _save(output.beside(f"predictions/codes-{task.name}.npz"), results.identity_digest(row | {
         "direction": "+".join(used), "data": data, "seed": None, "settings": None}), checkpoint=pretrained.path.name,
         num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
+
+
+def _originals(dataset, modalities, target, shown):
+    """What a person sees, hears or reads of the shown clips, as far as the data says: "originals" of the tested
+    modality, "sentences" where one of the modalities is text."""
+    wanted = {"originals": target} if target != "text" else {}
+    wanted |= {"sentences": "text"} if "text" in modalities else {}
+    found = {name: [dataset.original(modality, i) for i in shown] for name, modality in wanted.items()}
+    return {name: np.array(values) for name, values in found.items() if all(value is not None for value in values)}
 
 
 def _save(path, measurement, **arrays):

@@ -1,6 +1,7 @@
 """What a downstream task is once its data is open: clips by modality, the head, its metrics; and its settings."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -84,7 +85,7 @@ class Task:
     def pictured(self, heads: Sequence[torch.nn.Module], part: EncodedSplit, dataset: Clips) -> dict[str, Any]:
         """Arrays from which the pictures of a direction are made.
 
-        `shown` are the clips whose features are kept: the first of each class.
+        `shown` are the clips whose features are kept (`sample`).
 
         Args:
             heads: the direction's, then the same-modality one.
@@ -92,16 +93,30 @@ class Task:
             dataset: these clips.
         """
         outputs = fit_heads.predict(heads, part).float().cpu().numpy()
-        shown = np.unique(part.clip_classes.cpu().numpy(), return_index=True)[1]
-        if len(shown) < SHOWN:
-            shown = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).round().astype(int)
-        shown, labels = shown[:SHOWN], part.labels.cpu().numpy().astype(np.uint8)
+        classes, labels = part.clip_classes.cpu().numpy(), part.labels.cpu().numpy().astype(np.uint8)
+        shown = sample(classes, outputs[0].argmax(-1) == classes if self.head.clipwise else classes >= 0)
         if part.mask is not None and not self.head.clipwise:        # nothing is labeled or predicted in padded seconds
             padded = ~part.mask.cpu().numpy()
             labels[padded], outputs[:, padded] = 0, -np.inf
         return {"classes": np.array(self.classes), "labels": labels,
                 "clipwise": self.head.clipwise, "cross": outputs[0], "same": outputs[-1],
                 "shown": shown}
+
+
+def sample(classes, is_right, count=SHOWN):
+    """Numbers of up to `count` clips, sorted: right and wrong ones in the proportion of all, of many classes.
+
+    Args:
+        classes, is_right: (N,) class of each clip, and whether its prediction is right.
+    """
+    count, found = min(count, len(classes)), []
+    wrong = round(count * (1 - is_right.mean()))
+    for mask, number in ((~is_right, wrong), (is_right, count - wrong)):
+        for _ in range(number):
+            times = Counter(classes[found].tolist())
+            rest = [clip for clip in np.flatnonzero(mask) if clip not in found]
+            found.append(min(rest, key=lambda clip: (times[classes[clip]], clip)))
+    return np.sort(found)
 
 
 @dataclass

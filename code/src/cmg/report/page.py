@@ -37,6 +37,8 @@ SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
 SECTIONS = {                    # id -> (title, description)
     "what": ("Runs", ""),
     "results": ("Results", results.NOTES.replace("+-", "±")),
+    "examples": ("Examples", "Test clips as a person sees or hears them, and what a head says that was trained on "
+                 "another modality; right and wrong in their true proportion."),
     "losses": ("Losses", "Pretraining losses of every logged step, one color per modality."),
     "heads": ("Heads by epoch", "The metric that chooses the best epoch, on the evaluation set."),
     "classes": ("Transfer by class", "Each class with a head trained on its own modality, and on another."),
@@ -55,7 +57,7 @@ SECTIONS = {                    # id -> (title, description)
 # by the first word of a picture's name
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes", "optimization": "losses"}
 HEADS = ("task", "tested on", "direction", "metric")
-FEATURES = ("clips", "retrieval")       # sections whose pictures keep their colors in dark mode
+FEATURES = ("examples", "clips", "retrieval")       # sections whose pictures keep their colors in dark mode
 
 
 @dataclass

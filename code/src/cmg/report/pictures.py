@@ -370,6 +370,11 @@ def draw_predictions(folder, out, ending):
     if kept:
         with drawing(folder):
             written.append(plots.draw_heads(kept, out / f"heads{ending}.png"))
+            examples = [arrays for arrays in kept if "originals" in arrays and arrays["clipwise"]]
+            tasks = list(dict.fromkeys((arrays["task"], arrays.get("checkpoint")) for arrays in examples))[:1]
+            if tasks:
+                of_task = [arrays for arrays in examples if (arrays["task"], arrays.get("checkpoint")) in tasks]
+                written.append(plots.draw_examples(of_task, out / f"examples{ending}.png"))
     return written
 
 

@@ -4,7 +4,7 @@ Each function draws the arrays of one predictions file (`Task.pictured` in cmg/d
 """
 
 from itertools import combinations
-from textwrap import shorten
+from textwrap import fill, shorten
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from cmg.results.rows import tested_on
 LEAST_SHARE = 0.1            # a modality uses a code if it has at least this share of its balanced usage
 TIMELINES = 6                # clips
 STRIPS = 6                   # classes per clip
+EXAMPLES = 3                 # heads
 MANY = 28                    # with more classes, labels and cells are small
 
 
@@ -56,6 +57,11 @@ def feature_picture(axis, features, rows=1):
         strips = [np.concatenate(list(strip), 1) for strip in np.split(tiles, rows)]
         axis.imshow(np.concatenate(strips)[:-1, :-1], aspect="auto" if rows == 1 else "equal", cmap="gray",
                     interpolation="nearest")
+    _bare(axis)
+
+
+def _bare(axis):
+    """Remove ticks and frame; title and labels stay."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -84,6 +90,61 @@ def draw_clips(arrays, path):
         axis.axis("off")
     set_title(figure, title_of(arrays))
     return save(figure, path)
+
+
+@styled
+def draw_examples(kept, path):
+    """Draw what a person recognises: test clips as pictures and spectrograms, and what heads of other modalities say.
+
+    A row for each head. On its left is an example of what it was trained on, then come test clips of the other
+    modality, right and wrong in their true proportion (`cmg.downstream.task.sample`), with the most probable class.
+
+    Args:
+        kept: arrays of predictions files of one task whose clips have `originals`.
+        path: picture to write.
+    """
+    kept = sorted(kept, key=lambda arrays: (arrays["source"] == "text", arrays["target"] == "audio"))[:EXAMPLES]
+    columns = max(len(arrays["shown"]) for arrays in kept)
+    figure, axes = new_figure(len(kept), columns + 1, size=(WIDEST, 1.85 * len(kept) + 0.6),
+                              gridspec_kw={"width_ratios": [1.5] + [1.0] * columns})
+    for row, arrays in zip(axes, kept):
+        targets = clip_class(arrays["labels"]).numpy()
+        chances = softmax(arrays["cross"], -1)
+        right = 100 * (chances.argmax(-1) == targets).mean()
+        _example(row[0], arrays["source"], kept, arrays)
+        row[0].set_title(f"trained on {arrays['source']}, such as", fontsize=9)
+        row[0].set_xlabel(f"tested on {arrays['target']}: {right:.1f} % right", fontsize=9)
+        for axis in row:
+            _bare(axis)
+        for axis, number, clip in zip(row[1:], range(columns), arrays["shown"]):
+            _original(axis, arrays["originals"][number], arrays["target"])
+            said = chances[clip].argmax()
+            is_right = said == targets[clip]
+            name = shorten(str(arrays["classes"][said]), 18, placeholder="…")
+            axis.set_title(f"{'✓' if is_right else '✗'} {name}\n{100 * chances[clip, said]:.0f} %", fontsize=8,
+                           color=RIGHT if is_right else WRONG)
+            if not is_right:
+                axis.set_xlabel(f"is {shorten(str(arrays['classes'][targets[clip]]), 20)}", fontsize=8)
+    set_title(figure, f"{tested_on(kept[0])}: the most probable class, and its probability")
+    return save(figure, path)
+
+
+def _example(axis, modality, kept, arrays):
+    """Draw an example of a modality: a sentence, or the first original that some predictions have."""
+    others = [other for other in kept if other["target"] == modality]
+    if modality == "text" and "sentences" in arrays:
+        axis.text(0.5, 0.5, f"“{fill(shorten(str(arrays['sentences'][0]), 80), 22)}”", ha="center", va="center",
+                  fontsize=8)
+    elif others:
+        _original(axis, others[0]["originals"][0], modality)
+
+
+def _original(axis, array, modality):
+    """Draw a picture, or the spectrogram of a sound."""
+    if modality == "audio":
+        axis.imshow(array, origin="lower", aspect="auto", cmap="magma")
+    else:
+        axis.imshow(array, cmap="gray", interpolation="bilinear")
 
 
 def _class_bars(axis, chances, target, classes):

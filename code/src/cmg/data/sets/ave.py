@@ -1,9 +1,11 @@
 """AVE: 4,143 annotated clips of 28 classes, features and labels in HDF5 arrays, one row a sample."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmg.data.clips import Clips, Paths
 from cmg.data.csv import read_classes
@@ -13,6 +15,8 @@ from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
+# Beside the labels of data that the project builds: what a person sees and hears of the test clips (`Clips.original`).
+ORIGINALS = {"audio": "test_spectrograms.h5", "video": "test_pictures.h5"}
 CATEGORIES = (              # label order of the published labels
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
     "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
@@ -44,10 +48,23 @@ class AVE(Clips):
             raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes and a background "
                              "are expected; use the label file that belongs to this class list")
         rows = np.concatenate([read_order(paths[name], len(labels)) for name in splits])
+        self.folder = Path(paths["label"]).parent
+        self.numbers = {str(row): number for number, row in enumerate(rows)} if splits == ("test",) else {}
+        self.prompts = TextFeatures(paths["text"]).sentences(classes) if "text" in modalities else None
         super().__init__("AVE " + "+".join(splits), modalities, [str(row) for row in rows],
                          {m: paths[m] for m in modalities if m != "text"}, classes=classes, labels=labels[rows],
                          text=class_text(paths, classes, labels[rows]) if "text" in modalities else None,
                          **reading)
+
+
+    def original(self, modality: str, i: int) -> NDArray[Any] | str | None:
+        if modality == "text" and self.prompts and self.labels is not None:
+            return self.prompts[int(clip_class(self.labels[i:i + 1])[0])]
+        path = self.folder / ORIGINALS.get(modality, "")
+        if not self.numbers or not path.is_file():
+            return None
+        with open_hdf5(path) as file, reading(path):
+            return hdf5_array(file, "originals", "u", 3)[self.numbers[self.ids[i]]]
 
 
 def read_labels(path):
