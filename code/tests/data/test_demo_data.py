@@ -349,6 +349,23 @@ def test_a_whole_tree_is_left_alone(tree, capsys):
     assert digest(tree) == before
 
 
+def test_originals_are_what_the_features_were_made_from(tree):
+    """The spectrogram's mean over a second is the audio feature, the picture gives the video feature of its second."""
+    names = ("audio", "video", "label", "train", "test", "categories", "text")
+    paths = {name: tree / DATA_PATHS[f"ave.{name}"] for name in names}
+    clips = AVE(paths, ("audio", "video", "text"), "test")
+    for i in (0, len(clips) - 1):
+        item, second = clips[i], clips.labels[i, :, :-1].any(1).argmax()
+        bands = clips.original("audio", i).astype(float)
+        power = np.expm1(bands / bands.max() * 2 * item["audio"].max()).reshape(128, 10, -1).mean(-1).T
+        assert np.corrcoef(0.5 * np.log1p(power).ravel(), item["audio"].ravel())[0, 1] > 0.97
+        picture = clips.original("video", i)[None] / np.float32(255)
+        np.testing.assert_allclose(dialled_clips.video_features(picture)[0], item["video"][second], atol=0.03)
+        assert clips.original("text", i) == dialled_clips.PROMPTS[clips.classes[clips.labels[i, second].argmax()]]
+    assert AVE(paths, ("audio", "video"), "train").original("video", 0) is None
+    assert clips.original("depth", 0) is None
+
+
 def test_the_data_set_is_named_by_the_record_in_its_root(tree, tmp_path):
     paths = [tree / DATA_PATHS[name] for name in ("vggsound.audio", "ave.video", "avs.frames")]
     (tmp_path / "link").symlink_to(paths[0])

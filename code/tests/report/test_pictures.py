@@ -3,15 +3,20 @@
 import re
 from itertools import permutations
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
+from cmg.downstream.task import sample
 from cmg.downstream.tasks import TASKS
 from cmg.models.config import MODALITIES
-from cmg.report import page, pictures, plots, style, tables
+from cmg.report import architecture, page, pictures, plots, style, tables
 from colour_vision import MATRICES, nearest
+from conftest import ROOT
 from test_results import both_ways, row
 
 LONG = "Playing a very long named instrument, outdoors"
@@ -163,6 +168,39 @@ def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
     smallest = min(texts, key=lambda t: t.size)
     assert smallest.size * page.CSS_DPI / 72 * width / (found[0].width * page.CSS_DPI / style.DPI) >= LEAST_LETTERS, (
         smallest.text)
+
+
+def test_shown_clips_are_right_and_wrong_in_proportion_and_of_many_classes():
+    truth = np.arange(200) % 10
+    for wrong in (0, 3, 20, 60, 100, 199, 200):
+        is_right = np.arange(200)[::-1] >= wrong
+        shown = sample(truth, is_right, 8)
+        assert (~is_right[shown]).sum() == round(8 * wrong / 200) and (np.diff(shown) > 0).all()
+        assert len(set(truth[shown])) == 8
+    assert sample(np.zeros(3, int), np.array([True, False, True])).tolist() == [0, 1, 2]
+
+
+def test_the_architecture_is_the_committed_one_and_no_text_is_cut(tmp_path):
+    text = architecture.draw(tmp_path).read_text(encoding="utf-8")
+    assert (ROOT / "figs" / "readme" / architecture.NAME).read_text(encoding="utf-8") == text
+    assert "prefers-color-scheme: dark" in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    root, font, found = ElementTree.fromstring(text), FontProperties(family="DejaVu Sans", weight="bold"), []
+    boxes = [[float(rect.get(name)) for name in ("x", "y", "width", "height")] for rect in root.iter()
+             if rect.tag.endswith("rect") and rect.get("rx") == "6"]
+    for label in root.iter():
+        if label.tag.endswith("}text"):
+            x, y, is_title = float(label.get("x")), float(label.get("y")), label.get("class") == "title"
+            width = TextPath((0, 0), label.text, size=13, prop=font).get_extents().width    # wider than other fonts
+            left = x if is_title else x - width / 2
+            found.append((left, left + width, y - 12, y + 3))
+            inside = [box for box in boxes if box[0] < x < box[0] + box[2] and box[1] < y < box[1] + box[3]]
+            assert all(left > box[0] and left + width < box[0] + box[2] for box in inside), label.text
+    assert len(found) > 30
+    left, right, top, bottom = np.array(found).T
+    assert left.min() > 0 and right.max() < architecture.SIZE[0] and bottom.max() < architecture.SIZE[1]
+    over = (np.minimum(right[:, None], right) > np.maximum(left[:, None], left)) & (
+        np.minimum(bottom[:, None], bottom) > np.maximum(top[:, None], top))
+    assert not np.triu(over, 1).any()
 
 
 @pytest.mark.parametrize("vision", MATRICES)

@@ -66,7 +66,8 @@ def test_the_page_holds_every_section_and_what_was_measured(written, run):
     assert len(text.encode()) < page.LARGEST_PAGE and "http" not in text.split("<body>")[1]
     for name in set(page.SECTIONS) - {"open", "other"}:
         assert f'<section id="{name}">' in text and f'href="#{name}"' in text
-    for kind in ("losses", "sharing", "codes", "heads", "classes", "confusion", "timelines", "clips", "retrieval"):
+    for kind in ("losses", "sharing", "codes", "heads", "classes", "confusion", "timelines", "clips", "retrieval",
+                 "examples"):
         assert f'alt="{kind}-' in text or f'alt="{kind}"' in text, kind
     rows = results.read(run / "results.jsonl")
     assert f"{len(rows)} of {len(rows)} result lines match their files." in text
