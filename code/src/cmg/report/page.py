@@ -124,9 +124,11 @@ def rows_of(runs, pool):
 def build(runs, drawn, pool=False):
     """The page as text; `drawn` is the result of `draw`."""
     sections = {name: Section() for name in SECTIONS}
-    measured = measure(rows_of(runs, pool))
+    rows = rows_of(runs, pool)
+    measured = measure(rows)
     sections["what"].html = what(runs)
-    sections["results"].html = result_tables(measured)
+    sections["results"].html = [f"<p>{escape(tables.title(rows))}</p>"] * bool(tables.title(rows))
+    sections["results"].html += result_tables(measured)
     sections["warnings"].html = warnings(runs)
     sections["provenance"].html = sources(runs)
     for run, path in drawn:
