@@ -144,7 +144,7 @@ def test_the_time_is_that_of_the_last_run_and_of_the_ones_it_resumed(tmp_path):
     begin = "2026-01-0{} 10:00:00 DCID on cpu: 80 clips, audio, T = 10\n"
     step, resumed = "2026-01-0{} 11:00:00 epoch 0 step 5\n", "2026-01-0{} 10:00:01 a.pt: resuming in epoch 1 after 2\n"
     (tmp_path / "metrics.jsonl").write_text("")
-    for runs, days in (([begin, step], (1, 1)), ([begin, step, begin, step], (3, 4)),
+    for runs, days in (([begin, step], (1, 2)), ([begin, step, begin, step], (3, 4)),
                        ([begin, step, begin, step, begin, resumed, step], (3, 7)), ([step], (1, 1))):
         (tmp_path / "log.txt").write_text("".join(line.format(day) for day, line in enumerate(runs, 1)))
         found, = run_files.read_run(tmp_path).pretrainings

@@ -254,7 +254,7 @@ def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, out
     data = combined({name: found.sha256 for name, found in output.contents.items()})
     _save(output.beside(f"predictions/codes-{task.name}.npz"), results.identity_digest(row | {
         "direction": "+".join(used), "data": data, "seed": None, "settings": None}), checkpoint=pretrained.path.name,
-        num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
+        origin=next(iter(task.test.values())).origin, num_codes=max(map(len, pretrained.encoder.codebooks)), **used)
 
 
 def _originals(dataset, modalities, target, shown):

@@ -246,7 +246,7 @@ def draw_confusion(arrays, path):
         axis.set_yticklabels([])
     for axis in axes[:, 0]:
         axis.set_ylabel(f"class of the {arrays['target']} clip")
-    set_title(figure, f"{arrays['task']}, tested on {arrays['target']} (cells: percent of the row)")
+    set_title(figure, f"{arrays['task']}, tested on {arrays['target']}, {tested_on(arrays)}; cells: percent of the row")
     return save(figure, path)
 
 
@@ -284,7 +284,7 @@ def draw_classes(arrays, path):
     axis.set_xlim(-3, 103)
     axis.set_xlabel("recall of clips, percent" if arrays["clipwise"] else "F1 of seconds, percent")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    set_title(figure, f"{arrays['task']}, tested on {arrays['target']}: transfer by class")
+    set_title(figure, f"{arrays['task']}, tested on {arrays['target']}, {tested_on(arrays)}: transfer by class")
     return save(figure, path)
 
 
@@ -378,7 +378,8 @@ def draw_heads(kept, path):
         axis.axis("off")
     for axis in axes[:, 0]:
         axis.set_ylabel("percent on the evaluation set")
-    set_title(figure, "Heads by epoch (dashed: same modality; band: seeds)")
+    origins = " and ".join(dict.fromkeys(filter(None, (arrays.get("origin") for arrays in kept))))
+    set_title(figure, f"{origins + ': heads' if origins else 'Heads'} by epoch (dashed: same modality; band: seeds)")
     return save(figure, path)
 
 
@@ -407,7 +408,8 @@ def draw_codes(arrays, path):
                                        minlength=arrays["num_codes"]) for m in modalities])
         name = path if levels == 1 else path.with_name(f"{path.stem}-level{level + 1}{path.suffix}")
         task = name.stem.removeprefix("codes-")
-        title = f"Who uses which code: {task}, test clips" + f" ({arrays['checkpoint']})" * bool(arrays["checkpoint"])
+        about = ", ".join(filter(None, [arrays.get("origin"), arrays["checkpoint"]]))
+        title = f"Who uses which code: {task}, test clips" + f" ({about})" * bool(about)
         written.append(save(codebook_figure(counts, modalities, title), name))
     return written
 
