@@ -152,6 +152,8 @@ def test_the_data_is_named_unless_it_is_the_published_one():
         assert f"in the form of {title}" not in text
         header, first, *_ = tables.paper_table(rows, "csv").splitlines()
         assert header.startswith("data,row," if title else "row,") and title.split(",")[0] in first
+        for shown in (rows, rows + [line | {"checkpoint_sha256": "bb", "checkpoint": "/b/2.pt"} for line in rows]):
+            assert screen.table(shown, 200).splitlines()[0] == title or not title
     mixed = both_ways(origin="Dialled Digits")[:4] + both_ways()[4:]
     assert "published:" in tables.paper_table(mixed) and tables.title(mixed) == "Dialled Digits in the form of AVE"
 
