@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cmg.data.features import READERS
+from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import atomic_output
 
@@ -91,7 +92,7 @@ def fingerprint(path, names=None, full=False, cache=None, quiet=False):
     entries = list(files.items())
     with readable(path), tqdm(total=sum(os.path.getsize(file) for _, file in entries), leave=False, unit_scale=True,
                               desc=f"fingerprint of {path.name}", unit="B", disable=True if quiet else None) as bar, \
-            ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            ThreadPoolExecutor(min(8, 2 * usable_cores())) as pool:
         def look(batch):
             return [_look(file, None if full else kept.get(name), bar) for name, file in batch]
         batches = (entries[k:k + BATCH] for k in range(0, len(entries), BATCH))

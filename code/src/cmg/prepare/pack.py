@@ -22,6 +22,7 @@ from cmg.data.features import PACK_FORMAT, Pack, open_features
 from cmg.data.fingerprint import fingerprint
 from cmg.data.origins import CONTENT, ORIGIN, describe
 from cmg.prepare.values import float16_problem
+from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError
 from cmg.utils.signals import stop_on_signals
 
@@ -179,7 +180,7 @@ def _fill(file, store, ids, dtype, on_bad_clip, stop):
             state[n] = PENDING                          # the run was killed inside this write
     resumed, skipped = int((state == WRITTEN).sum()), {}
     pending = np.flatnonzero(state != WRITTEN)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, tqdm(
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool, tqdm(
             total=len(ids), initial=resumed, desc=f"packing {store.kind}", unit="clip", disable=None) as bar:
         for k in range(0, len(pending), BATCH):
             batch = pending[k:k + BATCH]

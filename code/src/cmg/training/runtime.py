@@ -3,8 +3,9 @@
 import ctypes
 import logging
 import math
-import os
 from pathlib import Path
+
+from cmg.utils.cores import usable_cores
 
 MMAP_MAX, TRIM_THRESHOLD = -4, -1                                           # parameters of mallopt(3)
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and ARM, as named by PyTorch
@@ -57,8 +58,7 @@ def resolve(precision, device):
 
 def default_workers():
     """Default number of processes that read clips: 4, or the number of available cores if that is smaller."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores)
+    return min(MOST_WORKERS, usable_cores())
 
 
 def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None, is_published=True):
