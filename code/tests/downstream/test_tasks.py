@@ -38,9 +38,9 @@ from configs.opts import LOCAL
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
 
-def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, system="dcid"):
+def write_checkpoint(path, modalities=("audio", "video", "text"), epoch=0, video_dim=CHANNELS, system="dcid", **more):
     """A file as pretraining writes it, weights from a fixed seed."""
-    config = SYSTEMS[system].Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64)
+    config = SYSTEMS[system].Config.for_data(modalities, video_dim=video_dim, num_codes=24, feed_forward=64, **more)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = SYSTEMS[system](config)

@@ -1,8 +1,8 @@
 """What all datasets share: stores by modality, class prompts as text, labels, and what to do about bad clips."""
 
+import copy
 import hashlib
 import logging
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cmg.data.features import ArrayFolder, Pack, at_seconds, open_features, to_float32
 from cmg.data.origins import data_set
+from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError
 
 Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> where it is
@@ -119,6 +120,16 @@ class Clips:
             item["label"] = np.asarray(self.labels[i], np.float32)
         return item
 
+    def only(self, modalities: Iterable[str]) -> "Clips":
+        """The same clips, whose items have only these modalities; with padding "mask" all of them, because a clip has
+        the seconds that all its modalities have."""
+        if self.padding == "mask":
+            return self
+        part, kept = copy.copy(self), set(modalities)
+        part.modalities = tuple(m for m in self.modalities if m in kept)
+        part.text = self.text if "text" in kept else None
+        return part
+
     def _clip(self, modality, i):
         if modality in self.memory:
             return to_float32(self.memory[modality][i]), self.lengths[modality][i] if modality in self.lengths else None
@@ -191,7 +202,7 @@ class Clips:
         good = next((key for key in self.keys if not _measured(store, key)[1]), None)
         if good is not None:
             store.probe(good)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             measured = pool.map(lambda key: _measured(store, key, self.observe), self.keys)
             found = list(tqdm(measured, f"checking {modality}", len(self), unit="clip", disable=None, leave=False))
         self.lengths[modality] = np.array([own for own, _ in found])

@@ -88,23 +88,29 @@ def chance(num_clips, owner):
 
 
 @torch.no_grad()
-def vectors(encoder, dataset, modality, batch_size, workers=0):
+def vectors(encoder, dataset, modality, batch_size, workers=0, cache=None):
     """Unit vectors (N, head_dim) of the clips of a cmg.data.sets.captions.Captions, or of its captions ("text")."""
     device = encoder.codebooks[0].device
+    key = cache and cache.key(encoder, dataset, modality, dataset.sentences, batch_size=batch_size, of="clips")
+    if cache and (known := cache.read(key, device)):
+        return known["vectors"]
     if modality == "text":
         starts = range(0, len(dataset.owner), batch_size)
         batches = ({"text": torch.from_numpy(dataset.caption_vectors(start, start + batch_size))} for start in starts)
     else:
-        batches = ClipLoader(dataset, batch_size, workers)
+        batches = ClipLoader(dataset.only([modality]), batch_size, workers)
     shown = tqdm(batches, desc=f"{modality} of {dataset.name}", unit="batch", leave=False, disable=None)
     found = []
     for item in shown:
         mask = item["mask"].to(device) if "mask" in item and modality != "text" else None
         found.append(encoder.embed_clips(modality, item[modality].to(device), mask))
-    return F.normalize(torch.cat(found), dim=-1)
+    found = F.normalize(torch.cat(found), dim=-1)
+    if cache:
+        cache.write(key, {"vectors": found})
+    return found
 
 
-def evaluate(dataset, pretrained, settings, output, workers=0):
+def evaluate(dataset, pretrained, settings, output, workers=0, cache=None):
     """Measure retrieval between every modality of the clips and their captions, in both directions.
 
     Args:
@@ -112,6 +118,8 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
         pretrained: cmg.downstream.task.Pretrained, of text and the clips' modalities.
         settings: RetrievalSettings.
         output: cmg.results.rows.Output.
+        workers: processes that read clips.
+        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), None for none.
 
     Returns:
         Result lines (cmg/results/rows.py) of the task "clip_retrieval", which are also appended to the results file.
@@ -124,7 +132,7 @@ def evaluate(dataset, pretrained, settings, output, workers=0):
     guess = chance(len(dataset), owner)
     variant = "zero_code0" if settings.zero_code0 else toc.OFF
     for control, encoder in encoders.items():
-        found = {m: vectors(encoder, dataset, m, settings.test_batch_size, workers)
+        found = {m: vectors(encoder, dataset, m, settings.test_batch_size, workers, cache)
                  for m in ("text", *dataset.modalities)}
         for modality in dataset.modalities:
             measured = both_ways(found[modality], found["text"], owner)

@@ -28,6 +28,12 @@ class EncodedSplit:
     def __len__(self):
         return len(self.rows)
 
+    @property
+    def codes(self):
+        """Name -> tensor of everything but the labels."""
+        masked = {} if self.mask is None else {"mask": self.mask}
+        return {"table": self.table, "numbers": self.numbers, "rows": self.rows, **masked}
+
     @classmethod
     def of(cls, vectors: Tensor, indices: Tensor, labels: Tensor, mask: Tensor | None = None) -> "EncodedSplit":
         """Build the table from the quantized vectors (N, T, D) and code indices (N, T) or (N, T, L) of all seconds.
@@ -104,21 +110,53 @@ def seconds_of(encoder, modality, mask):
 
 @torch.no_grad()
 def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, workers=0, precision="float32",
-          training=False):
+          training=False, cache=None):
     """Encode a dataset, which is read once for all encoders and modalities.
 
     Args:
         encoders: name -> FrozenEncoder, for example {None: pretrained, "untrained": control}, all on one device.
-        dataset: items are dicts of arrays with the modalities and the labels.
+        dataset: items are dicts of arrays with the modalities and the labels; with `cache`, cmg.data.clips.Clips.
         modalities: modalities to encode.
         labels: entry of the items that is stored as labels.
         batch_size, workers: of the DataLoader; they do not affect the results.
         precision: "bf16" runs the encoders under autocast.
         training: keep dropout on (protocol="released"); the codebooks never change.
+        cache: CodeCache (cmg/downstream/code_cache.py), from which known codes are taken; not with `training`.
 
     Returns:
         {(name, modality): EncodedSplit} on the encoders' device.
     """
+    device = next(iter(encoders.values())).codebooks[0].device
+    wanted = [(name, modality) for modality in modalities for name in encoders]
+    keys = {} if cache is None or training else {
+        (name, modality): cache.key(encoders[name], dataset, modality, batch_size=batch_size, precision=precision)
+        for name, modality in wanted}
+    known = {pair: found for pair, key in keys.items() if (found := cache.read(key, device))}
+    missing = [pair for pair in wanted if pair not in known]
+    fresh, mask = {}, None
+    if missing or labels != "label":
+        read = {labels, *(modality for _, modality in missing)}
+        fresh, kept, mask = _encode(encoders, missing, dataset.only(read) if keys else dataset, labels,
+                                    batch_size=batch_size, workers=workers, precision=precision, training=training)
+    else:
+        kept = torch.tensor(dataset.labels, dtype=torch.float32, device=device)
+    sets = {}
+    for name, modality in wanted:
+        if (name, modality) in known:
+            found = known[name, modality]
+            sets[name, modality] = EncodedSplit(labels=kept.to(found["table"].dtype), **found)
+            continue
+        vectors, indices = fresh[name, modality]
+        sets[name, modality] = EncodedSplit.of(vectors, indices, kept.to(vectors.dtype),
+                                               seconds_of(encoders[name], modality, mask))
+        if keys:
+            cache.write(keys[name, modality], sets[name, modality].codes)
+    return sets
+
+
+def _encode(encoders, wanted, dataset, labels, *, batch_size, workers, precision, training):
+    """One pass over a dataset: ({(name, modality): (vectors, indices)} of the `wanted` pairs, labels, mask of the
+    clips' seconds or None), all on the encoders' device; the arguments are those of `codes`."""
     device = next(iter(encoders.values())).codebooks[0].device
     loader = ClipLoader(dataset, batch_size, workers)
     vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
@@ -130,20 +168,18 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
             kept.append(item[labels].to(device))
             if mask is not None:
                 masks.append(mask)
-                if labels != "label":               # audio features: padding must not change their mean over time
-                    kept[-1] = torch.where(mask.unsqueeze(2), kept[-1], mean_of_clips(kept[-1], mask).unsqueeze(1))
-            for modality in modalities:
+            for modality in dict.fromkeys(modality for _, modality in wanted):
                 x = item[modality].to(device)
-                for name, encoder in encoders.items():
-                    got = encoder.embed(modality, x, seconds_of(encoder, modality, mask))
+                for name in (name for name, of in wanted if of == modality):
+                    got = encoders[name].embed(modality, x, seconds_of(encoders[name], modality, mask))
                     vectors[name, modality].append(got.vectors)
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
         encoder.eval()
-    kept, mask, sets = torch.cat(kept), torch.cat(masks) if masks else None, {}
-    for key, parts in vectors.items():
+    kept, mask, found = torch.cat(kept), torch.cat(masks) if masks else None, {}
+    if mask is not None and labels != "label":      # audio features: padding must not change their mean over time
+        kept = torch.where(mask.unsqueeze(2), kept, mean_of_clips(kept, mask).unsqueeze(1))
+    for pair, parts in vectors.items():
         parts = torch.cat(parts)
-        parts = parts.float() if parts.dtype == torch.bfloat16 else parts
-        sets[key] = EncodedSplit.of(parts, torch.cat(indices[key]), kept.to(parts.dtype),
-                                    seconds_of(encoders[key[0]], key[1], mask))
-    return sets
+        found[pair] = parts.float() if parts.dtype == torch.bfloat16 else parts, torch.cat(indices[pair])
+    return found, kept, mask

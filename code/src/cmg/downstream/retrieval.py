@@ -74,7 +74,7 @@ def embed(heads, part):
             torch.cat([sounds(parameters, x) for x in part.labels.split(fit_heads.CHUNK)], 1))
 
 
-def training_free(dataset, pretrained, variants, settings, output):
+def training_free(dataset, pretrained, variants, settings, output, cache=None):
     """Retrieval by cosine similarity of the clips' mean codes, for every ordered pair of the encoder's modalities.
 
     Two questions: clips of the same class ("map", "ndcg@10"; no lines where the list has no classes), and the clip
@@ -88,7 +88,7 @@ def training_free(dataset, pretrained, variants, settings, output):
     encoders = run.with_control(pretrained.encoder, settings)
     modalities = [m for m in dataset.modalities if m in pretrained.encoder.config.modalities]
     parts = encode.codes(encoders, dataset, modalities, labels="audio", batch_size=settings.test_batch_size,
-                         precision=settings.precision, workers=settings.readers)
+                         precision=settings.precision, workers=settings.readers, cache=cache)
     device, names = pretrained.encoder.codebooks[0].device, getattr(dataset, "categories", None)
     classes = torch.from_numpy(np.unique(names, return_inverse=True)[1]).to(device) if names else None
     chance = metrics.class_retrieval_chance(classes, classes) if names else {}
@@ -113,8 +113,8 @@ def training_free(dataset, pretrained, variants, settings, output):
     return rows
 
 
-def evaluate(task, pretrained, variants, settings, output):
+def evaluate(task, pretrained, variants, settings, output, cache=None):
     """Evaluate retrieval with a head and without training; see cmg.downstream.run.evaluate."""
     dataset = next(iter(task.test.values()))
-    return (run.evaluate(task, pretrained, variants, settings, output)
-            + training_free(dataset, pretrained, variants, settings, output))
+    return (run.evaluate(task, pretrained, variants, settings, output, cache)
+            + training_free(dataset, pretrained, variants, settings, output, cache))

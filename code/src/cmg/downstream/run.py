@@ -45,7 +45,7 @@ class HeadKey(NamedTuple):
     seed: int
 
 
-def evaluate(task, pretrained, variants, settings, output):
+def evaluate(task, pretrained, variants, settings, output, cache=None):
     """Train and test the heads of one task: every direction, seed, choice of channels and control in one pass.
 
     Args:
@@ -54,6 +54,7 @@ def evaluate(task, pretrained, variants, settings, output):
         variants: of toc_variants.variants; they name the directions.
         settings: HeadSettings, `n_epoch` given.
         output: results.Output; the first variant's predictions go beside its file.
+        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), None for none.
 
     Returns:
         Result lines (cmg/results/rows.py), appended to the results file as well.
@@ -71,7 +72,7 @@ def evaluate(task, pretrained, variants, settings, output):
     channels = {(control, choice): toc.head_channels(encoder.codebooks, choice)
                 for control, encoder in encoders.items() for v in variants for choice in v.choices.values()}
     parts = {PartKey(role, control, modality, choice): part.select(kept)
-             for (role, control, modality), part in _encode(task, encoders, measured, settings).items()
+             for (role, control, modality), part in _encode(task, encoders, measured, settings, cache).items()
              for (of, choice), kept in channels.items() if of == control}
     head_runs = {}
     for control, source, choice in _heads(encoders, measured, variants):
@@ -157,7 +158,7 @@ def _heads(encoders, sources, variants):
     return [(control, *head) for control in encoders for head in needed]
 
 
-def _encode(task, encoders, measured, settings):
+def _encode(task, encoders, measured, settings, cache):
     """Codes of everything that is needed, each dataset read once: (role, control, modality) -> EncodedSplit."""
     needs = {("train", m): task.train[m] for m in measured}
     needs |= {(role, t): clips[t] for role, clips in (("test", task.test), ("val", task.val))
@@ -166,14 +167,14 @@ def _encode(task, encoders, measured, settings):
     found = {}
     for key, dataset in datasets.items():
         modalities = in_order({m for (_, m), d in needs.items() if id(d) == key})
-        for (control, m), part in _codes(task, encoders, dataset, modalities, settings).items():
+        for (control, m), part in _codes(task, encoders, dataset, modalities, settings, cache=cache).items():
             found |= {(role, control, m): part for (role, n), d in needs.items() if n == m and id(d) == key}
     return found
 
 
-def _codes(task, encoders, dataset, modalities, settings, training=False):
+def _codes(task, encoders, dataset, modalities, settings, **more):
     return encode.codes(encoders, dataset, modalities, labels=task.label_key, batch_size=settings.test_batch_size,
-                           precision=settings.precision, workers=settings.readers, training=training)
+                        precision=settings.precision, workers=settings.readers, **more)
 
 
 def _with_dropout(task, encoders, head_runs, channels, settings):

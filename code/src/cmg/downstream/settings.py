@@ -3,13 +3,23 @@
 from dataclasses import dataclass
 
 from cmg.models.config import TOC_TERMS
-from cmg.utils.settings import positive, setting, whole
+from cmg.utils.settings import not_negative, positive, setting, whole
 
+CODE_CACHE = "code_cache"       # folder beside a checkpoint
 OWN_SECONDS_BY = "f1"           # chooses the epoch where the user's own data has labels by second
 
 
 @dataclass(frozen=True)
-class HeadSettings:
+class CacheSettings:
+    """Size of the cache of codes (cmg/downstream/code_cache.py)."""
+
+    cache_gb: float = setting(1.0, f"gigabytes of codes to keep in the folder {CODE_CACHE} beside each checkpoint, so "
+                              "that another call on the same data needs no encoder; the oldest are removed first; 0: "
+                              "none", type=not_negative, affects_results=False)
+
+
+@dataclass(frozen=True)
+class HeadSettings(CacheSettings):
     """How heads are trained and measured; the same for all tasks of a call."""
 
     n_epoch: int | None = setting(None, "epochs of a head (default: as published)", type=positive)
@@ -72,7 +82,7 @@ class OpenSetSettings:
 
 
 @dataclass(frozen=True)
-class RetrievalSettings:
+class RetrievalSettings(CacheSettings):
     """Settings of the measurement."""
 
     seeds: tuple[int, ...] = setting((43,), "seed of the untrained control", flags=("--seed",), type=whole, nargs=1)

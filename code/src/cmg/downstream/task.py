@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from cmg.checkpoints import hub
 from cmg.data.clips import Clips
+from cmg.data.fingerprint import Fingerprint
 from cmg.downstream import encode, fit_heads, metrics
+from cmg.downstream.code_cache import CodeCache
 from cmg.downstream.doubts import Doubts
 from cmg.downstream.encode import EncodedSplit
+from cmg.downstream.settings import CacheSettings
 from cmg.models.heads import DeepSegmentHead, SegmentHead
 from cmg.systems.base import FrozenEncoder
 from cmg.utils import files
@@ -36,7 +39,7 @@ class Task:
     train: dict[str, Clips]                      # modality -> labeled clips on which a head may be trained
     test: dict[str, Clips]                       # modality -> clips on which any head is tested
     val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips that may choose an epoch, if there are
-    contents: dict[str, Any] = field(default_factory=dict, kw_only=True)  # dotted name -> Fingerprint
+    contents: dict[str, Fingerprint] = field(default_factory=dict, kw_only=True)  # by dotted name
     label_key = "label"                          # entry of an item that goes with its codes
 
     @property
@@ -147,6 +150,15 @@ class Pretrained:
         float64 only for `precision` "float64"."""
         dtype, found = torch.float64 if precision == "float64" else torch.float32, hub.locate(path)
         return cls(found, hub.load_encoder(found, device, dtype, zero_code0), files.sha256(found))
+
+    def cache(self, settings: CacheSettings, paths: Mapping[str, Path],
+              contents: Mapping[str, Fingerprint]) -> CodeCache | None:
+        """The codes kept beside the checkpoint, None with --cache_gb 0; `paths` and `contents`: dotted name -> path and
+        fingerprint of the data that is encoded."""
+        if not settings.cache_gb:
+            return None
+        return CodeCache(self.path, settings.cache_gb, {paths[name]: found.sha256 for name, found in contents.items()},
+                         self.warn)
 
     @property
     def code_dim(self) -> int:

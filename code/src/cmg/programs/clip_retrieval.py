@@ -36,6 +36,7 @@ def main(opts):
     with kept_warnings(opts.results.parent):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               [(m, paths[m]) for m in ("text", *modalities)]))
-        rows = captions.evaluate(dataset, pretrained, read(RetrievalSettings, opts), output,
-                                 0 if opts.in_memory else opts.workers)
+        settings = read(RetrievalSettings, opts)
+        rows = captions.evaluate(dataset, pretrained, settings, output, 0 if opts.in_memory else opts.workers,
+                                 pretrained.cache(settings, used, contents))
         print(f"{results.summary(rows, width=None if opts.verbose else width())}\n\nresults: {opts.results}")

@@ -65,7 +65,8 @@ def measure(opts, entry, task, pretrained, variants):
     with file_lock(opts.results.parent / name, "choose another --results"):
         pretrained.warn(origins.other_features(pretrained.path, pretrained.encoder.features,
                                               origins.feature_paths(touched, entry.all_names(), opts.data_path)))
-        return entry.method.evaluate(task, pretrained, variants, settings, output)
+        return entry.method.evaluate(task, pretrained, variants, settings, output,
+                                     pretrained.cache(settings, paths, task.contents))
 
 
 def main(opts, name):

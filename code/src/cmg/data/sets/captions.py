@@ -1,5 +1,6 @@
 """Clips with several captions each, such as MS-COCO's, Clotho's or FlickrSoundNet's: a list, features, word vectors."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,15 +24,15 @@ class Captions(Clips):
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Attributes:
         owner: (C,) int64, the clip of each caption that is left.
-        captions: (C, 10, 768) their word vectors, by `caption_vectors`.
+        sentences: (vectors (M, 10, 768), index into them of each caption (C)); see `caption_vectors`.
     Raises:
         InputError: a defective list, a name twice, captions without word vectors, missing or bad clips.
     """
 
     def __init__(self, paths: Paths, modalities: Sequence[str], **reading: Any) -> None:
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
-        if len(set(table["label"])) < len(table["label"]):
-            twice = next(name for name in table["label"] if table["label"].count(name) > 1)
+        twice = next((name for name, count in Counter(table["label"]).items() if count > 1), None)
+        if twice is not None:
             raise InputError(f"{paths['csv']}: the label '{twice[:60]}' occurs twice; a name of its own is expected "
                              "for each caption; number them")
         features = TextFeatures(paths["text"])
@@ -41,8 +42,9 @@ class Captions(Clips):
         position = {clip: number for number, clip in enumerate(self.ids)}
         kept = [number for number, clip in enumerate(table["clip"]) if clip in position]    # of clips that are not bad
         self.owner = np.array([position[table["clip"][number]] for number in kept])
-        self._vectors, self._rows = features.vectors, rows[kept]
+        self.sentences = features.vectors, rows[kept]
 
     def caption_vectors(self, start: int, stop: int) -> NDArray[Any]:
         """Word vectors (n, 10, 768) float32 of the captions start..stop."""
-        return self._vectors[self._rows[start:stop]]
+        vectors, index = self.sentences
+        return vectors[index[start:stop]]
