@@ -1,15 +1,17 @@
 """Time and memory of `prepare.py features` with the published networks, and on an hour-long video.
 
-    python code/benchmarks/extract_clips.py [--clips 2] [--device cuda] [--hour] [--json FILE]
+    python code/benchmarks/extract_clips.py [--clips 2] [--side-by-side 8] [--device cuda] [--hour] [--json FILE]
 
 Clips of ten seconds (640x360, 25 frames a second, stereo sound) are encoded here, weights are random numbers of the
 published widths: neither changes what is computed. The whole of a clip is timed with its parts, beside the same
 machine's plain matrix product, measured in between; on a CPU both also in processor time, which other programs disturb
-less. `--hour` runs the real command on a video of an hour, its first
-ten seconds with the published networks and all of it with `logmel` and `patches`, and reports the peak memory of each.
+less. `--side-by-side` runs the real command with `logmel` and `patches` on one core and on two. `--hour` runs it on a
+video of an hour, its first ten seconds with the published networks and all of it with `logmel` and `patches`, and
+reports the peak memory of each.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,12 +25,15 @@ import torch
 from local_paths import SOURCE
 from timing import Ceiling, Stopwatch, now
 
+from cmg.cli import LocalPaths
 from cmg.extract import audio, networks, output
 from cmg.extract.clip import Timing, extract
 from cmg.extract.encoders import BATCH, CPU_BATCH, VGG19Pictures, VGGishSound
 from cmg.extract.media import Media
 from cmg.extract.weights import Weights
-from cmg.utils.errors import Parser, run
+from cmg.programs import prepare
+from cmg.utils.cores import usable_cores
+from cmg.utils.errors import InputError, Parser, run
 
 RATE, SIZE, SOUND = 25, (640, 360), 44100
 VGG19_FLOP = 39e9               # a frame, to the fifth pooling: 2 x 19.5 G multiplications
@@ -124,6 +129,30 @@ def time_clips(folder, count, device):
             "threads": torch.get_num_threads()}
 
 
+def time_cores(folder, count, turns=3):
+    """Clips a second of the whole command with the offline encoders, on one core and on two, and their ratio: the best
+    of some turns, which alternate because other programs may take time of the cores."""
+    if usable_cores() < 2:
+        raise InputError("--side-by-side: one CPU core may be used here; two are expected; pass 0")
+    cores, best = sorted(os.sched_getaffinity(0)), {1: 0.0, 2: 0.0}
+    (folder / "videos").mkdir()
+    for k in range(count):
+        make_clip(folder / "videos" / f"{k}.mp4", k)
+    command = ["features", str(folder / "videos"), "--audio-encoder", "logmel", "--video-encoder", "patches",
+               "--device", "cpu", "--overwrite", "--out", str(folder / "features")]
+    try:
+        for _ in range(turns):
+            for used in best:
+                os.sched_setaffinity(0, cores[:used])       # threads that are made from now on keep to them
+                begun = time.perf_counter()
+                prepare.main(command, LocalPaths())
+                best[used] = max(best[used], count / (time.perf_counter() - begun))
+    finally:
+        os.sched_setaffinity(0, cores)
+    return {"clips_per_second_1_core": best[1], "clips_per_second_2_cores": best[2], "ratio": best[2] / best[1],
+            "load": os.getloadavg()[0]}
+
+
 def processor_seconds(ceiling):
     """Processor seconds of a FLOP in the largest product of the ceiling."""
     a, b = ceiling.pairs[-1]
@@ -152,6 +181,8 @@ def main(argv=None):
     """Measure; print a table and, if asked, JSON."""
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=2, help="clips to time; 0 for none")
+    parser.add_argument("--side-by-side", type=int, default=0, metavar="N",
+                        help="N clips with the offline encoders, on one core and on two; 0 for none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--hour", action="store_true", help="also the memory of an hour-long video")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
@@ -170,6 +201,11 @@ def main(argv=None):
                 print(f"  {name:36}{seconds:9.3f} s")
             print(f"  ceiling {metrics['ceiling_tflops']:.3f} TFLOP/s: VGG-19 reaches {metrics['share_vgg19']:.1%} of "
                   f"it, the whole {metrics['share_whole']:.1%}; in processor time {metrics['share_processor']:.1%}")
+        if opts.side_by_side:
+            found = metrics["cores"] = time_cores(folder, opts.side_by_side)
+            print(f"offline encoders: {found['clips_per_second_1_core']:.2f} clips a second on one core, "
+                  f"{found['clips_per_second_2_cores']:.2f} on two, {found['ratio']:.2f} times as many (load average "
+                  f"{found['load']:.1f}, of this program too)")
         if opts.hour:
             metrics["hour"] = hour_memory(folder)
             for name, value in metrics["hour"].items():

@@ -5,6 +5,7 @@ import csv
 import json
 import pickle
 import shlex
+import shutil
 import wave
 import zipfile
 
@@ -83,8 +84,9 @@ def test_zip_is_one_pickle_that_both_numpys_read(videos, tmp_path):
     assert data[:2] == b"\x80\x03" and pickle.loads(data).shape == (2, 128)
 
 
-def test_two_shards_and_an_interrupted_run_equal_one_run(videos, tmp_path, monkeypatch):
-    more = [*OFFLINE, "--seconds", "2"]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_shards_and_an_interrupted_run_equal_one_run(workers, videos, tmp_path, monkeypatch):
+    more = [*OFFLINE, "--seconds", "2", "--workers", workers]
     assert features(videos, tmp_path / "one", *more) == 1           # clip3 has no sound
     for part in ("2/2", "1/2"):
         features(videos, tmp_path / "two", *more, "--shard", part)
@@ -105,8 +107,7 @@ def test_two_shards_and_an_interrupted_run_equal_one_run(videos, tmp_path, monke
     with open(journal, "a") as file:
         file.write('clip2,ok,2.5,"25')                              # a line that was cut off
     features(videos, tmp_path / "three", *more)
-    assert made[:3] == ["clip0", "clip1", "clip2"] and made.count("clip0") == made.count("clip1") == 1
-    assert made.count("clip2") == 2
+    assert made.count("clip0") == made.count("clip1") == 1 and made.count("clip2") == 2
     wanted = contents(tmp_path / "one")
     assert len(wanted) == 4 + 5 + 4 and wanted == contents(tmp_path / "two") == contents(tmp_path / "three")
     assert not list(tmp_path.glob("*/.report*"))
@@ -125,10 +126,30 @@ def test_a_good_clip_is_left_and_a_broken_zip_made_again(videos, tmp_path):
     assert contents(tmp_path / "out") == before and (zips / "clip0.zip").stat().st_mtime_ns > kept
 
 
-def test_workers_change_nothing_and_modalities_may_come_one_after_the_other(videos, tmp_path):
+def test_workers_change_neither_a_byte_nor_a_line(videos, tmp_path, capsys):
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    whole = (videos / "clip4.mp4").read_bytes()
+    (folder / "clip1a.mp4").write_bytes(whole[:len(whole) // 2])            # unreadable
+    at = len(whole) // 2
+    (folder / "clip2a.mp4").write_bytes(whole[:at] + bytes(2000) + whole[at + 2000:])       # damaged packets
+    labels = tmp_path / "labels.csv"
+    labels.write_text("name,category\n" + "".join(f"{path.name},{path.name[-5]}\n" for path in folder.iterdir()))
+    said = []
+    for workers in (1, 2, 5):
+        out = tmp_path / str(workers)
+        assert features(folder, out, *OFFLINE, "--text-encoder", "hashing", "--seconds", "2", "--workers", workers,
+                        "--labels", labels) == 1
+        printed = capsys.readouterr()
+        said.append((printed.out.replace(str(out), ""), [line for line in printed.err.splitlines() if ": " in line]))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
+    assert said[0] == said[1] == said[2] and "clip1a: unreadable" in "".join(said[0][1])
+
+
+def test_modalities_may_come_one_after_the_other(videos, tmp_path):
     features(videos, tmp_path / "one", *OFFLINE, "--seconds", "2")
-    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--workers", "3", "--modality", "audio")
-    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--workers", "3", "--modality", "video")
+    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--modality", "audio")
+    features(videos, tmp_path / "two", *OFFLINE, "--seconds", "2", "--modality", "video")
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert {k: v for k, v in one.items() if k.endswith(".zip")} == {k: v for k, v in two.items() if k.endswith(".zip")}
     assert one["video_name_checked.csv"] == two["video_name_checked.csv"]

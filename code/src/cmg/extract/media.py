@@ -9,6 +9,7 @@ a header may claim is limited.
 
 import errno
 import math
+import threading
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -17,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import open_input, require_regular
@@ -127,8 +129,8 @@ class Media:
 
     def _decoded(self, container, stream):
         """(seconds after the start or None, frame) in order; skips and counts what cannot be decoded."""
-        stream.thread_type = "AUTO"
-        stream.codec_context.options = DECODER
+        stream.codec_context.thread_count = 1       # clips are decoded side by side; and how many packets count as
+        stream.codec_context.options = DECODER      # damaged must not depend on the machine
         self.packets[stream.type] = self.damaged[stream.type] = 0
         clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
         packets = self._packets(container, stream, clock - Fraction(PREROLL) if self.start else None)
@@ -353,13 +355,24 @@ def _integers(frames, channels):
     return np.concatenate(pieces) if pieces else np.zeros((0, channels), np.int16)
 
 
+class _Converter(threading.local):
+    """Converter of pixel formats, one for each thread: that of a frame is made anew for it, with threads of its own,
+    which takes sixteen times as long."""
+
+    def __init__(self):
+        self.reformat = VideoReformatter().reformat
+
+
+_converter = _Converter()
+
+
 def rgb(frame):
     """A frame of PyAV as (H, W, 3) uint8, turned and mirrored as its display matrix says.
 
     The matrix maps a pixel (x, y) to (a x + c y, b x + d y). Other angles than quarter turns, which ffmpeg resamples,
     take the nearest one.
     """
-    picture = frame.to_ndarray(format="rgb24")
+    picture = _converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture

@@ -7,8 +7,11 @@ import sys
 import unicodedata
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cmg.data.csv import read_bytes
@@ -19,7 +22,9 @@ from cmg.extract.encoders import BATCH, CPU_BATCH
 from cmg.extract.layouts import SOUNDS, AVSBench, Zips
 from cmg.extract.output import write_whole
 from cmg.prepare.lists import read_annotations
+from cmg.training.runtime import keep_freed_memory
 from cmg.utils.console import clean
+from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError
 from cmg.utils.files import as_input_error, remove_leftovers, safe_name
 from cmg.utils.signals import stop_on_signals
@@ -142,6 +147,30 @@ def run(opts):
     device = find_device(opts.device_name)
     with as_input_error(opts.out, output.OTHER):
         opts.out.mkdir(parents=True, exist_ok=True)
+    mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
+    workers = opts.workers or (GPU_WORKERS if device.type == "cuda" else usable_cores())
+    with _cores_shared(max(1, min(workers, len(mine)))) as workers:
+        failed = _run(opts, clips, mine, labels, column, device, workers)
+    return 1 if failed else 0
+
+
+@contextmanager
+def _cores_shared(workers):
+    """Share the cores among the workers while the block runs: each computes on as many threads as there are cores for
+    it. NumPy's products are too small for more than one, and workers that return memory wait for each other."""
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, usable_cores() // workers)))
+    try:
+        with threadpool_limits(1, "blas"):
+            yield workers
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(opts, clips, mine, labels, column, device, workers):
+    """`run` once its input is known: clips (id -> file), those of this shard, labels, the column of the starts. Returns
+    how many clips of the shard have no whole features."""
     sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
     timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, opts.preset == "avsbench", opts.rows_per_second,
                     opts.hop)
@@ -163,14 +192,14 @@ def run(opts):
         print(f"warning: {note}", file=sys.stderr)
     report = output.Report(opts.out, opts.shard)
     try:
-        failed = _extract_all(opts, clips, labels, report, layout, timing, sound, pictures, device)
+        failed = _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictures, device, workers)
         report.finish(lambda rows: _finish(opts, rows, layout, labels, timing))
     finally:
         report.close()
     if text:
         text.write(opts.out, clips)
     _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips))
-    return 1 if failed else 0
+    return failed
 
 
 def _check_options(opts, column):
@@ -249,9 +278,9 @@ def _notes(opts, pictures):
     return notes
 
 
-def _extract_all(opts, clips, labels, report, layout, timing, sound, pictures, device):
-    """Every clip of this shard that is not there yet. Returns how many clips of the shard have no whole features."""
-    mine = list(clips)[opts.shard[0] - 1::opts.shard[1]]
+def _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictures, device, workers):
+    """Every clip of this shard (`mine`) that is not there yet, several side by side. Returns how many clips of the
+    shard have no whole features."""
     for name in layout.modalities:
         remove_leftovers(opts.out / name / "zip")
     batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
@@ -280,7 +309,6 @@ def _extract_all(opts, clips, labels, report, layout, timing, sound, pictures, d
             bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
         bar.update()
 
-    workers = opts.workers or (GPU_WORKERS if device.type == "cuda" else 1)
     with stop_on_signals() as stop, ThreadPoolExecutor(workers) as pool, tqdm(
             total=len(mine), initial=len(mine) - len(todo), desc="features", unit="clip", disable=None) as bar:
         futures = deque(pool.submit(one, name) for name in todo)
