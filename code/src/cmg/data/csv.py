@@ -169,10 +169,11 @@ def read_classes(path):
         names.pop()
     if not names:
         raise InputError(f"{path}: no class names; one name per line is expected; get the file again")
+    first = {}
     for k, name in enumerate(names):
         if not name:
             raise InputError(f"{path}: line {k + 1} is empty; one class name per line is expected; remove the line")
-        if name in names[:k]:
+        if first.setdefault(name, k) < k:
             raise InputError(f"{path}: line {k + 1} repeats the class '{name}'; different names are expected; remove "
                              "one")
     return names

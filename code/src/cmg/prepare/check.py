@@ -180,7 +180,8 @@ def describe(report, title, clips):
         report.lines += [f"{title}: {forms}"] if forms else []
     _describe_lengths(report, title, clips)
     missing = clips.missing
-    bad = [reason for key, reason in clips.skipped.items() if key not in set(missing)]
+    absent = set(missing)
+    bad = [reason for key, reason in clips.skipped.items() if key not in absent]
     if missing:
         report.problem(title, f"{len(missing):,} clips have no feature file: {', '.join(missing[:SHOWN])}"
                        f"{', ...' if len(missing) > SHOWN else ''}; get them, or run with --on_bad_clip skip")

@@ -176,10 +176,15 @@ def _copies(found, modality, clips):
         return
     across = {}
     for group in groups:
+        first = {}                      # splits -> the first two clips of them, whose keys may be equal in two lists
         for key, splits in group:
-            for other, others in group:
-                pair = _pair(splits, others)
-                if key != other and pair:
+            known = first.setdefault(frozenset(splits), [])
+            if len(known) < 2 and key not in known:
+                known.append(key)
+        for key, splits in group:
+            for others, known in first.items():
+                other, pair = next((k for k in known if k != key), None), _pair(splits, others)
+                if other is not None and pair:
                     across.setdefault(pair, {}).setdefault(key, other)
     for (one, two), pairs in across.items():
         found.warnings.append(f"{modality}: {len(pairs):,} clips of {two} are exact copies of clips of {one} ("
@@ -358,6 +363,15 @@ class _Words:
     is_kept: np.ndarray
     vectors: np.ndarray
 
+    def __post_init__(self):
+        self.order = np.argsort(self.sentence, kind="stable")
+        self.sorted = self.sentence[self.order]
+
+    def of(self, n):
+        """Positions of the words of a sentence, in their order."""
+        first, last = np.searchsorted(self.sorted, [n, n + 1])
+        return self.order[first:last]
+
     @classmethod
     def read(cls, path):
         with open_hdf5(path) as file, reading(path):
@@ -369,12 +383,13 @@ class _Words:
         return found
 
     def kept(self, n):
-        return self.vectors[(self.sentence == n) & self.is_kept]
+        words = self.of(n)
+        return self.vectors[words[self.is_kept[words]]]
 
     def are_of(self, n, prompt):
         """Whether all words of a sentence stand in it, but for those that a vocabulary does not know."""
         text = _plain(prompt)
-        words = [_plain(self.words[k]).removeprefix("##") for k in np.flatnonzero(self.sentence == n)]
+        words = [_plain(self.words[k]).removeprefix("##") for k in self.of(n)]
         return all(word in text for word in words if re.search(r"\w", word) and word != UNKNOWN)
 
 
