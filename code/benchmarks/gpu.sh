@@ -20,5 +20,5 @@ for system in h_dcid fcid micu codaar; do
 done
 "$PYTHON" evaluate_all.py --json "$out/evaluate.json" 2>&1 | tee "$out/evaluate.log"
 "$PYTHON" -m pytest ../tests/training/test_devices.py ../tests/systems/test_systems.py -q -k "cuda or waits" 2>&1 | tee "$out/tests.log"
-"$PYTHON" growth.py --widths published --precision bf16 --json "$out/growth.json" 2>&1 | tee "$out/growth.log"
+"$PYTHON" growth.py --parts step --widths published --precision bf16 --json "$out/growth.json" 2>&1 | tee "$out/growth.log"
 step compile -b 80 --precision bf16 --steps 10 --compile

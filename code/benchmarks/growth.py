@@ -1,85 +1,256 @@
-"""Growth of a pretraining step with codes, clips per step, seconds of a clip and modalities: a Markdown table.
+"""Growth of time and memory with each size of the work: a Markdown table and a picture.
 
-    python code/benchmarks/growth.py [--system dcid] [--widths demo] [--json F]
+    python code/benchmarks/growth.py [--parts step evaluation check fingerprint] [--figure FILE] [--json FILE]
 
-Each row is a run of pretrain_step.py in a process of its own, because the peak memory is that of a whole process. One
-size differs from the base (first row), and ratios are to the base: "times the size" says what a linear growth would
-give. What is not linear in a size shows as a ratio above it.
+Each row is a process of its own, because the peak memory is that of a whole process. One size differs from the base of
+its part, and ratios are to the base: where the ratio of the times is at most that of the sizes, nothing grows faster
+than the work does. Times are processor seconds on a CPU, which other programs disturb less, and seconds on a GPU.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from pretrain_step import DTYPES, WIDTHS
+import numpy as np
+import torch
+from pretrain_step import DTYPES, LATE_EPOCH, WIDTHS, Endless, random_data
+from timing import now, peak_memory
 from tqdm import tqdm
 
+from cmg.cli import LocalPaths
+from cmg.cli import device as device_of
+from cmg.data.fingerprint import fingerprint
+from cmg.downstream import encode, fit_heads
+from cmg.downstream.task import Task
 from cmg.models.config import MODALITIES
+from cmg.models.heads import ClipHead, SegmentHead
+from cmg.models.random import StepRandom
+from cmg.programs import prepare
+from cmg.report import style
+from cmg.systems.base import FrozenEncoder
 from cmg.systems.registry import SYSTEMS
+from cmg.training.batches import stored_dtype
+from cmg.training.optim import OptimConfig
+from cmg.training.runtime import keep_freed_memory
+from cmg.training.step import StepConfig, TrainStep
 from cmg.utils.errors import InputError, Parser, run
 
-BASE = {"n_embeddings": 400, "batch_size": 80, "seconds": 10, "modalities": MODALITIES}
-SIZES = {
-    "n_embeddings": (100, 200, 800, 1600, 3200),
-    "batch_size": (8, 40, 160, 320, 640),
-    "seconds": (5, 20, 30, 60),
-    "modalities": (("audio", "video"), ("audio", "text")),
-}
-TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "seconds T", "modalities": "modalities"}
+STEPS = 3                       # timed steps of pretraining; the fastest counts
+EPOCHS = 2                      # of the heads
+SPLITS = ("train", "train", "train", "val", "test")
 
 
-def measure(sizes, more):
-    """Metrics of pretrain_step.py with these sizes."""
+class Clock:
+    """Seconds of a block: of the processor, or until a GPU has done everything."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def read(self):
+        return time.process_time() if self.device.type == "cpu" else now(self.device)
+
+    def __enter__(self):
+        self.begun = self.read()
+        return self
+
+    def __exit__(self, *error):
+        self.seconds = self.read() - self.begun
+
+
+# ----------------------------------------------------------------------------------------------------- what is measured
+def step(opts, device, n_embeddings, batch_size, seconds, modalities):
+    """Seconds of a pretraining step (cmg/training/step.py) on random features."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    kind, stored = SYSTEMS[opts.system], torch.float64 if opts.precision == "float64" else torch.float32
+    config = kind.Config.for_data(modalities, **WIDTHS[opts.widths] | {"num_codes": n_embeddings})
+    resident = random_data(config, 2 * batch_size, seconds, device, stored, stored_dtype(opts.precision, stored))
+    batches = Endless(resident, 2 * batch_size, batch_size)
+    trainer = TrainStep(kind(config).to(device, stored).train(), StepRandom(torch.Generator().manual_seed(0)),
+                        OptimConfig(), StepConfig(bf16=opts.precision == "bf16"))
+    times = []
+    for _ in range(1 + STEPS):
+        with Clock(device) as clock:
+            trainer.step(batches(), LATE_EPOCH)
+        times.append(clock.seconds)
+    return min(times[1:])
+
+
+class RandomClips(torch.utils.data.Dataset):
+    """Sounds of random clips, and labels of one class a clip."""
+
+    name, classes = "random clips", ()
+
+    def __init__(self, clips, classes, width):
+        generator = np.random.default_rng(0)
+        self.audio = generator.standard_normal((clips, 10, width), np.float32)
+        self.label = np.zeros((clips, 10, classes + 1), np.float32)
+        self.label[np.arange(clips), :, generator.integers(0, classes, clips)] = 1
+
+    def __len__(self):
+        return len(self.audio)
+
+    def __getitem__(self, i):
+        return {"audio": self.audio[i], "label": self.label[i]}
+
+
+def evaluation(opts, device, clips, classes):
+    """Seconds to encode clips, to train a head for clips and one for seconds on them, and to measure both."""
+    torch.manual_seed(0)
+    kind = SYSTEMS[opts.system]
+    encoder = kind(kind.Config.for_data(MODALITIES, **WIDTHS[opts.widths])).encoder
+    for codes in encoder.codebooks:
+        codes.normal_()
+    encoder = FrozenEncoder(encoder, kind).to(device)
+    dataset = RandomClips(clips, classes, encoder.config.feature_dim("audio"))
+    with Clock(device) as clock:
+        part = encode.codes({None: encoder}, dataset, ["audio"])[None, "audio"]
+        for head in (ClipHead, SegmentHead):
+            task = Task("growth", head, "accuracy", {}, {})
+            head_run = fit_heads.HeadRun(part, task.targets(part), 0, {"test": part})
+            fit_heads.fit([head_run], lambda width, head=head: head(width, classes), task.measure, epochs=EPOCHS)
+    return clock.seconds
+
+
+def make_clips(folder, clips):
+    """A manifest of small clips, all different, and their features: (manifest, folder of features)."""
+    features, rows, header = folder / "features", ["id,split,label"], io.BytesIO()
+    features.mkdir()
+    np.save(header, np.zeros((2, 8), np.float32))
+    header = header.getvalue()[:-64]
+    values = np.random.default_rng(0).standard_normal((clips, 2, 8), np.float32)
+    for k in range(clips):
+        (features / f"clip{k:06}.npy").write_bytes(header + values[k].tobytes())
+        rows.append(f"clip{k:06},{SPLITS[k % len(SPLITS)]},class{k % 28}")
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "clips.csv", features
+
+
+def check(opts, device, clips):
+    """Processor seconds of `prepare.py check` on clips of one's own."""
     with tempfile.TemporaryDirectory() as folder:
-        result, command = Path(folder) / "step.json", [sys.executable, Path(__file__).with_name("pretrain_step.py")]
-        for name, value in sizes.items():
-            command += [f"--{name}", *(value if isinstance(value, tuple) else [value])]
-        done = subprocess.run([*map(str, command), *more, "--json", str(result)], capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"{sizes}: pretrain_step.py ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-        return json.loads(result.read_text(encoding="utf-8"))
+        manifest, features = make_clips(Path(folder), clips)
+        command = ["check", "--dataset", "custom", "--manifest", str(manifest), "--features", f"audio={features}",
+                   "--seconds", "2"]
+        with Clock(device) as clock, contextlib.redirect_stdout(io.StringIO()):
+            prepare.main(command, LocalPaths())
+        return clock.seconds
 
 
-def row(name, sizes, metrics, base):
-    """A row of the table."""
-    size, usual = sizes.get(name), BASE.get(name)
-    times = (len(size) / len(usual) if name == "modalities" else size / usual) if name else 1
-    return {
-        "": f"{TITLES[name]} = {'+'.join(size) if name == 'modalities' else size}" if name else
-        "base: " + ", ".join(f"{TITLES[n]} = {v if n != 'modalities' else '+'.join(v)}" for n, v in BASE.items()),
-        "times the size": f"{times:.2f}",
-        "seconds per step": f"{metrics['seconds_per_step']:.3f}",
-        "ratio": f"{metrics['seconds_per_step'] / base['seconds_per_step']:.2f}",
-        "share of ceiling": f"{metrics['share_of_ceiling']:.0%}",
-        "peak memory, GB": f"{metrics['peak_memory_gb']:.2f}"}
+def fingerprints(opts, device, clips):
+    """Processor seconds of two fingerprints of a folder: the first reads all, the second looks at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, features = make_clips(Path(folder), clips)
+        with Clock(device) as clock:
+            for _ in range(2):
+                fingerprint(features, cache=Path(folder) / "cache", quiet=True)
+        return clock.seconds
+
+
+# Part -> what is measured, base, sizes that differ from it.
+PARTS = {
+    "step": (step, {"n_embeddings": 400, "batch_size": 40, "seconds": 10, "modalities": MODALITIES}, {
+        "n_embeddings": (100, 1600, 3200), "batch_size": (10, 160, 320), "seconds": (5, 20, 40),
+        "modalities": (("audio", "video"), ("audio", "text"))}),
+    "evaluation": (evaluation, {"clips": 1000, "classes": 28}, {"clips": (250, 4000, 16000), "classes": (7, 112, 448)}),
+    "check": (check, {"clips": 3125}, {"clips": (12500, 50000, 200000)}),
+    "fingerprint": (fingerprints, {"clips": 3125}, {"clips": (12500, 50000, 200000)})}
+TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "seconds T"}
+
+
+def measure(part, sizes, argv):
+    """{"seconds", "memory_gb"} of one row, measured by a process of its own."""
+    command = [sys.executable, __file__, *argv, "--row", json.dumps([part, sizes])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{part} {sizes}: ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def shown(value):
+    return "+".join(value) if isinstance(value, tuple) else f"{value:,}"
+
+
+def amount(value):
+    return len(value) if isinstance(value, tuple) else value
+
+
+def table(rows):
+    """Rows as a Markdown table."""
+    lines = [["", "times the size", "seconds", "ratio", "peak memory, GB", "ratio"], ["---"] * 6]
+    for row in rows:
+        lines.append([f"{row['part']}: {row['title']}", f"{row['times']:.2f}", f"{row['seconds']:.3g}",
+                      f"{row['seconds_ratio']:.2f}", f"{row['memory_gb']:.2f}", f"{row['memory_ratio']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@style.styled
+def draw(rows, path):
+    """A panel for each part: the ratio of the times over that of the sizes, beside a line for what grows as they do."""
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    figure, (axes,) = style.new_figure(1, len(parts), size=(3.2 * len(parts), 3.2))
+    for axis, part in zip(axes, parts):
+        of_part = [row for row in rows if row["part"] == part]
+        lines = {}
+        for row in of_part:
+            for size in [row["size"]] if row["size"] else {row["size"] for row in of_part if row["size"]}:
+                lines.setdefault(size, []).append((row["times"], row["seconds_ratio"], row["memory_ratio"]))
+        for color, (size, points) in zip((*style.COLOR.values(), style.WRONG), sorted(lines.items())):
+            times, seconds, memory = zip(*sorted(points))
+            axis.plot(times, seconds, "o-", color=color, markersize=3, label=TITLES.get(size, size))
+            axis.plot(times, memory, "--", color=color, linewidth=0.8)
+        ends = [min(row["times"] for row in of_part), max(row["times"] for row in of_part)]
+        axis.plot(ends, ends, color=style.GRAY, linewidth=0.8, zorder=0)
+        axis.set(xscale="log", yscale="log", title=part, xlabel="times the size")
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("times the seconds; dashed: the memory")
+    style.save(figure, path)
 
 
 def main(argv=None):
-    """Measure all sizes and print the table."""
+    """Measure all sizes, print the table and draw the picture."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to measure")
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="demo", help="sizes of the networks")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="as of pretrain.py")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per row")
-    parser.add_argument("--only", nargs="+", choices=tuple(SIZES), default=tuple(SIZES), help="which sizes vary")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="of a step, as of pretrain.py")
     parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
+    parser.add_argument("--figure", type=Path, default=None, help="draw the picture in this PNG file")
     parser.add_argument("--json", type=Path, default=None, help="write all values to this file")
+    parser.add_argument("--row", type=json.loads, default=None, help=argparse.SUPPRESS)
     opts = parser.parse_args(argv)
-    more = ["--system", opts.system, "--widths", opts.widths, "--precision", opts.precision, "--steps", str(opts.steps)]
-    more += ["--device", opts.device] if opts.device is not None else []
-    cells = [(None, {})] + [(name, {name: value}) for name in opts.only for value in SIZES[name]]
-    rows, measured = [], []
-    for name, sizes in tqdm(cells, "measuring", unit="row", disable=None):
-        measured.append(measure(BASE | sizes, more))
-        rows.append(row(name, sizes, measured[-1], measured[0]))
-    print(f"{SYSTEMS[opts.system].label}, {opts.widths} widths, {opts.precision} on {measured[0]['device_name']}\n")
-    for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)):
-        print("|", " | ".join(cells), "|")
+    device = device_of(opts.device)
+    if opts.row:
+        part, sizes = opts.row
+        taken = PARTS[part][0](opts, torch.device("cpu") if part in ("check", "fingerprint") else device, **sizes)
+        print(json.dumps({"seconds": taken, "memory_gb": peak_memory(device)}))
+        return
+    cells = [(part, name, value) for part in opts.parts for name, values in {None: (None,), **PARTS[part][2]}.items()
+             for value in values]
+    rows, bases = [], {}
+    for part, name, value in tqdm(cells, "measuring", unit="row", disable=None):
+        base = PARTS[part][1]
+        found = measure(part, base | ({name: value} if name else {}), argv)
+        bases.setdefault(part, found)
+        title = f"{TITLES.get(name, name)} = {shown(value)}" if name else "base: " + ", ".join(
+            f"{TITLES.get(n, n)} = {shown(v)}" for n, v in base.items())
+        rows.append(found | {"part": part, "size": name, "title": title,
+                             "times": amount(value) / amount(base[name]) if name else 1,
+                             "seconds_ratio": found["seconds"] / bases[part]["seconds"],
+                             "memory_ratio": found["memory_gb"] / bases[part]["memory_gb"]})
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{SYSTEMS[opts.system].label}, {opts.widths} widths, {opts.precision} on {name}\n\n{table(rows)}")
     if opts.json:
-        opts.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        opts.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if opts.figure:
+        draw(rows, opts.figure)
 
 
 if __name__ == "__main__":

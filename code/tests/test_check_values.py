@@ -256,6 +256,19 @@ def test_rows_of_two_splits_of_ave_are_named(tree, capsys):
     assert "13 clips are in train and in test (" in report and len(warnings(report)) == 1
 
 
+def test_clips_with_one_feature_are_not_compared_pair_by_pair(monkeypatch):
+    """Each is compared with the splits of the others: a thousand copies take two thousand comparisons, not a million."""
+    compared, pair = [], values._pair
+    monkeypatch.setattr(values, "_pair", lambda *splits: compared.append(splits) or pair(*splits))
+    clips = {("path", f"{split}{k}"): [values.ClipValues(b"one", "", ""), {split}]
+             for split in ("train", "test") for k in range(500)}
+    clips |= {("path", f"other{k}"): [values.ClipValues(b"%d" % k, "", ""), {"train"}] for k in range(1500)}
+    found = values.Found()
+    values._copies(found, "audio", clips)
+    assert len(compared) == 2000 and len(found.warnings) == 1 and found.warnings[0].startswith(
+        "audio: 500 clips of test are exact copies of clips of train (test0 = train0, test1 = train0, ")
+
+
 @pytest.mark.parametrize("changed, found", [("ave.label", ("audio", "video")), ("ave.audio", ("audio",)),
                                             ("ave.video", ("video",))])
 def test_shuffled_rows_of_ave_are_seen(tree, capsys, changed, found):
