@@ -257,7 +257,7 @@ def test_rows_of_two_splits_of_ave_are_named(tree, capsys):
 
 
 def test_clips_with_one_feature_are_not_compared_pair_by_pair(monkeypatch):
-    """Each is compared with the splits of the others: a thousand copies take two thousand comparisons, not a million."""
+    """Each is compared with the splits of the others: for a thousand copies two thousand times, not a million."""
     compared, pair = [], values._pair
     monkeypatch.setattr(values, "_pair", lambda *splits: compared.append(splits) or pair(*splits))
     clips = {("path", f"{split}{k}"): [values.ClipValues(b"one", "", ""), {split}]
