@@ -175,7 +175,6 @@ def add_arguments(parser):
                        help="frames that go through a network at a time (default: 16 on a GPU; 2 on a CPU, where more "
                        "take memory and gain no time)")
     group.add_argument("--workers", type=positive, default=None,
-                       help="clips read at a time (default: one for each CPU core, 8 with a GPU); the features are the "
-                       "same for any number")
+                       help="clips read side by side (default: one for each CPU core, 8 with a GPU)")
     group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="make the I-th of N parts")
     group.add_argument("--overwrite", action="store_true", help="recompute features that are there")
