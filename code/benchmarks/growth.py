@@ -158,9 +158,9 @@ PARTS = {
     "step": (step, {"n_embeddings": 400, "batch_size": 40, "seconds": 10, "modalities": MODALITIES}, {
         "n_embeddings": (100, 1600, 3200), "batch_size": (10, 160, 320), "seconds": (5, 20, 40),
         "modalities": (("audio", "video"), ("audio", "text"))}),
-    "evaluation": (evaluation, {"clips": 1000, "classes": 28}, {"clips": (250, 4000, 16000), "classes": (7, 112, 448)}),
-    "check": (check, {"clips": 3125}, {"clips": (12500, 50000, 200000)}),
-    "fingerprint": (fingerprints, {"clips": 3125}, {"clips": (12500, 50000, 200000)})}
+    "evaluation": (evaluation, {"clips": 1000, "classes": 28}, {"clips": (4000, 16000), "classes": (112, 448)}),
+    "check": (check, {"clips": 3125}, {"clips": (25000, 200000)}),
+    "fingerprint": (fingerprints, {"clips": 3125}, {"clips": (25000, 200000)})}
 TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "seconds T"}
 
 
