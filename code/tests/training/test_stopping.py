@@ -14,7 +14,7 @@ from network.avs import AVSNetwork
 import kill_resume
 from cmg.downstream import fit_heads
 from cmg.downstream.resume import Progress
-from cmg.extract import run
+from cmg.extract import output
 from cmg.prepare.pack import pack
 from cmg.utils import signals
 from conftest import ROOT
@@ -107,7 +107,7 @@ def test_extraction_keeps_the_clips_that_were_under_way(videos, tmp_path, monkey
     more = [*OFFLINE, "--seconds", "2", "--workers", workers]
     features(videos, tmp_path / "whole", *more)
     with monkeypatch.context() as patch:
-        calling(patch, run, "extract", 2, send())
+        calling(patch, output.Report, "add", 2, send())
         line = stopped(lambda: features(videos, tmp_path / "broken", *more))
     assert line.endswith("after the clips that were under way; repeat the call to continue")
     journal, = (tmp_path / "broken").glob(".report*.journal")

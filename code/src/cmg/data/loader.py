@@ -32,12 +32,14 @@ class ClipLoader(DataLoader):
     a clip cannot be read.
 
     Args:
-        dataset: items are dicts of arrays of equal shapes, or such arrays.
+        dataset: items are dicts of arrays of equal shapes, or such arrays; without a batch size, anything small.
         batch_size, num_workers, persistent_workers, options: as of DataLoader.
+        alone: value of --workers that takes no worker processes, for messages.
     """
 
-    def __init__(self, dataset, batch_size, num_workers=0, persistent_workers=False, **options):
-        workers = _fitting(dataset, batch_size, num_workers)
+    def __init__(self, dataset, batch_size, num_workers=0, persistent_workers=False, alone=0, **options):
+        self.alone = alone
+        workers = num_workers if batch_size is None else _fitting(dataset, batch_size, num_workers)
         super().__init__(dataset, batch_size, num_workers=workers, worker_init_fn=ignore_signals,
                          persistent_workers=persistent_workers and workers > 0, **options)
 
@@ -67,7 +69,7 @@ class ClipLoader(DataLoader):
     def _lost(self, reason):
         return WorkersLost(f"--workers {self.num_workers}: a process that reads clips has ended or cannot hand over a "
                            f"batch ({reason}); memory, shared memory and open files for all of them are expected; take "
-                           "fewer, --workers 0 for none")
+                           f"fewer, --workers {self.alone} for none")
 
 
 def _fitting(dataset, batch_size, workers):

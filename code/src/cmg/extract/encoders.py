@@ -122,3 +122,6 @@ class StillPictures:
 
     def record(self):
         return {"network": "frames", "width": 3}
+
+
+IN_PROCESSES = (LogMelSound, PatchPictures, StillPictures)      # NumPy alone: they may run in worker processes

@@ -7,7 +7,8 @@ import sys
 import unicodedata
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -15,14 +16,14 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cmg.data.csv import read_bytes
+from cmg.data.loader import ClipLoader
 from cmg.extract import lists, output, video
 from cmg.extract.build import find_device, front_ends_of, picture_encoder, sound_encoder
 from cmg.extract.clip import BAD_START, Row, Timing, extract
-from cmg.extract.encoders import BATCH, CPU_BATCH
+from cmg.extract.encoders import BATCH, CPU_BATCH, IN_PROCESSES
 from cmg.extract.layouts import SOUNDS, AVSBench, Zips
 from cmg.extract.output import write_whole
 from cmg.prepare.lists import read_annotations
-from cmg.training.runtime import keep_freed_memory
 from cmg.utils.console import clean
 from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError
@@ -157,8 +158,7 @@ def run(opts):
 @contextmanager
 def _cores_shared(workers):
     """Share the cores among the workers while the block runs: each computes on as many threads as there are cores for
-    it. NumPy's products are too small for more than one, and workers that return memory wait for each other."""
-    keep_freed_memory()
+    it. NumPy's products are too small for more than one."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, max(1, usable_cores() // workers)))
     try:
@@ -278,55 +278,80 @@ def _notes(opts, pictures):
     return notes
 
 
-def _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictures, device, workers):
-    """Every clip of this shard (`mine`) that is not there yet, several side by side. Returns how many clips of the
-    shard have no whole features."""
-    for name in layout.modalities:
-        remove_leftovers(opts.out / name / "zip")
-    batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
-    starts = labels.starts if labels else {}
-    todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), layout)]
+class _Extraction(torch.utils.data.Dataset):
+    """Clips by number; an item is the line of the report once the clip's features are written, or an InputError that
+    ends the run."""
 
-    def one(name):
-        problem = _name_problem(name, clips[name])
+    def __init__(self, opts, names, clips, labels, layout, timing, sound, pictures, batch):
+        self.names, self.clips, self.layout, self.batch = names, clips, layout, batch
+        self.timing, self.sound, self.pictures = timing, sound, pictures
+        self.starts, self.table = (labels.starts, labels.path) if labels else ({}, None)
+        self.start, self.silence_for_missing = opts.start, opts.silence_for_missing
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, number):
+        try:
+            return self._extract(self.names[number])
+        except InputError as error:             # returned, because a worker process would add its traceback
+            return error
+
+    def _extract(self, name):
+        problem = _name_problem(name, self.clips[name])
         if problem:
             return Row(name, "error", warning=problem)
-        line, start = starts[name] if starts else (None, opts.start)
-        made = extract(clips[name], name, timing, sound, pictures, start, opts.silence_for_missing, batch)
+        line, start = self.starts[name] if self.starts else (None, self.start)
+        made = extract(self.clips[name], name, self.timing, self.sound, self.pictures, start, self.silence_for_missing,
+                       self.batch)
         if line and made.row.status == BAD_START:
-            made.row.warning = f"{labels.path}: line {line}: {made.row.warning}"
+            made.row.warning = f"{self.table}: line {line}: {made.row.warning}"
         try:
-            layout.save(made, clips[name], start)
+            self.layout.save(made, self.clips[name], start)
         except InputError as error:
             if getattr(error.__cause__, "errno", None) not in NAME_ERRORS:
                 raise
             made.row.status, made.row.warning = "error", str(error)
         return made.row
 
-    def show(row):
-        report.add(row)
-        if row.status != "ok":
-            bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
-        bar.update()
+    def rows(self, workers, stop):
+        """Items in order, made side by side; after a signal (`stop`) those that are under way are the last.
 
-    with stop_on_signals() as stop, ThreadPoolExecutor(workers) as pool, tqdm(
+        Encoders that compute with NumPy run in processes, since threads would wait for each other between its many
+        short calls; networks, which are large or of other people's making, run in threads.
+        """
+        if workers > 1 and all(encoder is None or isinstance(encoder, IN_PROCESSES)
+                               for encoder in (self.sound, self.pictures)):
+            yield from ClipLoader(self, None, workers, alone=1,
+                                  sampler=takewhile(lambda _: not stop.signal, range(len(self))))
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            futures = deque(pool.submit(self.__getitem__, number) for number in range(len(self)))
+            try:
+                while futures and not stop.signal:
+                    yield futures.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+            yield from (future.result() for future in futures if not future.cancelled())
+
+
+def _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictures, device, workers):
+    """Every clip of this shard (`mine`) that is not there yet. Returns how many of them have no whole features."""
+    for name in layout.modalities:
+        remove_leftovers(opts.out / name / "zip")
+    batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
+    todo = [name for name in mine if opts.overwrite or not _is_done(report.rows.get(name), layout)]
+    extraction = _Extraction(opts, todo, clips, labels, layout, timing, sound, pictures, batch)
+    with stop_on_signals() as stop, closing(extraction.rows(workers, stop)) as rows, tqdm(
             total=len(mine), initial=len(mine) - len(todo), desc="features", unit="clip", disable=None) as bar:
-        futures = deque(pool.submit(one, name) for name in todo)
-
-        def finish():
-            """Keep the clips that are under way; the others are left to the next call."""
-            pool.shutdown(cancel_futures=True)
-            for future in futures:
-                if not future.cancelled():
-                    show(future.result())
-
-        try:
-            while futures:
-                show(futures.popleft().result())
-                stop.save_and_exit(finish, "after the clips that were under way", "repeat the call to continue")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for row in rows:
+            if isinstance(row, InputError):
+                raise row
+            report.add(row)
+            if row.status != "ok":
+                bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
+            bar.update()
+        stop.save_and_exit(lambda: None, "after the clips that were under way", "repeat the call to continue")
     return sum(report.rows[name].status != "ok" for name in mine)
 
 

@@ -4,6 +4,7 @@ Tian et al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 201
 a second. Frames are RGB, 8 bit, (H, W, 3).
 """
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
@@ -41,17 +42,46 @@ def at_rate(q, rows, per_second=PER_SECOND, length=1.0, hop=1.0):
     return (row * q + part * q + ROUNDING).astype(np.int64)
 
 
-@lru_cache(maxsize=64)
 def _taps(source, side):
-    """Left index and the two weights (x 2048) of each output pixel along one axis, before clamping."""
+    """Left index and fraction of each output pixel along one axis, before clamping."""
     position = ((np.arange(side) + 0.5) * (1.0 / (side / source)) - 0.5).astype(np.float32)
     index = np.floor(position).astype(np.int64)
     return index, (position - index.astype(np.float32)).astype(np.float32)
 
 
 def _weights(fraction):
+    """Weights of both neighbors, times 2048."""
     return (np.rint((1 - fraction) * np.float32(2048)).astype(np.int32),
             np.rint(fraction * np.float32(2048)).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What `bilinear` takes of frames of one size: their rows; columns of these, pixel by pixel with all channels, that
+    are left and right of an output pixel; of the result, rows above and below; and the weights of all."""
+
+    rows: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    left_weights: np.ndarray
+    right_weights: np.ndarray
+    upper: np.ndarray
+    lower: np.ndarray
+    upper_weights: np.ndarray
+    lower_weights: np.ndarray
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def of(cls, height, width, channels, side):
+        x, fraction = _taps(width, side)
+        fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # horizontally alone
+        x = np.clip(x, 0, width - 1)
+        columns = (channels * taps[:, None] + np.arange(channels) for taps in (x, np.minimum(x + 1, width - 1)))
+        y, fraction_y = _taps(height, side)
+        rows = np.clip(np.stack([y, y + 1]), 0, height - 1)
+        wanted, position = np.unique(rows, return_inverse=True)
+        return cls(wanted, *map(np.ravel, columns), *(weight.repeat(channels) for weight in _weights(fraction)),
+                   *position.reshape(rows.shape), *(weight[:, None] for weight in _weights(fraction_y)))
 
 
 @cache
@@ -90,25 +120,20 @@ def bilinear(frame, side):
     Returns:
         (side, side, 3) uint8.
     """
-    height, width, channels = frame.shape
-    x, fraction = _taps(width, side)
-    fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # horizontally alone
-    x = np.clip(x, 0, width - 1)
-    y, fraction_y = _taps(height, side)
-    rows = np.clip(np.stack([y, y + 1]), 0, height - 1)
-    wanted, position = np.unique(rows, return_inverse=True)
-    pixels = frame[wanted].reshape(len(wanted), -1)
-    across = sum(pixels.take((channels * taps[:, None] + np.arange(channels)).ravel(), 1) * weight.repeat(channels)
-                 for taps, weight in zip((x, np.minimum(x + 1, width - 1)), _weights(fraction)))
+    grid = _Grid.of(*frame.shape, side)
+    pixels = frame[grid.rows].reshape(len(grid.rows), -1)
+    across = pixels.take(grid.left, 1) * grid.left_weights
+    across += pixels.take(grid.right, 1) * grid.right_weights
     across >>= 4
-    result = 2
-    for taps, weight in zip(position.reshape(rows.shape), _weights(fraction_y)):
-        part = across.take(taps, 0)
-        part *= weight[:, None]
-        part >>= 16
-        result += part
+    result, below = across.take(grid.upper, 0), across.take(grid.lower, 0)
+    result *= grid.upper_weights
+    result >>= 16
+    below *= grid.lower_weights
+    below >>= 16
+    result += below
+    result += 2
     result >>= 2
-    return result.astype(np.uint8).reshape(side, side, channels)
+    return result.astype(np.uint8).reshape(side, side, -1)
 
 
 # ---------------------------------------------------------------------------------------------------- patches
