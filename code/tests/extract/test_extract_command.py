@@ -3,6 +3,7 @@ head that was trained on one modality and tested on another."""
 
 import csv
 import json
+import os
 import pickle
 import shlex
 import shutil
@@ -143,6 +144,18 @@ def test_workers_change_neither_a_byte_nor_a_line(videos, tmp_path, capsys):
         said.append((printed.out.replace(str(out), ""), [line for line in printed.err.splitlines() if ": " in line]))
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
     assert said[0] == said[1] == said[2] and "clip1a: unreadable" in "".join(said[0][1])
+
+
+def test_a_worker_that_is_killed_is_one_line_and_the_next_run_goes_on(videos, tmp_path, monkeypatch):
+    more, plain = [*OFFLINE, "--seconds", "2", "--workers", 2], run.extract
+    features(videos, tmp_path / "whole", *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "extract", lambda path, name, *rest: os._exit(9) if name == "clip3" else plain(
+            path, name, *rest))
+        with pytest.raises(InputError, match="--workers 2: a process .* take fewer, --workers 1 for none"):
+            features(videos, tmp_path / "out", *more)
+    features(videos, tmp_path / "out", *more)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_modalities_may_come_one_after_the_other(videos, tmp_path):
