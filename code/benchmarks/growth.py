@@ -36,9 +36,9 @@ from cmg.report import style
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.registry import SYSTEMS
 from cmg.training.batches import stored_dtype
-from cmg.training.optim import OptimConfig
 from cmg.training.runtime import keep_freed_memory
-from cmg.training.step import StepConfig, TrainStep
+from cmg.training.settings import OptimConfig, StepConfig
+from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError, Parser, run
 
 STEPS = 3                       # timed steps of pretraining; the fastest counts

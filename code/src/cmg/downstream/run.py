@@ -172,9 +172,9 @@ def _encode(task, encoders, measured, settings, cache):
     return found
 
 
-def _codes(task, encoders, dataset, modalities, settings, **more):
+def _codes(task, encoders, dataset, modalities, settings, training=False, cache=None):
     return encode.codes(encoders, dataset, modalities, labels=task.label_key, batch_size=settings.test_batch_size,
-                        precision=settings.precision, workers=settings.readers, **more)
+                        precision=settings.precision, workers=settings.readers, training=training, cache=cache)
 
 
 def _with_dropout(task, encoders, head_runs, channels, settings):
