@@ -194,6 +194,12 @@ def test_warnings_reach_the_file_of_their_run(tmp_path):
     assert len((tmp_path / "warnings.jsonl").read_text().splitlines()) == 1
 
 
+def test_tested_clips_that_were_trained_on_are_said(tmp_path):
+    results.append(tmp_path / "results.jsonl", row(seen_by_head=0.5))
+    text = page.write([tmp_path], tmp_path / "report.html", drawn=[]).read_text()
+    assert "* tested clips were seen before by the head, in another modality: ave 50 %." in text
+
+
 def test_warnings_of_tasks_are_printed_at_the_end(tmp_path, monkeypatch, capsys):
     """Each once, after what the block printed, also when it fails, no wider than the terminal."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])        # pytest's own show them

@@ -128,6 +128,7 @@ def build(runs, drawn, pool=False):
     measured = measure(rows)
     sections["what"].html = what(runs)
     sections["results"].html = [f"<p>{escape(tables.title(rows))}</p>"] * bool(tables.title(rows))
+    sections["results"].html += [f'<p class="soft">{escape(note)}</p>' for note in [results.seen_note(rows)] if note]
     sections["results"].html += result_tables(measured)
     sections["warnings"].html = warnings(runs)
     sections["provenance"].html = sources(runs)
