@@ -152,6 +152,18 @@ def test_a_clip_says_and_shows_its_digits_and_nothing_else():
             assert (cells[filled[0]] == pool.pixels[clip.seen[second]]).all()
 
 
+def test_originals_show_the_digit_and_sound_when_the_word_does():
+    """Spectrograms of all frames: loud in the seconds of the event alone."""
+    rng = np.random.default_rng(0)
+    pool = spoken_clips.Pool([(3000 * np.sin(np.arange(4000))).astype(np.int16)], np.array([7]),
+                             rng.integers(0, 255, (1, 28, 28), np.uint8), np.array([7]))
+    heard = np.array([-1, -1, 0, 0, -1])
+    found = spoken_clips.originals(spoken_clips.Clip(heard, np.zeros(5), heard, np.zeros(5, int)), pool)
+    loud = found["audio"].reshape(128, 5, -1).max((0, 2))
+    assert found["audio"].dtype == np.uint8 and (loud > 100).tolist() == (heard >= 0).tolist()
+    np.testing.assert_array_equal(found["video"], pool.pixels[0])
+
+
 def test_every_recording_comes_once_before_any_comes_again():
     casting = spoken_clips.Casting(made_pool(), np.random.default_rng(2))
     drawn = [casting.next("heard", 3) for _ in range(6)]
@@ -279,8 +291,9 @@ def test_from_recordings_to_a_report(recordings, tmp_path, small_model, capsys, 
     spoken.main([*roots, "--recordings", str(recordings), "--clips", str(CLIPS), "--figures", str(tmp_path / "figs"),
                  "--n_epoch", "1", "--n_embeddings", "24", "--gpu", "cpu", "--dataset_name", "vggsound"])
     shown = capsys.readouterr().out
-    assert "DCID-model-0.pt, same modality (last)" in shown and "report" in shown
+    assert "Spoken Digits in the form of AVE, AVVP, AVE>AVVP, UCF/VGG\nDCID-model-0.pt (audio+video)" in shown
+    assert "report" in shown
     folder = tmp_path / "runs" / "dcid-seed0"
-    assert (folder / "report.html").is_file()
+    assert 'alt="examples"' in (folder / "report.html").read_text(encoding="utf-8")
     tasks = {line.split('"task": "')[1].split('"')[0] for line in (folder / "results.jsonl").read_text().splitlines()}
     assert {"ave", "avvp", "ave_avvp", "ucf_vggsound"} <= tasks

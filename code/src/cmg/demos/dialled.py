@@ -20,7 +20,6 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cmg.data.layout import DATA_PATHS
-from cmg.data.sets.ave import ORIGINALS
 from cmg.demos import dialled_clips
 from cmg.demos.tree import (
     SECONDS,
@@ -33,6 +32,7 @@ from cmg.demos.tree import (
     write_captions,
     write_h5,
     write_lines,
+    write_originals,
     write_text,
     write_zip,
 )
@@ -96,22 +96,20 @@ def ave(tree):
 
     audio = np.empty((count, tree.seconds, dialled_clips.BANDS))               # float64, as published
     video = np.empty((count, tree.seconds, dialled_clips.GRID, dialled_clips.GRID, dialled_clips.CHANNELS))
-    originals = []                      # of the test rows: what the report shows
+    originals = []                      # of the test rows
     for pool in ("train", "val", "test"):
         rows = np.flatnonzero(split == pool)
         write_h5(tree.path(f"ave.{pool}"), "order", rows)
         for block in blocks(rows):
             if pool == "test":
-                originals.append(dialled_clips.originals(second_keys[block], pool, deepcopy(rng)))
+                originals += dialled_clips.originals(second_keys[block], pool, deepcopy(rng))
             audio[block] = dialled_clips.audio_clips(second_keys[block], rng)
             video[block] = dialled_clips.video_clips(second_keys[block], pool, rng)
             tree.bar.update(len(block))
     write_h5(tree.path("ave.audio"), "avadataset", audio)
     write_h5(tree.path("ave.video"), "avadataset", video)
     write_h5(tree.path("ave.label"), "avadataset", one_hot(second_keys, len(dialled_clips.CLASSES)))
-    for modality, name in ORIGINALS.items():
-        shown = np.concatenate([of_block[modality] for of_block in originals])
-        write_h5(tree.path("ave.label").with_name(name), "originals", shown)
+    write_originals(tree, originals)
 
 
 def ave_rows(clips, shares=(6, 24, 12)):

@@ -258,14 +258,20 @@ def originals(keys, split, rng):
     """What a person hears and sees of clips, drawn as `audio_clips` and then `video_clips` draw them from this rng.
 
     Returns:
-        {"audio": spectrograms (N, 128 bands, T * 15 frames), "video": the picture (N, 13, 13) of the first second with
-        an event}, uint8.
+        a list of {"audio": `spectrogram`, "video": the picture (13, 13) of the first second with an event}, uint8.
     """
-    bands = np.concatenate([0.5 * np.log1p(_powers(waves) @ mel_bank()) for waves in _waves(keys, rng)])
-    bands = bands.reshape(len(keys), -1, BANDS).swapaxes(1, 2)
+    sounds = np.concatenate(list(_waves(keys, rng))).reshape(*keys.shape, RATE)
     pictures = draw(pick(keys.ravel(), split, rng), rng).reshape(*keys.shape, CANVAS, CANVAS)
     first = pictures[np.arange(len(keys)), (keys != EMPTY).argmax(1)]
-    return {"audio": (255 * bands / bands.max()).astype(np.uint8), "video": (255 * first).astype(np.uint8)}
+    return [{"audio": spectrogram(sound), "video": (255 * picture).astype(np.uint8)}
+            for sound, picture in zip(sounds, first)]
+
+
+def spectrogram(waveforms):
+    """Log-mel bands of all frames of one sound (T seconds, 8000): (128 bands, T * 15 frames) uint8, from 0 to its
+    largest value."""
+    bands = np.log1p(_powers(waveforms) @ mel_bank()).reshape(-1, BANDS).T
+    return (255 * bands / max(bands.max(), 1e-12)).astype(np.uint8)
 
 
 def video_clips(keys, split, rng, style=PLAIN):

@@ -18,7 +18,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.demos import spoken_sources
 from cmg.demos.dialled import ave_rows, avvp_lists, write_shared
 from cmg.demos.dialled_clips import CLASSES, EMPTY, WORDS
-from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, pool, video_features
+from cmg.demos.spoken_clips import CHANNELS, OFFICIAL, Casting, audio_features, filters, originals, pool, video_features
 from cmg.demos.tree import (
     SECONDS,
     Events,
@@ -28,6 +28,7 @@ from cmg.demos.tree import (
     write_annotations,
     write_h5,
     write_lines,
+    write_originals,
     write_text,
     write_zip,
 )
@@ -102,15 +103,19 @@ def ave(tree):
     write_text(tree, "ave", PROMPTS)
     audio = np.empty((len(keys), SECONDS, 128))                                 # float64, as published
     video = np.empty((len(keys), SECONDS, GRID, GRID, tree.channels))
+    shown = []
     for part in tree.pools:
         rows = np.flatnonzero(split == part)
         write_h5(tree.path(f"ave.{part}"), "order", rows)
         for row, clip in zip(rows, tree.cast(digits[rows], digits[rows], part, rng)):
             audio[row] = tree.audio(clip, part)
             video[row] = tree.video(clip, part)
+            if part == "test":
+                shown.append(originals(clip, tree.pools[part]))
     write_h5(tree.path("ave.audio"), "avadataset", audio)
     write_h5(tree.path("ave.video"), "avadataset", video)
     write_h5(tree.path("ave.label"), "avadataset", one_hot(digits, len(CLASSES)))
+    write_originals(tree, shown)
     write_shared(tree, keys)
 
 

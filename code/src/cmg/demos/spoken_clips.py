@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmg.demos.dialled_clips import spectrogram
 from cmg.demos.spoken_sources import RATE, SIDE
 from cmg.demos.tree import Deck
 from cmg.extract.audio import logmel_second
@@ -140,6 +141,13 @@ def frame(clip, pool, second):
 def audio_features(clip, pool):
     """Audio features (T, 128) float32 of a clip."""
     return logmel_second(waveform(clip, pool), RATE)
+
+
+def originals(clip, pool):
+    """What a person hears and sees of a clip with an event: its spectrogram, and the image of the event's first second,
+    as {"audio": (128, T * 15), "video": (28, 28)}, uint8."""
+    sound = waveform(clip, pool).reshape(-1, RATE) / np.float32(1 << 15)
+    return {"audio": spectrogram(sound), "video": pool.pixels[clip.seen[(clip.seen != NONE).argmax()]]}
 
 
 def filters(pool):

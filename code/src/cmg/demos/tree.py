@@ -15,6 +15,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from cmg.data.sets.ave import ORIGINALS
 from cmg.data.text import read_prompts, write_text_features
 from cmg.data.text_backends import hashing_sentences
 from cmg.utils.errors import InputError
@@ -116,6 +117,16 @@ def write_h5(path, name, array):
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
                             compression=1 if array.ndim > 1 else None, shuffle=array.ndim > 1 or None)
     path.write_bytes(content.getvalue())
+
+
+def write_originals(tree, originals):
+    """Write what a person hears and sees of AVE's test rows (`cmg.data.sets.ave.ORIGINALS`), for the report.
+
+    Args:
+        originals: {"audio": spectrogram (bands, frames), "video": picture (H, W)}, uint8, of each row.
+    """
+    for modality, name in ORIGINALS.items():
+        write_h5(tree.path("ave.label").with_name(name), "originals", np.stack([row[modality] for row in originals]))
 
 
 def write_events(path, events):
