@@ -57,6 +57,7 @@ ARMS = {name: ["--system", name] for name in SYSTEMS} | {
     "no_cpc": ["--without", "cpc"], "no_club": ["--without", "club"], "no_cmcm": ["--without", "cmcm"],
     "own_ema": ["--without", "mm_ema"], "no_reset": ["--without", "reset"],
     "k100": ["--n_embeddings", "100"], "k200": ["--n_embeddings", "200"], "k800": ["--n_embeddings", "800"],
+    "attention": ["--mm_ema", "attention"],
     "joint": ["--code_choice", "joint"],
     "contrast": ["--weights", "contrast=3"],
     "shared_no_contrast": [*SHARED, "--weights", "contrast=0"],
