@@ -83,16 +83,20 @@ class Data:
         self.classes = self.clips["train"].classes
 
 
-def fit(sets, train_on, measured_on, epochs=HEAD_EPOCHS):
-    """Trained HeadRun of each key of `train_on` (key -> EncodedSplit); `measured_on`: key -> name -> EncodedSplit."""
-    runs = {key: fit_heads.HeadRun(part, part.clip_classes, HEAD_SEED, measured_on(key))
-            for key, part in train_on.items()}
+def fit(sets, train_on, epochs=HEAD_EPOCHS):
+    """Trained HeadRun of each key of `train_on` (key -> EncodedSplit)."""
+    runs = {key: fit_heads.HeadRun(part, part.clip_classes, HEAD_SEED, {}) for key, part in train_on.items()}
     fit_heads.fit(list(runs.values()), partial(make_head, classes=sets.classes), accuracy_of, epochs=epochs)
     return runs
 
 
 def make_head(width, classes):
     return ClipHead(width, len(classes))
+
+
+def score(head_run, part):
+    """Accuracy of a trained head, in percent."""
+    return float(accuracy_of([head_run.head], part)["accuracy"][0])
 
 
 def accuracy_of(heads, part):
@@ -137,10 +141,8 @@ def measure(path, data):
 
 def accuracies(data, parts):
     """role -> accuracy of each direction, in percent, of heads after their last epoch."""
-    runs = fit(data, {s: parts["train", s] for s in ("audio", "video")},
-               lambda source: {(role, t): parts[role, t] for role in ("val", "test") for t in ("audio", "video")})
-    return {role: {f"{s}->{t}": runs[s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
-            for role in ("val", "test")}
+    runs = fit(data, {s: parts["train", s] for s in ("audio", "video")})
+    return {role: {f"{s}->{t}": score(runs[s], parts[role, t]) for s, t in PAIRS} for role in ("val", "test")}
 
 
 def code_use(audio, video):
@@ -165,42 +167,31 @@ def final(path, data):
     pretrained = Pretrained.load(path, "cpu", "float32")
     encoder, found = pretrained.encoder, {}
     parts = encoded(data, encoder)
-    everything = {(role, t): parts[role, t] for role in ("val", "test") for t in ("audio", "video")}
     train = {s: parts["train", s] for s in ("audio", "video")}
-    runs = fit(data, train, lambda source: everything)
+    runs = fit(data, train)
     found["predictions"] = {f"{s}->{t}": letters(fit_heads.predict([runs[s].head], parts["test", t])[0].argmax(-1))
                             for s, t in PAIRS}
 
     choices = {f"{n},1,0": Selection(n, 1, 0) for n in CHANNELS}
     choices |= {f"released {s}->{t}": Selection(*numbers[:3], *numbers[3:])
                 for (s, t), numbers in encoder.system.TOC_RELEASED.get("ave", {}).items()}
-    selected, keys = {}, {}
-    for name, choice in choices.items():
-        kept = toc.head_channels(encoder.codebooks, choice)
-        for s in ("audio", "video"):
-            keys[name, s] = train[s].select(kept)
-            selected[name, s] = {key: part.select(kept) for key, part in everything.items()}
-    runs_toc = fit(data, keys, lambda key: selected[key])
-    found["toc"] = {name: {role: {f"{s}->{t}": runs_toc[name, s].curves[role, t]["accuracy"][-1] for s, t in PAIRS}
-                           for role in ("val", "test")} for name in choices}
+    kept = {name: toc.head_channels(encoder.codebooks, choice) for name, choice in choices.items()}
+    heads = fit(data, {(name, s): train[s].select(kept[name]) for name in choices for s in train})
+    found["toc"] = {name: {role: {f"{s}->{t}": score(heads[name, s], parts[role, t].select(kept[name]))
+                                  for s, t in PAIRS} for role in ("val", "test")} for name in choices}
 
-    labels, few = train["audio"].clip_classes, {}
-    for count in FRACTIONS[:-1]:
-        keep = torch.cat([torch.nonzero(labels == c).flatten()[:count] for c in labels.unique()])
-        few |= {(count, s): train[s].of_clips(keep) for s in ("audio", "video")}
     # as many steps as with all labels, so that a short training is not what is measured
-    runs_few = {}
+    labels, found["fractions"] = train["audio"].clip_classes, {}
     for count in FRACTIONS[:-1]:
-        runs_few |= fit(data, {key: part for key, part in few.items() if key[0] == count}, lambda key: everything,
-                        epochs=HEAD_EPOCHS * FRACTIONS[-1] // count)
-    found["fractions"] = {str(count): {f"{s}->{t}": runs_few[count, s].curves["test", t]["accuracy"][-1]
-                                       for s, t in PAIRS} for count in FRACTIONS[:-1]}
+        few = torch.cat([torch.nonzero(labels == c).flatten()[:count] for c in labels.unique()])
+        heads = fit(data, {s: part.of_clips(few) for s, part in train.items()},
+                    epochs=HEAD_EPOCHS * FRACTIONS[-1] // count)
+        found["fractions"][str(count)] = {f"{s}->{t}": score(heads[s], parts["test", t]) for s, t in PAIRS}
 
     found["noise"] = {}
     for noise in NOISE:
         noisy = encoded(data, encoder, noise)
-        found["noise"][str(noise)] = {f"{s}->{t}": float(accuracy_of([runs[s].head], noisy["test", t])["accuracy"][0])
-                                      for s, t in PAIRS}
+        found["noise"][str(noise)] = {f"{s}->{t}": score(runs[s], noisy["test", t]) for s, t in PAIRS}
     found["missing"] = missing(data, parts)
     found["gap"] = gap(data, encoder)
     return found
@@ -215,7 +206,7 @@ def missing(data, parts):
     """Accuracy of a head trained on both modalities of every clip, tested with both (mean of the outputs) or one."""
     train = {m: parts["train", m] for m in ("audio", "video")}
     both = joined(*train.values())
-    head = fit(data, {"both": both}, lambda key: {"both": both})["both"].head
+    head = fit(data, {"both": both})["both"].head
     outputs = {m: fit_heads.predict([head], parts["test", m])[0].softmax(-1) for m in train}
     targets = parts["test", "audio"].clip_classes
     found = {"both": outputs["audio"] + outputs["video"], **outputs}
@@ -263,11 +254,17 @@ def train_and_measure(name, modalities, seed, options, data):
     last = files[max(files)]
     line = {"arm": name, "modalities": modalities, "seed": seed, "steps": options.steps, "clips": options.clips,
             "flags": ARMS[name], "system": opts.system, "standardize": opts.standardize,
-            "cpu_seconds": round(seconds), "wall_seconds": round(wall), "commit": provenance.source_commit(),
+            "cpu_seconds": round(seconds * options.steps / (options.steps - done)) if done < options.steps else None,
+            "commit": provenance.source_commit(),
             "curve": curve, "final": final(last, data)}
     last.rename(options.work / f"{folder.name}.pt")
     shutil.rmtree(folder)
     return line
+
+
+def steps_of(folder):
+    """Step -> path of a run's checkpoints."""
+    return {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
 
 
 def subset(folder, clips, work):

@@ -79,6 +79,11 @@ def cell(values, digits=1):
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
+def step_seconds(runs):
+    """Processor time of a step, of those runs that were not resumed after their end."""
+    return np.mean([line["cpu_seconds"] / line["steps"] for line in runs.values() if line["cpu_seconds"]])
+
+
 def hits(study, line, direction):
     """(N,) whether each test clip is classified correctly, and (N,) the recording or photograph that it shows."""
     answers = np.array([ord(letter) - ord("a") for letter in line["final"]["predictions"][direction]])
@@ -134,7 +139,7 @@ def systems(study, modalities):
             points = [last(line) for line in runs.values()]
             rows.append([LABELS[arm], *(cell([p[name] for p in points]) for name in HEADINGS),
                          cell([p["used"] for p in points], 0), cell([p["common"] for p in points], 0),
-                         cell([100 * line["cpu_seconds"] / line["steps"] for line in runs.values()], 0),
+                         cell([100 * step_seconds(runs)], 0),
                          seeds_of(runs)])
     for line in study.fixed:
         if line["modalities"] in (None, modalities):
@@ -150,12 +155,12 @@ def equal_time(study, modalities):
     runs = study.of("dcid", modalities)
     if not runs:
         return ""
-    budget = np.mean([line["cpu_seconds"] for line in runs.values()])
+    budget = 390 * step_seconds(runs)
     rows = []
     for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared"):
-        points = []
-        for line in study.of(arm, modalities).values():
-            steps = [s for s in map(int, line["curve"]) if s * line["cpu_seconds"] / line["steps"] <= 1.05 * budget]
+        points, runs = [], study.of(arm, modalities)
+        for line in runs.values():
+            steps = [s for s in map(int, line["curve"]) if s * step_seconds(runs) <= 1.05 * budget]
             if steps:
                 points.append((max(steps), with_mean(line["curve"][str(max(steps))]["test"])["transfer"]))
         if points:
@@ -316,7 +321,7 @@ def figure(study, path):
         axis.axhline(100 / 13, color="gray", lw=0.8, ls=":")
         axis.set(title=title, xlabel="steps of 80 clips", ylim=(0, 100))
     axes[0].set_ylabel("transfer, % (mean of A→V and V→A)")
-    axes[1].legend(fontsize=7, loc="upper left")
+    axes[0].legend(fontsize=7, loc="upper left")
     plt.savefig(path, metadata={"Date": None})
     plt.close()
 

@@ -2,10 +2,9 @@
 
 import json
 
+import natural_tables
 import numpy as np
 import pytest
-
-import natural_tables
 from defaults import read
 from natural_tables import CROSS, Study, difference, page
 
