@@ -244,11 +244,10 @@ def train_and_measure(name, modalities, seed, options, data):
                  "--resume", "auto", *ARMS[name]]
     if source != options.data:
         arguments[arguments.index("--manifest") + 1] = str(source)
-    clock, wall = time.process_time(), time.time()
+    done, clock = max(steps_of(folder), default=0), time.process_time()
     pretrain(arguments, LOCAL)
-    seconds, wall = time.process_time() - clock, time.time() - wall
-    opts = parse_pretrain(arguments, LOCAL)
-    files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
+    seconds = time.process_time() - clock
+    opts, files = parse_pretrain(arguments, LOCAL), steps_of(folder)
     curve = {step: measure(path, data) for step, path in sorted(files.items())
              if step % options.every == 0 or step == options.steps}
     last = files[max(files)]
