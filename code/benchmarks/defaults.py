@@ -59,8 +59,6 @@ ARMS = {
     "quick": ["--lr", "8e-4"],
     "mi_forward_released": ["--mi_forward", "released"],
     "h_dcid": ["--system", "h_dcid"],
-    "h_dcid_layer2_data": ["--system", "h_dcid", "--layer2_start", "data"],
-    "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
     "h_dcid_shared": ["--system", "h_dcid", "--recipe", "shared"],
     "fcid": ["--system", "fcid"],
     "micu": ["--system", "micu"],

@@ -52,8 +52,6 @@ ARMS = {name: ["--system", name] for name in SYSTEMS} | {
     "dcid_shared": SHARED,
     "dcid_shared_raw": [*SHARED, "--standardize", "none"],
     "h_dcid_shared": ["--system", "h_dcid", *SHARED],
-    "h_dcid_layer2_data": ["--system", "h_dcid", "--layer2_start", "data"],
-    "h_dcid_detached": ["--system", "h_dcid", "--detach_targets"],
     "no_cpc": ["--without", "cpc"], "no_club": ["--without", "club"], "no_cmcm": ["--without", "cmcm"],
     "own_ema": ["--without", "mm_ema"], "no_reset": ["--without", "reset"],
     "k100": ["--n_embeddings", "100"], "k200": ["--n_embeddings", "200"], "k800": ["--n_embeddings", "800"],

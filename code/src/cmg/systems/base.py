@@ -321,8 +321,8 @@ class System(Declaration, nn.Module):
         Without it the monitors do not see the spread of the features."""
         return {}
 
-    def mark_initialized(self, epoch: int) -> None:
-        """Set `initialized` after loading a published file of this epoch, which does not contain it."""
+    def mark_initialized(self) -> None:
+        """Set `initialized` after loading a published file, which does not contain it."""
         self.initialized = [True] * len(self.codebooks)
 
     @contextmanager

@@ -107,10 +107,10 @@ class Encoder(base.Encoder):
         """`inputs` of all modalities; other entries of the batch are ignored."""
         return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
-    def forward(self, features, depth=None, with_cmcm=True, mask=None, joint=()):
-        """The LevelOutput of each of the first `depth` levels (default: all), given `features(batch)`."""
+    def forward(self, features, with_cmcm=True, mask=None, joint=(), up_to=None):
+        """The LevelOutput of each level (`up_to`: of the first ones only), given `features(batch)`."""
         outputs = []
-        for level in self.levels[:depth]:
+        for level in self.levels[:up_to]:
             outputs.append(level(features, with_cmcm, mask, joint))
             features = {m: s.pooled for m, s in outputs[-1].specific.items()}
         return outputs
@@ -155,12 +155,12 @@ class Objective(nn.Module):
         """modality -> reconstruction of the level's inputs."""
         return {m: self.decoders[m](output.quantized.vectors[m], output.specific[m].full) for m in self.decoders}
 
-    def forward(self, output, reconstructed, rng, with_club, with_cpc, detach_targets=False):
+    def forward(self, output, reconstructed, rng, with_club, with_cpc):
         """`Losses` of the level (NeurIPS 2023, section 3)."""
         vectors, recon, terms = output.quantized.vectors, {}, {}
         for m, y in reconstructed.items():
             target = output.inputs[m].to(vectors[m].dtype)
-            error = squared_error(y.to(target.dtype), target.detach() if detach_targets else target, output.mask)
+            error = squared_error(y.to(target.dtype), target, output.mask)
             recon[m] = dist.mean(error, output.mask)
         terms = {"recon": recon, "commit": output.quantized.commitment}
         if with_club:
@@ -230,24 +230,20 @@ class DCID(settings.DCID, base.System):
     def features(self, batch):
         return base.to_seconds(self.encoder.features(batch), self.config, batch.get("mask"))
 
-    def depth(self, epoch):
-        """Number of levels that are computed in an epoch."""
-        return 1
-
     def encode(self, features, epoch):
-        return self._levels(features, self.depth(epoch), self.is_on("cmcm"))
+        return self._levels(features, self.is_on("cmcm"))
 
-    def _levels(self, features, depth, with_cmcm):
+    def _levels(self, features, with_cmcm, up_to=None):
         with self.autocast():
-            return self.encoder(features, depth, with_cmcm, features.mask, self.options.joint_modalities(self.config))
+            return self.encoder(features, with_cmcm, features.mask, self.options.joint_modalities(self.config), up_to)
 
     def init_codebooks(self, features, epoch, rng):
         if self.options.codebook_init == "released":
             self.initialized = [True] * len(self.initialized)
-        for number in range(self.depth(epoch)):
+        for number in range(len(self.encoder.levels)):
             if not self.initialized[number]:
                 with self.evaluating():
-                    outputs = self._levels(features, number + 1, False)
+                    outputs = self._levels(features, False, number + 1)
                 self.encoder.levels[number].codebook.init_from_data(outputs[number].semantic, rng, features.mask)
                 self.initialized[number] = True
 
@@ -269,7 +265,7 @@ class DCID(settings.DCID, base.System):
         mi_forward="released" makes five passes with one such step each and a sixth for the losses, so that the
         codebooks are updated six times.
         """
-        levels = [n for n in range(self.depth(epoch)) if self.is_trained(n, epoch)] if self.is_on("club") else []
+        levels = [n for n in range(len(self.objectives)) if self.is_trained(n, epoch)] if self.is_on("club") else []
         clubs = {n: self.objectives[n].clubs() for n in levels}
         for batched in clubs.values():
             batched.share_gradients()
@@ -305,8 +301,7 @@ class DCID(settings.DCID, base.System):
             objective, suffix = self.objectives[number], _suffix(number)
             with self.autocast():
                 reconstructed = objective.reconstruct(output)
-            level = objective(output, reconstructed, rng, self.is_on("club"), self.is_on("cpc"),
-                              self.detaches_targets(number))
+            level = objective(output, reconstructed, rng, self.is_on("club"), self.is_on("cpc"))
             terms |= {kind + suffix: value for kind, value in level.terms.items()}
             metrics |= {name + suffix: value for name, value in level.metrics.items()}
         if self.weights(epoch=0).get("contrast"):
@@ -319,10 +314,6 @@ class DCID(settings.DCID, base.System):
         with full_precision(semantic):
             means = dist.all_gather(mean_of_clips(semantic, output.mask).transpose(0, 1)).transpose(0, 1)
             return clip_pairs(means, means)
-
-    def detaches_targets(self, level):
-        """Whether the targets of a level's reconstruction are detached."""
-        return False
 
     @property
     def codebooks(self):

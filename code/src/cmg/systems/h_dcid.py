@@ -51,24 +51,14 @@ class HDCID(settings.HDCID, DCID):
     def level_objectives(self):
         return [Objective(self.config, first_decoder), Objective(self.config, second_decoder)]
 
-    def depth(self, epoch):
-        """Two levels from the beginning, as published, or only since the losses of the second start."""
-        return 1 if epoch < SECOND_LEVEL_FROM and self.options.layer2_start == "data" else 2
-
     def is_trained(self, level, epoch):
         return level == 0 or epoch >= SECOND_LEVEL_FROM
 
     def encode(self, features, epoch):
-        return self._levels(features, self.depth(epoch), with_cmcm=False)
+        return self._levels(features, with_cmcm=False)
 
     def weights(self, epoch):
         found = super().weights(epoch)
         if epoch < SECOND_LEVEL_FROM:
             found |= {kind: 0.0 for kind in found if kind.endswith("_2")}
         return found
-
-    def detaches_targets(self, level):
-        return level > 0 and self.options.detach_targets
-
-    def mark_initialized(self, epoch):
-        self.initialized = [True, self.depth(epoch) > 1]

@@ -150,15 +150,6 @@ class DCIDOptions(SharedCodebookOptions):
 
 
 @dataclass(frozen=True)
-class HDCIDOptions(DCIDOptions):
-    """How H-DCID is trained."""
-
-    layer2_start: str = setting("released", "H-DCID: update the second codebook from epoch 0, as published, or "
-                                "initialize it from data when its losses start", choices=("released", "data"))
-    detach_targets: bool = setting(False, "H-DCID: detach the targets of the second level's reconstruction")
-
-
-@dataclass(frozen=True)
 class FCIDConfig(sizes.Config):
     """Sizes of FCID: one Transformer layer, and no LSTM over word vectors."""
 
@@ -252,7 +243,6 @@ class DCID(Declaration):
 
 class HDCID(DCID):
     name, label, FILE, EPOCHS = "h_dcid", "H-DCID", "H-DCID-model-{}.pt", 5
-    Options = HDCIDOptions
     TERMS = DCID.TERMS | {
         f"{kind}_2": Term(SECOND_LEVEL_WEIGHT, kind, f"{term.label}, level 2")
         for kind, term in DCID.TERMS.items() if term.weight}

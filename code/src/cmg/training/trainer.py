@@ -250,7 +250,7 @@ class Trainer:
         state = RunState.of(loaded)
         if state is None:
             self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
-            self.train_step.system.mark_initialized(loaded.epoch)
+            self.train_step.system.mark_initialized()
             log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
                      self.position.epoch)
             return
