@@ -125,6 +125,8 @@ def test_two_runs_stand_side_by_side(tmp_path):
     __main__.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
     text = (tmp_path / "pooled.html").read_text()
     assert "66.5 ± 6.6" in text and "diff." not in text.split("</header>")[1]
+    rows = page.rows_of(run_files.read_runs(folders), True)
+    assert {r["run"] for r in rows} == {"run0/of_one_name and 1 more"}
 
 
 def test_no_picture_is_wider_than_its_column_and_most_are_folded(written):

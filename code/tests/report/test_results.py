@@ -202,6 +202,23 @@ def test_what_is_printed_of_one_checkpoint_and_of_several():
     assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no task here has val")
 
 
+def test_the_readme_shows_what_the_demo_prints():
+    """Its table's names and captions; the values are those of one machine."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("It ends like this")[1].split("```")[1].strip().splitlines()
+    about = dict(origin="Dialled Digits", checkpoint="/x/DCID-model-11.pt", modalities=["audio", "video", "text"])
+    seen = {("avvp", "video->audio"): {"seen_by_head": 0.918}, ("avvp", "audio->video"): {"seen_by_head": 0.918},
+            ("ucf_vggsound", "video->audio"): {"seen_in_pretraining": 1.0}}
+    rows = [line | about | seen.get((line["task"], line["direction"]), {}) for line in both_ways()]
+    rows += [line | {"control": "untrained"} for line in rows]
+    rows += [row(direction=f"text->{number}") | about for number in range(22)]
+    shown = screen.table(rows, 100).splitlines()
+    assert block[:2] == shown[:2] and shown[13].startswith("mean ")
+    assert [line.split()[:3] for line in block[3:13]] == [line.split()[:3] for line in shown[3:13]]
+    start = block.index("", 5) + 1
+    assert [line for line in block[start:] if line != "..."][:6] == shown[shown.index("", 5) + 1:]
+
+
 def test_results_on_clips_that_were_trained_on_are_marked_in_every_table():
     rows = both_ways()
     for line in rows:

@@ -100,7 +100,8 @@ def main(argv, local):
                          "--snapshot_pref", str(folder / name)], local)
         evaluate([str(last), *shared, "--no_text", "--no_control", "--tasks", *EVALUATED, "--seeds",
                   *map(str, own.seeds), "--snapshot_pref", str(folder)], local)
-    table = show(results.read(folder / "results.jsonl"), own.study, system)
+    rows = results.read(folder / "results.jsonl")
+    table = "\n\n".join(filter(None, [tables.title(rows), show(rows, own.study, system)]))
     with atomic_output(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")
     print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"

@@ -89,8 +89,15 @@ def row_key(row):
 
 def pooled(rows):
     """The same results with checkpoints of one file name, as pretraining with other seeds leaves them in other folders,
-    as one: their rows become a single one with mean and standard deviation over them."""
-    return [row | {"checkpoint_sha256": Path(row["checkpoint"]).name, "run": None} for row in rows]
+    as one: their rows become a single one with mean and standard deviation over them, under the name of the first
+    run."""
+    runs = {}
+    for row in rows:
+        runs.setdefault(Path(row["checkpoint"]).name, {})[row.get("run")] = None
+    named = {file: next(iter(of)) and next(iter(of)) + f" and {len(of) - 1} more" * (len(of) > 1)
+             for file, of in runs.items()}
+    return [row | {"checkpoint_sha256": file, "run": named[file]}
+            for row, file in ((row, Path(row["checkpoint"]).name) for row in rows)]
 
 
 def of_run(rows, run):
