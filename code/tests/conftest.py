@@ -23,6 +23,15 @@ for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
 
+def message(function, *args, **kwargs):
+    """The one line of the InputError that a call must raise."""
+    from cmg.utils.errors import InputError
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fingerprint_cache(tmp_path_factory):
     """Fingerprints of data are kept in a folder of the session, not in the user's cache."""
@@ -59,6 +68,16 @@ def demo_data(tmp_path_factory):
     from cmg.demos import dialled as demo_tree
     root = tmp_path_factory.mktemp("demo") / "data"
     demo_tree.build(root, DATA_PATHS, clips=80, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def spoken_data(recordings, tmp_path_factory):
+    """Root of Spoken Digits with 80 pretraining clips."""
+    from cmg.data.layout import DATA_PATHS
+    from cmg.demos import spoken as spoken_tree
+    root = tmp_path_factory.mktemp("spoken") / "data"
+    assert spoken_tree.build(root, DATA_PATHS, recordings, clips=80, progress=False)
     return root
 
 

@@ -54,13 +54,18 @@ def train(arguments, log, is_tiny, rank=None, port=None):
     import pretrain
     from cmg.models.config import Config
     if rank is not None:
-        os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(port)}
+        join_run(rank, port)
     if is_tiny:
         full = Config.for_data.__func__
         Config.for_data = classmethod(
             lambda cls, *args, **sizes: narrow(full(cls, *args, **sizes)))
     process(lambda: pretrain.main(arguments), log, several=True)
+
+
+def join_run(rank, port):
+    """The environment of one of two processes, as torchrun sets it."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}
 
 
 def prepare(arguments, log, batch=None):
@@ -184,17 +189,11 @@ class Run:
 
     def __init__(self, work, folder, context):
         folder.mkdir(parents=True, exist_ok=True)
-        given, more = work.arguments(folder), [()]
-        if work.processes == 2:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                more = [(rank, free.getsockname()[1]) for rank in range(2)]
-            (folder / "output.txt").unlink(missing_ok=True)         # of the start before
         self.output = folder / "output.txt"
+        if work.processes == 2:
+            self.output.unlink(missing_ok=True)                     # of the start before
         self.started = len(self.output.read_text()) if self.output.exists() else 0
-        self.processes = [context.Process(target=work.target, args=(*given, *extra)) for extra in more]
-        for one in self.processes:
-            one.start()
+        self.processes = start(context, work.target, *[work.arguments(folder)] * work.processes)
 
     def wait(self, seconds=None):
         """Until all have ended; True if they did within the time."""
@@ -256,6 +255,19 @@ def fork_server():
     warm.start()
     warm.join()
     return context
+
+
+def start(context, target, *arguments):
+    """Start a process for each of `arguments`; several are one run, and each gets its rank and their port as well."""
+    more = [()]
+    if len(arguments) > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            more = [(rank, free.getsockname()[1]) for rank in range(len(arguments))]
+    processes = [context.Process(target=target, args=(*given, *extra)) for given, extra in zip(arguments, more)]
+    for one in processes:
+        one.start()
+    return processes
 
 
 def prove(folder, work, kills, seed=0, report=print):

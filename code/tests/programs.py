@@ -339,5 +339,6 @@ BEFORE = {report: _measured, table_pictures: _measured, ablation: _measured, voc
           scenes_again: _scenes, discarded: _discarded, readers: _readers, check: _demo_copy}
 PARTLY = (check, check_own, ave_arrays, avsbench, labeled)     # exit code 1 and a report: the other clips go on
 LONG = (pretraining, evaluated, avs_train, pack, labeled)      # runs that hold a lock and go on where they stopped
-CALLS = (*LONG, report, table_pictures, exported, channels, text, vocabulary, lists, own_example, ave_arrays, avsbench,
-         scenes, scenes_again, demo, demo_again, avs_test, ablation, recordings, check, check_own, discarded, readers)
+CALLS = (readers, check_own, check, text, vocabulary, lists, own_example, recordings, discarded, scenes, scenes_again,
+         exported, table_pictures, report, channels, ablation, pack, labeled, avsbench, ave_arrays, demo, demo_again,
+         evaluated, avs_train, avs_test, pretraining)       # quick ones first: a function meets its fault in one call

@@ -19,21 +19,12 @@ from cmg.data.features import Pack, open_features, read_tensor
 from cmg.data.hdf5 import hdf5_array, open_hdf5
 from cmg.data.sets.custom import Custom
 from cmg.prepare.pack import pack
-from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, message
 from data_trees import zip_bytes
 
 RNG = np.random.default_rng(0)
 CLIPS = {name: RNG.standard_normal((seconds, 6)).astype(np.float32) for name, seconds in
          (("a", 10), ("b", 4), (unicodedata.normalize("NFC", "é c"), 7))}
-
-
-def message(function, *args, **kwargs):
-    """The one line that a call ends with."""
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def save(path, array):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from cmg.results import rows as results
 from cmg.utils import dist, files
 from cmg.utils.errors import InputError
 from data_trees import write_zips
-from kill_resume import fork_server, narrow, train
+from kill_resume import fork_server, narrow, start, train
 
 SECONDS_TO_END = 10
 
@@ -209,14 +208,8 @@ def run_two(folder, *arguments):
     Returns:
         exit codes, lines of errors of each, and the seconds between their ends.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context, logs = fork_server(), [folder / f"{rank}.txt" for rank in range(2)]
-    started = [context.Process(target=train, args=(of_rank, logs[rank], True, rank, port))
-               for rank, of_rank in enumerate(arguments)]
-    for process in started:
-        process.start()
+    logs = [folder / f"{rank}.txt" for rank in range(2)]
+    started = start(fork_server(), train, *((of_rank, log, True) for of_rank, log in zip(arguments, logs)))
     try:
         ended = {}
         while len(ended) < 2:

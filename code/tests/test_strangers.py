@@ -21,7 +21,6 @@ from cmg.data.archive import read_counts, read_npy, read_zip
 from cmg.data.csv import read_classes, read_table
 from cmg.data.features import open_features
 from cmg.data.manifest import Manifest
-from cmg.data.pretrained import from_pretrained
 from cmg.data.sets.avs_s4 import read_image
 from cmg.data.text import FORMAT, TextFeatures, read_vocabulary
 from cmg.data.text_backends import Bert
@@ -147,12 +146,6 @@ def test_no_file_outside_is_opened(reader, kind, tmp_path):
     assert isinstance(found, InputError) and "\n" not in str(found)
 
 
-def test_an_array_in_its_own_file_is_read(tmp_path):
-    with h5py.File(tmp_path / "x.h5", "w") as made:
-        made["avadataset"] = np.ones((3, 10, 16), np.float32)
-    assert open_features(tmp_path / "x.h5", "audio").read("2").shape == (10, 16)
-
-
 # ------------------------------------------------------------------------------------------------------ code of models
 @pytest.fixture
 def with_code(tmp_path):
@@ -185,13 +178,6 @@ def test_a_pipe_within_a_models_folder(with_code):
     os.remove(with_code / "config.json")
     os.mkfifo(with_code / "config.json")
     assert "pipe or device" in str(ends(lambda: HubText(with_code, "cpu")))
-
-
-def test_a_model_of_transformers_itself_is_loaded(tmp_path):
-    from transformers import AutoModel, BertConfig, BertModel
-    BertModel(BertConfig(vocab_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         intermediate_size=16)).save_pretrained(tmp_path)
-    assert from_pretrained(AutoModel, tmp_path).config.hidden_size == 16
 
 
 # --------------------------------------------------------------------------------------- control characters, line ends

@@ -15,18 +15,10 @@ from cmg.data.sets.vggsound import read_list
 from cmg.data.text import read_prompts
 from cmg.extract import audio, clip, encoders, run, video
 from cmg.extract.media import Media, rgb
-from cmg.utils.errors import InputError
+from conftest import message
 from made_videos import make_video, picture
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches"]
-
-
-def message(function, *args, **kwargs):
-    """The one line that a call ends with."""
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def features(folder, out, *more):

@@ -18,7 +18,7 @@ import prepare
 import pretrain
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_downstream, parse_evaluate, parse_pretrain
-from cmg.data.archive import LIMITS, read_npy
+from cmg.data.archive import read_npy
 from cmg.data.features import open_features
 from cmg.data.manifest import Manifest
 from cmg.data.sets.custom import Custom
@@ -30,21 +30,13 @@ from cmg.report import __main__ as report_program
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.training.batches import Resident, Streamed
-from cmg.utils.errors import InputError
 from configs.opts import LOCAL
+from conftest import message
 from data_trees import hashed_text, write_zips
 from tiny import run_once
 
 SRC = Path(pretrain.__file__).parent
 HEAD = "id,split,label,onset,offset,prompt"
-
-
-def message(function, *args, **kwargs):
-    """The one line of the InputError that a call must raise."""
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def manifest(folder, *lines, head=HEAD):
@@ -228,12 +220,6 @@ def test_a_broken_npy_is_one_line(name, tmp_path):
     broken_npy(name, path)
     text = message(read_npy, path)
     assert text.startswith(f"{path}: ") and "expected" in text
-
-
-def test_a_large_npy_is_not_read(tmp_path):
-    with open(tmp_path / "a.npy", "wb") as file:
-        file.truncate(LIMITS.pickle_bytes + 10)
-    assert "bytes or more" in message(read_npy, tmp_path / "a.npy")
 
 
 def test_two_files_of_one_clip_are_refused(tmp_path):

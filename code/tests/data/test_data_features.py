@@ -17,28 +17,20 @@ from cmg.data.archive import read_counts, read_zip, unpickle_array
 from cmg.data.clips import Clips
 from cmg.data.features import check_clip, fit_length, open_features
 from cmg.utils.errors import InputError, run
+from conftest import message
 from data_trees import features, write_zips, zip_bytes
 
 RNG = np.random.default_rng(0)
 CLIP = features(RNG, 10)
 
 
-def message(function, *args, **kwargs):
-    """The one line of the InputError that a call must raise."""
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 500
-    return text
-
-
 # ------------------------------------------------------------------------------------------------- good pickles
-@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("array", [CLIP, CLIP.astype(">f8"), np.asfortranarray(CLIP), np.arange(10), CLIP > 1,
                                    CLIP.astype(np.float16), np.zeros((0, 128), np.float32)], ids=lambda x: str(x.dtype))
-def test_arrays_of_every_protocol(protocol, array):
-    found = unpickle_array(pickle.dumps(array, protocol), "x")
-    assert found.dtype == array.dtype and np.array_equal(found, array)
+def test_arrays_of_every_protocol(array):
+    for protocol in range(6):
+        found = unpickle_array(pickle.dumps(array, protocol), "x")
+        assert found.dtype == array.dtype and np.array_equal(found, array)
 
 
 @pytest.mark.parametrize("spelling", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
@@ -163,7 +155,6 @@ DEFECTS = {                                     # name -> (bytes of the file, wh
     "drive": (zip_bytes(CLIP, names=["C:\\clip.pkl"]), "leaves the folder"),
     "bomb": (bomb(), "at most 67,108,864"),
     "lying bomb": (lying_bomb(), "damaged zip"),
-    "many members": (zip_bytes(*[0] * 65), "members"),
     "encrypted": (encrypted(), "damaged zip"),
     "wrong rank": (zip_bytes(CLIP[0]), "shape (128,)"),
     "wrong width": (zip_bytes(CLIP[:, :64]), "shape (10, 64)"),
@@ -258,17 +249,6 @@ def hdf5_defects(path, name):
             file["avadataset"] = x[0]
         elif name == "maps too small":
             file["avadataset"] = np.ones((4, 10, 4, 7, 3))
-        elif name == "external link":
-            file["avadataset"] = h5py.ExternalLink("/etc/other.h5", "x")
-        elif name == "external storage":
-            (path.parent / "raw").write_bytes(x.tobytes())
-            file.create_dataset("avadataset", x.shape, "f8", external=[(str(path.parent / "raw"), 0, x.nbytes)])
-        elif name == "virtual":
-            layout = h5py.VirtualLayout(x.shape, "f8")
-            layout[:] = h5py.VirtualSource("other.h5", "x", x.shape)
-            file.create_virtual_dataset("avadataset", layout)
-        elif name == "huge chunks":
-            file.create_dataset("avadataset", (10 ** 6, 10, 128), "f8", chunks=(10 ** 5, 10, 128), compression="gzip")
         elif name == "a group":
             file.create_group("avadataset")
         elif name == "another format":
@@ -283,10 +263,8 @@ def hdf5_defects(path, name):
 
 
 HDF5 = {"another name": "no dataset 'avadataset'", "wrong rank": "rank 3 or 5",
-        "maps too small": "maps of 4 x 7 positions", "external link": "a link", "external storage": "other files",
-        "virtual": "other files", "huge chunks": "chunks of", "a group": "'avadataset' is a group (empty)",
-        "another format": "something",
-        "truncated": "not a whole HDF5 file", "no HDF5": "not a whole HDF5 file"}
+        "maps too small": "maps of 4 x 7 positions", "a group": "'avadataset' is a group (empty)",
+        "another format": "something", "truncated": "not a whole HDF5 file", "no HDF5": "not a whole HDF5 file"}
 
 
 @pytest.mark.parametrize("name", list(HDF5))

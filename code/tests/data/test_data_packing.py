@@ -15,17 +15,10 @@ from cmg.data.clips import Clips
 from cmg.data.features import open_features
 from cmg.prepare.pack import pack
 from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, message
 from data_trees import features, write_zips, zip_bytes
 
 IDS = [f"clip{k:03d}" for k in range(150)]
-
-
-def message(function, *args, **kwargs):
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")

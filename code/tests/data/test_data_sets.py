@@ -21,6 +21,7 @@ from cmg.data.sets.ucf_vggsound import UCFVGGSound
 from cmg.data.sets.vggsound import VGGSound
 from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
+from conftest import message
 from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_bytes
 from tiny import run_once
 
@@ -51,13 +52,6 @@ def check(root, dataset, capsys, *flags):
     """(exit code, what prepare.py check prints)."""
     code = prepare.main(["check", "--dataset", dataset, "--data_root", str(root), *flags])
     return code, capsys.readouterr().out
-
-
-def message(function, *args, **kwargs):
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ----------------------------------------------------------------------------------------------------- VGGSound

@@ -10,17 +10,11 @@ from cmg.data.sets.vggsound import read_list
 from cmg.data.text import read_prompts
 from cmg.prepare.lists import read_annotations
 from cmg.utils.errors import InputError
+from conftest import message
 
 GOOD = ("category,video_id,split\ndog,aaaaaaaaaaa,train\ncat,-bbbbbbbbbb,test\ndog,ccccccccccc,val\n"
         "cat,ddddddddddd,train\n")
 EVENTS = "filename\tonset\toffset\tevent_labels\naaaaaaaaaaa_0_10\t0,3\t2,10\tdog,cat\nbbbbbbbbbbb_0_10\t5\t5\tdog\n"
-
-
-def message(function, *args, **kwargs):
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -29,8 +29,7 @@ from cmg.data.text import (
     write_text_features,
 )
 from cmg.data.text_backends import Bert, find_vocabulary, hashing_sentences, word_list
-from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, message
 from data_trees import hashed_text
 
 PROMPTS = {"dog": "a dog is barking near the red car", "cat": "the repetitive pleading meow of a hungry cat"}
@@ -54,13 +53,6 @@ def bert(tmp_path_factory, vocab):
     transformers.BertModel(config).save_pretrained(folder)
     shutil.copy(vocab, folder / "vocab.txt")
     return folder
-
-
-def message(function, *args, **kwargs):
-    with pytest.raises(InputError) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------- our own prompts

@@ -399,15 +399,6 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
         dialled.build(tmp_path / "new", DATA_PATHS, clips=5)
 
 
-def test_a_failed_build_leaves_nothing(tmp_path, monkeypatch):
-    def fail(tree):
-        raise OSError("no space left")
-    monkeypatch.setitem(dialled.PARTS, "ave", fail)
-    with pytest.raises(InputError, match="no space"):
-        dialled.build(tmp_path / "tree", DATA_PATHS, clips=80, progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_marker_names_the_settings(tree):
     marker = json.loads((tree / dialled.MARKER).read_text())
     assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(dialled.PARTS)

@@ -126,16 +126,20 @@ def differing(call, unbroken, folder, is_hit=False):
 
 
 # ----------------------------------------------------------------------------------------------- full, or unreadable
+SITES = {}                      # call -> functions that touched files
+MET = set()                     # (does it read, function) of the faults of earlier calls
+
+
 def faults(seen):
-    """(Place, n): of each function one operation that writes, the first or the last, and one that reads."""
+    """(Place, n): of each function that no earlier call has tried, one operation that writes, the first or the last,
+    and one that reads."""
     chosen = {}
     for place in sorted(seen, key=lambda place: place.kind != "write"):
-        chosen.setdefault((place.kind == "read", place.site), place)
+        if (place.kind == "read", place.site) not in MET:
+            chosen.setdefault((place.kind == "read", place.site), place)
+    MET.update(chosen)
     return [(place, seen[place] - 1 if k % 2 and place.kind == "write" else 0)
             for k, place in enumerate(chosen.values())]
-
-
-SITES = {}                      # call -> functions that touched files
 
 
 def problems(call, tools, folder):

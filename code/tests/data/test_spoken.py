@@ -216,13 +216,6 @@ def test_features_agree_with_those_of_video_files(recordings, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- the tree
-@pytest.fixture(scope="module")
-def tree(recordings, tmp_path_factory):
-    out = tmp_path_factory.mktemp("spoken") / "tree"
-    assert spoken_tree.build(out, DATA_PATHS, recordings, clips=CLIPS, progress=False)
-    return out
-
-
 def test_parts_share_no_recording_and_no_image(recordings):
     speech, images = spoken_sources.read_speech(recordings), spoken_sources.read_images(recordings)
     assert len(speech.waves) == 3000 and len(set(speech.speaker)) == 6 and len(images.digit) == 10_000
@@ -239,25 +232,26 @@ def test_parts_share_no_recording_and_no_image(recordings):
         assert (np.bincount(pool.said) == len(pool.said) // 10).all() and np.bincount(pool.shown).min() > 60
 
 
-def test_the_tree_has_the_published_layout(tree):
-    table = pd.read_csv(place(tree, "vggsound.csv"))
+def test_the_tree_has_the_published_layout(spoken_data):
+    table = pd.read_csv(place(spoken_data, "vggsound.csv"))
     assert dict(table["split"].value_counts()) == {"train": CLIPS, "val": CLIPS // 8, "test": CLIPS // 8}
-    paths = {name: place(tree, f"vggsound.{name}") for name in ("csv", "audio", "video", "text", "label", "categories")}
+    paths = {name: place(spoken_data, f"vggsound.{name}")
+             for name in ("csv", "audio", "video", "text", "label", "categories")}
     item = VGGSound(paths, with_labels=True)[0]
     assert item["audio"].shape == (10, 128) and item["video"].shape == (10, 7, 7, 16)
     assert item["text"].shape == (10, 768)
-    with h5py.File(place(tree, "ave.label")) as file:
+    with h5py.File(place(spoken_data, "ave.label")) as file:
         label = file["avadataset"][:]
-    with h5py.File(place(tree, "ave.audio")) as file:
+    with h5py.File(place(spoken_data, "ave.audio")) as file:
         loud = file["avadataset"][:].max(-1)
     event = label[..., -1] == 0
     assert event.sum(1).min() >= 4 and (loud[event] > 1).all() and (loud[~event] == 0).all()
-    assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(tree)]) == 0
+    assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(spoken_data)]) == 0
     for name in ("ave", "avvp", "ave_avvp", "ucf_vggsound", "retrieval"):
-        assert prepare.main(["check", "--dataset", name, "--data_root", str(tree)]) == 0
+        assert prepare.main(["check", "--dataset", name, "--data_root", str(spoken_data)]) == 0
 
 
-def test_another_cut_has_other_features_and_other_parts(tree, tmp_path, recordings):
+def test_another_cut_has_other_features_and_other_parts(spoken_data, tmp_path, recordings):
     other_cut.main(["--recordings", str(recordings), "--out", str(tmp_path / "other"), "--clips", str(CLIPS)])
     item = VGGSound({name: place(tmp_path / "other", f"vggsound.{name}") for name in (
         "csv", "audio", "video", "text", "label", "categories")}, with_labels=True)[0]
@@ -270,10 +264,10 @@ def test_another_cut_has_other_features_and_other_parts(tree, tmp_path, recordin
         spoken_tree.build(tmp_path / "other", DATA_PATHS, recordings, clips=CLIPS)
 
 
-def test_a_tree_is_kept_and_nothing_else_is_overwritten(tree, tmp_path, recordings):
-    assert not spoken_tree.build(tree, DATA_PATHS, tmp_path / "nowhere", clips=CLIPS, progress=False)
+def test_a_tree_is_kept_and_nothing_else_is_overwritten(spoken_data, tmp_path, recordings):
+    assert not spoken_tree.build(spoken_data, DATA_PATHS, tmp_path / "nowhere", clips=CLIPS, progress=False)
     with pytest.raises(InputError, match="holds something else"):
-        spoken_tree.build(tree, DATA_PATHS, recordings, clips=CLIPS + 10)
+        spoken_tree.build(spoken_data, DATA_PATHS, recordings, clips=CLIPS + 10)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
     with pytest.raises(InputError, match="holds something else"):
@@ -285,7 +279,8 @@ def test_a_tree_is_kept_and_nothing_else_is_overwritten(tree, tmp_path, recordin
     assert not (tmp_path / "new").exists()
 
 
-def test_from_recordings_to_a_report(recordings, tmp_path, small_model, capsys, monkeypatch):
+def test_from_recordings_to_a_report(recordings, spoken_data, tmp_path, small_model, capsys, monkeypatch):
+    (tmp_path / "data").symlink_to(spoken_data)                     # which is kept, as it is complete
     monkeypatch.setitem(PRESETS["spoken"]["downstream"], "n_epoch", 1)          # of the heads
     roots = [text for name in ("data", "checkpoint", "runs") for text in (f"--{name}_root", str(tmp_path / name))]
     spoken.main([*roots, "--recordings", str(recordings), "--clips", str(CLIPS), "--figures", str(tmp_path / "figs"),

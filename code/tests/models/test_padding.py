@@ -124,7 +124,7 @@ RUNS = {"dcid": ("dcid", {}), "dcid released": ("dcid", {"mi_forward": "released
         "codaar": ("codaar", {})}
 
 
-@pytest.mark.parametrize("own, seconds, clips", [(4, 10, 3), (4, 10, 1), (3, 4, 2), (10, 30, 2)])
+@pytest.mark.parametrize("own, seconds, clips", [(4, 10, 3), (3, 4, 2)])
 @pytest.mark.parametrize("run", RUNS)
 def test_a_padded_batch_equals_its_clips_alone(run, own, seconds, clips):
     """Three steps, the last with one clip: losses, gradient norms, metrics, codes, codebooks, weights."""
@@ -307,8 +307,7 @@ def test_packs_know_how_long_clips_are_and_old_ones_are_refused(varied, tmp_path
         Clips("x", ("audio",), ids, {"audio": old}, seconds=6, padding="mask")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name, precision", [("dcid", "float32"), *((name, "bf16") for name in SYSTEMS)])
 def test_a_masked_run_trains_resumes_and_is_kept_in_the_file(varied, small_model, tmp_path, name, precision):
     more = ["--seconds", 6, "--padding", "mask", "--system", name, "--precision", precision]
     assert train(varied, tmp_path / "whole", *more, "--n_epoch", 1) == 0

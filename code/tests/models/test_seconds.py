@@ -108,7 +108,7 @@ def test_a_second_takes_the_token_at_its_place():
         assert found["text"].flatten().tolist() == tokens and found["audio"].shape == (1, seconds, 2)
 
 
-@pytest.mark.parametrize("seconds", [4, 10, 30])
+@pytest.mark.parametrize("seconds", [4, 30])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_trains_at_every_length(name, seconds, tmp_path):
     torch.manual_seed(0)

@@ -61,7 +61,8 @@ def tab():
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
-def test_the_page_holds_every_section_and_what_was_measured(written, run):
+def test_the_page_holds_every_section_and_what_was_measured(written, pictures, run):
+    assert all(path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 5000 for path in pictures)
     text = written.read_text()
     assert len(text.encode()) < page.LARGEST_PAGE and "http" not in text.split("<body>")[1]
     for name in set(page.SECTIONS) - {"open", "other"}:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from cmg.cli import affects_results, parse_pretrain
-from cmg.data.layout import DATA_PATHS
 from cmg.downstream.encode import EncodedSplit
 from cmg.presets import RECIPES
 from configs.opts import LOCAL
@@ -52,11 +51,9 @@ def test_a_recipe_changes_defaults_and_flags_win(recipe, capsys):
         assert f"--recipe {recipe}: --" in capsys.readouterr().err
 
 
-def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model, monkeypatch, capsys):
-    from cmg.demos import spoken as spoken_tree
+def test_a_run_is_one_line_and_is_not_repeated(spoken_data, tmp_path, small_model, monkeypatch, capsys):
     monkeypatch.setattr(defaults, "HEAD_EPOCHS", 1)
-    spoken_tree.build(tmp_path / "data", DATA_PATHS, recordings, clips=80, progress=False)
-    arguments = ["--data_root", str(tmp_path / "data"), "--out", str(tmp_path / "study.jsonl"), "--only", "default",
+    arguments = ["--data_root", str(spoken_data), "--out", str(tmp_path / "study.jsonl"), "--only", "default",
                  "--seeds", "0", "--steps", "3", "--every", "2", "--batch_size", "8"]
     defaults.main(arguments)
     (line,) = defaults.read(tmp_path / "study.jsonl")
@@ -67,6 +64,6 @@ def test_a_run_is_one_line_and_is_not_repeated(recordings, tmp_path, small_model
     assert "| default | vggsound | 8 | 3 | 0 |" in defaults.table(defaults.read(tmp_path / "study.jsonl"), "val")
     capsys.readouterr()
     checkpoint, = (tmp_path / "study").rglob("*.pt")
-    defaults.main(["--data_root", str(tmp_path / "data"), "--out", str(tmp_path / "study.jsonl"), "--measure",
+    defaults.main(["--data_root", str(spoken_data), "--out", str(tmp_path / "study.jsonl"), "--measure",
                    str(checkpoint)])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["test"] == line["curve"]["3"]["test"]

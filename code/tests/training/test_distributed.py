@@ -1,15 +1,8 @@
-"""Two processes compute what one computes: losses, codebooks, parameters, norms; float64, gloo, on the CPU.
+"""Two processes compute what one computes: losses, codebooks, parameters, norms; float64, gloo, on the CPU."""
 
-Run as a script it is one of the processes, with torchrun's environment: `python test_distributed.py FOLDER` takes the
-steps of `train`, `... LOG ARGUMENT...` is a tiny pretraining run.
-"""
-
-import os
+import runpy
 import shutil
-import socket
-import subprocess
 import sys
-from pathlib import Path
 from unittest.mock import DEFAULT, Mock
 
 import pytest
@@ -19,7 +12,7 @@ import torch.distributed as dist
 from cmg.systems.registry import SYSTEMS
 from cmg.utils import dist as distributed
 from cmg.utils.errors import InputError
-from kill_resume import PATHS, SOURCE, differences, figures, pretraining, prove
+from kill_resume import SOURCE, differences, figures, fork_server, join_run, pretraining, prove, start
 from kill_resume import train as tiny_pretraining
 from tiny import command, step_for
 from tiny import train as pretrain
@@ -73,25 +66,28 @@ def train(name):
     return {"steps": results, "state": {key: value.clone() for key, value in model.state_dict().items()}}
 
 
-def run_two(*arguments):
-    """This file as two processes of one torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                           "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
-    started = [subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=common | {"RANK": str(rank)},
-                                stderr=subprocess.PIPE, text=True) for rank in range(2)]
+def train_all(folder, rank, port):
+    """One of two processes: writes name -> what `train` gives."""
+    join_run(rank, port)
+    torch.set_num_threads(1)
+    distributed.BUCKET_BYTES = 2000                                         # several messages, some of one gradient
+    with distributed.process_group(torch.device("cpu"), 0):
+        torch.save({name: train(name) for name in RUNS}, folder / f"{rank}.pt")
+
+
+def run_two(target, *arguments):
+    """A function in two processes of one run."""
+    started = start(fork_server(), target, arguments, arguments)
     for process in started:
-        error = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, error[-2000:]
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0], arguments
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Results of two processes: list over processes of name -> what `train` gives."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_two(folder)
+    run_two(train_all, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -116,20 +112,25 @@ def test_a_killed_process_ends_the_other_and_both_go_on(demo_data, tmp_path):
     assert prove(tmp_path, work, kills=1, seed=1) == []
 
 
-def test_other_programs_refuse_torchrun(tmp_path):
-    line = [sys.executable, str(SOURCE / "toc.py"), "x.pt"]
-    ended = subprocess.run(line, capture_output=True, text=True, env=os.environ | {
-        "WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "start it without torchrun" in ended.stderr
+def test_other_programs_refuse_torchrun(monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["toc.py", "x.pt"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SOURCE / "toc.py"), run_name="__main__")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and "start it without torchrun" in error
 
 
 def test_a_run_of_two_processes_is_resumed_by_two_and_by_one(demo_data, small_model, tmp_path, caplog):
     """By two it ends as one that never stopped; one process goes on with the same batches in the same order (that its
     metrics are those of two: `test_two_processes_equal_one`)."""
-    run_two(tmp_path / "whole.txt", *command(demo_data, tmp_path / "whole"))
-    run_two(tmp_path / "broken.txt", *command(demo_data, tmp_path / "broken", "--max_steps", 13))
+    def run(name, *more):
+        run_two(tiny_pretraining, command(demo_data, tmp_path / name, *more), tmp_path / f"{name}.txt", True)
+    run("whole")
+    run("broken", "--max_steps", 13)
     shutil.copytree(tmp_path / "broken", tmp_path / "by one")
-    run_two(tmp_path / "broken.txt", *command(demo_data, tmp_path / "broken", "--resume", "auto"))
+    run("broken", "--resume", "auto")
     whole, broken = (torch.load(tmp_path / name / "checkpoints" / "DCID-model-1.pt", weights_only=True)
                      for name in ("whole", "broken"))
     assert whole["total_step"] == 20 and differences(whole, broken) == []
@@ -192,12 +193,3 @@ def test_fewer_clips_than_processes_is_an_input_error(monkeypatch):
     monkeypatch.setattr(distributed, "_group", process(0, 3))
     with pytest.raises(InputError, match="--batch_size 2"):
         distributed.shard(torch.arange(4), 2)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if len(sys.argv) > 2:
-        tiny_pretraining(sys.argv[2:], sys.argv[1], is_tiny=True)
-    distributed.BUCKET_BYTES = 2000                                         # several messages, some of one gradient
-    with distributed.process_group(torch.device("cpu"), 0):
-        torch.save({name: train(name) for name in RUNS}, Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")

@@ -59,9 +59,9 @@ def test_killed_runs_end_as_the_unbroken_one(demo_data, tmp_path):
     assert kill_resume.prove(tmp_path, work, kills=2) == []
 
 
-@pytest.mark.parametrize("options", [(), ("--precision", "float64"), ("--save_dtype", "float64"),
-                                     ("--dataset_name", "vggsound_AT", "--mi_forward", "released"),
-                                     ("--system", "h_dcid", "--start_epoch", "3", "--n_epoch", "5")])
+@pytest.mark.parametrize("options", [
+    (), ("--dataset_name", "vggsound_AT", "--mi_forward", "released", "--precision", "float64"),
+    ("--system", "h_dcid", "--start_epoch", "3", "--n_epoch", "5", "--save_dtype", "float64")])
 def test_a_stop_in_the_middle_changes_nothing(demo_data, tmp_path, whole, monkeypatch, options):
     reference, system, first = whole(*options), "H-" if "h_dcid" in options else "", 3 if "h_dcid" in options else 0
     with monkeypatch.context() as patch:
