@@ -236,21 +236,20 @@ SCENES = {
 }
 
 
-@pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("scene", SCENES)
-def test_any_checkpoints_make_a_table_and_pictures(scene, pool, tmp_path):
-    rows = tables.pooled(SCENES[scene]) if pool else SCENES[scene]
-    for form in ("text", "markdown", "csv"):
-        assert tables.paper_table(rows, form) and results.summary(rows, form)
-    choice = tables.choose(rows)
-    assert choice is None or choice.cells
-    for width in (70, 100, 160):
-        shown = f"{screen.table(rows, width)}\n{results.summary(rows, width=width)}".splitlines()
-        assert max(map(len, shown)) <= width
-    assert "\n" not in screen.choice(rows)
-    written = {path.name for path in pictures.draw_tables(rows, tmp_path)}
+def test_any_checkpoints_make_a_table_and_pictures(scene, tmp_path):
+    for rows in (SCENES[scene], tables.pooled(SCENES[scene])):
+        for form in ("text", "markdown", "csv"):
+            assert tables.paper_table(rows, form) and results.summary(rows, form)
+        choice = tables.choose(rows)
+        assert choice is None or choice.cells
+        for width in (70, 100, 160):
+            shown = f"{screen.table(rows, width)}\n{results.summary(rows, width=width)}".splitlines()
+            assert max(map(len, shown)) <= width
+        assert "\n" not in screen.choice(rows)
+    written = {path.name for path in pictures.draw_tables(SCENES[scene], tmp_path)}
     assert ("table.png" in written) == (scene not in ("no column", "only best"))
-    if scene.startswith("epochs") and not pool:
+    if scene.startswith("epochs"):
         assert "epochs.png" in written
     assert all((tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in written)
 

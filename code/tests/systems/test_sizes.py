@@ -282,8 +282,7 @@ def paired(kinds, clips, generator):
     return features, classes
 
 
-@pytest.mark.parametrize("kinds", [{"audio": "vector", "video": "vector"}, {"audio": "vector", "video": "map"},
-                                   {"audio": "map", "video": "map"},
+@pytest.mark.parametrize("kinds", [{"audio": "vector", "video": "map"}, {"audio": "map", "video": "map"},
                                    {"audio": "vector", "video": "vector", "depth": "map", "eeg": "vector"}],
                          ids=lambda kinds: " ".join(kinds.values()))
 def test_the_same_content_crosses_as_maps_and_as_vectors(kinds):
@@ -345,6 +344,8 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
     assert pretraining("whole", "--evaluate", "--resume", str(file)) == 0
     checkpoints_program.main([str(file)])
     assert "depth map 6 x 5 x 4, eeg vector 12" in capsys.readouterr().out
+    if system == "codaar":          # the rest is the same for all systems
+        return
 
     heads = ["--gpu", "cpu", "--in_memory", "--n_epoch", "2", "--seeds", "0", "--snapshot_pref",
              str(tmp_path / "whole" / "heads"), "--results", str(tmp_path / "whole" / "heads" / "results.jsonl")]
