@@ -31,6 +31,6 @@ def test_a_part_of_a_known_list_is_told(name):
 def test_the_published_lists_are_whole(annotations, file):
     ids, categories = read_list(annotations / "released" / "vggsound40k" / file)
     assert warn_of_cut(categories, ids) is None
-    sketch = known_lists.PUBLISHED["90k" in file]
+    sketch = known_lists.published()["90k" in file]
     assert len(ids) == sketch.rows and len(sketch.hashes) == 128
     assert f"20,000 of its {sketch.rows:,} clips" in warn_of_cut(categories[:20_000], ids[:20_000])

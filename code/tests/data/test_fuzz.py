@@ -17,9 +17,9 @@ from cmg.data.sets import avs_s4, avvp, vggsound
 from cmg.models.random import StepRandom
 from cmg.prepare import lists
 from cmg.results import rows
+from cmg.training.run_state import RunState
 from cmg.training.settings import OptimConfig
 from cmg.training.step import TrainStep
-from cmg.training.trainer import RunState
 from cmg.utils.errors import InputError
 from tiny import train
 

@@ -18,7 +18,7 @@ from cmg.systems.registry import SYSTEMS
 from cmg.systems.settings import DECLARED, Term
 from cmg.systems.state_dicts import rules
 from cmg.training.monitors import FiniteCheck, NonFiniteError
-from cmg.training.trainer import Position
+from cmg.training.run_state import Position
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from other_device import DEVICES

@@ -26,8 +26,8 @@ from cmg.results import rows as results
 from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
 from cmg.training import monitors, runtime
+from cmg.training.run_state import Position
 from cmg.training.step import TrainStep
-from cmg.training.trainer import Position
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from tiny import checkpoints, train

@@ -15,7 +15,7 @@ import kill_resume
 import pretrain
 from cmg.checkpoints import checkpoint
 from cmg.demos import dialled
-from cmg.training import trainer
+from cmg.training import run_state
 from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
 from tiny import STEPS, checkpoints, command, run_once, train
@@ -229,7 +229,7 @@ def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, 
         train(demo_data, tmp_path / "other", "--resume", folder / LAST)
     (folder / "DCID-model-2.pt").unlink()
     caplog.clear()
-    assert trainer.find_newest(folder, "DCID-model-*.pt", full["run"]["options"]) is None
+    assert run_state.find_newest(folder, "DCID-model-*.pt", full["run"]["options"]) is None
     assert caplog.text.count(f"--resume auto skips: {folder / LAST}: holds no optimizer state") == 1
 
 
@@ -279,7 +279,7 @@ def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
     written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
     own = checkpoint.read(written)["run"]["options"]
-    assert trainer.find_newest(written.parent, "DCID-model-*.pt", own) == written
+    assert run_state.find_newest(written.parent, "DCID-model-*.pt", own) == written
 
 
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 from cmg.checkpoints import checkpoint
 from cmg.training.run_logger import RunLogger, random_state, set_random_state
-from cmg.training.trainer import differences
+from cmg.training.run_state import differences
 from cmg.utils.errors import InputError
 
 FILE = Path("checkpoints") / "resume.pt"

@@ -10,7 +10,7 @@ import logging
 import re
 
 from cmg.utils.errors import InputError
-from cmg.utils.files import open_input
+from cmg.utils.files import read_input
 from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,10 @@ def read_bytes(path, flag="--path"):
         InputError: the file is missing, unreadable or larger than 256 MB.
     """
     try:
-        with open_input(path) as file:
-            data = file.read(LIMITS.list_bytes + 1)
+        return read_input(path, LIMITS.list_bytes)
     except OSError as error:
         source = "get it from the data package, or set its path with --path" if flag == "--path" else f"check {flag}"
         raise InputError(f"{path}: cannot be read ({error.strerror}); a text file is expected; {source}") from None
-    if len(data) > LIMITS.list_bytes:
-        raise InputError(f"{path}: more than {LIMITS.list_bytes:,} bytes; an annotation file is expected; check "
-                         "which file this is")
-    return data
 
 
 def read_text(path, flag="--path"):

@@ -19,10 +19,11 @@ from cmg.systems.state_dicts.rules import own_names
 from cmg.training import runtime
 from cmg.training.batches import Resident, Streamed, stored_dtype
 from cmg.training.run_logger import RunLogger, beginning, earlier_options, seed_everything, setup_logging
+from cmg.training.run_state import RunState, differences, find_newest, identify
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig
 from cmg.training.standardize import cached_statistics
 from cmg.training.step import TrainStep
-from cmg.training.trainer import RunState, Trainer, differences, find_newest, identify
+from cmg.training.trainer import Trainer
 from cmg.utils import dist, settings
 from cmg.utils.errors import InputError
 from cmg.utils.files import file_lock, remove_leftovers

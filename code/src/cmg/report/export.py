@@ -18,7 +18,7 @@ from cmg.checkpoints.hub import CARD, CONFIG, FORMAT, WEIGHTS
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
-from cmg.training.trainer import is_identity
+from cmg.training.run_state import is_identity
 from cmg.utils import files
 from cmg.utils.console import one_line
 from cmg.utils.errors import InputError
@@ -73,7 +73,7 @@ def copy(folder: Path, out: str | PathLike[str], name: str) -> None:
 
 
 def _pretraining_data(loaded):
-    """What the checkpoint says of its pretraining's clips (trainer.identify); None where it says nothing."""
+    """What the checkpoint says of its pretraining's clips (run_state.identify); None where it says nothing."""
     run = loaded.contents.get("run") or {}
     return run["clips"] if isinstance(run, dict) and is_identity(run.get("clips")) else None
 

@@ -1,13 +1,11 @@
 """Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results FILE` prints."""
 
 import csv
-import errno
 import hashlib
 import io
 import json
 import logging
 import math
-import os
 import statistics
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from cmg.data.fingerprint import combined, how_checked
 from cmg.data.manifest import CUSTOM
 from cmg.utils.console import fill
 from cmg.utils.errors import InputError
-from cmg.utils.files import read_text_input
+from cmg.utils.files import append_lines, read_text_input
 from cmg.utils.limits import LIMITS
 from cmg.utils.locks import flock, lock_by_name
 
@@ -116,35 +114,12 @@ def append(path, row):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            with nullcontext() if flock(descriptor, wait=True) else lock_by_name(path, "wait for it", wait=True):
-                _append_line(descriptor, json.dumps(row))
-        finally:
-            os.close(descriptor)
+        with open(path, "ab") as file:
+            with nullcontext() if flock(file, wait=True) else lock_by_name(path, "wait for it", wait=True):
+                append_lines(path, json.dumps(row).encode() + b"\n", flushed=True, is_whole=_is_json)
     except OSError as error:
         raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another path "
                          "with --results; what was there before is untouched") from error
-
-
-def _append_line(descriptor, text):
-    """A whole line at the end of an open, locked file, or none."""
-    size = os.fstat(descriptor).st_size
-    end = size
-    while end and os.pread(descriptor, 1, end - 1) != b"\n":
-        end -= 1
-    is_whole = end < size and _is_json(os.pread(descriptor, size - end, end))
-    if end < size and not is_whole:         # its writer was killed within it, and its call will be repeated
-        os.ftruncate(descriptor, size := end)
-    line = ("\n" * is_whole + text + "\n").encode()
-    try:
-        written = os.write(descriptor, line)
-        if written < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, size)
-        raise
 
 
 def _is_json(data):

@@ -42,7 +42,7 @@ class StepMetrics:
     values: torch.Tensor        # on the CPU, valid once `arrived()`
     clips: object               # indices of the clips in the dataset
     batch: dict
-    before: object              # trainer.Position before the step
+    before: object              # run_state.Position before the step
     event: object = None        # end of the copy on a GPU; None on a CPU
 
     def arrived(self, wait=False):

@@ -242,10 +242,12 @@ def _locked(path, remedy, wait):
         file.close()
 
 
-def append_lines(path, data, flushed=False):
+def append_lines(path, data, flushed=False, is_whole=lambda line: False):
     """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off is removed.
-    `flushed`: they are on the disk when this returns.
 
+    Args:
+        flushed: they are on the disk when this returns.
+        is_whole: does a last line lack no more than its end? It is kept then.
     Raises:
         OSError: no permission, no space.
     """
@@ -255,8 +257,11 @@ def append_lines(path, data, flushed=False):
         if file.read() not in (b"", b"\n"):
             file.seek(max(0, end - LONGEST_LINE))
             tail = file.read()
-            if b"\n" in tail or len(tail) == end:
-                end -= len(tail) - tail.rfind(b"\n") - 1
+            last = tail[tail.rfind(b"\n") + 1:]
+            if is_whole(last):
+                data = b"\n" + data
+            elif b"\n" in tail or len(tail) == end:
+                end -= len(last)
                 file.truncate(end)
         try:
             if file.write(data) < len(data):

@@ -1,0 +1,8 @@
+"""The functions of `cmg`: thin ones over the package. Everything they need is given to them."""
+
+from cmg.api.encoder import Encoder, export, load, push
+from cmg.api.heads import Head, RetrievalResult, Transfer, fit_head, retrieve, transfer
+from cmg.api.runs import build_demo, open_task, pretrain
+
+__all__ = ["Encoder", "Head", "RetrievalResult", "Transfer", "build_demo", "export", "fit_head", "load", "open_task",
+           "pretrain", "push", "retrieve", "transfer"]

@@ -1,0 +1,227 @@
+"""The frozen encoder from Python: `load` it, `embed` features, `export` or `push` it for others."""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmg.checkpoints import hub
+from cmg.systems.base import Codes, FrozenEncoder
+from cmg.utils import arguments
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+Array: TypeAlias = Tensor | NDArray[Any]
+FilePath: TypeAlias = str | PathLike[str]
+
+BATCH = 64                      # clips encoded at once; results do not depend on it
+
+
+class Encoder:
+    """A frozen encoder: features of a clip in, a code for every second out.
+
+    Attributes:
+        modalities: that it was pretrained on.
+        head_dim: width D of the vectors that `embed` gives.
+        codebooks: code vectors (K, D) of every codebook; a code is the same thing in every modality.
+        epoch: of pretraining, None for an untrained encoder.
+        frozen: the engine's module.
+        source: file of its weights; None for an untrained encoder.
+    """
+
+    def __init__(self, frozen: FrozenEncoder, source: Path | None = None) -> None:
+        self.frozen, self.source = frozen, source
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.frozen.config.modalities
+
+    @property
+    def head_dim(self) -> int:
+        return self.frozen.head_dim
+
+    @property
+    def codebooks(self) -> Sequence[Tensor]:
+        return self.frozen.codebooks
+
+    @property
+    def epoch(self) -> int | None:
+        return self.frozen.epoch
+
+    def __repr__(self) -> str:
+        return (f"<{self.frozen.system.label} encoder of {', '.join(self.modalities)}: "
+                f"{' and '.join(str(len(codes)) for codes in self.codebooks)} codes, D = {self.head_dim}>")
+
+    def embed(self, modality: str, x: Array) -> Codes:
+        """The codes of some clips.
+
+        Args:
+            modality: one that it was pretrained on.
+            x: tensor or array (of any byte order and strides) of floating-point features of the pretraining's sizes:
+                vectors (B, T, W), maps (B, T, H, W, C), text (B, L, W) word vectors.
+
+        Returns:
+            `Codes` on the encoder's device: vectors (B, T, D), indices (B, T) int64, or (B, T, codebooks) where a
+            second has a code of each.
+
+        Raises:
+            InputError: a modality or width that this encoder does not know, or numbers that are not finite.
+        """
+        x = self._checked(modality, x)
+        parts = [self.frozen.embed(modality, part) for part in torch.split(x, BATCH)]
+        return Codes(torch.cat([part.vectors for part in parts]), torch.cat([part.indices for part in parts]))
+
+    def embed_clips(self, modality: str, x: Array) -> Tensor:
+        """One vector per clip, (B, D), of the features that `embed` takes: the mean of its codes (FCID: the clip's
+        code)."""
+        x = self._checked(modality, x)
+        return torch.cat([self.frozen.embed_clips(modality, part) for part in torch.split(x, BATCH)])
+
+    def _checked(self, modality: str, x: Array) -> Tensor:
+        if not isinstance(modality, str) or modality not in self.modalities:
+            raise InputError(f"{str(modality)[:60]}: this encoder was pretrained on {', '.join(self.modalities)}")
+        x = arguments.tensor(x, f"{modality} features")
+        config = self.frozen.config
+        given = x.shape[1 if config.kind(modality) == "tokens" else 2:]
+        if not config.fits(modality, given) or not x.numel() or not x.is_floating_point():
+            raise InputError(f"{modality} features of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}; "
+                             f"{config.axes(modality)} floating-point numbers are expected")
+        if not (x.abs() < LIMITS.feature).all():
+            raise InputError(f"{modality} features: NaN, infinite numbers, or beyond {LIMITS.feature:g} among them; "
+                             "finite features are expected; fix or leave out these clips")
+        return x.to(self.codebooks[0])
+
+    def features_of(self, path: FilePath, audio: FilePath | Callable[..., Any] | None = None,
+                    video: FilePath | Callable[..., Any] | None = None, seconds: int | None = None,
+                    front_end: dict[str, dict[str, Any]] | None = None) -> dict[str, NDArray[np.float32]]:
+        """Features of a video file, of the kind that the encoder was pretrained on.
+
+        Args:
+            path: anything that PyAV decodes.
+            audio: "logmel", the file of VGGish's weights (the published features), an ONNX file, or a function (see
+                code/docs/features.md); None leaves it out.
+            video: "patches", the file of VGG-19's weights (the published features), an ONNX file, or a function.
+            seconds: T; default: that of pretraining.
+            front_end: modality -> key -> value, of an ONNX file or function.
+
+        Returns:
+            {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays, as far as asked for: what `embed` takes.
+
+        Raises:
+            InputError: no such video, damaged, without sound or pictures; weights that are not what they should be.
+        """
+        from cmg.extract import clip, custom, encoders, weights  # here, because it needs PyAV
+        from cmg.extract.audio import FrontEnd
+        from cmg.extract.video import random_filters
+        if audio is None and video is None:
+            raise InputError("features_of: audio, video or both are to be named, for example audio=\"logmel\"")
+        path = arguments.path(path, "features_of: path")
+        if seconds is not None:
+            seconds = arguments.integer(seconds, "features_of: seconds", 1, LIMITS.video_seconds)
+        for name, given in (("audio", audio), ("video", video)):
+            if given is not None and name not in self.modalities:
+                raise InputError(f"features_of: {name}={given!r}; this encoder was pretrained on "
+                                 f"{', '.join(self.modalities)}")
+        device = self.codebooks[0].device
+        sound: Any = None
+        pictures: Any = None
+        front_end = front_end or {}
+        if custom.is_custom(audio):
+            sound = custom.CustomSound(audio, device, front_end.get("audio"))
+        elif audio is not None:
+            sound = encoders.LogMelSound(FrontEnd()) if audio == "logmel" else encoders.VGGishSound(
+                weights.read(audio, "vggish"), FrontEnd(), device)
+        if custom.is_custom(video):
+            form = "map" if self.frozen.config.kind("video") == "map" else "vector"
+            pictures = custom.CustomPictures(video, device, front_end.get("video"), form)
+        elif video is not None:
+            channels = self.frozen.config.feature_dim("video")
+            pictures = encoders.PatchPictures(random_filters(channels)) if video == "patches" else \
+                encoders.VGG19Pictures(weights.read(video, "vgg19"), device)
+        known = [found for name in ("audio", "video") if (found := (self.frozen.features or {}).get(name))]
+        timing = clip.Timing.of(seconds or self.frozen.config.seconds, known[0] if known else {})
+        found = clip.extract(path, Path(path).stem, timing, sound, pictures)
+        if found.row.status == "unreadable" or found.problems:
+            reasons = "; ".join(text for _, text in found.problems) or found.row.warning
+            raise InputError(f"{path}: {reasons}; a video with what is asked for is expected")
+        return {name: feature[None] for name, feature in (("audio", found.audio), ("video", found.video))
+                if feature is not None}
+
+
+def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+         revision: str | None = None) -> Encoder:
+    """The `Encoder` of a checkpoint or of what somebody shares.
+
+    Args:
+        source: a checkpoint file, published or ours; a folder that `python -m cmg.checkpoints export` wrote; or its
+            name on the Hugging Face hub, such as "somebody/dcid", which is downloaded once.
+        device, dtype: of the encoder.
+        revision: on the hub: branch, tag or commit.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that could run code.
+    """
+    arguments.path(source, "load: source")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"load: dtype {dtype!s:.40}; torch.float32 or another floating-point type is expected")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, AttributeError):
+        raise InputError(f"load: device {device!s:.40}; \"cpu\", \"cuda\" or a torch.device is expected") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("load: device cuda; this machine has no GPU that PyTorch can use; take \"cpu\"")
+    file = hub.locate(source, revision)
+    return Encoder(hub.load_encoder(file, device, dtype), file)
+
+
+def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()) -> list[Path]:
+    """Write the encoder of a checkpoint for others: model.safetensors, config.json and a model card, README.md.
+
+    Args:
+        checkpoint: file, published or ours.
+        out: folder; `load` reads it, and its name on the hub once it is uploaded.
+        results: results.jsonl files whose rows of this checkpoint go into the card.
+
+    Returns:
+        the files.
+    """
+    from cmg.report import export as exporting
+    return exporting.export(arguments.path(checkpoint, "export: checkpoint"), arguments.path(out, "export: out"),
+                            arguments.paths(results, "export: results"))
+
+
+def push(encoder: Encoder, name: str, private: bool = True, results: Sequence[FilePath] = ()) -> str:
+    """Upload an encoder to the Hugging Face hub, where `load(name)` finds it: what `export` writes, nothing else.
+
+    Args:
+        encoder: of `load`.
+        name: such as "somebody/dcid"; the repository is created where there is none.
+        private: only its owner sees it. A repository that is public already is refused.
+        results: results.jsonl files whose rows of its checkpoint go into the model card; those of an exported folder
+            are in its card already.
+
+    Returns:
+        the address.
+
+    Raises:
+        InputError: an encoder that was not loaded; no token (`hf auth login`), right or network.
+    """
+    from cmg.report import export as exporting
+    source = encoder.source
+    if source is None:
+        raise InputError("push: this encoder is of no file; push one of cmg.load")
+    with TemporaryDirectory() as folder:
+        if source.suffix != ".safetensors":
+            exporting.export(source, folder, results, name)
+        elif results:
+            raise InputError(f"{source.parent}: an exported folder; its card has the results that export was given; "
+                             "export the checkpoint again, with these results")
+        else:
+            exporting.copy(source.parent, folder, name)
+        return hub.upload(folder, name, private)

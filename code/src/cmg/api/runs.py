@@ -1,0 +1,104 @@
+"""What the programs do, from Python: the demo data, pretraining, the clips of a downstream task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmg.api.encoder import FilePath
+from cmg.downstream.task import Task
+from cmg.models.config import MODALITIES
+from cmg.utils import arguments
+from cmg.utils.errors import InputError
+from cmg.utils.limits import LIMITS
+
+
+def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
+    """Pretrain a system, as pretrain.py does.
+
+    Args:
+        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`; None for data of your own.
+        out: folder of the checkpoints, and of the run's folder `run`: metrics.jsonl, log.txt, TensorBoard.
+        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True;
+            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}. None leaves
+            one at its default.
+
+    Returns:
+        the last checkpoint, a Path for `load`.
+
+    Raises:
+        InputError: no data, or options that do not exist.
+    """
+    from cmg.cli import LocalPaths
+    from cmg.programs import entry
+    from cmg.training.run_logger import restored_log
+    folder = arguments.path(out, "pretrain: out")
+    given = ["--model_save_path", str(folder), "--snapshot_pref", str(folder / "run")]
+    given += [] if data_root is None else ["--data_root", str(arguments.path(data_root, "pretrain: data_root"))]
+    for name, value in options.items():
+        if isinstance(value, dict):
+            given += [part for key, of in value.items() for part in (f"--{name}", f"{key}={of}")]
+        elif value is not None and value is not False:
+            values = value if isinstance(value, (list, tuple, range, np.ndarray)) else [value]
+            given += [f"--{name}"] + ([] if value is True else [str(v) for v in values])
+    try:
+        with restored_log():
+            last: Path = entry.pretrain(given, LocalPaths())
+            return last
+    except SystemExit:                  # argparse has said why on standard error
+        raise InputError(f"pretrain: {' '.join(given)}: not options of pretrain.py") from None
+
+
+def build_demo(root: FilePath, clips: int = 80) -> None:
+    """Make the demo data below `root` unless it is there: digits as video, telephone tones as audio, sentences as text.
+
+    Args:
+        root: folder to make.
+        clips: of pretraining; the tasks' parts are proportionate. 2400 is what the scripts' demo uses.
+    """
+    from cmg.data.layout import DATA_PATHS
+    from cmg.demos import dialled as demo_tree
+    demo_tree.build(arguments.path(root, "build_demo: root"), DATA_PATHS,
+                    clips=arguments.integer(clips, "build_demo: clips", 1, LIMITS.clips), progress=False)
+
+
+def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence[str] = ("audio", "video"),
+              seconds: int = 10, *, manifest: FilePath | None = None,
+              features: dict[str, FilePath] | None = None) -> Task:
+    """The clips of a downstream task of the papers, or of your own data (code/docs/your-data.md).
+
+    Args:
+        name: "ave", "avvp", "ave_avvp", "ucf_vggsound"; "custom".
+        data_root: folder of all data, laid out as in data/README.md.
+        modalities: of "audio", "video", "text".
+        seconds: T; longer clips are cut, shorter ones repeat their last second.
+        manifest: csv of the clips of "custom".
+        features: modality -> path, of "custom": all of them are opened.
+
+    Returns:
+        the engine's Task: `train`, `val` and `test` map a modality to a dataset; there `load("audio")` gives all
+        features (N, T, ...), `labels` (N, T, C + 1), `classes` the names; `task.classes` as well.
+    """
+    from cmg.data.layout import DATA_PATHS
+    from cmg.data.manifest import CUSTOM
+    from cmg.downstream.tasks import TASKS
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(f"{str(name)[:60]}: no such task; one of {', '.join(TASKS)} is expected")
+    seconds = arguments.integer(seconds, "open_task: seconds", 1, LIMITS.video_seconds)
+    if isinstance(modalities, str) or not set(modalities) <= set(MODALITIES) or not modalities:
+        raise InputError(f"open_task: modalities {modalities!r:.60}; some of {', '.join(MODALITIES)} are expected, as "
+                         'modalities=("audio", "video")')
+    if name == CUSTOM:
+        if manifest is None or not features or not isinstance(features, dict):
+            raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
+        paths = {CUSTOM + ".manifest": arguments.path(manifest, "open_task: manifest"),
+                 **{f"{CUSTOM}.{m}": arguments.path(of, f"open_task: features of {m}") for m, of in features.items()}}
+        entry = TASKS[name].of(paths[CUSTOM + ".manifest"], dict.fromkeys(features))
+        return entry.open(paths.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
+                          seconds=seconds)
+    if data_root is None:
+        raise InputError(f'open_task("{name}"): data_root=FOLDER is expected, laid out as in data/README.md; give it')
+    root = arguments.path(data_root, "open_task: data_root")
+    return TASKS[name].open(lambda name: root / DATA_PATHS[name], tuple(modalities), "default",
+                            on_bad_clip="error", in_memory=False, seconds=seconds)
