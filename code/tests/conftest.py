@@ -23,6 +23,15 @@ for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
 
+LONG = ("test_python.py", "test_types.py", "test_spoken.py", "test_natural.py", "test_distributed.py", "test_disk.py",
+        "test_tasks.py", "test_report.py", "test_pictures.py", "test_sizes.py", "test_parity.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 def message(function, *args, **kwargs):
     """The one line of the InputError that a call must raise."""
     from cmg.utils.errors import InputError

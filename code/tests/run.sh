@@ -6,4 +6,5 @@ CDPATH= cd -- "$(dirname -- "$0")/../.."
 bash code/setup.sh
 . code/src/python.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m pytest code/tests -q --durations=10 -n auto --maxprocesses 4 --dist loadfile "$@"
+exec "$PYTHON" -m pytest code/tests -q --durations=10 -n auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "$@"

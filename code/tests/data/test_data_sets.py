@@ -26,13 +26,6 @@ from data_trees import CLASSES, PROMPTS, V, features, hashed_text, paths, zip_by
 from tiny import run_once
 
 
-@pytest.fixture(autouse=True)
-def no_places_from_the_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("CMG_"):
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """VGGSound-AVEL of 240 clips."""

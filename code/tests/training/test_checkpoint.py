@@ -52,18 +52,6 @@ def test_a_file_with_encoder_and_lstm_only(small, tmp_path):
     assert not loaded.complete and "CPC_parameters" in loaded.missing and loaded.epoch == 4
 
 
-@pytest.mark.parametrize("modalities", [("audio", "video"), ("audio", "text"), ("video", "text")])
-def test_every_modality_set_comes_back(modalities, tmp_path):
-    torch.manual_seed(0)
-    model = DCID(Config.for_data(modalities, **TINY))
-    contents = checkpoint.pack(model, None, {}, 0, 0, {})
-    checkpoint.save(tmp_path / "m.pt", contents)
-    loaded = checkpoint.open_file(tmp_path / "m.pt")
-    assert loaded.complete and loaded.system.config.modalities == modalities
-    ours = model.state_dict()
-    assert all(torch.equal(ours[name], value) for name, value in loaded.system.state_dict().items())
-
-
 @pytest.mark.parametrize("save_dtype", [torch.float32, torch.float64])
 def test_ours_has_exactly_the_published_names_and_shapes(save_dtype):
     """A strict reader of the published manifest: nothing missing, nothing extra, one dtype."""
