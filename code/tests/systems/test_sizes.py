@@ -54,7 +54,7 @@ def batch_of(shapes, clips, seconds=10):
 
 
 # ------------------------------------------------------------------------------------------- training of all systems
-@pytest.mark.parametrize("modalities, seconds, bf16", [(SETS[1], 4, False), (SETS[5], 30, False), (SETS[4], 10, True)])
+@pytest.mark.parametrize("modalities, seconds, bf16", [(SETS[1], 4, False), (SETS[5], 14, False), (SETS[4], 10, True)])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_two_to_five_modalities_train_and_resume(name, modalities, seconds, bf16, tmp_path):
     """Steps of six clips and of one, then through a file: it goes on bit-exactly, and its encoder gives codes."""
