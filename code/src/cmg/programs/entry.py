@@ -5,12 +5,20 @@ PyTorch takes longer to import than everything else together; `--help` and wrong
 
 from cmg.checkpoints.paths import require
 from cmg.cli import parse_clip_retrieval, parse_downstream, parse_evaluate, parse_pretrain, parse_toc
+from cmg.utils.errors import InputError, launched_processes
 
 
 def pretrain(argv, local):
     """Pretrain a system; returns the last checkpoint of the run, a Path. None: with --evaluate, and in a process that
     does not save."""
-    opts = parse_pretrain(argv, local)
+    try:
+        opts = parse_pretrain(argv, local)
+    except (SystemExit, InputError):
+        if launched_processes() > 1:            # the others wait for this one: it joins them, and ends before them
+            from cmg.utils import dist
+            with dist.process_group():
+                raise
+        raise
     from cmg.programs import pretrain as program
     return program.main(opts)
 

@@ -27,7 +27,7 @@ def cached_statistics(batches, clips, config, folder=None):
 
     Args:
         batches, config: see `channel_statistics`.
-        clips: what tells the training clips from others (cmg.training.trainer.identify).
+        clips: what tells the training clips from others (cmg.training.run_state.identify).
         folder: of the cache; default: `cache_folder`.
     """
     about = {"ids": clips["ids_sha256"], "content": clips.get("content"), "shapes": config.shapes,
