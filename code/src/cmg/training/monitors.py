@@ -145,7 +145,7 @@ class CodebookMonitor:
     warned: list = field(default_factory=list)
     accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of values]
     apart: list = field(default_factory=list, init=False)       # codebooks without shared codes at the last update
-    advice: str = field(default="", init=False)     # for these, that fits the run
+    advice: str = field(default=ADVICE["shared"], init=False)   # for these, that fits the run
 
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
