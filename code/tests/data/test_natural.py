@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import clip_retrieval
 import natural as script
 import prepare
 from cmg.data import origins
@@ -317,7 +318,20 @@ def test_from_sources_to_a_report(sources, tmp_path, small_model, capsys, monkey
     folder = tmp_path / "runs" / "x" / "dcid-seed0"
     assert (folder / "report.html").is_file()
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert {row["task"] for row in rows} == set(TASKS) - {"custom"}
+    assert {row["task"] for row in rows} == set(TASKS) - {"custom"} | {"retrieval_free"}
+    clip_retrieval.main(["--preset", "natural", *roots, "--checkpoint", str(
+        tmp_path / "checkpoint" / "x" / "dcid-seed0" / "DCID-model-0.pt"), "--gpu", "cpu"])
+    assert "clip_retrieval" in capsys.readouterr().out
+
+
+def test_options_of_clips_are_refused_where_clips_are_ready(features, tmp_path):
+    roots = ["--data_root", str(tmp_path / "data"), "--runs_root", str(tmp_path / "runs"), "--gpu", "cpu"]
+    for more in (["--clips", "600"], ["--video-encoder", "patches"], ["--front-end", "audio.rate=16000"]):
+        with pytest.raises(InputError, match=f"{more[0]}: for clips that are made of sources; --features names"):
+            script.main(["--features", str(features), *roots, *more])
+    with pytest.raises(InputError, match=r"sounds/.*wav: cannot be opened"):           # other sources than the clips'
+        script.main(["--features", str(features), "--sources", str(tmp_path), *roots])
+    assert not (tmp_path / "data").exists()
 
 
 def test_ready_features_make_a_tree(tmp_path):

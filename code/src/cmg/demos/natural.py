@@ -36,8 +36,10 @@ from cmg.data import origins
 from cmg.data.csv import read_table
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import SPLITS, Manifest
+from cmg.data.sets.ave import ORIGINALS
 from cmg.data.sets.custom import Custom
 from cmg.data.text import Sentence, TextFeatures
+from cmg.demos.natural_clips import originals
 from cmg.demos.natural_sources import require_classes
 from cmg.demos.tree import (
     Deck,
@@ -149,8 +151,7 @@ def read(folder):
     if len(found) > 1 or min(found) <= SHORTEST:
         raise InputError(f"{folder}: features of {min(found)} to {max(found)} seconds; clips of one length, "
                          f"{SHORTEST + 1} seconds or more, are expected; extract them again with --seconds")
-    order = pd.Index(clips.ids).get_indexer(table["id"])
-    features = {m: array[order] for m, array in features.items()}
+    table = table.set_index("id").loc[clips.ids].reset_index()
     about = {m: found for m in features if (found := origins.describe(paths[m], m))}
     return Clips(table, classes, features, paths["text"], about)
 
@@ -211,9 +212,9 @@ class Composer:
 class Natural(Tree):
     """A tree that is being built from `clips`, a `Clips`."""
 
-    def start(self, clips):
-        """Set the clips."""
-        self.source, self.prompts = clips, {}
+    def start(self, clips, sources=None):
+        """Set the clips, and the folder of their recordings and photographs, if pictures are to show these."""
+        self.source, self.sources, self.prompts = clips, sources, {}
         self.keys = pd.Index(clips.classes).get_indexer(clips.table["category"])
         for name, part in clips.table[clips.table["split"] == "train"].groupby("category"):
             self.prompts[name] = Counter(part["prompt"]).most_common(1)[0][0]
@@ -267,7 +268,11 @@ def ave(tree):
     for part in SPLITS:
         write_h5(tree.path(f"ave.{part}"), "order", np.flatnonzero(split == part))
     for modality, array in tree.source.features.items():
-        write_h5(tree.path(f"ave.{modality}"), "avadataset", array[chosen].astype(np.float64))      # as published
+        write_h5(tree.path(f"ave.{modality}"), "avadataset", array[chosen].astype(np.float32))
+    test = tree.source.table.iloc[chosen[split == "test"]]
+    found = originals(tree.sources, test["sound"], test["photo"]) if tree.sources else {}
+    for modality, array in found.items():
+        write_h5(tree.path("ave.label").with_name(ORIGINALS[modality]), "originals", array)
     labels = one_hot(np.repeat(keys[:, None], tree.seconds, 1), len(tree.source.classes))
     write_h5(tree.path("ave.label"), "avadataset", labels)
     shared = labels[..., listed(tree)[::-1]]
@@ -326,7 +331,7 @@ def captions(tree):
 PARTS = (pretraining, ave, avvp, ucf_vggsound, captions)      # a part only reads the parts before it
 
 
-def build(out, paths, features, seed=0, progress=True):
+def build(out, paths, features, seed=0, progress=True, sources=None):
     """Build the tree atomically; a complete one is not changed.
 
     Args:
@@ -335,6 +340,7 @@ def build(out, paths, features, seed=0, progress=True):
         features: folder of clips with features.
         seed: seed of all random choices.
         progress: show a progress bar.
+        sources: folder of the recordings and photographs that `sources.csv` names, which pictures then show.
 
     Returns:
         True if it was built, False if it was complete.
@@ -345,14 +351,14 @@ def build(out, paths, features, seed=0, progress=True):
     features = Path(features)
     read_lists(features)
     found = {m: sha256(path) if (path := located(features, m)).is_file() else origins.describe(path, m) for m in FILES}
-    settings = {"name": NAME, "version": VERSION, "seed": seed, "features": found,
+    settings = {"name": NAME, "version": VERSION, "seed": seed, "features": found, "originals": sources is not None,
                 "clips": sha256(features / "clips.csv", features / "sources.csv")}
 
     def write(partial):
         clips = read(features)
         total, seconds = len(clips.table) + (clips.table["split"] == "test").sum(), clips.features["audio"].shape[1]
         with tqdm(total=total, unit="clip", desc="natural", disable=None if progress else True) as bar:
-            tree = Natural(partial, paths, seed, len(clips.table), bar, seconds).start(clips)
+            tree = Natural(partial, paths, seed, len(clips.table), bar, seconds).start(clips, sources)
             for folder in (tree.path("ave.audio").parent, *(tree.folder(f"{name}.audio").parents[1] for name in (
                     "vggsound", "avvp", "ucf51", "captions"))):
                 write_sidecar(folder, clips.origins, [])
@@ -367,10 +373,12 @@ def main(argv=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
     parser.add_argument("--features", type=Path, required=True, help="folder of clips with features")
+    parser.add_argument("--sources", type=Path, default=None, help="folder of the recordings and photographs that "
+                        "sources.csv names; pictures of a run then show them")
     parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    built = build(options.out, DATA_PATHS, options.features, options.seed)
+    built = build(options.out, DATA_PATHS, options.features, options.seed, sources=options.sources)
     print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
 
 

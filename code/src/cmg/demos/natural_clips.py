@@ -25,7 +25,7 @@ from cmg.extract import audio, command
 from cmg.extract.hub_data import read_sound, still_video
 from cmg.extract.media import Unreadable
 from cmg.extract.run import run as run_extraction
-from cmg.extract.video import resize
+from cmg.extract.video import SIDE, resize
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import open_input
 from cmg.utils.limits import LIMITS
@@ -169,3 +169,30 @@ def read_photo(path):
         raise InputError(f"{path}: cannot be read as a photograph ({str(error)[:100]}); a JPEG or PNG is expected; get "
                          "it again, or remove its line") from None
     return resize(picture)
+
+
+def originals(sources, sounds, photos):
+    """What a person hears and sees of clips, for pictures: the first seconds of the recordings, and the photographs.
+
+    Args:
+        sources: folder of recordings and photographs.
+        sounds, photos: files below it, (N).
+
+    Returns:
+        {"audio": log-mel spectrograms (N, 64 bands, frames), "video": pictures (N, 112, 112, 3)}, uint8.
+
+    Raises:
+        InputError: a file is absent, or cannot be decoded.
+    """
+    from scipy.signal import resample_poly  # here, because most programs do not resample
+    bands = {}
+    for name in dict.fromkeys(sounds):
+        wave = 10 ** (LEVEL / 20) * read_wave(sources / name)[:SECONDS * RATE]
+        wave = np.pad(wave, (0, SECONDS * RATE - len(wave)))
+        bands[name] = (audio.log_mel(resample_poly(wave, audio.RATE, RATE)) - audio.SILENCE).clip(0).T
+    largest = max(x.max() for x in bands.values())
+    pictures = {name: read_photo(sources / name) for name in dict.fromkeys(photos)}
+    half = SIDE // 2
+    small = {name: x.reshape(half, 2, half, 2, 3).mean((1, 3)) for name, x in pictures.items()}
+    return {"audio": np.stack([255 * bands[name] / largest for name in sounds]).astype(np.uint8),
+            "video": np.stack([small[name] for name in photos]).astype(np.uint8)}
