@@ -170,6 +170,29 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
     return empty
 
 
+def read_sentences(path):
+    """What a text feature file was written from.
+
+    Returns:
+        (dict sentence -> Sentence, {"backend", "model", "unit"} as `write_text_features` takes them).
+
+    Raises:
+        InputError: as of `TextFeatures`, or arrays of words that are absent or do not fit.
+    """
+    prompts = TextFeatures(path).prompts
+    with open_hdf5(path) as file, reading(path, "words of the prompts"):
+        words = texts(hdf5_array(file, "words", "OS", 1))
+        owner, index = (hdf5_array(file, name, "iu", 1)[:] for name in ("word_sentence", "word_index"))
+        vectors = hdf5_array(file, "word_vectors", "f", 2)[:]
+        about = {name: str(file.attrs.get(name, "")) for name in ("backend", "model", "unit")}
+    if not len(words) == len(owner) == len(index) == len(vectors):
+        raise InputError(f"{path}: {len(words)} words with {len(vectors)} vectors; one each is expected; make it with "
+                         "`python prepare.py text`")
+    rows = [np.flatnonzero(owner == n) for n in range(len(prompts))]
+    return {prompt: Sentence([words[k] for k in of], vectors[of], index[of], about["unit"] == "pieces")
+            for prompt, of in zip(prompts, rows)}, about
+
+
 def _texts(values):
     return np.array([value.encode("utf-8") for value in values], dtype=h5py.special_dtype(vlen=bytes))
 

@@ -27,7 +27,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -38,7 +37,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import SPLITS, Manifest
 from cmg.data.sets.ave import ORIGINALS
 from cmg.data.sets.custom import Custom
-from cmg.data.text import Sentence, TextFeatures
+from cmg.data.text import TextFeatures, read_sentences
 from cmg.demos.natural_clips import originals
 from cmg.demos.natural_sources import require_classes
 from cmg.demos.tree import (
@@ -218,14 +217,7 @@ class Natural(Tree):
         self.keys = pd.Index(clips.classes).get_indexer(clips.table["category"])
         for name, part in clips.table[clips.table["split"] == "train"].groupby("category"):
             self.prompts[name] = Counter(part["prompt"]).most_common(1)[0][0]
-        with h5py.File(clips.text) as file:
-            sentence, words = file["word_sentence"][:], [word.decode() for word in file["words"][:]]
-            vectors, index = file["word_vectors"][:], file["word_index"][:]
-            self.by = {name: str(file.attrs[name]) for name in ("backend", "model", "unit")}
-            known = [prompt.decode() for prompt in file["prompts"][:]]
-        rows = np.split(np.arange(len(words)), np.searchsorted(sentence, np.arange(1, len(known))))
-        self.sentences = {prompt: Sentence([words[k] for k in of], vectors[of], index[of])
-                          for prompt, of in zip(known, rows)}
+        self.sentences, self.by = read_sentences(clips.text)
         return self
 
     def encode(self, sentences):
