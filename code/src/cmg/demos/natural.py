@@ -65,7 +65,7 @@ NAME, VERSION, MARKER = "Natural", 1, "natural.json"
 FILES = {"audio": ("audio.h5", "audio/zip"), "video": ("video.h5", "video/zip"),
          "text": ("prompts.h5", "text/prompts.h5")}
 SHORTEST, TWO, ONE_SENSE = 2, 0.4, 0.2      # seconds of an event; shares of clips with two, of events in one modality
-UNLISTED = 4                                # one class in so many is background in AVVP
+UNLISTED, COMPOSED = 4, 3                   # one class in so many is background in AVVP; its clips per test clip
 
 
 @dataclass
@@ -279,20 +279,21 @@ def listed(tree):
 
 
 def avvp(tree):
-    """AVVP, and the test side of AVE -> AVVP: as many composed clips as there are test clips."""
+    """AVVP, and the test side of AVE -> AVVP: `COMPOSED` clips for each test clip."""
     rng, known = tree.rng("avvp"), listed(tree)
     names, rows = np.array(tree.source.classes)[known], tree.rows("test")
-    ids, events = write_avvp(tree, len(rows), rng, names, names[::-1],
+    ids, events = write_avvp(tree, COMPOSED * len(rows), rng, names, names[::-1],
                              lambda rng, seconds: draw_events(rng, seconds, len(known)))
     background = np.arange(len(known), len(tree.source.classes))
-    for modality, column in (("audio", "audio"), ("video", "visual")):
-        composer = Composer(tree.source.features[modality][rows], tree.keys[rows], background, rng)
-        folder, chosen = tree.folder(f"avvp.{modality}"), events[events[column]]
-        for row, name in enumerate(ids):
-            of_clip = chosen[chosen["row"] == row]
-            found = composer.clip(zip(of_clip["key"], of_clip["onset"], of_clip["offset"]))
-            write_zip(folder, name, found.astype(np.float32))
-        tree.bar.update(len(ids) // 2)
+    columns = {"audio": "audio", "video": "visual"}
+    composers = {m: Composer(tree.source.features[m][rows], tree.keys[rows], background, rng) for m in columns}
+    folders, of_row = {m: tree.folder(f"avvp.{m}") for m in columns}, dict(list(events.groupby("row")))
+    for row, name in enumerate(ids):
+        for modality, column in columns.items():
+            there = of_row[row][of_row[row][column]]
+            found = composers[modality].clip(zip(there["key"], there["onset"], there["offset"]))
+            write_zip(folders[modality], name, found.astype(np.float32))
+        tree.bar.update()
 
 
 def ucf_vggsound(tree):
@@ -348,7 +349,8 @@ def build(out, paths, features, seed=0, progress=True, sources=None):
 
     def write(partial):
         clips = read(features)
-        total, seconds = len(clips.table) + (clips.table["split"] == "test").sum(), clips.features["audio"].shape[1]
+        total, seconds = len(clips.table) + COMPOSED * (clips.table["split"] == "test").sum(), len(
+            clips.features["audio"][0])
         with tqdm(total=total, unit="clip", desc="natural", disable=None if progress else True) as bar:
             tree = Natural(partial, paths, seed, len(clips.table), bar, seconds).start(clips, sources)
             for folder in (tree.path("ave.audio").parent, *(tree.folder(f"{name}.audio").parents[1] for name in (
