@@ -36,6 +36,7 @@ LEVEL, GAIN, NOISE = -23, 6, -58        # RMS in dB of full scale, largest chang
 FRAME, SILENT = 400, 1e-4               # samples, and the peak below which that many are digital silence
 PAUSE = (0.25, 1.0)                     # seconds before a short recording repeats
 SHARES = {"train": 1, "val": 15, "test": 9}        # clips for pretraining for each clip of the split
+BANDS = 48                              # of VGGish's, those below 4 kHz
 CHANNELS = 64                           # of the stand-in for an encoder of pictures
 MARKER, LABELS, SOURCES, VIDEOS = "clips.json", "labels.csv", "sources.csv", "videos"
 PROMPT = "a recording and a photograph of a {}"
@@ -179,7 +180,7 @@ def originals(sources, sounds, photos):
         sounds, photos: files below it, (N).
 
     Returns:
-        {"audio": log-mel spectrograms (N, 64 bands, frames), "video": pictures (N, 112, 112, 3)}, uint8.
+        {"audio": log-mel spectrograms (N, 48 bands, frames), "video": pictures (N, 112, 112, 3)}, uint8.
 
     Raises:
         InputError: a file is absent, or cannot be decoded.
@@ -187,9 +188,8 @@ def originals(sources, sounds, photos):
     from scipy.signal import resample_poly  # here, because most programs do not resample
     bands = {}
     for name in dict.fromkeys(sounds):
-        wave = 10 ** (LEVEL / 20) * read_wave(sources / name)[:SECONDS * RATE]
-        wave = np.pad(wave, (0, SECONDS * RATE - len(wave)))
-        bands[name] = (audio.log_mel(resample_poly(wave, audio.RATE, RATE)) - audio.SILENCE).clip(0).T
+        wave = 10 ** (LEVEL / 20) * np.resize(read_wave(sources / name), SECONDS * RATE)       # short ones repeat
+        bands[name] = (audio.log_mel(resample_poly(wave, audio.RATE, RATE)) - audio.SILENCE).clip(0)[:, :BANDS].T
     largest = max(x.max() for x in bands.values())
     pictures = {name: read_photo(sources / name) for name in dict.fromkeys(photos)}
     half = SIDE // 2
