@@ -35,7 +35,6 @@ from cmg.data import origins
 from cmg.data.csv import read_table
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import SPLITS, Manifest
-from cmg.data.sets.ave import ORIGINALS
 from cmg.data.sets.custom import Custom
 from cmg.data.text import TextFeatures, read_sentences
 from cmg.demos.natural_clips import originals
@@ -50,6 +49,7 @@ from cmg.demos.tree import (
     write_captions,
     write_h5,
     write_lines,
+    write_originals,
     write_text,
     write_zip,
 )
@@ -262,9 +262,8 @@ def ave(tree):
     for modality, array in tree.source.features.items():
         write_h5(tree.path(f"ave.{modality}"), "avadataset", array[chosen].astype(np.float32))
     test = tree.source.table.iloc[chosen[split == "test"]]
-    found = originals(tree.sources, test["sound"], test["photo"]) if tree.sources else {}
-    for modality, array in found.items():
-        write_h5(tree.path("ave.label").with_name(ORIGINALS[modality]), "originals", array)
+    if tree.sources:
+        write_originals(tree, originals(tree.sources, test["sound"], test["photo"]))
     labels = one_hot(np.repeat(keys[:, None], tree.seconds, 1), len(tree.source.classes))
     write_h5(tree.path("ave.label"), "avadataset", labels)
     shared = labels[..., listed(tree)[::-1]]

@@ -180,7 +180,7 @@ def originals(sources, sounds, photos):
         sounds, photos: files below it, (N).
 
     Returns:
-        {"audio": log-mel spectrograms (N, 48 bands, frames), "video": pictures (N, 112, 112, 3)}, uint8.
+        {"audio": log-mel spectrogram (48 bands, frames), "video": picture (112, 112, 3)}, uint8, of each clip.
 
     Raises:
         InputError: a file is absent, or cannot be decoded.
@@ -191,8 +191,7 @@ def originals(sources, sounds, photos):
         wave = 10 ** (LEVEL / 20) * np.resize(read_wave(sources / name), SECONDS * RATE)       # short ones repeat
         bands[name] = (audio.log_mel(resample_poly(wave, audio.RATE, RATE)) - audio.SILENCE).clip(0)[:, :BANDS].T
     largest = max(x.max() for x in bands.values())
-    pictures = {name: read_photo(sources / name) for name in dict.fromkeys(photos)}
-    half = SIDE // 2
-    small = {name: x.reshape(half, 2, half, 2, 3).mean((1, 3)) for name, x in pictures.items()}
-    return {"audio": np.stack([255 * bands[name] / largest for name in sounds]).astype(np.uint8),
-            "video": np.stack([small[name] for name in photos]).astype(np.uint8)}
+    pictures, half = {name: read_photo(sources / name) for name in dict.fromkeys(photos)}, SIDE // 2
+    return [{"audio": (255 * bands[sound] / largest).astype(np.uint8),
+             "video": pictures[photo].reshape(half, 2, half, 2, 3).mean((1, 3)).astype(np.uint8)}
+            for sound, photo in zip(sounds, photos)]

@@ -123,7 +123,7 @@ def write_originals(tree, originals):
     """Write what a person hears and sees of AVE's test rows (`cmg.data.sets.ave.ORIGINALS`), for the report.
 
     Args:
-        originals: {"audio": spectrogram (bands, frames), "video": picture (H, W)}, uint8, of each row.
+        originals: {"audio": spectrogram (bands, frames), "video": picture (H, W) or (H, W, 3)}, uint8, of each row.
     """
     for modality, name in ORIGINALS.items():
         write_h5(tree.path("ave.label").with_name(name), "originals", np.stack([row[modality] for row in originals]))

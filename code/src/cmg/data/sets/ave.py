@@ -64,7 +64,7 @@ class AVE(Clips):
         if not self.numbers or not path.is_file():
             return None
         with open_hdf5(path) as file, reading(path):
-            return hdf5_array(file, "originals", "u", 3)[self.numbers[self.ids[i]]]
+            return hdf5_array(file, "originals", "u", 3, 4)[self.numbers[self.ids[i]]]
 
 
 def read_labels(path):
