@@ -98,8 +98,8 @@ class Clips:
         return {m: self.stores[m].tail if m in self.stores else text[m] for m in self.modalities}
 
     def original(self, modality: str, i: int) -> NDArray[Any] | str | None:
-        """What a person sees or hears of a clip: a picture (H, W) or (H, W, 3), or a spectrogram (bands, frames), uint8,
-        or a sentence; None for data that does not say."""
+        """What a person sees or hears of a clip: a picture (H, W) or (H, W, 3), or a spectrogram (bands, frames),
+        uint8, or a sentence; None for data that does not say."""
         return None
 
     def __len__(self) -> int:
