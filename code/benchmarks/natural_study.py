@@ -239,7 +239,7 @@ def train_and_measure(name, modalities, seed, options, data):
                  "--gpu", "cpu", "--n_epoch", "1000", "--max_steps", str(options.steps), "--seed", str(seed),
                  "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
                  "--save_every_steps", str(options.every), "--keep", "1000", "--print_freq", str(options.every),
-                 "--resume", "auto", *ARMS[name]]
+                 "--resume", "auto", "--recipe", "published", "--standardize", "channel", *ARMS[name]]
     if source != options.data:
         arguments[arguments.index("--manifest") + 1] = str(source)
     done, clock = max(steps_of(folder), default=0), time.process_time()

@@ -20,7 +20,7 @@ from cmg.downstream.settings import HeadSettings, RetrievalSettings, TocRatios, 
 from cmg.downstream.tasks import TASKS
 from cmg.models.config import Config, in_order
 from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
-from cmg.presets import PRESETS, RECIPES
+from cmg.presets import OWN_RECIPE, OWN_SIZES, PRESETS, RECIPES, own_sizes
 from cmg.systems.settings import DECLARED, weight_argument
 from cmg.training.runtime import default_workers, resolve
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig, default_decay
@@ -217,7 +217,8 @@ class SystemChoice:
 
     system: str = setting("dcid", "system to pretrain: " + ", ".join(
         f"{name} ({system.label})" for name, system in DECLARED.items()), choices=tuple(DECLARED))
-    n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published)", type=positive)
+    n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published; own data: by its "
+                                      "length)", type=positive)
 
 
 @dataclass(frozen=True)
@@ -225,9 +226,10 @@ class Pretraining:
     """Arguments of pretrain.py only."""
 
     recipe: str | None = setting(
-        None, "set of training defaults other than the published ones; other flags override it. shared: modalities "
-        "share their codes, after half the steps (DCID, H-DCID; docs/decisions.md)", choices=tuple(RECIPES),
-        affects_results=False)
+        None, "set of training defaults; other flags override it. shared: modalities share their codes, after half the "
+        "steps (DCID, H-DCID; docs/decisions.md). published: the papers' values for own data (--dataset_name custom), "
+        "too, which otherwise has shared and values by its amount (docs/your-data.md)",
+        choices=tuple(RECIPES), affects_results=False)
     model_save_path: Path | None = setting(
         None, "folder of the checkpoints (default: the checkpoint root, or a folder of their own for the runs of a "
         "preset)", type=Path, affects_results=False)
@@ -353,11 +355,14 @@ def _parse(parser, program, argv, local):
     early = Parser(add_help=False)
     early.add_argument("--preset", choices=tuple(PRESETS))
     early.add_argument("--recipe", choices=tuple(RECIPES))
+    early.add_argument("--dataset_name")
     named, _ = early.parse_known_args(argv)
     preset = PRESETS.get(named.preset, {})
     preset = preset | preset.get("pretrain" if program == "pretrain" else "downstream", {})
     preset = preset | RECIPES.get(named.recipe, {})
     actions = {action.dest for action in parser._actions}
+    if program == "pretrain" and named.dataset_name == CUSTOM and named.recipe != "published":
+        parser.set_defaults(**dict.fromkeys([*OWN_SIZES, *RECIPES[OWN_RECIPE]]))        # None: for `own_data_recipe`
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
     for name in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
         parser.set_defaults(**{name: parser.get_default(name) / preset["folder"]})
@@ -391,8 +396,12 @@ def parse_pretrain(argv, local):
     folder = PRESETS.get(opts.preset, {}).get("run", "").format(**vars(opts))
     folder += f"-{opts.recipe}" if folder and opts.recipe else ""
     opts.model_save_path = opts.model_save_path or opts.checkpoint_root / folder
-    opts.n_epoch = opts.n_epoch or system.EPOCHS
-    opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
+    opts.by_rule = []
+    if opts.dataset_name == CUSTOM and opts.recipe != "published":
+        own_data_recipe(opts, system)
+    else:
+        opts.n_epoch = opts.n_epoch or system.EPOCHS
+        opts.n_embeddings = opts.n_embeddings or system.Config().num_codes
     if opts.dataset_name == CUSTOM:
         require_own(parser, opts, f"--dataset_name {CUSTOM}")
     elif opts.manifest:
@@ -421,6 +430,32 @@ def parse_pretrain(argv, local):
         parser.error(f"--batch_size 1: {', '.join(comparing)} compare the clips of a step, and are zero for a single "
                      "one; give two clips or more, or leave them out with --without")
     return opts
+
+
+def own_data_recipe(opts, system):
+    """Set the recipe of a run on own data, and `opts.by_rule`: the settings that neither a flag nor a preset sets.
+
+    Those of OWN_SIZES stay None until `own_data_sizes`.
+    """
+    defaults, recipe = settings.settings(system.Options), RECIPES[OWN_RECIPE]
+    has_it = recipe.keys() <= defaults.keys() and dict(recipe["weights"]).keys() <= system.TERMS.keys()
+    opts.recipe = opts.recipe or (OWN_RECIPE if has_it else None)
+    opts.by_rule = [name for name in (*OWN_SIZES, "standardize", *recipe) if getattr(opts, name) is None]
+    values = {name: value for name, value in defaults.items() if name in recipe} | RECIPES.get(opts.recipe, {})
+    weights = [*values["weights"], *(opts.weights or [])]       # a flag sets one of them
+    vars(opts).update({name: value for name, value in values.items() if name in opts.by_rule} | {"weights": weights})
+
+
+def own_data_sizes(opts, clips, seconds, stored):
+    """Set what a run on own data leaves to the rule (cmg/presets.py): as in the checkpoint that it resumes, else by the
+    number of clips and seconds.
+
+    Args:
+        stored: options of the resumed run, as plain values; empty for a new run.
+    """
+    vars(opts).update({name: stored[name] for name in opts.by_rule if name in stored})
+    system = DECLARED[opts.system]
+    vars(opts).update(own_sizes(clips, seconds, system.EPOCHS, system.Config().num_codes, vars(opts)))
 
 
 def affects_results(opts):

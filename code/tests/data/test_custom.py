@@ -16,6 +16,7 @@ import custom
 import evaluate
 import prepare
 import pretrain
+from cmg import presets
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_downstream, parse_evaluate, parse_pretrain
 from cmg.data.archive import read_npy
@@ -385,7 +386,7 @@ def test_check_ends_with_the_commands_that_follow(example, tmp_path, monkeypatch
     assert (first[0], second[0]) == ("./pretrain.sh", "./custom.sh")
     opts, heads = parse_pretrain(first[1:], LOCAL), parse_downstream("custom", second[1:], LOCAL)
     assert opts.splits == ["train"] and opts.seconds == 4 and opts.own == heads.own and len(opts.own) == 4
-    assert heads.checkpoint == opts.model_save_path / "DCID-model-5.pt"
+    assert heads.checkpoint == opts.model_save_path
     bare = manifest(tmp_path, *(f"{path.stem},train" for path in (example / "audio").iterdir()), head="id,split")
     assert prepare.main(["check", "--dataset", "custom", "--manifest", str(bare), *data(example)[2:6]]) == 0
     assert len(capsys.readouterr().out.split("next: ")[1].splitlines()) == 1           # nothing to train heads on
@@ -560,7 +561,7 @@ def test_bad_clips_are_skipped_as_in_other_tasks(example, pretrained, tmp_path, 
 @pytest.mark.usefixtures("small_model")
 def test_from_the_example_to_a_report(tmp_path, monkeypatch, capsys):
     """The commands that `prepare.py new` writes, in their order, with small networks; a name with a blank in it."""
-    monkeypatch.setattr(own_example, "EPOCHS", 2)
+    monkeypatch.setattr(presets, "OWN_STEPS", (2, 2))
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "my clips"
     prepare.main(["new", str(folder)])

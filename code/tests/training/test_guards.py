@@ -210,7 +210,7 @@ def test_checkpoints_of_several_runs_are_told_apart():
 
 def test_a_run_with_the_recipe_is_not_measured_by_the_published_length():
     assert "far below the 3,066" in " ".join(runtime.run_length(800, 80, 6, 400))
-    assert len(runtime.run_length(800, 80, 6, 400, is_published=False)) == 1
+    assert len(runtime.run_length(800, 80, 6, 400, usual=None)) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ provenance

@@ -16,7 +16,6 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_folder, atomic_output
 
 SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
-EPOCHS = 50
 SENTENCES = {"ball": ("a ball rolls and hums", "a low hum of a ball"),
              "square": ("a square slides and whistles", "a square with a steady whistle"),
              "cross": ("a cross spins and squeaks", "a high squeak of a cross")}
@@ -87,11 +86,10 @@ def _fill(partial, folder, src):
                         hashing_sentences(sentences), "hashing", prompts_file=folder / "clips.csv")
     readme, run, commands = (path.read_text(encoding="utf-8") for path in TEMPLATES.values())
     dir_, src = shlex.quote(str(folder)), shlex.quote(str(src))
-    values = {"epochs": EPOCHS, "last": EPOCHS - 1, "often": max(1, EPOCHS // 5)}
     _write(partial / "README.md", readme.format(
         clips=len(clips()), seconds=SECONDS, bands=BANDS, cells=CELLS, channels=CHANNELS,
-        commands=f"cd {src}\nDIR={dir_}\n{commands.format(python='python', **values).rstrip()}"))
-    _write(partial / "run.sh", run.format(folder=dir_, src=src, commands=commands.format(python='"$PYTHON"', **values)))
+        commands=f"cd {src}\nDIR={dir_}\n{commands.format(python='python').rstrip()}"))
+    _write(partial / "run.sh", run.format(folder=dir_, src=src, commands=commands.format(python='"$PYTHON"')))
 
 
 def _save(path, array):

@@ -82,12 +82,12 @@ def _next_commands(opts):
     data += ["--data_root", opts.data_root] if opts.data_root != cli.root("data", opts.local) else []
     saved = cli.root("checkpoints", opts.local) / opts.local.pretrained
     if opts.dataset == CUSTOM:
-        saved = opts.manifest.parent / "checkpoint" / Path(opts.local.pretrained).name
+        saved = opts.manifest.parent / "checkpoint"
         data = ["--manifest", opts.manifest]
         data += [part for name, path in opts.features.items() for part in ("--features", f"{name}={path}")]
         data += [part for name, kind in opts.modality.items() for part in ("--modality", f"{name}={kind}")]
         length = ["--seconds", opts.seconds] if opts.seconds != 10 else []
-        found = [line("pretrain.sh", "--dataset_name", CUSTOM, *data, *length, "--model_save_path", saved.parent)]
+        found = [line("pretrain.sh", "--dataset_name", CUSTOM, *data, *length, "--model_save_path", saved)]
         is_labeled = "label" in Manifest(opts.manifest).columns
         return found + [line("custom.sh", *data, "--checkpoint", saved)] * is_labeled
     if opts.dataset == "avs":

@@ -7,12 +7,13 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
-from cmg.cli import affects_results
+from cmg.cli import affects_results, own_data_sizes
 from cmg.data import fingerprint, origins
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
 from cmg.models.config import LEAST_SECONDS, describe_shape
 from cmg.models.random import StepRandom
+from cmg.presets import OWN_STEPS
 from cmg.results import provenance
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts.rules import own_names
@@ -23,7 +24,7 @@ from cmg.training.run_state import RunState, differences, find_newest, identify
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig
 from cmg.training.standardize import cached_statistics
 from cmg.training.step import TrainStep
-from cmg.training.trainer import Trainer
+from cmg.training.trainer import Trainer, total_steps
 from cmg.utils import dist, settings
 from cmg.utils.errors import InputError
 from cmg.utils.files import file_lock, remove_leftovers
@@ -56,7 +57,8 @@ def find_resumed(opts, is_first):
     name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
-    found = find_newest(opts.model_save_path, name, affects_results(opts))
+    own = {name: value for name, value in affects_results(opts).items() if name not in opts.by_rule}
+    found = find_newest(opts.model_save_path, name, own)
     if found is None and opts.evaluate:
         raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; name one with --resume FILE")
     if found is None:
@@ -100,12 +102,14 @@ def require_fit(opts, loaded, shapes):
         if not config.fits(modality, shape):
             raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
                              f"{describe_shape(modality, shape)}; use the data it was pretrained on")
+    if "n_embeddings" in opts.by_rule:
+        opts.n_embeddings = config.num_codes
     if config.num_codes != opts.n_embeddings:
         raise InputError(f"{loaded.path}: pretrained with --n_embeddings {config.num_codes}, not {opts.n_embeddings}; "
                          "pass the same")
     stored = (loaded.contents.get("run") or {}).get("options", {})
     for name in settings.settings(type(config)):
-        if name == "standardize" and name not in stored:        # of before it was an option
+        if name == "standardize" and (name not in stored or name in opts.by_rule):    # of before it was an option
             opts.standardize = config.standardize
         if getattr(config, name) != getattr(opts, name):
             raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
@@ -150,6 +154,9 @@ def pretrain(opts):
     generator = seed_everything(opts.seed)
     data = open_data(opts)                                  # before anything compares --seconds auto
     resumed = find_resumed(opts, dist.is_main())
+    if opts.by_rule:
+        run = checkpoint.read(resumed, mmap=True).get("run") if resumed else None
+        own_data_sizes(opts, len(data), opts.seconds, (run or {}).get("options", {}))
     system, loaded = open_system(opts, resumed, data.shapes)
     rng = StepRandom(generator)
     train_step = TrainStep(system, rng, settings.read(OptimConfig, opts),
@@ -233,8 +240,16 @@ def _log_run_summary(opts, data, system):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
                     "them as they are)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
-        told, *doubt = runtime.run_length(len(data), opts.batch_size, opts.n_epoch, config.num_codes, opts.max_steps,
-                                          is_published=not opts.recipe)
+        run = settings.read(RunSettings, opts)
+        usual = (OWN_STEPS[0], "the rule for own data") if opts.by_rule else None
+        if opts.recipe in (None, "published") and not opts.by_rule:         # another recipe needs fewer steps
+            usual = runtime.PUBLISHED_STEPS
+        told, *doubt = runtime.run_length(len(data), run.batch_size, run.n_epoch, config.num_codes, run.max_steps,
+                                          usual)
+        if opts.by_rule:
+            recipe = f"recipe {opts.recipe}" if opts.recipe else "losses as published"
+            told = (f"{len(data):,} clips: {total_steps(len(data), run):,} steps of {run.batch_size}, K = "
+                    f"{config.num_codes}, {recipe}; --recipe published for the papers' values")
         log.info(told)
         for line in doubt:                      # into the report as well
             log.warning("warning: %s", line)

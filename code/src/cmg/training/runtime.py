@@ -10,8 +10,8 @@ from cmg.utils.cores import usable_cores
 MMAP_MAX, TRIM_THRESHOLD = -4, -1                                           # parameters of mallopt(3)
 BF16_UNITS = {"amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"}     # of x86 and ARM, as named by PyTorch
 MOST_WORKERS = 4
-PUBLISHED_STEPS = 3066          # 40,801 clips, 80 a step, 6 epochs (NeurIPS 2023)
-FAR_BELOW = 1 / 3               # of these
+PUBLISHED_STEPS = 3066, "the published run, in which codes settle and modalities come to share them"
+FAR_BELOW = 1 / 3               # of the usual steps
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +61,15 @@ def default_workers():
     return min(MOST_WORKERS, usable_cores())
 
 
-def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None, is_published=True):
-    """Steps in all and clips a code, and what is worth knowing about them: steps far below those of the published run,
-    a last step of one clip.
+def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None, usual=PUBLISHED_STEPS):
+    """Steps in all and clips a code, and what is worth knowing about them: steps far below the usual ones, a last step
+    of one clip.
 
     Args:
         num_clips, batch_size, n_epoch: of the run.
         num_codes: K.
         max_steps: at which it stops, if any.
-        is_published: whether it trains as published; a recipe needs fewer steps.
+        usual: (number of steps, of what), or None.
 
     Returns:
         list of lines, the first with the numbers.
@@ -78,12 +78,11 @@ def run_length(num_clips, batch_size, n_epoch, num_codes, max_steps=None, is_pub
     steps = min(an_epoch * n_epoch, max_steps or an_epoch * n_epoch)
     found = [f"{steps:,} steps in all ({an_epoch:,} an epoch, {n_epoch} epochs, {batch_size} clips a step), "
              f"{num_clips / num_codes:.1f} clips a code"]
-    if is_published and steps < FAR_BELOW * PUBLISHED_STEPS:
-        remedy = f"--n_epoch {math.ceil(PUBLISHED_STEPS / an_epoch)} or a smaller --batch_size brings it there"
+    if usual and steps < FAR_BELOW * usual[0]:
+        remedy = f"--n_epoch {math.ceil(usual[0] / an_epoch)} or a smaller --batch_size brings it there"
         if steps < an_epoch * n_epoch:
             remedy = "--max_steps ends it there"
-        found.append(f"{steps:,} steps are far below the {PUBLISHED_STEPS:,} of the published run, in which codes "
-                     f"settle and modalities come to share them; {remedy}")
+        found.append(f"{steps:,} steps are far below the {usual[0]:,} of {usual[1]}; {remedy}")
     if num_clips % batch_size == 1 < batch_size:
         found.append(f"the last step of an epoch has one clip ({num_clips:,} clips, {batch_size} a step; so has the "
                      "published run): losses that compare clips are zero in it")

@@ -15,14 +15,17 @@ class RunSettings:
     """Length of a run, order of its clips, and checkpoints."""
 
     seed: int = setting(43, "random seed (published: 43)")
-    batch_size: int = setting(80, "clips per step, over all processes", flags=("-b", "--b", "--batch_size"),
-                              type=positive)
+    batch_size: int = setting(80, "clips per step, over all processes (own data: by their number)",
+                              flags=("-b", "--b", "--batch_size"), type=positive)
     n_epoch: int | None = setting(
-        None, "number of epochs (default: as published)", type=positive, affects_results=False)
+        None, "number of epochs (default: as published; own data: by the number of clips)", type=positive,
+        affects_results=False)
     max_steps: int | None = setting(None, "stop after this many steps", type=positive, affects_results=False)
     start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
-    print_freq: int = setting(50, "steps between lines of the log", type=positive, affects_results=False)
-    save_freq: int = setting(1, "epochs between checkpoints", type=positive, affects_results=False)
+    print_freq: int = setting(50, "steps between lines of the log (own data: 20 lines)", type=positive,
+                              affects_results=False)
+    save_freq: int = setting(1, "epochs between checkpoints (own data: 6 or more checkpoints)", type=positive,
+                             affects_results=False)
     save_every_steps: int | None = setting(
         None, "also save a checkpoint within the epoch, every so many steps (default: off)", type=positive,
         affects_results=False)
@@ -50,7 +53,7 @@ class OptimConfig:
     schedule: str = setting("drops", "learning rate schedule: halved at the epochs --lr_drops, cosine decay to 0 at "
                             "the end of the run, or constant", choices=("drops", "cosine", "constant"))
     lr_drops: tuple[int, ...] = setting(
-        LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate", type=int)
+        LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate (own data: none)", type=int)
     warmup: int = setting(0, "steps of linear learning rate warmup", type=int, metavar="STEPS")
     weight_decay: float | None = setting(
         None, "weight decay (default: 0; adamw: 0.01)", flags=("--weight_decay", "--wd"), type=not_negative)
