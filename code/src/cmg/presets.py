@@ -55,7 +55,7 @@ def has_recipe(name, options):
 # clips and seconds (docs/your-data.md; the evidence: benchmarks/studies/own-data.md).
 OWN_RECIPE = "shared"
 OWN_SIZES = ("batch_size", "n_embeddings", "n_epoch", "lr_drops", "print_freq", "save_freq")
-OWN_EPOCHS, OWN_STEPS = 30, (150, 600)  # within these; more where the published epochs are
+OWN_EPOCHS, OWN_STEPS = 15, (150, 600)  # within these; more where the published epochs are
 OWN_BATCH = (12, 80)            # a quarter of the clips, within these
 OWN_CODES = 32                  # at least; at most as published
 SECONDS_A_CODE = 16

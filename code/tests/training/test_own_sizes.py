@@ -26,8 +26,8 @@ def sizes(clips, seconds=10, epochs=DCID[0], codes=DCID[1], **given):
 
 @pytest.mark.parametrize("clips, seconds, batch, codes, epochs, lines, saves", [
     (1, 1, 12, 32, 150, 7, 25), (10, 10, 12, 32, 150, 7, 25), (13, 1, 12, 32, 75, 7, 12),
-    (192, 5, 48, 64, 38, 7, 6), (192, 10, 48, 128, 38, 7, 6), (800, 5, 80, 256, 30, 15, 5),
-    (2_400, 10, 80, 400, 20, 30, 3),
+    (192, 5, 48, 64, 38, 7, 6), (192, 10, 48, 128, 38, 7, 6), (800, 5, 80, 256, 15, 7, 2),
+    (2_400, 10, 80, 400, 15, 22, 2),
     (40_801, 10, 80, 400, 6, 50, 1), (10 ** 6, 10, 80, 400, 6, 50, 1), (10 ** 6, 1, 80, 400, 6, 50, 1)])
 def test_the_rule(clips, seconds, batch, codes, epochs, lines, saves):
     assert sizes(clips, seconds) == {"batch_size": batch, "n_embeddings": codes, "n_epoch": epochs, "lr_drops": [],
