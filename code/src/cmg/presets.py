@@ -75,7 +75,7 @@ def own_sizes(clips, seconds, epochs, codes, given):
         name -> value of OWN_SIZES.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    batch_size = given.get("batch_size", min(max(clips // 4, OWN_BATCH[0]), OWN_BATCH[1]))
+    batch_size = given.get("batch_size", min(max(clips // 4, OWN_BATCH[0]), OWN_BATCH[1], max(clips, 2)))
     an_epoch = math.ceil(clips / batch_size)
     steps = min(max(OWN_EPOCHS * an_epoch, OWN_STEPS[0]), OWN_STEPS[1])
     n_epoch = given.get("n_epoch", max(epochs, math.ceil(steps / an_epoch)))

@@ -25,7 +25,7 @@ def sizes(clips, seconds=10, epochs=DCID[0], codes=DCID[1], **given):
 
 
 @pytest.mark.parametrize("clips, seconds, batch, codes, epochs, lines, saves", [
-    (1, 1, 12, 32, 150, 7, 25), (10, 10, 12, 32, 150, 7, 25), (13, 1, 12, 32, 75, 7, 12),
+    (1, 1, 2, 32, 150, 7, 25), (10, 10, 10, 32, 150, 7, 25), (13, 1, 12, 32, 75, 7, 12),
     (192, 5, 48, 64, 38, 7, 6), (192, 10, 48, 128, 38, 7, 6), (800, 5, 80, 256, 15, 7, 2),
     (2_400, 10, 80, 400, 15, 22, 2),
     (40_801, 10, 80, 400, 6, 50, 1), (10 ** 6, 10, 80, 400, 6, 50, 1), (10 ** 6, 1, 80, 400, 6, 50, 1)])
@@ -122,7 +122,7 @@ def test_the_share_of_a_study_is_of_the_best_within_the_tested_modality():
 
 @pytest.mark.usefixtures("small_model")
 def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
-    """Six train clips; then a seventh, for which the run would have one more step an epoch."""
+    """Six train clips in one step; then nine, which a new run would have in one step as well."""
     folder = tmp_path / "clips"
     own_example.write(folder, tmp_path)
 
@@ -132,17 +132,17 @@ def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
                          "--workers", "0", "--model_save_path", str(tmp_path / "checkpoints"), "--snapshot_pref",
                          str(tmp_path / "run"), "--resume", "auto", *flags]) == 0
         return (tmp_path / "run" / "log.txt").read_text()
-    assert ("6 clips: 2 steps of 12, K = 32, recipe shared; --recipe published for the papers' values"
+    assert ("6 clips: 2 steps of 6, K = 32, recipe shared; --recipe published for the papers' values"
             in run("--max_steps", "2"))
     with open(folder / "clips.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     (folder / "clips.csv").write_text("id,split\n" + "".join(
         f"{row['id']},{'train' if row['split'] == 'val' else row['split']}\n" for row in rows))
     text = run("--max_steps", "3", "--on_bad_clip", "skip")
-    assert "9 clips: 3 steps of 12, K = 32" in text and "resuming in epoch 2" in text
-    last = checkpoint.read(tmp_path / "checkpoints" / "DCID-model-2.pt")["run"]
+    assert "9 clips: 3 steps of 6, K = 32" in text and "resuming in epoch 2" in text
+    last = checkpoint.read(tmp_path / "checkpoints" / "DCID-model-2-step3.pt")["run"]
     assert last["position"]["step"] == 3 and last["options"]["lr_drops"] == []
     assert dict(last["options"]["weights"]) == dict(RECIPES["shared"]["weights"])
-    assert paths.locate(tmp_path / "checkpoints").name == "DCID-model-2.pt"
+    assert paths.locate(tmp_path / "checkpoints").name == "DCID-model-2-step3.pt"
     text = run("--recipe", "published", "--max_steps", "1", "--n_embeddings", "8", "--b", "3")
     assert "K = 8" in text and "1 steps are far below the 3,066 of the published run" in text
