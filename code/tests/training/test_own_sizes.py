@@ -8,7 +8,7 @@ from pathlib import Path
 import own_data
 import pytest
 
-from cmg.checkpoints import checkpoint, paths
+from cmg.checkpoints import checkpoint, hub
 from cmg.cli import affects_results, own_data_sizes, parse_pretrain
 from cmg.demos import own_example
 from cmg.presets import OWN_SIZES, RECIPES, own_sizes
@@ -143,6 +143,6 @@ def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
     last = checkpoint.read(tmp_path / "checkpoints" / "DCID-model-2-step3.pt")["run"]
     assert last["position"]["step"] == 3 and last["options"]["lr_drops"] == []
     assert dict(last["options"]["weights"]) == dict(RECIPES["shared"]["weights"])
-    assert paths.locate(tmp_path / "checkpoints").name == "DCID-model-2-step3.pt"
+    assert hub.locate(tmp_path / "checkpoints").name == "DCID-model-2-step3.pt"
     text = run("--recipe", "published", "--max_steps", "1", "--n_embeddings", "8", "--b", "3")
     assert "K = 8" in text and "1 steps are far below the 3,066 of the published run" in text

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cmg.checkpoints import checkpoint
-from cmg.checkpoints.paths import CARD, CONFIG, WEIGHTS, locate
+from cmg.checkpoints.paths import CARD, CONFIG, WEIGHTS, path_or_name
 from cmg.data import origins
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.state_dicts import rules
@@ -21,6 +21,37 @@ from cmg.utils.limits import LIMITS
 
 FORMAT = 1                      # of config.json
 EARLIER_NAMES = {".residual.spread.": ".residual.conv3x3.", ".residual.mix.": ".residual.conv1x1."}
+
+
+def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
+    """The local file with the weights of an encoder.
+
+    Args:
+        source: a checkpoint, a folder of checkpoints, of which the one with the most steps is taken, an exported
+            folder, its file of weights, or a name on the hub such as "somebody/dcid", which is downloaded once.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        InputError: not found.
+    """
+    path = path_or_name(source)
+    if path.is_dir():
+        saved = [] if (path / WEIGHTS).exists() else sorted(path.glob("*.pt"))
+        return max(saved, key=_steps, default=path / WEIGHTS)
+    if path.is_absolute():
+        return path
+    from huggingface_hub import snapshot_download  # here, because importing it takes a second
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
+    except Exception as error:              # errors of several libraries: no network, no such name, no permission
+        raise InputError(f"{source}: no such file or folder, and not available on the hub ({type(error).__name__}: "
+                         f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
+
+
+def _steps(file: Path) -> int:
+    """Number of steps of the run that saved a checkpoint; -1 if it does not say so."""
+    step = checkpoint.read(file, mmap=True).get("total_step")
+    return step if type(step) is int else -1
 
 
 def upload(folder: str | Path, name: str, private: bool = True) -> str:
