@@ -7,6 +7,3 @@ if ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec
 fi
 # Python finds `configs` and, without an installation, `cmg` beside the script; this variable would keep it from that.
 unset PYTHONSAFEPATH
-# CPU threads wait for each other in a short spin, then asleep: the usual long spin makes a step ten times slower beside
-# another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py).
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-5000}

@@ -9,7 +9,13 @@
 `InputError`, a ValueError of one line.
 """
 
+import os
 from typing import TYPE_CHECKING
+
+# CPU threads wait for each other in a short spin, then asleep: the usual long spin makes a step ten times slower beside
+# another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py). PyTorch's
+# OpenMP library reads the variable when it is loaded, so that this has an effect only if torch is imported after cmg.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
     from cmg.api import (

@@ -193,7 +193,7 @@ class Codebook(nn.Module):
         self.register_buffer("embedding", embedding)
         self.register_buffer("ema_count", torch.zeros(num_codes))
         self.register_buffer("ema_weight", embedding.clone())
-        self.register_buffer("unactivated_count", -torch.ones(num_codes))
+        self.register_buffer("unactivated_count", torch.full((num_codes,), -1.0))
 
     def forward(self, z, with_cmcm=True, mask=None, joint=()):
         """Assign every second to its nearest code. No buffer changes.

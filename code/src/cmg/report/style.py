@@ -91,6 +91,11 @@ def save(figure, path, dpi=DPI):
     """Write a PNG atomically; returns the path."""
     figure.set_dpi(dpi)
     figure.draw_without_rendering()         # the layout changes the ticks, and those the layout
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    figure.get_layout_engine().execute(figure)      # once: Figure.savefig draws everything twice to do this
+    figure.set_layout_engine("none")
     with atomic_output(path, remedy="choose another folder") as file:
-        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+        canvas.print_png(file, metadata={"Software": None})
     return Path(path)

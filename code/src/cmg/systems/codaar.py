@@ -65,7 +65,7 @@ class RowTable(nn.Module):
         for modality in self.segments:
             self.register_buffer(f"ema_count_{short(modality)}", torch.zeros(rows))
         self.register_buffer("ema_weight", embedding.clone())
-        self.register_buffer("unactivated_count", -torch.ones(rows))
+        self.register_buffer("unactivated_count", torch.full((rows,), -1.0))
 
     def split(self, table):
         """The segments (n, K, D) of a table (K, nD), as a view."""
