@@ -53,7 +53,7 @@ def test_an_entry_is_whole(name):
     assert all(len(figures) == len(entry.directions) for figures in entry.published.values())
     assert not entry.published or entry.column
     assert list(inspect.signature(entry.method.evaluate).parameters) == ["task", "pretrained", "variants", "settings",
-                                                                  "output"]
+                                                                  "output", "cache"]
 
 
 @pytest.mark.parametrize("name, protocol", list(product(PUBLISHED, ("default", "released"))))

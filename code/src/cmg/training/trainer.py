@@ -256,7 +256,7 @@ class Trainer:
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
         path = self.save_folder / self.train_step.system.file(self.train_step.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
-        keep, old, settings = *self._kept(saved), self.settings
+        settings, (keep, old) = self.settings, self._kept(saved)
         try:
             checkpoint.save(path, self._contents(keep))
         except InputError as error:
