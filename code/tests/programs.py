@@ -46,7 +46,7 @@ from configs.opts import LOCAL
 from kill_resume import narrow
 from made_videos import make_video
 
-OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2"]
+OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2", "--workers", "1"]   # in here
 NETWORK = ["--visual_backbone", "small", "--tpavi_stages", "2", "3", "--tpavi_va_flag", "--image_size", "32",
            "--num_workers", "0", "--gpu", "cpu"]
 
