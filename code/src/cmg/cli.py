@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import runpy
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 from cmg.checkpoints.paths import path_or_name
@@ -246,6 +246,13 @@ def root(name, local):
     """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints" or "runs"): the environment
     variable CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else that of configs/opts.py."""
     return absolute(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
+
+
+def add_shared(parser, names):
+    """Add options that a script passes on to several programs, with the help texts of these."""
+    declared = {of.name: of.metadata["help"] for cls in (Paths, Machine, Program) for of in fields(cls)}
+    for name in names:
+        parser.add_argument(f"--{name}", default=None, help=declared[name])
 
 
 def _parser(program, description, local):

@@ -200,7 +200,7 @@ def own_parts(paths, modalities, protocol, kinds=None):
 OPEN_SET: dict[str, Any] = {"kind": "open set", "best_by": "hos", "settings": OpenSetSettings}
 ENTRIES = (
     TaskEntry(
-        "ave", "AVE", "AVE event classification, one class a clip (NeurIPS 2023, Table 1)", "ave",
+        "ave", "AVE", "AVE event classification, one class per clip (NeurIPS 2023, Table 1)", "ave",
         ("ave.label", "ave.audio", "ave.video", "ave.train", "ave.val", "ave.test"), optional=("ave.categories",),
         source="AVE_Dataset features of github.com/YapengTian/AVE-ECCV18, folder AVE; lists: prepare.py lists",
         directions={"ave_va": ("video", "audio"), "ave_av": ("audio", "video")},
@@ -225,7 +225,7 @@ ENTRIES = (
         epochs=50, kind="seconds", best_by="f1", parts=ave_avvp_parts, column="f1",
         published={UNI_CODE_AVT: (53.0, 52.4)}),
     TaskEntry(
-        "ucf_vggsound", "UCF/VGG", "UCF-101 video and VGGSound audio, one class a clip (NeurIPS 2023, Table 3)",
+        "ucf_vggsound", "UCF/VGG", "UCF-101 video and VGGSound audio, one class per clip (NeurIPS 2023, Table 3)",
         "ucf_vggsound",
         ("ucf_vggsound.ucf_csv", "ucf_vggsound.vggsound_csv", "ucf_vggsound.ucf_categories",
          "ucf_vggsound.vggsound_categories", "ucf_vggsound.audio", "ucf_vggsound.video"),

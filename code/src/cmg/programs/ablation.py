@@ -6,7 +6,7 @@ sizes: numbers of codes (Figure 3); modalities: modalities of pretraining. All r
 
 from pathlib import Path
 
-from cmg.cli import parse_pretrain
+from cmg.cli import add_shared, parse_pretrain
 from cmg.downstream.tasks import TASKS
 from cmg.programs.entry import evaluate, pretrain
 from cmg.report import tables
@@ -36,8 +36,7 @@ def parse(argv):
     parser.add_argument("--seeds", nargs="+", type=whole, default=[0], help="seeds of the heads")
     parser.add_argument("--snapshot_pref", type=Path, default=None,
                         help="folder of results and table (default: RUNS/ablation-<study>)")
-    for name in SHARED:
-        parser.add_argument(f"--{name}", default=None, help="passed on to both stages")
+    add_shared(parser, SHARED)
     own, pretraining = parser.parse_known_args(argv)
     shared = [part for name in SHARED if getattr(own, name) for part in (f"--{name}", getattr(own, name))]
     return own, pretraining, shared

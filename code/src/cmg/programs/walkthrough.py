@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cmg.cli import parse_pretrain
+from cmg.cli import add_shared, parse_pretrain
 from cmg.programs.entry import evaluate, pretrain
 from cmg.systems.settings import DECLARED
 from cmg.utils.errors import Parser
@@ -17,9 +17,8 @@ def arguments(preset, description, local):
     parser.add_argument("--seed", type=whole, default=0, help="seed of pretraining and heads")
     parser.add_argument("--system", choices=tuple(DECLARED), default="dcid", help="system to pretrain")
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
-    for name in SHARED:
-        parser.add_argument(f"--{name}", default=None, help="passed on to every stage")
-    parser.add_argument("--verbose", action="store_true", help="let every stage print all that it has to say")
+    add_shared(parser, SHARED)
+    parser.add_argument("--verbose", action="store_true", help="print everything that goes into the log and the tables")
     return parser
 
 
