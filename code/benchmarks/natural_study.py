@@ -45,19 +45,26 @@ HEAD_EPOCHS, HEAD_SEED = 30, 43
 CHANNELS = (64, 96, 128, 160, 196, 224)                     # TOC, chosen on val
 FRACTIONS = (5, 10, 25, 50, 100)                            # labeled clips of each class
 NOISE = (0.5, 1.0)                                          # in deviations of a channel
-SHARED = ["--recipe", "shared"]
-ARMS = {name: ["--system", name] for name in SYSTEMS} | {
-    "dcid_raw": ["--standardize", "none"],
-    "h_dcid_raw": ["--system", "h_dcid", "--standardize", "none"],
+CENTERED = ["--recipe", "published", "--standardize", "channel"]
+SHARED = ["--recipe", "shared", "--standardize", "channel", "--n_embeddings", "400", "--batch_size", "80"]
+RAW = ["--standardize", "none"]
+ARMS = {name: [*CENTERED, "--system", name] for name in ("dcid", "h_dcid", "fcid", "micu", "codaar")} | {
+    "dcid_raw": [*CENTERED, *RAW],
+    "h_dcid_raw": [*CENTERED, "--system", "h_dcid", *RAW],
     "dcid_shared": SHARED,
-    "dcid_shared_raw": [*SHARED, "--standardize", "none"],
-    "h_dcid_shared": ["--system", "h_dcid", *SHARED],
-    "no_cpc": ["--without", "cpc"], "no_club": ["--without", "club"], "no_cmcm": ["--without", "cmcm"],
-    "own_ema": ["--without", "mm_ema"], "no_reset": ["--without", "reset"],
-    "k100": ["--n_embeddings", "100"], "k200": ["--n_embeddings", "200"], "k800": ["--n_embeddings", "800"],
-    "attention": ["--mm_ema", "attention"],
-    "joint": ["--code_choice", "joint"],
-    "contrast": ["--weights", "contrast=3"],
+    "dcid_shared_raw": [*SHARED, *RAW],
+    "h_dcid_shared": [*SHARED, "--system", "h_dcid"],
+    "no_cpc": [*CENTERED, "--without", "cpc"],
+    "no_club": [*CENTERED, "--without", "club"],
+    "no_cmcm": [*CENTERED, "--without", "cmcm"],
+    "own_ema": [*CENTERED, "--without", "mm_ema"],
+    "no_reset": [*CENTERED, "--without", "reset"],
+    "k100": [*CENTERED, "--n_embeddings", "100"],
+    "k200": [*CENTERED, "--n_embeddings", "200"],
+    "k800": [*CENTERED, "--n_embeddings", "800"],
+    "attention": [*CENTERED, "--mm_ema", "attention"],
+    "joint": [*CENTERED, "--code_choice", "joint"],
+    "contrast": [*CENTERED, "--weights", "contrast=3"],
     "shared_no_contrast": [*SHARED, "--weights", "contrast=0"],
 }
 

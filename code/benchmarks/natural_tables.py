@@ -72,7 +72,7 @@ def with_mean(values):
 
 def cell(values, digits=1):
     """Mean, and standard deviation where there are several."""
-    values = [v for v in values if v is not None]
+    values = [v for v in values if v is not None and not np.isnan(v)]
     if not values:
         return ""
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
@@ -81,7 +81,8 @@ def cell(values, digits=1):
 
 def step_seconds(runs):
     """Processor time of a step, of those runs that were not resumed after their end."""
-    return np.mean([line["cpu_seconds"] / line["steps"] for line in runs.values() if line["cpu_seconds"]])
+    found = [line["cpu_seconds"] / line["steps"] for line in runs.values() if line["cpu_seconds"]]
+    return np.mean(found) if found else np.nan
 
 
 def hits(study, line, direction):

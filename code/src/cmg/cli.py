@@ -449,7 +449,7 @@ def own_data_recipe(opts, system):
     opts.recipe = opts.recipe or (OWN_RECIPE if has_it else None)
     opts.by_rule = [name for name in (*OWN_SIZES, "standardize", *recipe) if getattr(opts, name) is None]
     values = {name: value for name, value in defaults.items() if name in recipe} | RECIPES.get(opts.recipe, {})
-    weights = [*values["weights"], *(opts.weights or [])]       # a flag sets one of them
+    weights = list((dict(values["weights"]) | dict(opts.weights or [])).items())         # a flag sets one of them
     vars(opts).update({name: value for name, value in values.items() if name in opts.by_rule} | {"weights": weights})
 
 

@@ -78,7 +78,8 @@ def test_own_data_has_the_recipe_where_the_system_knows_it():
 def test_flags_win_over_the_recipe_of_own_data():
     opts = settled("--code_choice", "own", "--weights", "cpc=0.5", "--standardize", "none", "--b", "7")
     assert (opts.code_choice, opts.standardize, opts.batch_size) == ("own", "none", 7)
-    assert dict(opts.weights) == {"contrast": 3.0, "cpc": 0.5} and opts.reset_after == 60
+    assert opts.weights == [("contrast", 3.0), ("cpc", 0.5)] and opts.reset_after == 60
+    assert settled("--recipe", "shared").weights == settled().weights == [("contrast", 3.0)]
     assert not {"code_choice", "weights", "standardize", "batch_size"} & set(opts.by_rule)
 
 
