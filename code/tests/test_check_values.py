@@ -183,7 +183,7 @@ def test_a_healthy_set_has_no_warning_and_says_what_was_not_looked_at(healthy, c
     assert code == 0 and warnings(report) == []
     assert "audio: the nearest other clip is of the same class for 100 % of 33 clips, by chance 31 %" in report
     assert "not looked at: whether the features of a clip are of one recording" in report
-    assert report.endswith("ok: a run would work\n")
+    assert "ok: a run would work\n" in report
 
 
 @pytest.mark.parametrize("kind", FOUND)

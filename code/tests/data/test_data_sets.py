@@ -28,9 +28,9 @@ from tiny import run_once
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """VGGSound-AVEL of 240 clips."""
+    """VGGSound-AVEL of 128 clips."""
     root = tmp_path_factory.mktemp("package")
-    data_trees.vggsound(root, DATA_PATHS, clips=240)
+    data_trees.vggsound(root, DATA_PATHS, clips=128)
     return root
 
 
@@ -53,7 +53,7 @@ def check(root, dataset, capsys, *flags):
 def test_vggsound_in_every_combination(package, modalities):
     data = VGGSound(paths(package, DATA_PATHS, "vggsound"), modalities)
     shapes = {"audio": (10, 128), "video": (10, 7, 7, V), "text": (10, 768)}
-    assert len(data) == 240 and tuple(data[5]) == modalities == data.modalities and data.classes == []
+    assert len(data) == 128 and tuple(data[5]) == modalities == data.modalities and data.classes == []
     assert all(x.shape == shapes[m] and x.dtype == np.float32 for m, x in data[5].items())
     assert data.shapes == {m: shapes[m] if m == "text" else shapes[m][1:] for m in modalities}
 
@@ -66,7 +66,7 @@ def test_vggsound_splits_and_prompts(package):
     assert data.ids == parts["train"] + parts["test"] + parts["val"]
     assert VGGSound(place, ("audio",), ("train",)).ids == parts["train"]
     text, category = TextFeatures(place["text"]), dict(zip(table["video_id"], table["category"]))
-    for i in (0, 130, 239):
+    for i in (0, 70, 127):
         assert data.categories[i] == category[data.ids[i]]
         assert np.array_equal(data[i]["text"], text[PROMPTS[data.categories[i]]])
 
@@ -105,10 +105,10 @@ def test_skipping_keeps_clips_and_classes_together(package, tmp_path):
     (place["audio"] / f"{whole.ids[20]}.zip").unlink()
     (place["label"] / f"{whole.ids[30]}.zip").write_bytes(zip_bytes(np.ones((10, 2))))
     left = VGGSound(place, with_labels=True, on_bad_clip="skip")
-    keep = [i for i in range(240) if i not in (10, 20, 30)]
+    keep = [i for i in range(128) if i not in (10, 20, 30)]
     assert set(left.skipped) == {whole.ids[i] for i in (10, 20, 30)} and left.missing == [whole.ids[20]]
     assert left.ids == [whole.ids[i] for i in keep] and left.categories == [whole.categories[i] for i in keep]
-    for i in (9, 10, 200):
+    for i in (9, 10, 100):
         assert all(np.array_equal(x, whole[keep[i]][m]) for m, x in left[i].items())
 
 
@@ -117,7 +117,7 @@ def test_skipping_keeps_clips_and_classes_together(package, tmp_path):
 def test_check_passes(package, capsys, dataset):
     code, out = check(package, dataset, capsys)
     assert code == 0 and "ok: a run would work" in out and "PROBLEM" not in out
-    assert "240 rows (test 60, train 120, val 60)" in out and "4 classes, 60 clips each:" in out
+    assert "128 rows (test 32, train 64, val 32)" in out and "4 classes, 32 clips each:" in out
 
 
 def rewrite(path, old, new):
@@ -224,7 +224,7 @@ def test_paths_by_flag_and_environment(package, tmp_path, capsys, monkeypatch):
     assert check(root, "vggsound_AVT", capsys)[0] == 1
     assert check(root, "vggsound_AVT", capsys, "--path", f"vggsound.audio={packs['audio']}")[0] == 0
     packed = VGGSound(paths(package, DATA_PATHS, "vggsound") | packs)
-    for i in range(0, 240, 17):
+    for i in range(0, 128, 17):
         item = packed[i]
         assert all(np.array_equal(x, item[m]) for m, x in VGGSound(paths(package, DATA_PATHS, "vggsound"))[i].items())
     assert zips.ids == packed.ids
