@@ -247,6 +247,8 @@ def measure(rows):
             if row["control"] and row["selection"] == "last":
                 columns.setdefault(row["control"], []).append(row["value"])
         columns["chance"] = [results.mean_std([row["chance"] for row in reference])[0]]
+        task, data, direction, metric = names
+        names = task, data, direction + results.SEEN_MARK * any(map(results.is_seen, group)), metric
         found.append(Measured(short[key], names, [row["seed"] for row in reference], columns,
                               group[0]["metric"] == tables.main_metric(group[0]["task"], rows)))
     return found
