@@ -211,6 +211,8 @@ def draw(rows, path):
         ends = [min(row["times"] for row in of_part), max(row["times"] for row in of_part)]
         axis.plot(ends, ends, color=style.GRAY, linewidth=0.8, zorder=0)
         axis.set(xscale="log", yscale="log", title=part, xlabel="times the size")
+        for along in (axis.xaxis, axis.yaxis):
+            along.set_major_formatter("{x:g}")
         axis.legend(frameon=False)
     axes[0].set_ylabel("times the seconds; dashed: the memory")
     style.save(figure, path)
