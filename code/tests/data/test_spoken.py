@@ -26,7 +26,6 @@ from cmg.demos import spoken as spoken_tree
 from cmg.demos import spoken_clips, spoken_sources
 from cmg.extract.video import patches, random_filters
 from cmg.presets import PRESETS
-from cmg.report import pictures
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
@@ -282,7 +281,6 @@ def test_a_tree_is_kept_and_nothing_else_is_overwritten(spoken_data, tmp_path, r
 
 def test_from_recordings_to_a_report(recordings, spoken_data, tmp_path, small_model, capsys, monkeypatch):
     (tmp_path / "data").symlink_to(spoken_data)                     # which is kept, as it is complete
-    monkeypatch.setattr(pictures, "draw_run", lambda folder, out: [])           # test_report.py draws those of a run
     monkeypatch.setitem(PRESETS["spoken"]["downstream"], "n_epoch", 1)          # of the heads
     roots = [text for name in ("data", "checkpoint", "runs") for text in (f"--{name}_root", str(tmp_path / name))]
     spoken.main([*roots, "--recordings", str(recordings), "--clips", str(CLIPS), "--figures", str(tmp_path / "figs"),

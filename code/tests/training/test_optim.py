@@ -126,7 +126,7 @@ def test_a_resumed_run_has_the_same_rates_and_all_values_are_logged(schedule, de
         assert train(demo_data, tmp_path / folder, *SCHEDULES[schedule], *more) == 0
         lines = (tmp_path / folder / "run" / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
-    whole = run("whole", "--save_every_steps", STEPS + 3, "--keep", 9)
+    whole = run("whole", "--save_every_steps", STEPS + 3, "--keep", 9, "--keep_optimizer", "all")
     config = OptimConfig(**({"schedule": "cosine", "warmup": 3} if schedule == "cosine" else {"lr_drops": (1,)}))
     assert [line["learning_rate"] for line in whole] == pytest.approx(
         [config.learning_rate(step // STEPS, step, 2 * STEPS) for step in range(2 * STEPS)])
