@@ -73,7 +73,7 @@ def is_sound(call, code, said):
 
 
 # ------------------------------------------------------------------------------------------------------ what it leaves
-TIMES = rb'"(seconds|time|provenance|message|clips_per_second|remaining_seconds)": ("[^"]*"|[\d.]+)'
+TIMES = rb'"(seconds|time|provenance|message|clips_per_second|remaining_seconds|data_checked)": ("[^"]*"|[\d.]+)'
 UNCOMPARED = ("options.json", "log.txt", "warnings.jsonl", "discarded.jsonl")       # with lines of the broken calls
 
 

@@ -201,12 +201,12 @@ def test_retrieval_both_kinds(tree, tmp_path):
 def test_evaluate_makes_the_table(tree, tmp_path, capsys):
     for epoch in (0, 1):
         write_checkpoint(tmp_path / f"model-{epoch}.pt", epoch=epoch)
-    common = arguments(tree, tmp_path / "run", "--n_epoch", "1", "--tasks", "ave", "--no_control")
+    common = arguments(tree, tmp_path / "run", "--n_epoch", "1", "--tasks", "ave", "avvp", "--no_control")
     position = common.index("--checkpoint")
     evaluate.main([str(tmp_path / "model-0.pt"), str(tmp_path / "model-1.pt"), *common[:position],
                    *common[position + 2:]])
     printed, run = capsys.readouterr().out.splitlines(), tmp_path / "run"
-    assert printed[0] == "1/3  AVE: 6 directions" and printed[1].startswith("2/3  AVVP: 2 directions, about 0")
+    assert printed[0] == "1/2  AVE: 6 directions" and printed[1].startswith("2/2  AVVP: 2 directions, about 0")
     assert len(printed) < 30 and max(map(len, printed[:-1])) <= 100 and printed[-1].startswith("written: ")
     table = (run / "table.txt").read_text()
     choice = table.strip().splitlines()[-1]

@@ -127,7 +127,7 @@ class StandIn(torch.nn.Module):
 
 
 class Clips(torch.utils.data.Dataset):
-    name, modalities, classes = "clips", ("audio", "video"), ["a", "b", "c"]
+    name, origin, modalities, classes = "clips", "", ("audio", "video"), ["a", "b", "c"]
 
     def __init__(self, clips=11):
         r = np.random.default_rng(0)
@@ -141,6 +141,9 @@ class Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return {"audio": self.audio[i], "video": self.video[i], "label": self.label[i]}
+
+    def original(self, modality, i):
+        return None
 
 
 def test_codes_are_the_encoders_whatever_the_batch():

@@ -1,5 +1,6 @@
 """Files are written whole or not at all; what was there before survives every failure."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pytest
 
 from cmg.results import rows
 from cmg.training.run_logger import RunLogger
+from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_write, remove_leftovers
 
@@ -55,12 +57,20 @@ def test_only_the_leftovers_of_the_dead_are_removed(tmp_path):
     assert not leftover.exists() and not (tmp_path / "a.pt").exists()
 
 
+class Short(io.FileIO):
+    """A file on a disk that has room for 20 bytes."""
+
+    def write(self, data):
+        return super().write(data[:20])
+
+
 def test_half_a_result_is_taken_back(tmp_path, monkeypatch):
-    path, write = tmp_path / "results.jsonl", os.write
+    path = tmp_path / "results.jsonl"
     rows.append(path, ROW)
     before = path.read_bytes()
     with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot be added .No space left on device"):
-        patch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+        patch.setattr(files, "open", lambda path, mode, buffering: Short(path, mode.replace("b", "")),
+                      raising=False)
         rows.append(path, ROW | {"seed": 2})
     assert path.read_bytes() == before
     rows.append(path, ROW | {"seed": 2})

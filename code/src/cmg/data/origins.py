@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from cmg.data.hdf5 import ERRORS, open_hdf5
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, readable
 from cmg.utils.files import read_input, read_text_input
 from cmg.utils.limits import LIMITS
 
@@ -114,12 +114,19 @@ def data_set(paths):
 
 
 def _name_of(record):
-    """The name in a record; None in a damaged one, which the programs that build such data report."""
+    """The name in a record; None in a damaged one, which the programs that build such data report.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
     try:
-        name = json.loads(read_text_input(record, LIMITS.record_bytes))["name"]
-        return name if isinstance(name, str) and len(name) <= MOST_LETTERS else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        with readable(record):
+            name = json.loads(read_text_input(record, LIMITS.record_bytes))["name"]
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return name if isinstance(name, str) and len(name) <= MOST_LETTERS else None
 
 
 def notes(path, modality):
