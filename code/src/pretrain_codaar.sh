@@ -5,5 +5,4 @@ set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
 exec "$PYTHON" "$here/pretrain.py" --system codaar --pieces \
-    --dataset_name vggsound_AVT_40k \
-    --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"
+    --dataset_name vggsound_AVT_40k "$@"

@@ -5,5 +5,4 @@ set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
 exec "$PYTHON" "$here/pretrain.py" --system fcid \
-    --dataset_name vggsound_AVT --n_epoch 4 --save_every_steps 100 \
-    --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"
+    --save_every_steps 100 "$@"

@@ -4,6 +4,4 @@
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
-exec "$PYTHON" "$here/pretrain.py" --system h_dcid \
-    --dataset_name vggsound_AVT \
-    --lr 0.0004 --clip_gradient 0.5 --b 80 --test_batch_size 64 "$@"
+exec "$PYTHON" "$here/pretrain.py" --system h_dcid "$@"

@@ -175,6 +175,9 @@ def test_validation_chooses_and_never_sees_the_test_figure():
     choice = tables.choose(rows)
     assert (choice.name, choice.validation, choice.cells) == ("2.pt", 70.0, {"AVE V>A": [50.0]})
     assert tables.choose([row()]) is None
+    equal = [row(validation=60.0, checkpoint_epoch=epoch, checkpoint_sha256=f"{epoch:02}", checkpoint=f"/x/{epoch}.pt")
+             for epoch in (9, 24, 4)]
+    assert tables.choose(equal).name == tables.choose(equal[::-1]).name == "24.pt"          # the most trained
 
 
 def test_the_loss_curves_show_the_last_run_of_a_folder(tmp_path):

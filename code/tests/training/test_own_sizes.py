@@ -8,6 +8,7 @@ from pathlib import Path
 import own_data
 import pytest
 
+import pretrain
 from cmg.checkpoints import checkpoint, hub
 from cmg.cli import affects_results, own_data_sizes, parse_pretrain
 from cmg.demos import own_example
@@ -147,3 +148,11 @@ def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
     assert hub.locate(tmp_path / "checkpoints").name == "DCID-model-2-step3.pt"
     text = run("--recipe", "published", "--max_steps", "1", "--n_embeddings", "8", "--b", "3")
     assert "K = 8" in text and "1 steps are far below the 3,066 of the published run" in text
+
+
+def test_the_scripts_leave_own_data_to_the_rule():
+    scripts = sorted(Path(pretrain.__file__).parent.glob("pretrain*.sh"))
+    assert len(scripts) == 5
+    for script in scripts:
+        assert not {"--b", "-b", "--batch_size", "--n_embeddings", "--n_epoch", "--lr_drops", "--print_freq"} & set(
+            script.read_text().split())

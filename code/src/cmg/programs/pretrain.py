@@ -207,7 +207,10 @@ def pretrain(opts):
                       contents, plots.codebook_figure)
     if dist.world_size() > 1:
         dist.require_equal({"version of the program": provenance.program_version()} | trainer.notes())
-    return trainer.run()
+    last = trainer.run()
+    if folder:
+        log.info("log and metrics: %s (python -m cmg.report DIR makes a page of them)", folder.folder)
+    return last
 
 
 def earlier_run(opts):

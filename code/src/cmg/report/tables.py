@@ -259,8 +259,8 @@ class Choice:
 
 
 def choose(rows):
-    """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have;
-    None without such values.
+    """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have,
+    of equal ones that of the latest epoch; None without such values.
 
     It never sees a test clip, unlike the choice by test values that the papers report.
     """
@@ -270,7 +270,9 @@ def choose(rows):
              for row in collect(validated, "last", field="validation")}
     if not means:
         return None
-    best = next(row for row in collect(rows, "last") if row.key == max(means, key=means.get))
+    epochs = {row_key(row): row.get("checkpoint_epoch") or 0 for row in rows}       # of equal ones, the most trained
+    chosen = max(means, key=lambda key: (means[key], epochs[key]))
+    best = next(row for row in collect(rows, "last") if row.key == chosen)
     tasks = dict.fromkeys(tested_on(row | {"dataset": TASKS[row["task"]].label}) for row in validated
                           if row["validation"] is not None)
     return Choice(best.name, best.key, " and ".join(tasks), means[best.key], best.cells)
