@@ -60,7 +60,6 @@ class Loaded:
             return dict.fromkeys(self.system.config.modalities)
         return self.contents.get("features")
 
-
     @property
     def pretraining(self):
         """{"options", "clips", "hashes"} of the run that saved it, as far as the file says; see FrozenEncoder."""

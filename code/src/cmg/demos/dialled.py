@@ -8,7 +8,6 @@ it. Digits for pretraining and for the training rows of AVE are from other write
 always gives the same bytes.
 """
 
-import argparse
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +24,9 @@ from cmg.demos.tree import (
     SECONDS,
     Events,
     Tree,
+    build_parser,
     one_hot,
+    print_built,
     video_ids,
     write_annotations,
     write_avvp,
@@ -36,9 +37,8 @@ from cmg.demos.tree import (
     write_text,
     write_zip,
 )
-from cmg.utils.errors import InputError, Parser, run
+from cmg.utils.errors import InputError, run
 from cmg.utils.files import as_input_error, atomic_folder, atomic_output
-from cmg.utils.settings import natural
 
 VERSION = 4                             # of the contents; a change makes existing trees unusable
 MARKER = "demo.json"                    # written last, so that a folder with it is complete
@@ -343,17 +343,12 @@ def write_marker(root, seed, clips, seconds):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.demos.dialled", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
+    parser = build_parser("cmg.demos.dialled", __doc__)
     parser.add_argument("--clips", type=int, default=2400,
                         help="number of pretraining clips; the other parts are proportional (default 2400, 130 MB)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    built = build(options.out, DATA_PATHS, options.seed, options.clips, seconds=options.seconds)
-    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
+    print_built(options.out, build(options.out, DATA_PATHS, options.seed, options.clips, seconds=options.seconds))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ In AVE -> AVVP, the training side has the clips of the listed classes and those 
 published list has none of the latter.
 """
 
-import argparse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,9 @@ from cmg.demos.tree import (
     Deck,
     Events,
     Tree,
+    build_parser,
     one_hot,
+    print_built,
     write_annotations,
     write_avvp,
     write_captions,
@@ -57,9 +58,8 @@ from cmg.demos.tree import (
     build as build_tree,
 )
 from cmg.extract.output import write_sidecar
-from cmg.utils.errors import InputError, Parser, run
+from cmg.utils.errors import InputError, run
 from cmg.utils.files import sha256
-from cmg.utils.settings import natural
 
 NAME, VERSION, MARKER = "Natural", 1, "natural.json"
 FILES = {"audio": ("audio.h5", "audio/zip"), "video": ("video.h5", "video/zip"),
@@ -362,17 +362,12 @@ def build(out, paths, features, seed=0, progress=True, sources=None):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.demos.natural", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
+    parser = build_parser("cmg.demos.natural", __doc__)
     parser.add_argument("--features", type=Path, required=True, help="folder of clips with features")
     parser.add_argument("--sources", type=Path, default=None, help="folder of the recordings and photographs that "
                         "sources.csv names; pictures of a run then show them")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    built = build(options.out, DATA_PATHS, options.features, options.seed, sources=options.sources)
-    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
+    print_built(options.out, build(options.out, DATA_PATHS, options.features, options.seed, sources=options.sources))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ split in three: for pretraining and the training rows of AVE, for its validation
 split of the recordings. The list for pretraining contains all three, so pretrain with `--splits train`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,9 @@ from cmg.demos.tree import (
     SECONDS,
     Events,
     Tree,
+    build_parser,
     one_hot,
+    print_built,
     video_ids,
     write_annotations,
     write_h5,
@@ -34,8 +35,7 @@ from cmg.demos.tree import (
 )
 from cmg.demos.tree import build as build_tree
 from cmg.extract.video import GRID
-from cmg.utils.errors import InputError, Parser, run
-from cmg.utils.settings import natural
+from cmg.utils.errors import InputError, run
 
 VERSION = 1                             # of the contents
 MARKER = "spoken.json"                  # written last, so that a folder with it is complete
@@ -192,16 +192,11 @@ def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writ
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.demos.spoken", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
+    parser = build_parser("cmg.demos.spoken", __doc__)
     parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
-    built = build(options.out, DATA_PATHS, options.recordings, options.seed, options.clips)
-    print(f"{options.out}: {'built' if built else 'is complete already, kept as it is'}")
+    print_built(options.out, build(options.out, DATA_PATHS, options.recordings, options.seed, options.clips))
 
 
 if __name__ == "__main__":

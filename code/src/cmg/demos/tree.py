@@ -1,6 +1,7 @@
 """What the trees of Dialled Digits, Spoken Digits and Natural share: a tree that is being built, and the published
 formats of its files."""
 
+import argparse
 import io
 import json
 import pickle
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from cmg.data.sets.ave import ORIGINALS
 from cmg.data.text import read_prompts, write_text_features
 from cmg.data.text_backends import hashing_sentences
-from cmg.utils.errors import InputError
+from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import atomic_folder, atomic_output
+from cmg.utils.settings import natural
 
 SECONDS = 10                            # of a clip, as published
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
@@ -220,6 +222,20 @@ def write_lines(path, lines):
 
 
 # ---------------------------------------------------------------------------------------------------- the folder
+def build_parser(module, doc):
+    """The parser of a module that builds a tree, with --out and --seed."""
+    parser = Parser(prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
+    return parser
+
+
+def print_built(out, built):
+    """Say what `build` did."""
+    print(f"{out}: {'built' if built else 'is complete already, kept as it is'}")
+
+
 def is_there(out, marker, settings):
     """Whether `out` contains this tree; InputError if it contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
