@@ -179,7 +179,7 @@ def train_and_measure(name, flags, seed, options):
     pretrain(arguments, LOCAL)
     seconds, wall = time.process_time() - clock, time.time() - wall
     opts = parse_pretrain(arguments, LOCAL)
-    files = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
+    files = steps_of(folder / "checkpoints")
     curve = {step: measure(path, options.data_root) for step, path in files.items()
              if step % options.every == 0 or step == options.steps}
     last = files[max(files)]
@@ -188,6 +188,11 @@ def train_and_measure(name, flags, seed, options):
     return {"arm": name, "seed": seed, "steps": options.steps, "batch_size": options.batch_size, "flags": flags,
             "dataset_name": options.dataset_name, "system": opts.system, "cpu_seconds": round(seconds),
             "wall_seconds": round(wall), "commit": provenance.source_commit(), "curve": dict(sorted(curve.items()))}
+
+
+def steps_of(folder):
+    """Step -> path of the checkpoints in a folder."""
+    return {checkpoint.read(path, mmap=True)["total_step"]: path for path in folder.glob("*.pt")}
 
 
 def key(line):

@@ -15,24 +15,21 @@ import csv
 import json
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from defaults import read
+from defaults import read, steps_of
 from local_paths import LOCAL
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain
-from cmg.data.sets.custom import Custom
 from cmg.downstream import encode, fit_heads, metrics
 from cmg.downstream.task import Pretrained
+from cmg.downstream.tasks import TASKS
 from cmg.models import toc
-from cmg.models.heads import ClipHead
 from cmg.models.toc import Selection
 from cmg.programs.entry import pretrain
 from cmg.results import provenance
@@ -78,34 +75,27 @@ def features(data, modalities):
 
 
 class Data:
-    """The labeled clips, read once: role -> a batch of all clips."""
+    """The task of custom.sh, and its labeled clips: role -> Clips of both modalities."""
 
     def __init__(self, folder):
-        paths = {"manifest": folder / "clips.csv", "audio": folder / "audio.h5", "video": folder / "video.h5"}
-        self.clips = {role: Custom(paths, ("audio", "video"), (role,), True, seconds=5, in_memory=True)
-                      for role in ("train", "val", "test")}
-        self.ids = self.clips["test"].ids
-        self.classes = self.clips["train"].classes
+        files = {"custom.manifest": folder / "clips.csv", "custom.audio": folder / "audio.h5",
+                 "custom.video": folder / "video.h5"}
+        self.task = TASKS["custom"].of(files["custom.manifest"], dict.fromkeys(("audio", "video"))).open(
+            files.get, ("audio", "video"), "default", in_memory=True, seconds=5)
+        self.clips = {"train": self.task.train["audio"], "val": self.task.val["audio"],
+                      "test": self.task.test["audio"]}
 
 
-def fit(sets, train_on, epochs=HEAD_EPOCHS):
+def fit(data, train_on, epochs=HEAD_EPOCHS):
     """Trained HeadRun of each key of `train_on` (key -> EncodedSplit)."""
     runs = {key: fit_heads.HeadRun(part, part.clip_classes, HEAD_SEED, {}) for key, part in train_on.items()}
-    fit_heads.fit(list(runs.values()), partial(make_head, classes=sets.classes), accuracy_of, epochs=epochs)
+    fit_heads.fit(list(runs.values()), data.task.make, data.task.measure, epochs=epochs)
     return runs
-
-
-def make_head(width, classes):
-    return ClipHead(width, len(classes))
 
 
 def score(head_run, part):
     """Accuracy of a trained head, in percent."""
-    return float(accuracy_of([head_run.head], part)["accuracy"][0])
-
-
-def accuracy_of(heads, part):
-    return {"accuracy": metrics.accuracy(fit_heads.predict(heads, part), part.clip_classes)}
+    return float(metrics.accuracy(fit_heads.predict([head_run.head], part), part.clip_classes)[0])
 
 
 def encoded(data, encoder, noise=0.0):
@@ -249,10 +239,10 @@ def train_and_measure(name, modalities, seed, options, data):
                  "--resume", "auto", "--recipe", "published", "--standardize", "channel", *ARMS[name]]
     if source != options.data:
         arguments[arguments.index("--manifest") + 1] = str(source)
-    done, clock = max(steps_of(folder), default=0), time.process_time()
+    done, clock = max(steps_of(folder / "checkpoints"), default=0), time.process_time()
     pretrain(arguments, LOCAL)
     seconds = time.process_time() - clock
-    opts, files = parse_pretrain(arguments, LOCAL), steps_of(folder)
+    opts, files = parse_pretrain(arguments, LOCAL), steps_of(folder / "checkpoints")
     curve = {step: measure(path, data) for step, path in sorted(files.items())
              if step % options.every == 0 or step == options.steps}
     last = files[max(files)]
@@ -264,11 +254,6 @@ def train_and_measure(name, modalities, seed, options, data):
     last.rename(options.work / f"{folder.name}.pt")
     shutil.rmtree(folder)
     return line
-
-
-def steps_of(folder):
-    """Step -> path of a run's checkpoints."""
-    return {checkpoint.read(path, mmap=True)["total_step"]: path for path in (folder / "checkpoints").glob("*.pt")}
 
 
 def subset(folder, clips, work):
@@ -301,7 +286,7 @@ def reference(options):
     number = {name: {source: k for k, source in enumerate(dict.fromkeys(row[name] for row in rows.values()))}
               for name in ("sound", "photo")}
     lines = [{"kind": "clips", "classes": classes["test"].tolist()} | {
-        modality: [number[name][rows[i][name]] for i in data.ids]
+        modality: [number[name][rows[i][name]] for i in data.clips["test"].ids]
         for modality, name in (("audio", "sound"), ("video", "photo"))}]
     probes = {}
     for modality in ("audio", "video"):
@@ -312,7 +297,7 @@ def reference(options):
         probes[f"{modality}->{modality}"] = 100 * best.score(x["test"], classes["test"])
     lines += [{"kind": "reference", "arm": "probe", "modalities": None, "values": [probes]},
               {"kind": "reference", "arm": "chance", "modalities": None,
-               "values": [{f"{s}->{t}": 100 / len(data.classes) for s, t in PAIRS}]}]
+               "values": [{f"{s}->{t}": 100 / len(data.task.classes) for s, t in PAIRS}]}]
     untrained = []
     for seed in options.seeds:
         torch.manual_seed(seed)

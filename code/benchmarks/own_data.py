@@ -19,10 +19,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
-from defaults import read
+from defaults import read, steps_of
 from local_paths import LOCAL
 
-from cmg.checkpoints import checkpoint
 from cmg.data.text import write_text_features
 from cmg.data.text_backends import hashing_sentences
 from cmg.demos import dialled_clips, spoken, spoken_clips, spoken_sources
@@ -166,8 +165,8 @@ def train_and_measure(name, options):
     clock = time.process_time()
     pretrain(arguments, LOCAL)
     seconds = time.process_time() - clock
-    saved = {checkpoint.read(path, mmap=True)["total_step"]: path for path in (out / "checkpoints").glob("*.pt")}
-    curve = {step: measure(path, files, kinds, SECONDS[data]) for step, path in sorted(saved.items())}
+    curve = {step: measure(path, files, kinds, SECONDS[data])
+             for step, path in sorted(steps_of(out / "checkpoints").items())}
     shutil.rmtree(out)
     return {"run": name, "cpu_seconds": round(seconds), "commit": provenance.source_commit(), "curve": curve}
 
