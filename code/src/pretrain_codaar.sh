@@ -4,5 +4,4 @@
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
-exec "$PYTHON" "$here/pretrain.py" --system codaar --pieces \
-    --dataset_name vggsound_AVT_40k "$@"
+exec "$PYTHON" "$here/pretrain.py" --system codaar --pieces --dataset_name vggsound_AVT_40k "$@"

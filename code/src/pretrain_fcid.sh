@@ -4,5 +4,4 @@
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
-exec "$PYTHON" "$here/pretrain.py" --system fcid \
-    --save_every_steps 100 "$@"
+exec "$PYTHON" "$here/pretrain.py" --system fcid --save_every_steps 100 "$@"

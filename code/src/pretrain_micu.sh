@@ -3,5 +3,4 @@
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"
-exec "$PYTHON" "$here/pretrain.py" --system micu \
-    --save_every_steps 200 "$@"
+exec "$PYTHON" "$here/pretrain.py" --system micu --save_every_steps 200 "$@"
