@@ -1,4 +1,4 @@
-"""Which defaults are settled by evidence: pretraining runs on Spoken Digits, one option changed at a time.
+"""Which defaults are settled by evidence: pretraining runs on digits, one option changed at a time.
 
     python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
     python defaults.py --out study.jsonl --table test
@@ -53,6 +53,9 @@ ARMS = {
     "contrast_1": ["--recipe", "shared", "--weights", "contrast=1"],
     "contrast_1_slow": ["--recipe", "shared", "--weights", "contrast=1", "--reset_after", "30", "--lr", "2e-4"],
     "contrast_10": ["--recipe", "shared", "--weights", "contrast=10"],
+    "centered": ["--standardize", "channel"],
+    "shared_centered": ["--recipe", "shared", "--standardize", "channel"],
+    "h_dcid_centered": ["--system", "h_dcid", "--standardize", "channel"],
     "no_contrast": ["--recipe", "shared", "--weights", "contrast=0"],
     "no_contrast_slow": ["--recipe", "shared", "--weights", "contrast=0", "--reset_after", "30", "--lr", "2e-4"],
     "no_contrast_quick": ["--recipe", "shared", "--weights", "contrast=0", "--lr", "1e-3"],
@@ -170,9 +173,10 @@ def probe(data_root):
 def train_and_measure(name, flags, seed, options):
     """One run; returns its line."""
     folder = options.work / f"{options.dataset_name}-{name}-batch{options.batch_size}-seed{seed}"
-    arguments = ["--preset", "spoken", "--dataset_name", options.dataset_name, "--data_root", str(options.data_root),
-                 "--model_save_path", str(folder / "checkpoints"), "--snapshot_pref", str(folder / "run"),
-                 "--seed", str(seed), "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
+    arguments = ["--preset", options.preset, "--dataset_name", options.dataset_name,
+                 "--data_root", str(options.data_root), "--model_save_path", str(folder / "checkpoints"),
+                 "--snapshot_pref", str(folder / "run"), "--seed", str(seed),
+                 "--batch_size", str(options.batch_size), "--max_steps", str(options.steps),
                  "--n_epoch", "1000", "--save_every_steps", str(options.every), "--keep", "1000",
                  "--print_freq", str(options.every), "--resume", "auto", "--gpu", "cpu", *flags]
     clock, wall = time.process_time(), time.time()
@@ -235,7 +239,8 @@ def table(lines, part, step=None, columns=("audio->video", "video->audio", "audi
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, help="Spoken Digits (python -m cmg.demos.spoken)")
+    parser.add_argument("--preset", choices=("spoken", "demo"), default="spoken")
+    parser.add_argument("--data_root", type=Path, help="its data (python -m cmg.demos.spoken, cmg.demos.dialled)")
     parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
     parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
     parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="which arms, in this order")
