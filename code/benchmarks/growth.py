@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator
 from pretrain_step import DTYPES, LATE_EPOCH, WIDTHS, Endless, random_data
 from timing import now, peak_memory
 from tqdm import tqdm
@@ -212,7 +213,9 @@ def draw(rows, path):
         axis.plot(ends, ends, color=style.GRAY, linewidth=0.8, zorder=0)
         axis.set(xscale="log", yscale="log", title=part, xlabel="times the size")
         for along in (axis.xaxis, axis.yaxis):
+            along.set_major_locator(LogLocator(subs=(1, 3)))
             along.set_major_formatter("{x:g}")
+            along.set_minor_formatter("")
         axis.legend(frameon=False)
     axes[0].set_ylabel("times the seconds; dashed: the memory")
     style.save(figure, path)
