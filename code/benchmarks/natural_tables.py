@@ -179,6 +179,20 @@ def curves(study, modalities):
             arm, modalities).values() if str(s) in line["curve"]]) for s in steps)] for arm in arms])
 
 
+def longer(study):
+    """Transfer along runs of twice the length, and the processor seconds of a whole run."""
+    lines = [line for line in study.runs if line["steps"] > 390]
+    steps = sorted({int(s) for line in lines for s in line["curve"]})
+    rows = []
+    for arm, modalities, length in dict.fromkeys((line["arm"], line["modalities"], line["steps"]) for line in lines):
+        runs = study.of(arm, modalities, steps=length)
+        cells = [[with_mean(line["curve"][str(s)]["test"])["transfer"] for line in runs.values()
+                  if str(s) in line["curve"]] for s in steps]
+        rows.append([LABELS[arm], WITH[modalities], *map(cell, cells), cell([length * step_seconds(runs)], 0),
+                     seeds_of(runs)])
+    return markdown(["steps", "", *map(str, steps), "CPU s", "seeds"], rows)
+
+
 def against(study, pairs):
     """Differences in transfer: rows (arm, compared with), with and without sentences."""
     rows = []
@@ -281,6 +295,7 @@ TABLES = {
     "time avt": lambda study: equal_time(study, "avt"),
     "curves av": lambda study: curves(study, "av"),
     "curves avt": lambda study: curves(study, "avt"),
+    "longer": longer,
     "standardize": lambda study: against(study, [("dcid", "dcid_raw"), ("h_dcid", "h_dcid_raw")]),
     "claims": lambda study: against(study, [("h_dcid", "dcid"), ("micu", "dcid"), ("fcid", "dcid"), ("codaar", "dcid"),
                                             ("h_dcid_shared", "dcid_shared")]),

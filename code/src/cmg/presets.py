@@ -83,5 +83,5 @@ def own_sizes(clips, seconds, epochs, codes, given):
     num_codes = 2 ** round(math.log2(max(clips * seconds / SECONDS_A_CODE, OWN_CODES)))
     values = (batch_size, min(num_codes, codes), n_epoch,
               [],                               # the published run, too, ends before its first drop
-              min(max(steps // LOSS_LINES, 1), 50), max(n_epoch // CHECKPOINTS, 1))
+              min(max(steps // LOSS_LINES, 1), 50), max(math.ceil(steps / an_epoch) // CHECKPOINTS, 1))
     return {name: given.get(name, value) for name, value in zip(OWN_SIZES, values)}

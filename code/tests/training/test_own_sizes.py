@@ -52,7 +52,7 @@ def test_more_clips_never_get_less(seconds):
 
 def test_what_is_set_wins_and_the_rest_follows():
     assert sizes(192, n_epoch=2) == sizes(192) | {"n_epoch": 2, "print_freq": 1, "save_freq": 1}
-    assert sizes(192, max_steps=40) == sizes(192) | {"print_freq": 2}
+    assert sizes(192, max_steps=40) == sizes(192) | {"print_freq": 2, "save_freq": 1}
     assert sizes(192, batch_size=96)["n_epoch"] == 75
     for name, value in (("n_embeddings", 7), ("lr_drops", [3]), ("print_freq", 9), ("save_freq", 4)):
         assert sizes(192, **{name: value}) == sizes(192) | {name: value}

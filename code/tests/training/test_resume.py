@@ -137,6 +137,11 @@ def test_keep(demo_data, tmp_path, keep, left):
     assert checkpoints(tmp_path) == [*left, other.name]
 
 
+def test_a_step_that_ends_an_epoch_is_saved_too(demo_data, tmp_path):
+    train(demo_data, tmp_path, "--save_every_steps", STEPS, "--save_freq", 5)
+    assert checkpoints(tmp_path) == ["DCID-model-0.pt", "DCID-model-1.pt"]
+
+
 def test_files_of_another_folder_are_not_ours_to_remove(demo_data, tmp_path):
     train(demo_data, tmp_path, "--save_every_steps", 3, "--max_steps", 6)
     other = tmp_path / "other" / "checkpoints" / "DCID-model-0-step3.pt"

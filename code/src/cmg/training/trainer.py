@@ -168,6 +168,11 @@ class Trainer:
             raise self.failed_save
         return self.save_folder / self.saved[-1] if self.saved else self.resumed if self.folder else None
 
+    def _is_due(self):
+        """Whether --save_every_steps asks for a checkpoint after this step."""
+        every = self.settings.save_every_steps
+        return every is not None and self.position.step % every == 0
+
     def _is_done(self):
         return self.position.epoch >= self.settings.n_epoch or self.position.step >= self._last_step
 
@@ -199,12 +204,12 @@ class Trainer:
                 self.stopped = number or None
                 if is_last or is_whole or self.stopped:
                     break
-                if settings.save_every_steps and here.step % settings.save_every_steps == 0:
+                if self._is_due():
                     self._save_checkpoint()
         if is_whole:
             self._show_codes(output, epoch)
             here.epoch, here.clips = epoch + 1, 0
-            if here.epoch % settings.save_freq == 0 or self._is_done():
+            if here.epoch % settings.save_freq == 0 or self._is_due() or self._is_done():
                 self._save_checkpoint()
 
     def _log(self, output, epoch, speed, bar):
