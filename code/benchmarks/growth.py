@@ -25,7 +25,7 @@ from pretrain_step import DTYPES, LATE_EPOCH, WIDTHS, Endless, random_data
 from timing import now, peak_memory
 from tqdm import tqdm
 
-from cmg.cli import LocalPaths
+from cmg.cli import LocalPaths, gpu_argument
 from cmg.cli import device as device_of
 from cmg.data.fingerprint import fingerprint
 from cmg.downstream import encode, fit_heads
@@ -229,7 +229,8 @@ def main(argv=None):
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="demo", help="sizes of the networks")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="of a step, as of pretrain.py")
-    parser.add_argument("--device", default=None, help="number of the GPU, or cpu (default: GPU 0 if there is one)")
+    parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
+                        "there is one)")
     parser.add_argument("--figure", type=Path, default=None, help="draw the picture in this PNG file")
     parser.add_argument("--json", type=Path, default=None, help="write all values to this file")
     parser.add_argument("--row", type=json.loads, default=None, help=argparse.SUPPRESS)

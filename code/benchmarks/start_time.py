@@ -1,9 +1,10 @@
-"""Processor time of `--help` for every program, and which of our modules imports the large libraries by then.
+"""Processor time of `--help` and until the first line of work for every program, and which of our modules imports the
+large libraries for `--help`.
 
     python code/benchmarks/start_time.py [--runs 3] [--only pretrain.py ave.py] [--json FILE]
 
-The time is the least of several processes, user and system. The first row, for comparison, is `import torch` alone,
-which programs need only after their arguments have been checked.
+The times are the least of several processes, user and system; a process is killed as soon as it has printed a line. The
+first row, for comparison, is `import torch` alone, which programs need only after that.
 """
 
 import argparse
@@ -19,14 +20,34 @@ from import_log import LIBRARIES
 from local_paths import ROOT, SOURCE, separate
 from tqdm import tqdm
 
+from cmg.data.manifest import CUSTOM
+from cmg.downstream.tasks import TASKS
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.settings import positive
 
+CHECKPOINT = "model.pt"         # an empty file: programs look for it, print their first line, and read it after that
 CODE = ROOT / "code"
 AVS = CODE / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
 SCRIPTS = {path.name if path.parent == SOURCE else str(path.relative_to(CODE)): path
            for path in (*sorted(SOURCE.glob("*.py")), AVS / "train.py", AVS / "test.py",
                         *sorted((SOURCE / "cmg").glob("*/__main__.py")))}
+
+
+def first_words(name):
+    """Arguments with which a program starts its work, in a folder with CHECKPOINT; None where all that it prints is
+    its result, such as a table."""
+    own = ["--manifest", "clips.csv", "--features", "audio=audio", "--features", "video=video"]
+    task = name.removesuffix(".py")
+    if name.endswith("__main__.py"):
+        return None
+    if task == CUSTOM:
+        return ["--checkpoint", CHECKPOINT, *own]
+    if task in TASKS or task == "clip_retrieval":
+        return ["--checkpoint", CHECKPOINT]
+    more = {"evaluate.py": [CHECKPOINT], "toc.py": [CHECKPOINT], "prepare.py": ["check"]}
+    more |= {str(AVS.relative_to(CODE) / "train.py"): ["--checkpoint", CHECKPOINT, "--backbone_weights", "none"],
+             str(AVS.relative_to(CODE) / "test.py"): ["--checkpoint", CHECKPOINT]}
+    return more.get(name, [])
 
 
 def call(words, folder, **environment):
@@ -37,17 +58,39 @@ def call(words, folder, **environment):
         raise InputError(f"{words}: ended with {done.returncode} ({done.stderr.strip()[-300:]})")
 
 
-def processor_seconds(words, folder, runs):
-    """The least of the processor times of a command."""
+def print_a_line(words, folder, **environment):
+    """Run a command until it has printed a line; the line."""
+    roots = {f"CMG_{name}": str(Path(folder) / name.lower()) for name in ("DATA", "CHECKPOINTS", "RUNS", "CACHE")}
+    with subprocess.Popen(list(map(str, words)), cwd=folder, env=os.environ | roots | environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        line = process.stdout.readline()
+        process.kill()
+    if not line:
+        raise InputError(f"{words}: printed nothing")
+    return line
+
+
+def processor_seconds(started, words, folder, runs):
+    """The least of the processor times of a command, run by `call` or `print_a_line`."""
     def total():
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
     times = []
     for _ in range(runs):
         before = total()
-        call(words, folder, PYTHONPATH=str(SOURCE))
+        started(words, folder, PYTHONPATH=str(SOURCE))
         times.append(total() - before)
     return min(times)
+
+
+def until_first_line(name, runs):
+    """Processor seconds until a program's first line; None for programs without one."""
+    words = first_words(name)
+    if words is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CHECKPOINT).touch()
+        return processor_seconds(print_a_line, [sys.executable, SCRIPTS[name], *words], folder, runs)
 
 
 def imported(path):
@@ -66,16 +109,17 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", choices=tuple(SCRIPTS), default=tuple(SCRIPTS), help="which programs")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
-    found = {"import torch": {"seconds": processor_seconds([sys.executable, "-c", "import torch"], CODE, opts.runs),
-                              "imports": {}}}
+    found = {"import torch": {"help": processor_seconds(call, [sys.executable, "-c", "import torch"], CODE, opts.runs),
+                              "first_line": None, "imports": {}}}
     for name in tqdm(opts.only, "programs", disable=None):
         path = SCRIPTS[name]
-        found[name] = {"seconds": processor_seconds([sys.executable, path, "--help"], path.parent, opts.runs),
-                       "imports": imported(path)}
-    print(f"| program | processor s | {' | '.join(LIBRARIES)} |\n|{' --- |' * (len(LIBRARIES) + 2)}")
+        found[name] = {"help": processor_seconds(call, [sys.executable, path, "--help"], path.parent, opts.runs),
+                       "first_line": until_first_line(name, opts.runs), "imports": imported(path)}
+    print(f"| program | --help, s | first line, s | {' | '.join(LIBRARIES)} |\n|{' --- |' * (len(LIBRARIES) + 3)}")
     for name, one in found.items():
         files = (one["imports"].get(library, "").removeprefix("src/cmg/") for library in LIBRARIES)
-        print(f"| {name} | {one['seconds']:.2f} | {' | '.join(files)} |")
+        first = "" if one["first_line"] is None else f"{one['first_line']:.2f}"
+        print(f"| {name} | {one['help']:.2f} | {first} | {' | '.join(files)} |")
     if opts.json:
         opts.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

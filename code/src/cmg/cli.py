@@ -111,6 +111,15 @@ class Options(argparse.Namespace):
         """Device of --gpu; by default the first GPU, or the CPU if there is none."""
         return device(self.gpu)
 
+    def check_device(self):
+        """Check --gpu, and set --precision to what its device can do. Unlike parsing, this needs PyTorch.
+
+        Raises:
+            InputError: there is no such GPU.
+        """
+        if self.gpu or self.precision == "bf16":
+            self.precision = resolve(self.precision, self.device)
+
     def resolved(self):
         """All options as plain JSON values."""
         return json.loads(json.dumps({name: value for name, value in vars(self).items() if name != "local"},
@@ -118,17 +127,24 @@ class Options(argparse.Namespace):
 
 
 def device(gpu):
-    """torch device for `--gpu` (None, "cpu" or a number as text); InputError if there is no such GPU."""
+    """torch device of `--gpu`, as `gpu_argument` gives it; InputError if there is no such GPU."""
     import torch  # here, because --help and wrong arguments do not need it
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu in (None, ""):
         return torch.device("cuda", 0) if count else torch.device("cpu")
     if gpu == "cpu":
         return torch.device("cpu")
-    if not gpu.isdecimal() or int(gpu) >= count:
+    if int(gpu) >= count:
         have = f"{count} GPU(s), numbered from 0" if count else "no GPU"
         raise InputError(f"--gpu {gpu}: this machine has {have}; omit --gpu or pass --gpu cpu")
     return torch.device("cuda", int(gpu))
+
+
+def gpu_argument(text):
+    """Argument type of --gpu: "cpu", the index of a GPU, or empty for the default."""
+    if text not in ("", "cpu") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither cpu nor the index of a GPU")
+    return text
 
 
 def path_argument(text):
@@ -168,7 +184,8 @@ class Paths:
 class Machine:
     """Hardware, and how features are read."""
 
-    gpu: str | None = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
+    gpu: str | None = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", type=gpu_argument,
+                              affects_results=False)
     precision: str = setting("float32", "bf16: autocast in encoders and decoders, while semantic features, codebook "
                              "and losses stay in float32", choices=("float64", "float32", "bf16"))
     workers: int = setting(default_workers(), "processes that read clips from disk", affects_results=False)
@@ -380,8 +397,6 @@ def _parse(parser, program, argv, local):
     if "manifest" in opts:
         check_own(parser, opts)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
-    if opts.gpu or opts.precision == "bf16":       # a wrong --gpu ends here, before any work
-        opts.precision = resolve(opts.precision, device(opts.gpu))
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
     if opts.__dict__.get("warmup", 0) < 0:
@@ -414,6 +429,8 @@ def parse_pretrain(argv, local):
     elif opts.manifest:
         parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own "
                      "data")
+    if opts.evaluate and not opts.resume:
+        parser.error("--evaluate needs the checkpoint to evaluate: --resume FILE")
     opts.standardize = opts.standardize or ("channel" if opts.dataset_name == CUSTOM else "none")
     opts.weight_decay = default_decay(opts.optimizer) if opts.weight_decay is None else opts.weight_decay
     opts.splits = opts.splits or pretraining.splits_of(opts.dataset_name)

@@ -180,7 +180,7 @@ def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
 @pytest.mark.parametrize("flags", [["--dataset_name", "ave_xx"], ["--source", "audio"], ["--gpu", "7"], ["--gpu", "x"]])
 def test_wrong_flags_exit_with_2(flags, capsys):
     with pytest.raises((SystemExit, InputError)) as stopped:
-        parse_downstream("ave", flags, LOCAL)
+        parse_downstream("ave", flags, LOCAL).check_device()
     if isinstance(stopped.value, SystemExit):
         assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
 
@@ -205,7 +205,9 @@ def test_evaluate_makes_the_table(tree, tmp_path, capsys):
     position = common.index("--checkpoint")
     evaluate.main([str(tmp_path / "model-0.pt"), str(tmp_path / "model-1.pt"), *common[:position],
                    *common[position + 2:]])
-    printed, run = capsys.readouterr().out.splitlines(), tmp_path / "run"
+    said, printed = capsys.readouterr().out.split("1/2  AVE", 1)
+    printed, run = f"1/2  AVE{printed}".splitlines(), tmp_path / "run"
+    assert said.startswith("evaluate.py: ") and "model-0.pt and 1 more on tasks" in said and len(said.splitlines()) < 5
     assert printed[0] == "1/2  AVE: 6 directions" and printed[1].startswith("2/2  AVVP: 2 directions, about 0")
     assert len(printed) < 30 and max(map(len, printed[:-1])) <= 100 and printed[-1].startswith("written: ")
     table = (run / "table.txt").read_text()

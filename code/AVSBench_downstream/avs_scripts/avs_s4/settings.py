@@ -64,7 +64,8 @@ class Session(Common):
     checkpoint: Path = setting(None, "pretrained encoder of audio and text (required, except with --preset demo)",
                                type=path_or_name, affects_results=False)    # its SHA-256 is compared, not its path
     session_name: str = setting("S4", "prefix of the run folder", affects_results=False)
-    gpu: str = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", affects_results=False)
+    gpu: str = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", type=cli.gpu_argument,
+                       affects_results=False)
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,6 @@ def _parse(parser, argv, unset=()):
     opts.path = dict(opts.path)
     if opts.checkpoint is None:
         parser.error("--checkpoint is required: the pretrained encoder whose codes are the queries")
-    if opts.gpu:
-        cli.device(opts.gpu)     # a wrong --gpu ends here, before any work
     if opts.num_workers < 0:
         parser.error(f"--num_workers {opts.num_workers}: expected 0 or more")
     if opts.image_size is not None and opts.image_size % 32:

@@ -9,12 +9,17 @@ masks; the figure with overlays is written to --figure_dir.
 from settings import parse_test
 
 from cmg.checkpoints.paths import require
+from cmg.programs.entry import announce
+from cmg.utils.console import short_path
 from cmg.utils.errors import run
 
 
 def main(argv=None):
     opts = parse_test(argv)
     require(opts.checkpoint)
+    weights = short_path(opts.weights) if opts.weights else f"the newest run below {short_path(opts.train_log_dir)}"
+    announce("test.py", f"{weights} with {short_path(opts.checkpoint)}; data in {short_path(opts.data_root)}, "
+             f"results below {short_path(opts.log_dir)}")
     import test_program  # here, because --help and wrong arguments do not need PyTorch
     test_program.main(opts)
 

@@ -6,15 +6,19 @@
 The run folder below --log_dir contains settings, log, curves and checkpoints/{best,last,best_source}.pth.
 """
 
-from settings import parse_train
+from settings import DIRECTIONS, parse_train
 
 from cmg.checkpoints.paths import require
+from cmg.programs.entry import announce
+from cmg.utils.console import short_path
 from cmg.utils.errors import run
 
 
 def main(argv=None):
     opts = parse_train(argv)
     require(opts.checkpoint)
+    announce("train.py", f"{' -> '.join(DIRECTIONS[opts.direction])} with {short_path(opts.checkpoint)}; data in "
+             f"{short_path(opts.data_root)}, runs in {short_path(opts.log_dir)}")
     import train_program  # here, because --help and wrong arguments do not need PyTorch
     train_program.main(opts)
 

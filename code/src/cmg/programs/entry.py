@@ -1,11 +1,23 @@
-"""What the scripts call: parse the arguments and look for the checkpoint, then import the program, which needs PyTorch.
+"""What the scripts call: parse the arguments, look for the checkpoint and say what will be done, then import the
+program, which needs PyTorch.
 
-PyTorch takes longer to import than everything else together; `--help` and wrong arguments do not wait for it.
+PyTorch takes longer to import than everything else together; `--help`, wrong arguments and the first line that a script
+prints do not wait for it.
 """
 
 from cmg.checkpoints.paths import require
 from cmg.cli import parse_clip_retrieval, parse_downstream, parse_evaluate, parse_pretrain, parse_toc
-from cmg.utils.errors import InputError, launched_processes
+from cmg.data.manifest import CUSTOM
+from cmg.systems.settings import DECLARED
+from cmg.utils import console
+from cmg.utils.console import short_path
+from cmg.utils.errors import InputError, is_first_process, launched_processes
+
+
+def announce(program, text):
+    """Print what a program is about to do, at once; of several processes, the first one does."""
+    if is_first_process():
+        print(console.fill(f"{program}: {text}", indent="  "), flush=True)
 
 
 def pretrain(argv, local):
@@ -13,6 +25,8 @@ def pretrain(argv, local):
     does not save."""
     try:
         opts = parse_pretrain(argv, local)
+        announce("pretrain.py", _pretraining(opts))
+        opts.check_device()
     except (SystemExit, InputError):
         if launched_processes() > 1:            # the others wait for this one: it joins them, and ends before them
             from cmg.utils import dist
@@ -23,10 +37,23 @@ def pretrain(argv, local):
     return program.main(opts)
 
 
+def _pretraining(opts):
+    label = DECLARED[opts.system].label
+    data = short_path(opts.manifest) if opts.manifest else f"{opts.dataset_name} in {short_path(opts.data_root)}"
+    if opts.evaluate:
+        return f"losses of {short_path(opts.resume)} on {data}"
+    return (f"{label} on {data}; checkpoints in {short_path(opts.model_save_path)}, log in "
+            f"{short_path(opts.snapshot_pref)}")
+
+
 def downstream(task, argv, local):
     """Train heads of one task, and test them."""
     opts = parse_downstream(task, argv, local)
     require(opts.checkpoint)
+    data = opts.manifest if task == CUSTOM else opts.data_root
+    announce(f"{task}.py", f"{', '.join(map('->'.join, opts.directions))} with {short_path(opts.checkpoint)}; data in "
+             f"{short_path(data)}, results in {short_path(opts.results)}")
+    opts.check_device()
     from cmg.programs import downstream as program
     program.main(opts, task)
 
@@ -36,6 +63,10 @@ def evaluate(argv, local):
     opts = parse_evaluate(argv, local)
     for checkpoint in opts.checkpoints:
         require(checkpoint)
+    first, *others = map(short_path, opts.checkpoints)
+    announce("evaluate.py", f"{first}{f' and {len(others)} more' if others else ''} on tasks whose data is in "
+             f"{short_path(opts.data_root)}; results in {short_path(opts.results)}")
+    opts.check_device()
     from cmg.programs import evaluate as program
     program.main(opts)
 
@@ -44,6 +75,9 @@ def clip_retrieval(argv, local):
     """Retrieve clips by captions, and captions by clips."""
     opts = parse_clip_retrieval(argv, local)
     require(opts.checkpoint)
+    announce("clip_retrieval.py", f"clips and captions of {short_path(opts.data_path('captions.csv'))} with "
+             f"{short_path(opts.checkpoint)}; results in {short_path(opts.results)}")
+    opts.check_device()
     from cmg.programs import clip_retrieval as program
     program.main(opts)
 
@@ -52,5 +86,6 @@ def toc(argv, local):
     """Show TOC's selection for a checkpoint."""
     opts = parse_toc(argv, local)
     require(opts.checkpoint)
+    announce("toc.py", f"channels of {short_path(opts.checkpoint)}; pictures in {short_path(opts.snapshot_pref)}")
     from cmg.programs import toc as program
     program.main(opts)

@@ -35,6 +35,8 @@ from cmg.models.config import modalities_of, seconds_or_auto
 from cmg.prepare import check as checking
 from cmg.prepare import pack as packing
 from cmg.prepare.lists import write_lists
+from cmg.programs.entry import announce
+from cmg.utils.console import short_path
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import atomic_output
 from cmg.utils.settings import positive
@@ -61,6 +63,8 @@ ORDERS = {
 
 def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
+    source = short_path(opts.manifest or opts.data_root)
+    announce("prepare.py check", f"reading what a run on {opts.dataset} reads; data in {source}")
     reports = []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
         names, source, steps = _checked(name, opts)
@@ -156,6 +160,7 @@ def _own_steps(opts, entry, modalities):
 
 def _own_text(opts):
     """Encode the sentences of a manifest: its prompts, or its labels where it has none."""
+    announce("prepare.py text", f"sentences of {short_path(opts.prompts or opts.manifest)} by {opts.backend}")
     manifest = Manifest(opts.manifest)
     sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
     labels = [label for clip in manifest.clips.values() for _, label, *_ in clip.events]
@@ -175,6 +180,8 @@ def text(opts):
     if opts.manifest:
         return _own_text(opts)
     names = TEXTS if opts.dataset == "all" else (opts.dataset,)
+    announce("prepare.py text", f"prompts of {', '.join(names)} by {opts.backend}; data in "
+             f"{short_path(opts.data_root)}")
     if (opts.prompts or opts.out) and len(names) > 1:
         raise InputError("--prompts and --out: for one dataset; --dataset all is given; choose one with --dataset")
     encode = None
@@ -251,6 +258,7 @@ def pack(opts):
         ids = Manifest(opts.manifest).ids(SPLITS)
     else:
         sources, ids = {name: opts.data_path(name) for name in opts.paths}, None
+    announce("prepare.py pack", f"{', '.join(map(short_path, sources.values()))} as {opts.dtype}")
     if opts.out and len(sources) > 1:
         raise InputError("--out: the pack of one modality; several are given; pack them one by one")
     for dotted, source in sources.items():
@@ -272,6 +280,16 @@ def pack(opts):
                 print(f"  skipped: {reason}")
         print(f"  use it: --features {name}={out}" if ids else
               f"  use it: --path {dotted}={out}   or   export CMG_{dotted.replace('.', '_').upper()}={out}")
+
+
+def features(opts):
+    """Turn videos into features, and print the commands that lead from them to a result."""
+    encoders = {"audio": opts.audio_encoder, "video": opts.video_encoder, "text": opts.text_encoder}
+    made = [f"{modality} by {name}" for modality, name in encoders.items()
+            if name and (modality == "text" or opts.modality in (modality, "both"))]
+    announce("prepare.py features", f"{', '.join(made)} of {', '.join(map(short_path, opts.videos))}; written to "
+             f"{short_path(opts.out or opts.data_root)}")
+    return extract_command.features(opts)
 
 
 def new(opts):
@@ -338,7 +356,7 @@ def parser(local):
     one.add_argument("--out", type=Path, default=local.vocabulary, help="file to write")
     one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
     one.add_argument("--overwrite", action="store_true", help="also where a list is there")
-    extract_command.add_arguments(command(extract_command.features, "videos -> features, lists and a report"))
+    extract_command.add_arguments(command(features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
     one.add_argument("paths", nargs="*", type=_features_name, metavar="NAME", help=f"of {', '.join(FEATURES)}; or pass "
                      "--manifest and --features")

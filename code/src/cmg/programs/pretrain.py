@@ -123,8 +123,6 @@ def main(opts):
     """What pretrain.py does; returns the last checkpoint of the run, a Path. None: of --evaluate, and in a process
     that does not save."""
     with dist.process_group():
-        if opts.evaluate and not opts.resume:
-            raise InputError("--evaluate needs the checkpoint to evaluate: --resume FILE")
         if opts.gpu is None and torch.cuda.is_available():
             opts.gpu = dist.local_rank()
         if opts.device.type == "cpu":

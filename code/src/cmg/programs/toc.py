@@ -57,7 +57,7 @@ def main(opts):
     encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
     for codes in encoder.codebooks:             # check the selection before anything is drawn
         choice.counts(codes.shape[1])
-    print(f"{opts.checkpoint}: {encoder.system.name}, {', '.join(encoder.config.modalities)}")
+    print(f"{encoder.system.label}, {', '.join(encoder.config.modalities)}")
     for number, codes in enumerate(encoder.codebooks, 1):
         channels = report(number, codes, choice)
         path = opts.snapshot_pref / (NAME.format("" if number == 1 else f"_{number}") + ".pdf")

@@ -42,6 +42,7 @@ def walk(preset, parser, build, argv, local):
     folder = opts.runs_root / name
 
     print(f"1/4  data in {opts.data_root}", flush=True)
+    opts.check_device()
     build(own, opts.data_root)
     print("2/4  pretraining without labels", flush=True)
     checkpoint = pretrain([*shared, *pretraining, "--snapshot_pref", str(folder / "pretrain")], local)

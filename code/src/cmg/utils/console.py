@@ -54,6 +54,12 @@ def fill(text, columns=None, indent=""):
                          break_on_hyphens=False)
 
 
+def short_path(path):
+    """The shorter form of a path as text: relative to the current folder, or absolute."""
+    path = os.path.abspath(path)
+    return min(os.path.relpath(path), path, key=len)
+
+
 class Console(io.TextIOWrapper):
     """A standard stream.
 

@@ -93,6 +93,11 @@ def launched_processes():
     return size
 
 
+def is_first_process():
+    """Whether this is the first of the processes that were started together, or the only one."""
+    return launched_processes() == 1 or int(os.environ["RANK"]) == 0
+
+
 def _environment_number(name, least):
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < least:
