@@ -1,7 +1,7 @@
 """Kill programs many times at random moments, and compare what their resumed runs leave with an unbroken one's. The
 tests make a few such kills; studies/soak.md has the results.
 
-    export PYTHONPATH=code/tests:code/src
+    export PYTHONPATH=code/tests:code/src:code/AVSBench_downstream/avs_scripts/avs_s4
     python code/benchmarks/soak.py --kills 20                           pretraining of the demo
     python code/benchmarks/soak.py --what all --tiny --kills 5          every kind of work, five kills each
     python code/benchmarks/soak.py --what all --tiny --kills 50 --log soak.jsonl        goes on where the log ends

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts"
+AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
 PATHS = [str(Path(__file__).parent), str(SOURCE), str(AVS)]
 SETTINGS = {"--batch_size": 8, "--n_epoch": 3, "--save_every_steps": 3, "--print_freq": 1, "--n_embeddings": 24,
             "--gpu": "cpu", "--log": "none"}
@@ -250,7 +250,7 @@ def fork_server():
     """The context of a fork server that has imported the programs, so that no import is timed."""
     context = multiprocessing.get_context("forkserver")
     os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)       # else the server does not find what it is to import
-    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "avs_s4.train", "cmg.extract.run"])
+    context.set_forkserver_preload(["kill_resume", "pretrain", "ave", "prepare", "train", "cmg.extract.run"])
     warm = context.Process(target=int)
     warm.start()
     warm.join()

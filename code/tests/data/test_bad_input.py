@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bad_files
-import parity_avs  # noqa: F401  puts avs_scripts on the path
+from avs_test import test as avs_test_script
 from bad_files import permission_bits_count
 from cmg.data.layout import DATA_PATHS
 from cmg.utils import errors
@@ -133,7 +133,9 @@ def command(script, what, bad, data, encoder, out):
 def end_of(script, line, capsys, monkeypatch):
     """(exit code, standard error) of a script in this process."""
     name = script.split()[0]
-    module = importlib.import_module(f"{name}.__main__" if name in ("cmg.results", "cmg.checkpoints") else name)
+    names = {"cmg.results": "cmg.results.__main__", "cmg.checkpoints": "cmg.checkpoints.__main__",
+             "avs_s4.train": "train"}
+    module = avs_test_script if name == "avs_s4.test" else importlib.import_module(names.get(name, name))
     monkeypatch.setattr(sys, "argv", [script, *line])
     capsys.readouterr()
     try:
