@@ -1,5 +1,5 @@
-"""What a program imports before it does anything: `--help`, a wrong argument, a missing checkpoint and the first line of
-its work must not wait for PyTorch or for libraries that few programs need."""
+"""What a program imports before it does anything: `--help`, a wrong argument, a missing checkpoint and the first line
+of its work must not wait for PyTorch or for libraries that few programs need."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from start_time import CHECKPOINT, SCRIPTS, first_words
 
 from cmg.downstream.tasks import TASKS
 from cmg.programs.entry import announce
-from start_time import CHECKPOINT, SCRIPTS, first_words
 
 CODE = Path(__file__).resolve().parents[1]
 AVS = CODE / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
