@@ -54,7 +54,7 @@ def batch_of(shapes, clips, seconds=10):
 
 
 # ------------------------------------------------------------------------------------------- training of all systems
-@pytest.mark.parametrize("modalities, seconds, bf16", [(SETS[1], 4, False), (SETS[5], 14, False), (SETS[4], 10, True)])
+@pytest.mark.parametrize("modalities, seconds, bf16", [(SETS[1], 4, True), (SETS[5], 14, False)])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_two_to_five_modalities_train_and_resume(name, modalities, seconds, bf16, tmp_path):
     """Steps of six clips and of one, then through a file: it goes on bit-exactly, and its encoder gives codes."""
@@ -75,8 +75,9 @@ def test_two_to_five_modalities_train_and_resume(name, modalities, seconds, bf16
     checkpoint.save(tmp_path / "c.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, epoch, 3, {}))
     loaded = checkpoint.open_file(tmp_path / "c.pt")
     assert loaded.complete and loaded.system.config == trainer.system.config
+    encoder = checkpoint.load_encoder(tmp_path / "c.pt")
     for m, x in batch_of(shapes, 1, seconds).items():
-        codes = checkpoint.load_encoder(tmp_path / "c.pt").embed(m, x)
+        codes = encoder.embed(m, x)
         assert codes.indices.shape[:2] == x.shape[:2] and torch.isfinite(codes.vectors).all()
     if not bf16:
         assert_goes_on_bit_exactly(trainer, loaded, batch_of(shapes, 5, seconds), epoch)
@@ -282,17 +283,14 @@ def paired(kinds, clips, generator):
     return features, classes
 
 
-@pytest.mark.parametrize("kinds", [{"audio": "vector", "video": "map"}, {"audio": "map", "video": "map"},
-                                   {"audio": "vector", "video": "vector", "depth": "map", "eeg": "vector"}],
-                         ids=lambda kinds: " ".join(kinds.values()))
-def test_the_same_content_crosses_as_maps_and_as_vectors(kinds):
+def test_the_same_content_crosses_as_maps_and_as_vectors():
     """Codes that one modality's clips of a class take name the class of every other's clips; a guess has 25 %."""
-    generator = torch.Generator().manual_seed(0)
+    kinds, generator = {"audio": "vector", "video": "map", "depth": "map"}, torch.Generator().manual_seed(0)
     features, _ = paired(kinds, 4, generator)
     torch.manual_seed(0)
     system = DCID(Config.for_data({m: tuple(x.shape[2:]) for m, x in features.items()}, **TINY | {"num_codes": 16}))
     trainer = step_for(system.train(), lr=4e-3, without=("club",))
-    for _ in range(60 if len(kinds) == 2 else 150):
+    for _ in range(80):
         trainer.step(paired(kinds, 16, generator)[0], 0)
     frozen = FrozenEncoder(system.encoder, DCID)
     features, classes = paired(kinds, 100, generator)
@@ -354,7 +352,7 @@ def test_the_programs_take_five_modalities(five, system, demo_data, tmp_path, ca
     rows = results.read(tmp_path / "whole" / "heads" / "results.jsonl")
     assert {row["direction"] for row in rows} == {"depth->eeg", "eeg->audio"}
     assert all(row["modalities"] == list(modalities) for row in rows)
-    pictures = figures.draw_run(tmp_path / "whole", tmp_path / "figs")
+    pictures = figures.draw_predictions(tmp_path / "whole" / "heads" / "predictions", tmp_path / "figs", "")
     assert {path.name.split("-")[0] for path in pictures} >= {"codes", "classes", "clips", "confusion"}
     page.write([tmp_path / "whole"], tmp_path / "report.html", drawn=pictures)
     assert "depth->eeg" in (tmp_path / "report.html").read_text().replace("&gt;", ">").replace("→", "->")
