@@ -202,7 +202,7 @@ def pretrain(opts):
     from cmg.report import plots  # here, because --help needs no Matplotlib
     trainer = Trainer(settings.read(RunSettings, opts), affects_results(opts), train_step, data, batches, generator,
                       opts.model_save_path, folder, loaded, {m: origins.describe(path, m) for m, path in features},
-                      contents, plots.codebook_figure)
+                      contents, None if opts.log == "none" else plots.codebook_figure)
     if dist.world_size() > 1:
         dist.require_equal({"version of the program": provenance.program_version()} | trainer.notes())
     last = trainer.run()
