@@ -1,6 +1,7 @@
 """Shared set-up of the tests: the source folders on the path, one thread, where golden numbers and annotations lie."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -39,6 +40,12 @@ def message(function, *args, **kwargs):
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def refused(match, function, *args, **kwargs):
+    """A call must raise InputError with one line in which the pattern `match` is found."""
+    text = message(function, *args, **kwargs)
+    assert re.search(match, text), text
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,6 +25,7 @@ from cmg.systems.base import FrozenEncoder
 from cmg.systems.dcid import DCID
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
+from conftest import message, refused
 from made_videos import make_video, picture
 from test_extract_hub import WORDS, tokenizer
 
@@ -118,7 +119,7 @@ def test_frames_are_stretched_or_cropped(resize, expected):
     assert front.resized(frame)[0, -1, 0] == (60 if resize == "crop" else 255)
 
 
-@pytest.mark.parametrize("modality, values, message", [
+@pytest.mark.parametrize("modality, values, finding", [
     ("audio", {"rates": 3}, "the key 'rates'"), ("audio", {"input": "mel"}, "waveform or log-mel"),
     ("audio", {"rate": "x"}, 'rate is "x"; int'), ("audio", {"rate": 0}, "rate is 0"),
     ("audio", {"rate": 10 ** 9}, "rate is 1000000000"),
@@ -129,10 +130,8 @@ def test_frames_are_stretched_or_cropped(resize, expected):
     ("video", {"mean": 0.5}, "mean and std"), ("video", {"size": [1, 2, 3]}, "[height, width]"),
     ("video", {"size": 10 ** 6}, "size is 1000000"), ("video", {"mean": [0.5, 0.5, None], "std": 1}, "mean is"),
     ("video", [1], "no JSON object"), ("text", {"rate": 3}, "the key 'rate'")])
-def test_a_wrong_front_end_is_one_line(modality, values, message):
-    with pytest.raises(InputError) as error:
-        front_ends.described(values, modality, "net.json")
-    assert message in str(error.value) and "\n" not in str(error.value)
+def test_a_wrong_front_end_is_one_line(modality, values, finding):
+    assert finding in message(front_ends.described, values, modality, "net.json")
 
 
 # ----------------------------------------------------------------------------------------------------------- ONNX files
@@ -262,7 +261,7 @@ def nested(path):
                 {"x": (FLOAT, ["N", 16000])}, {"y": (FLOAT, ["N", 6])}, {"always": np.array(True)})
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize("make, finding", [
     (random_net, "for it asked twice"), (mixing_net, "within another batch"), (two_outputs, "its outputs are y, z"),
     (lambda path: waveform_net(path, front_end={}), "does not say input, rate"),
     (lambda path: waveform_net(path, front_end={"input": "log-mel"}), "net.onnx"),
@@ -278,12 +277,10 @@ def nested(path):
     (lambda path: outside(path, "gone.bin"), "does not exist"), (lambda path: path, "cannot be read"),
     (lambda path: path.write_bytes(b"\x08\x09no ONNX file") and path, "no ONNX file"),
     (lambda path: path.write_bytes(b"") and path, "net.onnx")])
-def test_a_file_that_cannot_serve_is_one_line(tmp_path, make, message):
+def test_a_file_that_cannot_serve_is_one_line(tmp_path, make, finding):
     (tmp_path / "folder").mkdir()
     make(tmp_path / "folder" / "net.onnx")
-    with pytest.raises(InputError) as error:
-        custom.CustomSound(tmp_path / "folder" / "net.onnx", CPU)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert finding in message(custom.CustomSound, tmp_path / "folder" / "net.onnx", CPU)
 
 
 @pytest.mark.parametrize("limit", ["onnx_bytes", "onnx_data_bytes"])
@@ -292,22 +289,19 @@ def test_too_large_a_file_is_one_line(tmp_path, monkeypatch, limit):
     path = outside(tmp_path / "folder" / "net.onnx", "w.bin")
     (tmp_path / "w.bin").replace(path.parent / "w.bin")
     monkeypatch.setattr(onnx_files, "LIMITS", replace(LIMITS, **{limit: 100}))
-    with pytest.raises(InputError, match=r"100 .*limits.py"):
-        custom.CustomSound(path, CPU)
+    refused(r"100 .*limits.py", custom.CustomSound, path, CPU)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_the_extra_it_is_one_line(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match="install them"):
-        custom.CustomSound(waveform_net(tmp_path / "net.onnx"), CPU)
+    refused("install them", custom.CustomSound, waveform_net(tmp_path / "net.onnx"), CPU)
 
 
 def test_a_gpu_needs_the_provider(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
-    with pytest.raises(InputError, match="onnxruntime-gpu"):
-        custom.CustomSound(waveform_net(tmp_path / "net.onnx"), torch.device("cuda"))
+    refused("onnxruntime-gpu", custom.CustomSound, waveform_net(tmp_path / "net.onnx"), torch.device("cuda"))
 
 
 def test_numbers_beside_the_file_are_read_and_hashed(tmp_path):
@@ -405,42 +399,35 @@ def test_functions(functions):
 
 def test_a_module_s_function_and_a_callable():
     for name in ("numpy:mean", np.mean):            # of a second: one number, no batch
-        with pytest.raises(InputError, match="numpy:mean.*row for each item"):
-            custom.CustomSound(name, CPU)
+        refused("numpy:mean.*row for each item", custom.CustomSound, name, CPU)
     assert custom.CustomSound(torch.nn.Identity(), CPU).record()["model"].endswith(":Identity")
     encoder = custom.CustomSound(lambda waves: torch.from_numpy(waves[:, :4]), CPU)
     second = seconds_of(1)[0]
     np.testing.assert_allclose(encoder.encode([second], 16000)[0], audio.mono(second)[:4], atol=1e-6)
 
 
-@pytest.mark.parametrize("name, message", [
+@pytest.mark.parametrize("name, finding", [
     ("fails", "KeyError: 'no such layer'"), ("flat", "row for each item"), ("absent", "no function absent"),
     ("FUNCTIONS", "no function FUNCTIONS")])
-def test_a_function_that_cannot_serve_is_one_line(functions, name, message):
-    with pytest.raises(InputError) as error:
-        custom.CustomSound(f"{functions}:{name}", CPU)
-    assert message in str(error.value) and "\n" not in str(error.value)
+def test_a_function_that_cannot_serve_is_one_line(functions, name, finding):
+    assert finding in message(custom.CustomSound, f"{functions}:{name}", CPU)
 
 
-@pytest.mark.parametrize("name, message", [("not_there.py:f", "no such file"),
+@pytest.mark.parametrize("name, finding", [("not_there.py:f", "no such file"),
                                            ("no_module_of_this_name:f", "imported")])
-def test_no_such_function_is_one_line(name, message):
-    with pytest.raises(InputError, match=message):
-        custom.CustomSound(name, CPU)
+def test_no_such_function_is_one_line(name, finding):
+    refused(finding, custom.CustomSound, name, CPU)
 
 
 def test_an_encoder_that_changes_is_refused(functions):
     encoder = custom.CustomSound(f"{functions}:drifts", CPU)
     encoder.encode(seconds_of(1), 16000)
-    with pytest.raises(InputError, match="for it later; the same"):
-        encoder.encode(seconds_of(1), 16000)
+    refused("for it later; the same", encoder.encode, seconds_of(1), 16000)
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
-    with pytest.raises(InputError, match="one width"):
-        encoder.encode([picture(0, 224, 224)])
+    refused("one width", encoder.encode, [picture(0, 224, 224)])
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     encoder.network.function = lambda frames: frames.mean((1, 2)) + 1
-    with pytest.raises(InputError, match="for it later"):
-        encoder.encode([picture(0, 224, 224)] * custom.AGAIN)
+    refused("for it later", encoder.encode, [picture(0, 224, 224)] * custom.AGAIN)
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -462,14 +449,12 @@ def test_command(functions, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "features.json").read_text())["settings"]
     assert record["audio"]["network"] == "onnx" and record["text"]["network"] == "function"
     assert record["video"]["front_end"]["mean"] == [0.5, 0.4, 0.3] and len(record["video"]["sha256"]) == 64
-    with pytest.raises(InputError, match="front_end"):
-        prepare.main([*command, *out, *mine, "--front-end", "audio.mean=0.5"])
+    refused("front_end", prepare.main, [*command, *out, *mine, "--front-end", "audio.mean=0.5"])
     with pytest.raises(InputError, match="--audio-encoder is logmel"):
         prepare.main([*command, "--out", str(tmp_path / "other"), "--audio-encoder", "logmel", *mine, "--front-end",
                       "audio.rate=16000"])
     for flag in ("audio.rate", "rate=3", "sound.rate=3"):
-        with pytest.raises(InputError, match="MODALITY.KEY=VALUE"):
-            prepare.main([*command, *out, *mine, "--front-end", flag])
+        refused("MODALITY.KEY=VALUE", prepare.main, [*command, *out, *mine, "--front-end", flag])
     capsys.readouterr()
     make_video(videos / "b.mp4", seconds=2, audio="silence")
     assert prepare.main([*command, "--out", str(tmp_path / "loud"), "--modality", "audio", "--audio-encoder",

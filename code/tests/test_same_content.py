@@ -24,6 +24,7 @@ from cmg.results import provenance
 from cmg.results import rows as results
 from cmg.utils import dist, files
 from cmg.utils.errors import InputError
+from conftest import refused
 from data_trees import write_zips
 from kill_resume import fork_server, narrow, start, train
 
@@ -92,8 +93,7 @@ def pretrained(clips, tmp_path_factory):
 # ------------------------------------------------------------------------------------------------ names out of files
 @pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x.pt", "a/b", "a\\b", "a\0", "x" * 256, None, 3])
 def test_what_is_no_plain_name_is_refused(name):
-    with pytest.raises(InputError, match="file.pt: the name .* is not a plain file name"):
-        files.safe_name(name, "file.pt")
+    refused("file.pt: the name .* is not a plain file name", files.safe_name, name, "file.pt")
 
 
 @pytest.mark.parametrize("name", ["DCID-model-5.pt", "clip 1", "..b", "ä" * 100, "-x", "a:b"])
@@ -137,14 +137,12 @@ def test_a_list_of_checkpoints_of_other_things_is_one_line(clips, pretrained, tm
     path = tmp_path / "DCID-model-1.pt"
     shutil.copy(pretrained / "checkpoints" / "DCID-model-1.pt", path)
     named(path, saved)
-    with pytest.raises(InputError, match="entry 'run' is no state of a run"):
-        pretrain(clips, tmp_path / "out", "--resume", path)
+    refused("entry 'run' is no state of a run", pretrain, clips, tmp_path / "out", "--resume", path)
 
 
 @pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "provenance/../../x.json", "provenance/aa.json"])
 def test_a_result_names_records_beside_it_alone(tmp_path, name):
-    with pytest.raises(InputError, match="names the record"):
-        provenance.record_of({"provenance": name}, tmp_path)
+    refused("names the record", provenance.record_of, {"provenance": name}, tmp_path)
     (_, problems), = provenance.verify([{"checkpoint": None, "provenance": name}], tmp_path)
     assert len(problems) == 1 and "names the record" in problems[0]
     assert provenance.record_of({"provenance": "provenance/0123456789ab.json"}, tmp_path).parent.parent == tmp_path
@@ -153,13 +151,11 @@ def test_a_result_names_records_beside_it_alone(tmp_path, name):
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
 def test_names_of_clips_and_classes_are_no_paths(tmp_path, name):
     (tmp_path / "clips.csv").write_text(f"id,split\n{name},train\n")
-    with pytest.raises(InputError, match="line 2: the id '.*' has a folder in it"):
-        Manifest(tmp_path / "clips.csv")
+    refused("line 2: the id '.*' has a folder in it", Manifest, tmp_path / "clips.csv")
     for row in (f"{name},1,train,dog", f"clip,1,train,{name}"):
         cells = row.split(",")
         (tmp_path / "s4.csv").write_text(f"name,split,category\n{cells[0]},{cells[2]},{cells[3]}\n")
-        with pytest.raises(InputError, match="is not a plain file name"):
-            read_list(tmp_path / "s4.csv")
+        refused("is not a plain file name", read_list, tmp_path / "s4.csv")
 
 
 # ----------------------------------------------------------------------------------------- processes that compare notes
@@ -195,11 +191,9 @@ def test_equal_notes_pass_and_every_difference_is_named(monkeypatch):
                           ({"start": "after step 0"}, "process 2 has start after step 0, the first after step 3"),
                           ({"weights": b"d"}, "process 2 has another weights")):
         FakeGroup(monkeypatch, NOTES, NOTES | changed)
-        with pytest.raises(InputError, match=f"the 3 processes of this run differ: {text}"):
-            dist.require_equal(NOTES)
+        refused(f"the 3 processes of this run differ: {text}", dist.require_equal, NOTES)
     FakeGroup(monkeypatch, dict.fromkeys(NOTES, "x"), {"--lr": "0.0004"})      # of another version of the program
-    with pytest.raises(InputError, match="process 1 has --lr x.* and 4 more; the same options"):
-        dist.require_equal(NOTES)
+    refused("process 1 has --lr x.* and 4 more; the same options", dist.require_equal, NOTES)
 
 
 def run_two(folder, *arguments):
@@ -463,8 +457,7 @@ def test_what_is_no_file_is_one_line_and_what_is_absent_none(tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder" / "x.npy")
     for path in (tmp_path / "pipe", tmp_path / "folder"):
-        with pytest.raises(InputError, match="not a regular file"):
-            fingerprints.fingerprint(path, cache=tmp_path)
+        refused("not a regular file", fingerprints.fingerprint, path, cache=tmp_path)
     assert fingerprints.fingerprint(tmp_path / "absent") is None
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import prepare
 from cmg.data.layout import DATA_PATHS
-from cmg.utils.errors import InputError
+from conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,11 @@ def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
     assert path.read_text() == "mine\n" and f"{path}: exists, kept as it is" in capsys.readouterr().out
     prepare.main(["lists", "--data_root", str(root), "--overwrite"])
     assert path.read_text() != "mine\n"
-    with pytest.raises(InputError, match="no official annotation file"):
-        prepare.main(["lists", "--data_root", str(tmp_path / "none")])
+    refused("no official annotation file", prepare.main, ["lists", "--data_root", str(tmp_path / "none")])
     with_header = annotations / "ave" / "Annotations.with_header.txt"
     shutil.copy(with_header, root / DATA_PATHS["ave.annotations"])
     prepare.main(["lists", "--data_root", str(root), "--overwrite"])
     test_derived_arrays_equal_the_released(root, annotations, "ave.train", "ave/train_order.h5", "order")
     path = root / DATA_PATHS["ave.train_list"]
     path.write_text(path.read_text().replace("&good&", "&fine&", 1))
-    with pytest.raises(InputError, match="row 1 is not in"):
-        prepare.main(["lists", "--data_root", str(root), "--overwrite"])
+    refused("row 1 is not in", prepare.main, ["lists", "--data_root", str(root), "--overwrite"])

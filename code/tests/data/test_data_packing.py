@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from cmg.data.clips import Clips
 from cmg.data.features import open_features
 from cmg.prepare.pack import pack
-from cmg.utils.errors import InputError
-from conftest import ROOT, message
+from conftest import ROOT, message, refused
 from data_trees import features, write_zips, zip_bytes
 
 IDS = [f"clip{k:03d}" for k in range(150)]
@@ -181,8 +180,7 @@ def test_a_second_run_is_refused_while_the_first_works(zips, tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as first:
         assert len(first.stdout.read(9)) == 9
         first.send_signal(signal.SIGSTOP)
-        with pytest.raises(InputError, match="p.h5: cannot be written"):
-            pack(zips, out, "audio", "float32")
+        refused("p.h5: cannot be written", pack, zips, out, "audio", "float32")
         first.send_signal(signal.SIGCONT)
         first.stdout.read()
     assert first.returncode == 0 and pack(zips, tmp_path / "other.h5", "audio", "float32").clips == 150

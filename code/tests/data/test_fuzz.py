@@ -21,6 +21,7 @@ from cmg.training.run_state import RunState
 from cmg.training.settings import OptimConfig
 from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
+from conftest import refused
 from tiny import train
 
 FUZZ = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "derandomize": True, "database": None,
@@ -204,5 +205,4 @@ def test_any_plain_value_is_read_or_refused(tmp_path_factory, value):
     buffer = io.BytesIO()
     torch.save(copy.copy(value), buffer)
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="plain.pt"):
-        checkpoint.load_encoder(path)
+    refused("plain.pt", checkpoint.load_encoder, path)

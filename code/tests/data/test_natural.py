@@ -31,7 +31,7 @@ from cmg.extract.video import patches
 from cmg.presets import PRESETS
 from cmg.report import pictures
 from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, refused
 
 CLASSES, CLIPS = ("bell", "dog", "rain", "sea"), 60
 PARTS = ("train", "val", "test")
@@ -103,20 +103,16 @@ def test_an_index_that_is_wrong_is_one_line(tmp_path):
             (lonely, "no photos of 'sea' in the split val"), (whole.replace(",sea,", ",dog,"), "3 classes; 4 or more"),
             (whole.replace(",sea,", ",sea&co,"), "the class 'sea&co'"), ("", "no column 'file'")):
         (folder / "index.csv").write_text(content)
-        with pytest.raises(InputError, match=reason):
-            natural_sources.read_index(folder)
-    with pytest.raises(InputError, match=r"index.csv: not found; .*--sources"):
-        natural_sources.read_index(tmp_path)
+        refused(reason, natural_sources.read_index, folder)
+    refused(r"index.csv: not found; .*--sources", natural_sources.read_index, tmp_path)
 
 
 def test_what_cannot_be_decoded_is_one_line(tmp_path):
     for name, content in (("text.wav", b"no sound at all" * 99), ("silence.wav", tone(0, 1, 0)[:44] + bytes(16000))):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=name):
-            natural_clips.read_wave(tmp_path / name)
+        refused(name, natural_clips.read_wave, tmp_path / name)
     (tmp_path / "text.jpg").write_bytes(b"no picture" * 99)
-    with pytest.raises(InputError, match="text.jpg: cannot be read as a photograph"):
-        natural_clips.read_photo(tmp_path / "text.jpg")
+    refused("text.jpg: cannot be read as a photograph", natural_clips.read_photo, tmp_path / "text.jpg")
 
 
 def published(folder):
@@ -152,8 +148,7 @@ def test_public_sources_are_verified_or_refused(tmp_path, monkeypatch, capsys):
         natural_sources.fetch(tmp_path / "got")
     monkeypatch.setattr(natural_sources, "COMMIT", commit)
     monkeypatch.setattr(natural_sources, "CALTECH", archive.as_uri())
-    with pytest.raises(InputError, match="not the published file"):
-        natural_sources.fetch(tmp_path / "got")
+    refused("not the published file", natural_sources.fetch, tmp_path / "got")
     assert not (tmp_path / "got").exists() and not list(tmp_path.glob("*.tmp"))
     monkeypatch.setattr(natural_sources, "CALTECH_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     natural_sources.fetch(tmp_path / "got")
@@ -304,23 +299,19 @@ def test_lists_that_are_wrong_are_one_line(features, tmp_path):
             ("clips.csv", good["clips.csv"].replace("val,rain,", "val,,"), "no labeled clip of 'rain' in val")):
         for other in names:
             (tmp_path / other).write_text(content if other == name else good[other])
-        with pytest.raises(InputError, match=reason):
-            natural.read_lists(tmp_path)
+        refused(reason, natural.read_lists, tmp_path)
     (tmp_path / "sources.csv").unlink()
-    with pytest.raises(InputError, match=r"sources.csv: not found; .*--features"):
-        natural.build(tmp_path / "tree", DATA_PATHS, tmp_path)
+    refused(r"sources.csv: not found; .*--features", natural.build, tmp_path / "tree", DATA_PATHS, tmp_path)
     for name in names:
         (tmp_path / name).write_text(good[name])
-    with pytest.raises(InputError, match=r"prompts.h5: not found"):
-        natural.read(tmp_path)
+    refused(r"prompts.h5: not found", natural.read, tmp_path)
     assert not (tmp_path / "tree").exists()
 
 
 def test_a_tree_is_kept_and_that_of_other_clips_is_not_overwritten(tree, features, tmp_path):
     before = json.loads((tree / natural.MARKER).read_text())
     assert not natural.build(tree, DATA_PATHS, features, progress=False, sources=features)      # not looked at again
-    with pytest.raises(InputError, match="holds something else"):
-        natural.build(tree, DATA_PATHS, features, seed=1, sources=features)
+    refused("holds something else", natural.build, tree, DATA_PATHS, features, seed=1, sources=features)
     assert json.loads((tree / natural.MARKER).read_text()) == before
     with pytest.raises(InputError, match="clips 10: expected 60 or more"):
         natural_clips.make(tmp_path, made_sources(tmp_path / "sources"), natural_clips.Encoders(), 10)

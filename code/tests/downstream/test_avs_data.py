@@ -14,6 +14,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.avs_s4 import S4, Row, read_list
 from cmg.data.text import read_prompts
 from cmg.utils.errors import InputError
+from conftest import refused
 from test_avs_run import NETWORK, train_arguments, tree  # noqa: F401
 
 
@@ -31,8 +32,7 @@ def paths(root):
 def test_missing_frame_is_named(own_tree):
     victim = sorted((own_tree / DATA_PATHS["avs.frames"] / "val").glob("*/*/*_3.png"))[0]
     victim.unlink()
-    with pytest.raises(InputError, match=f"{victim.name}: no such file .1 files of split 'val'"):
-        S4(paths(own_tree), "val", 32)
+    refused(f"{victim.name}: no such file .1 files of split 'val'", S4, paths(own_tree), "val", 32)
     S4(paths(own_tree), "train", 32)
 
 
@@ -92,16 +92,14 @@ def test_unknown_class_is_named(own_tree, tree, tmp_path):  # noqa: F811
     ("name,start,category,split\na,0,b,val\na,0,b,val\n", "listed 2 times")))
 def test_broken_lists_are_named(tmp_path, text, message):
     (tmp_path / "s4.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_list(tmp_path / "s4.csv")
+    refused(message, read_list, tmp_path / "s4.csv")
 
 
 def test_other_headers_fall_back_to_positions(tmp_path):
     (tmp_path / "s4.csv").write_text("video,begin,class,split\nv1,3,dog,test\n")
     assert read_list(tmp_path / "s4.csv") == [Row("v1", "dog", "test")]
     (tmp_path / "s4.csv").write_text("category,begin,class,split\nv1,3,dog,test\n")
-    with pytest.raises(InputError, match="no column 'name'"):           # never one column for both
-        read_list(tmp_path / "s4.csv")
+    refused("no column 'name'", read_list, tmp_path / "s4.csv")           # never one column for both
 
 
 def test_real_list_has_the_published_sizes(annotations):
@@ -133,11 +131,8 @@ def test_scenes_are_repeatable_and_their_masks_follow_the_digit():
 
 def test_whole_scenes_are_left_alone_and_others_refused(tree, tmp_path):  # noqa: F811
     assert demo_scenes.build(tree, DATA_PATHS, clips={"train": 12, "val": 4, "test": 7}) is False
-    with pytest.raises(InputError, match="other scenes"):
-        demo_scenes.build(tree, DATA_PATHS, seed=5)
+    refused("other scenes", demo_scenes.build, tree, DATA_PATHS, seed=5)
     (tmp_path / "AVSBench").mkdir()
-    with pytest.raises(InputError, match="is not a demo"):
-        demo_scenes.build(tmp_path, DATA_PATHS)
+    refused("is not a demo", demo_scenes.build, tmp_path, DATA_PATHS)
     (tmp_path / "AVSBench").rmdir()
-    with pytest.raises(InputError, match="demo.sh"):
-        demo_scenes.build(tmp_path, DATA_PATHS)
+    refused("demo.sh", demo_scenes.build, tmp_path, DATA_PATHS)

@@ -11,7 +11,7 @@ from network.backbones import Backbone, load_weights
 from network.tpavi import TPAVI
 from torch import nn
 
-from cmg.utils.errors import InputError
+from conftest import refused
 from parity_avs import CHECKS
 
 TINY = ((1, 2, 1, 1), (8, 16, 24, 32), (1, 2, 2, 4), (8, 4, 2, 1))             # a PVT-v2 of no size
@@ -121,8 +121,7 @@ def test_published_file_loads_strictly_or_not_at_all():
     for change in ({"conv1.conv2d_list.0.weight": None}, {"surplus": torch.zeros(1)},
                    {"path4.resConfUnit1.conv1.weight": None}, {"tpavi_b1.g.bias": torch.zeros(3)}):
         broken = {key: x for key, x in {**state, **change}.items() if x is not None}
-        with pytest.raises(InputError, match="file.pth"):
-            published.load_published(network, broken, "file.pth")
+        refused("file.pth", published.load_published, network, broken, "file.pth")
     assert all(torch.equal(x, network.state_dict()[key]) for key, x in before.items())
 
 
@@ -147,14 +146,11 @@ def test_backbone_file_fills_everything_or_is_refused(tmp_path, name):
     assert all(torch.equal(x, backbone.state_dict()[key]) for key, x in donor.state_dict().items())
     del state[next(key for key in state if key.endswith("weight"))]
     torch.save(state, path)
-    with pytest.raises(InputError, match="1 tensors of the backbone"):
-        load_weights(Backbone(name), str(path))
+    refused("1 tensors of the backbone", load_weights, Backbone(name), str(path))
     torch.save({"module": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="missing"):
-        load_weights(Backbone(name), str(path))
+    refused("missing", load_weights, Backbone(name), str(path))
     path.write_bytes(b"no weights")
-    with pytest.raises(InputError, match="not a readable PyTorch file"):
-        load_weights(Backbone(name), str(path))
+    refused("not a readable PyTorch file", load_weights, Backbone(name), str(path))
 
 
 def test_backbone_from_the_hub_fills_everything_or_is_refused(tmp_path):
@@ -165,11 +161,9 @@ def test_backbone_from_the_hub_fills_everything_or_is_refused(tmp_path):
     assert {m.eps for k, m in backbone.network.named_modules() if k.endswith("patch_embedding.layer_norm")} == {1e-5}
     state = {key: x for key, x in donor.network.state_dict().items() if "stages.0" not in key and "layers.0" not in key}
     donor.network.save_pretrained(tmp_path / "model", state_dict=state)
-    with pytest.raises(InputError, match="not in this model"):
-        load_weights(Backbone("tiny"), str(tmp_path / "model"))
+    refused("not in this model", load_weights, Backbone("tiny"), str(tmp_path / "model"))
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(InputError, match="no such file, and .* is not available on the hub"):
-        load_weights(Backbone("tiny"), str(tmp_path / "model"))
+    refused("no such file, and .* is not available on the hub", load_weights, Backbone("tiny"), str(tmp_path / "model"))
 
 
 def test_pvt_eps_are_the_published_ones():

@@ -12,7 +12,7 @@ from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.captions import Captions
 from cmg.downstream.captions import RankCounts, both_ways, chance
 from cmg.results import rows as results
-from cmg.utils.errors import InputError
+from conftest import refused
 from test_tasks import tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 
 
@@ -58,11 +58,9 @@ def test_an_encoder_without_text_and_absent_features_are_one_line(tree, tmp_path
     path = write_checkpoint(tmp_path / "av.pt", ("audio", "video"))
     common = ["--data_root", str(tree / "data"), "--checkpoint", str(path), "--snapshot_pref", str(tmp_path), "--gpu",
               "cpu", "--workers", "0"]
-    with pytest.raises(InputError, match="text was requested"):
-        clip_retrieval.main(common)
-    with pytest.raises(InputError, match="neither exists"):
-        clip_retrieval.main([*common, "--path", f"captions.video={tmp_path / 'a'}", "--path",
-                             f"captions.audio={tmp_path / 'b'}"])
+    refused("text was requested", clip_retrieval.main, common)
+    refused("neither exists", clip_retrieval.main,
+            [*common, "--path", f"captions.video={tmp_path / 'a'}", "--path", f"captions.audio={tmp_path / 'b'}"])
 
 
 @pytest.mark.parametrize("damage, words", [
@@ -74,8 +72,7 @@ def test_a_defective_list_is_one_line(tree, tmp_path, damage, words):       # no
     paths = {name: place(tree / "data", name) for name in ("csv", "text", "video", "audio")}
     table = damage(pd.read_csv(paths["csv"]))
     table.to_csv(tmp_path / "list.csv", index=False)
-    with pytest.raises(InputError, match=words):
-        Captions(paths | {"csv": tmp_path / "list.csv"}, ("video",))
+    refused(words, Captions, paths | {"csv": tmp_path / "list.csv"}, ("video",))
 
 
 def test_a_bad_clip_takes_its_captions_along(tree, tmp_path):               # noqa: F811

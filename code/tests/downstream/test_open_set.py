@@ -22,6 +22,7 @@ from cmg.prepare.lists import write_lists
 from cmg.report import pictures as figures
 from cmg.results import rows as results
 from cmg.utils.errors import InputError
+from conftest import refused
 from test_tasks import arguments, tree, write_checkpoint  # noqa: F401  (tree is a fixture)
 
 
@@ -120,14 +121,12 @@ def test_half_of_the_classes_is_the_default():
     ({"known": 3, "test": (0, 1, 2)}, "some clips: no test clip is of the unknown classes"),
     ({"known": 1, "test": (1, 2, 3)}, "some clips: no test clip is of the known classes")])
 def test_bad_numbers_are_one_line(settings, words):
-    with pytest.raises(InputError, match=words):
-        task_of(**settings)
+    refused(words, task_of, **settings)
 
 
 def test_too_few_training_clips_are_one_line():
     task = task_of(1, train=(0, 1, 2))
-    with pytest.raises(InputError, match="1 training clips of known classes"):
-        task.training(task.train["audio"].part())
+    refused("1 training clips of known classes", task.training, task.train["audio"].part())
 
 
 # ---------------------------------------------------------------------------------------------------------- the scripts

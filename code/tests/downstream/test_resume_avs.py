@@ -10,6 +10,7 @@ import train_resume
 
 from cmg.downstream.resume import Progress
 from cmg.utils.errors import InputError
+from conftest import refused
 from kill_resume import differences
 from test_avs_run import train_arguments, tree  # noqa: F401
 
@@ -46,8 +47,6 @@ def test_training_resumes_after_its_last_epoch(tree, tmp_path, monkeypatch, capl
 
 def test_auto_without_a_run_starts_and_a_folder_needs_one(tree, tmp_path):  # noqa: F811
     folder = run(tree, tmp_path / "new", "--resume", "auto")
-    with pytest.raises(InputError, match="no checkpoints/resume.pt"):
-        run(tree, tmp_path / "new", "--resume", str(folder))
+    refused("no checkpoints/resume.pt", run, tree, tmp_path / "new", "--resume", str(folder))
     (folder / train_resume.FILE).write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="resume.pt: "):
-        run(tree, tmp_path / "new", "--resume", "auto")
+    refused("resume.pt: ", run, tree, tmp_path / "new", "--resume", "auto")

@@ -7,7 +7,7 @@ from cmg.checkpoints import checkpoint
 from cmg.downstream import encode, fit_heads, resume
 from cmg.models.heads import ClipHead
 from cmg.results import rows
-from cmg.utils.errors import InputError
+from conftest import refused
 
 
 def trials():
@@ -60,8 +60,7 @@ def test_a_state_of_other_heads_is_refused(tmp_path, damage):
     kept = checkpoint.read(file)
     damage(kept)
     checkpoint.save(file, kept)
-    with pytest.raises(InputError, match="is no state of this training"):
-        train(resume.Progress(file))
+    refused("is no state of this training", train, resume.Progress(file))
 
 
 def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_path, monkeypatch, capsys):
@@ -96,5 +95,4 @@ def test_a_task_goes_on_and_gives_the_same_lines(demo_data, small_model, tmp_pat
 
 def test_a_gradient_that_is_not_finite_is_one_line(monkeypatch):
     monkeypatch.setattr(ClipHead, "loss", lambda self, *args: super(ClipHead, self).parameters().__next__().sum() / 0)
-    with pytest.raises(InputError, match="seed 0: the gradient is not finite .* clips number .*lower --lr"):
-        train()
+    refused("seed 0: the gradient is not finite .* clips number .*lower --lr", train)

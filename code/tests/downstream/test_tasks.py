@@ -33,6 +33,7 @@ from cmg.systems.registry import SYSTEMS
 from cmg.utils import files
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
+from conftest import refused
 
 TASKS = {"ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound}
 
@@ -161,16 +162,14 @@ def test_two_levels_of_codes(tree, tmp_path):
     (["--data_root", "/nowhere"], "/nowhere/AVE/data"),
 ])
 def test_wrong_use_is_one_line(tree, tmp_path, change, message):
-    with pytest.raises(InputError, match=message):
-        ave.main(arguments(tree, tmp_path, *change))
+    refused(message, ave.main, arguments(tree, tmp_path, *change))
     assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
     write_checkpoint(tmp_path / "av.pt", modalities=("audio", "video"))
-    with pytest.raises(InputError, match="pretrained on audio, video; text was requested"):
-        ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target",
-                           "video"))
+    refused("pretrained on audio, video; text was requested", ave.main,
+            arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target", "video"))
     write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)
     with pytest.raises(InputError, match=f"takes video as maps of 7 x 7 x {CHANNELS // 2}, AVE train .* has "
                        f"video as maps of 7 x 7 x {CHANNELS};"):

@@ -12,6 +12,7 @@ from cmg.downstream.task import Task
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead, SegmentHead
 from cmg.utils.errors import InputError
+from conftest import refused
 from tiny import Waiting
 
 F64 = torch.float64
@@ -175,8 +176,7 @@ def test_two_codebooks_make_pairs():
 def test_wrong_width_and_modality_are_refused_before_work():
     encoder = StandIn()
     encode.check_fit(encoder, Clips(), "video", "x.pt")
-    with pytest.raises(InputError, match="x.pt: pretrained on audio, video; text was requested"):
-        encode.check_fit(encoder, Clips(), "text", "x.pt")
+    refused("x.pt: pretrained on audio, video; text was requested", encode.check_fit, encoder, Clips(), "text", "x.pt")
     encoder.config = Config.for_data({"audio": (5,), "video": (7, 7, 512)})
     with pytest.raises(InputError, match="takes video as maps of 7 x 7 x 512, clips has video as maps of 7 x 7 x 2"):
         encode.check_fit(encoder, Clips(), "video", "x.pt")

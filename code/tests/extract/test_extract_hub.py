@@ -11,7 +11,7 @@ import prepare
 from cmg.data.archive import read_zip
 from cmg.data.text import TextFeatures
 from cmg.extract import hub
-from cmg.utils.errors import InputError
+from conftest import refused
 from made_videos import make_video, picture
 
 CPU = torch.device("cpu")
@@ -160,9 +160,7 @@ def test_words(models, name):
                                         (hub.HubPictures, "absent")])
 def test_no_such_model_is_one_line(models, tmp_path, kind, name):
     folder = tmp_path / "absent" if name == "absent" else models(name)[0]
-    with pytest.raises(InputError, match="model") as error:
-        kind(folder, CPU)
-    assert "\n" not in str(error.value)
+    refused("model", kind, folder, CPU)
 
 
 def test_command_with_models_of_a_folder(models, tmp_path):

@@ -18,6 +18,7 @@ from cmg.report import pictures as figures
 from cmg.results import rows as results
 from cmg.training.run_logger import RunLogger, kept_warnings, setup_logging
 from cmg.utils import errors
+from conftest import refused
 from test_results import row
 from tiny import STEPS, checkpoints, train
 
@@ -178,8 +179,7 @@ def test_pictures_beyond_the_limit_are_named(run, pictures, monkeypatch, tmp_pat
     text = page.write([run], tmp_path / "small.html", drawn=pictures).read_text()
     assert len(text.encode()) <= 250_000 and "Omitted to keep the page small" in text
     monkeypatch.setattr(page, "LARGEST_PAGE", 10_000)
-    with pytest.raises(errors.InputError, match="pass fewer runs"):
-        page.write([run], tmp_path / "small.html", drawn=pictures)
+    refused("pass fewer runs", page.write, [run], tmp_path / "small.html", drawn=pictures)
 
 
 def test_warnings_reach_the_file_of_their_run(tmp_path):

@@ -10,8 +10,7 @@ import pytest
 from cmg.report import pictures, screen, tables
 from cmg.results import rows as results
 from cmg.results.__main__ import main
-from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, refused
 
 
 def row(**changes):
@@ -57,18 +56,15 @@ def test_wrong_rows_are_refused_on_both_ways(tmp_path, change, message):
         results.append(tmp_path / "results.jsonl", row(**change))
     assert not (tmp_path / "results.jsonl").exists()
     (tmp_path / "bad.jsonl").write_text(json.dumps(row()) + "\n" + json.dumps(row(**change)) + "\n")
-    with pytest.raises(InputError, match=f"bad.jsonl: line 2: .*{message}"):
-        results.read(tmp_path / "bad.jsonl")
+    refused(f"bad.jsonl: line 2: .*{message}", results.read, tmp_path / "bad.jsonl")
 
 
 def test_broken_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="nothing.jsonl"):
-        results.read(tmp_path / "nothing.jsonl")
+    refused("nothing.jsonl", results.read, tmp_path / "nothing.jsonl")
     for content, message in (("", "no results in it"), ('{"task": 1\n', "line 1 is not JSON"),
                              ("[1]\n", "line 1: a result is"), ("{}\n", "keys missing: task, dataset")):
         (tmp_path / "x.jsonl").write_text(content)
-        with pytest.raises(InputError, match=message):
-            results.read(tmp_path / "x.jsonl")
+        refused(message, results.read, tmp_path / "x.jsonl")
 
 
 def test_a_torn_line_does_not_swallow_the_next(tmp_path):

@@ -11,8 +11,8 @@ from cmg.losses.info_nce import info_nce, masked_pairs
 from cmg.losses.jigsaw import Jigsaw, sample_permutations
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.micu import MICU
-from cmg.utils.errors import InputError
 from configs.opts import LOCAL
+from conftest import refused
 from test_dcid import TINY, batch_of
 from tiny import step_for
 
@@ -74,8 +74,7 @@ def test_permutations_are_different_and_leave_the_generator_alone():
 @pytest.mark.parametrize("arguments, words", [((3, 2), "--jigsaw_blocks 3: expected a divisor of the 16"),
                                               ((2, 3), "--jigsaw_permutations 3: 2 blocks have only 2")])
 def test_a_jigsaw_that_cannot_be_is_one_line(arguments, words):
-    with pytest.raises(InputError, match=words):
-        system_of(jigsaw_blocks=arguments[0], jigsaw_permutations=arguments[1])
+    refused(words, system_of, jigsaw_blocks=arguments[0], jigsaw_permutations=arguments[1])
 
 
 @pytest.mark.parametrize("modalities", [ALL, ("audio", "video"), ("audio", "text"), ("video", "text")])

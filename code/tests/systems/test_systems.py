@@ -21,6 +21,7 @@ from cmg.training.monitors import FiniteCheck, NonFiniteError
 from cmg.training.run_state import Position
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
+from conftest import refused
 from other_device import DEVICES
 from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, step_for
@@ -159,8 +160,7 @@ def test_whichever_tensor_of_a_published_file_is_wrong_is_named(golden, name, mo
                 cases += [({}, f"{section} has no key {key}; "), ({key + "_x": value}, f"no key {key}, but an ")]
             for wrong, words in cases:
                 damaged = sections | {section: without | wrong}
-                with pytest.raises(InputError, match=re.escape(words)):
-                    translate(damaged)
+                refused(re.escape(words), translate, damaged)
 
 
 def test_a_config_of_a_file_is_believed_only_where_it_fits(tmp_path):
@@ -170,8 +170,7 @@ def test_a_config_of_a_file_is_believed_only_where_it_fits(tmp_path):
                           ({"surprise": 3}, "surprise = 3"), ({"num_codes": 7}, "embedding has shape"),
                           ({"modalities": ["text", "audio"]}, "is not one of DCID")):
         checkpoint.save(tmp_path / "c.pt", contents | {"config": contents["config"] | damage})
-        with pytest.raises(InputError, match=words):
-            checkpoint.open_file(tmp_path / "c.pt")
+        refused(words, checkpoint.open_file, tmp_path / "c.pt")
 
 
 def test_another_number_of_codes_is_refused_on_resume(demo_data, small_model, tmp_path):

@@ -15,7 +15,7 @@ from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.state_dicts import rules
 from cmg.utils.errors import InputError
-from conftest import ROOT
+from conftest import ROOT, message, refused
 from parity_dcid import filled, manifest
 from test_dcid import TINY, batch_of, trainer_of
 from tiny import step_for
@@ -152,10 +152,8 @@ def wrong_files(folder, small):
 
 def test_wrong_files_name_what_is_wrong(small, tmp_path):
     for kind, (path, wanted) in wrong_files(tmp_path, small).items():
-        with pytest.raises(InputError) as caught:
-            checkpoint.open_file(path)
-        message = str(caught.value)
-        assert wanted in message and "\n" not in message, f"{kind}: {message}"
+        found = message(checkpoint.open_file, path)
+        assert wanted in found, f"{kind}: {found}"
 
 
 def test_a_hostile_checkpoint_does_not_run(tmp_path):
@@ -191,8 +189,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="No space left"):
-        checkpoint.save(path, {"epoch": 2})
+    refused("No space left", checkpoint.save, path, {"epoch": 2})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 

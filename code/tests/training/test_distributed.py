@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from cmg.systems.registry import SYSTEMS
 from cmg.utils import dist as distributed
-from cmg.utils.errors import InputError
+from conftest import refused
 from kill_resume import SOURCE, differences, figures, fork_server, join_run, pretraining, prove, start
 from kill_resume import train as tiny_pretraining
 from tiny import command, step_for
@@ -191,5 +191,4 @@ def test_messages_of_a_step_are_few_whatever_its_sizes(one_of_one, monkeypatch, 
 
 def test_fewer_clips_than_processes_is_an_input_error(monkeypatch):
     monkeypatch.setattr(distributed, "_group", process(0, 3))
-    with pytest.raises(InputError, match="--batch_size 2"):
-        distributed.shard(torch.arange(4), 2)
+    refused("--batch_size 2", distributed.shard, torch.arange(4), 2)

@@ -18,6 +18,7 @@ from cmg.demos import dialled
 from cmg.training import run_state
 from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
+from conftest import refused
 from tiny import STEPS, checkpoints, command, run_once, train
 
 pytestmark = pytest.mark.usefixtures("small_model")
@@ -256,8 +257,7 @@ def test_a_damaged_state_is_one_line(demo_data, tmp_path, whole, damage):
     contents = checkpoint.read(whole(*ALL) / "checkpoints" / "DCID-model-0.pt")
     damage(contents["run"])
     checkpoint.save(tmp_path / "damaged.pt", contents)
-    with pytest.raises(InputError, match="its entry 'run' is no state of a run"):
-        train(demo_data, tmp_path, "--resume", tmp_path / "damaged.pt")
+    refused("its entry 'run' is no state of a run", train, demo_data, tmp_path, "--resume", tmp_path / "damaged.pt")
 
 
 # ------------------------------------------------------------------------------------------- writing and full disks
@@ -278,9 +278,8 @@ def full_disk(monkeypatch):
 
 def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk):
     full_disk(2)
-    with pytest.raises(InputError, match="could not be written .No space left on device.; free space") as caught:
-        train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1)
-    assert "\n" not in str(caught.value)
+    refused("could not be written .No space left on device.; free space", train, demo_data, tmp_path,
+            "--save_every_steps", 4, "--keep", 1)
     assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
     written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
     own = checkpoint.read(written)["run"]["options"]
@@ -296,6 +295,5 @@ def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):
 
 def test_a_last_save_that_failed_is_an_error(demo_data, tmp_path, full_disk):
     full_disk(2)
-    with pytest.raises(InputError, match="could not be written"):
-        train(demo_data, tmp_path, "--on_save_error", "continue")
+    refused("could not be written", train, demo_data, tmp_path, "--on_save_error", "continue")
     assert checkpoints(tmp_path) == ["DCID-model-0.pt"]
