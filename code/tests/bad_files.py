@@ -148,6 +148,7 @@ def encoder_tensor(edit, key="audio_self_att.affine_matrix.weight"):
 
 
 ckpt_no_section = contents(lambda c: c.pop("Encoder_parameters") and None)
+ckpt_no_lstm = contents(lambda c: c.pop("Text_ar_lstm_parameters") and None)
 ckpt_no_tensor = contents(lambda c: c["Encoder_parameters"].pop("audio_self_att.affine_matrix.weight") is None or None)
 ckpt_more = contents(lambda c: c["Encoder_parameters"].update({"surprise.weight": torch.zeros(2)}))
 ckpt_list = contents(lambda c: [1, 2, 3])

@@ -36,6 +36,13 @@ def write_zips(folder, clips):
         (folder / f"{name}.zip").write_bytes(zip_bytes(x))
 
 
+def same_zips(folder, ids, content):
+    """<id>.zip with the same bytes for each id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ids:
+        (folder / f"{name}.zip").write_bytes(content)
+
+
 def features(rng, seconds, width=(128,)):
     """Non-negative float32 features (seconds, *width)."""
     return np.abs(rng.standard_normal((seconds, *width))).astype(np.float32)
@@ -86,10 +93,7 @@ def avvp(root, places, annotations, prefix="avvp", folder="AVVP"):
         shutil.copy(released / f"{folder}_eval_{side}_checked_combined.csv", target)
         names = {name[:11] for name in read_table(target, ("filename",), "\t")["filename"]}
         content = zip_bytes(features(rng, 10, (128,) if kind == "audio" else (7, 7, 2)))
-        zips = place[f"avvp.{kind}"]
-        zips.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (zips / f"{name}.zip").write_bytes(content)
+        same_zips(place[f"avvp.{kind}"], names, content)
     shutil.copy(released / f"{folder}_Categories.txt", place[f"{prefix}.categories"])
 
 
@@ -108,7 +112,4 @@ def ucf_vggsound(root, places, annotations):
                       ("ucf_categories", "UCF101sameVGGSound.txt"), ("vggsound_categories", "VGGSoundsameUCF101.txt")):
         shutil.copy(released / name, place[key])
     for table, kind, width in (("ucf_csv", "video", (7, 7, V)), ("vggsound_csv", "audio", (128,))):
-        content = zip_bytes(features(rng, 7, width))
-        place[kind].mkdir(parents=True, exist_ok=True)
-        for name in read_table(place[table], ("video_id",))["video_id"]:
-            (place[kind] / f"{name}.zip").write_bytes(content)
+        same_zips(place[kind], read_table(place[table], ("video_id",))["video_id"], zip_bytes(features(rng, 7, width)))

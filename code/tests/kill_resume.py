@@ -177,7 +177,7 @@ def extraction(work, data):
     (work / "videos").mkdir()
     for k in range(12):
         make_video(work / "videos" / f"clip{k}.mp4", seconds=2 + k / 8, audio=None if k == 3 else "tone",
-                   size=(320 + 16 * k, 240))
+                   size=(160 + 16 * k, 120))
     return Work(prepare, lambda folder: (["features", str(work / "videos"), "--out", str(folder), *OFFLINE,
                                           "--silence-for-missing"],
                                          folder / "output.txt"), equal(features_left))

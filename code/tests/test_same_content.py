@@ -15,8 +15,6 @@ import pytest
 
 from cmg.checkpoints import checkpoint
 from cmg.data import fingerprint as fingerprints
-from cmg.data.manifest import Manifest
-from cmg.data.sets.avs_s4 import read_list
 from cmg.data.sets.custom import Custom
 from cmg.prepare import pack as packing
 from cmg.report import pictures, tables
@@ -146,16 +144,6 @@ def test_a_result_names_records_beside_it_alone(tmp_path, name):
     (_, problems), = provenance.verify([{"checkpoint": None, "provenance": name}], tmp_path)
     assert len(problems) == 1 and "names the record" in problems[0]
     assert provenance.record_of({"provenance": "provenance/0123456789ab.json"}, tmp_path).parent.parent == tmp_path
-
-
-@pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
-def test_names_of_clips_and_classes_are_no_paths(tmp_path, name):
-    (tmp_path / "clips.csv").write_text(f"id,split\n{name},train\n")
-    refused("line 2: the id '.*' has a folder in it", Manifest, tmp_path / "clips.csv")
-    for row in (f"{name},1,train,dog", f"clip,1,train,{name}"):
-        cells = row.split(",")
-        (tmp_path / "s4.csv").write_text(f"name,split,category\n{cells[0]},{cells[2]},{cells[3]}\n")
-        refused("is not a plain file name", read_list, tmp_path / "s4.csv")
 
 
 # ----------------------------------------------------------------------------------------- processes that compare notes

@@ -88,6 +88,9 @@ def test_vggsounds_own_lists_have_no_header(tmp_path):
     ("file,label,onset\na,x,1\n", (), "a column 'onset' but no column 'offset'"),
     ("file,label\nA.mp4,x\nb,x\n", (), "line 2: no video 'A', but 'a'"),
     ("file,label\nz,x\n", (), "none of its 1 clips has a video here, such as 'z' for a.mp4"),
+    ("a,b\n1,2\n", (), "columns a, b"), ("file,label\na,\n", (), "no label"),
+    ("file,label,split\na,dog,dev\n", (), "split 'dev'"),
+    ("file,label,begin\na,dog,soon\n", ("--start", "begin"), "line 2: the start 'soon'"),
     ("a,x,train\n", ("--columns", "id,label,kind"), None), ("a,x\n", ("--columns", "id,name"), "columns id, name"),
     ("a,x\n", (), "name the columns of a table without one with --columns"),
     (None, (), "check --labels")])

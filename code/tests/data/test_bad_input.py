@@ -25,7 +25,7 @@ EVENTS = "missing empty only_header bad_times two_times_one_label"
 FEATURES = f"{FILE} truncated narrow flat texts not_finite no_dataset"
 CLIPS = ("clip_missing clip_empty clip_truncated clip_of_other_shape clip_of_other_width clip_of_no_seconds "
          "clip_of_text clip_not_finite clip_hostile missing")
-ENCODER = (f"{FILE} truncated ckpt_no_section ckpt_no_tensor ckpt_more ckpt_list ckpt_shape ckpt_integers "
+ENCODER = (f"{FILE} truncated ckpt_no_section ckpt_no_lstm ckpt_no_tensor ckpt_more ckpt_list ckpt_shape ckpt_integers "
            "ckpt_not_finite ckpt_text_inside ckpt_epoch ckpt_hostile")
 OUTPUT = "read_only file_in_the_way"
 

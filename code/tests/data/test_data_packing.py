@@ -91,18 +91,6 @@ def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):
     assert len(Clips("set", ("audio",), IDS[:10], {"audio": out}, on_bad_clip="skip")) == 9
 
 
-def test_a_mended_clip_is_packed_on_the_next_run(broken, zips, tmp_path):
-    message(pack, broken, tmp_path / "p.h5", "audio")
-    (broken / f"{IDS[3]}.zip").write_bytes((zips / f"{IDS[3]}.zip").read_bytes())
-    assert pack(broken, tmp_path / "p.h5", "audio").clips == 10
-
-
-def test_values_beyond_float16(tmp_path):
-    write_zips(tmp_path / "zip", {"a": np.full((10, 128), 1e5, np.float32)})
-    assert "beyond float16" in message(pack, tmp_path / "zip", tmp_path / "p.h5", "audio")
-    assert pack(tmp_path / "zip", tmp_path / "q.h5", "audio", "float32").clips == 1
-
-
 def test_what_cannot_be_packed(zips, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no <id>.zip in it" in message(pack, tmp_path / "empty", tmp_path / "p.h5", "audio")
@@ -161,7 +149,7 @@ def test_killed_at_any_moment_it_goes_on(zips, tmp_path):
     out = tmp_path / "p.h5"
     code = NOISY.format(src=str(ROOT / "code" / "src"), source=str(zips), out=str(out))
     states = []
-    for events in (1, 9, 10, 27, 31):                   # 9: with the first flags being saved
+    for events in (1, 9, 31):                           # 9: with the first flags being saved
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
             assert len(run.stdout.read(events)) == events
             run.send_signal(signal.SIGKILL)

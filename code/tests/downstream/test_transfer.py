@@ -11,8 +11,6 @@ from cmg.downstream.fit_heads import HeadRun
 from cmg.downstream.task import Task
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead, SegmentHead
-from cmg.utils.errors import InputError
-from conftest import refused
 from tiny import Waiting
 
 F64 = torch.float64
@@ -171,13 +169,3 @@ def test_two_codebooks_make_pairs():
     vectors = torch.randn(3, 4)[pairs].flatten(2)
     part = EncodedSplit.of(vectors, pairs, torch.zeros(1, 3, 2))
     assert len(part.table) == 2 and torch.equal(part.indices, pairs) and torch.equal(part.table[part.rows], vectors)
-
-
-def test_wrong_width_and_modality_are_refused_before_work():
-    encoder = StandIn()
-    encode.check_fit(encoder, Clips(), "video", "x.pt")
-    refused("x.pt: pretrained on audio, video; text was requested", encode.check_fit, encoder, Clips(), "text", "x.pt")
-    encoder.config = Config.for_data({"audio": (5,), "video": (7, 7, 512)})
-    with pytest.raises(InputError, match="takes video as maps of 7 x 7 x 512, clips has video as maps of 7 x 7 x 2"):
-        encode.check_fit(encoder, Clips(), "video", "x.pt")
-    assert encoder.calls == 0

@@ -227,22 +227,6 @@ def test_contradictions_are_one_line(videos, tmp_path, arguments, found):
     refused(found, features, videos, tmp_path / "out", *arguments)
 
 
-@pytest.mark.parametrize("table, found", [
-    ("a,b\n1,2\n", "columns a, b"), ("file,label\nclip0.mp4,\n", "no label"),
-    ("file,label,split\nclip0.mp4,dog,dev\n", "split 'dev'"), ("file,label\nclip0.mp4,dog\nother.mp4,dog\n", None),
-    ("file,label,begin\nclip0.mp4,dog,soon\n", "line 2: the start 'soon'"),
-    ("file,label\nother.mp4,dog\n", "none of its"),
-])
-def test_bad_labels_are_one_line(videos, tmp_path, table, found, capsys):
-    (tmp_path / "labels.csv").write_text(table)
-    more = [*OFFLINE, "--seconds", "2", "--labels", tmp_path / "labels.csv"]
-    if found:
-        refused(found, features, videos, tmp_path / "out", *more, *(["--start", "begin"] if "begin" in table else []))
-    else:
-        features(videos, tmp_path / "out", *more)
-        assert "1 clips without a video: other" in capsys.readouterr().out
-
-
 def test_start_may_come_from_a_column(tmp_path):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "a.mp4", seconds=8)

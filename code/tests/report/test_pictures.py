@@ -145,8 +145,12 @@ def texts(monkeypatch):
     return drawn
 
 
+OF_CLASSES = ("classes", "classes of seconds", "confusion", "clips", "clips of sounds", "timelines", "examples",
+              "retrieval", "open set")          # of the rest the number of classes changes nothing
+
+
 @pytest.mark.parametrize("name, count", [(name, count) for name in DRAWN for count in (
-    (10,) if name in ("heads", "losses", "sharing", "table") else (10, 141))])
+    (10, 141) if name in OF_CLASSES else (10,))])
 def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
     DRAWN[name](count, tmp_path / "picture.png")
     last = {(t.text, *np.round(t.box.extents)): t for t in texts}           # those that are drawn twice

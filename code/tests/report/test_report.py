@@ -1,5 +1,6 @@
 """The page of a run: whole, sortable, without a request or a console error; and what damaged or hostile files do."""
 
+import io
 import json
 import logging
 import re
@@ -31,8 +32,10 @@ def run(demo_data, small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "run of a test"
     assert train(demo_data, folder, "--log", "tensorboard") == 0
     file = folder / "checkpoints" / checkpoints(folder)[-1]
-    evaluate.main(["--data_root", str(demo_data), "--snapshot_pref", str(folder), "--n_epoch", "3", "--seeds", "0", "1",
+    evaluate.main(["--data_root", str(demo_data), "--snapshot_pref", str(folder), "--n_epoch", "2", "--seeds", "0", "1",
                    "--gpu", "cpu", "--tasks", "ave", "avvp", "retrieval", "--", str(file)])
+    for name in ("avvp-audio-video", "ave-text-audio", "ave-text-video"):       # drawn as those of the others
+        (folder / "predictions" / f"{name}.npz").unlink()
     return folder
 
 
@@ -253,65 +256,38 @@ def test_hostile_text_is_text(tmp_path, tab):
     assert tab.errors == []
 
 
-def damage_json(folder):
-    (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text()[:-40])
+def arrays(**named):
+    """Bytes of an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **named)
+    return content.getvalue()
 
 
-def damage_depth(folder):
-    (folder / "results.jsonl").write_text("[" * 100_000)
+LOSSES = {f"loss{number}": 1.0 for number in range(5000)}
+HUGE = object()                 # a file of a terabyte
+DAMAGED = {                     # what is wrong -> file -> its content
+    "a line that was cut": {"results.jsonl": json.dumps(row())[:-40]}, "depth": {"results.jsonl": "[" * 100_000},
+    "a row": {"results.jsonl": json.dumps(row(variant=["a"])) + "\n"},
+    "a number": {"results.jsonl": json.dumps(row(value=10 ** 400)) + "\n"},
+    "the log": {"metrics.jsonl": '{"step": 1, "losses": {"total": "x"}}\n{}\n'},
+    "too many panels": {"metrics.jsonl": json.dumps({"step": 1, "losses": LOSSES}) + "\n"},
+    "options": {"metrics.jsonl": "", "options.json": "[1, 2]"}, "warnings": {"warnings.jsonl": b"\xff\xfe\x00"},
+    "predictions": {"predictions/ave-audio-video.npz": b"PK\x03\x04 cut"},
+    "arrays": {"predictions/ave-audio-video.npz": arrays(target="video", source="audio", clipwise=True,
+                                                         labels=np.zeros(3))},
+    "objects": {"predictions/ave.npz": arrays(target=np.array([{}], dtype=object))}, "size": {"metrics.jsonl": HUGE}}
 
 
-def damage_row(folder):
-    (folder / "results.jsonl").write_text(json.dumps(row(variant=["a"])) + "\n")
-
-
-def damage_number(folder):
-    (folder / "results.jsonl").write_text(json.dumps(row(value=10 ** 400)) + "\n")
-
-
-def damage_log(folder):
-    (folder / "metrics.jsonl").write_text('{"step": 1, "losses": {"total": "x"}}\n{}\n')
-
-
-def damage_panels(folder):
-    losses = {f"loss{number}": 1.0 for number in range(5000)}
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "losses": losses}) + "\n")
-
-
-def damage_options(folder):
-    (folder / "metrics.jsonl").write_text("")
-    (folder / "options.json").write_text("[1, 2]")
-
-
-def damage_warnings(folder):
-    (folder / "warnings.jsonl").write_bytes(b"\xff\xfe\x00")
-
-
-def damage_predictions(folder):
-    (folder / "predictions").mkdir()
-    (folder / "predictions" / "ave-audio-video.npz").write_bytes(b"PK\x03\x04 cut")
-
-
-def damage_arrays(folder):
-    (folder / "predictions").mkdir()
-    np.savez(folder / "predictions" / "ave-audio-video.npz", target="video", source="audio", clipwise=True,
-             labels=np.zeros(3))
-
-
-def damage_objects(folder):
-    (folder / "predictions").mkdir()
-    np.savez(folder / "predictions" / "ave.npz", target=np.array([{}], dtype=object))
-
-
-def damage_size(folder):
-    with open(folder / "metrics.jsonl", "wb") as file:
-        file.truncate(1 << 40)
-
-
-@pytest.mark.parametrize("damage", [value for name, value in list(globals().items()) if name.startswith("damage_")])
-def test_damaged_files_are_one_line(damage, tmp_path, capsys):
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damaged_files_are_one_line(what, tmp_path, capsys):
     results.append(tmp_path / "results.jsonl", row())
-    damage(tmp_path)
+    for name, content in DAMAGED[what].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with open(tmp_path / name, "wb") as file:
+            if content is HUGE:
+                file.truncate(1 << 40)
+            else:
+                file.write(content if isinstance(content, bytes) else content.encode())
     assert call(tmp_path, "--out", tmp_path / "page.html") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and str(tmp_path) in said

@@ -49,6 +49,10 @@ def test_a_rerun_replaces_and_a_new_checkpoint_does_not(tmp_path):
 
 @pytest.mark.parametrize("change, message", [
     ({"value": float("nan")}, "value is nan"), ({"value": None}, "value is None"), ({"chance": "10"}, "chance is '10'"),
+    *[({"value_at_validation": value}, "value_at_validation") for value in ("x", [1], 10 ** 400, True)],
+    *[({name: "a" * 5000}, name) for name in ("provenance", "checkpoint")],
+    *[({name: 10 ** 30}, name) for name in ("checkpoint_epoch", "seed")], ({"variant": {}}, "variant"),
+    ({"settings": []}, "settings"),
     ({"selection": "first"}, "selection is 'first'"), ({"protocol": "mine"}, "protocol"), ({"direction": "va"}, "'va'"),
 ])
 def test_wrong_rows_are_refused_on_both_ways(tmp_path, change, message):

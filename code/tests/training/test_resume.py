@@ -276,16 +276,6 @@ def full_disk(monkeypatch):
     return after
 
 
-def test_full_disk_stops_and_leaves_the_old_file(demo_data, tmp_path, full_disk):
-    full_disk(2)
-    refused("could not be written .No space left on device.; free space", train, demo_data, tmp_path,
-            "--save_every_steps", 4, "--keep", 1)
-    assert checkpoints(tmp_path) == ["DCID-model-0-step4.pt"]
-    written = tmp_path / "checkpoints" / "DCID-model-0-step4.pt"
-    own = checkpoint.read(written)["run"]["options"]
-    assert run_state.find_newest(written.parent, "DCID-model-*.pt", own) == written
-
-
 def test_full_disk_may_be_survived(demo_data, tmp_path, full_disk, caplog):
     full_disk(2, 3)
     assert train(demo_data, tmp_path, "--save_every_steps", 4, "--keep", 1, "--on_save_error", "continue") == 0
