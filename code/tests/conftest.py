@@ -104,15 +104,20 @@ def exported(tmp_path_factory):
     return foreign_files.exported(tmp_path_factory.mktemp("exported"))
 
 
+@pytest.fixture(scope="session")
+def reader():
+    """A process that reads files of strangers, with little room."""
+    from foreign_reader import ReaderProcess
+    process = ReaderProcess()
+    yield process
+    process.close()
+
+
 @pytest.fixture(scope="module")
 def small_model():
     """`pretrain` builds a model a hundredth of the demo's size."""
-    from cmg.models.config import Config
-    from kill_resume import narrow
-    full = Config.for_data.__func__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "for_data", classmethod(
-            lambda cls, *args, **more: narrow(full(cls, *args, **more))))
+    from kill_resume import narrowed
+    with narrowed():
         yield
 
 

@@ -17,8 +17,10 @@ import socket
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 AVS = SOURCE.parent / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
@@ -38,6 +40,16 @@ def narrow(config):
     return dataclasses.replace(config, map_widths=maps, **WIDTHS)
 
 
+@contextmanager
+def narrowed():
+    """Within the block, configs for data are `narrow`."""
+    from cmg.models.config import Config
+    full = Config.for_data.__func__
+    small = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
+    with mock.patch.object(Config, "for_data", small):
+        yield
+
+
 # ------------------------------------------------------------------------------------------------- in the new process
 def process(main, log, several=False):
     """Do the work of one process as a script does, its output in the file `log`; never returns."""
@@ -52,14 +64,10 @@ def process(main, log, several=False):
 def train(arguments, log, is_tiny, rank=None, port=None):
     """One process of pretraining; tiny: a model a hundredth of the demo's size. `rank`, `port`: of two processes."""
     import pretrain
-    from cmg.models.config import Config
     if rank is not None:
         join_run(rank, port)
-    if is_tiny:
-        full = Config.for_data.__func__
-        Config.for_data = classmethod(
-            lambda cls, *args, **sizes: narrow(full(cls, *args, **sizes)))
-    process(lambda: pretrain.main(arguments), log, several=True)
+    with narrowed() if is_tiny else nullcontext():
+        process(lambda: pretrain.main(arguments), log, several=True)
 
 
 def join_run(rank, port):

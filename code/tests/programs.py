@@ -36,14 +36,13 @@ from cmg.demos import dialled, spoken_sources
 from cmg.downstream import resume, run
 from cmg.extract import hub, weights
 from cmg.extract.build import pca_filters
-from cmg.models.config import Config
 from cmg.prepare import pack as packing
 from cmg.programs import ablation as ablation_program
 from cmg.report import export, page, pictures
 from cmg.systems.dcid import DCID
 from cmg.training.run_logger import RunLogger, restored_log
 from configs.opts import LOCAL
-from kill_resume import narrow
+from kill_resume import narrowed
 from made_videos import make_video
 
 OFFLINE = ["--audio-encoder", "logmel", "--video-encoder", "patches", "--seconds", "2", "--workers", "1"]   # in here
@@ -115,9 +114,7 @@ def _words(tools, folder):
 
 # ------------------------------------------------------------------------------------------------------------- calls
 def pretraining(tools, folder):
-    full = Config.for_data.__func__
-    small = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
-    with mock.patch.object(Config, "for_data", small):
+    with narrowed():
         return tiny.train(tools.data, folder, "--n_epoch", 1, "--batch_size", 40, "--save_every_steps", 1, "--log",
                           "tensorboard", "--resume", "auto")
 

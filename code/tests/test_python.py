@@ -17,10 +17,9 @@ import pytest
 import ave
 import cmg
 import prepare
-from cmg.models.config import Config
 from cmg.results import rows as results
 from conftest import ROOT, refused
-from kill_resume import narrow
+from kill_resume import narrowed
 from tiny import checkpoints, train
 
 CODE = ROOT / "code"
@@ -169,9 +168,7 @@ def test_features_of_a_video_are_those_of_prepare(encoder, tmp_path):
 def test_pretraining_and_export(demo_data, tmp_path):
     """As pretrain.py, and nothing of its log stays with the caller."""
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
-    with pytest.MonkeyPatch.context() as patch:
-        full = Config.for_data
-        patch.setattr(Config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
+    with narrowed():
         file = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=2, in_memory=True,
                             gpu="cpu", without=["club", "cpc"])
     assert file.parent == tmp_path / "run" and logging.getLogger().handlers == handlers
@@ -180,8 +177,7 @@ def test_pretraining_and_export(demo_data, tmp_path):
     names = [path.name for path in cmg.export(file, tmp_path / "out")]
     assert names == ["model.safetensors", "README.md", "config.json"]
     assert repr(cmg.load(tmp_path / "out")) == repr(cmg.load(file))
-    with pytest.MonkeyPatch.context() as patch:         # of a shorter run in the same folder its own file, not this one
-        patch.setattr(Config, "for_data", lambda *args, **more: narrow(full(*args, **more)))
+    with narrowed():                                    # of a shorter run in the same folder its own file, not this one
         other = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=1, in_memory=True,
                              gpu="cpu")
     assert other.name == "DCID-model-0-step1.pt" != file.name
@@ -218,10 +214,9 @@ import matplotlib
 matplotlib.use("svg")
 import sys
 sys.path.append({tests!r})
-from cmg.models.config import Config
-from kill_resume import narrow
-full = Config.for_data.__func__
-Config.for_data = classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more)))
+from kill_resume import narrowed
+small = narrowed()
+small.__enter__()
 """
 
 

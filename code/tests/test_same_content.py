@@ -24,7 +24,7 @@ from cmg.utils import dist, files
 from cmg.utils.errors import InputError
 from conftest import refused
 from data_trees import write_zips
-from kill_resume import fork_server, narrow, start, train
+from kill_resume import fork_server, narrowed, start, train
 
 SECONDS_TO_END = 10
 
@@ -65,12 +65,9 @@ def pretraining(folder, out, *more):
 def pretrain(folder, out, *more):
     """A small pretraining run in this process; returns its last checkpoint."""
     from cmg.cli import LocalPaths
-    from cmg.models.config import Config
     from cmg.programs import entry
     from cmg.training.run_logger import restored_log
-    full = Config.for_data.__func__
-    with pytest.MonkeyPatch.context() as patch, restored_log():
-        patch.setattr(Config, "for_data", classmethod(lambda cls, *args, **more: narrow(full(cls, *args, **more))))
+    with narrowed(), restored_log():
         return entry.pretrain(pretraining(folder, out, *more), LocalPaths())
 
 

@@ -17,18 +17,11 @@ from cmg.checkpoints import hub
 from cmg.extract import audio, clip, encoders, media
 from cmg.utils.limits import LIMITS
 from foreign_files import hdf5_files, header_of, safetensors, saved, write_shared, zip_of
-from foreign_reader import READ, REFUSED, ReaderProcess
+from foreign_reader import READ, REFUSED
 from made_videos import make_video
 from test_extract_weights import TINY, keras_file, small
 
 SMALL = dict(seconds=1, size=(32, 24), rate=8)
-
-
-@pytest.fixture(scope="module")
-def reader():
-    process = ReaderProcess()
-    yield process
-    process.close()
 
 
 def sparse(path, size, begin=b""):

@@ -19,9 +19,6 @@ from transformers.audio_utils import mel_filter_bank, spectrogram
 from cmg.data import origins
 from cmg.data.layout import DATA_PATHS
 from cmg.data.sets.ave import AVE
-from cmg.data.sets.avvp import AVVP
-from cmg.data.sets.ucf_vggsound import UCFVGGSound
-from cmg.data.sets.vggsound import VGGSound
 from cmg.demos import dialled, dialled_clips
 from conftest import refused
 
@@ -311,25 +308,6 @@ def test_text_features(tree):
         assert (word @ word.T - np.eye(10)).max() < 0.5
 
 
-def test_our_loaders_read_the_tree(tree):
-    def paths(name):
-        return {key.split(".")[1]: place(tree, key) for key in DATA_PATHS if key.startswith(f"{name}.")}
-    pretraining = VGGSound(paths("vggsound"))
-    assert len(pretraining) == CLIPS
-    clip = next(i for i, name in enumerate(pretraining.ids)
-                if len(read_zip(place(tree, "vggsound.audio") / f"{name}.zip")) < 10)
-    assert {k: v.shape for k, v in pretraining[clip].items()} == {
-        "audio": (10, 128), "video": (10, 7, 7, dialled_clips.CHANNELS), "text": (10, 768)}
-    for split, count in (("train", CLIPS // 6), ("val", CLIPS // 24), ("test", CLIPS // 12)):
-        clips = AVE(paths("ave"), ("audio", "video", "text"), split)
-        assert len(clips) == count and clips.classes == list(dialled_clips.CLASSES)
-        assert clips[0]["label"].shape == (10, 11)
-    for modality in ("audio", "video"):
-        clips = AVVP(paths("avvp"), modality)
-        assert clips[0][modality].shape[0] == 10 and 0.1 < np.mean([c["label"][:, -1].mean() for c in clips]) < 0.3
-        assert UCFVGGSound(paths("ucf_vggsound"), (modality, "text"))[0]["label"].shape == (10, 11)
-
-
 def test_one_seed_gives_the_same_bytes_whatever_the_threads(tree, tmp_path):
     with threadpool_limits(2):
         dialled.build(tmp_path / "again", DATA_PATHS, seed=3, clips=CLIPS, progress=False)
@@ -392,11 +370,6 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
     refused("not a JSON object", dialled.build, tmp_path / "mine", DATA_PATHS)
     refused("cannot be written", dialled.build, tmp_path / "mine" / "notes.txt" / "tree", DATA_PATHS)
     refused("--clips 5", dialled.build, tmp_path / "new", DATA_PATHS, clips=5)
-
-
-def test_the_marker_names_the_settings(tree):
-    marker = json.loads((tree / dialled.MARKER).read_text())
-    assert marker["seed"] == 3 and marker["clips"] == CLIPS and marker["parts"] == list(dialled.PARTS)
 
 
 def test_a_part_added_later_is_built_into_an_older_tree(tree, tmp_path, monkeypatch):

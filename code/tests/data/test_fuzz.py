@@ -22,6 +22,7 @@ from cmg.training.settings import OptimConfig
 from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
 from conftest import refused
+from test_results import row
 from tiny import train
 
 FUZZ = {"deadline": None, "phases": [Phase.explicit, Phase.generate], "derandomize": True, "database": None,
@@ -62,17 +63,13 @@ def readers(demo_data):
     """name -> (a good text, reader that returns something with a length)."""
     places = {name: demo_data / place for name, place in DATA_PATHS.items()}
     classes = annotation_csv.read_classes(places["avvp.categories"])
-    row = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
-           "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
-           "modalities": ["audio", "video"], "checkpoint": "a.pt", "checkpoint_sha256": "0a", "commit": "unknown",
-           "seconds": 1.5, "control": None}
     good = {"vggsound": places["vggsound.csv"], "events": places["avvp.audio_csv"], "prompts": places["ave.prompts"],
             "classes": places["avvp.categories"]}
     good = {name: path.read_text() for name, path in good.items()}
     good["annotations"] = "Category&VideoID&Quality&StartTime&EndTime\n" + "".join(
         f"{name}&{k:011d}&good&{k}&{k + 3}\n" for k, name in enumerate(("Bark", "Truck", "Horse")))
     good["avs"] = "name,category,split\nclip_a,dog,train\nclip_b,cat,val\nclip_c,cow,test\n"
-    good["results"] = json.dumps(row) + "\n" + json.dumps(row | {"seed": 2}) + "\n"
+    good["results"] = json.dumps(row()) + "\n" + json.dumps(row(seed=2)) + "\n"
     read = {"vggsound": vggsound.read_list, "events": lambda path: avvp.read_events(path, classes),
             "prompts": text.read_prompts, "classes": annotation_csv.read_classes, "annotations": lists.read_annotations,
             "avs": avs_s4.read_list, "results": lambda path: rows.summary(rows.read(path))}

@@ -23,16 +23,9 @@ from foreign_files import (
     with_places,
     write_shared,
 )
-from foreign_reader import FAILED, READ, ReaderProcess
+from foreign_reader import FAILED, READ
 from test_extract_weights import small
 from test_fuzz import FUZZ, ODD
-
-
-@pytest.fixture(scope="module")
-def reader():
-    process = ReaderProcess()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from cmg.models import toc
 from cmg.models.config import Config
 from cmg.models.heads import ClipHead
 from cmg.programs import downstream
-from cmg.report import tables
 from cmg.results import rows as results
 from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError
@@ -244,17 +243,6 @@ def test_variants_and_their_names(tmp_path):
     with pytest.raises(InputError, match="no published setting for retrieval with video->audio, audio->video"):
         names("--toc_preset released", "retrieval")
     assert read(HeadSettings, options(tmp_path)).seeds == (0, 1)
-
-
-def test_two_systems_with_and_without_toc_are_four_rows_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(toc_variants, "FIXED", (10, 1, 1))
-    asked = options(tmp_path, "--toc_preset", "off", "fixed", "--n_epoch", "1", "--no_control")
-    rows = [row for system in ("dcid", "h_dcid")
-            for row in evaluate(task_of(Clips()), frozen(tmp_path, system), asked)]
-    table = tables.collect(rows, "last")
-    assert [row.name for row in table] == ["dcid.pt", "dcid.pt + TOC 10,1,1", "h_dcid.pt", "h_dcid.pt + TOC 10,1,1"]
-    assert all(set(row.cells) == {"AVE V>A", "AVE A>V"} and row.seeds == (0, 1) for row in table)
-    assert {row["variant"]: row["channels"] for row in rows} == {"": None, "TOC 10,1,1": (10, 1, 1, "both")}
 
 
 def test_settings_are_refused_before_any_data_is_read(tmp_path):

@@ -110,21 +110,6 @@ def test_club_gradient():
         SufficientStats.each(z.flatten(1, 2), y.flatten(1, 2))), (codes, specific))
 
 
-def test_club_equals_the_loop():
-    clubs, codes, specific = club_inputs()
-    bounds = BatchedCLUB(clubs).upper_bounds(codes, specific, SHUFFLES)
-    for club, z, y, shuffle, width, ours in zip(clubs, codes, specific, SHUFFLES, (4, 2), bounds, strict=True):
-        mean, logvar = club.mean(z), club.log_variance(z)
-        total = 0.0
-        for b in range(4):
-            for d in range(width):
-                variance = logvar[b, :, d].mean().exp()
-                positive = -((mean[b, :, d] - y[b, :, d]) ** 2).mean() / variance
-                negative = -((mean[b, :, d] - y[shuffle[b], :, d]) ** 2).mean() / variance
-                total += (positive - negative) / 2 / 4
-        assert torch.allclose(ours, total)
-
-
 def test_clubs_side_by_side_are_the_networks():
     """Likelihood and gradients of each are those of its own networks, also after these have moved."""
     clubs, codes, specific = club_inputs()

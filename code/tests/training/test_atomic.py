@@ -13,11 +13,9 @@ from cmg.training.run_logger import RunLogger
 from cmg.utils import files
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_write, remove_leftovers
+from test_results import row
 
-ROW = {"task": "ave", "dataset": "AVE test", "direction": "audio->video", "metric": "accuracy", "value": 1.0,
-       "epoch": 3, "selection": "last", "same_modality": None, "chance": 2.0, "seed": 1, "protocol": "default",
-       "modalities": ["audio", "video"], "checkpoint": "a.pt", "checkpoint_sha256": "0a", "commit": "unknown",
-       "seconds": 1.5, "control": None}
+ROW = row(seed=1)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("ours")])
