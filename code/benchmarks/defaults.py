@@ -39,6 +39,7 @@ ARMS = {
     "reset_released": ["--code_reset", "released"],
     "both_released": ["--codebook_init", "released", "--code_reset", "released"],
     "no_reset": ["--without", "reset"],
+    "no_club": ["--without", "club"],
     "no_cmcm": ["--without", "cmcm"],
     "own_ema": ["--without", "mm_ema"],
     "joint": ["--code_choice", "joint"],

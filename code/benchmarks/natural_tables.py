@@ -27,6 +27,7 @@ LABELS = {
     "dcid_raw": "DCID, `--standardize none`", "h_dcid_raw": "H-DCID, `--standardize none`",
     "untrained": "untrained, DCID", "probe": "linear probe of the raw features", "chance": "chance",
     "no_cpc": "`--without cpc`", "no_club": "`--without club`", "no_cmcm": "`--without cmcm`",
+    "h_dcid_no_club": "H-DCID, `--without club`",
     "own_ema": "`--without mm_ema`", "no_reset": "`--without reset`", "k100": "K = 100", "k200": "K = 200",
     "k800": "K = 800", "contrast": "`--weights contrast=3`", "joint": "`--code_choice joint`",
     "h_dcid_detached": "H-DCID, targets of level 2 detached", "h_dcid_cmcm": "H-DCID with CMCM",
@@ -171,8 +172,8 @@ def equal_time(study, modalities):
 
 def curves(study, modalities):
     """Transfer along the runs."""
-    arms = [arm for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared", "dcid_raw",
-                            "h_dcid_raw") if study.of(arm, modalities)]
+    arms = [arm for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared", "no_club",
+                            "h_dcid_no_club", "dcid_raw", "h_dcid_raw") if study.of(arm, modalities)]
     steps = sorted({int(s) for arm in arms for line in study.of(arm, modalities).values() for s in line["curve"]})
     return markdown([WITH[modalities], *map(str, steps)], [
         [LABELS[arm], *(cell([with_mean(line["curve"][str(s)]["test"])["transfer"] for line in study.of(
@@ -299,7 +300,8 @@ TABLES = {
     "standardize": lambda study: against(study, [("dcid", "dcid_raw"), ("h_dcid", "h_dcid_raw")]),
     "claims": lambda study: against(study, [("h_dcid", "dcid"), ("micu", "dcid"), ("fcid", "dcid"), ("codaar", "dcid"),
                                             ("h_dcid_shared", "dcid_shared")]),
-    "components": lambda study: against(study, [(arm, "dcid") for arm in COMPONENTS]),
+    "components": lambda study: against(study, [
+        *((arm, "dcid") for arm in COMPONENTS), ("h_dcid_no_club", "h_dcid")]),
     "toc": toc,
     "levels": levels,
     "fractions": fractions,
