@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from cmg.cli import local_paths
+from cmg.extract.command import encoder_argument
 from cmg.programs.walkthrough import arguments, walk
 from cmg.utils.errors import InputError, run
 from cmg.utils.settings import positive
@@ -52,7 +53,7 @@ def main(argv=None):
     parser.add_argument("--clips", type=positive, default=None, help="pretraining clips that are made of sources; the "
                         f"others are proportionate (default {CLIPS})")
     for modality, stand_in in (("audio", "logmel"), ("video", "patches"), ("text", "hashing")):
-        parser.add_argument(f"--{modality}-encoder", default=None, metavar="NAME",
+        parser.add_argument(f"--{modality}-encoder", default=None, type=encoder_argument(modality), metavar="NAME",
                             help=f"as for prepare.py features (default {stand_in})")
     parser.add_argument("--front-end", action="append", default=None, metavar="MODALITY.KEY=VALUE",
                         help="of an encoder that is an ONNX file or a function; repeated")

@@ -50,11 +50,11 @@ def own(healthy, tmp_path):
     return Path(shutil.copytree(healthy, tmp_path / "own"))
 
 
-def check(folder, capsys, modalities=("audio", "video", "text")):
+def check(folder, capsys, modalities=("audio", "video", "text"), more=()):
     """(exit code, report) of the check of a user's own clips."""
     paths = {"text": "prompts.h5"}
     arguments = [part for m in modalities for part in ("--features", f"{m}={folder / paths.get(m, m)}")]
-    code = prepare.main(["check", "--dataset", "custom", "--manifest", str(folder / "clips.csv"), *arguments])
+    code = prepare.main(["check", "--dataset", "custom", "--manifest", str(folder / "clips.csv"), *arguments, *more])
     return code, capsys.readouterr().out
 
 
@@ -69,6 +69,23 @@ def test_an_offset_that_hides_the_differences_is_named(own, capsys):
     code, report = check(own, capsys)
     assert code == 0 and "audio: the features' mean is" in report and "--standardize channel" in report
     assert "video: the features' mean" not in report
+
+
+def test_clips_of_another_length_are_one_warning(own, capsys):
+    for kind in ("audio", "video"):
+        each(own / kind, lambda x: x[:2])
+        each(own / kind, lambda x: np.concatenate([x, x[:1]]), "train0", "val1", "test2")
+    _, report = check(own, capsys)
+    assert [line for line in warnings(report) if "is T right" in line] == [
+        "warning: pretraining, train, val, test: audio, video of 2 to 3 seconds, T = 10: all 33 clips are padded "
+        "(their last second is repeated; --padding mask of pretrain.py leaves it out); is T right? pretrain.py "
+        "--seconds 3 takes the clips whole"]
+    code, report = check(own, capsys, more=("--seconds", "auto"))
+    assert code == 0 and "length: T = 3, of the longest clip" in report and "is T right" not in report
+    assert report.split("next:")[1].count("--seconds auto") == 1        # of pretraining; heads take T of the checkpoint
+    (own / "clips.csv").unlink()
+    code, report = check(own, capsys, more=("--seconds", "auto"))
+    assert code == 1 and "manifest is absent" in report
 
 
 def each(folder, change, *names):

@@ -11,21 +11,21 @@ import runpy
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from cmg.checkpoints.paths import path_or_name
+from cmg.checkpoints.paths import SUFFIXES, path_or_name
 from cmg.data.layout import DATA_PATHS
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
 from cmg.data.sets.pretraining import SETS as PRETRAINING_SETS
 from cmg.downstream.settings import HeadSettings, RetrievalSettings, TocRatios, TocSettings
 from cmg.downstream.tasks import TASKS
-from cmg.models.config import Config, in_order
+from cmg.models.config import MODALITIES, Config, in_order
 from cmg.own_data import OwnModalities, check_own, own_arguments, require_own
 from cmg.presets import OWN_RECIPE, OWN_SIZES, PRESETS, RECIPES, own_sizes
 from cmg.systems.settings import DECLARED, weight_argument
 from cmg.training.runtime import default_workers, resolve
 from cmg.training.settings import OptimConfig, RunSettings, StepConfig, default_decay
 from cmg.utils import settings
-from cmg.utils.errors import InputError, Parser, absolute
+from cmg.utils.errors import InputError, Parser, absolute, did_you_mean
 from cmg.utils.settings import positive, setting, whole
 
 
@@ -390,7 +390,11 @@ def _parse(parser, program, argv, local):
     parser.set_defaults(**{name: value for name, value in preset.items() if name in actions})
     for name in ("data_root", "checkpoint_root", "runs_root") if "folder" in preset else ():
         parser.set_defaults(**{name: parser.get_default(name) / preset["folder"]})
-    opts = parser.parse_args(argv, Options(local=local))
+    opts, unknown = parser.parse_known_args(argv, Options(local=local))
+    if unknown:
+        is_several = "checkpoint" in opts and any(Path(word).suffix in SUFFIXES for word in unknown)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}"
+                     + "; --checkpoint takes one, evaluate.sh takes several" * is_several)
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)
@@ -495,6 +499,11 @@ def parse_downstream(task, argv, local):
         require_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
         parser.error("pass --dataset_name, or both --source and --target")
+    known = (*MODALITIES, *opts.own_modalities)
+    for flag, name in (("--source", opts.source), ("--target", opts.target)):
+        if name and name not in known:
+            parser.error(f"{flag} {name}: no such modality{did_you_mean(name, known)} "
+                         f"({', '.join(dict.fromkeys(known))} are known)")
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:

@@ -184,6 +184,19 @@ def test_wrong_flags_exit_with_2(flags, capsys):
         assert stopped.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("flags, hint", [
+    (["--source", "audo", "--target", "video"], "--source audo: no such modality, did you mean audio? (audio, video, "
+     "text are known)"),
+    (["--source", "audio", "--target", "smell"], "--target smell: no such modality (audio, video, text are known)"),
+    (["--checkpoint", "a.pt", "b.pt", "c.pt"], "arguments: b.pt c.pt; --checkpoint takes one, evaluate.sh takes "
+     "several"),
+    (["--chekpoint", "a"], "unrecognized arguments: --chekpoint a (see")])
+def test_wrong_flags_say_what_is_meant(flags, hint, capsys):
+    with pytest.raises(SystemExit):
+        parse_downstream("ave", flags, LOCAL)
+    assert hint in capsys.readouterr().err
+
+
 def test_retrieval_both_kinds(tree, tmp_path):
     retrieval.main(arguments(tree, tmp_path, "--no_control"))
     rows = results.read(tmp_path / "results.jsonl")

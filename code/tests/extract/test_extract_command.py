@@ -20,7 +20,7 @@ from cmg.data.archive import read_zip
 from cmg.data.features import open_features
 from cmg.extract import media, run, video
 from cmg.utils.errors import InputError
-from conftest import refused
+from conftest import message, refused
 from made_videos import make_video
 from parity_features import vgg19, vggish
 
@@ -227,6 +227,40 @@ def test_contradictions_are_one_line(videos, tmp_path, arguments, found):
     refused(found, features, videos, tmp_path / "out", *arguments)
 
 
+def test_counts_of_clips_add_up_and_the_next_commands_are_complete(videos, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("file,label\nclip0.mp4,dog\nother.mp4,dog\n")
+    features(videos, tmp_path / "out", *OFFLINE, "--seconds", "2", "--labels", tmp_path / "labels.csv")
+    told = capsys.readouterr().out
+    assert "1 clips without a video: other" in told
+    assert f"{tmp_path / 'out'}: 5 of 6 clips done: 1 no_audio, 4 ok, 1 without a video" in told
+    check, pretraining, _ = map(shlex.split, told.split("next: ")[1].splitlines())
+    assert check[-2:] == pretraining[-4:-2] == ["--seconds", "2"]
+
+
+@pytest.mark.parametrize("modality, name, meant", [
+    ("audio", "logmle", "logmel"), ("audio", "vgish", "vggish"), ("video", "vgg-19", "vgg19"),
+    ("text", "hash", "hashing")])
+def test_a_misspelled_encoder_ends_before_any_work(tmp_path, modality, name, meant, capsys):
+    with pytest.raises(SystemExit):
+        features(tmp_path / "absent", tmp_path / "out", f"--{modality}-encoder", name)
+    told = capsys.readouterr().err
+    assert f"'{name}' is no encoder, did you mean {meant}?" in told and told.count("\n") == 1
+
+
+def test_a_model_that_the_hub_does_not_have_is_asked_for_once(videos, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(self, name, **_):
+        asked.append(name)
+        raise ConnectionError("no network\nand more")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    monkeypatch.setattr("transformers.AutoFeatureExtractor.from_pretrained", None)
+    for name in ("somebody/hears", "bert-of-sounds"):
+        found = message(features, videos, tmp_path / "out", *OFFLINE, "--audio-encoder", name)
+        assert found.startswith(f"{name}: no audio model there") and "no network" in found
+    assert asked == ["somebody/hears", "bert-of-sounds"]
+
+
 def test_start_may_come_from_a_column(tmp_path):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "a.mp4", seconds=8)
@@ -253,8 +287,11 @@ def test_from_videos_to_a_head_on_the_other_modality(tmp_path, small_model, caps
     out = tmp_path / "data"
     assert features(tmp_path / "videos", out, *OFFLINE, "--labels", tmp_path / "labels.csv",
                     "--text-encoder", "hashing", "--patch-filters", "pca", "--patch-channels", "8") == 0
-    check, pretraining = (shlex.split(line)[1:] for line in capsys.readouterr().out.split("next: ")[1].splitlines())
+    check, pretraining, heads = (shlex.split(line)[1:] for line in capsys.readouterr().out.split(
+        "next: ")[1].splitlines())
     assert prepare.main(check[1:]) == 0                  # the commands that were printed, by the train clips alone
+    following = [shlex.split(line)[1:] for line in capsys.readouterr().out.split("next: ")[1].splitlines()]
+    assert following == [pretraining, heads] and heads[-2:] == ["--checkpoint", str(out / "checkpoint")]
     assert pretraining[:2] == ["--dataset_name", "custom"] and f"text={out / 'text' / 'prompts.h5'}" in pretraining
     assert prepare.main(["check", "--dataset", "vggsound_AVT", "--data_root", str(out)]) == 0
     assert prepare.main(["check", "--dataset", "ucf_vggsound", "--data_root", str(out)]) == 0

@@ -1,5 +1,6 @@
 """T is a setting: from the flag to loaders, labels, losses, checkpoint, tasks; and how long a run is, in words."""
 
+import re
 
 import numpy as np
 import pytest
@@ -168,12 +169,19 @@ def test_check_says_that_it_pads(short_data, capsys):
     arguments = ["check", "--data_root", str(short_data), "--dataset"]
     assert prepare.main([*arguments, "vggsound_AVT"]) == 0
     told = capsys.readouterr().out
-    assert "audio of 3 to 5 seconds, T = 10: 80 of 80 clips are padded" in told and "--seconds 5" in told
+    (warning,) = (line for line in told.splitlines() if "is T right" in line)
+    assert "audio, video of 3 to 5 seconds, T = 10: all 80 clips are padded" in warning and "--seconds 5" in warning
     assert prepare.main([*arguments, "avvp"]) == 0
-    assert "T = 10: 18 of 18 clips are padded" in capsys.readouterr().out
+    assert re.search(r"audio, video: audio, video of 3 to 5 seconds, T = 10: all \d+ clips are padded",
+                     capsys.readouterr().out)
     assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "5"]) == 0
     told = capsys.readouterr().out
     assert "is T right" not in told and "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in told
+    assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "auto"]) == 0
+    assert told.split("next:")[0].split("clips: ", 1)[1] in capsys.readouterr().out      # T = 5, of the longest clip
+    for name in ("avvp", "ave", "all"):
+        with pytest.raises(SystemExit):
+            prepare.main([*arguments, name, "--seconds", "auto"])
 
 
 # ---------------------------------------------------------------------------------------------------- the steps hint

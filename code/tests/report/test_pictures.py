@@ -122,6 +122,7 @@ DRAWN = {
         [predictions(10, True) | {"task": task} for task in TASKS], path),
     "one bar": lambda n, path: pictures.draw_cells(measured(directions=1), path),
     "five runs": lambda n, path: pictures.draw_cells(measured(5), path),
+    "sixty runs": lambda n, path: pictures.draw_cells(measured(60, directions=1), path),
     "own data": lambda n, path: pictures.draw_cells(own(("audio", "accelerometer_left_wrist", "video", "text")), path),
     "epochs": lambda n, path: pictures.draw_epochs(
         [line for epoch in range(6) for line in both_ways(checkpoint=f"/a/{epoch}.pt", checkpoint_sha256=str(epoch),
@@ -151,6 +152,7 @@ OF_CLASSES = ("classes", "classes of seconds", "confusion", "clips", "clips of s
 
 @pytest.mark.parametrize("name, count", [(name, count) for name in DRAWN for count in (
     (10, 141) if name in OF_CLASSES else (10,))])
+@pytest.mark.filterwarnings("error")            # of a layout that has no room
 def test_no_text_lies_over_another_or_is_cut_off(name, count, texts, tmp_path):
     DRAWN[name](count, tmp_path / "picture.png")
     last = {(t.text, *np.round(t.box.extents)): t for t in texts}           # those that are drawn twice

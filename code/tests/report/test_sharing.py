@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 import ave
 from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint, hub
+from cmg.checkpoints.paths import require
 from cmg.results import rows as results
 from cmg.utils import errors, files
-from conftest import refused
+from conftest import message, refused
 from test_results import row
 from tiny import checkpoints, train
 
@@ -124,6 +125,18 @@ def test_by_its_name_on_the_hub(shared, monkeypatch):
     refused("^somebody/h_dcid: no such file or .* the hub .*no network", hub.load_encoder, "somebody/h_dcid")
     refused("no such file", hub.load_encoder, "folder/absent.pt")                # a file's name is never looked up
     refused("no such file", hub.load_encoder, "../absent")
+
+
+def test_a_folder_without_a_checkpoint_names_those_below(tmp_path):
+    """They are not taken: which of several was meant is not known."""
+    (tmp_path / "checkpoint").mkdir()
+    assert "make one with pretrain.sh" in message(require, tmp_path)
+    (tmp_path / "checkpoint" / "DCID-model-0.pt").touch()
+    for call in (require, hub.locate):
+        found = message(call, tmp_path)
+        assert found.startswith(f"{tmp_path}: no checkpoint in this folder; ")
+        assert found.endswith(f"name {tmp_path / 'checkpoint'}")
+    require(tmp_path / "checkpoint")
 
 
 def test_scripts_take_it_as_a_checkpoint(shared, demo_data, tmp_path):

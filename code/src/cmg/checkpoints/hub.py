@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cmg.checkpoints import checkpoint
-from cmg.checkpoints.paths import CARD, CONFIG, WEIGHTS, path_or_name
+from cmg.checkpoints.paths import CARD, CONFIG, WEIGHTS, path_or_name, require
 from cmg.data import origins
 from cmg.systems.base import FrozenEncoder
 from cmg.systems.state_dicts import rules
@@ -36,6 +36,7 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     """
     path = path_or_name(source)
     if path.is_dir():
+        require(path)
         saved = [] if (path / WEIGHTS).exists() else sorted(path.glob("*.pt"))
         return max(saved, key=_steps, default=path / WEIGHTS)
     if path.is_absolute():

@@ -8,6 +8,7 @@ from cmg.utils.errors import InputError, absolute
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SUFFIXES = (".pt", ".pth", ".safetensors")
+SHOWN = 3                       # folders in a message
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -29,6 +30,13 @@ def no_checkpoint(path: str | PathLike[str]) -> InputError:
 
 
 def require(source: str | PathLike[str]) -> None:
-    """Raise InputError if a checkpoint is not there; folders, and names on the hub, are not looked up."""
-    if _is_local(source) and not Path(source).is_dir() and not Path(source).is_file():
-        raise no_checkpoint(source)
+    """Raise InputError if a checkpoint is not there, or a folder has none; names on the hub are not looked up."""
+    path = Path(source)
+    if not path.is_dir():
+        if _is_local(source) and not path.is_file():
+            raise no_checkpoint(source)
+    elif not any((path / name).exists() for name in (WEIGHTS, CONFIG)) and not any(path.glob("*.pt")):
+        below = sorted({file.parent for pattern in ("*.pt", WEIGHTS) for file in path.glob(f"*/{pattern}")})
+        where = " or ".join(map(str, below[:SHOWN])) or "another, or make one with pretrain.sh"
+        raise InputError(f"{path}: no checkpoint in this folder; *.pt of pretraining is expected, or {WEIGHTS} with "
+                         f"{CONFIG} of an exported encoder; name {where}")

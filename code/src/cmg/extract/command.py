@@ -1,14 +1,16 @@
 """Arguments of `prepare.py features`; `run` does the work, and is imported only when there is some."""
 
 import argparse
+import re
 from pathlib import Path
 
 from cmg.extract.audio import FRAMINGS, RESAMPLERS, ROUTES
 from cmg.extract.video import CHANNELS, PER_SECOND
 from cmg.models.config import seconds_or_auto
-from cmg.utils.errors import InputError, absolute
+from cmg.utils.errors import InputError, absolute, did_you_mean
 from cmg.utils.settings import not_negative, positive
 
+BUILT_IN = {"audio": ("vggish", "logmel"), "video": ("vgg19", "patches"), "text": ("hashing",)}     # encoders
 PRESETS = {                         # defaults of a data set's own programs; flags win over them
     "avsbench": {"seconds": 5, "audio_route": "nearest", "framing": "continuous", "clock": "time"},
 }
@@ -17,14 +19,11 @@ SLOWEST, FASTEST = 0.1, 10          # rows a second, and seconds from row to row
 
 def features(opts):
     """Turn a folder of videos into the features that every other script reads; exit code 1 if a clip failed."""
-    from cmg.extract.run import run, say_next
+    from cmg.extract.run import run
     complete(opts)
     opts.out = opts.out or opts.data_root
     _fetch_data_sets(opts)
-    code = run(opts)
-    if opts.labels and opts.preset != "avsbench":
-        say_next(opts.out)
-    return code
+    return run(opts)
 
 
 def complete(opts):
@@ -49,6 +48,17 @@ def _fetch_data_sets(opts):
     columns = hub_data.read_columns(opts.hf_columns) if opts.hf_columns else {}
     opts.videos, table = hub_data.fetch(opts.videos[0], opts.out / hub_data.FOLDER, columns, opts.seconds)
     opts.labels = opts.labels or table
+
+
+def encoder_argument(modality):
+    """Argument type of --audio-encoder, --video-encoder or --text-encoder. A name that nearly is that of a built-in
+    encoder is refused, which the Hugging Face hub would be asked for."""
+    def check(text):
+        hint = did_you_mean(text, BUILT_IN[modality])
+        if hint and re.fullmatch(r"[\w-]+", text) and not Path(text).exists():
+            raise argparse.ArgumentTypeError(f"'{text}' is no encoder{hint}")
+        return text
+    return check
 
 
 def _per_second(text):
@@ -103,13 +113,13 @@ def add_arguments(parser):
                        "give the published features, torchvision's vgg19-dcbb9e9d.pth others")
     group.add_argument("--vggish-kind", choices=("audioset",), help="what a VGGish file of unknown hash is")
     group.add_argument("--vgg19-kind", choices=("caffe", "torchvision"), help="what a VGG-19 file of unknown hash is")
-    group.add_argument("--audio-encoder", default="vggish", metavar="NAME",
+    group.add_argument("--audio-encoder", default="vggish", type=encoder_argument("audio"), metavar="NAME",
                        help="vggish; logmel, which needs no download; a model of transformers, by folder or name; an "
                        "ONNX file; or your own function, as module:function or file.py:function")
-    group.add_argument("--video-encoder", default="vgg19", metavar="NAME",
+    group.add_argument("--video-encoder", default="vgg19", type=encoder_argument("video"), metavar="NAME",
                        help="vgg19; patches, which needs no download; a model of transformers, an ONNX file or a "
                        "function")
-    group.add_argument("--text-encoder", default=None, metavar="NAME",
+    group.add_argument("--text-encoder", default=None, type=encoder_argument("text"), metavar="NAME",
                        help="also encode the prompts of --labels: hashing, which needs no download, a model of "
                        "transformers (bert-base-uncased gives the published form), an ONNX file or a function")
     group.add_argument("--front-end", action="append", metavar="MODALITY.KEY=VALUE",

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import sys
 import unicodedata
 from collections import Counter, deque
@@ -198,7 +197,8 @@ def _run(opts, clips, mine, labels, column, device, workers):
         report.close()
     if text:
         text.write(opts.out, clips)
-    _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips))
+    absent = len(set(labels.ids) - set(clips)) if labels else 0
+    _summary(opts, [report.rows[name] for name in clips if name in report.rows], len(clips), absent)
     return failed
 
 
@@ -377,17 +377,6 @@ def _finish(opts, rows, layout, labels, timing):
         _write_ave(opts, rows, modalities, timing.rows)
 
 
-def say_next(out):
-    """Print the commands that lead from the manifest and the features to a result, by the train clips alone."""
-    paths = {m: out / m / "zip" for m in ("audio", "video")} | {"text": out / "text" / "prompts.h5"}
-    features = [f"{modality}={path}" for modality, path in paths.items() if path.exists()]
-    data = " ".join(["--manifest", shlex.quote(str(out / "clips.csv")),
-                     *(f"--features {shlex.quote(feature)}" for feature in features)])
-    saved = shlex.quote(str(out / "checkpoint"))
-    print(f"next: python prepare.py check --dataset custom {data}\n"
-          f"      ./pretrain.sh --dataset_name custom {data} --model_save_path {saved}")
-
-
 def _write_ave(opts, rows, modalities, length):
     order = [video_id for _, video_id, *_ in read_annotations(opts.order, "--order")]
     todo = [name for name in dict.fromkeys(order) if name not in rows]
@@ -408,10 +397,10 @@ def _write_ave(opts, rows, modalities, length):
     lists.link_paths(opts.out, links)
 
 
-def _summary(opts, rows, count):
-    """What is there now, in a few lines."""
-    by_status = Counter(row.status for row in rows)
+def _summary(opts, rows, videos, absent):
+    """What is there now, of all videos and of the `absent` clips that the table of labels names without one."""
+    by_status = Counter(row.status for row in rows) | Counter({"without a video": absent})
     warned = sum(bool(row.warning) for row in rows if row.status == "ok")
-    print(f"{opts.out}: {len(rows)} of {count} clips done: "
+    print(f"{opts.out}: {len(rows)} of {videos + absent} clips done: "
           + ", ".join(f"{number} {status}" for status, number in sorted(by_status.items()))
           + (f"; {warned} with a warning" if warned else "") + f"; see {opts.out / output.REPORT}")

@@ -5,7 +5,9 @@ import textwrap
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from cmg.data import origins
@@ -24,6 +26,15 @@ from cmg.utils.errors import InputError
 SHOWN = 5                       # ids and reasons named in a report
 
 
+class Unfit(NamedTuple):
+    """Clips of a part, all shorter or all longer than T in a modality."""
+
+    title: str
+    modality: str
+    ids: list
+    own: np.ndarray             # their seconds
+
+
 @dataclass
 class Report:
     """Findings on one dataset. `lines` describe it, `warnings` are worth knowing, `problems` would stop a run."""
@@ -34,6 +45,7 @@ class Report:
     problems: list = field(default_factory=list)
     left_out: list = field(default_factory=list)        # what was not looked at
     parts: list = field(default_factory=list)           # cmg.prepare.values.Part of the clips that were read
+    unfit: dict = field(default_factory=dict)           # ("padded" or "cut", T) -> parts with all clips so: `Unfit`
 
     def problem(self, title, text):
         """Add a problem, unless another step has found it already."""
@@ -84,6 +96,7 @@ def check(name, paths, source, steps):
             except InputError as error:
                 if not any(str(path) in str(error) for path in absent.values()):
                     report.problem(title, str(error))
+        _warn_of_lengths(report)
         report.add(values.look(report.parts))
     if report.problems:
         report.lines.append(f"get it from: {source}")
@@ -121,14 +134,19 @@ def class_orders(lists):
     return "classes", step
 
 
-def pretraining(modalities, seconds):
-    """A step that refuses what pretrain.py refuses of the user's own data before it reads any."""
+def pretraining(modalities, length):
+    """A step that refuses what pretrain.py refuses of the user's own data before it reads any.
+
+    Args:
+        modalities: of the data.
+        length: function that gives T.
+    """
     def step(report, title):
         if len(modalities) < 2:
             report.problem(title, f"features of {' and '.join(modalities) or 'nothing'}; pretrain.py needs two "
                            "modalities at least; give another with --features MODALITY=PATH")
-        if seconds is not None and seconds < LEAST_SECONDS:
-            report.lines.append(f"{title}: --seconds {seconds}: Cross-CPC, which needs {LEAST_SECONDS}, is off")
+        if length() < LEAST_SECONDS:
+            report.lines.append(f"{title}: T = {length()}: Cross-CPC, which needs {LEAST_SECONDS}, is off")
     return "pretraining", step
 
 
@@ -213,10 +231,23 @@ def _describe_lengths(report, title, clips):
                      "of pretrain.py leaves it out)")
         if longer:
             text += f"{',' if shorter else ''} {longer:,} are cut"
-        if shorter == len(clips) or longer == len(clips):
-            report.warnings.append(f"{text}; is T right? pretrain.py --seconds {own.max()} takes the clips whole")
+        is_all = "padded" if shorter == len(clips) else "cut" if longer == len(clips) else None
+        if is_all:
+            report.unfit.setdefault((is_all, clips.seconds), []).append(Unfit(title, modality, clips.ids, own))
         else:
             report.lines.append(text)
+
+
+def _warn_of_lengths(report):
+    """A warning for each kind of parts none of whose clips has T seconds."""
+    for (kind, seconds), parts in report.unfit.items():
+        modalities, titles = (", ".join(dict.fromkeys(of)) for of in zip(*((p.modality, p.title) for p in parts)))
+        own, number = np.concatenate([part.own for part in parts]), len({clip for part in parts for clip in part.ids})
+        how = (" (their last second is repeated; --padding mask of pretrain.py leaves it out)"
+               if kind == "padded" else "")
+        report.warnings.append(f"{titles}: {modalities} of {own.min()} to {own.max()} seconds, T = {seconds}: all "
+                               f"{number:,} clips are {kind}{how}; is T right? pretrain.py --seconds {own.max()} takes "
+                               "the clips whole")
 
 
 def _counts(title, counts):

@@ -12,7 +12,6 @@
 """
 
 import argparse
-import os
 import pickle
 import shlex
 from functools import partial
@@ -39,7 +38,6 @@ from cmg.programs.entry import announce
 from cmg.utils.console import short_path
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import atomic_output
-from cmg.utils.settings import positive
 
 PROMPTS = files("cmg.data") / "prompts"       # ours, where the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
@@ -65,35 +63,54 @@ def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
     source = short_path(opts.manifest or opts.data_root)
     announce("prepare.py check", f"reading what a run on {opts.dataset} reads; data in {source}")
-    reports = []
+    opts.length, reports = 10 if opts.seconds == "auto" else opts.seconds, []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
         names, source, steps = _checked(name, opts)
         reports.append(checking.check(name, {dotted: opts.data_path(dotted) for dotted in names}, source, steps))
         print(reports[-1])
     if any(report.problems for report in reports):
         return 1
-    print("next: " + "\n      ".join(_next_commands(opts)))
+    _print_next(_next_commands(opts))
     return 0
 
 
+def _line(opts, script, *arguments):
+    """A command as it is typed in the current folder."""
+    path = short_path(opts.local.scripts / script)
+    runner = ["python"] if path.endswith(".py") else []
+    return shlex.join([*runner, path if runner or "/" in path else f"./{path}", *map(str, arguments)])
+
+
+def _own_commands(opts, manifest, features, modality=(), seconds=10):
+    """The commands that lead from the user's own clips to a result: `check`, pretraining, heads where there are labels.
+
+    Args:
+        features, modality: modality -> path, and -> kind, as --features and --modality take them.
+        seconds: as --seconds takes it.
+    """
+    saved = manifest.parent / "checkpoint"
+    data = ["--manifest", manifest]
+    data += [part for name, path in features.items() for part in ("--features", f"{name}={path}")]
+    data += [part for name, kind in dict(modality).items() for part in ("--modality", f"{name}={kind}")]
+    length = ["--seconds", seconds] if seconds != 10 else []
+    found = [_line(opts, "prepare.py", "check", "--dataset", CUSTOM, *data, *length),
+             _line(opts, "pretrain.sh", "--dataset_name", CUSTOM, *data, *length, "--model_save_path", saved)]
+    is_labeled = "label" in Manifest(manifest).columns
+    return found + [_line(opts, "custom.sh", *data, "--checkpoint", saved)] * is_labeled
+
+
+def _print_next(commands):
+    print("next: " + "\n      ".join(commands))
+
+
 def _next_commands(opts):
-    """The commands that lead from the data that was checked to a result, as they are typed in the current folder."""
-    def line(script, *arguments):
-        path = os.path.abspath(opts.local.scripts / script)
-        path = min(os.path.relpath(path), path, key=len)
-        return shlex.join([path if "/" in path else f"./{path}", *map(str, arguments)])
+    """The commands that lead from the data that was checked to a result."""
+    if opts.dataset == CUSTOM:
+        return _own_commands(opts, opts.manifest, opts.features, opts.modality, opts.seconds)[1:]
+    line = partial(_line, opts)
     data = [part for name, path in opts.path.items() for part in ("--path", f"{name}={path}")]
     data += ["--data_root", opts.data_root] if opts.data_root != cli.root("data", opts.local) else []
     saved = cli.root("checkpoints", opts.local) / opts.local.pretrained
-    if opts.dataset == CUSTOM:
-        saved = opts.manifest.parent / "checkpoint"
-        data = ["--manifest", opts.manifest]
-        data += [part for name, path in opts.features.items() for part in ("--features", f"{name}={path}")]
-        data += [part for name, kind in opts.modality.items() for part in ("--modality", f"{name}={kind}")]
-        length = ["--seconds", opts.seconds] if opts.seconds != 10 else []
-        found = [line("pretrain.sh", "--dataset_name", CUSTOM, *data, *length, "--model_save_path", saved)]
-        is_labeled = "label" in Manifest(opts.manifest).columns
-        return found + [line("custom.sh", *data, "--checkpoint", saved)] * is_labeled
     if opts.dataset == "avs":
         folder = Path("..") / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
         return [line(folder / f"{name}.sh", "--checkpoint", saved, *data) for name in ("train", "test")]
@@ -114,7 +131,7 @@ def _checked(name, opts):
         if name == CUSTOM:
             return entry.required, entry.source, _own_steps(opts, entry, modalities)
         parts = entry.parts(entry.paths(path_of), modalities, "default")
-        steps = [checking.clips(part.title, partial(part.load, seconds=opts.seconds), part.roles) for part in parts]
+        steps = [checking.clips(part.title, _fitted(opts, part.load), part.roles) for part in parts]
         if entry.family in ORDERS:
             steps.append(checking.class_orders(ORDERS[entry.family](path_of)))
         if "text" in modalities:
@@ -123,12 +140,26 @@ def _checked(name, opts):
             steps.append(checking.no_text(path_of(entry.prompts)))
         return entry.needed(), entry.source, steps
     needed = pretraining.path_names(name)
-    steps = [checking.vggsound_list(path_of(needed[0]), path_of("vggsound.categories")),
-             checking.clips("clips", partial(pretraining.open_clips, name, path_of, VGGSOUND_SPLITS,
-                                              seconds=opts.seconds), partial(_splits_of, path_of(needed[0]), {}))]
+    load = partial(pretraining.open_clips, name, path_of, VGGSOUND_SPLITS)
+    steps = [checking.vggsound_list(path_of(needed[0]), path_of("vggsound.categories")), *_length_steps(opts, load),
+             checking.clips("clips", _fitted(opts, load), partial(_splits_of, path_of(needed[0]), {}))]
     if "vggsound.text" in needed:
         steps.append(checking.text(path_of("vggsound.text"), path_of("vggsound.prompts")))
     return needed, pretraining.SOURCE, steps
+
+
+def _length_steps(opts, load):
+    """With --seconds auto the step that sets T, `opts.length`, to the seconds of the longest clip, as pretrain.py
+    does."""
+    def step(report, title):
+        opts.length = load(seconds=None, on_bad_clip="skip").longest()
+        report.lines.append(f"{title}: T = {opts.length}, of the longest clip (--seconds auto)")
+    return [("length", step)] if opts.seconds == "auto" else []
+
+
+def _fitted(opts, load):
+    """A loader of clips with T seconds, which may be known only when it is called."""
+    return lambda **reading: load(seconds=opts.length, **reading)
 
 
 def _splits_of(path, known, clip):
@@ -142,16 +173,16 @@ def _splits_of(path, known, clip):
 
 def _own_steps(opts, entry, modalities):
     """Steps of the check of the user's own data: what pretraining reads, and the task's parts if there are labels."""
+    load = partial(pretraining.open_clips, CUSTOM, opts.data_path, ("train",), opts.own_modalities)
     steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities)),
-             checking.pretraining(tuple(opts.own_modalities), opts.seconds)]
+             *_length_steps(opts, load), checking.pretraining(tuple(opts.own_modalities), lambda: opts.length)]
     try:
         has_labels = "label" in Manifest(opts.manifest).columns
     except InputError:                      # the first step says it
         return steps
-    steps.append(checking.clips("pretraining", partial(pretraining.open_clips, CUSTOM, opts.data_path, ("train",),
-                                                       opts.own_modalities, seconds=opts.seconds), ("train",)))
+    steps.append(checking.clips("pretraining", _fitted(opts, load), ("train",)))
     if has_labels:
-        steps += [checking.clips(part.title, partial(part.load, seconds=opts.seconds), part.roles)
+        steps += [checking.clips(part.title, _fitted(opts, part.load), part.roles)
                   for part in entry.parts(entry.paths(opts.data_path), modalities, "default")]
     if "text" in opts.own and is_prompts_file(opts.own["text"]):
         steps.append(checking.text(opts.own["text"]))
@@ -289,7 +320,16 @@ def features(opts):
             if name and (modality == "text" or opts.modality in (modality, "both"))]
     announce("prepare.py features", f"{', '.join(made)} of {', '.join(map(short_path, opts.videos))}; written to "
              f"{short_path(opts.out or opts.data_root)}")
-    return extract_command.features(opts)
+    code = extract_command.features(opts)
+    from cmg.extract.lists import MANIFEST  # here, because both need PyTorch
+    from cmg.extract.text import PROMPTS as SENTENCES
+    manifest = opts.out / MANIFEST
+    if opts.labels and opts.preset != "avsbench" and manifest.exists():
+        paths = {m: opts.out / m / "zip" for m in ("audio", "video")} | {"text": opts.out / SENTENCES}
+        paths = {m: path for m, path in paths.items() if path.exists()}
+        has_seconds = opts.rows_per_second == 1 and opts.hop is None        # of a row; T counts rows
+        _print_next(_own_commands(opts, manifest, paths, seconds=(has_seconds and opts.seconds) or "auto"))
+    return code
 
 
 def new(opts):
@@ -328,7 +368,8 @@ def parser(local):
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
     one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
-    one.add_argument("--seconds", type=positive, default=10, help="T of the system that is to read it")
+    one.add_argument("--seconds", type=seconds_or_auto, default=10, metavar="N|auto",
+                     help="T of the system that is to read it; auto: of the longest clip, as for pretrain.py")
     own_data.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
     one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
@@ -384,4 +425,7 @@ def main(argv, local):
         if opts.dataset == CUSTOM and not opts.manifest:
             made.error(f"check --dataset {CUSTOM} needs --manifest CSV and --features MODALITY=PATH "
                        "(code/docs/your-data.md)")
+        if opts.seconds == "auto" and opts.dataset not in {CUSTOM, *pretraining.SETS.keys() - TASKS.keys()}:
+            made.error(f"check --seconds auto: is for the clips of pretraining; --dataset {opts.dataset} is read with "
+                       "the T of a checkpoint; give a number")
     return opts.function(opts)

@@ -14,6 +14,7 @@ MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", 
 OTHERS = ("#7B3294", "#8C510A", "#A50026", "#01665E", "#4D4D4D")    # of other modalities
 DPI = 130                       # of the files
 WIDEST = 12.0                   # inches of a figure: as wide as the page
+LEGEND_SHARE = 0.3              # of a figure's height, for a legend
 LONGEST = 60                    # letters of a name in a legend
 GRAY, PALE = "#888888", "#E4E4E4"
 RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
@@ -66,11 +67,15 @@ def set_title(figure, text, fontsize=10):
 
 
 def legend_below(figure, handles, labels, most=4):
-    """A legend below the axes of a figure, in as many columns, at most `most`, as its width has room for."""
+    """A legend below the axes of a figure, in as many columns, at most `most`, as its width has room for. A figure
+    grows by what a long legend takes beyond a share of its height, which leaves the axes theirs."""
     labels = [shorten_middle(label, LONGEST) for label in labels]
     for columns in range(min(most, len(labels)), 0, -1):
         legend = figure.legend(handles, labels, frameon=False, ncols=columns, loc="outside lower center")
-        if columns == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+        extent = legend.get_window_extent(figure.canvas.get_renderer())
+        if columns == 1 or extent.width <= figure.bbox.width:
+            beyond = extent.height - LEGEND_SHARE * figure.bbox.height
+            figure.set_figheight(figure.get_figheight() + max(beyond, 0) / figure.dpi)
             return
         legend.remove()
 

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from cmg.utils.console import OUTPUT_NAME, clean, one_line, open_console
@@ -47,6 +48,12 @@ def absolute(path):
     Relative paths count from the current folder; symbolic links stay."""
     plain = os.path.abspath(str(path))
     return Path(plain if os.path.realpath(plain) == os.path.realpath(str(path)) else os.path.join(os.getcwd(), path))
+
+
+def did_you_mean(name, known):
+    """", did you mean ...?" with the known name that a misspelled one is nearest to; empty where none is near."""
+    near = [] if name in known else get_close_matches(name, known, 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
