@@ -1,6 +1,6 @@
 """Growth of time and memory with each size of the work: a Markdown table and a picture.
 
-    python code/benchmarks/growth.py [--parts step evaluation check fingerprint] [--figure FILE] [--json FILE]
+    python code/benchmarks/growth.py [--parts step evaluation ...] [--figure FILE] [--json FILE]
 
 Each row is a process of its own, because the peak memory is that of a whole process. One size differs from the base of
 its part, and ratios are to the base: where the ratio of the times is at most that of the sizes, nothing grows faster
@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from matplotlib.ticker import LogLocator
@@ -157,6 +158,35 @@ def fingerprints(opts, device, clips):
         return clock.seconds
 
 
+def make_video(path, minutes):
+    """A video of noise: a picture of 64 x 48 and 16,000 samples of sound a second."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("mpeg4", rate=1), container.add_stream("aac", rate=16000)
+        pictures.width, pictures.height, sound.layout = 64, 48, "mono"
+        for _ in range(60 * minutes):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (48, 64, 3)).astype(np.uint8), format="rgb24")
+            samples = av.AudioFrame.from_ndarray(rng.normal(0, 0.1, (1, 16000)).astype("f4"), "fltp", "mono")
+            samples.sample_rate = 16000
+            for stream, one in ((pictures, frame), (sound, samples)):
+                container.mux(stream.encode(one))
+        for stream in (pictures, sound):
+            container.mux(stream.encode(None))
+
+
+def extraction(opts, device, minutes):
+    """Processor seconds of `prepare.py features` for all seconds of one video, without networks."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_video(Path(folder) / "video.mkv", minutes)
+        with Clock(device) as clock, contextlib.redirect_stdout(io.StringIO()):
+            code = prepare.main(["features", str(Path(folder) / "video.mkv"), "--out", str(Path(folder) / "out"),
+                                 "--seconds", "auto", "--frames-per-second", "1", "--audio-encoder", opts.audio_encoder,
+                                 "--video-encoder", opts.video_encoder, "--device", "cpu"], LocalPaths())
+        if code:
+            raise InputError(f"a video of {minutes} minutes: the extraction ended with {code}")
+        return clock.seconds
+
+
 # Part -> what is measured, base, sizes that differ from it.
 PARTS = {
     "step": (step, {"n_embeddings": 400, "batch_size": 40, "seconds": 10, "modalities": MODALITIES}, {
@@ -164,7 +194,9 @@ PARTS = {
         "modalities": (("audio", "video"),)}),
     "evaluation": (evaluation, {"clips": 1000, "classes": 28}, {"clips": (4000, 16000), "classes": (112, 448)}),
     "check": (check, {"clips": 3125}, {"clips": (25000, 200000)}),
-    "fingerprint": (fingerprints, {"clips": 3125}, {"clips": (25000, 200000)})}
+    "fingerprint": (fingerprints, {"clips": 3125}, {"clips": (25000, 200000)}),
+    "extraction": (extraction, {"minutes": 5}, {"minutes": (20, 60)})}
+ON_CPU = ("check", "fingerprint", "extraction")
 TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "seconds T"}
 
 
@@ -231,6 +263,8 @@ def main(argv=None):
     parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="of a step, as of pretrain.py")
     parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
                         "there is one)")
+    for modality, encoder in (("audio", "logmel"), ("video", "patches")):
+        parser.add_argument(f"--{modality}-encoder", default=encoder, help="of the extraction")
     parser.add_argument("--figure", type=Path, default=None, help="draw the picture in this PNG file")
     parser.add_argument("--json", type=Path, default=None, help="write all values to this file")
     parser.add_argument("--row", type=json.loads, default=None, help=argparse.SUPPRESS)
@@ -238,7 +272,7 @@ def main(argv=None):
     device = device_of(opts.device)
     if opts.row:
         part, sizes = opts.row
-        taken = PARTS[part][0](opts, torch.device("cpu") if part in ("check", "fingerprint") else device, **sizes)
+        taken = PARTS[part][0](opts, torch.device("cpu") if part in ON_CPU else device, **sizes)
         print(json.dumps({"seconds": taken, "memory_gb": peak_memory(device)}))
         return
     cells = [(part, name, value) for part in opts.parts for name, values in {None: (None,), **PARTS[part][2]}.items()

@@ -148,7 +148,8 @@ def check_video(folder):
         checks[name] = exact(ours[::8, ::8], golden[name])
         checks[f"{name}, sums"] = exact(sums, golden[f"{name}_sum"])
     seconds, per_second = 10, golden["length_index"].shape[1] // 10
-    indices = [video.tenths(n, seconds, per_second).ravel() for n in golden["lengths"].tolist()]
+    timing = Timing(seconds, per_second, "tenths")
+    indices = [timing.frames(n, n / seconds)[1].ravel() for n in golden["lengths"].tolist()]
     checks["sampled frames"] = exact(indices, golden["length_index"])
     return [Check("features_video", group, error, 0) for group, error in checks.items()]
 

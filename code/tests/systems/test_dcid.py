@@ -123,10 +123,12 @@ def test_clubs_side_by_side_are_the_networks():
     evidence = SufficientStats.each(codes.detach().flatten(1, 2), specific.detach().flatten(1, 2))
     values = side_by_side.log_likelihoods(evidence)
     values.sum().backward()
-    for club, z, y, width, ours in zip(clubs, codes.detach(), specific.detach(), (4, 2), values, strict=True):
-        mean, logvar = club.mean(z), club.log_variance(z)
-        plain = ((-(mean - y[..., :width]) ** 2 / logvar.exp() - logvar) / 2).sum(-1).mean()
+    bounds = side_by_side.upper_bounds(codes, specific, SHUFFLES)
+    for club, z, y, width, ours, bound, order in zip(clubs, codes.detach(), specific.detach(), (4, 2), values, bounds,
+                                                     SHUFFLES, strict=True):
+        plain = club.log_likelihood(z, y[..., :width])
         torch.testing.assert_close(ours, plain)
+        torch.testing.assert_close(bound, club.upper_bound(z, y[..., :width], order))
         parameters = list(club.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(plain, parameters), strict=True):
             torch.testing.assert_close(parameter.grad, gradient)

@@ -13,7 +13,6 @@ from cmg.extract.media import Media, Unreadable, rgb
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
-CLOCKS = ("tenths", "time")
 NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
 SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
 DAMAGED = 0.05                      # share of damaged packets above which a clip has no features

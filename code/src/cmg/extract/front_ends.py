@@ -22,7 +22,7 @@ from cmg.utils.limits import LIMITS
 INPUTS = ("waveform", "log-mel")
 LOGS = {"ln": np.log, "log10": np.log10, "db": lambda x: 10 * np.log10(x)}
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-NUMBER, WHOLE, TEXT = (int, float), int, str
+WHOLE, TEXT = int, str
 CHOICES = {"input": INPUTS, "mel_scale": ("htk", "slaney", "kaldi"), "norm": (None, "slaney"), "log": tuple(LOGS),
            "triangles": ("mel", "hz"), "resize": ("stretch", "crop"), "filter": tuple(FILTERS),
            "colors": ("RGB", "BGR")}

@@ -32,11 +32,6 @@ FRAME = 1024                        # samples of a packet of sound
 BEST = {"qmin": "2", "qmax": "2"}   # quantizer of MPEG-4, from 2, the finest, to 31
 
 
-def is_data_set(path):
-    """Whether a path names a data set of `datasets`."""
-    return str(path).startswith(PREFIX)
-
-
 def read_columns(text):
     """--hf-columns id=clip,label=class,...: our name -> column."""
     pairs = dict(part.partition("=")[::2] for part in text.split(","))

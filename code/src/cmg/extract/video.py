@@ -17,22 +17,12 @@ ROUNDING = 1e-9                     # so that 0.1 * 30 frames are 3
 FILTER_SEED = 16                    # of the fixed random filters: features made at different times fit together
 
 
-def tenths(count, seconds, per_second=PER_SECOND):
-    """AVE's sampled frames: row l takes int(l * q + i * q / per_second) with q = int(count / seconds), no time stamps.
-
-    Args:
-        count: frames of the clip.
-    Returns:
-        (seconds, per_second) int64; up to `seconds - 1` frames at the end are never taken.
-    """
-    return at_rate(count // seconds, seconds, per_second)
-
-
 def at_rate(q, rows, per_second=PER_SECOND, length=1.0, hop=1.0):
-    """The same with q frames a second given, such as the frame rate: the clock `time` (AVSBench).
+    """Sampled frames without time stamps, as AVE's and AVSBench's programs do: of row l the frames
+    int(l * hop * q + i * q / per_second), i = 0, 1, ...
 
     Args:
-        q: frames of a second.
+        q: frames of a second: the frame rate, or a clip's frames in equal parts.
         rows: rows of the feature.
         length, hop: seconds of a row, and from one row's start to the next one's.
     Returns:
