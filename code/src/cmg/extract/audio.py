@@ -7,6 +7,7 @@ integers (N, channels), as `media.Media.seconds_of_sound` decodes them.
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -203,10 +204,21 @@ class FrontEnd:
         Returns:
             (rows, 96, 64) float32; a second of which 0.975 s are not there makes no row.
         """
+        return np.concatenate([np.zeros((0, PATCH, BANDS), np.float32), *self.parts(seconds, rate)])
+
+    def parts(self, seconds, rate, most=16):
+        """`patches`, up to `most` at a time, so that memory does not grow with the sound. With framing "continuous"
+        all are held at once before they are cut."""
         if self.framing == "second":
             waves = (self.at_16k(samples, rate, k) for k, samples in enumerate(seconds))
-            rows = [log_mel(wave)[:PATCH].astype(np.float32) for wave in waves if len(wave) >= NEEDED]
-            return np.stack(rows) if rows else np.zeros((0, PATCH, BANDS), np.float32)
+            rows = (log_mel(wave)[:PATCH].astype(np.float32) for wave in waves if len(wave) >= NEEDED)
+        else:
+            rows = iter(self._whole(seconds, rate))
+        while part := list(islice(rows, most)):
+            yield np.stack(part)
+
+    def _whole(self, seconds, rate):
+        """`patches` of a sound that is framed as a whole."""
         if self.route == "nearest":
             whole = [mono(nearest(samples, k)) for k, samples in enumerate(seconds)]
             wave = np.concatenate(whole) if whole else np.zeros(0)

@@ -308,7 +308,7 @@ def _encode_frames(media, encoder, timing, table, batch):
         _take(waiting, encoder.prepare(rgb(held)), row_of[position:])
     if waiting:
         encode()
-    return (np.zeros(0) if sums is None else (sums / per_row).astype(kind)), count
+    return (np.zeros(0) if sums is None else np.divide(sums, per_row, out=sums).astype(kind)), count
 
 
 def _take(waiting, prepared, rows):

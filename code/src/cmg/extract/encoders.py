@@ -34,10 +34,11 @@ class VGGishSound:
 
     def encode(self, seconds, rate):
         """(T, 128) float32, or uint8 with `as_bytes`."""
-        patches = torch.from_numpy(self.front.patches(seconds, rate))
+        rows = [np.zeros((0, self.network.embeddings[-2].out_features), np.float32)]
         with torch.inference_mode():
-            rows = [self.network(part.to(self.device), self.pre_relu).cpu().numpy() for part in patches.split(BATCH)]
-        rows = np.concatenate(rows) if len(patches) else np.zeros((0, self.network.embeddings[-2].out_features))
+            rows += [self.network(torch.from_numpy(part).to(self.device), self.pre_relu).cpu().numpy()
+                     for part in self.front.parts(seconds, rate, BATCH)]
+        rows = np.concatenate(rows)
         if self.pca is not None:
             rows = networks.pca(rows, *self.pca)
         return networks.quantize(rows) if self.as_bytes else rows.astype(np.float32)
@@ -56,7 +57,8 @@ class LogMelSound:
 
     def encode(self, seconds, rate):
         """(T, 128) float32 >= 0."""
-        return audio.logmel_of_patches(self.front.patches(seconds, rate))
+        rows = [audio.logmel_of_patches(part) for part in self.front.parts(seconds, rate)]
+        return np.concatenate([np.zeros((0, 2 * audio.BANDS), np.float32), *rows])
 
     def record(self):
         return {"network": "logmel", **vars(self.front), "width": 2 * audio.BANDS}

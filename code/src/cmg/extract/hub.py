@@ -8,6 +8,7 @@ grid of patch tokens, averaged to 7 x 7.
 import inspect
 import json
 import warnings
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -187,11 +188,11 @@ class HubSound(HubModel):
 
     def encode(self, seconds, rate):
         """(T, width) float32; a second of which 0.975 s are not there makes no row."""
-        waves = [audio.resample(audio.mono(samples), rate, self.rate, self.resampler).astype(np.float32)
-                 for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate]
+        waves = (audio.resample(audio.mono(samples), rate, self.rate, self.resampler).astype(np.float32)
+                 for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate)
         rows = []
-        for k in range(0, len(waves), BATCH):
-            batch = [np.pad(wave, (0, max(0, self.rate - len(wave)))) for wave in waves[k:k + BATCH]]
+        while part := list(islice(waves, BATCH)):
+            batch = [np.pad(wave, (0, max(0, self.rate - len(wave)))) for wave in part]
             inputs = self.processor(batch, return_tensors="pt", **self.arguments)
             with torch.inference_mode():
                 rows.append(self.pooled(inputs).float().cpu().numpy())
