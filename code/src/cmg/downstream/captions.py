@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from cmg.data.loader import ClipLoader
 from cmg.downstream import encode, run, toc
-from cmg.results import rows as results
 
 RANKS = (1, 5, 10, 50)           # of R@k
 ROWS = 512                       # queries compared at once; limits memory
@@ -142,8 +141,4 @@ def evaluate(dataset, pretrained, settings, output, workers=0, cache=None):
                     "clip_retrieval", dataset, direction, metric, measured[query][metric], epoch=0,
                     selection="last", chance=guess[query][metric], seed=settings.seeds[0], control=control,
                     variant=variant, choice=None))
-    about = run.describe(pretrained, settings.protocol, start, output)
-    rows = [output.identify(about | row) for row in rows]
-    for row in rows:
-        results.append(output.path, row)
-    return rows
+    return run.written(rows, pretrained, settings.protocol, start, output)

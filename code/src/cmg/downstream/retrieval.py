@@ -13,7 +13,6 @@ from cmg.downstream import encode, fit_heads, metrics, run
 from cmg.downstream.task import SHOWN, Task
 from cmg.models import toc
 from cmg.models.masking import mean_of_clips
-from cmg.results import rows as results
 
 RANKS = (1, 5, 10)               # of R@k
 TOP = 5                          # candidates kept for the pictures
@@ -106,11 +105,7 @@ def training_free(dataset, pretrained, variants, settings, output, cache=None):
             rows += [run.line("retrieval_free", dataset, (source, target), metric, value, epoch=0,
                                    selection="last", chance=chance[metric], seed=settings.seeds[0], control=control,
                                    variant=variant.name, choice=choice) for metric, value in found.items()]
-    about = run.describe(pretrained, settings.protocol, start, output)
-    rows = [output.identify(about | row) for row in rows]
-    for row in rows:
-        results.append(output.path, row)
-    return rows
+    return run.written(rows, pretrained, settings.protocol, start, output)
 
 
 def evaluate(task, pretrained, variants, settings, output, cache=None):

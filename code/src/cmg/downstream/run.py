@@ -105,12 +105,10 @@ def evaluate(task, pretrained, variants, settings, output, cache=None):
                   epochs=settings.n_epoch - first_epoch, batch_size=settings.batch_size, lr=settings.lr,
                   clip_gradient=settings.clip_gradient, weight_decay=settings.weight_decay, refresh=refresh,
                   progress=progress, title=f"{task.name}: {len(head_runs)} heads")
-    about = describe(pretrained, settings.protocol, start, output)
     before = {"->".join(direction): seen(task, pretrained, direction) for direction in directions}
-    rows = [output.identify(about | row | before[row["direction"]]) for variant in variants
-            for row in _rows(task, variant, head_runs, parts, settings.seeds, first_epoch, averaged)]
-    for row in rows:
-        results.append(output.path, row)
+    rows = written([row | before[row["direction"]] for variant in variants
+                    for row in _rows(task, variant, head_runs, parts, settings.seeds, first_epoch, averaged)],
+                   pretrained, settings.protocol, start, output)
     _keep_predictions(task, variants[0], head_runs, parts, pretrained, settings, output, rows)
     progress.finish()
     pretrained.doubts.add(rows, task.best_by, {m: len(part) for m, part in task.test.items()})
@@ -133,18 +131,26 @@ def with_control(encoder, settings):
     return {None: encoder, "untrained": checkpoint.untrained_like(encoder, settings.seeds[0])}
 
 
-def describe(pretrained, protocol, start, output):
-    """What all result lines of one call have in common; `start`: time.monotonic() at its beginning."""
-    return {"protocol": protocol, "modalities": list(pretrained.encoder.config.modalities),
-            "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
-            "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
-            "commit": provenance.source_commit(), "seconds": round(time.monotonic() - start, 2),
-            "provenance": output.record}
+def written(rows, pretrained, protocol, start, output):
+    """Result lines of `line`, completed by what all lines of one call have in common, and appended to the results file.
+
+    Args:
+        start: time.monotonic() at the beginning of the call.
+    """
+    about = {"protocol": protocol, "modalities": list(pretrained.encoder.config.modalities),
+             "checkpoint": str(pretrained.path), "checkpoint_sha256": pretrained.sha256,
+             "checkpoint_epoch": pretrained.encoder.epoch, "variant": toc_variants.OFF,
+             "commit": provenance.source_commit(), "seconds": round(time.monotonic() - start, 2),
+             "provenance": output.record}
+    rows = [output.identify(about | row) for row in rows]
+    for row in rows:
+        results.append(output.path, row)
+    return rows
 
 
 def line(task, dataset, direction, metric, value, *, chance, epoch, selection, seed, control, variant, choice,
          same_modality=None, **more):
-    """A result line without what `describe` gives; `dataset`: Clips that were tested on."""
+    """A result line without what `written` adds; `dataset`: Clips that were tested on."""
     return {"variant": variant, "channels": choice and astuple(choice), "task": task, "dataset": dataset.name,
             "origin": dataset.origin, "direction": "->".join(direction), "metric": metric, "value": value,
             "epoch": epoch, "selection": selection, "same_modality": same_modality, "chance": chance, "seed": seed,
