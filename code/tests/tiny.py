@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pretrain
-from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.models.random import StepRandom
 from cmg.training.settings import OptimConfig, StepConfig
 from cmg.training.step import TrainStep
@@ -64,7 +64,7 @@ def step_for(system, rng=None, seed=0, **settings):
 def assert_goes_on_bit_exactly(trainer, loaded, batch, epoch=0):
     """The next step of a TrainStep and of one made from its file, checkpoint.Loaded, end in equal systems."""
     again = step_for(loaded.system.train(), rng=trainer.rng)
-    checkpoint.load_optimizers(loaded, again.optimizers)
+    load_optimizers(loaded, again.optimizers)
     again.system.initialized = [True] * len(again.system.codebooks)
     state = trainer.rng.generator.get_state()
     for one in (trainer, again):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.data import csv as annotation_csv
 from cmg.data import text
 from cmg.data.layout import DATA_PATHS
@@ -156,7 +157,7 @@ def resume(path):
     loaded = checkpoint.open_file(path)
     if loaded.complete:
         trainer = TrainStep(loaded.system, StepRandom(torch.Generator()), OptimConfig())
-        checkpoint.load_optimizers(loaded, trainer.optimizers)
+        load_optimizers(loaded, trainer.optimizers)
         RunState.of(loaded)
     return loaded
 

@@ -129,6 +129,10 @@ def test_sound(models, name):
         "audio-spectrogram-transformer", "wav2vec2", "whisper")
     alone = np.concatenate([encoder.encode([second], 16000) for second in seconds])     # each second is heard alone
     np.testing.assert_allclose(rows, alone, rtol=1e-4, atol=1e-5)
+    heard, plain, held = [], encoder.pooled, []
+    encoder.pooled = lambda inputs: held.append(len(heard)) or plain(inputs)
+    encoder.encode((heard.append(k) or seconds[0] for k in range(18)), 16000)           # not all at once
+    assert held == [16, 18]
 
 
 def test_padding_of_a_model_takes_no_part_in_the_mean(models):

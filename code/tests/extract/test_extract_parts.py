@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cmg.extract import audio, video
 from cmg.extract.clip import Timing
+from cmg.extract.encoders import LogMelSound
 from conftest import ROOT
 
 
@@ -68,6 +69,23 @@ def test_last_second_needs_all_of_a_patch():
     for length, rows in ((15600, 1), (15599, 0), (31600, 2), (31599, 1)):
         seconds = [np.ones((min(16000, length - k), 1), np.int16) for k in range(0, length, 16000)]
         assert len(audio.FrontEnd().patches(seconds, 16000)) == rows
+
+
+def test_a_long_sound_is_heard_part_by_part(monkeypatch):
+    """Whatever its length: 16 seconds are held, then their features alone."""
+    heard, parts, plain = [], [], audio.logmel_of_patches
+
+    def sound():
+        for k in range(40):
+            heard.append(k)
+            yield np.full((16000, 1), k, np.int16)
+
+    monkeypatch.setattr(audio, "logmel_of_patches", lambda x: parts.append((len(x), len(heard))) or plain(x))
+    rows = LogMelSound(audio.FrontEnd()).encode(sound(), 16000)
+    assert parts == [(16, 16), (16, 32), (8, 40)]
+    assert (rows == plain(audio.FrontEnd().patches(sound(), 16000))).all()
+    parts.clear()
+    assert LogMelSound(audio.FrontEnd()).encode([], 16000).shape == (0, 128) and not parts
 
 
 def test_logmel_second():

@@ -12,6 +12,7 @@ from baseline_step import PlainStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.losses.club import CLUB, BatchedCLUB, SufficientStats
 from cmg.models import map_conv
 from cmg.models.config import Config
@@ -70,7 +71,7 @@ def test_optimizer_state_in_another_memory_layout_continues_the_run(tmp_path):
     torch.save(contents, tmp_path / "two_steps.pt")
     loaded = checkpoint.open_file(tmp_path / "two_steps.pt", torch.float64)
     resumed = step_for(loaded.system, StepRandom(trainer.rng.generator.clone_state()), codebook_init="released")
-    checkpoint.load_optimizers(loaded, resumed.optimizers)
+    load_optimizers(loaded, resumed.optimizers)
     for one in (trainer, resumed):
         one.system.eval()                                    # no dropout: the loaded config has the default
         one.step(third, 0)

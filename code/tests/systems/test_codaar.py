@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import OWN_OPTIMIZER
 from cmg.cli import parse_evaluate, parse_pretrain
 from cmg.data.sets.vggsound import read_list
 from cmg.downstream import encode, metrics
@@ -254,7 +255,7 @@ def test_a_file_comes_back_with_its_buffers(modalities, dtype, tmp_path):
     trainer.step(batch_of(modalities), 0)
     path = tmp_path / "CoDAAR-model-0.pt"
     contents = checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}, dtype)
-    assert checkpoint.OWN_OPTIMIZER not in contents and rules.EXTRA_SECTION not in contents     # all are published
+    assert OWN_OPTIMIZER not in contents and rules.EXTRA_SECTION not in contents     # all are published
     checkpoint.save(path, contents)
     loaded = checkpoint.open_file(path, torch.float64)
     assert loaded.complete and loaded.system.config == trainer.system.config

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.cli import parse_pretrain
 from cmg.losses.club import CLUB, BatchedCLUB
 from cmg.programs import pretrain
@@ -70,7 +71,7 @@ def test_every_modality_set_trains_and_is_saved(modalities, tmp_path):
     checkpoint.save(tmp_path / "f.pt", checkpoint.pack(trainer.system, trainer.optimizers, {}, 0, 1, {}))
     loaded = checkpoint.open_file(tmp_path / "f.pt")
     assert loaded.complete and loaded.system.config == trainer.system.config
-    checkpoint.load_optimizers(loaded, step_for(loaded.system.train()).optimizers)
+    load_optimizers(loaded, step_for(loaded.system.train()).optimizers)
 
 
 def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):

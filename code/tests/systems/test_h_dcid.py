@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.cli import parse_pretrain
 from cmg.models.config import Config
 from cmg.models.random import StepRandom
@@ -182,7 +183,7 @@ def test_going_on_after_a_save_in_the_warm_start_equals_going_on_without(tmp_pat
     rng.generator.set_state(trainer.rng.generator.get_state())
     again = step_for(loaded.system.train(), rng)
     again.system.mark_initialized()
-    checkpoint.load_optimizers(loaded, again.optimizers)
+    load_optimizers(loaded, again.optimizers)
     first, second = end(trainer), end(again)
     assert first[:2] == second[:2]
     assert all(torch.equal(value, second[2][name]) for name, value in first[2].items())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.cli import parse_pretrain
 from cmg.losses.info_nce import info_nce, masked_pairs
 from cmg.losses.jigsaw import Jigsaw, sample_permutations
@@ -116,7 +117,7 @@ def test_jigsaw_and_its_permutations_are_saved_under_our_names(tmp_path):
     loaded = checkpoint.open_file(tmp_path / "m.pt")
     assert isinstance(loaded.system, MICU) and loaded.complete
     assert torch.equal(loaded.system.jigsaw.permutations, trainer.system.jigsaw.permutations)
-    checkpoint.load_optimizers(loaded, step_for(loaded.system.train()).optimizers)
+    load_optimizers(loaded, step_for(loaded.system.train()).optimizers)
 
 
 def test_released_passes_move_the_codebook_twice():

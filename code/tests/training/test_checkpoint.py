@@ -8,6 +8,7 @@ import torch
 
 from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.models.config import Config
 from cmg.models.random import StepRandom
 from cmg.systems.dcid import DCID
@@ -88,7 +89,7 @@ def test_the_optimizer_section_fits_the_published_parameter_order(tmp_path):
     checkpoint.save(tmp_path / "run.pt", contents)
     loaded = checkpoint.open_file(tmp_path / "run.pt")
     resumed = step_for(loaded.system, seed=1)
-    checkpoint.load_optimizers(loaded, resumed.optimizers)
+    load_optimizers(loaded, resumed.optimizers)
     resumed.system.initialized, trainer.rng = [True], StepRandom(torch.Generator().manual_seed(1))
     batch = batch_of(("audio", "video", "text"))
     for one in (trainer, resumed):

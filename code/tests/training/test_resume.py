@@ -14,6 +14,7 @@ import torch
 import kill_resume
 import pretrain
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import is_optimizer
 from cmg.demos import dialled
 from cmg.training import run_state
 from cmg.training.step import TrainStep
@@ -225,10 +226,10 @@ def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, 
     assert train(demo_data, tmp_path, "--resume", "auto") == 0              # both are written; nothing is left to train
     assert train(demo_data, tmp_path, "--resume", "auto", "--n_epoch", 3) == 0
     kept = {name: checkpoint.read(folder / name) for name in checkpoints(tmp_path)}
-    assert {name: any(map(checkpoint.is_optimizer, contents)) for name, contents in kept.items()} == {
+    assert {name: any(map(is_optimizer, contents)) for name, contents in kept.items()} == {
         "DCID-model-0.pt": False, LAST: False, "DCID-model-2.pt": True}
     full = checkpoint.read(all_kept / LAST)
-    weights = {name: value for name, value in full.items() if not checkpoint.is_optimizer(name)}
+    weights = {name: value for name, value in full.items() if not is_optimizer(name)}
     assert kill_resume.differences(weights, kept[LAST]) == []
     assert (folder / LAST).stat().st_size < 0.45 * (all_kept / LAST).stat().st_size
     with pytest.raises(InputError, match=f"{LAST}: holds no optimizer state; the newest .* --resume auto finds"):

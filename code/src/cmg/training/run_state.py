@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import NO_OPTIMIZER, is_optimizer
 from cmg.data.fingerprint import how_checked
 from cmg.training.monitors import CodebookMonitor
 from cmg.training.run_logger import set_random_state
@@ -136,13 +137,13 @@ def find_newest(folder, pattern, own):
             other = differences(run["options"], own)
             if other:
                 raise InputError(f"{path}: of another run ({'; '.join(other)})")
-            found.append((int(run["position"]["step"]), any(map(checkpoint.is_optimizer, stored)), path))
+            found.append((int(run["position"]["step"]), any(map(is_optimizer, stored)), path))
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("--resume auto skips: %s", str(error) or path)
     step, _, newest = max((one for one in found if one[1]), default=(-1, True, None))
     for after, _, path in found:
         if after > step:
-            log.warning("--resume auto skips: %s: %s", path, checkpoint.NO_OPTIMIZER)
+            log.warning("--resume auto skips: %s: %s", path, NO_OPTIMIZER)
     return newest
 
 

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from cmg.checkpoints import checkpoint
+from cmg.checkpoints.optimizer_state import load_optimizers
 from cmg.data.clips import name_hashes
 from cmg.data.loader import WorkersLost
 from cmg.training.batches import epoch_order
@@ -85,7 +86,7 @@ class Trainer:
 
     def _resume(self, loaded):
         """Load the state of a checkpoint; published ones contain only epoch and optimizers."""
-        checkpoint.load_optimizers(loaded, self.train_step.optimizers)
+        load_optimizers(loaded, self.train_step.optimizers)
         state = RunState.of(loaded)
         if state is None:
             self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
