@@ -19,6 +19,7 @@ from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
 from cmg.data.sets.known_lists import warn_of_cut
 from cmg.data.text import TextFeatures, read_prompts
 from cmg.models.config import LEAST_SECONDS
+from cmg.prepare import prompts as prompt_values
 from cmg.prepare import values
 from cmg.utils import console
 from cmg.utils.errors import InputError
@@ -285,7 +286,7 @@ def _describe_text(report, path, prompts):
     silent = [label for label, x in zip(features.labels, features.vectors) if not x.any()]
     if silent:
         report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
-    report.add(values.look_at_prompts(path, read_prompts(prompts) if prompts and prompts.exists() else None))
+    report.add(prompt_values.look(path, read_prompts(prompts) if prompts and prompts.exists() else None))
 
 
 def _check_avs(report, title, clips):
