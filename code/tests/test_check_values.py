@@ -4,6 +4,8 @@ packs, which refuse what float16 would lose."""
 import csv
 import os
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -363,3 +365,15 @@ def test_clips_that_changed_while_a_pack_was_unfinished_are_packed_again(tmp_pat
 
 def test_fingerprints_know_every_form_of_features():
     assert set(fingerprint.FEATURES) == set(READERS) and os.path.splitext("a.zip")[1] in READERS
+
+
+def test_sums_of_features_that_several_threads_read():
+    part, x = values.Part(), np.ones((4, 8), np.float32)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key: part("audio", key, x), range(2000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert part.sums["audio", 8].count == 4 * 2000

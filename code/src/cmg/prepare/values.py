@@ -7,6 +7,7 @@ Everything here is a warning: a run would work, its results would mean something
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -86,11 +87,13 @@ class Part:
     clips: object = None
     values: dict = field(default_factory=dict)
     sums: dict = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def __call__(self, modality, key, x):
         if modality != "label" and (modality, key) not in self.values:
             self.values[modality, key] = summarize(x)
-            self.sums.setdefault((modality, x.shape[-1]), ChannelSums()).add(x)
+            with self.lock:             # clips are read by several threads
+                self.sums.setdefault((modality, x.shape[-1]), ChannelSums()).add(x)
 
     def splits_of(self, clip):
         return tuple(self.splits(clip)) if callable(self.splits) else tuple(self.splits)
