@@ -1,11 +1,24 @@
-"""Lists and class lists: in their usual variants, and the messages for broken ones."""
+"""Lists and class lists: in their usual variants, and the messages for broken ones; labels against plain loops;
+published lists that were cut; lists made from the official annotation files."""
 
+import random
+import shutil
+
+import h5py
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import prepare
 from cmg.data.csv import read_classes
+from cmg.data.labels import clip_class, multi_event, parse_times, single_event
+from cmg.data.layout import DATA_PATHS
+from cmg.data.sets import known_lists
 from cmg.data.sets.avvp import read_events
+from cmg.data.sets.known_lists import Sketch, row_hash, warn_of_cut
 from cmg.data.sets.vggsound import read_list
-from conftest import message
+from conftest import message, refused
 
 GOOD = ("category,video_id,split\ndog,aaaaaaaaaaa,train\ncat,-bbbbbbbbbb,test\ndog,ccccccccccc,val\n"
         "cat,ddddddddddd,train\n")
@@ -95,3 +108,143 @@ def test_events_of_a_list(write):
     assert names == ["aaaaaaaaaaa_0_10", "bbbbbbbbbbb_0_10"]
     assert labels[0].argmax(1).tolist() == [1, 1, 2, 0, 0, 0, 0, 0, 0, 0]
     assert labels[1].argmax(1).tolist() == [2] * 10         # onset = offset adds nothing
+
+
+DRAWN = st.lists(st.tuples(st.integers(0, 3), st.integers(-2, 12), st.integers(-2, 12)), max_size=6)
+
+
+def by_hand(events, num_classes, seconds):
+    """Second by second: which classes, and is it background?"""
+    result = np.zeros((seconds, num_classes + 1))
+    for t in range(seconds):
+        active = {index for index, onset, offset in events if onset <= t < offset}
+        for index in active:
+            result[t, index] = 1
+        if not active:
+            result[t, num_classes] = 1
+    return result
+
+
+@settings(max_examples=300, deadline=None)
+@given(DRAWN, st.integers(1, 12))
+def test_events_overlap_repeat_and_touch(events, seconds):
+    found = multi_event(events, 4, seconds)
+    assert found.dtype == np.float32 and np.array_equal(found, by_hand(events, 4, seconds))
+    assert np.array_equal(found, multi_event(events[::-1], 4, seconds))                 # order does not matter
+    assert np.array_equal(found, multi_event(events + events[:1], 4, seconds))          # nor does repetition
+
+
+@pytest.mark.parametrize("events, foreground", [
+    ([(0, 2, 4), (1, 4, 6)], [2, 3, 4, 5]),             # touching borders: second 4 belongs to the later one alone
+    ([(0, 2, 5), (1, 3, 4)], [2, 3, 4]),                # one inside the other
+    ([(0, 0, 1), (0, 9, 10)], [0, 9]),                  # the same class twice, at both ends
+    ([(0, 3, 3)], []), ([(0, 9, 0)], []), ([], []),     # empty, reversed (both occur in the official lists), none
+    ([(0, 8, 20)], [8, 9]), ([(0, 0, 10)], list(range(10)))])
+def test_background_is_what_no_event_covers(events, foreground):
+    found = multi_event(events, 2, 10)
+    assert np.flatnonzero(found[:, -1] == 0).tolist() == foreground
+    if events == [(0, 2, 4), (1, 4, 6)]:
+        assert found[3].tolist() == [1, 0, 0] and found[4].tolist() == [0, 1, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 2 ** 31))
+def test_single_event(label, seconds, seed):
+    mask = np.random.default_rng(seed).integers(0, 2, (len(label), seconds))
+    found = single_event(np.array(label), mask, 5)
+    for n, index in enumerate(label):
+        events = [(index, t, t + 1) for t in range(seconds) if mask[n, t]]
+        assert np.array_equal(found[n], by_hand(events, 5, seconds))
+        assert np.array_equal(found[n], single_event(index, mask[n], 5))
+
+
+def test_clip_class_takes_the_higher_index_and_zero_for_none():
+    labels = np.stack([multi_event(events, 4, 10) for events in (
+        [(2, 0, 1)], [(1, 0, 5), (3, 6, 7)], [], [(1, 0, 9), (2, 0, 9)])])
+    assert clip_class(labels).tolist() == [2, 3, 0, 1]      # in the last, each second's arg max is the lower index
+
+
+@pytest.mark.parametrize("text", ["a", "1,,2", "nan", "inf", "1;2", ""])
+def test_times_that_are_no_seconds(text):
+    refused("list.csv: clip has the times", parse_times, "list.csv", "clip", text)
+    assert parse_times("list.csv", "clip", "0, 2.5,10") == [0, 2.5, 10]
+
+
+ROWS = [(f"class {n % 141}", f"{n:011d}") for n in range(20_000)]
+OTHERS = [(name, f"x{video[1:]}") for name, video in ROWS]
+SKETCH = Sketch("small", len(ROWS), frozenset(sorted(row_hash(*row) for row in ROWS)[:128]))
+SHUFFLED = random.Random(0).sample(ROWS, len(ROWS))
+LISTS = {"whole": (ROWS, False), "in another order": (SHUFFLED, False), "first half": (ROWS[:10_000], True),
+         "last quarter": (ROWS[15_000:], True), "half of every class": (SHUFFLED[:10_000], True),
+         "a few clips missing": (SHUFFLED[:-100], False), "a hundred clips": (ROWS[:100], False),
+         "other clips": (OTHERS, False), "with as many others": (ROWS + OTHERS, False),
+         "half of it with as many others": (ROWS[:10_000] + OTHERS[:10_000], False)}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_part_of_a_known_list_is_told(name):
+    rows, is_cut = LISTS[name]
+    line = warn_of_cut(*map(list, zip(*rows)), known=(SKETCH,))
+    assert bool(line) == is_cut, line
+    assert not line or f"a part of the published small list: {len(rows):,} of its 20,000 clips" in line
+
+
+@pytest.mark.parametrize("file", ["vggsound-avel40k.csv", "vggsound-avel90k-new.csv"])
+def test_the_published_lists_are_whole(annotations, file):
+    ids, categories = read_list(annotations / "released" / "vggsound40k" / file)
+    assert warn_of_cut(categories, ids) is None
+    sketch = known_lists.published()["90k" in file]
+    assert len(ids) == sketch.rows and len(sketch.hashes) == 128
+    assert f"20,000 of its {sketch.rows:,} clips" in warn_of_cut(categories[:20_000], ids[:20_000])
+
+
+@pytest.fixture(scope="module")
+def derived(tmp_path_factory, annotations):
+    """A data root with the official annotation files alone, after `prepare.py lists`."""
+    root = tmp_path_factory.mktemp("official")
+    sources = {"ave.annotations": "ave/Annotations.txt", "vggsound.csv": "released/vggsound40k/vggsound-avel40k.csv",
+               "avvp.official_visual": "avvp/AVVP_eval_visual.csv",
+               "avvp.official_audio": "avvp/AVVP_eval_audio.before_2024_fix.csv"}
+    sources |= {f"ave.{split}_list": f"ave/{split}Set.txt" for split in ("train", "val", "test")}
+    for name, source in sources.items():
+        (root / DATA_PATHS[name]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(annotations / source, root / DATA_PATHS[name])
+    prepare.main(["lists", "--data_root", str(root)])
+    return root
+
+
+@pytest.mark.parametrize("name, source", [
+    *[(f"{place}.{side}_csv", f"{folder}/{folder}_eval_{side}_checked_combined.csv")
+      for place, folder in (("avvp", "AVVP"), ("ave_avvp", "AVE_AVVP")) for side in ("audio", "visual")],
+    ("avvp.categories", "AVVP/AVVP_Categories.txt"), ("ave_avvp.categories", "AVE_AVVP/AVE_AVVP_Categories.txt"),
+    ("ucf_vggsound.vggsound_csv", "UCF101/vggsound2ucf.csv")])
+def test_derived_lists_equal_the_released_to_the_byte(derived, annotations, name, source):
+    assert (derived / DATA_PATHS[name]).read_bytes() == (annotations / "released" / source).read_bytes()
+
+
+@pytest.mark.parametrize("name, source, key", [
+    ("ave.label", "ave/labels_reconstructed.h5", "avadataset"), ("ave.train", "ave/train_order.h5", "order"),
+    ("ave.val", "ave/val_order.h5", "order"), ("ave.test", "ave/test_order.h5", "order"),
+    ("ave_avvp.label", "released/AVE_AVVP/ave_avvp_labels.h5", "avadataset"),
+    ("ave_avvp.order", "released/AVE_AVVP/ave_avvp_order.h5", "order")])
+def test_derived_arrays_equal_the_released(derived, annotations, name, source, key):
+    with h5py.File(derived / DATA_PATHS[name]) as ours, h5py.File(annotations / source) as theirs:
+        assert ours[key].dtype == theirs[key].dtype and np.array_equal(ours[key][:], theirs[key][:])
+
+
+def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
+    root = shutil.copytree(derived, tmp_path / "copy")
+    path = root / DATA_PATHS["avvp.categories"]
+    path.write_text("mine\n")
+    prepare.main(["lists", "--data_root", str(root)])
+    assert path.read_text() == "mine\n" and f"{path}: exists, kept as it is" in capsys.readouterr().out
+    prepare.main(["lists", "--data_root", str(root), "--overwrite"])
+    assert path.read_text() != "mine\n"
+    refused("no official annotation file", prepare.main, ["lists", "--data_root", str(tmp_path / "none")])
+    with_header = annotations / "ave" / "Annotations.with_header.txt"
+    shutil.copy(with_header, root / DATA_PATHS["ave.annotations"])
+    prepare.main(["lists", "--data_root", str(root), "--overwrite"])
+    test_derived_arrays_equal_the_released(root, annotations, "ave.train", "ave/train_order.h5", "order")
+    path = root / DATA_PATHS["ave.train_list"]
+    path.write_text(path.read_text().replace("&good&", "&fine&", 1))
+    refused("row 1 is not in", prepare.main, ["lists", "--data_root", str(root), "--overwrite"])

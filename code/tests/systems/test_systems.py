@@ -1,6 +1,5 @@
 """The contract of a system: a student's layer and loss, steps that are not finite, files with one tensor wrong."""
 
-import json
 import re
 
 import pytest
@@ -9,7 +8,9 @@ from torch import nn
 
 from cmg.checkpoints import checkpoint
 from cmg.cli import parse_pretrain
+from cmg.models.blocks import Blocks
 from cmg.models.config import Config
+from cmg.models.encoders import TemporalEncoder
 from cmg.programs import ablation as ablation_program
 from cmg.programs import pretrain
 from cmg.systems import registry
@@ -17,12 +18,16 @@ from cmg.systems.dcid import DCID
 from cmg.systems.registry import SYSTEMS
 from cmg.systems.settings import DECLARED, Term
 from cmg.systems.state_dicts import rules
+from cmg.systems.state_dicts.rules import ENCODER, EXTRA_SECTION, layout, meta
 from cmg.training.monitors import FiniteCheck, NonFiniteError
+from cmg.training.optim import Optimizers
 from cmg.training.run_state import Position
+from cmg.training.settings import OptimConfig
 from cmg.utils.errors import InputError
 from configs.opts import LOCAL
 from conftest import refused
 from other_device import DEVICES
+from parity_dcid import manifest
 from test_dcid import TINY, batch_of
 from tiny import assert_goes_on_bit_exactly, step_for
 
@@ -138,11 +143,25 @@ def translate(sections):
     return rules.from_published(sections, rules.layout(kind, config), sorted(sections))
 
 
+@pytest.mark.parametrize("name", ["dcid", "h_dcid", "fcid", "codaar", "codaar_av"])          # MICU's names are DCID's
+def test_a_published_file_is_a_system_with_its_defaults(golden, name):
+    """It is recognized; its sections, keys in their order and shapes are those of our map."""
+    shapes = manifest(golden, f"{name}_published_manifest")
+    sections = {section: {key: torch.zeros(()).expand(shape) for key, shape in keys.items()}
+                for section, keys in shapes.items()}
+    kind, config = rules.infer_config(sections, list(SYSTEMS.values()))
+    assert kind is SYSTEMS[name.removesuffix("_av")]
+    assert config == kind.Config.for_data(ALL[:2] if name.endswith("_av") else ALL)
+    ours = {}
+    for tensor in rules.layout(kind, config):
+        ours.setdefault(tensor.section, []).append((tensor.key, list(tensor.shape)))
+    assert all(ours[section] == [*keys.items()] for section, keys in shapes.items())
+
+
 @pytest.mark.parametrize("name", ["h_dcid_published_manifest", "fcid_published_manifest"])
 def test_whichever_tensor_of_a_published_file_is_wrong_is_named(golden, name, monkeypatch):
-    manifest = json.loads((golden / f"{name}.json").read_text())
     sections = {section: {key: torch.zeros(()).expand(shape) for key, shape in keys.items()}
-                for section, keys in manifest.items() if isinstance(keys, dict)}
+                for section, keys in manifest(golden, name).items()}
     monkeypatch.setattr(rules, "require_numbers", lambda *args: None)       # 200 MB of zeros, 2,000 times
     translate(sections)
     unused = {(tensor.section, tensor.key) for tensor in rules.layout(*rules.infer_config(
@@ -183,3 +202,44 @@ def test_spatial_attention_comes_back_from_the_file(tmp_path):
     system = DCID(Config.for_data(ALL, spatial_attention="softmax", **TINY))
     checkpoint.save(tmp_path / "a.pt", checkpoint.pack(system, None, {}, 0, 1, {}))
     assert checkpoint.load_encoder(tmp_path / "a.pt").config.spatial_attention == "softmax"
+
+
+SMALL = {"num_codes": 6, "code_dim": 8, "text_hidden": 4, "feed_forward": 8, "num_layers": 1, "num_heads": 2,
+         "club_hidden": 4, "seconds": 4}
+
+
+class Backwards(TemporalEncoder):
+    """The parts of a TemporalEncoder by the same names, used in another way."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x.flip(1), mask)
+
+
+def test_a_subclass_does_not_take_published_names(monkeypatch, tmp_path):
+    published = Blocks.semantic
+    monkeypatch.setattr(Blocks, "semantic", lambda self: Backwards(self.config, self.width)
+                        if self.modality == "audio" else published(self))
+    for cached in (layout, meta):
+        cached.cache_clear()
+    try:
+        torch.manual_seed(0)
+        system = DCID(Config.for_data({"audio": (5,), "depth": (3,)}, **SMALL))
+        contents = checkpoint.pack(system, Optimizers(system, OptimConfig()), {}, 0, 0, {})
+        assert any(name.startswith("encoder.levels.0.semantic.audio.affine") for name in contents[EXTRA_SECTION])
+        assert not [key for key in contents[ENCODER] if key.startswith("audio_self_att.")]
+        assert [key for key in contents[ENCODER] if key.startswith("depth_self_att.")]
+        checkpoint.save(tmp_path / "model.pt", contents)
+        again = checkpoint.open_file(tmp_path / "model.pt")
+        assert again.complete
+        x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
+        both = [one.eval().encoder.levels[0].semantic["audio"](x) for one in (system, again.system)]
+        assert torch.equal(*both)
+    finally:
+        for cached in (layout, meta):
+            cached.cache_clear()
+
+
+def test_the_published_classes_take_them():
+    system = DCID(Config.for_data({"audio": (5,), "depth": (3,)}, **SMALL))
+    contents = checkpoint.pack(system, Optimizers(system, OptimConfig()), {}, 0, 0, {})
+    assert [key for key in contents[ENCODER] if key.startswith("audio_self_att.")] and EXTRA_SECTION not in contents

@@ -21,7 +21,7 @@ from conftest import ROOT
 from kill_resume import differences, networks_left
 from test_avs_run import train_arguments, tree  # noqa: F401
 from test_extract_command import OFFLINE, contents, features, videos  # noqa: F401
-from test_resume_heads import train
+from test_transfer import train_trials
 
 
 def test_a_killed_extraction_ends_as_an_unbroken_one(tmp_path):
@@ -59,12 +59,12 @@ def stopped(main, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_heads(tmp_path, monkeypatch, number):
-    whole = train()
+    whole = train_trials()
     with monkeypatch.context() as patch:
         calling(patch, fit_heads, "_train_epoch", 5, send(number))
-        line = stopped(lambda: train(Progress(tmp_path / "heads.pt")), number)
+        line = stopped(lambda: train_trials(Progress(tmp_path / "heads.pt")), number)
     assert line.endswith("after epoch 5 of 14 of the heads; repeat the call to continue")
-    for one, other in zip(whole, train(Progress(tmp_path / "heads.pt"))):
+    for one, other in zip(whole, train_trials(Progress(tmp_path / "heads.pt"))):
         assert one.curves == other.curves and one.losses == other.losses
         assert differences(dict(one.head.state_dict()), dict(other.head.state_dict())) == []
 
