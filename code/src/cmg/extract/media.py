@@ -20,6 +20,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from cmg.extract.clock import CLOCK_MAY_JUMP, ContinuousClock
 from cmg.utils.errors import InputError, readable
 from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
@@ -33,8 +34,6 @@ TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 e
 NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
 MICROSECONDS = 1_000_000            # of the container's clock
 DEFAULT_BONUS = 5_000_000           # what ffmpeg's choice among tracks adds for one that is marked as default
-CLOCK_MAY_JUMP = av.format.Flags.ts_discont.value
-LARGEST_JUMP, BACKWARDS = 10, Fraction(1, 10)       # seconds: ffmpeg's -dts_delta_threshold, its tolerance backwards
 RESTART = 1                         # seconds backwards that are a restart where the clock should not jump
 WHOLE = 0.975                       # share of a row that must be there
 PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
@@ -171,7 +170,7 @@ class Media:
                     pass                                # no index: decode from the beginning
             yield from self._before_a_restart(container.demux(stream))
             return
-        clock, waiting = _Clock(), []
+        clock, waiting = ContinuousClock(), []
         for packet in container.demux([one for one in _streams(container) if one is not None]):
             time = clock.move(packet)
             if packet.stream_index != stream.index:
@@ -383,38 +382,6 @@ def rgb(frame):
     return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
 
 
-class _Clock:
-    """The continuous clock of a file whose own may jump.
-
-    Streams pass a jump one after the other, since their packets are interleaved: each counts the jumps that it has
-    passed, and `shifts` has what is added to its times after so many.
-    """
-
-    def __init__(self):
-        self.shifts = [Fraction(0)]
-        self.jumps, self.last, self.expected = {}, {}, {}       # by stream; times as they are in the file
-
-    def move(self, packet):
-        """Move a packet; returns its time in seconds, None where it has none."""
-        if packet.dts is None:
-            return None
-        stream, time = packet.stream_index, packet.dts * packet.time_base
-        passed, expected = self.jumps.setdefault(stream, len(self.shifts) - 1), self.expected.get(stream, time)
-        others = [last for other, last in self.last.items() if other != stream]
-        is_back = time < self.last.get(stream, time) - BACKWARDS
-        is_far = abs(time - expected) > LARGEST_JUMP
-        # A stream that is far ahead where others are as well only had nothing to say in between.
-        if is_back or is_far and (passed + 1 < len(self.shifts) or all(abs(time - o) > LARGEST_JUMP for o in others)):
-            if passed + 1 == len(self.shifts):
-                self.shifts.append(self.shifts[passed] + expected - time)
-            self.jumps[stream] = passed = passed + 1
-        self.last[stream], self.expected[stream] = time, time + _length(packet)
-        shift = round(self.shifts[passed] / packet.time_base)
-        packet.dts += shift
-        packet.pts = None if packet.pts is None else packet.pts + shift
-        return time + self.shifts[passed]
-
-
 def _streams(container):
     """(video, audio) streams of a container by the rule of the ffmpeg program, None for one that is not there: most
     pixels, most channels, tracks marked as default before others. A cover picture is no video."""
@@ -423,13 +390,6 @@ def _streams(container):
         chosen.append(max(streams, default=None, key=lambda stream: _size(stream) + DEFAULT_BONUS * bool(
             stream.disposition & Disposition.default)))
     return chosen
-
-
-def _length(packet):
-    """Seconds of a packet."""
-    if not packet.duration and packet.stream.type == "video" and packet.stream.average_rate:
-        return 1 / Fraction(packet.stream.average_rate)
-    return (packet.duration or 0) * packet.time_base
 
 
 def _tracks(container):
