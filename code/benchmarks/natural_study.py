@@ -53,6 +53,8 @@ ARMS = {name: [*CENTERED, "--system", name] for name in ("dcid", "h_dcid", "fcid
     "h_dcid_shared": [*SHARED, "--system", "h_dcid"],
     "no_cpc": [*CENTERED, "--without", "cpc"],
     "no_club": [*CENTERED, "--without", "club"],
+    "club01": [*CENTERED, "--weights", "club=0.1"],
+    "h_dcid_club01": [*CENTERED, "--system", "h_dcid", "--weights", "club=0.1"],
     "h_dcid_no_club": [*CENTERED, "--system", "h_dcid", "--without", "club"],
     "no_cmcm": [*CENTERED, "--without", "cmcm"],
     "own_ema": [*CENTERED, "--without", "mm_ema"],

@@ -27,7 +27,8 @@ LABELS = {
     "dcid_raw": "DCID, `--standardize none`", "h_dcid_raw": "H-DCID, `--standardize none`",
     "untrained": "untrained, DCID", "probe": "linear probe of the raw features", "chance": "chance",
     "no_cpc": "`--without cpc`", "no_club": "`--without club`", "no_cmcm": "`--without cmcm`",
-    "h_dcid_no_club": "H-DCID, `--without club`",
+    "h_dcid_no_club": "H-DCID, `--without club`", "club01": "`--weights club=0.1`",
+    "h_dcid_club01": "H-DCID, `--weights club=0.1`",
     "own_ema": "`--without mm_ema`", "no_reset": "`--without reset`", "k100": "K = 100", "k200": "K = 200",
     "k800": "K = 800", "contrast": "`--weights contrast=3`", "joint": "`--code_choice joint`",
     "h_dcid_detached": "H-DCID, targets of level 2 detached", "h_dcid_cmcm": "H-DCID with CMCM",
@@ -38,6 +39,7 @@ LABELS = {
     "h_dcid_scale_shared": "H-DCID, standardized, `--recipe shared`",
     "attention": "`--mm_ema attention`",
 }
+SYSTEMS = ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared")
 WITH = {"av": "audio and video", "avt": "with sentences"}
 RESAMPLES = 2000
 
@@ -135,7 +137,7 @@ def seeds_of(runs):
 def systems(study, modalities):
     """The systems at equal steps."""
     rows = []
-    for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared"):
+    for arm in SYSTEMS:
         runs = study.of(arm, modalities)
         if runs:
             points = [last(line) for line in runs.values()]
@@ -159,7 +161,7 @@ def equal_time(study, modalities):
         return ""
     budget = 390 * step_seconds(runs)
     rows = []
-    for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared"):
+    for arm in SYSTEMS:
         points, runs = [], study.of(arm, modalities)
         for line in runs.values():
             steps = [s for s in map(int, line["curve"]) if s * step_seconds(runs) <= 1.05 * budget]
@@ -172,8 +174,8 @@ def equal_time(study, modalities):
 
 def curves(study, modalities):
     """Transfer along the runs."""
-    arms = [arm for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared", "no_club",
-                            "h_dcid_no_club", "dcid_raw", "h_dcid_raw") if study.of(arm, modalities)]
+    arms = [arm for arm in (*SYSTEMS, "club01", "h_dcid_club01", "no_club", "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
+            if study.of(arm, modalities)]
     steps = sorted({int(s) for arm in arms for line in study.of(arm, modalities).values() for s in line["curve"]})
     return markdown([WITH[modalities], *map(str, steps)], [
         [LABELS[arm], *(cell([with_mean(line["curve"][str(s)]["test"])["transfer"] for line in study.of(
@@ -287,8 +289,8 @@ def sizes(study):
     return markdown(["transfer", "", *(f"{n:,} clips" for n in counts), "3,120 clips"], rows)
 
 
-COMPONENTS = ("no_cpc", "no_club", "no_cmcm", "own_ema", "no_reset", "attention", "k100", "k200", "k800", "joint",
-              "contrast", "dcid_shared")
+COMPONENTS = ("no_cpc", "no_club", "club01", "no_cmcm", "own_ema", "no_reset", "attention", "k100", "k200", "k800",
+              "joint", "contrast", "dcid_shared")
 TABLES = {
     "systems av": lambda study: systems(study, "av"),
     "systems avt": lambda study: systems(study, "avt"),
@@ -301,7 +303,7 @@ TABLES = {
     "claims": lambda study: against(study, [("h_dcid", "dcid"), ("micu", "dcid"), ("fcid", "dcid"), ("codaar", "dcid"),
                                             ("h_dcid_shared", "dcid_shared")]),
     "components": lambda study: against(study, [
-        *((arm, "dcid") for arm in COMPONENTS), ("h_dcid_no_club", "h_dcid")]),
+        *((arm, "dcid") for arm in COMPONENTS), ("h_dcid_no_club", "h_dcid"), ("h_dcid_club01", "h_dcid")]),
     "toc": toc,
     "levels": levels,
     "fractions": fractions,
