@@ -37,7 +37,9 @@ from tiny import train
 
 @pytest.fixture(scope="module")
 def tools(demo_data, tmp_path_factory):
-    return Tools(tmp_path_factory.mktemp("tools"), demo_data)
+    tools = Tools(tmp_path_factory.mktemp("tools"), demo_data)
+    assert all(getattr(tools, name).exists() for name in ("model", "words", "videos", "measured", "scenes", "trained"))
+    return tools
 
 
 # ------------------------------------------------------------------------------------------------------------ one call
@@ -144,7 +146,6 @@ def faults(seen):
 
 def problems(call, tools, folder):
     """One fault after another, and at last none; yields what is wrong, as text."""
-    run(call, tools, prepared(call, tools, folder / "first" / "run"))           # what calls share is made here
     code, said, disk = run(call, tools, prepared(call, tools, folder / "whole" / "run"))
     if code:
         yield f"the unbroken call: exit code {code}: {said}"

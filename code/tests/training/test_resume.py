@@ -13,6 +13,7 @@ import torch
 
 import kill_resume
 import pretrain
+import tiny
 from cmg.checkpoints import checkpoint
 from cmg.checkpoints.optimizer_state import is_optimizer
 from cmg.demos import dialled
@@ -20,12 +21,23 @@ from cmg.training import run_state
 from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError
 from conftest import refused
-from tiny import STEPS, checkpoints, command, run_once, train
+from tiny import checkpoints, run_once
 
 pytestmark = pytest.mark.usefixtures("small_model")
 
 LAST = "DCID-model-1.pt"
 ALL = "--keep_optimizer", "all"
+STEPS = 5                               # of an epoch: 80 clips by 16
+
+
+def train(root, folder, *more):
+    return tiny.train(root, folder, "--batch_size", 16, *more)
+
+
+def command(root, folder, *more):
+    """Arguments of a run that streams its clips."""
+    line = tiny.command(root, folder, "--batch_size", 16, *more)
+    return [x for x in line if x != "--in_memory"]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +91,7 @@ def test_a_stop_in_the_middle_changes_nothing(demo_data, tmp_path, whole, monkey
 def test_the_same_through_workers(demo_data, tmp_path, whole):
     """Streamed clips, stopped and resumed, give what clips in memory give: the loader draws from no generator."""
     def streamed(*more):
-        line = [x for x in command(demo_data, tmp_path, "--workers", 1, *more) if x != "--in_memory"]
-        assert not pretrain.main(line)
+        assert not pretrain.main(command(demo_data, tmp_path, "--workers", 1, *more))
     streamed("--max_steps", STEPS + 3)
     streamed("--resume", "auto")
     found = kill_resume.compare(whole(), tmp_path, LAST)
@@ -98,7 +109,7 @@ def test_sigint_says_what_to_do(demo_data, tmp_path, monkeypatch, caplog):
 
 def test_a_real_sigterm_to_a_run_with_workers(demo_data, tmp_path):
     """As a scheduler sends it: to the process and to the workers that read its clips."""
-    line = [x for x in command(demo_data, tmp_path, "--workers", 2, "--n_epoch", 500) if x != "--in_memory"]
+    line = command(demo_data, tmp_path, "--workers", 2, "--n_epoch", 500)
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=kill_resume.train, args=(line, tmp_path / "output.txt", True))
     process.start()
@@ -129,8 +140,8 @@ def test_lines_of_lost_steps_are_set_aside(demo_data, tmp_path, whole, monkeypat
 
 
 @pytest.mark.parametrize("keep, left", [
-    (None, ["DCID-model-0.pt", "DCID-model-1-step15.pt", "DCID-model-1-step18.pt", "DCID-model-1.pt"]),
-    (1, ["DCID-model-1.pt"]), (2, ["DCID-model-1-step18.pt", "DCID-model-1.pt"])])
+    (None, ["DCID-model-0.pt", "DCID-model-1-step6.pt", "DCID-model-1-step9.pt", "DCID-model-1.pt"]),
+    (1, ["DCID-model-1.pt"]), (2, ["DCID-model-1-step9.pt", "DCID-model-1.pt"])])
 def test_keep(demo_data, tmp_path, keep, left):
     (tmp_path / "checkpoints").mkdir()
     other = tmp_path / "checkpoints" / "DCID-model-7.pt"        # of somebody else
@@ -145,27 +156,27 @@ def test_a_step_that_ends_an_epoch_is_saved_too(demo_data, tmp_path):
 
 
 def test_files_of_another_folder_are_not_ours_to_remove(demo_data, tmp_path):
-    train(demo_data, tmp_path, "--save_every_steps", 3, "--max_steps", 6)
-    other = tmp_path / "other" / "checkpoints" / "DCID-model-0-step3.pt"
+    train(demo_data, tmp_path, "--save_every_steps", 2, "--max_steps", 4)
+    other = tmp_path / "other" / "checkpoints" / "DCID-model-0-step2.pt"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"of somebody else")
-    train(demo_data, tmp_path / "other", "--resume", tmp_path / "checkpoints" / "DCID-model-0-step6.pt", "--keep", 1,
-          "--max_steps", 8)
-    assert checkpoints(tmp_path / "other") == [other.name, "DCID-model-0-step8.pt"]
+    train(demo_data, tmp_path / "other", "--resume", tmp_path / "checkpoints" / "DCID-model-0-step4.pt", "--keep", 1,
+          "--max_steps", 5)
+    assert checkpoints(tmp_path / "other") == [other.name, "DCID-model-0.pt"]
 
 
 def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplog):
     folder = tmp_path / "checkpoints"
-    train(demo_data, tmp_path, "--save_every_steps", 4, "--max_steps", 9, *ALL)
-    newest = folder / "DCID-model-0-step9.pt"
+    train(demo_data, tmp_path, "--save_every_steps", 1, "--max_steps", 4, *ALL)
+    newest = folder / "DCID-model-0-step4.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])             # truncated, as by a disk that lied
-    (folder / ".DCID-model-0-step8.pt.4711.tmp").write_bytes(b"half a file of a killed writer")
-    train(demo_data, tmp_path / "other", "--seed", 7, "--max_steps", 10)
+    (folder / ".DCID-model-0-step3.pt.4711.tmp").write_bytes(b"half a file of a killed writer")
+    train(demo_data, tmp_path / "other", "--seed", 7, "--max_steps", STEPS)
     os.rename(tmp_path / "other" / "checkpoints" / "DCID-model-0.pt", folder / "DCID-model-0.pt")
     caplog.clear()
-    train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 9)
-    assert "DCID-model-0-step8.pt: resuming in epoch 0 after 64 of its 80 clips, 8 steps in all" in caplog.text
-    assert "DCID-model-0-step9.pt: truncated" in caplog.text
+    train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 4)
+    assert "DCID-model-0-step3.pt: resuming in epoch 0 after 48 of its 80 clips, 3 steps in all" in caplog.text
+    assert "DCID-model-0-step4.pt: truncated" in caplog.text
     assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
 
