@@ -19,8 +19,8 @@ from cmg.report import export
 from cmg.systems.dcid import DCID
 from made_videos import make_video
 from test_extract_weights import TINY, keras_file, small
-from test_limits import SIZES
 
+SIZES = dict(num_codes=8, code_dim=8, feed_forward=8, num_layers=1, num_heads=2)
 # Sizes, counts and signs that parsers stumble over.
 NUMBERS = (0, 1, 2, 3, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 100_000, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0,
            0xFFFFFFFF, 1 << 32, 1 << 40, 1 << 62, (1 << 64) - 1)

@@ -1,5 +1,5 @@
 """Bombs and crafted files, one a line: refused in one line that names the file, in a process with one GiB of room, or
-read for what they hold. Each was met by fuzzing (test_fuzz_foreign.py, fuzz_guided.py) or is made for a limit of
+read for what they hold. Each was met by fuzzing (test_fuzz.py, fuzz_guided.py) or is made for a limit of
 cmg/utils/limits.py."""
 
 import struct

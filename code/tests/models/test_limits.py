@@ -16,23 +16,18 @@ from cmg.checkpoints import checkpoint, hub
 from cmg.data import csv as annotation_csv
 from cmg.data import origins
 from cmg.data.archive import read_counts, read_zip, unpickle_array
-from cmg.report import export
-from cmg.systems.dcid import DCID
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 from conftest import refused
+from foreign_files import exported_folder
 from test_fuzz import FUZZ, changed, edits
-
-SIZES = dict(num_codes=8, code_dim=8, feed_forward=8, num_layers=1, num_heads=2)
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """Folder of a small checkpoint and its exported encoder."""
     folder = tmp_path_factory.mktemp("good")
-    system = DCID(DCID.Config.for_data(("audio", "video"), video_dim=8, **SIZES))
-    checkpoint.save(folder / "x.pt", checkpoint.pack(system, None, {}, 0, 0, {}))
-    export.export(folder / "x.pt", folder / "shared")
+    exported_folder(folder)
     return folder
 
 
