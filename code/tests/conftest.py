@@ -24,8 +24,9 @@ for name in [name for name in os.environ if name.startswith("CMG_")]:
     del os.environ[name]                    # a user's own paths must not reach the tests
 
 
-LONG = ("test_python.py", "test_types.py", "test_spoken.py", "test_natural.py", "test_distributed.py", "test_disk.py",
-        "test_tasks.py", "test_report.py", "test_pictures.py", "test_sizes.py", "test_parity.py", "test_resume.py")
+LONG = ("test_parity.py", "test_disk.py", "test_distributed.py", "test_resume.py", "test_sizes.py", "test_pictures.py",
+        "test_report.py", "test_tasks.py", "test_padding.py", "test_types.py", "test_bad_input.py", "test_natural.py",
+        "test_data_sets.py", "test_custom.py", "test_python.py", "test_spoken.py")
 
 
 def pytest_collection_modifyitems(items):

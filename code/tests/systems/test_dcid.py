@@ -68,14 +68,6 @@ def test_a_permutation_of_clips_permutes_the_outputs():
     assert torch.allclose(output.quantized.cmcm, moved.quantized.cmcm)
 
 
-def test_the_sum_over_places_equals_the_published_attention_of_weight_one():
-    torch.manual_seed(2)
-    pool = DCID(Config.for_data(("audio", "video"), **TINY)).encoder.levels[0].semantic["video"]
-    x = torch.rand(2, 3, 7, 7, 4)
-    gate = torch.sigmoid(pool.excite(torch.relu(pool.squeeze(x.mean((2, 3))))))[:, :, None, None]
-    assert torch.allclose(pool.pool(x), (x * gate + x).sum((2, 3)), rtol=1e-5)
-
-
 def test_softmax_attention_weighs_places_and_learns():
     torch.manual_seed(3)
     config = Config.for_data(("audio", "video"), spatial_attention="softmax", **TINY)
