@@ -219,7 +219,7 @@ def test_evaluate_makes_the_table(tree, tmp_path, capsys):
                    *common[position + 2:]])
     said, printed = capsys.readouterr().out.split("1/2  AVE", 1)
     printed, run = f"1/2  AVE{printed}".splitlines(), tmp_path / "run"
-    assert said.startswith("evaluate.py: ") and "model-0.pt and 1 more on tasks" in " ".join(said.split())
+    assert said.startswith("evaluate.py:") and "model-0.pt and 1 more on tasks" in " ".join(said.split())
     assert printed[0] == "1/2  AVE: 6 directions" and printed[1].startswith("2/2  AVVP: 2 directions, about 0")
     assert len(printed) < 30 and max(map(len, printed[:-1])) <= 100 and printed[-1].startswith("written: ")
     table = (run / "table.txt").read_text()

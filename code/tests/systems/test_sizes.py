@@ -11,13 +11,13 @@ import torch
 
 import custom
 import prepare
-from cmg import cli
 from cmg.checkpoints import __main__ as checkpoints_program
 from cmg.checkpoints import checkpoint, hub
 from cmg.cli import parse_pretrain
 from cmg.data.archive import read_zip
 from cmg.data.clips import Clips
 from cmg.data.features import open_features
+from cmg.data.layout import DATA_PATHS
 from cmg.downstream import encode
 from cmg.models.config import Config, MapWidths, check_name, in_order
 from cmg.prepare.pack import pack
@@ -311,7 +311,7 @@ def five(demo_data, tmp_path_factory):
     """Arguments for clips of one's own with audio, video, text, depth and eeg: the demo's with two more folders, a
     manifest of which every fourth clip is a test clip."""
     folder = tmp_path_factory.mktemp("five")
-    place = {name: demo_data / cli.DATA_PATHS[f"vggsound.{name}"] for name in ("csv", "audio", "video", "text")}
+    place = {name: demo_data / DATA_PATHS[f"vggsound.{name}"] for name in ("csv", "audio", "video", "text")}
     listed = pd.read_csv(place["csv"])
     manifest = pd.DataFrame({"id": listed["video_id"], "label": listed["category"],
                              "split": ["test" if n % 4 == 3 else "train" for n in range(len(listed))]})

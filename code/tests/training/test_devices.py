@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import evaluate
-from cmg import cli
 from cmg.checkpoints import checkpoint
+from cmg.cli import options
 from cmg.models.random import StepRandom
 from cmg.systems.registry import SYSTEMS
 from cmg.training import runtime
@@ -76,7 +76,7 @@ def test_a_step_waits_for_nothing(name):
 @on_devices
 def test_pretraining_resumes_and_heads_are_trained(device, demo_data, small_model, tmp_path, monkeypatch):
     """The commands, with the data on the device; the second run continues the first."""
-    monkeypatch.setattr(cli, "device", lambda gpu: device)
+    monkeypatch.setattr(options, "device", lambda gpu: device)
     assert train(demo_data, tmp_path, "--max_steps", 2) == 0
     assert train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 4) == 0
     last = tmp_path / "checkpoints" / checkpoints(tmp_path)[-1]
