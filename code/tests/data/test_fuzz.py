@@ -243,6 +243,13 @@ def check(reader, what, path):
     return outcome
 
 
+def check_bytes(files, reader, what, name, content):
+    """`check` of a file with these bytes."""
+    path = files["here"] / name
+    path.write_bytes(content)
+    check(reader, what, path)
+
+
 def test_good_files_are_read(files, reader):
     here = files["here"]
     for name in files["videos"]:
@@ -260,18 +267,14 @@ def test_good_files_are_read(files, reader):
 @given(data=st.data(), what=st.sampled_from(["video", "video", "video, all", "video, silence"]))
 def test_videos(files, reader, data, what):
     name, content = data.draw(damaged(files["videos"]))
-    path = files["here"] / f"fuzzed-{name}"
-    path.write_bytes(content)
-    check(reader, what, path)
+    check_bytes(files, reader, what, f"fuzzed-{name}", content)
 
 
 @settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_hdf5(files, reader, data):
     name, content = data.draw(damaged(files["hdf5"]))
-    path = files["here"] / "fuzzed.h5"
-    path.write_bytes(content)
-    check(reader, name, path)
+    check_bytes(files, reader, name, "fuzzed.h5", content)
 
 
 @settings(max_examples=100, **FUZZ)
@@ -279,18 +282,14 @@ def test_hdf5(files, reader, data):
 def test_bytes_of_weights(files, reader, data):
     name, content = data.draw(damaged(files["weights"]))
     what, _, ending = name.partition(".")
-    path = files["here"] / f"fuzzed.{ending or 'bin'}"
-    path.write_bytes(content)
-    check(reader, what.partition(",")[0], path)
+    check_bytes(files, reader, what.partition(",")[0], f"fuzzed.{ending or 'bin'}", content)
 
 
 @settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_pictures(files, reader, data):
     name, content = data.draw(damaged(files["images"]))
-    path = files["here"] / f"fuzzed-{name}"
-    path.write_bytes(content)
-    check(reader, "image", path)
+    check_bytes(files, reader, "image", f"fuzzed-{name}", content)
 
 
 TENSORS = st.one_of(ODD, st.builds(
