@@ -172,14 +172,19 @@ def equal_time(study, modalities):
     return markdown([f"{WITH[modalities]}, {budget:.0f} s", "steps", "transfer"], rows)
 
 
+def along(runs, steps):
+    """Cells with the transfer of runs at each of `steps`, of those that were measured there."""
+    return [cell([with_mean(line["curve"][str(s)]["test"])["transfer"] for line in runs.values()
+                  if str(s) in line["curve"]]) for s in steps]
+
+
 def curves(study, modalities):
     """Transfer along the runs."""
     arms = [arm for arm in (*SYSTEMS, "club01", "h_dcid_club01", "no_club", "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
             if study.of(arm, modalities)]
     steps = sorted({int(s) for arm in arms for line in study.of(arm, modalities).values() for s in line["curve"]})
     return markdown([WITH[modalities], *map(str, steps)], [
-        [LABELS[arm], *(cell([with_mean(line["curve"][str(s)]["test"])["transfer"] for line in study.of(
-            arm, modalities).values() if str(s) in line["curve"]]) for s in steps)] for arm in arms])
+        [LABELS[arm], *along(study.of(arm, modalities), steps)] for arm in arms])
 
 
 def longer(study):
@@ -189,9 +194,7 @@ def longer(study):
     rows = []
     for arm, modalities, length in dict.fromkeys((line["arm"], line["modalities"], line["steps"]) for line in lines):
         runs = study.of(arm, modalities, steps=length)
-        cells = [[with_mean(line["curve"][str(s)]["test"])["transfer"] for line in runs.values()
-                  if str(s) in line["curve"]] for s in steps]
-        rows.append([LABELS[arm], WITH[modalities], *map(cell, cells), cell([length * step_seconds(runs)], 0),
+        rows.append([LABELS[arm], WITH[modalities], *along(runs, steps), cell([length * step_seconds(runs)], 0),
                      seeds_of(runs)])
     return markdown(["steps", "", *map(str, steps), "CPU s", "seeds"], rows)
 
