@@ -16,23 +16,14 @@ from tqdm import trange
 from cmg.data.sets.custom import Custom
 from cmg.models.random import StepRandom
 from cmg.systems.registry import SYSTEMS
+from cmg.training.batches import Resident
 from cmg.training.settings import OptimConfig
+from cmg.training.standardize import channel_statistics
 from cmg.training.step import TrainStep
 from cmg.utils.errors import Parser, run
 
 MODALITIES = "audio", "video"
 BATCH, SECONDS, EVERY = 80, 5, 15
-
-
-def read(folder):
-    """modality -> (N, T, ...) standardized features of the train clips."""
-    paths = {"manifest": folder / "clips.csv"} | {m: folder / f"{m}.h5" for m in MODALITIES}
-    clips, found = Custom(paths, MODALITIES, seconds=SECONDS), {}
-    for m in MODALITIES:
-        x = torch.as_tensor(clips.load(m), dtype=torch.float32)
-        rows = x.flatten(0, -2)
-        found[m] = (x - rows.mean(0)) / rows.std(0).clamp_min(1e-6)
-    return found
 
 
 def recorded(system, norms):
@@ -64,16 +55,18 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--seed", type=int, default=0)
     opts = parser.parse_args(argv)
-    features, rng = read(opts.data), torch.Generator().manual_seed(opts.seed)
+    paths = {"manifest": opts.data / "clips.csv"} | {m: opts.data / f"{m}.h5" for m in MODALITIES}
+    clips, rng = Custom(paths, MODALITIES, seconds=SECONDS), torch.Generator().manual_seed(opts.seed)
+    batches = Resident.of(clips, MODALITIES, torch.device("cpu"), torch.float32, torch.float32)
     torch.manual_seed(opts.seed)
     kind = SYSTEMS[opts.system]
-    system = kind(kind.Config.for_data({m: tuple(x.shape[2:]) for m, x in features.items()}, seconds=SECONDS))
+    system = kind(kind.Config.for_data(clips.shapes, seconds=SECONDS, standardize="channel"))
+    system.encoder.standardize(channel_statistics(batches, len(clips), system.config))
     step, norms = TrainStep(system.train(), StepRandom(rng), OptimConfig()), []
     recorded(system, norms)
-    count = len(next(iter(features.values())))
     for number in trange(opts.steps, desc="steps", disable=None):
-        chosen = torch.randint(count, (BATCH,), generator=rng)
-        step.step({m: x[chosen] for m, x in features.items()}, 0, number)
+        chosen = torch.randint(len(clips), (BATCH,), generator=rng)
+        step.step(next(batches(chosen, BATCH)), 0, number)
     kinds = [name for name in norms[-1] if any(found.get(name) for found in norms)]
     print(f"| {system.label}: steps | {' | '.join(kinds)} |\n|{' --- |' * (1 + len(kinds))}")
     for first in range(0, opts.steps, EVERY):
