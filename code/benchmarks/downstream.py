@@ -12,10 +12,9 @@ import json
 from pathlib import Path
 
 import torch
-from timing import seconds
+from timing import add_device, seconds
 
 from cmg.cli import device as device_of
-from cmg.cli import gpu_argument
 from cmg.downstream.encode import EncodedSplit
 from cmg.downstream.fit_heads import HeadRun, fit
 from cmg.models.heads import ClipHead
@@ -45,8 +44,7 @@ def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--clips", type=int, default=3000, help="clips of the training set")
     parser.add_argument("--epochs", type=int, default=3, help="timed epochs")
-    parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
-                        "there is one)")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)

@@ -15,9 +15,9 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from timing import add_device
 
 from cmg.cli import device as device_of
-from cmg.cli import gpu_argument
 from cmg.downstream import toc
 from cmg.downstream.settings import HeadSettings, TocSettings
 from cmg.downstream.task import Pretrained
@@ -70,8 +70,7 @@ def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--share", type=float, default=1.0, help="of the published clips")
-    parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
-                        "there is one)")
+    add_device(parser)
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     device, kind = device_of(opts.device), SYSTEMS[opts.system]

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from matplotlib.ticker import LogLocator
 from pretrain_step import DTYPES, LATE_EPOCH, WIDTHS, Endless, random_data
-from timing import now, peak_memory
+from timing import add_device, now, peak_memory
 from tqdm import tqdm
 
-from cmg.cli import LocalPaths, gpu_argument
+from cmg.cli import LocalPaths
 from cmg.cli import device as device_of
 from cmg.data.fingerprint import fingerprint
 from cmg.downstream import encode, fit_heads
@@ -261,8 +261,7 @@ def main(argv=None):
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="demo", help="sizes of the networks")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="of a step, as of pretrain.py")
-    parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
-                        "there is one)")
+    add_device(parser)
     for modality, encoder in (("audio", "logmel"), ("video", "patches")):
         parser.add_argument(f"--{modality}-encoder", default=encoder, help="of the extraction")
     parser.add_argument("--figure", type=Path, default=None, help="draw the picture in this PNG file")

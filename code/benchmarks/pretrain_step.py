@@ -20,12 +20,11 @@ from pathlib import Path
 
 import torch
 from baseline_step import PlainStep
-from timing import Ceiling, Stopwatch, now, peak_memory
+from timing import Ceiling, Stopwatch, add_device, now, peak_memory
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from cmg.cli import device as device_of
-from cmg.cli import gpu_argument
 from cmg.models.config import MODALITIES
 from cmg.models.random import StepRandom
 from cmg.systems.dcid import CLUB_ITERATIONS
@@ -158,8 +157,7 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
     parser.add_argument("--precision", choices=tuple(DTYPES), default=argparse.SUPPRESS,
                         help="as of pretrain.py (default: bf16 where the device has units for it, else float32)")
-    parser.add_argument("--device", type=gpu_argument, default=None, help="index of the GPU, or cpu (default: GPU 0 if "
-                        "there is one)")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
     parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
+from cmg.cli import gpu_argument
+
 CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}      # square products; the fastest counts
+
+
+def add_device(parser):
+    """Add --device, which `cmg.cli.device` takes."""
+    parser.add_argument("--device", type=gpu_argument, default=None,
+                        help="index of the GPU, or cpu (default: GPU 0 if there is one)")
 
 
 def now(device):
