@@ -24,6 +24,8 @@ HEADINGS = {"audio->video": "A→V", "video->audio": "V→A", "audio->audio": "A
 LABELS = {
     "dcid": "DCID", "h_dcid": "H-DCID", "fcid": "FCID", "micu": "MICU", "codaar": "CoDAAR",
     "dcid_shared": "DCID, `--recipe shared`", "h_dcid_shared": "H-DCID, `--recipe shared`",
+    "dcid_shared_club01": "DCID, `--recipe shared --weights club=0.1`",
+    "h_dcid_shared_club01": "H-DCID, `--recipe shared --weights club=0.1`",
     "dcid_raw": "DCID, `--standardize none`", "h_dcid_raw": "H-DCID, `--standardize none`",
     "untrained": "untrained, DCID", "probe": "linear probe of the raw features", "chance": "chance",
     "no_cpc": "`--without cpc`", "no_club": "DCID, `--without club`", "no_cmcm": "`--without cmcm`",
@@ -31,12 +33,7 @@ LABELS = {
     "h_dcid_club01": "H-DCID, `--weights club=0.1`",
     "own_ema": "`--without mm_ema`", "no_reset": "`--without reset`", "k100": "K = 100", "k200": "K = 200",
     "k800": "K = 800", "contrast": "`--weights contrast=3`", "joint": "`--code_choice joint`",
-    "h_dcid_detached": "H-DCID, targets of level 2 detached", "h_dcid_cmcm": "H-DCID with CMCM",
-    "h_dcid_scale": "H-DCID, inputs of level 2 standardized by running statistics",
-    "h_dcid_center": "H-DCID, inputs of level 2 centered by running statistics",
-    "h_dcid_scale_cmcm": "H-DCID, standardized and with CMCM",
-    "h_dcid_detached_cmcm": "H-DCID, detached and with CMCM",
-    "h_dcid_scale_shared": "H-DCID, standardized, `--recipe shared`",
+    "h_dcid_cmcm": "H-DCID with CMCM",
     "attention": "`--mm_ema attention`",
 }
 SYSTEMS = ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared", "h_dcid_shared")
@@ -180,7 +177,7 @@ def along(runs, steps):
 
 def curves(study, modalities):
     """Transfer along the runs."""
-    arms = [arm for arm in (*SYSTEMS, "club01", "h_dcid_club01", "no_club", "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
+    arms = [arm for arm in (*SYSTEMS, "dcid_shared_club01", "h_dcid_shared_club01", "club01", "h_dcid_club01", "no_club", "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
             if study.of(arm, modalities)]
     steps = sorted({int(s) for arm in arms for line in study.of(arm, modalities).values() for s in line["curve"]})
     return markdown([WITH[modalities], *map(str, steps)], [
@@ -307,7 +304,8 @@ TABLES = {
                                             ("h_dcid_shared", "dcid_shared"), ("h_dcid_club01", "club01"),
                                             ("h_dcid_no_club", "no_club")]),
     "components": lambda study: against(study, [
-        *((arm, "dcid") for arm in COMPONENTS), ("h_dcid_no_club", "h_dcid"), ("h_dcid_club01", "h_dcid")]),
+        *((arm, "dcid") for arm in COMPONENTS), ("h_dcid_no_club", "h_dcid"), ("h_dcid_club01", "h_dcid"),
+        ("dcid_shared_club01", "dcid_shared"), ("h_dcid_shared_club01", "h_dcid_shared")]),
     "toc": toc,
     "levels": levels,
     "fractions": fractions,
