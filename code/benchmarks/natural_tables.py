@@ -177,8 +177,9 @@ def along(runs, steps):
 
 def curves(study, modalities):
     """Transfer along the runs."""
-    arms = [arm for arm in (*SYSTEMS, "dcid_shared_club01", "h_dcid_shared_club01", "club01", "h_dcid_club01", "no_club", "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
-            if study.of(arm, modalities)]
+    listed = (*SYSTEMS, "dcid_shared_club01", "h_dcid_shared_club01", "club01", "h_dcid_club01", "no_club",
+              "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
+    arms = [arm for arm in listed if study.of(arm, modalities)]
     steps = sorted({int(s) for arm in arms for line in study.of(arm, modalities).values() for s in line["curve"]})
     return markdown([WITH[modalities], *map(str, steps)], [
         [LABELS[arm], *along(study.of(arm, modalities), steps)] for arm in arms])
