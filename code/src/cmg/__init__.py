@@ -1,20 +1,21 @@
-"""Audio, video and text as codes of one codebook, from Python.
+"""Python interface: encode audio, video and text with one shared codebook.
 
     encoder = cmg.load("DCID-model-5.pt")
     codes = encoder.embed("audio", x)                           # vectors (B, T, D), indices (B, T)
     head = cmg.fit_head(encoder, "audio", x, classes)           # learns from sounds ...
     scores = head.predict("video", y)                           # ... and classifies videos
 
-`load` reads checkpoints, published ones too, exported folders, and names on the Hugging Face hub. Wrong input raises
-`InputError`, a ValueError of one line.
+`load` accepts checkpoints (published ones included), exported folders, and names on the Hugging Face Hub. Invalid input
+raises `InputError`, a ValueError with a one-line message.
 """
 
 import os
 from typing import TYPE_CHECKING
 
-# CPU threads wait for each other in a short spin, then asleep: the usual long spin makes a step ten times slower beside
-# another job, none at all makes it half as long again on a quiet machine (benchmarks/pretrain_step.py). PyTorch's
-# OpenMP library reads the variable when it is loaded, so that this has an effect only if torch is imported after cmg.
+# Let CPU threads that wait for each other spin only briefly before they sleep. With the default long spin, a step takes
+# ten times as long next to another job; without any, 1.5 times as long on an idle machine
+# (benchmarks/pretrain_step.py). PyTorch's OpenMP library reads the variable when it is loaded, so this works only if
+# cmg is imported before torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ __all__ = ["Codes", "Encoder", "Head", "InputError", "RetrievalResult", "Transfe
 
 
 def __getattr__(name):
-    """The public names, imported when they are first used: a script that needs one module does not load them all."""
+    """Import a public name on first use, so that a script that needs one module does not load them all."""
     if name not in __all__:
         raise AttributeError(f"module 'cmg' has no attribute {name!r}")
     from importlib import import_module

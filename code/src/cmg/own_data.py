@@ -1,4 +1,4 @@
-"""Arguments of the user's own data (code/docs/your-data.md): --manifest, --features, --modality."""
+"""Arguments for the user's own data (code/docs/your-data.md): --manifest, --features, --modality."""
 
 import argparse
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class OwnData:
         type=Path, metavar="CSV", affects_results=False)
     features: tuple[tuple[str, str], ...] = setting(
         (), "features of the clips of --manifest: a folder with <id>.npy, .npz, .pt, .pkl or .zip for each, a pack, or "
-        "an HDF5 file with a dataset for each id; once for each modality", type=features_argument, nargs=None,
+        "an HDF5 file with a dataset for each id; repeat for each modality", type=features_argument, nargs=None,
         action="append", metavar="MODALITY=PATH", affects_results=False)
 
 
@@ -46,40 +46,41 @@ def modality_argument(text):
 
 @dataclass(frozen=True)
 class OwnModalities:
-    """Modalities besides the published ones."""
+    """Modalities other than the published ones."""
 
     modality: tuple[tuple[str, str], ...] = setting(
-        (), "another modality than audio, video and text, for example depth=map, and what its features are: a vector "
-        "or a map of each second, or tokens of a clip (repeatable)", type=modality_argument, nargs=None,
+        (), "a modality other than audio, video and text, such as depth=map, and the kind of its features: one vector "
+        "or map per second, or tokens per clip (repeatable)", type=modality_argument, nargs=None,
         action="append", metavar="NAME=KIND")
 
 
 def own_arguments(parser):
-    """Add the arguments of the user's own data to a parser."""
+    """Add the arguments for the user's own data to a parser."""
     settings.add_arguments(parser, OwnData, "own data")
     settings.add_arguments(parser, OwnModalities, "modalities")
 
 
 def check_own(parser, opts):
-    """Check the options of the user's own data: --manifest comes with --features, and every modality is declared
-    once."""
+    """Check the options for the user's own data: --manifest and --features are given together, and every modality is
+    declared once."""
     opts.modality, found = kinds_of(parser, opts.modality), dict(opts.features)
     if len(found) < len(opts.features):
-        parser.error("--features: a modality is given twice; expected one path for each")
+        parser.error("--features: a modality is given twice; expected one path per modality")
     if bool(opts.manifest) != bool(found):
-        parser.error("--manifest CSV and --features MODALITY=PATH belong together; give both (code/docs/your-data.md)")
+        parser.error("--manifest CSV and --features MODALITY=PATH must be given together; give both "
+                     "(code/docs/your-data.md)")
     for name in found:
         if name not in MODALITIES and name not in opts.modality:
             parser.error(f"--features {name}: {', '.join((*MODALITIES, *opts.modality))} are known; declare another "
                          f"with --modality {name}=vector (or map, or tokens)")
     for name in opts.modality if opts.manifest else ():
         if name not in found:
-            parser.error(f"--modality {name}: there are no features of it; give them with --features {name}=PATH")
+            parser.error(f"--modality {name}: no features are given for it; add --features {name}=PATH")
     opts.features = found
 
 
 def require_own(parser, opts, what):
-    """Check that a run on the user's own data, `what`, has at least two modalities."""
+    """Check that a run on the user's own data has at least two modalities; `what` names the run in the message."""
     if len(opts.own_modalities) < 2:
         parser.error(f"{what} needs --manifest CSV and --features MODALITY=PATH for at least two modalities "
                      "(code/docs/your-data.md)")
@@ -89,5 +90,5 @@ def kinds_of(parser, declared):
     """Modality -> kind, as declared by --modality, in the fixed order."""
     kinds = dict(declared)
     if len(kinds) < len(declared):
-        parser.error("--modality: a name is given twice; expected one kind for each")
+        parser.error("--modality: a name is given twice; expected one kind per name")
     return {m: kinds[m] for m in in_order(kinds)}

@@ -1,5 +1,5 @@
-"""Sets of defaults: presets (paths and settings for a data set), recipes (settings of training), and the values that
-own data gets by its size."""
+"""Sets of defaults: presets (paths and settings for a data set), recipes (training settings), and values that depend on
+the size of the user's own data."""
 
 import json
 import math
@@ -20,8 +20,8 @@ PRESETS = {
                "in_memory": True,
                "pretrain": {"splits": ["train"], "n_epoch": 17, "seed": 0, "print_freq": 30, "keep": 2},
                "downstream": {"seeds": [0]}},
-    # Natural, field recordings and photographs: 39 steps per epoch, 390 steps. Length of the clips and width of the
-    # features are those of the data.
+    # Natural, field recordings and photographs: 39 steps per epoch, 390 steps. Clip length and feature width are taken
+    # from the data.
     "natural": {"folder": "natural", "run": "{system}-seed{seed}", "pretrained": "dcid-seed0/DCID-model-9.pt",
                 "in_memory": True,
                 "pretrain": {"splits": ["train"], "n_epoch": 10, "seed": 0, "print_freq": 39, "keep": 2,
@@ -33,8 +33,8 @@ PRESETS = {
                          "ave_avvp": {"n_epoch": 30}}},
 }
 
-# A recipe changes defaults of training, can be combined with any preset, and is overridden by flags, too. See
-# docs/decisions.md for how each was chosen.
+# A recipe changes training defaults and can be combined with any preset; flags override it as well. docs/decisions.md
+# explains how each was chosen.
 RECIPES = {
     # The papers' values, for own data as well.
     "published": {"standardize": "none"},
@@ -51,25 +51,25 @@ def has_recipe(name, options):
     return plain[0] == plain[1]
 
 
-# Without --recipe published, own data gets a recipe, where the system has its settings, and values by the number of
-# clips and seconds (docs/your-data.md; the evidence: benchmarks/studies/own-data.md).
+# Unless --recipe published is given, own data uses OWN_RECIPE, if the system has its settings, and values that depend
+# on the number of clips and seconds (docs/your-data.md; evidence in benchmarks/studies/own-data.md).
 OWN_RECIPE = "shared"
 OWN_SIZES = ("batch_size", "n_embeddings", "n_epoch", "lr_drops", "print_freq", "save_freq")
-OWN_EPOCHS, OWN_STEPS = 15, (150, 600)  # within these; more where the published epochs are
-OWN_BATCH = (12, 80)            # a quarter of the clips, within these
-OWN_CODES = 32                  # at least; at most as published
+OWN_EPOCHS, OWN_STEPS = 15, (150, 600)  # limits; more if the published epochs take more
+OWN_BATCH = (12, 80)            # limits of a quarter of the clips
+OWN_CODES = 32                  # minimum; the maximum is the published number
 SECONDS_A_CODE = 16
-LOSS_LINES, CHECKPOINTS = 20, 6     # of a run, about
+LOSS_LINES, CHECKPOINTS = 20, 6     # per run, approximately
 
 
 def own_sizes(clips, seconds, epochs, codes, given):
-    """Settings of a pretraining run on own data that depend on the amount of it.
+    """Settings of a pretraining run on own data that depend on the amount of data.
 
     Args:
         clips: number of clips to train on, at least 1.
         seconds: T.
-        epochs, codes: of the system, as published.
-        given: name -> value of settings; those that are not None win, also `max_steps`.
+        epochs, codes: published numbers of the system.
+        given: name -> value of settings, including `max_steps`; those that are not None take precedence.
 
     Returns:
         name -> value of OWN_SIZES.
@@ -82,6 +82,6 @@ def own_sizes(clips, seconds, epochs, codes, given):
     steps = min(an_epoch * n_epoch, given.get("max_steps", math.inf))
     num_codes = 2 ** round(math.log2(max(clips * seconds / SECONDS_A_CODE, OWN_CODES)))
     values = (batch_size, min(num_codes, codes), n_epoch,
-              [],                               # the published run, too, ends before its first drop
+              [],                               # the published run also ends before its first drop
               min(max(steps // LOSS_LINES, 1), 50), max(math.ceil(steps / an_epoch) // CHECKPOINTS, 1))
     return {name: given.get(name, value) for name, value in zip(OWN_SIZES, values)}

@@ -246,7 +246,7 @@ def npz(path, shape):
 WEIGHTS = {
     ("vgg19", "compressed"): (compressed, "does not compress"),
     ("vgg19", "one number"): (vgg19(**{"0_weight": torch.zeros(1, dtype=torch.half).expand(1 << 20, 1 << 20, 3, 3)}),
-                              "stores fewer numbers"),
+                              "stores fewer elements"),
     ("vgg19", "no channels"): (vgg19(**{"0_weight": torch.zeros(0, 3, 3, 3), "0_bias": torch.zeros(0)}), "shape"),
     ("vgg19", "sparse"): (vgg19(**{"0_bias": torch.zeros(1).to_sparse()}), "sparse"),
     ("vgg19", "no data"): (vgg19(**{"0_bias": torch.zeros(1, device="meta")}), "special"),
@@ -259,7 +259,7 @@ WEIGHTS = {
     ("pca", "a bomb"): (lambda path: npz(path, (5000, 5000)), "are read"),
     ("pca", "one number"): (lambda path: torch.save(
         {"pca_eigen_vectors": torch.zeros(1).expand(1 << 17, 1 << 17), "pca_means": torch.zeros(1 << 17)}, path),
-        "stores fewer numbers"),
+        "stores fewer elements"),
     ("pca", "NaN"): (lambda path: np.savez(path, pca_eigen_vectors=np.eye(4), pca_means=np.full(4, np.nan)), "NaN"),
 }
 

@@ -60,7 +60,7 @@ def test_a_tensor_that_is_one_number(good, tmp_path):
     section = contents["Encoder_parameters"]
     name = next(iter(section))
     section[name] = torch.zeros(1).expand(1 << 20, 1 << 20)
-    refused_checkpoint(tmp_path / "x.pt", contents, "stores fewer numbers than that")
+    refused_checkpoint(tmp_path / "x.pt", contents, "stores fewer elements")
 
 
 @pytest.mark.parametrize("content", [b"{" + b'"a":' * 100_000, b"[" * 100_000, b" " * (LIMITS.record_bytes + 1), b"{}",

@@ -226,7 +226,7 @@ def test_clips_of_two_shapes_are_named(tmp_path):
 
 
 def test_tokens_alone_are_refused():
-    with pytest.raises(InputError, match="text, touch: only tokens; expected at least one modality with features"):
+    with pytest.raises(InputError, match="text, touch: all are tokens; expected at least one modality with features"):
         Config.for_data({"text": (10, 9), "touch": (12, 9)})
 
 
@@ -395,7 +395,7 @@ def test_arguments_for_modalities(capsys):
     for wrong, words in ((["depth"], "is not NAME=KIND"), (["depth=cube"], "is not NAME=KIND"),
                          (["audio=map"], "whose kinds are known"), (["keys=map"], "choose another"),
                          (["depth=map", "depth=vector"], "given twice"), ([], "declare another with --modality depth="),
-                         (["depth=map", "eeg=map"], "--modality eeg: there are no features of it")):
+                         (["depth=map", "eeg=map"], "--modality eeg: no features are given for it")):
         with pytest.raises(SystemExit) as end:
             parse_pretrain(["--gpu", "cpu", *files, *(x for one in wrong for x in ("--modality", one))], LOCAL)
         error = capsys.readouterr().err

@@ -1,8 +1,8 @@
 """CLUB: an upper bound on the mutual information between codes and specific features (NeurIPS 2023, eq. 2).
 
 `CLUB` is the network of one modality, with its two equations in their plain form. Training uses `BatchedCLUB`, which
-computes the same for all modalities with one product per layer: `fit` takes the optimizer steps of q, and
-`upper_bounds` gives the loss.
+computes the same for all modalities with one matrix product per layer: `fit` takes the optimizer steps of q, and
+`upper_bounds` returns the loss.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,8 @@ class CLUB(nn.Module):
         return (-(mean - specific) ** 2 / log_variance.exp() - log_variance).sum(-1).mean() / 2
 
     def upper_bound(self, codes, specific, permutation):
-        """The bound on I(code; specific), a scalar in nats, with negative pairs by the `permutation` (B,) of the clips.
+        """The bound on I(code; specific), a scalar in nats, with negative pairs formed by the `permutation` (B,) of the
+        clips.
 
         As published, errors and log-variances are averaged over the seconds of a clip before they are divided.
         """
@@ -124,8 +125,8 @@ class BatchedCLUB:
         torch._foreach_copy_(self._copies, self._parameters)
 
     def share_gradients(self):
-        """Make the gradients of the copies, initially zero, those of the networks, as seen by the optimizer and by the
-        gradient norms."""
+        """Make the networks' gradients views of those of the copies, initially zero, so that the optimizer and the
+        gradient norms see them."""
         for tensor in self.tensors:
             tensor.grad = torch.zeros_like(tensor)
         for parameter, gradient in zip(self._parameters, self._views([tensor.grad for tensor in self.tensors])):
@@ -158,7 +159,7 @@ class BatchedCLUB:
         Args:
             codes: (M, B, T, D).
             specific: (M, B, T, S).
-            permutations: (M, B) of the clips of the whole batch; negative pairs are compared in the seconds that both
+            permutations: (M, B) of the clips of the whole batch; negative pairs are compared over the seconds that both
                 clips have.
             mask: mask of the seconds (cmg/models/masking.py).
         """
@@ -178,7 +179,8 @@ class BatchedCLUB:
 
         Args:
             codes, specific: (B, G, D) and (B, G, S), G rows per clip.
-            permutation: (G * B,) of the rows of the whole batch: the first rows of all clips, then their second rows.
+            permutation: (G * B,) of the rows of the whole batch, ordered as the first rows of all clips, then their
+                second rows.
             form: "intended" treats every row as a clip of one second; "released" averages errors and log-variances over
                 the channels, as if they were seconds, and sums over the rows.
         """
@@ -216,7 +218,7 @@ def fit(clubs, stats, optimizer, iterations):
         optimizer.step()
         for batched in clubs.values():
             batched.refresh()
-    if not dist.is_main():              # these gradients are sums over all processes already; count them once
+    if not dist.is_main():              # these gradients are already sums over all processes; count them once
         for batched in clubs.values():
             batched.zero_gradients()
     return {key: values.detach() for key, values in likelihoods.items()}

@@ -25,7 +25,7 @@ class Prediction:
 
 
 def _mean(x, counts):
-    """Mean over the last dimension, the clips, of those with `counts` > 0."""
+    """Mean over the last dimension (clips), restricted to clips with `counts` > 0."""
     return x.mean(-1) if counts is None else torch.where(counts > 0, x, 0).sum(-1) / counts.sum().clamp_min(1)
 
 
@@ -51,8 +51,8 @@ class CrossCPC(nn.Module):
         Args:
             z: modality -> (B, T, D).
             second: last second of the context.
-            mask: mask of the seconds (cmg/models/masking.py). The second is then scaled to the length of each clip, and
-                clips of less than three seconds are left out.
+            mask: mask of the seconds (cmg/models/masking.py). If given, `second` is scaled to the length of each clip,
+                and clips shorter than three seconds are ignored.
 
         Returns:
             Prediction.

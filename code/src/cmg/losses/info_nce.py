@@ -11,12 +11,12 @@ TEMPERATURE = 0.1
 def info_nce(queries, keys, mask=None):
     """InfoNCE with cosine similarity and temperature 0.1: the mean over rows of -log softmax at the row's own key.
 
-    A zero query has a loss of log n and a gradient of the order of 10^12, which a mask applied to it must cancel; this
-    takes float32 or wider.
+    A zero query has a loss of log n and a gradient on the order of 10^12, which the mask applied to the query must
+    cancel; this requires float32 or wider.
 
     Args:
         queries, keys: (..., n, D); leading dimensions are broadcast.
-        mask: (n,) bool or with leading dimensions; other rows are neither queries nor keys.
+        mask: (n,) bool, optionally with leading dimensions; rows outside it are neither queries nor keys.
 
     Returns:
         Loss of shape (...).
@@ -30,17 +30,18 @@ def info_nce(queries, keys, mask=None):
 
 
 def clip_pairs(queries, keys):
-    """Contrast between the clips of a batch: the sum of `info_nce` over all ordered pairs of modalities, equal ones
-    included. Queries and keys (M, B, D), means over the seconds of a clip -> scalar."""
+    """Contrast between the clips of a batch: the sum of `info_nce` over all ordered pairs of modalities, including
+    pairs of the same modality. Queries and keys (M, B, D), means over the seconds of a clip -> scalar."""
     return info_nce(queries.unsqueeze(1), keys.unsqueeze(0)).sum()
 
 
 def masked_pairs(z, kept, mask=None):
-    """Fine-coarse masked contrastive losses (FCMI) over all ordered pairs of modalities, equal ones included (MICU).
+    """Fine-coarse masked contrastive losses (FCMI) over all ordered pairs of modalities, including pairs of the same
+    modality (MICU).
 
     Args:
         z: (B, M, T, D) semantic features.
-        kept: (B, T) of 0 and 1; seconds that are 0 are left out of the queries of all modalities.
+        kept: (B, T) of 0 and 1; seconds marked 0 are excluded from the queries of all modalities.
         mask: mask of the seconds (cmg/models/masking.py).
 
     Returns:

@@ -12,12 +12,13 @@ from cmg.utils.errors import InputError
 
 
 def sample_permutations(blocks, number):
-    """`number` different permutations of `blocks` elements, (number, blocks) int64, in random order.
+    """`number` distinct permutations of `blocks` elements, (number, blocks) int64, in random order.
 
-    The state of torch's generator is restored, so that building a system for its names and shapes has no side effect.
+    The state of torch's generator is restored, so that building a system only for its names and shapes has no side
+    effects.
 
     Raises:
-        InputError: there are fewer permutations.
+        InputError: there are not that many permutations.
     """
     if number > math.factorial(blocks):
         raise InputError(f"--jigsaw_permutations {number}: {blocks} blocks have only {math.factorial(blocks)} "

@@ -21,7 +21,7 @@ INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat
 
 
 class Pass:
-    """Mixin for the result of one quantization pass, which has `perplexity` and `equal_num`."""
+    """Mixin for results of a quantization pass that have `perplexity` and `equal_num`."""
 
     @property
     def metrics(self):
@@ -122,7 +122,7 @@ def code_metrics(indices, codes, mask=None):
 
 
 def count_unused(counter, indices, mask=None):
-    """Increment every code's count of passes without use; codes that a modality was assigned in this pass restart at 0.
+    """Increment every code's count of passes without use, and reset it to 0 for codes that were assigned in this pass.
 
     Args:
         counter: (K,) counts, changed in place.
@@ -154,9 +154,9 @@ class Reset:
 
     Attributes:
         mode: "full" resets EMA weight and count along with the code, so that the next EMA update keeps it; "released"
-            resets the code only, which that update mostly undoes; "off" only counts passes.
-        after: a code is reset after more passes without use than this. Its replacement must have been used within the
-            last third as many.
+            resets only the code, which that update mostly undoes; "off" only counts passes.
+        after: a code is reset after more than this number of passes without use. Its replacement must have been used
+            within the last third of that number.
         to: "code" resets to an active code, "second" to the mean of all modalities at a random second of the batch.
     """
 
@@ -208,7 +208,7 @@ class Codebook(nn.Module):
             Quantized.
 
         Raises:
-            ValueError: features of another width than the codes.
+            ValueError: the features and the codes differ in width.
         """
         for modality, x in z.items():
             if x.shape[-1] != self.embedding.shape[1]:
@@ -256,7 +256,7 @@ class Codebook(nn.Module):
         """Nearest codes of one modality: z (B, T, D) -> vectors (B, T, D), straight-through, and indices (B, T)."""
         distance = squared_distance(z.detach().flatten(0, 1), self.embedding)
         indices = nearest_codes(distance, self.embedding).unflatten(0, z.shape[:2])
-        codes = self.embedding[indices]         # without a gradient exactly the codes, not z + (codes - z)
+        codes = self.embedding[indices]         # exactly the codes if there is no gradient, not z + (codes - z)
         return (z + (codes - z).detach() if z.requires_grad else codes), indices
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Configuration of a system: its modalities with their kinds and shapes, and the widths of its networks.
 
-A new system takes the shapes from its data, a loaded one from its file.
+A new system takes the shapes from its data; a loaded one takes them from its file.
 """
 
 import re
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from cmg.utils.errors import InputError
 from cmg.utils.settings import positive, setting
 
-MODALITIES = ("audio", "video", "text")     # the published ones; they come first, in this order
+MODALITIES = ("audio", "video", "text")     # published; they come first, in this order
 KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), (L, W), (H, W, C)
 SMALLEST_MAP = 5                            # positions per side: there are two 3x3 convolutions without padding
 NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones could be letters in published names
-LEAST_SECONDS = 3                           # of a clip, for Cross-CPC
-RESET_AFTER = 300                           # passes without use until a code is reset, as published
-TOC_TERMS = ("both", "similarity", "variance")      # of TOC's criterion; one alone is an ablation
+LEAST_SECONDS = 3                           # per clip, required by Cross-CPC
+RESET_AFTER = 300                           # published number of passes without use before a code is reset
+TOC_TERMS = ("both", "similarity", "variance")      # of TOC's criterion; a single one is an ablation
 # Names used by other keys of batches, losses and prediction files, and by FCID's shared networks.
 TAKEN = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
@@ -31,7 +31,7 @@ def in_order(modalities, first=MODALITIES):
 
 
 def modalities_of(directions):
-    """Modalities that (source, target) directions touch, in the fixed order."""
+    """Modalities that occur in (source, target) directions, in the fixed order."""
     return in_order({m for direction in directions for m in direction})
 
 
@@ -44,15 +44,15 @@ def check_name(modality):
     """Raise InputError unless this is a valid name for a modality."""
     if modality in MODALITIES:
         return
-    from torch import nn  # here, because --help does not need PyTorch
+    from torch import nn  # imported here because --help does not need PyTorch
     if not NAME.fullmatch(modality) or modality in TAKEN or hasattr(nn.ModuleDict, modality):
         raise InputError(f"modality '{modality[:40]}': expected a name of three or more lower-case letters, digits and "
                          f"_, other than {', '.join(TAKEN)} and the methods of PyTorch's modules; choose another")
 
 
 def check_shape(modality, shape):
-    """Raise InputError unless features of a modality can have this shape: (W,) or (H, W, C) per second, or (L, W) per
-    clip."""
+    """Raise InputError unless this is a valid shape for features of a modality: (W,) or (H, W, C) per second, or (L, W)
+    per clip."""
     if len(shape) not in KINDS or not all(type(n) is int and n > 0 for n in shape):
         raise InputError(f"{modality}: features of shape {tuple(shape)}; expected (width,) or (height, width, "
                          "channels) per second, or (tokens, width) per clip")
@@ -91,7 +91,7 @@ PUBLISHED: dict[str, tuple[int, ...]] = {"audio": (128,), "video": (7, 7, 512), 
 
 
 def seconds_or_auto(text):
-    """Argument type of --seconds; `auto` is resolved when the clips are opened."""
+    """Argument type for --seconds; `auto` is resolved when the clips are opened."""
     return text if text == "auto" else positive(text)
 
 
@@ -116,14 +116,15 @@ class Config:
     club_hidden: int = 128
     dropout: float = 0.1
     spatial_attention: str = "sum"      # or "softmax"
-    seconds: int = setting(10, "seconds per clip (T): longer clips are cut, shorter ones padded; auto: those of the "
-                           "longest clip in the list", type=seconds_or_auto, metavar="N|auto")
+    seconds: int = setting(10, "seconds per clip (T): longer clips are truncated, shorter ones padded; auto: length of "
+                           "the longest clip in the list", type=seconds_or_auto, metavar="N|auto")
     padding: str = setting("repeat", "how shorter clips are padded: by repeating the last second, as published, or "
                            "with a mask that hides the padding from losses, codes, attention and heads",
                            choices=("repeat", "mask"))
-    standardize: str = setting("none", "channel: features minus their mean over the training clips, divided by their "
-                               "deviation, channel by channel (not those of tokens); none: as they are, as published "
-                               "(default: channel for --dataset_name custom, else none)", choices=("channel", "none"))
+    standardize: str = setting("none", "channel: standardize each channel of the features, except those of tokens, "
+                               "with mean and standard deviation over the training clips; none: keep the features "
+                               "unchanged, as published (default: channel for --dataset_name custom, else none)",
+                               choices=("channel", "none"))
 
     def __post_init__(self) -> None:
         assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
@@ -200,14 +201,14 @@ class Config:
             sizes: other fields; the widths of maps follow the published ratios to their channels.
 
         Raises:
-            InputError: a shape or name that is not supported, or tokens only.
+            InputError: a shape or name is not supported, or all modalities are tokens.
         """
         if not isinstance(modalities, Mapping):
             published = {"audio": (audio_dim,), "video": (7, 7, video_dim), "text": (10, text_dim)}
             modalities = {m: published[m] for m in modalities}
         shapes = {m: tuple(modalities[m]) for m in in_order(modalities)}
         if all(KINDS[len(shape)] == "tokens" for shape in shapes.values()):
-            raise InputError(f"{', '.join(shapes)}: only tokens; expected at least one modality with features per "
+            raise InputError(f"{', '.join(shapes)}: all are tokens; expected at least one modality with features per "
                              "second; add one")
         return cls(tuple(shapes.items()), tuple((m, MapWidths.of(shape[-1])) for m, shape in shapes.items()
                                                 if len(shape) == 3), **sizes)
@@ -220,11 +221,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Config":
-        """Inverse of `to_dict`. Files of earlier versions have no `shapes` but audio_dim, video_dim (of a 7x7 map) and
-        text_dim.
+        """Inverse of `to_dict`. Files of earlier versions have audio_dim, video_dim (of a 7x7 map) and text_dim instead
+        of `shapes`.
 
         Raises:
-            InputError, ValueError: an unknown field, or a value of another type.
+            InputError, ValueError: an unknown field, or a value of the wrong type.
         """
         stored = dict(stored)
         if "shapes" not in stored:
@@ -258,7 +259,7 @@ def _with_shapes(stored):
 
 
 def _mapping(stored, name, read):
-    """Pairs of a field that is stored as modality -> value; ValueError if it has another form."""
+    """(modality, value) pairs of a field that is stored as a dict; raises ValueError if it is not of this form."""
     found = stored.get(name)
     try:
         pairs = tuple((m, read(value)) for m, value in found.items())

@@ -34,9 +34,9 @@ class TemporalEncoder(nn.Module):
 class MapSemanticEncoder(nn.Module):
     """Squeeze-excitation over channels, pooling over positions, then the temporal encoder.
 
-    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` gives the published numbers: the softmax there runs over an
-    axis of length 1, so that every position has weight 1. "softmax" is the attention of the paper; files of earlier
-    versions may hold it. The three attention layers exist in published files and are not used by "sum".
+    (B, T, H, W, C) -> (B, T, D). `spatial_attention="sum"` gives the published numbers: the published softmax runs over
+    an axis of length 1, so every position has weight 1. "softmax" is the attention described in the paper; files of
+    earlier versions may use it. Published files contain the three attention layers, which "sum" does not use.
     """
 
     def __init__(self, config, channels, widths):
@@ -56,7 +56,7 @@ class MapSemanticEncoder(nn.Module):
         return [f"{layer}.{name}" for layer in layers for name in ("weight", "bias")]
 
     def gate(self, x):
-        """Squeeze-excitation of x (B, T, H, W, C): (factor, mean over the positions), (B, T, C) each.
+        """Squeeze-excitation of x (B, T, H, W, C): returns (factor, mean over the positions), both (B, T, C).
 
         The residual form x * gate + x equals x * factor.
         """
@@ -64,8 +64,8 @@ class MapSemanticEncoder(nn.Module):
         return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(average)))), average
 
     def pool(self, x, factor=None, average=None):
-        """Pool over the positions: (B, T, H, W, C) -> (B, T, C). `factor` and `average` are `gate(x)`, if the caller
-        has it already."""
+        """Pool over the positions: (B, T, H, W, C) -> (B, T, C). `factor` and `average` are the result of `gate(x)`, if
+        already computed."""
         if factor is None:
             factor, average = self.gate(x)
         positions = x.flatten(-3, -2)                                       # (B, T, H*W, C)

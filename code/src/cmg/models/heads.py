@@ -1,8 +1,8 @@
 """Downstream heads on frozen codes: classes of clips, classes of seconds, and retrieval.
 
-There are few different codes but many seconds. A head therefore also accepts the codes as a table (U, D) and, as `rows`
-(..., T), the row of each second: whatever depends on a single second is then computed once per code. `mask` (..., T) is
-a mask of the seconds (cmg/models/masking.py).
+There are many seconds but few distinct codes. A head therefore also accepts a table of codes (U, D) with the row of
+each second as `rows` (..., T); layers that act on single seconds are then computed once per code. `mask` (..., T) is a
+mask of the seconds (cmg/models/masking.py).
 """
 
 import math
@@ -59,7 +59,7 @@ class SegmentHead(nn.Module):
         self.explog = ExpLog(num_classes + 1)
 
     def classify(self, codes):
-        """Logits (..., C + 1) of codes (..., D), each second by itself."""
+        """Logits (..., C + 1) of codes (..., D), for each second independently."""
         return self.event_classifier(self.linear(codes))
 
     def forward(self, codes, rows=None, mask=None):
@@ -79,7 +79,7 @@ class SegmentHead(nn.Module):
 
 
 class DeepSegmentHead(SegmentHead):
-    """A segment head of four linear layers without nonlinearities (AVVP in CoDAAR's program)."""
+    """Segment head with four linear layers and no nonlinearities (AVVP in CoDAAR's program)."""
 
     def __init__(self, code_dim: int, num_classes: int) -> None:
         super().__init__(code_dim, num_classes)
@@ -94,7 +94,8 @@ class DeepSegmentHead(SegmentHead):
 class ExpLog(nn.Module):
     """Cross-entropy in which each class has a learnable weight exp(-alpha), with alpha initialized to 0.1.
 
-    As published, nothing bounds alpha: the loss falls as it grows, so it rises by about the learning rate per step.
+    As published, alpha is unbounded: the loss decreases as alpha grows, so alpha rises by about the learning rate per
+    step.
     """
 
     def __init__(self, num_classes):
@@ -110,15 +111,15 @@ class ExpLog(nn.Module):
 class RetrievalHead(nn.Module):
     """Maps codes and audio features of a clip to a joint embedding space (NeurIPS 2023, section 5.1).
 
-    The authors' script is not available; this is the simplest training that matches the paper. The mean of the clip's
-    codes goes through a linear layer, the mean of its audio features through an MLP with one hidden layer. Both are
-    normalized to length 1. The loss is symmetric InfoNCE over the clips of the batch, with a learnable temperature
-    initialized to 0.07. Clips with the same prompt count as different.
+    The authors' script is not available; this is the simplest training procedure that matches the paper. The mean of
+    the clip's codes goes through a linear layer, the mean of its audio features through an MLP with one hidden layer.
+    Both are normalized to length 1. The loss is symmetric InfoNCE over the clips of the batch, with a learnable
+    temperature initialized to 0.07. Clips with the same prompt count as negatives of each other.
 
     Args:
         code_dim: width D of the codes.
         audio_dim: width of the audio features.
-        width: of the joint space.
+        width: width of the joint space.
     """
 
     def __init__(self, code_dim, audio_dim, width=256):

@@ -2,7 +2,7 @@
 
 A 3x3 convolution over a 7x7 map gives 25 positions. Gathering the nine neighbors of each gives a matrix of N*25 rows,
 and one product with the kernel (out, 9 * in) is the whole layer. Its two gradients are products of the same matrices,
-and the transposed convolution is the same with the roles exchanged. The kernels are the parameters of nn.Conv2d and
+and the transposed convolution is the same with the roles reversed. The kernels are the parameters of nn.Conv2d and
 nn.ConvTranspose2d; in channels-last format (set in cmg/training/step.py) they are these matrices without a copy,
 otherwise they are copied at each use. Under autocast the products use its dtype.
 """
@@ -22,8 +22,8 @@ def compute_dtype(weight):
 
 
 def taps(size):
-    """The nine entries of a 3x3 kernel with padding 1, for maps of `size` (H, W): (index of the entry, (rows, columns)
-    of the positions whose neighbor lies inside the map, (rows, columns) of these neighbors)."""
+    """For each of the nine entries of a 3x3 kernel with padding 1, on maps of `size` (H, W): (index of the entry,
+    (rows, columns) of the positions whose neighbor is inside the map, (rows, columns) of these neighbors)."""
     spans = [[(slice(max(0, 1 - i), min(n, n + 1 - i)), slice(max(0, i - 1), min(n, n - 1 + i))) for i in range(SIZE)]
              for n in size]
     return [(SIZE * i + j, (rows[0], columns[0]), (rows[1], columns[1]))
@@ -161,7 +161,7 @@ class MapConvTranspose(nn.ConvTranspose2d):
     """nn.ConvTranspose2d, 3x3 or 1x1, over maps (N, H, W, C)."""
 
     def forward(self, x, shared=None):
-        """Convolve x (N, H, W, I); `shared` (N, S) are leading channels that are equal at every position."""
+        """Convolve x (N, H, W, I); `shared` (N, S) holds leading channels that are the same at every position."""
         dtype = compute_dtype(self.weight)
         if self.kernel_size == (1, 1):
             rows = _Product.apply(x.flatten(0, -2), self.weight.flatten(1).T, self.bias, dtype)

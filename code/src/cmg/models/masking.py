@@ -1,6 +1,6 @@
 """Masks of padded seconds (--padding mask).
 
-A mask is (B, T) bool, True in the seconds that a clip has; the first second always is. None stands for no padding:
+A mask is (B, T) bool, True for the seconds that a clip has, which always include the first. None means no padding;
 everything is then computed as published.
 """
 
@@ -19,7 +19,7 @@ class Features(dict):
 
 
 def mean_of_clips(x, mask):
-    """Mean over the seconds of each clip: (..., B, T, D) -> (..., B, D); `mask` may have leading dimensions, too."""
+    """Mean over the seconds of each clip: (..., B, T, D) -> (..., B, D); `mask` may also have leading dimensions."""
     if mask is None:
         return x.mean(-2)
     weight = mask.to(x.dtype).unsqueeze(-1)
@@ -45,7 +45,8 @@ def gathered(mask, like):
 
 
 def first_rows(rng, number, wanted, mask):
-    """Random rows of a batch that initialize codes, (wanted,) int64: of all `number`, or of those in `mask`."""
+    """Random rows of a batch to initialize codes from, (wanted,) int64, chosen from all `number` rows or those in
+    `mask`."""
     if mask is None:
         return rng.rows(number, wanted)
     order = rng.rows(number, number).to(mask.device, non_blocking=True)
@@ -54,5 +55,6 @@ def first_rows(rng, number, wanted, mask):
 
 
 def unmasked(of_modalities, mask):
-    """modality -> (B, T) without padded seconds, (n,); for metrics in the log, because it synchronizes with a GPU."""
+    """Remove padded seconds: modality -> (B, T) to modality -> (n,). Synchronizes with a GPU, so use it only for logged
+    metrics."""
     return of_modalities if mask is None else {m: x[mask] for m, x in of_modalities.items()}

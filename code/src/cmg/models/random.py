@@ -10,7 +10,7 @@ RESET_NOISE = 1 / 1024          # largest value of the noise on reset codes
 class StepRandom:
     """Draws CPC seconds, CLUB permutations, code resets, masks and jigsaw blocks. Dropout uses torch's own generator.
 
-    Tests replace this object by one that replays recorded choices.
+    Tests replace this object with one that replays recorded choices.
 
     Args:
         generator: torch.Generator of the run.
@@ -22,7 +22,7 @@ class StepRandom:
     def second(self, num_seconds):
         """Last second of the CPC context: uniform over 1..T-2, as published."""
         if num_seconds < LEAST_SECONDS:
-            raise ValueError(f"Cross-CPC needs clips of at least {LEAST_SECONDS} seconds, these have {num_seconds}")
+            raise ValueError(f"Cross-CPC needs clips of at least {LEAST_SECONDS} seconds, but these have {num_seconds}")
         return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))
 
     def permutation(self, num_clips):
@@ -30,7 +30,8 @@ class StepRandom:
         return torch.randperm(num_clips, generator=self.generator)
 
     def reset_positions(self, due, num_active):
-        """For every code a uniform index into the list of active codes, (K,) int64; used where `due` (K,) is true."""
+        """A uniform random index into the list of active codes for every code, (K,) int64; used where `due` (K,) is
+        true."""
         uniform = torch.rand(len(due), generator=self.generator).to(due.device, non_blocking=True)
         return torch.minimum((uniform * num_active).long(), num_active - 1)
 
@@ -40,7 +41,7 @@ class StepRandom:
         return (2 * uniform - 1) * RESET_NOISE
 
     def normal(self, like):
-        """Standard normal noise of the shape, dtype and device of a tensor; takes one draw of the run's generator."""
+        """Standard normal noise of the shape, dtype and device of a tensor; takes one draw from the run's generator."""
         generator = torch.Generator(like.device)
         generator.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -56,7 +57,7 @@ class StepRandom:
     def sentences(self, counts):
         """Which of its `counts` (N,) sentences each clip of a data set uses in a step, uniform, (N,) int64.
 
-        Takes one draw of the run's generator for any batch, so that processes that share a batch agree.
+        Takes a single draw from the run's generator whatever the batch, so that processes that share a batch agree.
         """
         generator = torch.Generator()
         generator.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))
@@ -64,7 +65,8 @@ class StepRandom:
         return torch.minimum((uniform * counts).long(), counts - 1)
 
     def rows(self, num_rows, num_codes):
-        """Random rows of `num_rows` for `num_codes` codes, (K,) int64, without repetition if there are enough rows."""
+        """Random row indices below `num_rows` for `num_codes` codes, (K,) int64, without repetition if there are enough
+        rows."""
         if num_rows >= num_codes:
             return torch.randperm(num_rows, generator=self.generator)[:num_codes]
         return torch.randint(num_rows, (num_codes,), generator=self.generator)

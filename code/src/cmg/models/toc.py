@@ -13,7 +13,7 @@ SIMILARITY_WEIGHT, VARIANCE_WEIGHT = 0.7, 0.3
 
 @dataclass(frozen=True)
 class Selection:
-    """How many channels to keep, and the ratio of the best to the worst among them (the published options).
+    """How many channels to keep, and the ratio of best to worst channels among them (the published options).
 
     Raises:
         TypeError: the values are not three integers and one of `TOC_TERMS`.
@@ -31,16 +31,16 @@ class Selection:
                             f"{(*numbers, self.terms)}")
 
     def counts(self, width):
-        """Numbers of (best, worst) channels kept of `width`.
+        """Numbers of (best, worst) channels to keep out of `width`.
 
         Raises:
-            InputError: not possible with this width; the message names the nearest valid setting.
+            InputError: the selection is not possible with this width; the message gives the nearest valid setting.
         """
         total = self.toc_max_num + self.toc_min_num
         if self.toc_max_num < 0 or self.toc_min_num < 0 or not 0 < total <= width:
-            raise InputError(f"--toc_max_num {self.toc_max_num} --toc_min_num {self.toc_min_num}: expected parts that "
-                             f"are not negative, not both 0, and together at most the {width} channels; "
-                             f"the nearest valid setting is {' and '.join(map(str, self._nearest_shares(width)))}")
+            raise InputError(f"--toc_max_num {self.toc_max_num} --toc_min_num {self.toc_min_num}: expected nonnegative "
+                             f"numbers, not both 0, whose sum is at most the {width} channels; the nearest valid "
+                             f"setting is {' and '.join(map(str, self._nearest_shares(width)))}")
         if self.choose_channel < 1 or self.choose_channel > width or self.choose_channel % total:
             nearest = min(max(round(self.choose_channel / total), 1), width // total) * total
             raise InputError(f"--choose_channel {self.choose_channel}: expected a multiple of toc_max_num + "
@@ -69,19 +69,20 @@ def criterion(codes, terms="both"):
         (D,) float64.
 
     Raises:
-        InputError: a codebook of one code has no pairs.
+        InputError: the codebook has only one code, so there are no pairs.
     """
     codes = codes.detach().double()
     number = len(codes)
     if number < 2:
-        raise InputError(f"TOC compares the codes of a codebook, but this one has {number}; omit --choose_channel")
+        raise InputError(f"TOC compares pairs of codes, but this codebook has {number}; omit --choose_channel")
     similarity = (codes.sum(0) ** 2 - (codes ** 2).sum(0)) / (number * (number - 1))
     value = {"similarity": -SIMILARITY_WEIGHT * similarity, "variance": VARIANCE_WEIGHT * codes.var(0)}
     return sum(value.values()) if terms == "both" else value[terms]
 
 
 def select(codes, selection):
-    """Channels that TOC keeps of one codebook (K, D), int64: the best in descending, then the worst in ascending order.
+    """Channels of one codebook (K, D) that TOC keeps, int64: the best in descending order, then the worst in ascending
+    order.
 
     Raises:
         InputError: the selection does not fit this codebook.
@@ -94,7 +95,8 @@ def select(codes, selection):
 
 
 def head_channels(codebooks, selection):
-    """Indices of the kept channels in a head's input, the concatenated codes of all levels; None (all) without TOC.
+    """Indices of the kept channels in a head's input, which concatenates the codes of all levels; None (all) without
+    TOC.
 
     Args:
         codebooks: code vectors (K, D) of every level; the selection applies to each of them.

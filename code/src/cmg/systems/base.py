@@ -1,4 +1,4 @@
-"""Interface of a system, as used by training, checkpoints, downstream tasks and reports.
+"""Interface of a system, used by training, checkpoints, downstream tasks and reports.
 
 Each system is one file in this folder. It encodes a batch, updates its codebooks and returns named losses;
 cmg/training/step.py computes their weighted sum and takes the optimizer step. Downstream tasks use its encoder.
@@ -35,7 +35,7 @@ class Losses:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
     def named(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Yield (kind, name in the log, scalar) of every term; names are such as "cpc" or "audio_recon"."""
+        """Yield (kind, name in the log, scalar) for every term; names look like "cpc" or "audio_recon"."""
         for kind, value in self.terms.items():
             for modality, scalar in value.items() if isinstance(value, dict) else [("", value)]:
                 yield kind, f"{modality}_{kind}" if modality else kind, scalar
@@ -43,13 +43,13 @@ class Losses:
 
 @dataclass
 class Group:
-    """Parameters whose gradients are clipped together, to one norm.
+    """Parameters whose gradients are clipped together, by their joint norm.
 
     Attributes:
         name: name in the log, and section in files of the parameters that have a published name.
         parameters: our name -> parameter.
         auxiliary: updated by the auxiliary optimizer, which only steps within `System.training_pass`.
-        clipped: whether the gradients are clipped at all.
+        clipped: whether the gradients are clipped.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Codes:
     """Codes of a batch of one modality, for downstream tasks."""
 
     vectors: Tensor     # (B, T, head_dim)
-    indices: Tensor     # (B, T) int64, or (B, T, L) if each second has a code of L codebooks
+    indices: Tensor     # (B, T) int64, or (B, T, L) if each second has one code per codebook, L in all
 
 
 def to_seconds(features: dict[str, Tensor], config: Config, mask: Tensor | None = None) -> Features:
@@ -95,7 +95,7 @@ def to_seconds(features: dict[str, Tensor], config: Config, mask: Tensor | None 
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast, for everything that determines codes; `x`: a tensor on the device."""
+    """Context manager that disables autocast, for everything that determines codes; `x` is a tensor on the device."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
                 self.add_module(f"{modality}_lstm", Blocks(self.config, modality).lstm())
 
     def add_standardization(self) -> None:
-        """Add the buffers of --standardize channel for every modality of vectors or maps; they start as the
+        """Add the buffers for --standardize channel for every modality of vectors or maps, initialized to the
         identity."""
         for modality in self.config.modalities if self.config.standardize == "channel" else ():
             if self.config.kind(modality) != "tokens":
@@ -174,8 +174,8 @@ class FrozenEncoder(nn.Module):
         system: class of the system.
         zero_code0: code 0 is set to zero, as in the published evaluation of MICU.
         features: modality -> origin of the features it was pretrained on (cmg/data/origins.py); None if unknown.
-        pretraining: what the checkpoint says of its run: "options" on which results depend, "clips", as plain data, and
-            "hashes" of their names (cmg.data.clips.name_hashes); {} if unknown.
+        pretraining: information about the run from the checkpoint: "options" that affect results, "clips" as plain
+            data, and "hashes" of their names (cmg.data.clips.name_hashes); {} if unknown.
     """
 
     def __init__(self, encoder: Encoder, system: type["System"], epoch: int | None = None, zero_code0: bool = False,
@@ -196,7 +196,7 @@ class FrozenEncoder(nn.Module):
 
     @property
     def codebooks(self) -> Sequence[Tensor]:
-        """Code vectors of every codebook, (K, D) each."""
+        """Code vectors (K, D) of every codebook."""
         return self.encoder.codebooks
 
     def inputs(self, modality: str, x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class FrozenEncoder(nn.Module):
 
     def _require(self, modality: str) -> None:
         if modality not in self.config.modalities:
-            raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}; no {modality}")
+            raise ValueError(f"this encoder was pretrained on {', '.join(self.config.modalities)}, not on {modality}")
 
 
 class System(Declaration, nn.Module):
@@ -265,7 +265,7 @@ class System(Declaration, nn.Module):
     def features(self, batch: dict[str, Tensor]) -> Features:
         """Input of `encode`, given a batch modality -> (B, T, ...); computed once per step.
 
-        With --padding mask, the batch has the mask of the seconds as "mask".
+        With --padding mask, the batch includes the mask of the seconds as "mask".
         """
         return Features({m: self.encoder.inputs(m, batch[m]) for m in self.config.modalities}, batch.get("mask"))
 
@@ -274,7 +274,7 @@ class System(Declaration, nn.Module):
         raise NotImplementedError
 
     def init_codebooks(self, features: Features, epoch: int, rng: StepRandom) -> None:
-        """Initialize the codebooks that are used in this epoch and have not been initialized."""
+        """Initialize the codebooks that are used in this epoch and have not been initialized yet."""
 
     def update_codebooks(self, outputs: Any, rng: StepRandom) -> None:
         """Update the codebooks after a training pass: moving averages and resets."""
@@ -317,8 +317,8 @@ class System(Declaration, nn.Module):
         raise NotImplementedError
 
     def level_outputs(self, outputs: Any) -> dict[str, Any]:
-        """Suffix of names in the log -> what a pass gives at a level: `inputs` and `semantic`, dicts over modalities.
-        Without it the monitors do not see the spread of the features."""
+        """Suffix of names in the log -> output of a level with `inputs` and `semantic`, dicts keyed by modality. If
+        this is empty, the monitors do not check the spread of the features."""
         return {}
 
     def mark_initialized(self) -> None:
@@ -327,7 +327,7 @@ class System(Declaration, nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients and compiled layers within the block, for initializing codebooks."""
+        """Context manager for initializing codebooks: evaluation mode, without gradients or compiled layers."""
         was_training = self.training
         self.eval()
         try:
@@ -337,7 +337,7 @@ class System(Declaration, nn.Module):
             self.train(was_training)
 
     def is_on(self, switch: str) -> bool:
-        """Whether a component is used, i.e. neither left out by --without nor set to weight 0."""
+        """Whether a component is used, i.e. neither disabled by --without nor set to weight 0."""
         given = dict(self.options.weights)
         zero = {kind for kind in self.TERMS if self._switch(kind) == switch and given.get(kind) == 0}
         return switch not in self.options.without and (not zero or any(

@@ -1,10 +1,10 @@
-"""CoDAAR: one codebook per modality, aligned by the index of the code (arXiv 2605.12145).
+"""CoDAAR: one codebook per modality, aligned by code index (arXiv 2605.12145).
 
 The codebooks are the segments of one table: code k of every modality is in row k. A second is assigned a row by the
-segment of its own modality; decoders and downstream heads receive the whole row, whichever modality it was assigned by.
-The update of the table aligns the segments. We take the features of other modalities in the moving averages for the
-paper's Discrete Temporal Alignment (DTA) and the averaging of the segments for its Cascading Semantic Alignment (CSA);
-this is our reading of the published program.
+segment of its own modality; decoders and downstream heads receive the whole row, no matter which modality it was
+assigned by. The update of the table aligns the segments. We take the features of other modalities in the moving
+averages for the paper's Discrete Temporal Alignment (DTA) and the averaging of the segments for its Cascading Semantic
+Alignment (CSA); this is our reading of the published program.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ class RowTable(nn.Module):
 
         Args:
             z: modality -> (B, T, D) semantic features.
-            with_cmcm: False leaves the CMCM loss at 0.
+            with_cmcm: if False, the CMCM loss is 0.
             mask: mask of the seconds (cmg/models/masking.py), here and below.
 
         Returns:
@@ -128,7 +128,7 @@ class RowTable(nn.Module):
 
     @torch.no_grad()
     def init_from_data(self, z, order, rng, with_cascade=True, mask=None):
-        """Initialize every row with a random second of the first batch, the same for all segments, with a count of 1.
+        """Initialize every row, with a count of 1, from a random second of the first batch, the same for all segments.
 
         If there are fewer seconds than rows, they are repeated with a little noise.
         """
@@ -147,7 +147,8 @@ class RowTable(nn.Module):
         self.embedding.copy_(self._cascaded(sample, order, with_cascade))
 
     def _cascaded(self, means, order, with_cascade=True):
-        """CSA (K, nD) -> (K, nD): in `order`, replace every segment by the mean of all, as replaced so far."""
+        """CSA (K, nD) -> (K, nD): in `order`, replace each segment with the mean of all segments, including those
+        already replaced."""
         parts = dict(zip(self.segments, self.split(means)))
         for modality in order if with_cascade else ():
             if modality in parts:
@@ -162,9 +163,9 @@ class RowTable(nn.Module):
     def update_ema(self, z, indices, order, with_others=True, with_cascade=True, mask=None):
         """Update the moving averages of all segments with the seconds that were assigned each row, then cascade.
 
-        DTA mixes the features of all modalities at the same second: with weights 0.6, 0.2 and 0.2 for three modalities,
-        the own first, and 0.75 and 0.25 for two. The averages are kept before the cascade, so that its effect does not
-        accumulate.
+        DTA mixes the features of all modalities at the same second: with weights 0.6 for the modality itself and 0.2
+        for each of two others, or 0.75 and 0.25 with one other. The averages are kept before the cascade, so that its
+        effect does not accumulate.
 
         Args:
             z: modality -> (B, T, D) features before quantization.
@@ -193,7 +194,7 @@ class RowTable(nn.Module):
 
     @torch.no_grad()
     def expire_codes(self, indices, order, rng, mode="full", with_cascade=True, mask=None):
-        """Count passes without use, by any modality, and reset rows that have been unused for more than 300.
+        """Count passes in which no modality uses a row, and reset rows that have been unused for more than 300 passes.
 
         Args:
             mode: "full" sets the moving averages to those of an active row plus noise, with a count of 1, so that the

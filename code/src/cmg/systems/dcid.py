@@ -46,7 +46,7 @@ class LevelOutput:
     specific: dict          # Specific
     quantized: Quantized
     mask: Tensor | None = None      # (B, T) mask of the seconds (cmg/models/masking.py)
-    club: BatchedCLUB | None = None     # networks that were fitted to this pass
+    club: BatchedCLUB | None = None     # networks fitted to this pass
 
 
 class Level(nn.Module):
@@ -69,8 +69,8 @@ class Level(nn.Module):
     def encode_semantic(self, modality, x, mask=None):
         """Semantic features (B, T, D) in the codebook's precision, even under autocast.
 
-        Sentences that differ in one word may be closer than bf16 resolves, so that two classes would share a code. This
-        takes half a percent of a step.
+        Sentences that differ in one word may be closer than bf16 can resolve, so that two classes would share a code.
+        The higher precision takes half a percent of the step time.
         """
         with full_precision(x):
             return self.semantic[modality](x.to(self.codebook.embedding.dtype), mask)
@@ -82,7 +82,7 @@ class Level(nn.Module):
 
 
 def first_level(config):
-    """Level 1, on the features themselves; of tokens, on the output of their LSTM."""
+    """Level 1, on the features themselves or, for tokens, on the output of their LSTM."""
     semantic, specific = {}, {}
     for modality in config.modalities:
         blocks = Blocks(config, modality)
@@ -108,7 +108,7 @@ class Encoder(base.Encoder):
         return {m: self.inputs(m, batch[m]) for m in self.config.modalities}
 
     def forward(self, features, with_cmcm=True, mask=None, joint=(), up_to=None):
-        """The LevelOutput of each level (`up_to`: of the first ones only), given `features(batch)`."""
+        """The LevelOutput of each level (only of the first `up_to`, if given), given `features(batch)`."""
         outputs = []
         for level in self.levels[:up_to]:
             outputs.append(level(features, with_cmcm, mask, joint))
@@ -190,7 +190,7 @@ class Objective(nn.Module):
 
 
 def first_decoder(config, modality):
-    """Decoder of level 1, which reconstructs the features themselves; of tokens, the output of their LSTM."""
+    """Decoder of level 1, which reconstructs the features themselves or, for tokens, the output of their LSTM."""
     return Blocks(config, modality).decoder()
 
 
@@ -207,7 +207,7 @@ class DCID(settings.DCID, base.System):
         "objectives.0.club.{m}.": "{M}_mi_net_parameters",
     }
     AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net"}
-    # No rule relates these to the tasks: they were chosen on the evaluation data.
+    # These follow no rule: they were chosen on the evaluation data.
     TOC_RELEASED = {
         "ave": {VIDEO_AUDIO: (224, 1, 1), AUDIO_VIDEO: (224, 1, 1)},
         "avvp": {VIDEO_AUDIO: (128, 3, 1), AUDIO_VIDEO: (128, 3, 1)},
@@ -262,7 +262,7 @@ class DCID(settings.DCID, base.System):
     def training_pass(self, features, epoch, rng, auxiliary):
         """One encoder pass, and five optimizer steps of the CLUB networks on its outputs.
 
-        mi_forward="released" makes five passes with one such step each and a sixth for the losses, so that the
+        With mi_forward="released" there are five passes with one such step each and a sixth for the losses, so the
         codebooks are updated six times.
         """
         levels = [n for n in range(len(self.objectives)) if self.is_trained(n, epoch)] if self.is_on("club") else []
@@ -295,7 +295,7 @@ class DCID(settings.DCID, base.System):
                 for m, value in zip(self.objectives[n].club_order, values)}
 
     def losses(self, outputs, rng):
-        """Losses of all levels in `outputs`; kinds of the second end in "_2"."""
+        """Losses of all levels in `outputs`; names of the second level's end in "_2"."""
         terms, metrics = {}, {}
         for number, output in enumerate(outputs):
             objective, suffix = self.objectives[number], _suffix(number)

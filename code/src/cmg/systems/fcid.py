@@ -40,7 +40,8 @@ class Output:
 
 
 class ClipEncoder(nn.Module):
-    """Projection of a clip's mean features, and its general and specific part; modalities with seconds share one."""
+    """Projection of a clip's mean features, and its general and specific parts; modalities with seconds share one
+    encoder."""
 
     def __init__(self, width):
         super().__init__()
@@ -90,11 +91,12 @@ class Encoder(base.Encoder):
         return Output(features, semantic, specific, clips, general, private, quantized, mask)
 
     def embed_inputs(self, modality, inputs, mask=None):
-        """Codes of single seconds: each is treated as a clip, after the semantic encoder has seen the whole clip."""
+        """Codes of single seconds: each second is treated as a clip, after the semantic encoder has processed the whole
+        clip."""
         return self._codes(modality, self.encode_semantic(modality, inputs, mask))
 
     def embed_clips(self, modality, inputs, mask=None):
-        """One code per clip, that of the mean over its seconds, as in training."""
+        """One code per clip, assigned to the mean over its seconds, as in training."""
         means = mean_of_clips(self.encode_semantic(modality, inputs, mask), mask)
         return self._codes(modality, means.unsqueeze(1)).vectors.squeeze(1)
 
@@ -112,7 +114,7 @@ class FCID(settings.FCID, base.System):
               "club.{m}.": "{M}_mi_net_parameters", f"club.{PAIR}.": "AudioVisual_mi_net_parameters"}
     AUXILIARY = {"{M}_mi_net_parameters": "optimizer_{m}_mi_net",
                  "AudioVisual_mi_net_parameters": f"optimizer_{PAIR}_mi_net"}
-    # The published scripts have one direction per task, three of them, unlike the paper, without the variance term.
+    # The published scripts have one direction per task; unlike the paper, three of them omit the variance term.
     TOC_RELEASED = {
         "ave": {AUDIO_VIDEO: (256, 1, 0, "both")},
         "avvp": {AUDIO_VIDEO: (196, 1, 0, "similarity")},
@@ -134,8 +136,8 @@ class FCID(settings.FCID, base.System):
         self.initialized = [False]
 
     def clubs(self):
-        """The CLUB networks, batched where they have the same number of rows: "fine" of seconds, one of each modality
-        of tokens, and PAIR of the clips of all others."""
+        """The CLUB networks, batched if they have the same number of rows: "fine" for seconds, one for each modality of
+        tokens, and PAIR for the clips of all others."""
         return {key: BatchedCLUB([self.club[name] for name in names]) for key, names in self._members().items()}
 
     def encode(self, features, epoch):

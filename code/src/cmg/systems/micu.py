@@ -19,7 +19,7 @@ JIGSAW = "Jigsaw_parameters"
 
 @dataclass
 class TwoPassOutput:
-    """DCID's outputs of the two passes of a step; the same object if there is one pass."""
+    """DCID's outputs of the two passes of a step; the same object twice if there is only one pass."""
 
     contrasted: list
     reconstructed: list

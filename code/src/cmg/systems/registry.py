@@ -1,4 +1,4 @@
-"""The systems, by the name that --system and checkpoint files know them by."""
+"""The systems, by the names used by --system and in checkpoint files."""
 
 from cmg.systems.codaar import CoDAAR
 from cmg.systems.dcid import DCID

@@ -1,7 +1,7 @@
-"""What the command line knows of the systems: names, losses with their weights, sizes, and settings.
+"""Declarations of the systems for the command line: names, losses with their weights, sizes, and settings.
 
-This module does not import PyTorch, so that `--help` and wrong arguments are answered at once. The networks are in the
-file of each system, whose class inherits from the one of the same name here.
+This module does not import PyTorch, so `--help` and argument errors appear immediately. The networks are in the file of
+each system, whose class inherits from the one with the same name here.
 """
 
 import argparse
@@ -26,9 +26,9 @@ class Term:
     """A kind of loss.
 
     Attributes:
-        weight: in the total, unless --weights sets another. A term of weight 0 is computed for the log only, or not at
-            all.
-        switch: its name for --without; by default its key in `Declaration.TERMS`.
+        weight: weight in the total, unless overridden by --weights. A term of weight 0 is computed only for the log, or
+            not at all.
+        switch: its name for --without, by default its key in `Declaration.TERMS`.
         label: its name in tables and figures.
     """
 
@@ -38,7 +38,7 @@ class Term:
 
 
 def weight_argument(text: str) -> tuple[str, float]:
-    """Argument type of --weights: KIND=W."""
+    """Argument type for --weights: KIND=W."""
     kind, _, weight = text.partition("=")
     if not kind:
         raise argparse.ArgumentTypeError(f"'{text}' is not KIND=W, such as cpc=0.5")
@@ -50,11 +50,11 @@ class Options:
     """Settings that all systems have. A system adds its own in a subclass; each is an argument of pretrain.py."""
 
     without: tuple[str, ...] = setting(
-        (), "components to leave out (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight 0, and other "
-        "parts; an unknown name lists those of the system")
+        (), "components to disable (ablation, NeurIPS 2023, Tables 2 and 3): losses, as with weight 0, and other "
+        "parts; an unknown name lists the system's components")
     weights: tuple[tuple[str, float], ...] = setting(
         (), "weights of losses in the total, by their names in the log without the modality, such as cpc=0.5 "
-        "contrast=3; an unknown name lists those of the system", type=weight_argument, nargs="+", action="extend",
+        "contrast=3; an unknown name lists the system's losses", type=weight_argument, nargs="+", action="extend",
         metavar="KIND=W")
 
 
@@ -68,21 +68,21 @@ class CodebookOptions(Options):
                               choices=("full", "released"))
 
 
-BaseConfig: TypeAlias = sizes.Config    # within a declaration, `Config` and `Options` are the attributes
+BaseConfig: TypeAlias = sizes.Config    # inside a declaration, `Config` and `Options` are attributes
 BaseOptions: TypeAlias = Options
 
 
 class Declaration:
-    """What is known of a system before PyTorch is imported.
+    """Everything known about a system before PyTorch is imported.
 
     Class attributes:
         name: identifier for --system and in files.
         label: name for display.
         FILE: file name of its checkpoints; {} stands for the epoch, {modalities} for their initials (see `file`).
         EPOCHS: number of pretraining epochs, as published.
-        Config, Options: dataclasses of its sizes and of its settings.
+        Config, Options: dataclasses of its sizes and settings.
         TERMS: kind of loss -> Term, in the order in which they are summed.
-        SWITCHES: further names for --without -> label, of parts that are not losses.
+        SWITCHES: other names for --without (parts that are not losses) -> label.
     """
 
     Config: ClassVar[type[BaseConfig]] = sizes.Config
@@ -94,7 +94,7 @@ class Declaration:
 
     @classmethod
     def comparing(cls, without: Sequence[str], weights: Sequence[tuple[str, float]]) -> list[str]:
-        """Names for --without of the losses that are on and compare the clips of a step."""
+        """Names, as used by --without, of the enabled losses that compare the clips of a step."""
         given = {kind: term.weight for kind, term in cls.TERMS.items()} | dict(weights)
         found = [cls._switch(kind) for kind, weight in given.items() if weight]
         return [name for name in dict.fromkeys(found) if name in COMPARE_CLIPS and name not in without]
@@ -107,10 +107,10 @@ class Declaration:
 
     @classmethod
     def switches(cls) -> dict[str, str]:
-        """Name for --without -> label of every component that can be left out."""
+        """Name for --without -> label of every component that can be disabled."""
         labels: dict[str, str] = {}
         for kind, term in cls.TERMS.items():
-            labels.setdefault(cls._switch(kind), term.label or kind)        # of several levels, the label of the first
+            labels.setdefault(cls._switch(kind), term.label or kind)      # with several levels, the label of the first
         return labels | cls.SWITCHES
 
     @classmethod
@@ -132,7 +132,7 @@ class SharedCodebookOptions(CodebookOptions):
                           "attention over the seconds of the clip (NeurIPS 2023, eq. 7)", choices=("mean", "attention"))
     code_choice: str = setting("own", "codes in training: nearest to each modality, or one joint code per second for "
                                "all modalities except tokens", choices=("own", "joint"))
-    reset_after: int = setting(RESET_AFTER, "passes without use until a code is reset", type=positive)
+    reset_after: int = setting(RESET_AFTER, "passes without use before a code is reset", type=positive)
     reset_to: str = setting("code", "reset an unused code to a code in use, or to the mean of the modalities at a "
                             "random second of the batch", choices=("code", "second"))
 
@@ -145,7 +145,7 @@ class SharedCodebookOptions(CodebookOptions):
 class DCIDOptions(SharedCodebookOptions):
     """How DCID is trained."""
 
-    mi_forward: str = setting("once", "encoder passes per step: one, or six as for the published checkpoints",
+    mi_forward: str = setting("once", "encoder passes per step: one, or six, as for the published checkpoints",
                               choices=("once", "released"))
 
 
@@ -177,13 +177,13 @@ class FCIDConfig(sizes.Config):
 class FCIDOptions(SharedCodebookOptions):
     """How FCID is trained."""
 
-    club_coarse: str = setting("intended", "FCID: CLUB bound of clips, treating a clip as one second, or its channels "
-                               "as seconds, as published", choices=("intended", "released"))
+    club_coarse: str = setting("intended", "FCID: CLUB bound of clips: treat a clip as one second, or its channels as "
+                               "seconds, as published", choices=("intended", "released"))
 
 
 @dataclass(frozen=True)
 class MICUConfig(sizes.Config):
-    """Sizes of MICU: those of DCID, and of the jigsaw."""
+    """Sizes of MICU: those of DCID and those of the jigsaw."""
 
     jigsaw_blocks: int = setting(2, "MICU: blocks of channels in the jigsaw (ICCV 2025, S)", type=positive)
     jigsaw_permutations: int = setting(2, "MICU: permutations to classify (P)", type=positive)
@@ -196,8 +196,8 @@ class MICUOptions(SharedCodebookOptions):
 
     encoder_passes: str = setting("once", "MICU: encoder passes per step: one, or two as published, one for the "
                                   "contrast and one for the reconstruction", choices=("once", "released"))
-    reset_counter: str = setting("all", "MICU: codes that are assigned to text only count as used, or as unused, as "
-                                 "published", choices=("all", "released"))
+    reset_counter: str = setting("all", "MICU: whether codes assigned only to text count as used (all) or as unused, "
+                                 "as published", choices=("all", "released"))
 
 
 @dataclass(frozen=True)
@@ -222,13 +222,13 @@ class CoDAAROptions(CodebookOptions):
     """How CoDAAR is trained."""
 
     cascade_order: tuple[str, ...] = setting(
-        ("text", "audio", "video"), "CoDAAR: order in which the segments of a row are replaced by the mean of all; "
+        ("text", "audio", "video"), "CoDAAR: order in which the segments of a row are replaced with the mean of all; "
         "the first becomes the plain mean, the last changes least", choices=SEGMENTS)
 
     def __post_init__(self):
         if sorted(self.cascade_order) != sorted(SEGMENTS):
             raise InputError(f"--cascade_order {' '.join(self.cascade_order)}: expected each of {', '.join(SEGMENTS)} "
-                             "once; those that are not trained are ignored, other modalities come last")
+                             "once; modalities that are not trained are ignored, additional ones come last")
 
 
 # ---------------------------------------------------------------------------------------------------------- the systems

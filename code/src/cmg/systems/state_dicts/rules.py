@@ -1,9 +1,9 @@
 """Translation between published checkpoint files and our state dicts, and inference of sizes from published tensors.
 
 A published file is a dict of sections, each a state dict. A system's table `KEY_RULES` (for example in
-cmg/systems/state_dicts/dcid.py) lists their tensors in published order, in which published optimizer sections number
-their parameters, too. It does not affect what training optimizes or clips. Tensors without a published name are stored
-in the section `EXTRA_SECTION`, under our names.
+cmg/systems/state_dicts/dcid.py) lists their tensors in published order, which published optimizer sections also use to
+number their parameters. It does not affect what training optimizes or clips. Tensors without a published name are
+stored in the section `EXTRA_SECTION`, under our names.
 """
 
 import re
@@ -17,7 +17,7 @@ import torch
 from cmg.models.config import MODALITIES, numbers, short, with_numbers
 from cmg.utils.errors import InputError
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)      # dtypes that can be computed with
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)      # supported dtypes
 EXTRA_SECTION = "own_parameters"
 ENCODER = "Encoder_parameters"
 LSTM, LSTMS = "Text_ar_lstm_parameters", "{M}_ar_lstm_parameters"
@@ -41,8 +41,8 @@ class KeyRule:
         section: section of the file; {M} stands for a modality.
         theirs, ours: prefixes of names. {m}, {M}, {l} stand for a modality ("video", "Video", "v"), {i} for a
             Transformer layer, * in `ours` for the levels whose buffers are stacked in one published tensor. The rule is
-            skipped for modalities without tensors below `ours`, which are of another kind.
-        modalities: in published order, * for all that are not published; empty if the rule belongs to no modality.
+            skipped for modalities of another kind, which have no tensors below `ours`.
+        modalities: in published order, * for all unpublished ones; empty if the rule belongs to no modality.
         is_dead: stored in published files, but unused; `ours` then gives the shapes.
         shapes: for unused tensors without a counterpart in ours: config -> {rest of the name: shape}.
     """
@@ -69,7 +69,7 @@ class Tensor:
 
 
 def expand(patterns, modalities):
-    """A dict of names in which {m} and {M} are replaced by every modality ("video", "Video")."""
+    """Expand {m} and {M} in a dict of names to every modality ("video", "Video")."""
     return {key.format(m=m, M=m.capitalize()): value.format(m=m, M=m.capitalize())
             for key, value in patterns.items() for m in (modalities if "{" in key else modalities[:1])}
 
@@ -87,7 +87,7 @@ def transformer(section, theirs, ours, modalities):
 
 
 def temporal(section, theirs, ours, modalities):
-    """Rules of the temporal encoders of any kind of modality; that of maps is below their pooling."""
+    """Rules of the temporal encoders of every kind of modality; for maps, it is nested under their pooling."""
     return [rule for below in ("temporal.", "") for rule in transformer(section, theirs, ours + below, modalities)]
 
 
@@ -183,14 +183,14 @@ def own_names(system):
 
 # ------------------------------------------------------------------------------------- inference of system and sizes
 def infer_config(sections, systems):
-    """Infer system and sizes of a published file from the names and shapes of its tensors.
+    """Infer the system and the sizes of a published file from the names and shapes of its tensors.
 
-    Modalities and layers are those of which most tensors are present; every size is the one that most tensors agree
-    on. A single missing or misshapen tensor therefore does not change the result, and `from_published` reports it.
+    A modality or layer counts if most of its tensors are present, and every size is the one that most tensors agree on.
+    A single missing or misshapen tensor therefore does not change the result; `from_published` reports it.
 
     Args:
         sections: section -> state dict.
-        systems: classes of systems; among equal matches the first is chosen.
+        systems: classes of systems; ties go to the first.
 
     Returns:
         (class of the system, its config).
@@ -205,7 +205,7 @@ def infer_config(sections, systems):
             and str(section).endswith("_parameters") and section != EXTRA_SECTION for key in content}
 
     def mismatches(system):
-        """Number of encoder tensors that only one side has, and of other tensors that only the file has."""
+        """Numbers of encoder tensors that only one side has, and of other tensors that only the file has."""
         known = {(t.section, t.key) for t in layout(system, _structure(system, keys))}
         return len(keys - known) + len([key for key in known - keys if key[0] == ENCODER])
     system = min((system for system in systems if system.KEY_RULES), key=mismatches)
@@ -228,7 +228,7 @@ def _structure(system, keys):
 
 
 def _sizes(system, config, sections):
-    """`config` with every size that the tensors of a file show: the one that most of them agree on."""
+    """`config` with every size inferred from the tensors of a file, as the one that most of them agree on."""
     settings = {(f.name,) for f in fields(config) if f.metadata}        # no published tensor depends on these
     usual = {name: size for name, size in numbers(config).items()
              if name not in settings | {("num_layers",), ("num_heads",)}}
@@ -273,7 +273,7 @@ def from_published(sections, tensors, required):
     for tensor in expected_here:               # names and shapes of all tensors before any value is read
         value = sections[tensor.section].get(tensor.key)
         if value is None and not tensor.ours:
-            continue                            # our checkpoints leave out what is unused
+            continue                            # our checkpoints omit unused tensors
         if value is None:
             renamed = next((f", but an unknown key {key}" for section, key in unknown if section == tensor.section), "")
             raise InputError(f"{tensor.section} has no key {tensor.key}{renamed}; expected shape {list(tensor.shape)}")
@@ -309,8 +309,8 @@ def require_plain(name, value):
     if not is_plain(value):
         raise InputError(f"{name} is a sparse or special tensor; expected a plain one")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise InputError(f"{name} has shape {tuple(value.shape)} but stores fewer numbers than that; expected a tensor "
-                         "that stores all of its elements")
+        raise InputError(f"{name} has shape {tuple(value.shape)} but stores fewer elements; expected a tensor that "
+                         "stores all of them")
 
 
 def require_numbers(name, value, is_integer=False):
@@ -326,8 +326,8 @@ def to_published(state, tensors, unused, dtype):
     Args:
         state: our state dict.
         tensors: `layout` of the system.
-        unused: unused published tensors by "section.key", as of `from_published`; zeros are stored for the others.
-            None: unused tensors are left out.
+        unused: unused published tensors by "section.key", as returned by `from_published`; zeros are stored for the
+            others. If None, unused tensors are omitted.
         dtype: dtype of floating-point tensors; integers keep theirs.
     """
     result = {}
@@ -343,8 +343,8 @@ def to_published(state, tensors, unused, dtype):
 
 
 def with_unused(sections, tensors):
-    """Published sections with zeros for unused tensors that they lack, and every tensor in published order: what strict
-    readers of the published programs expect."""
+    """Published sections in which missing unused tensors are filled with zeros and all tensors are in published order,
+    as the strict loading of the published programs expects."""
     result = dict(sections)
     for section in {tensor.section: None for tensor in tensors if tensor.section in sections}:
         found = sections[section]
