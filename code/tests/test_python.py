@@ -9,10 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ave
 import cmg
@@ -168,9 +171,11 @@ def test_features_of_a_video_are_those_of_prepare(encoder, tmp_path):
 def test_pretraining_and_export(demo_data, tmp_path):
     """As pretrain.py, and nothing of its log stays with the caller."""
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
-    with narrowed():
+    random = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    with narrowed(), torch.no_grad():
         file = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=2, in_memory=True,
                             gpu="cpu", without=["club", "cpc"])
+    assert torch.equal(torch.get_rng_state(), random[0]) and np.random.get_state()[1].tolist() == random[1]
     assert file.parent == tmp_path / "run" and logging.getLogger().handlers == handlers
     assert logging.getLogger().level == level
     assert json.loads((tmp_path / "run" / "run" / "options.json").read_text())["without"] == ["club", "cpc"]
@@ -181,10 +186,37 @@ def test_pretraining_and_export(demo_data, tmp_path):
         other = cmg.pretrain(demo_data, tmp_path / "run", n_embeddings=24, batch_size=8, max_steps=1, in_memory=True,
                              gpu="cpu")
     assert other.name == "DCID-model-0-step1.pt" != file.name
-    refused("not options of pretrain.py", cmg.pretrain, demo_data, tmp_path / "run", unknown=3)
+    refused("unrecognized arguments: --unknown 3", cmg.pretrain, demo_data, tmp_path / "run", unknown=3)
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
+@contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("state", [
+    torch.no_grad, torch.inference_mode, default_dtype, partial(torch.device, "meta"),
+    partial(torch.autocast, "cpu", torch.bfloat16)], ids=str)
+def test_what_the_caller_set_in_pytorch_changes_nothing(encoder, ave_clips, state):
+    """A notebook that computes no gradients, or elsewhere, or with other numbers, finds the same heads and codes; a
+    model that contains the encoder does not turn its dropout on."""
+    x, classes, _ = ave_clips["test", "audio"]
+
+    def values():
+        head = cmg.fit_head(encoder, "audio", x, classes, epochs=2)
+        found = cmg.retrieve(encoder, ("audio", x), ("audio", x))
+        return head.losses, head.score("audio", x, classes), found.indices.tolist(), found.similarity.tolist()
+    plain = values()
+    with state():
+        torch.nn.ModuleList([encoder.frozen]).train()
+        assert values() == plain
+
+
 def test_wrong_input_is_a_line(encoder, ave_clips, tmp_path):
     x, classes, labels = ave_clips["test", "audio"]
     bad = np.full_like(x, np.nan)
@@ -200,6 +232,9 @@ def test_wrong_input_is_a_line(encoder, ave_clips, tmp_path):
                  lambda: cmg.fit_head(encoder, "audio", x, classes, num_classes=3),
                  lambda: cmg.fit_head(encoder, "audio", x, classes, epochs=1).score("audio", x, labels),
                  lambda: cmg.transfer(encoder, ("audio", x, classes), ("audio", x, labels)),
+                 lambda: cmg.fit_head(encoder, "audio", x, list(map(str, classes.tolist())), epochs=1).score(
+                     "audio", x, classes),
+                 lambda: cmg.load(encoder.source, device="meta"), lambda: cmg.load(encoder.source, device="cuda:99"),
                  lambda: cmg.open_task("nothing", tmp_path), lambda: cmg.open_task("ave", tmp_path),
                  lambda: cmg.load(tmp_path / "absent.pt"), lambda: cmg.load(tmp_path)):
         with pytest.raises(cmg.InputError) as found:

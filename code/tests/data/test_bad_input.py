@@ -175,7 +175,9 @@ def test_fault_is_one_line(script, what, kind, demo_data, encoder_file, tmp_path
         (OWN.get(kind) or getattr(bad_files, kind))(good, bad)
     before = snapshot(out)
     monkeypatch.chdir(tmp_path)             # a missing file is named with its absolute path, however it was given
-    line = command(script, what, bad.name if kind == "missing" else bad, demo_data, encoder_file, out)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"missing": bad.name, "folder": f"~/{bad.name}"}.get(kind, bad)
+    line = command(script, what, given, demo_data, encoder_file, out)
     if script == "prepare pack":
         line += ["--overwrite"]
     with permission_bits_count():

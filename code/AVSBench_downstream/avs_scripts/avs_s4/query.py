@@ -66,7 +66,7 @@ class Query(nn.Module):
     def train(self, mode=True):
         """Set the mode of the adapter. The encoder stays in evaluation mode, or in training mode with `dropout`."""
         self.adapter.train(mode)
-        self.encoder.train(self.dropout)
+        self.encoder.set_dropout(self.dropout)
         self.training = mode
         return self
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmg.api.state import plain_torch
 from cmg.checkpoints import hub
 from cmg.systems.base import Codes, FrozenEncoder
 from cmg.utils import arguments
@@ -58,6 +59,7 @@ class Encoder:
         return (f"<{self.frozen.system.label} encoder of {', '.join(self.modalities)}: "
                 f"{' and '.join(str(len(codes)) for codes in self.codebooks)} codes, D = {self.head_dim}>")
 
+    @plain_torch()
     def embed(self, modality: str, x: Array) -> Codes:
         """The codes of some clips.
 
@@ -77,6 +79,7 @@ class Encoder:
         parts = [self.frozen.embed(modality, part) for part in torch.split(x, BATCH)]
         return Codes(torch.cat([part.vectors for part in parts]), torch.cat([part.indices for part in parts]))
 
+    @plain_torch()
     def embed_clips(self, modality: str, x: Array) -> Tensor:
         """One vector per clip, (B, D), of the features that `embed` takes: the mean of its codes (FCID: the clip's
         code)."""
@@ -97,6 +100,7 @@ class Encoder:
                              "finite features are expected; fix or leave out these clips")
         return x.to(self.codebooks[0])
 
+    @plain_torch()
     def features_of(self, path: FilePath, audio: FilePath | Callable[..., Any] | None = None,
                     video: FilePath | Callable[..., Any] | None = None, seconds: int | None = None,
                     front_end: dict[str, dict[str, Any]] | None = None) -> dict[str, NDArray[np.float32]]:
@@ -154,6 +158,7 @@ class Encoder:
                 if feature is not None}
 
 
+@plain_torch()
 def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          revision: str | None = None) -> Encoder:
     """The `Encoder` of a checkpoint or of what somebody shares.
@@ -172,14 +177,15 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise InputError(f"load: dtype {dtype!s:.40}; torch.float32 or another floating-point type is expected")
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError, AttributeError):
-        raise InputError(f"load: device {device!s:.40}; \"cpu\", \"cuda\" or a torch.device is expected") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("load: device cuda; this machine has no GPU that PyTorch can use; take \"cpu\"")
+        torch.zeros(1, device=device).cpu()         # no such device here, or "meta"
+    except (RuntimeError, TypeError, AttributeError, AssertionError):       # the last: PyTorch is built without it
+        raise InputError(f"load: device {device!s:.40}; \"cpu\", or a GPU that PyTorch can use on this machine, is "
+                         "expected") from None
     file = hub.locate(source, revision)
     return Encoder(hub.load_encoder(file, device, dtype), file)
 
 
+@plain_torch()
 def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()) -> list[Path]:
     """Write the encoder of a checkpoint for others: model.safetensors, config.json and a model card, README.md.
 
@@ -196,6 +202,7 @@ def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()
                             arguments.paths(results, "export: results"))
 
 
+@plain_torch()
 def push(encoder: Encoder, name: str, private: bool = True, results: Sequence[FilePath] = ()) -> str:
     """Upload an encoder to the Hugging Face hub, where `load(name)` finds it: what `export` writes, nothing else.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmg.api.encoder import Array, Encoder
+from cmg.api.state import plain_torch
 from cmg.checkpoints.checkpoint import untrained_like
 from cmg.downstream import fit_heads, metrics
 from cmg.downstream.encode import EncodedSplit
@@ -39,12 +40,14 @@ class Head:
         self.encoder, self.module, self.losses, self.clipwise = encoder, module, losses, module.clipwise
         self.classes, self.trained = classes, trained
 
+    @plain_torch()
     @torch.no_grad()
     def predict(self, modality: str, x: Array) -> Tensor:
         """Scores before softmax (B, C) of clips, or logits (B, T, C + 1) of seconds, the last column background."""
         scores: Tensor = self.module(self.encoder.embed(modality, x).vectors)
         return scores
 
+    @plain_torch()
     def score(self, modality: str, x: Array, labels: Array) -> dict[str, float]:
         """{metric: percent}: accuracy of clips with classes (B,); precision, recall, f1 with labels (B, T, C + 1).
 
@@ -60,6 +63,7 @@ class Head:
         return {name: float(value) for name, value in _measure(scores, truth).items()}
 
 
+@plain_torch()
 def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_classes: int | None = None,
              epochs: int = 30, seed: int = 0, batch_size: int = 80, lr: float = 4e-4) -> Head:
     """Train a head on one modality's codes, as the papers do; it then reads every other modality's.
@@ -105,6 +109,7 @@ class Transfer:
     curves: dict[str, NDArray[np.float64]]
 
 
+@plain_torch()
 def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: int | None = None, epochs: int = 30,
              seeds: Iterable[int] = (0,), batch_size: int = 80, lr: float = 4e-4) -> Transfer:
     """Train heads on one modality, test them on another.
@@ -199,13 +204,17 @@ def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor
             raise InputError(f"labels: the class '{unknown[:60]}' is not one of those to train on "
                              f"({', '.join(known)[:200] or 'they were numbers'}); correct it, or leave these clips out")
         labels = np.array([known[name] for name in given])
+    elif classes is not None:
+        raise InputError(f"labels: numbers for classes that have names ({', '.join(classes)[:200]}); the names are "
+                         "expected here as well")
     found = arguments.tensor(labels, "labels")
     is_whole = not found.is_floating_point() and found.dtype != torch.bool
     good = found.ndim == 1 and is_whole and int(found.min()) >= 0 if found.numel() else False
     good |= found.ndim == 3 and found.shape[2] > 1 and found.numel() > 0 and bool(((found == 0) | (found == 1)).all())
     if not good or len(found) != clips:
-        raise InputError(f"labels of shape {tuple(found.shape)} for {clips} clips; classes (B,) from 0 on, or 0 and 1 "
-                         "of shape (B, T, C + 1), are expected")
+        kind = str(found.dtype).removeprefix("torch.")
+        raise InputError(f"labels of shape {tuple(found.shape)}, {kind}, for {clips} clips; names or whole numbers "
+                         "from 0 on, (B,), or 0 and 1 of shape (B, T, C + 1), are expected")
     if found.ndim == 1 and int(found.max()) >= LIMITS.classes:
         raise InputError(f"labels: the class {int(found.max()):,}; numbers from 0 on, below {LIMITS.classes:,}, are "
                          "expected; number the classes, as np.unique(labels, return_inverse=True) does, or give names")
@@ -256,6 +265,7 @@ class RetrievalResult:
     metrics: dict[str, float] = field(default_factory=dict)     # "map", "ndcg@10": percent, where classes were given
 
 
+@plain_torch()
 @torch.no_grad()
 def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> RetrievalResult:
     """Find clips of one modality by clips of another, without training: cosine similarity of `Encoder.embed_clips`.

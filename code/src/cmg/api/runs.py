@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cmg.api.encoder import FilePath
+from cmg.api.state import plain_torch
 from cmg.downstream.task import Task
 from cmg.models.config import MODALITIES
 from cmg.utils import arguments
@@ -14,6 +16,7 @@ from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
 
+@plain_torch()
 def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
     """Pretrain a system, as pretrain.py does.
 
@@ -32,7 +35,7 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
     """
     from cmg.cli import LocalPaths
     from cmg.programs import entry
-    from cmg.training.run_logger import restored_log
+    from cmg.training.run_logger import random_state, restored_log, set_random_state
     folder = arguments.path(out, "pretrain: out")
     given = ["--model_save_path", str(folder), "--snapshot_pref", str(folder / "run")]
     given += [] if data_root is None else ["--data_root", str(arguments.path(data_root, "pretrain: data_root"))]
@@ -42,14 +45,19 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
         elif value is not None and value is not False:
             values = value if isinstance(value, (list, tuple, range, np.ndarray)) else [value]
             given += [f"--{name}"] + ([] if value is True else [str(v) for v in values])
+    generator = torch.Generator()
+    before = random_state(generator)
     try:
         with restored_log():
             last: Path = entry.pretrain(given, LocalPaths())
             return last
-    except SystemExit:                  # argparse has said why on standard error
-        raise InputError(f"pretrain: {' '.join(given)}: not options of pretrain.py") from None
+    except SystemExit as end:
+        raise InputError(f"pretrain: {end.__cause__ or 'not options of pretrain.py'}") from None
+    finally:
+        set_random_state(before, generator)         # of the caller; the run seeds its own
 
 
+@plain_torch()
 def build_demo(root: FilePath, clips: int = 80) -> None:
     """Make the demo data below `root` unless it is there: digits as video, telephone tones as audio, sentences as text.
 
@@ -63,6 +71,7 @@ def build_demo(root: FilePath, clips: int = 80) -> None:
                     clips=arguments.integer(clips, "build_demo: clips", 1, LIMITS.clips), progress=False)
 
 
+@plain_torch()
 def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence[str] = ("audio", "video"),
               seconds: int = 10, *, manifest: FilePath | None = None,
               features: dict[str, FilePath] | None = None) -> Task:

@@ -184,7 +184,7 @@ def config_of(contents):
     kind = SYSTEMS[stored["system"]]
     try:
         return kind, kind.Config.from_dict({name: value for name, value in stored.items() if name != "system"})
-    except (AssertionError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"its config is not one of {kind.label} ({error}); it was written by another version of this "

@@ -161,7 +161,7 @@ def _encode(encoders, wanted, dataset, labels, *, batch_size, workers, precision
     loader = ClipLoader(dataset, batch_size, workers)
     vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []
     for encoder in encoders.values():
-        encoder.train(training)                        # affects dropout only
+        encoder.set_dropout(training)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for item in tqdm(loader, desc=f"codes of {dataset.name}", unit="batch", leave=False, disable=None):
             mask = item["mask"].to(device) if "mask" in item else None
@@ -175,7 +175,7 @@ def _encode(encoders, wanted, dataset, labels, *, batch_size, workers, precision
                     vectors[name, modality].append(got.vectors)
                     indices[name, modality].append(got.indices)
     for encoder in encoders.values():
-        encoder.eval()
+        encoder.set_dropout(False)
     kept, mask, found = torch.cat(kept), torch.cat(masks) if masks else None, {}
     if mask is not None and labels != "label":      # audio features: padding must not change their mean over time
         kept = torch.where(mask.unsqueeze(2), kept, mean_of_clips(kept, mask).unsqueeze(1))

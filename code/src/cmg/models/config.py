@@ -127,14 +127,20 @@ class Config:
                                choices=("channel", "none"))
 
     def __post_init__(self) -> None:
-        assert self.spatial_attention in ("sum", "softmax") and self.padding in ("repeat", "mask")
-        assert self.standardize in ("channel", "none"), self.standardize
-        assert 0 <= self.dropout < 1, f"dropout = {self.dropout}"
-        assert self.modalities == in_order(self.modalities), self.modalities
+        self._require("spatial_attention", self.spatial_attention in ("sum", "softmax"))
+        self._require("padding", self.padding in ("repeat", "mask"))
+        self._require("standardize", self.standardize in ("channel", "none"))
+        self._require("dropout", 0 <= self.dropout < 1)
+        self._require("shapes", self.modalities == in_order(self.modalities))
         for modality, shape in self.shapes:
             check_name(modality)
             check_shape(modality, shape)
-        assert [m for m, _ in self.map_widths] == [m for m in self.modalities if self.kind(m) == "map"], self.map_widths
+        maps = [m for m in self.modalities if self.kind(m) == "map"]
+        self._require("map_widths", [m for m, _ in self.map_widths] == maps)
+
+    def _require(self, name: str, is_good: bool) -> None:
+        if not is_good:                     # no assert: a file may hold anything, also under python -O
+            raise ValueError(f"{name} = {getattr(self, name)!r:.80}")
 
     @property
     def modalities(self) -> tuple[str, ...]:

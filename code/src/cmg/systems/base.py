@@ -187,7 +187,15 @@ class FrozenEncoder(nn.Module):
         if zero_code0:
             for codes in encoder.codebooks:
                 codes[0] = 0
-        self.eval()
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Does nothing, so that a model of the user's that contains the encoder does not turn dropout on."""
+        return self
+
+    def set_dropout(self, on: bool) -> None:
+        """Turn dropout on, as protocol="released" has it, or off."""
+        self.encoder.train(on)
 
     @property
     def head_dim(self) -> int:

@@ -40,7 +40,7 @@ class Term:
 def weight_argument(text: str) -> tuple[str, float]:
     """Argument type for --weights: KIND=W."""
     kind, _, weight = text.partition("=")
-    if not kind:
+    if not kind or not weight:
         raise argparse.ArgumentTypeError(f"'{text}' is not KIND=W, such as cpc=0.5")
     return kind, not_negative(weight)
 

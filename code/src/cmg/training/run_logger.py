@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def seed_everything(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def random_state(generator):
+def random_state(generator: torch.Generator) -> dict[str, Any]:
     """State of all generators, as plain values and tensors: Python, NumPy, torch, GPUs, sampling of the run."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
@@ -43,7 +44,7 @@ def random_state(generator):
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
-def set_random_state(state, generator):
+def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
     """Put back what `random_state` gave. GPUs that the state does not know keep what they have.
 
     Raises:

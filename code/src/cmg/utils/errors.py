@@ -45,9 +45,11 @@ def readable(path, remedy="get or make the file again"):
 
 def absolute(path):
     """A path as an absolute one, without "..", so that messages, records and results name the file from everywhere.
-    Relative paths count from the current folder; symbolic links stay."""
-    plain = os.path.abspath(str(path))
-    return Path(plain if os.path.realpath(plain) == os.path.realpath(str(path)) else os.path.join(os.getcwd(), path))
+    Relative paths count from the current folder; "~" is the home folder, which shells replace neither after "=" nor
+    within quotes; symbolic links stay."""
+    path = os.path.expanduser(str(path))
+    plain = os.path.abspath(path)
+    return Path(plain if os.path.realpath(plain) == os.path.realpath(path) else os.path.join(os.getcwd(), path))
 
 
 def did_you_mean(name, known):
@@ -74,7 +76,10 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, absolute)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        try:
+            self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        except SystemExit as end:
+            raise end from InputError(message)          # for who calls a program from Python
 
 
 # ------------------------------------------------------------------------------------------- processes started together
