@@ -90,6 +90,7 @@ DEFECTS = {
     "semicolons": ("id;split;label\na;train;dog\n", "(id;split;label)"),
     "tabs": ("id\tsplit\na\ttrain\n", "separated by commas are expected"),
     "a column twice": ("id,split,split\na,train,train\n", "a column name occurs twice"),
+    "capital": ("id,split,Label\na,train,dog\n", "a column 'Label'; 'label' is expected"),
     "onset alone": ("id,split,label,onset\na,train,dog,1\n", "a column 'onset' but no column 'offset'"),
     "times without label": ("id,split,onset,offset\na,train,1,2\n", "no column 'label'"),
     "not utf-8": (b"id,split,label\na,train,caf\xe9\n", "byte 26 is not UTF-8"),

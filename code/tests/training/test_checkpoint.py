@@ -126,7 +126,9 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
 
 
 def test_describe_names_the_facts(small, tmp_path, capsys):
-    checkpoints_program.main([str(write(tmp_path / "x.pt", small | {"epoch": 3, "total_step": 99}))])
+    write(tmp_path / "last.pt", small | {"epoch": 3, "total_step": 99})
+    write(tmp_path / "earlier.pt", small | {"epoch": 2, "total_step": 66})
+    checkpoints_program.main([str(tmp_path)])               # of a folder, the one with the most steps
     printed = capsys.readouterr().out
     for fact in ("dcid", "audio, video, text", "K = 48, D = 256", "3, 99", "float64", "unused tensors  54",
                  "codes used"):

@@ -179,6 +179,10 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     assert "DCID-model-0-step4.pt: truncated" in caplog.text
     assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    refused("of another run .lr 0.0004 there, 0.0001 here.; .* --resume FILE", train, demo_data, tmp_path, "--resume",
+            "auto", "--lr", 1e-4)       # a new run would replace them
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_demo_preset_makes_its_data(tmp_path, monkeypatch):
@@ -247,8 +251,8 @@ def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, 
         train(demo_data, tmp_path / "other", "--resume", folder / LAST)
     (folder / "DCID-model-2.pt").unlink()
     caplog.clear()
-    assert run_state.find_newest(folder, "DCID-model-*.pt", full["run"]["options"]) is None
-    assert caplog.text.count(f"--resume auto skips: {folder / LAST}: holds no optimizer state") == 1
+    refused("DCID-model-[01].pt: holds no optimizer state; checkpoints of this run", run_state.find_newest, folder,
+            "DCID-model-*.pt", full["run"]["options"])
 
 
 def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, caplog):

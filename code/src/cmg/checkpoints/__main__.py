@@ -14,18 +14,18 @@ def main(argv=None):
         return _export(argv[1:])
     parser = Parser(prog="python -m cmg.checkpoints", description="Describe a pretraining checkpoint.",
                     epilog="python -m cmg.checkpoints export FILE --out DIR exports its encoder as safetensors.")
-    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours; of a folder, the most trained")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     file = parser.parse_args(argv).file
     require(file)
-    from cmg.checkpoints.checkpoint import describe  # here and below, because --help does not need PyTorch
-    print("\n".join(describe(file)))
+    from cmg.checkpoints import checkpoint, hub  # here and below, because --help does not need PyTorch
+    print("\n".join(checkpoint.describe(hub.locate(file))))
 
 
 def _export(argv):
     parser = Parser(prog="python -m cmg.checkpoints export", description="Export a checkpoint's encoder for sharing, "
                     "as safetensors with config.json and a model card.")
-    parser.add_argument("file", type=Path, help="checkpoint, published or ours")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours; of a folder, the most trained")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
@@ -34,9 +34,10 @@ def _export(argv):
     options = parser.parse_args(argv)
     require(options.file)
     if options.published:
-        from cmg.checkpoints import checkpoint
-        out = options.out / options.file.name
-        checkpoint.save(out, checkpoint.as_published(checkpoint.open_file(options.file)))
+        from cmg.checkpoints import checkpoint, hub
+        loaded = checkpoint.open_file(hub.locate(options.file))
+        out = options.out / loaded.path.name
+        checkpoint.save(out, checkpoint.as_published(loaded))
         print(out)
         return
     from cmg.report.export import export

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cmg.data.features import READERS
 from cmg.utils.cores import usable_cores
-from cmg.utils.errors import InputError, readable
+from cmg.utils.errors import InputError, absolute, readable
 from cmg.utils.files import atomic_output
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class _Known:
 
 def cache_folder():
     """Folder of the cache: CMG_CACHE, else cmg below XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("CMG_CACHE") or os.path.join(base, "cmg"))
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return absolute(os.environ.get("CMG_CACHE") or os.path.join(base, "cmg"))
 
 
 def fingerprint(path, names=None, full=False, cache=None, quiet=False):

@@ -61,6 +61,9 @@ class Manifest:
         header, rows = table or (read_header(path, flag="--manifest"),
                                  read_rows(path, ("id", "split"), optional=OPTIONAL, flag="--manifest"))
         self.columns = [name for name in ("id", "split", *OPTIONAL) if name in header]
+        other = next((name for name in header if name.lower() in OPTIONAL and name.lower() not in header), None)
+        if other:
+            raise InputError(f"{path}: a column '{other}'; '{other.lower()}' is expected, in small letters; rename it")
         lonely = {"onset", "offset"} & set(header)
         if len(lonely) == 1 or lonely and "label" not in header:
             missing = next(name for name in ("onset", "offset", "label") if name not in header)

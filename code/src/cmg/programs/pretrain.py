@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 import torch
 from tqdm import tqdm
 
-from cmg.checkpoints import checkpoint
+from cmg.checkpoints import checkpoint, hub
 from cmg.cli import affects_results, own_data_sizes
 from cmg.data import fingerprint, origins
 from cmg.data.manifest import CUSTOM
@@ -53,7 +53,7 @@ def find_resumed(opts, is_first):
     """The checkpoint of --resume, None for a new run. `auto` takes the newest one of this run, and removes temporary
     files of processes that were killed."""
     if opts.resume != "auto":
-        return opts.resume or None
+        return hub.locate(opts.resume) if opts.resume else None
     name = SYSTEMS[opts.system].file(opts.modalities, "*")
     if is_first:
         remove_leftovers(opts.model_save_path, name)
@@ -214,13 +214,16 @@ def pretrain(opts):
 def earlier_run(opts):
     """A line about a run with other options whose folders a new one takes; None where there is none."""
     own, name = affects_results(opts), SYSTEMS[opts.system].file(opts.modalities, "*")
-    stored = [earlier_options(opts.snapshot_pref)]
+    stored, unknown = [earlier_options(opts.snapshot_pref)], []
     where = [f"its metrics stay before those of this run in {opts.snapshot_pref}"] * bool(stored[0])
     for path in opts.model_save_path.glob(name):
         with suppress(InputError, KeyError, TypeError):
-            stored.append(checkpoint.read(path, mmap=True)["run"]["options"])
+            run = checkpoint.read(path, mmap=True).get("run")
+            stored += [run["options"]] if run else []
+            unknown += [] if run else [f"{path.name} does not say its own"]          # a published file
             where.append(f"checkpoints of the same name in {opts.model_save_path} are replaced")
-    other = dict.fromkeys(text for of_run in stored if isinstance(of_run, dict) for text in differences(of_run, own))
+    other = dict.fromkeys(unknown + [text for of_run in stored if isinstance(of_run, dict)
+                                     for text in differences(of_run, own)])
     if not other:
         return None
     return (f"an earlier run with other options ({', '.join(other)}) is in the same folders: "

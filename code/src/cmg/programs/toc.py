@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from cmg.checkpoints import checkpoint
+from cmg.checkpoints import hub
 from cmg.downstream.toc import selection_of
 from cmg.models import toc
 from cmg.report import style
@@ -54,7 +54,7 @@ def draw(codes, channels, path):
 def main(opts):
     """Print and draw the selection for each codebook of `opts.checkpoint`."""
     choice = selection_of(opts, opts.choose_channel)
-    encoder = checkpoint.load_encoder(opts.checkpoint, dtype=torch.float64)
+    encoder = hub.load_encoder(opts.checkpoint, dtype=torch.float64)
     for codes in encoder.codebooks:             # check the selection before anything is drawn
         choice.counts(codes.shape[1])
     print(f"{encoder.system.label}, {', '.join(encoder.config.modalities)}")

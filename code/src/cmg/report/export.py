@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from cmg.checkpoints import checkpoint
-from cmg.checkpoints.hub import CARD, CONFIG, FORMAT, WEIGHTS
+from cmg.checkpoints.hub import CARD, CONFIG, FORMAT, WEIGHTS, locate
 from cmg.report import tables
 from cmg.results import rows as results
 from cmg.results.provenance import source_commit
@@ -37,7 +37,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
     the hash of the weights: a folder that was not finished is refused.
 
     Args:
-        path: checkpoint, published or ours.
+        path: checkpoint, published or ours, or a folder of them, of which the most trained is taken.
         out: folder.
         results_files: results.jsonl whose rows of this checkpoint go into the model card.
         name: by which the card loads it; default: that of the folder.
@@ -45,6 +45,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
     Raises:
         InputError: no checkpoint, no row of it in the results, or the folder cannot be written.
     """
+    path = locate(path)
     loaded, sha256 = checkpoint.open_file(path), files.sha256(path)
     rows = [row for file in results_files for row in results.read(file) if row["checkpoint_sha256"] == sha256]
     if results_files and not rows:

@@ -118,7 +118,7 @@ def differences(stored, own):
 
 
 def find_newest(folder, pattern, own):
-    """The newest valid checkpoint of a run, None if there is none.
+    """The newest checkpoint of a run that can be resumed, None in a folder without checkpoints.
 
     Files that are damaged, published or of a run with other options are skipped with a warning, and so are those
     without optimizer state if no newer one has it.
@@ -126,12 +126,16 @@ def find_newest(folder, pattern, own):
     Args:
         folder, pattern: folder, and glob pattern of the names.
         own: the run's options that affect results.
+
+    Raises:
+        InputError: only such files are there, which a new run would replace.
     """
-    found = []
+    found, skipped = [], []
     for path in sorted(folder.glob(pattern)):
+        is_whole = False
         try:
             stored = checkpoint.read(path, mmap=True)
-            run = stored.get("run") or {}
+            is_whole, run = True, stored.get("run") or {}
             if not run:
                 raise InputError(f"{path}: has no state of a run")
             other = differences(run["options"], own)
@@ -139,11 +143,14 @@ def find_newest(folder, pattern, own):
                 raise InputError(f"{path}: of another run ({'; '.join(other)})")
             found.append((int(run["position"]["step"]), any(map(is_optimizer, stored)), path))
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-            log.warning("--resume auto skips: %s", str(error) or path)
+            skipped.append((is_whole, str(error) or path))
     step, _, newest = max((one for one in found if one[1]), default=(-1, True, None))
-    for after, _, path in found:
-        if after > step:
-            log.warning("--resume auto skips: %s: %s", path, NO_OPTIMIZER)
+    skipped += [(True, f"{path}: {NO_OPTIMIZER}") for after, _, path in found if after > step]
+    for is_whole, reason in skipped:
+        if is_whole and not newest:
+            raise InputError(f"{reason}; checkpoints of this run are expected, as a new run would replace others; "
+                             "resume one with --resume FILE, or choose another --model_save_path")
+        log.warning("--resume auto skips: %s", reason)
     return newest
 
 

@@ -10,6 +10,11 @@ LEARNING_RATE_DROPS = (10, 20, 30)      # epochs, as published
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}     # name for --optimizer -> class of torch.optim
 
 
+def _is_paced(opts):
+    """Whether every learning rate depends on the length of the run."""
+    return opts.schedule == "cosine"
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """Length of a run, order of its clips, and checkpoints."""
@@ -19,8 +24,8 @@ class RunSettings:
                               flags=("-b", "--b", "--batch_size"), type=positive)
     n_epoch: int | None = setting(
         None, "number of epochs (default: as published; own data: by the number of clips)", type=positive,
-        affects_results=False)
-    max_steps: int | None = setting(None, "stop after this many steps", type=positive, affects_results=False)
+        affects_results=_is_paced)
+    max_steps: int | None = setting(None, "stop after this many steps", type=positive, affects_results=_is_paced)
     start_epoch: int = setting(0, "number of the first epoch", affects_results=False)
     print_freq: int = setting(50, "steps between lines of the log (own data: 20 lines)", type=positive,
                               affects_results=False)

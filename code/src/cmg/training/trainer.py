@@ -117,6 +117,9 @@ class Trainer:
         set_random_state(state.random, self.generator)
         log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
                  self.position.clips, self.num_clips, self.position.step)
+        if self._is_done():
+            log.warning("%s: nothing is left to train; a larger --n_epoch or --max_steps continues this run",
+                        loaded.path)
 
     def notes(self):
         """What the processes of a run must have in common before the next step; see dist.require_equal."""
