@@ -108,8 +108,9 @@ def test_the_table_has_last_and_best_side_by_side_and_a_row_for_the_control():
     assert (table[1]["last"], table[1]["best"]) == ("11.0", "-")
     text = results.summary(rows)
     assert "Protocol default" in text and "Protocol released" not in text
-    markdown = results.summary(rows, "markdown").splitlines()
-    assert len({line.count("|") for line in markdown[:4]}) == 1 and set(markdown[1]) == set("|- ")
+    markdown = results.summary([entry | {"dataset": "own: cats|dogs"} for entry in rows], "markdown").splitlines()
+    assert len({line.replace(r"\|", "").count("|") for line in markdown[:4]}) == 1 and set(markdown[1]) == set("|- ")
+    assert r"own: cats\|dogs" in markdown[2]
 
 
 def test_protocols_stand_in_tables_of_their_own():
@@ -119,8 +120,10 @@ def test_protocols_stand_in_tables_of_their_own():
 
 def test_the_command_prints_the_table(tmp_path, capsys):
     results.append(tmp_path / "results.jsonl", row())
-    main([str(tmp_path / "results.jsonl"), "--markdown"])
-    assert "| DCID-model-5.pt | audio+video" in capsys.readouterr().out
+    results.append(tmp_path / "copy.jsonl", row())
+    main([str(tmp_path / "results.jsonl"), str(tmp_path / "copy.jsonl"), "--markdown"])
+    printed = capsys.readouterr().out
+    assert "| DCID-model-5.pt | audio+video" in printed and "+-" not in printed.split("Protocol")[0]
     done = subprocess.run([sys.executable, "-m", "cmg.results", "/nowhere/results.jsonl"], text=True,
                           capture_output=True, cwd=ROOT / "code" / "src")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "/nowhere" in done.stderr

@@ -47,7 +47,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
     """
     path = locate(path)
     loaded, sha256 = checkpoint.open_file(path), files.sha256(path)
-    rows = [row for file in results_files for row in results.read(file) if row["checkpoint_sha256"] == sha256]
+    rows = [row for row in results.read(*results_files) if row["checkpoint_sha256"] == sha256]
     if results_files and not rows:
         raise InputError(f"{', '.join(map(str, results_files))}: no result of {path} (SHA-256 {sha256[:12]}...); "
                          "measure this file, or name the results of it")

@@ -344,8 +344,7 @@ def draw_run(folder, out):
                     written.append(draw_sharing(lines, out / f"sharing{ending}.png"))
                 if lines[0]["grad_norms"]:
                     written.append(draw_optimization(lines, out / f"optimization{ending}.png"))
-    rows = tables.of_run([row for path in sorted(folder.rglob("results.jsonl")) for row in results.read(path)],
-                         folder.absolute().name)
+    rows = tables.of_run(results.read(*sorted(folder.rglob("results.jsonl"))), folder.absolute().name)
     with drawing(folder / "results.jsonl"):
         written += draw_tables(rows, out)
     runs = sorted({path.parent for path in folder.rglob("predictions/*.npz")})

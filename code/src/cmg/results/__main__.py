@@ -24,7 +24,7 @@ def main(argv=None):
         checked = [found for file in options.files for found in provenance.verify(rows.read(file), file.parent)]
         print(provenance.report(checked))
         return 1 if any(problems for _, problems in checked) else 0
-    print(rows.summary([row for file in options.files for row in rows.read(file)], options.form, width()))
+    print(rows.summary(rows.read(*options.files), options.form, width()))
 
 
 if __name__ == "__main__":

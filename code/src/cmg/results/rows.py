@@ -165,13 +165,21 @@ def find_problem(row):
     return None
 
 
-def read(path):
-    """All rows of a results file, the latest of each identity, in the order of their first appearance.
+def read(*paths):
+    """All rows of results files, of each measurement the latest, in the order of their first appearance: copies of a
+    line are not further seeds.
 
     Raises:
         InputError: no such file, or a line that is no result.
     """
-    path = Path(path)
+    rows = {}
+    for path in paths:
+        rows |= _read(Path(path))
+    return list(rows.values())
+
+
+def _read(path):
+    """`identity` -> row of one file."""
     try:
         if path.stat().st_size > LIMITS.text_bytes:
             raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
@@ -197,7 +205,7 @@ def read(path):
         rows[identity(row)] = row
     if not rows:
         raise InputError(f"{path}: no results in it; expected one JSON object per line; run a task script first")
-    return list(rows.values())
+    return rows
 
 
 def identity(row):
@@ -380,6 +388,7 @@ def render(table, columns, form="text", width=None, names=()):
 
 def _render(table, columns, form):
     cells = [list(columns)] + [[str(entry[column]) for column in columns] for entry in table]
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in cells] if form == "markdown" else cells
     if form == "csv":
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows(cells)
