@@ -123,7 +123,7 @@ def test_a_tracker_that_does_not_start_is_a_line(tracker, tmp_path):
     def failing(**about):
         raise RuntimeError("api_key not configured (no-tty).\ncall wandb.login()")
     tracker.init = failing
-    refused(f"--log {tracker.__name__}: does not start .RuntimeError: api_key", log, tmp_path, tracker.__name__, (1,))
+    refused(f"--log {tracker.__name__}: failed to start .RuntimeError: api_key", log, tmp_path, tracker.__name__, (1,))
 
 
 @pytest.mark.parametrize("tracker", ["wandb"], indirect=True)

@@ -132,7 +132,7 @@ def test_a_list_of_checkpoints_of_other_things_is_one_line(clips, pretrained, tm
     path = tmp_path / "DCID-model-1.pt"
     shutil.copy(pretrained / "checkpoints" / "DCID-model-1.pt", path)
     named(path, saved)
-    refused("entry 'run' is no state of a run", pretrain, clips, tmp_path / "out", "--resume", path)
+    refused("entry 'run' is not a valid run state", pretrain, clips, tmp_path / "out", "--resume", path)
 
 
 @pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "provenance/../../x.json", "provenance/aa.json"])

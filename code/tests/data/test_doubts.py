@@ -172,8 +172,8 @@ def test_check_reads_the_notes_of_an_extraction(demo_data, tmp_path):
 
 
 def test_a_run_of_too_few_steps_is_said_in_log_and_report(run):
-    found = [line for line in warnings_of(run / "run") if "far below" in line]
-    assert len(found) == 1 and "3 steps are far below the 3,066 of the published run" in found[0]
+    found = [line for line in warnings_of(run / "run") if "far fewer" in line]
+    assert len(found) == 1 and "3 steps are far fewer than the 3,066 of the published run" in found[0]
     assert found[0] in [line["message"] for _, line in run_files.read_run(run / "run").warnings]
     assert found[0] in (run / "run" / "log.txt").read_text()
 
@@ -194,7 +194,7 @@ def apart(file, data, path):
 
 def test_codes_that_no_modality_shares_are_said(run, demo_data, tmp_path):
     file = apart(file_of(run), demo_data, tmp_path / "apart.pt")
-    found = [line for line in measure(ave, demo_data, file, tmp_path / "run") if "no code of the labeled" in line]
+    found = [line for line in measure(ave, demo_data, file, tmp_path / "run") if "shares no code with" in line]
     assert len(found) == 1 and "warning: 2 of " in found[0] and "ave audio->video" in found[0]
 
 

@@ -147,7 +147,7 @@ def test_the_oldest_entries_leave_first(cache):
     assert left == list(range(left[0], 40)) and 5 < len(left) < 20
     cache.write("large", entry(size=1000))
     assert cache.read("large") is None and left == [number for number in range(40) if cache.read(str(number))]
-    assert len(cache.lines) == 1 and cache.lines[0].startswith("--cache_gb 1e-05: codes of 2.03e-05 GB are not kept")
+    assert len(cache.lines) == 1 and cache.lines[0].startswith("--cache_gb 1e-05: codes of 2.03e-05 GB do not fit")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(cache):

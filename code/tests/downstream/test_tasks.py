@@ -140,7 +140,7 @@ def test_released_epochs_count_from_the_checkpoint(tree, tmp_path):
     late = ["--checkpoint", str(tmp_path / "late.pt"), "--protocol", "released", "--no_control"]
     ave.main(arguments(tree, tmp_path, *late, "--n_epoch", "5"))
     assert max(r["epoch"] for r in results.read(tmp_path / "results.jsonl")) == 4
-    with pytest.raises(InputError, match="no epoch is left, the released protocol starts at 3"):
+    with pytest.raises(InputError, match="no epoch is left because the released protocol starts at 3"):
         ave.main(arguments(tree, tmp_path, *late, "--n_epoch", "3"))
 
 

@@ -152,7 +152,7 @@ def test_padding_five_seconds_to_ten_is_said(short_data, small_model, tmp_path):
     train(short_data, tmp_path, "--max_steps", 1)
     text = (tmp_path / "run" / "log.txt").read_text()
     assert "clips of 5 seconds, T = 10: the last second is repeated as published" in text
-    assert "1 steps in all" in text and "1 steps are far below the 3,066" in text and "--max_steps ends it" in text
+    assert "1 steps in total" in text and "1 steps are far fewer than the 3,066" in text and "raise --max_steps" in text
 
 
 def test_every_task_takes_t_from_the_checkpoint(trained, short_data, small_model, tmp_path):
@@ -189,14 +189,14 @@ def test_check_says_that_it_pads(short_data, capsys):
 # ---------------------------------------------------------------------------------------------------- the steps hint
 def test_the_published_run_is_long_enough():
     assert runtime.run_length(40_801, 80, 6, 400) == [
-        "3,066 steps in all (511 an epoch, 6 epochs, 80 clips a step), 102.0 clips a code",
-        "the last step of an epoch has one clip (40,801 clips, 80 a step; so has the published run): losses that "
+        "3,066 steps in total (511 per epoch, 6 epochs, 80 clips per step), 102.0 clips per code",
+        "the last step of an epoch has one clip (40,801 clips, 80 per step), as in the published run; losses that "
         "compare clips are zero in it"]
 
 
 @pytest.mark.parametrize("clips, batch, epochs, limit, words", [
-    (1000, 80, 6, None, "78 steps are far below the 3,066 .* --n_epoch 236 or a smaller --batch_size"),
-    (40_800, 80, 6, 100, "100 steps .* --max_steps ends it there"), (2, 80, 1, None, "--n_epoch 3066")])
+    (1000, 80, 6, None, "78 steps are far fewer than the 3,066 .* --n_epoch 236 or a smaller --batch_size"),
+    (40_800, 80, 6, 100, "100 steps .* raise --max_steps"), (2, 80, 1, None, "--n_epoch 3066")])
 def test_a_short_run_names_the_flag(clips, batch, epochs, limit, words):
     import re
     lines = runtime.run_length(clips, batch, epochs, 400, limit)

@@ -123,7 +123,7 @@ def test_bf16_becomes_float32_elsewhere_and_one_line_says_so(monkeypatch, caplog
     record, = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
     assert record.getMessage().startswith("--precision bf16: this CPU has no bf16 units")
-    assert record.getMessage().endswith("computing in float32")
+    assert record.getMessage().endswith("using float32")
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])

@@ -137,8 +137,8 @@ def test_a_run_of_two_processes_is_resumed_by_two_and_by_one(demo_data, small_mo
                      for name in ("whole", "broken"))
     assert whole["total_step"] == 4 and differences(whole, broken) == []
     assert pretrain(demo_data, tmp_path / "by one", *few, "--resume", "auto") == 0
-    assert caplog.text.count("saved by 2 processes, now it is 1, with the same batches") == 1
-    assert "not the same to the last bit; start 2 for that" in caplog.text
+    assert caplog.text.count("saved by 2 processes, resumed by 1 with the same batches") == 1
+    assert "not bit-identical; start 2 processes for that" in caplog.text
     assert [line["step"] for line in figures(tmp_path / "by one")] == [1, 2, 3, 4]
 
 

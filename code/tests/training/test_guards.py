@@ -92,7 +92,7 @@ def test_a_gradient_alone_is_noticed(demo_data, tmp_path, monkeypatch):
 
 
 def test_a_step_that_explodes(demo_data, tmp_path):
-    refused("finite numbers are expected.*lower --lr", train, demo_data, tmp_path, "--lr", 1e30)
+    refused("expected finite numbers.*lower --lr", train, demo_data, tmp_path, "--lr", 1e30)
 
 
 def test_finite_steps_pass_and_late_ones_are_awaited():
@@ -178,8 +178,8 @@ def test_directions_without_common_codes_are_one_line_that_fits_the_run(system, 
     found = Doubts(directions=dict.fromkeys(f"ave {k}" for k in range(12)),
                    apart={f"ave {k}": "codebook 2" if k == 1 else "" for k in range(8)})
     line, = found.lines(SimpleNamespace(system=system, pretraining={"options": options}))
-    assert line.startswith("8 of 12 directions have no code of the labeled modality in the tested one")
-    assert "lie near each other: ave 0, ave 1 (codebook 2), ave 2, ave 3, ave 4, ave 5 and 2 more; pretrain" in line
+    assert line.startswith("in 8 of 12 directions, the tested modality shares no code with the labeled one")
+    assert "close their codes are: ave 0, ave 1 (codebook 2), ave 2, ave 3, ave 4, ave 5 and 2 more; pretrain" in line
     assert ("--recipe shared" in line) == says
 
 

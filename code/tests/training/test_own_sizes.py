@@ -147,7 +147,7 @@ def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
     assert dict(last["options"]["weights"]) == dict(RECIPES["shared"]["weights"])
     assert hub.locate(tmp_path / "checkpoints").name == "DCID-model-2-step3.pt"
     text = run("--recipe", "published", "--max_steps", "1", "--n_embeddings", "8", "--b", "3", "--resume", "")
-    assert "K = 8" in text and "1 steps are far below the 3,066 of the published run" in text
+    assert "K = 8" in text and "1 steps are far fewer than the 3,066 of the published run" in text
 
 
 def test_the_scripts_leave_own_data_to_the_rule():

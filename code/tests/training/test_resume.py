@@ -175,9 +175,9 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     os.rename(tmp_path / "other" / "checkpoints" / "DCID-model-0.pt", folder / "DCID-model-0.pt")
     caplog.clear()
     train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 4)
-    assert "DCID-model-0-step3.pt: resuming in epoch 0 after 48 of its 80 clips, 3 steps in all" in caplog.text
+    assert "DCID-model-0-step3.pt: resuming in epoch 0 after 48 of its 80 clips, 3 steps in total" in caplog.text
     assert "DCID-model-0-step4.pt: truncated" in caplog.text
-    assert "DCID-model-0.pt: of another run (seed 7 there, 43 here)" in caplog.text
+    assert "DCID-model-0.pt: belongs to another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
     refused("of another run .lr 0.0004 there, 0.0001 here.; .* --resume FILE", train, demo_data, tmp_path, "--resume",
@@ -227,7 +227,7 @@ def test_a_published_file_is_resumed_at_its_epoch(demo_data, tmp_path, whole, ca
     del contents["run"]
     checkpoint.save(tmp_path / "published.pt", contents)
     assert train(demo_data, tmp_path, "--resume", tmp_path / "published.pt") == 0
-    assert "has no state of a run: epoch 1 starts with fresh random numbers" in caplog.text
+    assert "contains no run state; epoch 1 starts with new random numbers" in caplog.text
     assert checkpoint.read(tmp_path / "checkpoints" / LAST)["total_step"] == 2 * STEPS
 
 
@@ -258,10 +258,10 @@ def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, 
 def test_other_settings_are_said_and_other_orders_refused(demo_data, tmp_path, caplog):
     train(demo_data, tmp_path, "--max_steps", 3)
     file = tmp_path / "checkpoints" / "DCID-model-0-step3.pt"
-    with pytest.raises(InputError, match="whose rest is another one here: seed 43 there, 7 here; pass the same data"):
+    with pytest.raises(InputError, match="remaining clips are different here: seed 43 there, 7 here; pass the same"):
         train(demo_data, tmp_path, "--seed", 7, "--resume", file)
     train(demo_data, tmp_path, "--lr", 1e-4, "--resume", file, "--max_steps", 4)
-    assert "this run resumes with other options (lr 0.0004 there, 0.0001 here)" in caplog.text
+    assert "this run resumes with different options (lr 0.0004 there, 0.0001 here)" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [
@@ -273,7 +273,7 @@ def test_a_damaged_state_is_one_line(demo_data, tmp_path, whole, damage):
     contents = checkpoint.read(whole(*ALL) / "checkpoints" / "DCID-model-0.pt")
     damage(contents["run"])
     checkpoint.save(tmp_path / "damaged.pt", contents)
-    refused("its entry 'run' is no state of a run", train, demo_data, tmp_path, "--resume", tmp_path / "damaged.pt")
+    refused("its entry 'run' is not a valid run state", train, demo_data, tmp_path, "--resume", tmp_path / "damaged.pt")
 
 
 # ------------------------------------------------------------------------------------------- writing and full disks

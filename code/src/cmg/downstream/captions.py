@@ -18,12 +18,12 @@ ROWS = 512                       # queries compared at once; limits memory
 
 @dataclass
 class RankCounts:
-    """Numbers of candidates (Q,) that determine the rank of each query's first right answer.
+    """Numbers of candidates (Q,) that determine the rank of each query's first correct answer.
 
     Attributes:
-        better: candidates that are more similar than the most similar right answer.
-        tied: candidates that are exactly as similar, including itself; they are ranked in random order.
-        right: right answers among the tied candidates.
+        better: candidates that are more similar than the most similar correct answer.
+        tied: candidates that are exactly as similar, including the answer itself; they are ranked in random order.
+        right: correct answers among the tied candidates.
     """
 
     better: Tensor
@@ -52,7 +52,7 @@ def rank(queries, candidates, is_right):
     """`RankCounts` of queries (Q, D) among candidates (C, D), all unit vectors.
 
     Args:
-        is_right: (start, stop) of the queries -> (n, C) bool, with at least one right answer per query.
+        is_right: (start, stop) of the queries -> (n, C) bool, with at least one correct answer per query.
     """
     parts = []
     for first in range(0, len(queries), ROWS):
@@ -72,7 +72,7 @@ def both_ways(clips, captions, owner):
         owner: (C,) index of the clip of each caption.
 
     Returns:
-        {"clip", "caption"} by kind of the query -> metrics.
+        {"clip", "caption"}, the kind of the query -> metrics.
     """
     numbers = torch.arange(len(clips), device=owner.device)
     return {"clip": rank(clips, captions, lambda a, b: owner == numbers[a:b, None]).metrics(),
@@ -80,7 +80,7 @@ def both_ways(clips, captions, owner):
 
 
 def chance(num_clips, owner):
-    """The result of `both_ways` if everything is equally similar."""
+    """The result of `both_ways` if all similarities are equal."""
     counts, clips = owner.bincount(minlength=num_clips), torch.full_like(owner, num_clips)
     return {"clip": RankCounts(torch.zeros_like(counts), torch.full_like(counts, len(owner)), counts).metrics(),
             "caption": RankCounts(torch.zeros_like(owner), clips, torch.ones_like(owner)).metrics()}
@@ -118,7 +118,7 @@ def evaluate(dataset, pretrained, settings, output, workers=0, cache=None):
         settings: RetrievalSettings.
         output: cmg.results.rows.Output.
         workers: processes that read clips.
-        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), None for none.
+        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), or None.
 
     Returns:
         Result lines (cmg/results/rows.py) of the task "clip_retrieval", which are also appended to the results file.

@@ -1,7 +1,7 @@
-"""What a frozen encoder gives for the clips of a data set, kept in a folder beside its checkpoint.
+"""Cache for the output of a frozen encoder on the clips of a data set, in a folder next to its checkpoint.
 
 An entry is a safetensors file. Its name is the hash of everything that its values depend on: the encoder's weights and
-sizes, the data, batch size, precision, machine, and this program. It is read whole or not at all.
+sizes, the data, batch size, precision, machine, and this program. An entry is read completely or not at all.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ SUFFIX = ".safetensors"
 
 
 class CodeCache:
-    """The entries beside one checkpoint.
+    """The cache entries of one checkpoint.
 
-    Several processes may read and write them at the same time. A damaged entry counts as none.
+    Several processes may read and write them at the same time. A damaged entry is treated as missing.
 
     Args:
         checkpoint: path of the checkpoint.
-        gigabytes: of all entries in its folder, at most; above 0.
-        contents: path of features -> SHA-256 of what it holds (cmg/data/fingerprint.py).
+        gigabytes: maximum size of all entries in its folder; above 0.
+        contents: path of features -> SHA-256 of its contents (cmg/data/fingerprint.py).
         warn: called with a list of lines for the user.
     """
 
@@ -45,15 +45,15 @@ class CodeCache:
         Args:
             encoder: FrozenEncoder; two with different weights have different keys.
             dataset: cmg.data.clips.Clips.
-            modality: that is encoded.
+            modality: modality to encode.
             text: (vectors, index) of the sentences; default: those of `dataset`.
-            how: JSON values: how it is encoded.
+            how: JSON values that describe how it is encoded.
         """
         if encoder not in self._encoders:
             self._encoders[encoder] = _digest(encoder.state_dict(), encoder.system.name, repr(encoder.config),
                                               encoder.epoch, encoder.zero_code0)
         device = encoder.codebooks[0].device
-        is_masked = dataset.padding == "mask"               # a clip then has the seconds that all its modalities have
+        is_masked = dataset.padding == "mask"               # a clip then has the seconds common to all its modalities
         stores = [m for m in dataset.stores if m == modality or is_masked and m in dataset.timed]
         data = {"clips": dataset.keys, "seconds": dataset.seconds, "padding": dataset.padding, "stores": {
             m: (self.contents[dataset.stores[m].path], type(dataset.stores[m]).__name__, dataset.stores[m].tail)
@@ -67,7 +67,7 @@ class CodeCache:
                            "program": self._program, **how}, sort_keys=True)
 
     def read(self, key, device="cpu"):
-        """Name -> tensor of an entry, on `device`; None where there is none, or one that is damaged."""
+        """Name -> tensor of an entry, on `device`; None if it is missing or damaged."""
         try:
             tensors = load(read_input(self._path(key), self.limit))
             is_whole = bytes(tensors.pop("digest").tolist()).hex() == _digest(tensors, key)
@@ -76,14 +76,14 @@ class CodeCache:
         return {name: x.to(device) for name, x in tensors.items()} if is_whole else None
 
     def write(self, key, tensors):
-        """Keep an entry, name -> tensor. The oldest ones are removed where it needs their space; a folder that cannot
-        be written is one line."""
+        """Store an entry, name -> tensor, removing the oldest ones if space is needed. If the folder cannot be written,
+        warn with one line."""
         tensors = {name: x.cpu().contiguous() for name, x in tensors.items()}
         digest = torch.tensor(list(bytes.fromhex(_digest(tensors, key))), dtype=torch.uint8)
         data = save(tensors | {"digest": digest})
         if len(data) > self.limit:
-            self.warn([f"--cache_gb {self.limit / 1e9:g}: codes of {len(data) / 1e9:.3g} GB are not kept; raise it to "
-                       "keep them for the next call"])
+            self.warn([f"--cache_gb {self.limit / 1e9:g}: codes of {len(data) / 1e9:.3g} GB do not fit and are not "
+                       "cached; raise it to cache them for the next call"])
             return
         try:
             self.folder.mkdir(exist_ok=True)
@@ -92,8 +92,8 @@ class CodeCache:
             with atomic_write(self._path(key)) as file:
                 file.write(data)
         except OSError as error:
-            self.warn([f"{self.folder}: cannot be written ({error.strerror}); codes are not kept, and the next call "
-                       "encodes the clips again; make it writable, or pass --cache_gb 0"])
+            self.warn([f"{self.folder}: cannot be written ({error.strerror}), so codes are not cached and the next "
+                       "call encodes the clips again; make it writable, or pass --cache_gb 0"])
 
     def _path(self, key):
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
@@ -112,7 +112,8 @@ class CodeCache:
 
 
 def _digest(arrays, *facts):
-    """SHA-256, as hex text, of names, types, shapes and bytes of tensors or NumPy arrays, and of some facts."""
+    """SHA-256, as hex text, of the names, types, shapes and bytes of tensors or NumPy arrays, and of additional
+    facts."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, x in sorted(arrays.items()):
         digest.update(repr((name, str(x.dtype), tuple(x.shape))).encode())

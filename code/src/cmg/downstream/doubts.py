@@ -1,11 +1,11 @@
-"""What is doubtful about the results of one encoder, collected over its directions: one warning of each kind."""
+"""Doubts about the results of one encoder, collected over all directions, with one warning of each kind."""
 
 from dataclasses import dataclass, field
 
 from cmg.results.rows import show
 from cmg.training.monitors import sharing_advice
 
-SHOWN = 6                       # directions that a warning names
+SHOWN = 6                       # maximum number of directions named in a warning
 
 
 @dataclass
@@ -13,8 +13,8 @@ class Doubts:
     """Directions of an encoder, as texts such as "ave video->audio".
 
     Attributes:
-        directions: all that were measured.
-        apart: those whose tested modality has no code that the labeled one has.
+        directions: all measured ones.
+        apart: those in which the tested modality has no code in common with the labeled one.
         chance: those that stay at chance with every seed -> their values.
     """
 
@@ -23,12 +23,12 @@ class Doubts:
     chance: dict = field(default_factory=dict)
 
     def add(self, rows, metric, clips):
-        """Look at the result lines of a task.
+        """Check the result lines of a task.
 
         Args:
             rows: result lines; those of the pretrained encoder with selection "best" are judged.
-            metric: the metric that chooses the best epoch.
-            clips: modality -> number of test clips, for the standard deviation of guessing.
+            metric: metric by which the best epoch is chosen.
+            clips: modality -> number of test clips, for the standard deviation of chance.
         """
         found = {}
         for row in rows:
@@ -54,9 +54,9 @@ class Doubts:
         if self.apart:
             names = [f"{name}{f' ({books})' if books else ''}" for name, books in self.apart.items()]
             advice = sharing_advice(encoder.system.name, encoder.pretraining.get("options", {}))
-            found.append(f"{len(names)} of {total} directions have no code of the labeled modality in the tested one, "
-                         f"and transfer only as far as the codes lie near each other: {_listed(names)}; pretrain "
-                         f"longer, {advice}and check that the features of a clip belong together")
+            found.append(f"in {len(names)} of {total} directions, the tested modality shares no code with the labeled "
+                         f"one, so transfer depends on how close their codes are: {_listed(names)}; pretrain longer, "
+                         f"{advice}and check that the features of a clip belong together")
         return found
 
 

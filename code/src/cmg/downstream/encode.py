@@ -1,4 +1,4 @@
-"""Encode datasets with frozen encoders, reading each dataset once; and check that an encoder fits a dataset."""
+"""Encode datasets with frozen encoders, reading each dataset once, and check that encoders and datasets fit."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from cmg.utils.errors import InputError
 
 @dataclass
 class EncodedSplit:
-    """The codes of a split of a dataset in one modality: a table of the few different codes, and a row per second."""
+    """The codes of a dataset split in one modality, as a table of the distinct codes and a row number per second."""
 
-    table: Tensor                # (U, D) different codes that occur
+    table: Tensor                # (U, D) distinct codes that occur
     numbers: Tensor              # (U,) int64 indices in the codebook; (U, L) with L codebooks
-    rows: Tensor                 # (N, T) int64 row in the table of each second
+    rows: Tensor                 # (N, T) int64 row of each second in the table
     labels: Tensor               # (N, T, C + 1) of 0 and 1, background last; retrieval: audio features (N, T, 128)
     mask: Tensor | None = None   # (N, T) bool, with --padding mask (cmg/models/masking.py); text has none
 
@@ -30,7 +30,7 @@ class EncodedSplit:
 
     @property
     def codes(self):
-        """Name -> tensor of everything but the labels."""
+        """Name -> tensor of everything except the labels."""
         masked = {} if self.mask is None else {"mask": self.mask}
         return {"table": self.table, "numbers": self.numbers, "rows": self.rows, **masked}
 
@@ -48,7 +48,7 @@ class EncodedSplit:
         flat = vectors.flatten(0, 1)
         table = flat.new_empty(len(numbers), flat.shape[-1])
         table[rows] = flat                      # all seconds of one code have the same vector, up to rounding
-        assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are no function of the code numbers"
+        assert torch.allclose(table[rows], flat, rtol=1e-3, atol=1e-4), "vectors are not a function of the code indices"
         return cls(table, numbers, rows.view(vectors.shape[:2]), labels, mask)
 
     def select(self, channels):
@@ -72,14 +72,14 @@ class EncodedSplit:
 
 
 def check_modality(encoder, modality, checkpoint):
-    """Raise InputError unless the encoder was pretrained on a modality; `checkpoint` is for the message."""
+    """Raise InputError unless the encoder was pretrained on a modality; `checkpoint` is used in the message."""
     if modality not in encoder.config.modalities:
-        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}; {modality} was "
+        raise InputError(f"{checkpoint}: pretrained on {', '.join(encoder.config.modalities)}, but {modality} was "
                          "requested; choose other directions or a checkpoint with this modality")
 
 
 def check_fit(encoder, dataset, modality, checkpoint):
-    """Raise InputError unless the encoder accepts the features of a dataset, of which one clip is read.
+    """Raise InputError unless the encoder accepts the features of a dataset; reads one clip.
 
     Args:
         encoder: FrozenEncoder (cmg/systems/base.py).
@@ -96,7 +96,7 @@ def check_fit(encoder, dataset, modality, checkpoint):
 
 def check_shape(encoder, modality, shape, name, checkpoint):
     """Raise InputError unless the encoder accepts features of this shape (cmg/models/config.py); `name` and
-    `checkpoint` are for the message."""
+    `checkpoint` are used in the message."""
     if not encoder.config.fits(modality, shape):
         raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
                          f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
@@ -104,24 +104,24 @@ def check_shape(encoder, modality, shape, name, checkpoint):
 
 
 def seconds_of(encoder, modality, mask):
-    """The mask of a modality's codes, given the mask of the clips' seconds; None for tokens."""
+    """Mask of a modality's codes, given the mask of the clips' seconds; None for tokens."""
     return None if mask is None or encoder.config.kind(modality) == "tokens" else mask
 
 
 @torch.no_grad()
 def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, workers=0, precision="float32",
           training=False, cache=None):
-    """Encode a dataset, which is read once for all encoders and modalities.
+    """Encode a dataset, reading it once for all encoders and modalities.
 
     Args:
         encoders: name -> FrozenEncoder, for example {None: pretrained, "untrained": control}, all on one device.
         dataset: items are dicts of arrays with the modalities and the labels; with `cache`, cmg.data.clips.Clips.
         modalities: modalities to encode.
-        labels: entry of the items that is stored as labels.
+        labels: key of the items to store as labels.
         batch_size, workers: of the DataLoader; they do not affect the results.
         precision: "bf16" runs the encoders under autocast.
         training: keep dropout on (protocol="released"); the codebooks never change.
-        cache: CodeCache (cmg/downstream/code_cache.py), from which known codes are taken; not with `training`.
+        cache: CodeCache (cmg/downstream/code_cache.py) to read known codes from; not used with `training`.
 
     Returns:
         {(name, modality): EncodedSplit} on the encoders' device.
@@ -155,8 +155,8 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
 
 
 def _encode(encoders, wanted, dataset, labels, *, batch_size, workers, precision, training):
-    """One pass over a dataset: ({(name, modality): (vectors, indices)} of the `wanted` pairs, labels, mask of the
-    clips' seconds or None), all on the encoders' device; the arguments are those of `codes`."""
+    """One pass over a dataset: returns ({(name, modality): (vectors, indices)} for the `wanted` pairs, labels, mask of
+    the clips' seconds or None), all on the encoders' device. The arguments are those of `codes`."""
     device = next(iter(encoders.values())).codebooks[0].device
     loader = ClipLoader(dataset, batch_size, workers)
     vectors, indices, kept, masks = defaultdict(list), defaultdict(list), [], []

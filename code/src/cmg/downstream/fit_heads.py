@@ -1,4 +1,5 @@
-"""Train heads on the codes of one modality and measure them on the codes of others, all heads of a task in one pass."""
+"""Train heads on the codes of one modality and evaluate them on the codes of others, all heads of a task in one
+pass."""
 
 import math
 from collections import defaultdict
@@ -20,7 +21,7 @@ from cmg.utils.errors import InputError
 from cmg.utils.signals import stop_on_signals
 
 MILESTONES = (10, 20, 30)        # epochs at which the learning rate is halved
-CHUNK = 512                      # clips that all heads predict at once; limits memory
+CHUNK = 512                      # clips per prediction of all heads; limits memory
 
 
 @dataclass
@@ -31,14 +32,14 @@ class HeadRun:
     targets: Tensor                                      # (N, ...) targets of the head's loss
     seed: int
     measured: dict[Any, EncodedSplit]
-    held: EncodedSplit | None = None                     # labeled clips that are not trained on (`Task.training`)
-    curves: dict[Any, dict[str, list[float]]] = field(default_factory=dict)     # key -> metric -> a value per epoch
+    held: EncodedSplit | None = None                     # labeled clips held out from training (`Task.training`)
+    curves: dict[Any, dict[str, list[float]]] = field(default_factory=dict)     # key -> metric -> value of each epoch
     losses: list[float] = field(default_factory=list)    # mean training loss of each epoch
     head: Any = None                                     # cmg/models/heads.py; None before the training
 
 
 def build_head(make, seed, like):
-    """The head `make()` with random weights from `seed`, in the dtype and on the device of the tensor `like`."""
+    """The head `make()` with weights initialized from `seed`, in the dtype and on the device of the tensor `like`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = make()
@@ -46,7 +47,7 @@ def build_head(make, seed, like):
 
 
 def stacked(heads):
-    """Stacked parameters of several heads of one shape: name -> (E, ...), differentiable."""
+    """Stacked parameters of several heads with the same shapes: name -> (E, ...), differentiable."""
     named = [dict(head.named_parameters()) for head in heads]
     return {name: torch.stack([parameters[name] for parameters in named]) for name in named[0]}
 
@@ -84,11 +85,11 @@ def predict(heads: Sequence[nn.Module], part: EncodedSplit) -> Tensor:
 
 @dataclass
 class FitState:
-    """Everything that changes while heads are trained."""
+    """All state that changes while heads are trained."""
 
     head_runs: list
     heads: list
-    shuffles: list               # generators of the orders of clips
+    shuffles: list               # generators for the order of the clips
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
 
@@ -99,7 +100,7 @@ class FitState:
                 "trials": [(one.curves, one.losses) for one in self.head_runs]}
 
     def load(self, contents):
-        """Load `contents()`; raises KeyError, TypeError, ValueError or RuntimeError if they are of other heads."""
+        """Load `contents()`; raises KeyError, TypeError, ValueError or RuntimeError if they belong to other heads."""
         for head, kept in zip(self.heads, contents["heads"], strict=True):
             head.load_state_dict(kept)
         for generator, kept in zip(self.shuffles, contents["shuffles"], strict=True):
@@ -114,12 +115,12 @@ def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
         measure: Callable[[Sequence[nn.Module], EncodedSplit], dict[str, Tensor]], *, epochs: int, batch_size: int = 80,
         lr: float = 4e-4, clip_gradient: float = 0.5, weight_decay: float = 0.0,
         refresh: Callable[[int], None] | None = None, title: str = "heads", progress: Any = None) -> None:
-    """Train the heads of all `head_runs` in parallel, and measure each of them after every epoch.
+    """Train the heads of all `head_runs` in parallel, and evaluate each of them after every epoch.
 
     Every head has its own weights, order of clips (a generator with the head's seed), gradient clipping and Adam state,
-    so that the result is exactly that of training it alone (test_transfer.py); only matrix products are batched.
-    A head whose epoch has fewer steps waits for the others. In each step, heads are batched that have the same batch
-    size, length of the clips (sentences have their own) and width of the codes.
+    so the result is exactly that of training it alone (test_transfer.py); only matrix products are batched. A head
+    whose epoch has fewer steps waits for the others. In each step, heads with the same batch size, clip length
+    (sentences have their own) and code width are batched.
 
     Args:
         head_runs: list of HeadRun; their `head`, `curves` and `losses` are filled in.
@@ -127,15 +128,15 @@ def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
         measure: (heads, EncodedSplit) -> {metric: (E,) values}.
         epochs: number of epochs over each head's training clips.
         batch_size, lr, clip_gradient, weight_decay: clips per step, Adam's learning rate (halved at MILESTONES),
-            largest gradient norm of a head, Adam's weight decay.
-        refresh: called with the epoch before it starts; may replace the `train` of the runs (protocol="released").
+            maximum gradient norm of a head, Adam's weight decay.
+        refresh: called with the epoch number before each epoch; may replace `train` of the runs (protocol="released").
         title: title of the progress bar.
-        progress: cmg.downstream.resume.Progress that saves the state between epochs, and may hold one to resume from.
-            With it, a signal stops the training after the current epoch.
+        progress: cmg.downstream.resume.Progress, which saves the state between epochs and may contain a state to resume
+            from. If given, a signal stops the training after the current epoch.
 
     Raises:
         Stopped: stopped by a signal; the state is saved.
-        InputError: a gradient that is not finite, with the head's seed and the indices of the clips.
+        InputError: a gradient is not finite; the message gives the head's seed and the indices of the clips.
     """
     widths = [one.train.table.shape[1] for one in head_runs]
     heads = [build_head(partial(make, width), one.seed, one.train.table) for one, width in zip(head_runs, widths)]
@@ -161,11 +162,11 @@ def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
 
 
 def _train_epoch(state, widths, batch_size, clip_gradient, where):
-    """One epoch of every head over its own clips; `where` is for messages."""
+    """Train every head for one epoch on its own clips; `where` is used in messages."""
     head_runs, heads = state.head_runs, state.heads
     batches = [torch.randperm(len(one.train), generator=g).to(one.train.rows.device).split(batch_size)
                for one, g in zip(head_runs, state.shuffles)]
-    values = [[] for _ in head_runs]                    # loss and gradient norm of each step; read after the epoch
+    values = [[] for _ in head_runs]                    # loss and gradient norm of each step, read after the epoch
     for step in range(max(map(len, batches))):
         sizes = defaultdict(list)
         for number, parts in enumerate(batches):
@@ -186,19 +187,19 @@ def _train_epoch(state, widths, batch_size, clip_gradient, where):
 
 
 def _mean_loss(values, clips, where):
-    """Mean training loss over the clips of an epoch, from (loss, gradient norm) and the clips of every step; InputError
-    at the first gradient that is not finite."""
+    """Mean training loss over the clips of an epoch, given (loss, gradient norm) and the clips of every step. Raises
+    InputError at the first non-finite gradient."""
     for (loss, norm), numbers in zip(values, clips):
         if not math.isfinite(norm):
-            raise InputError(f"{where}: the gradient is not finite (loss {loss}) with the training clips number "
-                             f"{', '.join(map(str, numbers[:5].tolist()))}...; finite numbers are expected; lower "
-                             "--lr, or check the checkpoint (python -m cmg.checkpoints FILE)")
+            raise InputError(f"{where}: the gradient is not finite (loss {loss}) with training clips "
+                             f"{', '.join(map(str, numbers[:5].tolist()))}...; expected finite numbers; lower --lr, or "
+                             "check the checkpoint (python -m cmg.checkpoints FILE)")
     return sum(loss * len(numbers) for (loss, _), numbers in zip(values, clips)) / sum(map(len, clips))
 
 
 def _batch(sample):
-    """Targets, codes, rows and mask (if any) of one step, from (HeadRun, clips) of each head. If a set has more
-    different codes than the step has seconds, only the codes of these seconds are included."""
+    """Targets, codes, rows and mask (if any) of one step, given (HeadRun, clips) for each head. If a set has more
+    distinct codes than the step has seconds, only the codes of these seconds are included."""
     targets = torch.stack([one.targets[clips] for one, clips in sample])
     rows = torch.stack([one.train.rows[clips] for one, clips in sample])                        # (E, B, T)
     is_masked = sample[0][0].train.mask is not None                     # the same for all, see `_train_epoch`
@@ -212,7 +213,7 @@ def _batch(sample):
 
 
 def _measure(head_runs, heads, measure):
-    """Append the metrics of this epoch, with one call for all heads that are measured on the same set."""
+    """Append the metrics of this epoch, with one call for all heads that are evaluated on the same set."""
     users = defaultdict(list)
     for number, one in enumerate(head_runs):
         for key, part in one.measured.items():

@@ -1,4 +1,4 @@
-"""How the heads of a task are trained and measured, by `TaskEntry.kind` (cmg/downstream/tasks.py)."""
+"""How the heads of a task are trained and evaluated, by `TaskEntry.kind` (cmg/downstream/tasks.py)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cmg.models.heads import ClipHead, RetrievalHead, SegmentHead
 
 @dataclass(frozen=True)
 class Method:
-    """What one kind of task consists of."""
+    """The parts of one kind of task."""
 
     head: type[Any]                     # cmg/models/heads.py
     task: Callable[..., Task] = Task
@@ -21,7 +21,7 @@ class Method:
 
 
 def own_task(name, head, best_by, train, **parts):
-    """The task of a manifest: classes of clips; of seconds where it has onsets."""
+    """The task of a manifest: classification of clips, or of seconds if it has onsets."""
     if any(clips.has_times for clips in train.values()):
         head, best_by = SegmentHead, OWN_SECONDS_BY
     return Task(name, head, best_by, train, **parts)

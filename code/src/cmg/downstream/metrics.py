@@ -1,7 +1,7 @@
 """Metrics of the downstream tasks, in percent: accuracy of clips; precision, recall and F1 of (second, class) cells;
 retrieval.
 
-Leading dimensions (...) are broadcast, so that all heads of a task are measured at once.
+Leading dimensions (...) are broadcast, so that all heads of a task are evaluated at once.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ THRESHOLD = 0.5                  # a cell is predicted if sigmoid(logit) exceeds
 
 
 def accuracy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Percentage (...) of clips whose highest score is that of the target; among equal scores the lowest class counts.
+    """Percentage (...) of clips whose highest score is that of the target; ties go to the lowest class.
 
     Args:
         scores: (..., N, C).
@@ -32,8 +32,8 @@ def macro_precision(scores: Tensor, targets: Tensor, batch: int | None = None) -
     Args:
         scores: (..., N, C).
         targets: (N,) int64.
-        batch: None for the whole set, or clips per batch to average the values of batches, weighted by their numbers of
-            clips, as in the program of CoDAAR.
+        batch: None to use the whole set, or the number of clips per batch to average over batches, weighted by their
+            numbers of clips, as in CoDAAR's program.
     """
     if batch is not None:
         parts = [(len(y), macro_precision(x, y)) for x, y in zip(scores.split(batch, -2), targets.split(batch))]
@@ -46,7 +46,8 @@ def macro_precision(scores: Tensor, targets: Tensor, batch: int | None = None) -
 
 @dataclass
 class Cells:
-    """Counts of (second, class) cells, including the background column. Counts of parts of a set add up."""
+    """Counts of (second, class) cells, including the background column. Counts of disjoint parts of a set can be
+    added."""
 
     hits: Tensor               # predicted and labeled
     predicted: Tensor
@@ -95,16 +96,16 @@ def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
 
 def segment_scores(logits: Tensor, labels: Tensor, batch: int | None = None,
                    mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Precision, recall and F1 (percent) of predictions by second.
+    """Precision, recall and F1 (percent) of predictions per second.
 
-    By default counts are pooled over the set. The published program averages precision and recall of batches instead,
-    weighted by their numbers of clips, and computes F1 from these averages: the results differ, and depend on the batch
-    size.
+    By default, counts are pooled over the set. The published program instead averages precision and recall over
+    batches, weighted by their numbers of clips, and computes F1 from these averages; its results differ and depend on
+    the batch size.
 
     Args:
         logits: (..., N, T, C + 1).
         labels: (N, T, C + 1).
-        batch: None for pooled counts, or clips per batch (published: 80) for the published averages.
+        batch: None for pooled counts, or the number of clips per batch (published: 80) for the published averages.
         mask: see `count_cells`.
 
     Returns:
@@ -122,7 +123,7 @@ def segment_scores(logits: Tensor, labels: Tensor, batch: int | None = None,
 
 
 def segment_chance(labels: Tensor, batch: int | None = None, mask: Tensor | None = None) -> dict[str, float]:
-    """Chance level: the metrics of predicting, in every second, only the column that is labeled most often."""
+    """Chance level: metrics of always predicting only the most frequently labeled column."""
     logits = torch.full_like(labels, -1.0)
     present = labels if mask is None else labels * mask.unsqueeze(-1)
     logits[..., present.flatten(0, -2).sum(0).argmax()] = 1
@@ -130,28 +131,28 @@ def segment_chance(labels: Tensor, batch: int | None = None, mask: Tensor | None
 
 
 def recall_at(similarity: Tensor, k: Sequence[int]) -> dict[str, float]:
-    """Recall at k for retrieval in which candidate i is the only right answer of query i.
+    """Recall at k for retrieval in which candidate i is the only correct answer to query i.
 
     Candidates that are exactly as similar as the answer are ranked in random order, and the expected value is returned:
-    a constant similarity gives chance level, neither 0 nor 100.
+    a constant similarity gives chance level, not 0 or 100.
 
     Args:
-        similarity: (N, N) of each query (row) to each candidate (column).
+        similarity: (N, N) similarity of each query (row) to each candidate (column).
         k: numbers of candidates, such as (1, 5, 10).
 
     Returns:
-        {"r@k": percentage of queries whose answer is among the k best, for each k; "median_rank": of the answers,
-        starting at 1}.
+        {"r@k": percentage of queries whose answer is among the top k, for each k; "median_rank": median rank of the
+        answers, starting at 1}.
     """
     right = similarity.diagonal().unsqueeze(-1)
     better = (similarity > right).sum(-1).double()
-    equal = (similarity == right).sum(-1).double()                         # the answer itself included
+    equal = (similarity == right).sum(-1).double()                         # including the answer itself
     recalls = {f"r@{n}": float(100 * ((n - better) / equal).clamp(0, 1).mean()) for n in k}
     return recalls | {"median_rank": float((better + (equal + 1) / 2).quantile(0.5))}
 
 
 def recall_chance(candidates: int, k: Sequence[int]) -> dict[str, float]:
-    """The result of `recall_at` for this number of `candidates` in random order."""
+    """The result of `recall_at` for `candidates` candidates in random order."""
     return {f"r@{n}": 100 * min(n, candidates) / candidates for n in k} | {"median_rank": (candidates + 1) / 2}
 
 
@@ -160,14 +161,15 @@ ROWS = 512                       # queries ranked at a time; limits memory
 
 
 def class_retrieval(similarity: Tensor, query_classes: Tensor, candidate_classes: Tensor) -> dict[str, float]:
-    """Mean average precision and nDCG@10 (percent) of retrieval in which all candidates of the query's class are right.
+    """Mean average precision and nDCG@10 (percent) of retrieval in which all candidates of the query's class are
+    correct.
 
-    Both can distinguish systems where several clips share a caption, so that R@k cannot reach 100. They agree with
-    scikit-learn's `average_precision_score` and `ndcg_score`: for candidates that are equally similar, the former
-    counts all at once, the latter averages over their orders.
+    Both can distinguish systems even if several clips share a caption, so that R@k cannot reach 100. They agree with
+    scikit-learn's `average_precision_score` and `ndcg_score`: for tied candidates, the former counts all at once and
+    the latter averages over their orders.
 
     Args:
-        similarity: (Q, C) of each query (row) to each candidate (column).
+        similarity: (Q, C) similarity of each query (row) to each candidate (column).
         query_classes: (Q,) int64, each with at least one candidate.
         candidate_classes: (C,) int64.
 
@@ -185,21 +187,21 @@ def _precision_and_gain(similarity: Tensor, is_right: Tensor) -> Tensor:
     similarity, order = similarity.sort(-1, descending=True)
     right = is_right.gather(-1, order).double()
     position = torch.arange(similarity.shape[-1], device=similarity.device).expand_as(similarity)
-    changes = similarity[:, 1:] != similarity[:, :-1]                  # candidates between which ties end
+    changes = similarity[:, 1:] != similarity[:, :-1]                  # boundaries between groups of tied candidates
     ends = F.pad(changes, (0, 1), value=True)
-    last = position.where(ends, position[:, -1:]).flip(-1).cummin(-1).values.flip(-1)       # of those tied with each
+    last = position.where(ends, position[:, -1:]).flip(-1).cummin(-1).values.flip(-1)       # last index of its ties
     first = position.where(F.pad(changes, (1, 0), value=True), 0).cummax(-1).values
     found = right.cumsum(-1)
-    of_group = found.gather(-1, last)                                   # right ones up to the end of the ties
+    of_group = found.gather(-1, last)                                   # correct ones up to the end of the ties
     total = found[:, -1:]
     precision = (right * of_group / (last + 1)).sum(-1) / total[:, 0]
-    share = (of_group - (found - right).gather(-1, first)) / (last - first + 1)         # of right ones among the ties
+    share = (of_group - (found - right).gather(-1, first)) / (last - first + 1)     # of correct ones among the ties
     discount = (1 / torch.log2(position[0].double() + 2)).where(position[0] < CLASS_RANK, 0)
     ideal = (discount * (position < total)).sum(-1)
     return torch.stack([precision, (share * discount).sum(-1) / ideal])
 
 
 def class_retrieval_chance(query_classes: Tensor, candidate_classes: Tensor) -> dict[str, float]:
-    """The result of `class_retrieval` if all candidates are equally similar."""
+    """The result of `class_retrieval` if all similarities are equal."""
     constant = torch.zeros(len(query_classes), len(candidate_classes), device=query_classes.device)
     return class_retrieval(constant, query_classes, candidate_classes)

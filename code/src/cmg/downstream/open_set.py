@@ -1,4 +1,4 @@
-"""Open-set cross-modal generalization (ICCV 2025): a head knows the first classes, clips of all others are unknown."""
+"""Open-set cross-modal generalization (ICCV 2025): a head knows the first classes; clips of all others are unknown."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from cmg.utils.errors import InputError
 
 STEPS = 10                      # thresholds from the least to the most confident clip
 QUANTILE = 0.05                 # of held-out training clips, rejected by the fixed threshold
-HELD_OUT = 10                   # one of so many training clips is held out for it
+HELD_OUT = 10                   # one in this many training clips is held out for it
 IGNORED = -100                  # target that is ignored by cross-entropy
 
 
@@ -25,7 +25,7 @@ class Scores:
 
     confidence: Tensor          # (..., N) largest probability
     right: Tensor               # (..., N) bool: the class is known and predicted
-    unknown: Tensor             # (N,) bool: the clip is of a class that the head does not know
+    unknown: Tensor             # (N,) bool: the class is not known to the head
 
     @classmethod
     def of(cls, logits, classes):
@@ -56,7 +56,7 @@ class Scores:
 
     def auroc(self):
         """Probability (...) that a known clip has a higher confidence than an unknown one; ties count one half."""
-        # here, because importing it takes a third of a second
+        # imported here because it takes a third of a second
         from scipy.stats import rankdata
         known = (~self.unknown).cpu().numpy()
         ranks = rankdata(self.confidence.cpu().numpy(), axis=-1)
@@ -74,7 +74,7 @@ class Rates:
     hos: Tensor
 
     def best(self):
-        """The rates at the largest HOS over the last dimension, the first of equal ones; 0 if none exceeds 0."""
+        """The rates at the largest HOS over the last dimension (the first of ties); 0 if none exceeds 0."""
         index = self.hos.argmax(-1, keepdim=True)
         os, unk, hos = (x.gather(-1, index).squeeze(-1) for x in (self.os, self.unk, self.hos))
         return Rates(*(torch.where(hos == 0, 0.0, x) for x in (os, unk, hos)))
@@ -89,8 +89,8 @@ def fixed_threshold(confidence):
 class OpenSet(Task):
     """Open-set task: a clip head with one output per known class.
 
-    One of ten training clips is held out for the fixed threshold, none with protocol="released". Epoch and threshold of
-    os, unk and hos are chosen on the test clips, as published.
+    One in ten training clips is held out for the fixed threshold, none with protocol="released". The epoch and the
+    threshold for os, unk and hos are chosen on the test clips, as published.
 
     Raises:
         InputError: there are no known or no unknown classes, or test clips.
@@ -114,7 +114,7 @@ class OpenSet(Task):
         self.val = {m: clips for m, clips in self.val.items() if all(self._kinds(clips))}
 
     def _kinds(self, clips):
-        """Whether there are clips of (known, unknown) classes."""
+        """Whether there are clips of known classes and of unknown classes."""
         classes = clip_class(clips.labels)
         return bool((classes < self.known).any()), bool((classes >= self.known).any())
 
@@ -125,7 +125,7 @@ class OpenSet(Task):
         known = torch.nonzero(part.clip_classes < self.known).squeeze(1)
         if self.settings.protocol == "released":
             return part.of_clips(known), None
-        order = known[torch.argsort(part.clip_classes[known], stable=True)]        # the same share of every class
+        order = known[torch.argsort(part.clip_classes[known], stable=True)]        # the same fraction of every class
         held = torch.arange(len(order), device=order.device) % HELD_OUT == 0
         if held.all():
             raise InputError(f"{self.name}: {len(known)} training clips of known classes; expected at least two; raise "

@@ -1,4 +1,4 @@
-"""X-to-audio retrieval over frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without training."""
+"""X-to-audio retrieval with frozen codes (NeurIPS 2023, section 5.1 and Table 5), and retrieval without training."""
 
 import time
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ TOP = 5                          # candidates kept for the pictures
 
 @dataclass
 class Retrieval(Task):
-    """Train on retrieval from source to audio, test from target to audio. The only right answer is the own clip.
+    """Train retrieval from source to audio, test it from target to audio. The only correct answer is the query's clip.
 
-    Candidates are audio FEATURES, not codes: the encoder need not be trained on audio (that of the paper is not).
+    Candidates are audio FEATURES, not codes, so the encoder need not be trained on audio (the paper's is not).
     """
 
     label_key = "audio"
@@ -65,7 +65,7 @@ class _SoundEmbedding(torch.nn.Module):
 
 @torch.no_grad()
 def embed(heads, part):
-    """Unit vectors of the codes and of the audio features of a set for each head: two tensors (E, N, width)."""
+    """Unit vectors of the codes and of the audio features of a set for each head, as two tensors (E, N, width)."""
     whole = _SoundEmbedding(heads[0])
     parameters = {f"head.{name}": value for name, value in fit_heads.stacked(heads).items()}
     sounds = vmap(lambda p, x: functional_call(whole, p, (x,)), in_dims=(0, None))
@@ -76,9 +76,9 @@ def embed(heads, part):
 def training_free(dataset, pretrained, variants, settings, output, cache=None):
     """Retrieval by cosine similarity of the clips' mean codes, for every ordered pair of the encoder's modalities.
 
-    Two questions: clips of the same class ("map", "ndcg@10"; no lines where the list has no classes), and the clip
-    itself ("r@k", "median_rank"). Text here is the sentence of a class, which clips share: R@k of queries to or from
-    text stays below 100 for any encoder.
+    Two kinds of answers count as correct: clips of the same class ("map", "ndcg@10"; no lines if the list has no
+    classes), and the clip itself ("r@k", "median_rank"). Text is the sentence of a class, which several clips share, so
+    R@k to or from text stays below 100 for any encoder.
 
     Returns:
         Result lines (cmg/results/rows.py), task "retrieval_free", appended to the results file as well.

@@ -1,4 +1,4 @@
-"""One downstream task, from a frozen encoder to lines of results: any labeled modality to any other."""
+"""One downstream task, from a frozen encoder to result lines, for any labeled and any tested modality."""
 
 import json
 import time
@@ -46,21 +46,21 @@ class HeadKey(NamedTuple):
 
 
 def evaluate(task, pretrained, variants, settings, output, cache=None):
-    """Train and test the heads of one task: every direction, seed, choice of channels and control in one pass.
+    """Train and test the heads of one task: all directions, seeds, channel selections and controls in one pass.
 
     Args:
         task: cmg.downstream.task.Task.
         pretrained: the encoder.
-        variants: of toc_variants.variants; they name the directions.
-        settings: HeadSettings, `n_epoch` given.
-        output: results.Output; the first variant's predictions go beside its file.
-        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), None for none.
+        variants: result of toc_variants.variants, which determines the directions.
+        settings: HeadSettings with `n_epoch` set.
+        output: results.Output; the first variant's predictions are written next to its file.
+        cache: CodeCache of the checkpoint (cmg/downstream/code_cache.py), or None.
 
     Returns:
         Result lines (cmg/results/rows.py), appended to the results file as well.
 
     Raises:
-        InputError: encoder and data do not fit, or there is nothing to train.
+        InputError: encoder and data do not match, or there is nothing to train.
     """
     start = time.monotonic()
     directions = list(dict.fromkeys(direction for variant in variants for direction in variant.choices))
@@ -97,7 +97,7 @@ def evaluate(task, pretrained, variants, settings, output, cache=None):
         averaged = settings.batch_size          # the released metrics are averages over batches
     if settings.n_epoch <= first_epoch:
         raise InputError(
-            f"--n_epoch {settings.n_epoch}: no epoch is left, the released protocol starts at {first_epoch} "
+            f"--n_epoch {settings.n_epoch}: no epoch is left because the released protocol starts at {first_epoch} "
             f"with {pretrained.path}; raise --n_epoch")
     progress = Progress(output.beside(f"heads-{output.record_name}-{pretrained.sha256[:12]}.pt"))
     make = partial(task.make, segment_layers=settings.segment_layers)
@@ -116,8 +116,8 @@ def evaluate(task, pretrained, variants, settings, output, cache=None):
 
 
 def seen(task, pretrained, direction):
-    """Fraction of a direction's test clips, by their names, that pretraining and that the training of the head had
-    among its clips; None for the former where the checkpoint does not say it."""
+    """Fractions of a direction's test clips, by name, that were also used in pretraining and in training the head; None
+    for the former if the checkpoint does not list its clips."""
     labeled, test = name_hashes(task.train[direction[0]]), name_hashes(task.test[direction[1]])
     pretraining = pretrained.encoder.pretraining.get("hashes")
     return {"seen_in_pretraining": None if pretraining is None else float(np.isin(test, pretraining).mean()),
@@ -125,14 +125,15 @@ def seen(task, pretrained, direction):
 
 
 def with_control(encoder, settings):
-    """The encoders of a call, {None: pretrained, "untrained": control}; the latter unless --no_control."""
+    """The encoders of a call, {None: pretrained, "untrained": control}, without the latter if --no_control is set."""
     if settings.no_control:
         return {None: encoder}
     return {None: encoder, "untrained": checkpoint.untrained_like(encoder, settings.seeds[0])}
 
 
 def written(rows, pretrained, protocol, start, output):
-    """Result lines of `line`, completed by what all lines of one call have in common, and appended to the results file.
+    """Complete the result lines of `line` with the fields that all lines of one call share, and append them to the
+    results file.
 
     Args:
         start: time.monotonic() at the beginning of the call.
@@ -150,7 +151,7 @@ def written(rows, pretrained, protocol, start, output):
 
 def line(task, dataset, direction, metric, value, *, chance, epoch, selection, seed, control, variant, choice,
          same_modality=None, **more):
-    """A result line without what `written` adds; `dataset`: Clips that were tested on."""
+    """A result line without the fields added by `written`; `dataset` is the tested Clips."""
     return {"variant": variant, "channels": choice and astuple(choice), "task": task, "dataset": dataset.name,
             "origin": dataset.origin, "direction": "->".join(direction), "metric": metric, "value": value,
             "epoch": epoch, "selection": selection, "same_modality": same_modality, "chance": chance, "seed": seed,
@@ -158,14 +159,14 @@ def line(task, dataset, direction, metric, value, *, chance, epoch, selection, s
 
 
 def _heads(encoders, sources, variants):
-    """(control, source, choice) of every kind of head that some direction needs, each once."""
+    """The distinct (control, source, choice) of the heads that the directions need."""
     needed = {(modality, choice): None for v in variants for direction, choice in v.choices.items()
               for modality in direction if modality in sources}
     return [(control, *head) for control in encoders for head in needed]
 
 
 def _encode(task, encoders, measured, settings, cache):
-    """Codes of everything that is needed, each dataset read once: (role, control, modality) -> EncodedSplit."""
+    """All codes that are needed, (role, control, modality) -> EncodedSplit, reading each dataset once."""
     needs = {("train", m): task.train[m] for m in measured}
     needs |= {(role, t): clips[t] for role, clips in (("test", task.test), ("val", task.val))
               for targets in measured.values() for t in targets if t in clips}
@@ -184,7 +185,7 @@ def _codes(task, encoders, dataset, modalities, settings, training=False, cache=
 
 
 def _with_dropout(task, encoders, head_runs, channels, settings):
-    """For protocol="released": new codes of the training clips before each epoch, dropout on."""
+    """For protocol="released": recompute the codes of the training clips before each epoch, with dropout on."""
     sources = {key.source for key in head_runs}
 
     def refresh(epoch):
@@ -198,7 +199,7 @@ def _with_dropout(task, encoders, head_runs, channels, settings):
 
 
 def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):
-    """Result lines without what is the same for all: each direction, control, seed, chosen epoch and metric."""
+    """Result lines of every direction, control, seed, chosen epoch and metric, without the shared fields."""
     for (source, target), choice in variant.choices.items():
         for control in {key.control: None for key in head_runs}:
             chance = task.chance(parts[PartKey("test", control, target, choice)], averaged)
@@ -229,11 +230,11 @@ def _rows(task, variant, head_runs, parts, seeds, first_epoch, averaged):
 
 
 def _argmax(values):
-    return max(range(len(values)), key=values.__getitem__)           # the first of equal ones
+    return max(range(len(values)), key=values.__getitem__)           # the first of ties
 
 
 def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, output, rows):
-    """Write what the pictures are made from: outputs of the first seed's heads after the last epoch, all curves.
+    """Write the data for the pictures: outputs of the first seed's heads after the last epoch, and all curves.
 
     Args:
         rows: result lines of the call.
@@ -265,8 +266,8 @@ def _keep_predictions(task, variant, head_runs, parts, pretrained, settings, out
 
 
 def _originals(dataset, modalities, target, shown):
-    """What a person sees, hears or reads of the shown clips, as far as the data says: "originals" of the tested
-    modality, "sentences" where one of the modalities is text."""
+    """What a person sees, hears or reads in the shown clips, if available: "originals" of the tested modality, and
+    "sentences" if one of the modalities is text."""
     wanted = {"originals": target} if target != "text" else {}
     wanted |= {"sentences": "text"} if "text" in modalities else {}
     found = {name: [dataset.original(modality, i) for i in shown] for name, modality in wanted.items()}
@@ -274,8 +275,8 @@ def _originals(dataset, modalities, target, shown):
 
 
 def _save(path, measurement, **arrays):
-    """Write arrays of one measurement (results.identity_digest) at `path`; beside it, under a name with the digits of
-    the measurement, where the file is of another one."""
+    """Write the arrays of one measurement (results.identity_digest) to `path` or, if that file belongs to another
+    measurement, next to it under a name that includes the digest."""
     if path.exists() and _measurement_of(path) != measurement:
         path = path.with_stem(f"{path.stem}-{measurement}")
     arrays["measurement"] = measurement
@@ -285,7 +286,7 @@ def _save(path, measurement, **arrays):
 
 
 def _measurement_of(path):
-    """The measurement of which a file of predictions is; None where it does not say so."""
+    """The measurement that a file of predictions belongs to; None if unknown."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return str(file["measurement"])

@@ -1,4 +1,4 @@
-"""What a downstream task is once its data is open: clips by modality, the head, its metrics; and its settings."""
+"""A downstream task with opened data: clips by modality, the head, its metrics and settings."""
 
 import logging
 from collections import Counter
@@ -26,25 +26,25 @@ from cmg.utils import files
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
-SHOWN = 8                        # test clips whose features are kept for the pictures
+SHOWN = 8                        # test clips whose features are saved for the pictures
 
 
 @dataclass
 class Task:
-    """A task whose data is open."""
+    """A task with opened data."""
 
     name: str
     head: type[Any]                              # ClipHead or SegmentHead (cmg/models/heads.py)
-    best_by: str                                 # the metric that chooses the best epoch, one of `metrics`
-    train: dict[str, Clips]                      # modality -> labeled clips on which a head may be trained
-    test: dict[str, Clips]                       # modality -> clips on which any head is tested
-    val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips that may choose an epoch, if there are
+    best_by: str                                 # metric that chooses the best epoch, one of `metrics`
+    train: dict[str, Clips]                      # modality -> labeled clips to train heads on
+    test: dict[str, Clips]                       # modality -> clips to test heads on
+    val: dict[str, Clips] = field(default_factory=dict)     # modality -> clips for choosing an epoch, if any
     contents: dict[str, Fingerprint] = field(default_factory=dict, kw_only=True)  # by dotted name
-    label_key = "label"                          # entry of an item that goes with its codes
+    label_key = "label"                          # key of an item's labels
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what `measure` gives."""
+        """Names of the metrics that `measure` returns."""
         return ("accuracy", "macro_precision") if self.head.clipwise else ("precision", "recall", "f1")
 
     @property
@@ -57,16 +57,16 @@ class Task:
         return head(width, len(self.classes))
 
     def training(self, part: EncodedSplit) -> tuple[EncodedSplit, EncodedSplit | None]:
-        """(EncodedSplit that heads are trained on, EncodedSplit of clips kept back or None) of the labeled clips."""
+        """Split the labeled clips into (EncodedSplit for training heads, EncodedSplit of held-out clips or None)."""
         return part, None
 
     def targets(self, part: EncodedSplit) -> Tensor:
-        """What the head's loss compares with: clip classes (N,) or labels (N, T, C + 1)."""
+        """Targets of the head's loss: clip classes (N,) or labels (N, T, C + 1)."""
         return part.clip_classes if self.head.clipwise else part.labels
 
     def measure(self, heads: Sequence[torch.nn.Module], part: EncodedSplit,
                 batch_size: int | None = None) -> dict[str, Tensor]:
-        """metric -> (E,) percent of E heads on a EncodedSplit. `batch_size`: see metrics.segment_scores,
+        """metric -> (E,) percent of E heads on an EncodedSplit. `batch_size`: see metrics.segment_scores,
         macro_precision."""
         outputs = fit_heads.predict(heads, part)
         if self.head.clipwise:
@@ -75,20 +75,20 @@ class Task:
         return metrics.segment_scores(outputs, part.labels, batch_size, part.mask)
 
     def chance(self, part: EncodedSplit, batch_size: int | None = None) -> dict[str, float]:
-        """metric -> percent of a guess that ignores its input."""
+        """metric -> percent for a constant guess that ignores the input."""
         if self.head.clipwise:
             return dict.fromkeys(self.metrics, 100 / len(self.classes))
         return metrics.segment_chance(part.labels, batch_size, part.mask)
 
     def at_end(self, head: torch.nn.Module, part: EncodedSplit, held: EncodedSplit | None) -> dict[str, float]:
-        """metric -> percent that only a trained head has, on a EncodedSplit; `held`: clips that `training` kept
-        back."""
+        """metric -> percent of metrics that require a trained head, on an EncodedSplit; `held`: clips held out by
+        `training`."""
         return {}
 
     def pictured(self, heads: Sequence[torch.nn.Module], part: EncodedSplit, dataset: Clips) -> dict[str, Any]:
-        """Arrays from which the pictures of a direction are made.
+        """Arrays for the pictures of a direction.
 
-        `shown` are the clips whose features are kept (`sample`).
+        `shown` are the clips whose features are saved (`sample`).
 
         Args:
             heads: the direction's, then the same-modality one.
@@ -98,7 +98,7 @@ class Task:
         outputs = fit_heads.predict(heads, part).float().cpu().numpy()
         classes, labels = part.clip_classes.cpu().numpy(), part.labels.cpu().numpy().astype(np.uint8)
         shown = sample(classes, outputs[0].argmax(-1) == classes if self.head.clipwise else classes >= 0)
-        if part.mask is not None and not self.head.clipwise:        # nothing is labeled or predicted in padded seconds
+        if part.mask is not None and not self.head.clipwise:        # padded seconds have no labels or predictions
             padded = ~part.mask.cpu().numpy()
             labels[padded], outputs[:, padded] = 0, -np.inf
         return {"classes": np.array(self.classes), "labels": labels,
@@ -107,7 +107,8 @@ class Task:
 
 
 def sample(classes, is_right, count=SHOWN):
-    """Numbers of up to `count` clips, sorted: right and wrong ones in the proportion of all, of many classes.
+    """Sorted indices of up to `count` clips, with correct and wrong predictions in the overall proportion, from many
+    classes.
 
     Args:
         classes, is_right: (N,) class of each clip, and whether its prediction is right.
@@ -133,14 +134,14 @@ class Pretrained:
     doubts: Doubts = field(default_factory=Doubts)
 
     def warn(self, lines: Iterable[str]) -> None:
-        """Log each of these lines, unless that was done for this encoder before."""
+        """Log each of these lines unless it was logged before for this encoder."""
         for line in lines:
             if line not in self.warned:
                 self.warned.add(line)
                 log.warning(line)
 
     def conclude(self, name: str = "") -> None:
-        """Log what is doubtful about all that was measured; `name`: of the encoder, where there are several."""
+        """Log the doubts about all results; `name` is that of the encoder if there are several."""
         self.warn(f"warning: {name}{line}" for line in self.doubts.lines(self.encoder))
 
     @classmethod
@@ -153,8 +154,8 @@ class Pretrained:
 
     def cache(self, settings: CacheSettings, paths: Mapping[str, Path],
               contents: Mapping[str, Fingerprint]) -> CodeCache | None:
-        """The codes kept beside the checkpoint, None with --cache_gb 0; `paths` and `contents`: dotted name -> path and
-        fingerprint of the data that is encoded."""
+        """The code cache of the checkpoint, None with --cache_gb 0. `paths` and `contents`: dotted name -> path and
+        fingerprint of the encoded data."""
         if not settings.cache_gb:
             return None
         return CodeCache(self.path, settings.cache_gb, {paths[name]: found.sha256 for name, found in contents.items()},
@@ -167,15 +168,16 @@ class Pretrained:
 
 
 def check(task, pretrained, directions):
-    """InputError unless the task's data and the encoder have every direction; reads one clip of each dataset."""
+    """Raise InputError unless the task's data and the encoder support every direction; reads one clip of each
+    dataset."""
     for source, target in directions:
         for role, modality, parts in (("labeled", source, task.train), ("test", target, task.test)):
             if modality not in parts:
                 raise InputError(f"{task.name}: {source}->{target} needs {role} clips with {modality}, which this task "
-                                 "has not; choose another --source and --target")
+                                 "does not have; choose another --source and --target")
             encode.check_fit(pretrained.encoder, parts[modality], modality, pretrained.path)
     classes = {tuple(part.classes) for part in (*task.train.values(), *task.test.values(), *task.val.values())}
     if len({len(names) for names in classes}) > 1:
         counts = " and ".join(str(len(names)) for names in classes)
-        raise InputError(f"{task.name}: its parts have {counts} classes; one list is expected; check the category "
-                         "files")
+        raise InputError(f"{task.name}: its parts have {counts} classes; expected the same list of classes; check the "
+                         "category files")

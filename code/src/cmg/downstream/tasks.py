@@ -1,8 +1,8 @@
-"""The table of tasks. Arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation read it.
+"""The table of tasks, used by arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation.
 
-A new task is its data set (cmg/data/sets/<name>.py), its script (<name>.py, <name>.sh) and one entry of `TASKS`. The
-entry of the user's own data, `custom`, gets its files and directions from the command line (`TaskEntry.of`). Heads and
-metrics, which need PyTorch, are named by their kind (cmg/downstream/methods.py).
+A new task consists of its data set (cmg/data/sets/<name>.py), its script (<name>.py, <name>.sh) and one entry in
+`TASKS`. The entry `custom` for the user's own data gets its files and directions from the command line
+(`TaskEntry.of`). Heads and metrics, which need PyTorch, are referenced by kind (cmg/downstream/methods.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from cmg.downstream.task import Task
 
 PACKAGE = "the CMG data package (github.com/haihuangcode/CMG)"
-# Rows of the paper's tables that stand below ours: NeurIPS 2023, best epoch on the evaluation set, released protocol.
+# Rows of the paper's tables that are shown below ours: NeurIPS 2023, best epoch on the evaluation set, released
+# protocol.
 UNI_CODE_AVT = "published: Uni-Code, AVT 40K (Table 3)"
 SAME_AVT = "published: same modality, AVT 40K (Table 3)"
 UNI_CODE_AV = "published: Uni-Code, AV 40K (Table 1)"
@@ -42,62 +43,62 @@ PAIRED = ("video", "audio", "text")     # the order of the papers' pairs
 
 @dataclass(frozen=True)
 class Split:
-    """Clips that one call of a loader opens: a run and `prepare.py check` make the same call."""
+    """Clips opened by one call of a loader; a run and `prepare.py check` make the same call."""
 
     title: str              # in reports
-    roles: tuple[str, ...]            # what they serve as: of "train", "val", "test"
+    roles: tuple[str, ...]            # any of "train", "val", "test"
     load: Callable[..., Clips]      # (on_bad_clip=..., in_memory=..., seconds=..., padding=...) -> cmg.data.clips.Clips
 
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """All that the project knows of a task.
+    """Everything the project knows about a task.
 
-    `required` names the files that a run opens; the first tells whether the data is there at all. `optional` ones may
-    be absent. A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
+    `required` names the files that a run opens; the data counts as present if the first exists. `optional` ones may be
+    missing. A loader gets them by their short names: "ave.audio" is "audio" in the task `ave`, "ave_audio" elsewhere.
     """
 
-    name: str                       # of --tasks, of result lines, of the script
+    name: str                       # for --tasks, result lines and the script
     label: str                      # in tables
-    about: str                      # what is measured, and where in the papers
+    about: str                      # description with reference to the papers
     family: str                     # prefix of the names of its own files
     required: tuple[str, ...]       # dotted names of cmg.data.layout.DATA_PATHS
-    source: str                     # where to get them
+    source: str                     # where to get the files
     directions: dict[str, tuple[str, str]]      # --dataset_name -> (labeled modality, tested modality)
     epochs: int                     # of the heads, as published
     kind: str                       # key of METHODS (cmg/downstream/methods.py)
-    best_by: str                    # the metric that chooses the best epoch
+    best_by: str                    # metric that chooses the best epoch
     parts: Callable[..., list[Split]]       # (short name -> Path, modalities, protocol) -> list of Part
     optional: tuple[str, ...] = ()
     prompts: str | None = None      # file of the class prompts' word vectors; None: no direction with text
     modalities: tuple[str, ...] = ("video", "audio")        # of directions, in evaluate.py's order
-    always: tuple = ()              # modalities that every direction reads, named by it or not
+    always: tuple = ()              # modalities that every direction reads, even if not named by it
     column: str | None = None       # metric in the papers' main table (NeurIPS 2023, Table 3); None: no column
     published: dict[str, tuple[float, ...]] = field(default_factory=dict) # row -> values by direction
     settings: type[Any] | None = None       # dataclass of arguments of this task, passed to its class
 
     def of(self, manifest: Path | None, kinds: Mapping[str, str | None]) -> "TaskEntry":
-        """This entry; that of the user's own data with its files, modalities and directions: each to each other.
+        """This entry; for the user's own data, with its files and modalities and all directions between them.
 
         Args:
             manifest: Path of --manifest, or None.
-            kinds: modality -> kind of --features, None for the kinds that audio, video and text may have.
+            kinds: modality -> kind of --features, None for any kind that audio, video and text may have.
         """
         if self.family != CUSTOM or not manifest:
             return self
         try:
             has_times = "onset" in read_header(manifest)
-        except InputError:                      # those who read all of it say what is wrong with it
+        except InputError:                      # code that reads all of it reports what is wrong
             has_times = False
         modalities = in_order([m for m, kind in kinds.items() if not has_times or m != "text" and kind != "tokens"],
-                              PAIRED)           # words have no seconds
+                              PAIRED)           # words have no time axis
         return replace(
             self, required=(f"{CUSTOM}.manifest", *(f"{CUSTOM}.{m}" for m in modalities)), modalities=modalities,
             prompts=f"{CUSTOM}.text" if "text" in modalities else None, parts=partial(own_parts, kinds=kinds),
             directions={f"{source}->{target}": (source, target) for source, target in permutations(modalities, 2)})
 
     def needed(self) -> tuple[str, ...]:
-        """The files without which the script's own directions do not work."""
+        """Files that the script's own directions require."""
         always_text = all("text" in direction for direction in self.directions.values())
         return (*self.required, self.prompts) if self.prompts and always_text else self.required
 
@@ -107,23 +108,23 @@ class TaskEntry:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Last parts of the dotted names that are features of a modality."""
+        """Last parts of the dotted names of a modality's features."""
         return tuple(dict.fromkeys((*self.modalities, *self.always, *PAIRED)))
 
     def names_of(self, modalities: Sequence[str]) -> list[str]:
-        """Those of `all_names` that directions of some modalities depend on."""
+        """Those of `all_names` that directions with these modalities depend on."""
         used = {*modalities, *self.always}
         return [name for name in self.all_names() if name.split(".")[1] in used
                 or name.split(".")[1] not in self.features]
 
     def paths(self, path_of: Callable[[str], Path]) -> dict[str, Path]:
-        """Short name -> Path, as loaders want them; `path_of`: dotted name -> Path."""
+        """Short name -> Path, as expected by loaders; `path_of`: dotted name -> Path."""
         return {name.removeprefix(f"{self.family}.").replace(".", "_"): path_of(name) for name in self.all_names()}
 
     @property
     def method(self) -> "Method":
-        """How heads are trained and measured."""
-        from cmg.downstream.methods import METHODS  # here, because the command line reads the table without PyTorch
+        """How heads are trained and evaluated."""
+        from cmg.downstream.methods import METHODS  # here, because the command line does not import PyTorch
         return METHODS[self.kind]
 
     def open(self, path_of: Callable[[str], Path], modalities: Sequence[str], protocol: str, settings: Any = None,
@@ -138,7 +139,7 @@ class TaskEntry:
         return self.method.task(self.name, self.method.head, self.best_by, **roles, **more)
 
     def usable(self, path_of: Callable[[str], Path]) -> tuple[str, ...]:
-        """Modalities that a direction may name with the data that is there: text needs the prompts' word vectors."""
+        """Modalities available for directions with the present data; text needs the prompts' word vectors."""
         return tuple(m for m in self.modalities if m != "text" or self.prompts and path_of(self.prompts).exists())
 
 
@@ -151,20 +152,20 @@ def ave_parts(paths, modalities, protocol):
 
 
 def avvp_parts(paths, modalities, protocol):
-    """As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same
-    videos."""
+    """As published, a head is trained on one modality's annotated clips and tested on the other's, which are mostly the
+    same videos."""
     return [Split(m, ("train", "test"), partial(AVVP, paths, m)) for m in ("audio", "video") if m in modalities]
 
 
 def ave_avvp_parts(paths, modalities, protocol):
-    """Clips of the shared classes: AVE's to train on, AVVP's to test on."""
+    """Clips of the shared classes: AVE's for training, AVVP's for testing."""
     return [Split(f"{side} {m}", (role,), partial(loader, paths, m))
             for side, role, loader in (("AVE", "train", AVEShared), ("AVVP", "test", AVVPShared))
             for m in ("audio", "video") if m in modalities]
 
 
 def ucf_vggsound_parts(paths, modalities, protocol):
-    """Each side's clips are what its head is trained on and what the other's is tested on; prompts are those of the
+    """The clips of each side are used to train its head and to test that of the other side; prompts are those of the
     UCF clips' classes."""
     sides = [("audio",)] if "audio" in modalities else []
     if {"video", "text"} & set(modalities):
@@ -173,25 +174,25 @@ def ucf_vggsound_parts(paths, modalities, protocol):
 
 
 def ave_oscmg_parts(paths, modalities, protocol):
-    """AVE's own splits, as published here."""
+    """AVE's own splits, as published for this task."""
     return ave_parts(paths, modalities, "default")
 
 
 def ucf_oscmg_parts(paths, modalities, protocol):
-    """UCF-101 clips with sound: tested on all of them, those of the training clips in the other modality among them."""
+    """UCF-101 clips with sound; heads are tested on all of them, including the training clips in the other modality."""
     return [Split(m, ("train", "test"), partial(UCF51, paths, (m,))) for m in ("audio", "video") if m in modalities]
 
 
 def retrieval_parts(paths, modalities, protocol):
-    """VGGSound-AVEL: trained on the train part of the list, tested on the test part, sounds from the same clips."""
+    """VGGSound-AVEL: trained on the train part of the list and tested on the test part, with audio from the same
+    clips."""
     modalities = ("audio", *(m for m in modalities if m != "audio"))
     return [Split(split, (split,), partial(VGGSound, paths, modalities, (split,)))
             for split in ("train", "val", "test")]
 
 
 def own_parts(paths, modalities, protocol, kinds=None):
-    """The manifest's splits: heads are trained on train and tested on test; val, where there is one, chooses the
-    epoch."""
+    """The manifest's splits: heads are trained on train and tested on test; val, if present, chooses the epoch."""
     has_val = Manifest(paths["manifest"]).ids(("val",))
     return [Split(split, (split,), partial(Custom, paths, modalities, (split,), True, kinds=kinds))
             for split in ("train", *(("val",) if has_val else ()), "test")]
@@ -263,7 +264,7 @@ ENTRIES = (
         epochs=25, **OPEN_SET),
     TaskEntry(
         CUSTOM, "own", "Your own clips: their class, or events second by second where the manifest has onsets", CUSTOM,
-        (f"{CUSTOM}.manifest",), source="your own files; code/docs/your-data.md says what is expected", directions={},
+        (f"{CUSTOM}.manifest",), source="your own files, as described in code/docs/your-data.md", directions={},
         modalities=(), epochs=30, kind="own", best_by="accuracy", parts=own_parts),
 )
 TASKS = {entry.name: entry for entry in ENTRIES}

@@ -1,4 +1,4 @@
-"""Selections of the code channels that heads receive: all, or those that TOC keeps (arXiv 2403.05168)."""
+"""Selections of code channels for heads: all, or those that TOC keeps (arXiv 2403.05168)."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from cmg.models.toc import Selection
 from cmg.utils.errors import InputError
 
 OFF = ""                            # name of the variant without TOC
-FIXED = (196, 1, 0)                 # --toc_preset fixed: one setting for every task
+FIXED = (196, 1, 0)                 # --toc_preset fixed: the same setting for every task
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Variant:
 
 
 def variants(settings, task, directions, code_dim, released):
-    """The variants of --toc_preset, then those of --choose_channel.
+    """The variants from --toc_preset, then those from --choose_channel.
 
     The preset "released" covers the directions for which the published scripts have a setting. If there are none, it is
     skipped, unless it is the only variant.
@@ -31,10 +31,10 @@ def variants(settings, task, directions, code_dim, released):
         released: `TOC_RELEASED` of the system; its terms of the criterion override those of `settings`.
 
     Returns:
-        list of Variant, at least one; without any option, the one without TOC.
+        nonempty list of Variant; without options, only the variant without TOC.
 
     Raises:
-        InputError: a selection that does not fit the codebooks, or no published setting.
+        InputError: a selection does not fit the codebooks, or there is no published setting.
     """
     found = []
     for preset in settings.toc_preset or ([] if settings.choose_channel else ["off"]):
@@ -60,12 +60,12 @@ def variants(settings, task, directions, code_dim, released):
 
 
 def selection_of(ratios, count):
-    """The Selection of `count` channels; `ratios` has the fields of `TocRatios`."""
+    """Selection of `count` channels; `ratios` has the fields of `TocRatios`."""
     return Selection(count, ratios.toc_max_num, ratios.toc_min_num, ratios.toc_terms)
 
 
 def variant_name(choice):
-    """Name of the variant with one Selection, or None for all channels, in every direction."""
+    """Name of the variant that uses one Selection, or None for all channels, in every direction."""
     if choice is None:
         return OFF
     numbers = choice.choose_channel, choice.toc_max_num, choice.toc_min_num

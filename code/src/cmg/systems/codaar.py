@@ -262,7 +262,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MapConvStack(nn.Module):
-    """Specific encoder of maps: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O); nothing is pooled."""
+    """Specific encoder of maps: (B, T, H, W, C) -> `full` (B, T, H-4, W-4, O), without pooling."""
 
     def __init__(self, channels, widths):
         super().__init__()
@@ -358,7 +358,7 @@ class CoDAAR(settings.CoDAAR, base.System):
 
     @property
     def cascade_order(self):
-        """The option, completed by modalities that are not published, which come last."""
+        """The option with unpublished modalities appended."""
         return in_order(self.config.modalities, self.options.cascade_order)
 
     def features(self, batch):

@@ -23,7 +23,7 @@ def second_decoder(config, modality):
 
 
 class HDCID(settings.HDCID, DCID):
-    """Two levels of alignment. There is no CMCM loss; the log shows 0."""
+    """Two levels of alignment. There is no CMCM loss; it is logged as 0."""
 
     KEY_RULES = h_dcid.KEY_RULES
     GROUPS = {

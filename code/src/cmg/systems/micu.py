@@ -13,7 +13,7 @@ from cmg.systems.base import full_precision
 from cmg.systems.dcid import DCID, Objective, first_decoder
 from cmg.utils import dist
 
-MASKED = 0.3                            # probability that a second is left out of the queries
+MASKED = 0.3                            # probability that a second is masked in the queries
 JIGSAW = "Jigsaw_parameters"
 
 
@@ -26,7 +26,7 @@ class TwoPassOutput:
 
 
 class MICU(settings.MICU, DCID):
-    """DCID with other losses. CPC, CLUB and CMCM are computed for the log only; their networks are not trained."""
+    """DCID with other losses. CPC, CLUB and CMCM are computed only for the log; their networks are not trained."""
 
     GROUPS = {**DCID.GROUPS, "jigsaw.": JIGSAW}
     UNCLIPPED, AUXILIARY, TOC_RELEASED = (JIGSAW,), {}, {}

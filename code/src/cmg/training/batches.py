@@ -1,4 +1,4 @@
-"""Batches of a dataset in a reproducible order: from memory (or a GPU) where it fits, else through workers."""
+"""Batches of a dataset in a reproducible order, from memory (or a GPU) if it fits, else through worker processes."""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,24 @@ from cmg.data.loader import ClipLoader
 
 
 def epoch_order(num_clips, seed, epoch):
-    """Order of the clips in one epoch, (N,) int64: a function of seed and epoch; a resumed run needs no state."""
+    """Order of the clips in one epoch, (N,) int64. It depends only on seed and epoch, so a resumed run needs no
+    state."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(num_clips, generator=generator)
 
 
 def stored_dtype(precision, dtype):
-    """What features are kept as in memory: 16 bits for --precision bf16, else the dtype of the batches."""
+    """Dtype of features in memory: 16 bits for --precision bf16, else the dtype of the batches."""
     return torch.float16 if precision == "bf16" else dtype
 
 
 class Text:
-    """Word vectors of the sentences of a data set, and which of them a batch shows.
+    """Word vectors of the sentences of a data set, and the choice of sentences for a batch.
 
     Args:
         text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
-        rng: cmg.models.random.StepRandom, which draws one of a clip's sentences in each step; None: the first.
+        rng: cmg.models.random.StepRandom, which draws one of a clip's sentences in each step; if None, the first is
+            used.
         device, dtype: of the batches.
     """
 
@@ -37,8 +39,8 @@ class Text:
         return self.rng is not None and self.rows.shape[1] > 1
 
     def drawn(self, chosen):
-        """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. It is called once a step, right before the
-        step: a resumed run continues with the same draws, and worker processes that read ahead make none."""
+        """Word vectors (B, 10, 768) of the clips `chosen` (B,), on the CPU. This is called once per step, right before
+        it, so that a resumed run continues with the same draws and worker processes that read ahead draw nothing."""
         rows = self.rows[chosen, self.rng.sentences(self.counts)[chosen]]
         return self.table[rows.to(self.table.device, non_blocking=True)]
 
@@ -48,15 +50,15 @@ class Resident:
     """All features of a dataset as tensors on one device, modality -> (N, T, ...)."""
 
     features: dict
-    text: Text              # None: text is among the features, or not asked for
+    text: Text              # None: text is among the features, or not requested
     dtype: torch.dtype      # of the batches
-    seconds: torch.Tensor = None    # (N,) that each clip has, under --padding mask
+    seconds: torch.Tensor = None    # (N,) length of each clip, with --padding mask
     length: int = 0                 # T
 
     @classmethod
     def of(cls, dataset, modalities, device, dtype, stored, rng=None):
-        """Read everything once; a progress bar shows the clips. They are kept as `stored`, and batches are `dtype`:
-        in 16 bits the video of VGGSound-40K takes 20 GB. `rng`: see `Text`."""
+        """Read all clips once, with a progress bar. They are kept in the dtype `stored`, and batches are `dtype`; in 16
+        bits the video of VGGSound-40K takes 20 GB. `rng`: see `Text`."""
         features = {}
         for modality in modalities:
             if modality != "text" or dataset.text is None:
@@ -69,7 +71,7 @@ class Resident:
                    dataset.seconds)
 
     def __call__(self, order, batch_size):
-        """Batches of the clips of `order`: modality -> tensor, under --padding mask also "mask" -> (B, T) bool, true in
+        """Batches of the clips in `order`: modality -> tensor and, with --padding mask, "mask" -> (B, T) bool, true for
         a clip's own seconds.
 
         The last one may be smaller.
@@ -95,16 +97,16 @@ class Streamed:
     dtype: torch.dtype
     workers: int
     rng: object = None          # see `Text`
-    loader: ClipLoader = None   # of the last pass
+    loader: ClipLoader = None   # used in the last pass
 
     def __call__(self, order, batch_size):
         """As `Resident.__call__`."""
         if self.loader is not None:
-            self.loader.require_workers()                   # of the epoch before
+            self.loader.require_workers()                   # those of the previous epoch
         loader = self.loader = ClipLoader(
             self.dataset, batch_size, self.workers, sampler=order.tolist(), pin_memory=self.device.type == "cuda",
-            generator=torch.Generator())                    # its own: else it draws from dropout's
-        self.workers = loader.num_workers                   # as many as fit into shared memory
+            generator=torch.Generator())                    # otherwise it would draw from that of dropout
+        self.workers = loader.num_workers                   # the number that fits into shared memory
         has_table = "text" in self.modalities and self.dataset.text is not None
         text = Text(self.dataset.text, self.rng, self.device, self.dtype) if has_table else None
         for item, chosen in zip(loader, order.split(batch_size)):

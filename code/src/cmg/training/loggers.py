@@ -1,7 +1,7 @@
-"""Where a run shows its values beside metrics.jsonl: TensorBoard, trackio, Weights & Biases, or nowhere (`--log`).
+"""Loggers for a run's values in addition to metrics.jsonl: TensorBoard, trackio, Weights & Biases, or none (`--log`).
 
-trackio and wandb are optional, and imported only when they are asked for. trackio keeps everything on this machine,
-unless TRACKIO_SPACE_ID names a space on the hub; wandb sends it to its server, or keeps it with WANDB_MODE=offline.
+trackio and wandb are optional, and imported only on request. trackio keeps everything on this machine unless
+TRACKIO_SPACE_ID names a space on the Hub; wandb sends it to its server, or keeps it with WANDB_MODE=offline.
 """
 
 import secrets
@@ -13,13 +13,13 @@ import numpy as np
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_write
 
-PROJECT = "cmg"                 # under which the trackers list runs
-BINS = 512                      # the most that histograms of the trackers may have
-WANDB_ID = "wandb-id"           # in the run's folder: a resumed run continues its own curves
+PROJECT = "cmg"                 # project name of runs in the trackers
+BINS = 512                      # maximum number of histogram bins in the trackers
+WANDB_ID = "wandb-id"           # file in the run's folder, so that a resumed run continues its curves
 
 
 class NoLogger:
-    """Shows nothing, and says what a logger does.
+    """Base class of the loggers, which logs nothing.
 
     Args:
         folder: Path of the run's folder.
@@ -31,23 +31,23 @@ class NoLogger:
         pass
 
     def scalars(self, step, values):
-        """Show values, name -> number; names have the form "group/name"."""
+        """Log values, name -> number; names have the form "group/name"."""
 
     def histogram(self, step, name, counts):
-        """Show how often each of K codes was taken, counts (K,)."""
+        """Log how often each of K codes was used, as counts (K,)."""
 
     def figure(self, step, name, figure):
-        """Show a matplotlib Figure."""
+        """Log a matplotlib Figure."""
 
     def close(self):
-        """Write what is still buffered."""
+        """Flush buffered values."""
 
 
 class TensorBoard(NoLogger):
-    """Event files in the run's folder. Of a resumed run, TensorBoard hides the steps that are taken again."""
+    """Event files in the run's folder. TensorBoard hides the steps that a resumed run repeats."""
 
     def __init__(self, folder, config, resumed_step=None):
-        from torch.utils.tensorboard import SummaryWriter  # here: it takes seconds to import
+        from torch.utils.tensorboard import SummaryWriter  # imported here because it takes seconds
         self.writer = SummaryWriter(folder, purge_step=None if resumed_step is None else resumed_step + 1)
 
     def scalars(self, step, values):
@@ -69,17 +69,17 @@ class TensorBoard(NoLogger):
 
 
 class Tracker(NoLogger):
-    """What trackio and wandb have in common; the former has the interface of the latter.
+    """Common base of trackio and wandb; the former has the interface of the latter.
 
     Runs are listed under the project `PROJECT`, named after system, data and seed, with all options as their config. A
-    resumed run continues its curves; steps that it takes again give the values that are there already.
+    resumed run continues its curves; steps that it repeats give the same values as before.
 
     Raises:
-        InputError: the package is not installed, or does not start, such as wandb without an account.
+        InputError: the package is not installed or fails to start, for example wandb without an account.
     """
 
-    package = ""                # to import, and to install
-    remedy = ""                 # where it does not start
+    package = ""                # name for import and pip
+    remedy = ""                 # advice if it fails to start
 
     def __init__(self, folder, config, resumed_step=None):
         try:
@@ -92,7 +92,7 @@ class Tracker(NoLogger):
         except OSError:
             raise
         except Exception as error:      # noqa: BLE001   each tracker has errors of its own
-            raise InputError(f"--log {self.package}: does not start ({type(error).__name__}: {error}); "
+            raise InputError(f"--log {self.package}: failed to start ({type(error).__name__}: {error}); "
                              f"{self.remedy}") from error
 
     def start(self, folder, name, config, is_resumed):
@@ -117,7 +117,8 @@ class Tracker(NoLogger):
 
 
 class Trackio(Tracker):
-    """trackio: `trackio show` opens the dashboard. Runs of one name and project are kept apart by their own ids."""
+    """trackio; `trackio show` opens the dashboard. Runs with the same name and project are distinguished by their
+    ids."""
 
     package, remedy = "trackio", "see its message, or choose --log tensorboard"
 
@@ -144,6 +145,6 @@ LOGGERS = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB, "none
 
 
 def run_name(folder, config):
-    """What a tracker calls a run: system, data and seed, as far as they are options; else its folder."""
+    """Name of a run in the trackers: system, data and seed, as far as they are options, else its folder."""
     parts = [str(config[name]) for name in ("system", "dataset_name", "seed") if config.get(name) is not None]
     return "-".join(parts) or Path(folder).absolute().name

@@ -1,4 +1,4 @@
-"""Monitors of a run: values that are not finite, and codebooks that collapse or that modalities do not share."""
+"""Monitors of a run for non-finite values, and for codebooks that collapse or are not shared by the modalities."""
 
 import logging
 import math
@@ -11,10 +11,10 @@ from cmg.presets import has_recipe
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
-COLLAPSED_SHARE = 0.1           # collapse: a batch uses fewer codes than this fraction of K, or of its seconds,
+COLLAPSED_SHARE = 0.1           # collapsed: a batch uses fewer codes than this fraction of K or of its seconds,
 COLLAPSED_PERPLEXITY = 0.02     # or the perplexity is below this fraction of K, or below 4
 SETTLED = 200                   # steps before codebooks are checked
-YOUNG, SINGLE = 100, 2          # steps before modalities are checked; one with a lower perplexity has collapsed
+YOUNG, SINGLE = 100, 2          # steps before modalities are checked; below this perplexity, one has collapsed
 JUDGED = 500                    # steps before Cross-CPC is checked
 ABOVE_CHANCE = 1.5              # an accuracy counts as learned above this multiple of chance
 SHARING = "dcid", "h_dcid"      # systems of --recipe shared
@@ -23,13 +23,13 @@ ADVICE = {
             "(--n_embeddings) or larger batches",
     "perplexity": "lower --lr, keep --codebook_init data and --code_reset full, and check the *_commit losses",
     "shared": "keep cmcm, cpc and mm_ema (--without), and check that the features of a clip belong together",
-    "chance": "check that audio, video and text of a clip belong together, and --lr",
+    "chance": "check --lr, and that audio, video and text of a clip belong together",
 }
 
 
 def sharing_advice(system, options):
-    """What to try where modalities share no codes, given the name of a system and the options of its run; empty for a
-    run that has the recipe already, and for systems without one."""
+    """Advice for modalities that share no codes, given the name of a system and the options of its run; empty if the
+    run already uses the recipe or the system has none."""
     helps = system in SHARING and not has_recipe("shared", options)
     return "try --recipe shared (docs/decisions.md), " if helps else ""
 
@@ -43,7 +43,7 @@ class StepMetrics:
     clips: object               # indices of the clips in the dataset
     batch: dict
     before: object              # run_state.Position before the step
-    event: object = None        # end of the copy on a GPU; None on a CPU
+    event: object = None        # marks the end of the copy on a GPU; None on a CPU
 
     def arrived(self, wait=False):
         if self.event is not None and wait:
@@ -55,7 +55,7 @@ class StepMetrics:
         return self.before.step + 1
 
     def of_kind(self, kind):
-        """Name -> number, of the values of one kind."""
+        """The values of one kind, name -> number."""
         return {name: value for (of, name), value in zip(self.names, self.values.tolist()) if of == kind}
 
     losses = property(lambda self: self.of_kind("losses"))
@@ -80,8 +80,8 @@ class NonFiniteError(InputError):
 class FiniteCheck:
     """Checks that losses and gradient norms of every step are finite.
 
-    On the CPU this happens before the weights change. On a GPU the values are copied asynchronously and checked when
-    they have arrived, a step or two later; `flush` waits for them, before anything is saved.
+    On the CPU this happens before the weights change. On a GPU the values are copied asynchronously and checked on
+    arrival, a step or two later; `flush` waits for them before anything is saved.
 
     Args:
         ids: names of the clips in the dataset.
@@ -93,11 +93,11 @@ class FiniteCheck:
         self.coming = None                              # (clips, batch, before) of the newest step, see `StepMetrics`
 
     def begin(self, clips, batch, before):
-        """Announce the step whose output comes next, taken at the position `before`."""
+        """Announce the step whose output will be checked next; `before` is the position at its start."""
         self.coming = clips, batch, before
 
     def check(self, output):
-        """Called by TrainStep with its StepOutput, before the weights are updated; raises NonFiniteError."""
+        """Check a StepOutput; called by TrainStep before the weights are updated. Raises NonFiniteError."""
         kinds = ("losses", "metrics", "likelihoods", "grad_norms")
         found = [(kind, name, value) for kind in kinds for name, value in getattr(output, kind).items()]
         like = output.losses["total"].detach()
@@ -122,30 +122,30 @@ class FiniteCheck:
             if found:
                 raise NonFiniteError(self._message(values, found), values)
             if len(self.pending) == 1:
-                return                                  # the newest is kept for the log
+                return                                  # keep the newest for the log
             self.pending.pop(0)
 
     def _message(self, values, found):
         bad = torch.zeros(len(values.clips), dtype=torch.bool)
         for x in values.batch.values():
-            if len(x) == len(bad):                      # one of several processes sees a part of the clips only
+            if len(x) == len(bad):                      # with several processes, each sees only a part of the clips
                 bad |= ~x.flatten(1).isfinite().all(1).cpu()
         clips = [self.ids[i] for i in (values.clips[bad] if bad.any() else values.clips).tolist()]
         shown = ", ".join(f"{name} is {value}" for name, value in list(found.items())[:3])
         more = f" and {len(clips) - 5} more" if len(clips) > 5 else ""
         whose = "not finite in the features of" if bad.any() else "in a batch with"
-        return (f"epoch {values.before.epoch}, step {values.step}: {shown}; finite numbers are expected; {whose} "
+        return (f"epoch {values.before.epoch}, step {values.step}: {shown}; expected finite numbers; {whose} "
                 f"{', '.join(clips[:5])}{more}; lower --lr or --clip_gradient, or fix these clips")
 
 
 @dataclass
 class CodebookMonitor:
-    """Warns, once each, of problems that do not stop a run. `state` is stored in checkpoints."""
+    """Warns once of each problem that does not stop a run. `state` is stored in checkpoints."""
 
     warned: list = field(default_factory=list)
     accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of values]
-    apart: list = field(default_factory=list, init=False)       # codebooks without shared codes at the last update
-    advice: str = field(default=ADVICE["shared"], init=False)   # for these, that fits the run
+    apart: list = field(default_factory=list, init=False)       # codebooks that shared no codes at the last update
+    advice: str = field(default=ADVICE["shared"], init=False)   # advice for them that fits the run
 
     def state(self):
         return {"warned": list(self.warned), "accuracies": {name: list(v) for name, v in self.accuracies.items()}}
@@ -185,7 +185,7 @@ class CodebookMonitor:
         return found
 
     def finish(self):
-        """At the end of a run of any length, warn of codebooks without shared codes at the last update."""
+        """At the end of a run of any length, warn of codebooks that shared no codes at the last update."""
         for suffix in self.apart:
             self._judge_shared(suffix)
 
@@ -194,7 +194,7 @@ class CodebookMonitor:
         ratio = math.sqrt(1 - spread ** 2) / max(spread, 1e-6)
         advice = "lower --lr" if system.config.standardize == "channel" else "pretrain with --standardize channel"
         self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at "
-                   f"step {step}, its features' mean is {ratio:.1f} times their deviation", advice)
+                   f"step {step}, the mean of its features is {ratio:.1f} times their deviation", advice)
 
     def _judge_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
@@ -251,7 +251,7 @@ class CodeUsage:
 def code_usage(codebook, assigned):
     """`CodeUsage` of a codebook in one batch.
 
-    The codebook's count of passes without use cannot tell, because resets set it to 0, too.
+    The codebook's count of passes without use does not show this, because resets also set it to 0.
 
     Args:
         codebook: has `embedding` and `ema_count`.

@@ -1,8 +1,8 @@
-"""Parameter groups, optimizers and learning rate schedule of pretraining.
+"""Parameter groups, optimizers and learning rate schedule for pretraining.
 
 The main optimizer has a torch parameter group for each of the system's groups (`System.parameter_groups`). The CLUB
-networks have an optimizer of their own, which steps within the training pass. Published settings: Adam with learning
-rate 4e-4, halved at epochs 10, 20 and 30, gradient norm of each group clipped to 0.5, and Adam with 1e-3 for CLUB.
+networks have their own optimizer, which steps within the training pass. Published settings: Adam with learning rate
+4e-4, halved at epochs 10, 20 and 30, gradient norm of each group clipped to 0.5, and Adam with 1e-3 for CLUB.
 """
 
 from inspect import signature
@@ -42,7 +42,7 @@ class Optimizers:
         return kind(groups, **options)
 
     def zero_grad(self):
-        """Clear the gradients of the main groups. Those of the auxiliary networks are kept from their own steps."""
+        """Clear the gradients of the main groups. The auxiliary networks keep the gradients of their own steps."""
         self.main.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -60,8 +60,8 @@ class Optimizers:
                 continue
             norms[name] = get_total_norm(gradients)
             if group.clipped and not group.auxiliary:
-                # Unlike torch's clip_grads_with_norm_, divide by the inverse: earlier versions passed it to the fused
-                # optimizer as gradient scale, and float32 runs must stay bit-identical.
+                # Unlike torch's clip_grads_with_norm_, divide by the inverse. Earlier versions passed it to the fused
+                # optimizer as the gradient scale, and float32 runs must stay bit-identical.
                 scale = 1 / (self.config.clip_gradient / (norms[name] + 1e-6)).clamp(max=1.0)
                 torch._foreach_div_(gradients, scale)
         return norms

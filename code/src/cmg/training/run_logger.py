@@ -1,4 +1,4 @@
-"""A run's folder: the log, the resolved options, the metrics over time; and the random state of a run."""
+"""The folder of a run, with its log, resolved options and metrics over time; and the random state of a run."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from cmg.utils.limits import LIMITS
 
 log = logging.getLogger(__name__)
 OPTIONS = "options.json"        # in a run's folder
-WARNINGS = "warnings.jsonl"     # in a run's folder, and beside results
+WARNINGS = "warnings.jsonl"     # in a run's folder, and next to results
 GROUPS = {"losses": "loss", "metrics": "metric", "likelihoods": "likelihood", "grad_norms": "grad_norm"}
 
 
@@ -36,7 +36,8 @@ def seed_everything(seed):
 
 
 def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """State of all generators, as plain values and tensors: Python, NumPy, torch, GPUs, sampling of the run."""
+    """State of all generators as plain values and tensors: Python, NumPy, torch, GPUs, and the run's sampling
+    generator."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
     return {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest],
@@ -45,10 +46,10 @@ def random_state(generator: torch.Generator) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
-    """Put back what `random_state` gave. GPUs that the state does not know keep what they have.
+    """Restore the result of `random_state`. GPUs that are not part of the state keep theirs.
 
     Raises:
-        ValueError, TypeError, KeyError, RuntimeError, OverflowError: not such a state.
+        ValueError, TypeError, KeyError, RuntimeError, OverflowError: this is not a valid state.
     """
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -60,19 +61,20 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 
 class _Console(logging.Handler):
-    """Prints log lines without tearing a progress bar. What cannot be printed is lost; the run continues."""
+    """Prints log lines without breaking a progress bar. If a line cannot be printed, it is dropped and the run
+    continues."""
 
     def emit(self, record):
         text = clean(self.format(record))
         with suppress(OSError, ValueError):     # ValueError: the stream is closed
-            if sys.stdout is not None:          # None: no console from the start
+            if sys.stdout is not None:          # None: there never was a console
                 encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
                 tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
 
 
 class _File(logging.FileHandler):
-    """A log file, clean text: a line that follows within a message is indented, so that no message looks like several.
-    What cannot be written is lost; the console has it."""
+    """A log file of clean text. Continuation lines of a message are indented, so that a message does not look like
+    several. Lines that cannot be written are dropped; the console still shows them."""
 
     def __init__(self, file):
         super().__init__(file, encoding="utf-8", errors="backslashreplace")
@@ -84,13 +86,13 @@ class _File(logging.FileHandler):
         pass
 
     def close(self):
-        with suppress(OSError):         # a last line that did not fit on the disk
+        with suppress(OSError):         # the last line did not fit on the disk
             super().close()
 
 
 class _Warnings(logging.Handler):
-    """Adds warnings and errors to a file, one JSON object a line: {"time", "level", "message"}. The file is made with
-    the first of them."""
+    """Appends warnings and errors to a file, one JSON object {"time", "level", "message"} per line. The file is created
+    with the first one."""
 
     def __init__(self, file):
         super().__init__(logging.WARNING)
@@ -106,7 +108,7 @@ class _Warnings(logging.Handler):
 
 
 class _Collected(logging.Handler):
-    """Collects warnings and errors, each once, for the end of a program."""
+    """Collects distinct warnings and errors for the end of a program."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -118,9 +120,9 @@ class _Collected(logging.Handler):
 
 @contextmanager
 def kept_warnings(folder):
-    """Add what the block warns of to WARNINGS in a folder, and print it at its end, fitted to the terminal; where
-    the surrounding program has a log, that shows it."""
-    _forget_log()               # of pretraining before, as in demo.py
+    """Append the warnings of the block to WARNINGS in a folder, and print them at the end, wrapped to the terminal. If
+    the surrounding program has a log, they go there instead of the terminal."""
+    _forget_log()               # from an earlier pretraining, as in demo.py
     logger, handler, collected = logging.getLogger(), _Warnings(Path(folder) / WARNINGS), _Collected()
     handlers = [handler] if logger.handlers else [handler, collected]
     for each in handlers:
@@ -136,12 +138,12 @@ def kept_warnings(folder):
 
 
 def setup_logging(file=None, verbose=False):
-    """Send log lines to the console and, with their time, to the end of `file`, warnings to the file WARNINGS beside it
-    as well; nowhere else any more.
+    """Send log lines to the console and, with timestamps, to the end of `file`; warnings also go to the file WARNINGS
+    next to it. Earlier destinations are removed.
 
     Args:
-        file: the log; it has our details (level DEBUG), too.
-        verbose: whether the console has them as well.
+        file: the log, which also includes our details (level DEBUG).
+        verbose: whether the console shows them as well.
 
     Raises:
         OSError: the file cannot be written.
@@ -163,7 +165,7 @@ def setup_logging(file=None, verbose=False):
 
 
 def _forget_log():
-    """Undo what `setup_logging` did to the log."""
+    """Undo `setup_logging`."""
     logger = logging.getLogger()
     for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
         logger.removeHandler(handler)
@@ -173,7 +175,7 @@ def _forget_log():
 
 @contextmanager
 def restored_log():
-    """Leave the log of the surrounding program as it was before the block."""
+    """Restore the logging setup of the surrounding program after the block."""
     levels = {name: logging.getLogger(name).level for name in ("root", "cmg")}
     try:
         yield
@@ -184,12 +186,12 @@ def restored_log():
 
 
 def beginning(folder):
-    """Position of a run that keeps its records in `folder` and takes its first step again."""
+    """Position of a run with records in `folder` that starts again from its first step."""
     return {"folder": str(Path(folder).absolute()), "bytes": 0, "step": 0}
 
 
 def earlier_options(folder):
-    """Options of the run whose folder this is, {} where there is none that can be read."""
+    """Options of the run in this folder, {} if they cannot be read."""
     try:
         found = json.loads(read_text_input(Path(folder) / OPTIONS, LIMITS.record_bytes))
         return found if isinstance(found, dict) else {}
@@ -198,15 +200,15 @@ def earlier_options(folder):
 
 
 class RunLogger:
-    """One run's folder with `log.txt`, `options.json`, `metrics.jsonl`, and what its logger writes.
+    """One run's folder with `log.txt`, `options.json`, `metrics.jsonl`, and the output of its logger.
 
     Args:
-        folder: made where it is absent; files of an earlier run in it are added to, not replaced.
+        folder: created if it does not exist; files of an earlier run are appended to, not replaced.
         options: resolved options as JSON values.
-        position: of a resumed run, as `position` gave it when its checkpoint was saved, or `beginning` where it ended
-            before its first; later lines of metrics.jsonl, whose steps are taken again, move to discarded.jsonl. None
+        position: for a resumed run, the result of `position` when its checkpoint was saved, or `beginning` if it ended
+            before its first one; later lines of metrics.jsonl, whose steps are repeated, move to discarded.jsonl. None
             for a new run.
-        backend: where the values are shown as well, of cmg.training.loggers.LOGGERS.
+        backend: additional logger for the values, one of cmg.training.loggers.LOGGERS.
     """
 
     def __init__(self, folder, options, position=None, backend="tensorboard"):
@@ -234,23 +236,23 @@ class RunLogger:
         return self.folder / "metrics.jsonl"
 
     def position(self, step):
-        """Where this folder's records end now, for a checkpoint saved after `step` steps."""
+        """Current end of this folder's records, for a checkpoint saved after `step` steps."""
         size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
         return beginning(self.folder) | {"bytes": size, "step": step}
 
     def _cut(self, size):
-        """Move what metrics.jsonl has beyond `size` bytes to discarded.jsonl."""
+        """Move the part of metrics.jsonl beyond `size` bytes to discarded.jsonl."""
         if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
             with open(self.metrics_file, "r+b") as file:
                 file.seek(size)
-                append_lines(self.folder / "discarded.jsonl", file.read(), flushed=True)     # before they go
+                append_lines(self.folder / "discarded.jsonl", file.read(), flushed=True)     # before they are removed
                 file.truncate(size)
 
     def code_use(self, step, chosen, figures=None):
-        """Show which codes a batch takes.
+        """Log which codes a batch uses.
 
         Args:
-            chosen: suffix of a codebook -> modality -> (K,) how often each of its codes was taken.
+            chosen: suffix of a codebook -> modality -> (K,) how often each of its codes was used.
             figures: suffix -> matplotlib figure of it.
         """
         try:
@@ -263,9 +265,9 @@ class RunLogger:
             self._disk_is_full(error)
 
     def scalars(self, step, epoch, values):
-        """Add one line of values to metrics.jsonl, and show them.
+        """Append one line of values to metrics.jsonl, and log them.
 
-        A full disk costs values, not the run; one warning is logged.
+        On a full disk the values are lost, but the run continues; one warning is logged.
 
         Args:
             values: name -> plain number, or name of a group ("losses", "grad_norms") -> name -> plain number.
@@ -281,8 +283,8 @@ class RunLogger:
             self._disk_is_full(error)
 
     def _of_thread(self, failed):
-        """TensorBoard writes in a thread of its own, whose failure would be a traceback; its next call raises the
-        same."""
+        """TensorBoard writes in its own thread. An error there would only print a traceback, so it is suppressed; the
+        next call raises the same error."""
         if not issubclass(failed.exc_type, OSError):
             self._hook(failed)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of its run beside the weights: where it was, its random states, its clips and options."""
+"""The state of a run in a checkpoint, besides the weights: its position, random states, clips and options."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ class Position:
 
 @dataclass
 class RunState:
-    """State of a run, stored as `run` in a checkpoint. The names of the fields are those in files."""
+    """State of a run, stored as `run` in a checkpoint, under the names of the fields."""
 
     position: Position
     started: list               # System.initialized
@@ -39,7 +39,7 @@ class RunState:
     saved: list = field(default_factory=list)       # names of the checkpoints of this run, oldest first
     records: dict = field(default_factory=dict)     # RunLogger.position
     health: dict = field(default_factory=dict)      # CodebookMonitor.state
-    processes: int | None = None    # number of processes that share a batch; None in files of earlier versions
+    processes: int | None = None    # processes that share a batch; None in files of earlier versions
 
     def to_dict(self):
         """The state as plain data."""
@@ -47,7 +47,7 @@ class RunState:
 
     @classmethod
     def of(cls, loaded):
-        """The state in a checkpoint, None for a published file.
+        """The state stored in a checkpoint, None for a published file.
 
         Raises:
             InputError: `run` is damaged.
@@ -70,14 +70,14 @@ class RunState:
             set_random_state(state.random, torch.Generator())
             CodebookMonitor(**state.health)
         except (TypeError, ValueError, KeyError, RuntimeError, OverflowError, AttributeError, IndexError) as error:
-            raise InputError(f"{loaded.path}: its entry 'run' is no state of a run ({type(error).__name__}: "
-                             f"{str(error)[:80]}); it is damaged: use another checkpoint, or remove this entry and "
-                             "resume at the epoch") from error
+            raise InputError(f"{loaded.path}: its entry 'run' is not a valid run state ({type(error).__name__}: "
+                             f"{str(error)[:80]}); the file is damaged; use another checkpoint, or remove this entry "
+                             "and resume at the epoch") from error
         return state
 
 
 def identify(data, contents=None):
-    """What tells the clips of a run from others, as plain values.
+    """Values that identify the clips of a run, as plain data.
 
     Args:
         data: the dataset.
@@ -85,8 +85,7 @@ def identify(data, contents=None):
 
     Returns:
         {"number", "ids_sha256": of their ids in order, "content": dotted name -> SHA-256, "checked": "full" if every
-        byte was read for it, "quick" if the cache answered, "origin": see `Clips`}; older files have the first two
-        alone.
+        byte was read, "quick" if the cache was used, "origin": see `Clips`}; older files have only the first two.
     """
     found = {"number": len(data), "ids_sha256": hashlib.sha256("\n".join(data.ids).encode()).hexdigest(),
              "origin": data.origin}
@@ -97,18 +96,19 @@ def identify(data, contents=None):
 
 
 def is_identity(clips):
-    """Whether a value that was read from a file is one of `identify`."""
+    """Whether a value read from a file is a valid result of `identify`."""
     content = clips.get("content", {}) if isinstance(clips, dict) else None
     return isinstance(content, dict) and type(clips.get("number")) is int and all(isinstance(text, str) for text in (
         clips.get("ids_sha256"), clips.get("checked", ""), clips.get("origin", ""), *content, *content.values()))
 
 
 def other_clips(stored, own):
-    """How two values of `identify` differ, as texts; an empty list where they do not, as far as both say it."""
+    """Differences between two results of `identify`, as a list of texts; entries that only one of them has are
+    ignored."""
     if any(stored.get(name) != own[name] for name in ("number", "ids_sha256")):
-        return [f"another list of clips ({stored.get('number')} there, {own['number']} here)"]
+        return [f"a different list of clips ({stored.get('number')} there, {own['number']} here)"]
     there, here = stored.get("content", {}), own.get("content", {})
-    return [f"other content of {name}" for name in here if name in there and there[name] != here[name]]
+    return [f"different content of {name}" for name in here if name in there and there[name] != here[name]]
 
 
 def differences(stored, own):
@@ -120,11 +120,11 @@ def differences(stored, own):
 def find_newest(folder, pattern, own):
     """The newest checkpoint of a run that can be resumed, None in a folder without checkpoints.
 
-    Files that are damaged, published or of a run with other options are skipped with a warning, and so are those
-    without optimizer state if no newer one has it.
+    Damaged or published files and those of runs with other options are skipped with a warning, as are files without
+    optimizer state if no newer file has one.
 
     Args:
-        folder, pattern: folder, and glob pattern of the names.
+        folder, pattern: folder to search, and glob pattern of file names.
         own: the run's options that affect results.
 
     Raises:
@@ -137,10 +137,10 @@ def find_newest(folder, pattern, own):
             stored = checkpoint.read(path, mmap=True)
             is_whole, run = True, stored.get("run") or {}
             if not run:
-                raise InputError(f"{path}: has no state of a run")
+                raise InputError(f"{path}: contains no run state")
             other = differences(run["options"], own)
             if other:
-                raise InputError(f"{path}: of another run ({'; '.join(other)})")
+                raise InputError(f"{path}: belongs to another run ({'; '.join(other)})")
             found.append((int(run["position"]["step"]), any(map(is_optimizer, stored)), path))
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             skipped.append((is_whole, str(error) or path))
@@ -155,10 +155,10 @@ def find_newest(folder, pattern, own):
 
 
 def checkpoints_of_run(loaded, state):
-    """Names of a run's earlier checkpoints, oldest first: what `--keep` may remove later.
+    """Names of a run's earlier checkpoints, oldest first, which `--keep` may remove later.
 
-    The names come from a file that anybody may have written. One counts only if it is a plain name of such a
-    checkpoint, and if the file of that name in the same folder was saved by the same run, not after this one.
+    The names come from a file that cannot be trusted. A name is accepted only if it is the plain name of such a
+    checkpoint, and the file with that name in the same folder was saved by the same run, no later than this one.
 
     Args:
         loaded: checkpoint.Loaded of the resumed file.
@@ -174,11 +174,11 @@ def checkpoints_of_run(loaded, state):
             if path.is_file():
                 run = checkpoint.read(path, mmap=True)["run"]
                 if run["options"] != state.options or run["position"]["step"] > state.position.step:
-                    raise InputError(f"{path}: of another run")
+                    raise InputError(f"{path}: belongs to another run")
                 found.append(name)
         except (InputError, KeyError, TypeError):
             others.append(name)
     if others:
-        log.warning("warning: %s: names %d files as checkpoints of its run that are not (%s); they are left alone",
+        log.warning("warning: %s: lists %d files as checkpoints of its run that are not (%s); they are not touched",
                     loaded.path, len(others), ", ".join(name[:60] for name in others[:3]))
     return found

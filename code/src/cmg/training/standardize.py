@@ -2,7 +2,7 @@
 
 Nonnegative features, such as log-mel bands and maps after a ReLU, have a large common offset. The semantic encoders end
 in a layer norm, which removes the scale but keeps the offset: the outputs for all seconds are then nearly parallel, and
-the encoder of such a modality may collapse to one code.
+the encoder of such a modality may collapse to a single code.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def cached_statistics(batches, clips, config, folder=None):
-    """`channel_statistics`, read from the cache of fingerprints if they were computed before of the same content.
+    """`channel_statistics`, read from the cache of fingerprints if they were computed before for the same content.
 
     Args:
         batches, config: see `channel_statistics`.
-        clips: what tells the training clips from others (cmg.training.run_state.identify).
-        folder: of the cache; default: `cache_folder`.
+        clips: identity of the training clips (cmg.training.run_state.identify).
+        folder: cache folder; default: `cache_folder`.
     """
     about = {"ids": clips["ids_sha256"], "content": clips.get("content"), "shapes": config.shapes,
              "seconds": config.seconds, "padding": config.padding}
@@ -44,7 +44,7 @@ def cached_statistics(batches, clips, config, folder=None):
         with atomic_output(path) as file:
             np.savez(file, **{m: torch.stack(pair).numpy() for m, pair in found.items()})
     except InputError as error:
-        log.info("statistics of the features are not kept, the next run computes them again: %s", error)
+        log.info("statistics of the features cannot be cached, so the next run will recompute them: %s", error)
     return found
 
 
@@ -54,7 +54,7 @@ def channel_statistics(batches, num_clips, config, batch_size=256):
     Args:
         batches: Resident or Streamed (cmg/training/batches.py).
         num_clips: number of clips.
-        config: config of the system; modalities of tokens are skipped.
+        config: config of the system; tokens are skipped.
 
     Returns:
         modality -> (mean (C,), standard deviation (C,)), float64.
@@ -68,7 +68,7 @@ def channel_statistics(batches, num_clips, config, batch_size=256):
             for m in timed:
                 rows = batch[m] if batch.get("mask") is None else batch[m][batch["mask"]]
                 rows = rows.reshape(-1, rows.shape[-1]).double()
-                shift.setdefault(m, rows.mean(0))               # keeps the sums small: no digits cancel
+                shift.setdefault(m, rows.mean(0))               # keeps the sums small, so that no digits cancel
                 rows = rows - shift[m]
                 sums[m] += torch.stack([rows.sum(0), (rows ** 2).sum(0)]).cpu()
                 counts[m] += len(rows)

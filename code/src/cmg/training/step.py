@@ -12,15 +12,16 @@ from cmg.training.optim import Optimizers
 from cmg.training.settings import StepConfig
 from cmg.utils import dist
 
-# Modules of many small operations. The convolutions (cmg/models/map_conv.py) are a few large products, slow to compile.
+# Modules with many small operations. The convolutions (cmg/models/map_conv.py) are a few large products and slow to
+# compile.
 COMPILED = (TemporalEncoder, LinearSpecificEncoder, LinearDecoder)
 DEFAULT = StepConfig()
-EAGER = partial(torch.compiler.set_stance, "force_eager")       # evaluation: compiled layers mix dtypes under autocast
+EAGER = partial(torch.compiler.set_stance, "force_eager")   # for evaluation: compiled layers mix dtypes under autocast
 
 
 @dataclass
 class StepOutput:
-    """Values of one step, as tensors on the device; reading one synchronizes with it."""
+    """Values of one step as tensors on the device; reading one synchronizes with the device."""
 
     losses: dict                                        # name -> loss, including "total"
     metrics: dict                                       # accuracies, perplexities, equal_num
@@ -47,7 +48,7 @@ class TrainStep:
     before_update = None
 
     def __init__(self, system, rng, optim_config, step_config=DEFAULT, total_steps=None):
-        system.to(memory_format=torch.channels_last)        # kernels as the matrices of cmg/models/map_conv.py
+        system.to(memory_format=torch.channels_last)        # store kernels as the matrices of cmg/models/map_conv.py
         self.system, self.rng, self.config, self.total_steps = system, rng, optim_config, total_steps
         device = next(system.parameters()).device.type
         system.autocast = partial(torch.autocast, device, torch.bfloat16) if step_config.bf16 else nullcontext
@@ -72,8 +73,8 @@ class TrainStep:
         """
         system, optimizers = self.system, self.optimizers
         features = system.features(batch)
-        system.init_codebooks(features, epoch, self.rng)                    # only from the first batch
-        # forward pass, codebook update, and the CLUB networks' own steps: see the file of the system
+        system.init_codebooks(features, epoch, self.rng)                    # only on the first batch
+        # forward pass, codebook update, and the CLUB networks' own steps; see the file of the system
         outputs, likelihoods = system.training_pass(features, epoch, self.rng, optimizers.auxiliary)
         output = self.losses(outputs, epoch)
         output.likelihoods = likelihoods
@@ -88,8 +89,8 @@ class TrainStep:
         return output
 
     def losses(self, outputs, epoch):
-        """StepOutput with all losses of a pass and their total. Losses with the same weight are summed before they are
-        multiplied by it, which the rounding of published results depends on."""
+        """StepOutput with all losses of a pass and their total. Losses with the same weight are summed before
+        multiplication, because the rounding of published results depends on it."""
         found, weights, sums = self.system.losses(outputs, self.rng), self.system.weights(epoch), {}
         losses = {}
         for kind, name, value in found.named():
@@ -100,6 +101,6 @@ class TrainStep:
         return StepOutput(losses, found.metrics, outputs=outputs)
 
     def evaluate(self, batch, epoch):
-        """StepOutput with the losses of `batch`, without any change of state."""
+        """StepOutput with the losses of `batch`, without changing any state."""
         with torch.no_grad(), EAGER():
             return self.losses(self.system.encode(self.system.features(batch), epoch), epoch)

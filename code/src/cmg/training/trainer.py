@@ -33,7 +33,7 @@ STEP_FILES = 2                  # checkpoints within epochs to keep, without --k
 
 
 def total_steps(num_clips, settings):
-    """Number of steps of a whole run with these RunSettings."""
+    """Number of steps of a complete run with these RunSettings."""
     steps = math.ceil(num_clips / settings.batch_size) * max(settings.n_epoch - settings.start_epoch, 0)
     return min(steps, settings.max_steps or steps)
 
@@ -49,7 +49,7 @@ def _hash(tensors):
 
 
 class Trainer:
-    """A pretraining run from its position to its end.
+    """A pretraining run, from its current position to its end.
 
     Args:
         settings: RunSettings.
@@ -61,9 +61,9 @@ class Trainer:
         save_folder: folder of the checkpoints.
         folder: RunLogger; None in a process that neither logs nor saves.
         loaded: checkpoint.Loaded of a resumed run, else None.
-        feature_origins: modality -> what the data was made with (cmg/data/origins.py), for the checkpoints.
+        feature_origins: modality -> how its features were extracted (cmg/data/origins.py), for the checkpoints.
         contents: dotted name -> Fingerprint of the files and folders of the data, for the checkpoints.
-        draw_codes: makes the picture of code use of an epoch for TensorBoard (report.plots.codebook_figure), or None.
+        draw_codes: draws the code use of an epoch for TensorBoard (report.plots.codebook_figure), or None.
     """
 
     def __init__(self, settings, options, train_step, data, batches, generator, save_folder, folder, loaded=None,
@@ -85,13 +85,13 @@ class Trainer:
         self.saved_at = self.position.step
 
     def _resume(self, loaded):
-        """Load the state of a checkpoint; published ones contain only epoch and optimizers."""
+        """Load the state of a checkpoint; published ones contain only the epoch and the optimizers."""
         load_optimizers(loaded, self.train_step.optimizers)
         state = RunState.of(loaded)
         if state is None:
             self.position = Position(loaded.epoch + 1, 0, loaded.total_step)
             self.train_step.system.mark_initialized()
-            log.info("%s: has no state of a run: epoch %d starts with fresh random numbers", loaded.path,
+            log.info("%s: contains no run state; epoch %d starts with new random numbers", loaded.path,
                      self.position.epoch)
             return
         others = other_clips(state.clips, self.clips)
@@ -99,30 +99,30 @@ class Trainer:
             others.append(f"seed {state.options.get('seed')} there, {self.settings.seed} here")
         if state.position.clips and others:
             raise InputError(f"{loaded.path}: saved after {state.position.clips} of {state.clips['number']} clips of "
-                             f"an epoch, whose rest is another one here: {'; '.join(others)}; pass the same data and "
-                             "--seed, or a file of a whole epoch")
+                             f"an epoch, whose remaining clips are different here: {'; '.join(others)}; pass the same "
+                             "data and --seed, or a checkpoint saved at the end of an epoch")
         others = differences(state.options, self.options) + other_clips(state.clips, self.clips)
         if others and dist.is_main():
-            log.warning("warning: %s: this run resumes with other options (%s); its numbers are not comparable with "
-                        "either run", loaded.path, "; ".join(others))
+            log.warning("warning: %s: this run resumes with different options (%s); its results are not comparable "
+                        "with those of either run", loaded.path, "; ".join(others))
         if dist.is_main() and state.processes and state.processes != dist.world_size():
-            log.warning("warning: %s: saved by %d processes, now it is %d, with the same batches: dropout draws other "
-                        "numbers; as good a run, but not the same to the last bit; start %d for that", loaded.path,
-                        state.processes, dist.world_size(), state.processes)
+            log.warning("warning: %s: saved by %d processes, resumed by %d with the same batches. Dropout draws other "
+                        "numbers: the run is equally valid, but not bit-identical; start %d processes for that",
+                        loaded.path, state.processes, dist.world_size(), state.processes)
         self.position = state.position
         if self.folder and loaded.path.parent.resolve() == Path(self.save_folder).resolve():
             self.saved = checkpoints_of_run(loaded, state)
         self.train_step.system.initialized = list(state.started)
         self.monitor = CodebookMonitor(**state.health)
         set_random_state(state.random, self.generator)
-        log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in all", loaded.path, self.position.epoch,
-                 self.position.clips, self.num_clips, self.position.step)
+        log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in total", loaded.path,
+                 self.position.epoch, self.position.clips, self.num_clips, self.position.step)
         if self._is_done():
             log.warning("%s: nothing is left to train; a larger --n_epoch or --max_steps continues this run",
                         loaded.path)
 
     def notes(self):
-        """What the processes of a run must have in common before the next step; see dist.require_equal."""
+        """Values that must be equal in all processes of a run before the next step; see dist.require_equal."""
         settings, here, optimizers = self.settings, self.position, self.train_step.optimizers
         notes = {f"--{name}": str(value) for name, value in self.options.items()}
         notes |= {f"--{name}": str(getattr(settings, name)) for name in ("n_epoch", "max_steps", "start_epoch")}
@@ -138,11 +138,11 @@ class Trainer:
             "random state": _hash({name: state[name] for name in ("torch", "run")})}
 
     def run(self):
-        """Train to the end. Returns the path of the last checkpoint, None in a process that does not save.
+        """Train to the end and return the path of the last checkpoint, None in a process that does not save.
 
         Raises:
-            Stopped: a signal came, and everything is saved.
-            InputError: values that are not finite, or worker processes that were lost; everything before is saved.
+            Stopped: the run was stopped by a signal; everything is saved.
+            InputError: values are not finite, or worker processes were lost; everything before is saved.
         """
         with stop_on_signals() as stop:
             try:
@@ -151,16 +151,16 @@ class Trainer:
                 if self.saved_at != self.position.step:
                     self._save_checkpoint()
                 if not self.stopped:
-                    self.monitor.finish()           # after the save: a resumed run is checked again
+                    self.monitor.finish()           # after the save, so that a resumed run is checked again
             except WorkersLost as error:
                 raise InputError(f"{error}; {self._rescue()}") from None
             except RuntimeError as error:
                 if dist.is_lost(error) and self.folder:
-                    log.error("another process of this run is lost; %s", self._rescue())
+                    log.error("another process of this run was lost; %s", self._rescue())
                 raise
             except NonFiniteError as error:
                 if not self.folder:
-                    raise InputError(f"{error}; the first process keeps everything about this step") from None
+                    raise InputError(f"{error}; the first process saves the details of this step") from None
                 raise InputError(f"{error}; the run ends, its batch is in {self._save_bundle(error.values)}; resume "
                                  f"from {self._last_saved()}") from None
         if self.folder:
@@ -173,7 +173,7 @@ class Trainer:
         return self.save_folder / self.saved[-1] if self.saved else self.resumed if self.folder else None
 
     def _is_due(self):
-        """Whether --save_every_steps asks for a checkpoint after this step."""
+        """Whether --save_every_steps requires a checkpoint after this step."""
         every = self.settings.save_every_steps
         return every is not None and self.position.step % every == 0
 
@@ -217,7 +217,7 @@ class Trainer:
                 self._save_checkpoint()
 
     def _log(self, output, epoch, speed, bar):
-        """Log one step. Nothing else in the loop waits for the device."""
+        """Log one step. This is the only point of the loop that waits for the device."""
         values = self.finite.flush()
         if not self.folder:
             return
@@ -245,7 +245,7 @@ class Trainer:
                 for suffix, of_modalities in system.assigned_codes(output.outputs).items()}
 
     def _show_codes(self, output, epoch):
-        """A picture in TensorBoard: who uses which code, in the last step of an epoch."""
+        """Log a figure of which modality uses which code in the last step of an epoch."""
         if not self.folder or not self.draw_codes:
             return
         counts, order = self._code_counts(output), list(self.train_step.system.config.modalities)
@@ -255,8 +255,8 @@ class Trainer:
             for suffix, of in counts.items()})
 
     def _save_checkpoint(self):
-        """Write a checkpoint, named after its epoch (within an epoch, also after its step), then remove older ones that
-        are not to be kept, and the optimizer state of those that are."""
+        """Write a checkpoint, named after its epoch (and, within an epoch, its step). Then remove older ones beyond
+        --keep, and the optimizer state of the ones that stay."""
         self.finite.flush()
         here = self.position
         if not self.folder:
@@ -279,7 +279,7 @@ class Trainer:
             try:
                 (path.parent / other).unlink(missing_ok=True)
             except OSError as error:
-                log.warning("warning: %s: an older checkpoint cannot be removed (%s); remove it when this run is done",
+                log.warning("warning: %s: this older checkpoint could not be removed (%s); remove it after the run",
                             path.parent / other, error.strerror)
         for other in keep[:-1] if settings.keep_optimizer == "newest" else ():
             self._drop_optimizers(path.parent / other)
@@ -287,7 +287,7 @@ class Trainer:
                 here.step)
 
     def _drop_optimizers(self, path):
-        """Make an older checkpoint of this run small, once the newest is on the disk."""
+        """Remove the optimizer state of an older checkpoint, once the newest is on the disk."""
         try:
             if path not in self.small and path.exists():
                 checkpoint.drop_optimizers(path)
@@ -296,18 +296,18 @@ class Trainer:
             log.warning("warning: %s; it keeps its optimizer state", error)
 
     def _kept(self, saved):
-        """Names of the checkpoints (to keep, to remove)."""
+        """Names of the checkpoints, as (to keep, to remove)."""
         if self.settings.keep:
             return saved[-self.settings.keep:], saved[:-self.settings.keep]
         old = [name for name in saved if "-step" in name][:-STEP_FILES]
         return [name for name in saved if name not in old], old
 
     def _contents(self, saved):
-        """Contents of the current checkpoint. Its `epoch` is the last completed one: a program that only knows whole
-        epochs repeats the current epoch from its start."""
+        """Contents of the current checkpoint. Its `epoch` is the last completed one, so a program that supports only
+        whole epochs repeats the current epoch from its start."""
         system = self.train_step.system
         own = next(system.parameters()).dtype
-        dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # not less than the run computes in
+        dtype = torch.promote_types(own, getattr(torch, self.settings.save_dtype))  # at least the run's own precision
         state = RunState(self.position, list(system.initialized), random_state(self.generator), self.clips,
                          self.options, saved, self.folder.position(self.position.step), self.monitor.state(),
                          dist.world_size())
@@ -315,7 +315,7 @@ class Trainer:
                                self.position.step, state.to_dict(), dtype, self.feature_origins, self.hashes)
 
     def _rescue(self):
-        """Save after the last whole step, because something else ends the run; returns what to say about it."""
+        """Save after the last whole step before the run ends with an error; returns text for the message."""
         if self.undo:
             self.undo()
         try:
@@ -328,7 +328,7 @@ class Trainer:
     def _last_saved(self):
         """The newest checkpoint of this run, for messages."""
         newest = self.save_folder / self.saved[-1] if self.saved else self.resumed
-        return newest or "the beginning: nothing was saved yet"
+        return newest or "the beginning, because nothing has been saved yet"
 
     def _save_bundle(self, values):
         """Save batch and values of a failed step for debugging; returns the path."""

@@ -1,4 +1,4 @@
-"""Undo the part of a step that is done before all processes of a run have answered: one may be lost within it."""
+"""Undo the part of a step that precedes its last synchronization, in case another process is lost in between."""
 
 from copy import deepcopy
 
@@ -7,10 +7,10 @@ import torch
 
 @torch.no_grad()
 def undo_of(train_step):
-    """What takes back a step that broke off while it waited for other processes.
+    """A function that undoes a step interrupted while it waited for other processes.
 
-    Up to the last message of a step the buffers (codebooks), the CLUB networks with their optimizer, and the random
-    draws change; all other weights change after it.
+    Before the last communication of a step, only the buffers (codebooks), the CLUB networks with their optimizer, and
+    the random states change; all other weights change after it.
 
     Args:
         train_step: TrainStep, before the step.
