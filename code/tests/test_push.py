@@ -88,7 +88,7 @@ def test_what_is_pushed_loads_by_its_name(file, hub, measured):
     cards = [(hub.folder / name / "README.md").read_text() for name in (NAME, "somebody/copy")]
     assert cards[0].replace(NAME, "somebody/copy", 1).split("# ")[0] == cards[1].split("# ")[0]
     assert f'cmg.load("{NAME}")' in cards[0] and 'cmg.load("somebody/copy")' in cards[1]
-    refused("an exported folder; its card has the results", cmg.push, again, NAME, results=[measured])
+    refused("an exported folder, whose card already has its results", cmg.push, again, NAME, results=[measured])
 
 
 def test_the_card_is_small_and_says_what_people_ask(file, measured, tmp_path):
@@ -104,11 +104,11 @@ def test_the_card_is_small_and_says_what_people_ask(file, measured, tmp_path):
 
 def test_what_cannot_be_pushed_is_a_line(file, hub, monkeypatch):
     hub.private[NAME] = False                   # exists, and everybody sees it
-    refused("is public on the hub, private=True was asked for; nothing is uploaded", cmg.push, cmg.load(file), NAME)
+    refused("public on the Hub, but private=True was requested; nothing was uploaded", cmg.push, cmg.load(file), NAME)
     assert ("upload_folder", NAME) not in hub.calls
 
     def failing(*args, **more):
         raise OSError("401 Client Error.\nInvalid username or password.")
     monkeypatch.setattr(hub, "create_repo", failing)
     refused("OSError: 401 Client Error.*hf auth login", cmg.push, cmg.load(file), NAME)
-    refused("of no file", cmg.push, cmg.Encoder(cmg.load(file).frozen), NAME)
+    refused("not loaded from a file", cmg.push, cmg.Encoder(cmg.load(file).frozen), NAME)

@@ -307,7 +307,7 @@ def test_classes_by_name(form, encoder):
     same = cmg.fit_head(encoder, "audio", X, CLASSES, epochs=2)
     assert head.classes == ["bell", "cat", "dog"] and torch.equal(head.predict("audio", X), same.predict("audio", X))
     assert head.score("audio", X, names) == same.score("audio", X, CLASSES) == head.score("audio", X, CLASSES)
-    refused("the class 'cow' is not one of those to train on .bell, cat, dog", head.score, "audio", X, ["cow"] * 6)
+    refused("the class 'cow' is not one of the training classes .bell, cat, dog", head.score, "audio", X, ["cow"] * 6)
     found = cmg.transfer(encoder, ("audio", X, names), ("audio", X, names), epochs=1)
     assert found.cross == cmg.transfer(encoder, ("audio", X, CLASSES), ("audio", X, CLASSES), epochs=1).cross
     retrieved = cmg.retrieve(encoder, ("audio", X, names), ("audio", X, names))
@@ -317,7 +317,7 @@ def test_classes_by_name(form, encoder):
 def test_a_class_that_was_not_trained(encoder):
     head = cmg.fit_head(encoder, "audio", X, [0, 2, 0, 2, 0, 2], epochs=1)
     for labels in ([0, 1, 2] * 2, [0, 7, 2] * 2):
-        refused(f"no clip to train on has the class {labels[1]}", head.score, "audio", X, labels)
+        refused(f"no training clip has the class {labels[1]}", head.score, "audio", X, labels)
     wide = cmg.fit_head(encoder, "audio", X, [0, 2, 0, 2, 0, 2], num_classes=5, epochs=1)
     assert 0 <= wide.score("audio", X, [0, 1, 4] * 2)["accuracy"] <= 100
 

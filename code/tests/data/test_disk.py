@@ -323,7 +323,7 @@ def test_a_line_that_was_cut_off(tmp_path, caplog, cut):
         rows.append(path, ROW | {"seed": seed})
     path.write_bytes(path.read_bytes()[:-min(cut, len(json.dumps(ROW)))])
     assert [row["seed"] for row in rows.read(path)] == ([1, 2] if cut == 1 else [1])     # 1: but for its line end
-    assert caplog.text.count("its last line was cut off") == (cut > 1)
+    assert caplog.text.count("its last line is incomplete") == (cut > 1)
     rows.append(path, ROW | {"seed": 2})
     rows.append(path, ROW | {"seed": 3})
     assert [row["seed"] for row in rows.read(path)] == [1, 2, 3] and (

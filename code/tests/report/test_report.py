@@ -203,7 +203,7 @@ def test_warnings_reach_the_file_of_their_run(tmp_path):
 def test_tested_clips_that_were_trained_on_are_said(tmp_path):
     results.append(tmp_path / "results.jsonl", row(seen_by_head=0.5))
     text = page.write([tmp_path], tmp_path / "report.html", drawn=[]).read_text()
-    assert "* tested clips were seen before by the head, in another modality: ave 50 %." in text
+    assert "* test clips were seen before by the head, in another modality: ave 50 %." in text
     assert ">video → audio*</td>" in text
 
 

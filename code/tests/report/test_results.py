@@ -65,8 +65,8 @@ def test_wrong_rows_are_refused_on_both_ways(tmp_path, change, message):
 
 def test_broken_files_are_named(tmp_path):
     refused("nothing.jsonl", results.read, tmp_path / "nothing.jsonl")
-    for content, message in (("", "no results in it"), ('{"task": 1\n', "line 1 is not JSON"),
-                             ("[1]\n", "line 1: a result is"), ("{}\n", "keys missing: task, dataset")):
+    for content, message in (("", "contains no results"), ('{"task": 1\n', "line 1 is not JSON"),
+                             ("[1]\n", "line 1: a result must be"), ("{}\n", "keys missing: task, dataset")):
         (tmp_path / "x.jsonl").write_text(content)
         refused(message, results.read, tmp_path / "x.jsonl")
 
@@ -203,9 +203,9 @@ def test_what_is_printed_of_one_checkpoint_and_of_several():
     rows = both_ways(validation=70.0) + other
     first, second = screen.table(rows, 200).splitlines()[2:4]
     assert first.split()[:2] == ["DCID-model-5.pt", "10.0"] and second.split() == ["DCID-model-4.pt", *["90.0"] * 9]
-    assert screen.choice(rows) == ("take DCID-model-5.pt: the best on validation clips of AVE (70.0 %); the papers' "
-                                   "rule, the best on test clips of AVE, takes DCID-model-4.pt")
-    assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no task here has val")
+    assert screen.choice(rows) == ("use DCID-model-5.pt: best on validation clips of AVE (70.0 %); the papers' rule "
+                                   "(best on test clips of AVE) selects DCID-model-4.pt")
+    assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: none of these tasks")
 
 
 def test_the_readme_shows_what_the_demo_prints():
@@ -230,7 +230,7 @@ def test_results_on_clips_that_were_trained_on_are_marked_in_every_table():
     for line in rows:
         line["seen_in_pretraining"] = 1.0 if line["task"] == "ucf_vggsound" else None
         line["seen_by_head"] = 0.918 if line["task"] == "avvp" else 0.0
-    told = ("* tested clips were seen before in pretraining, without labels: ucf_vggsound 100 %; by the head, in "
+    told = ("* test clips were seen before in pretraining, without labels: ucf_vggsound 100 %; by the head, in "
             "another modality: avvp 91.8 %.")
     for shown in (screen.table(rows, 200), results.summary(rows), tables.paper_table(rows)):
         assert told in shown

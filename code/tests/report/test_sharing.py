@@ -122,7 +122,7 @@ def test_by_its_name_on_the_hub(shared, monkeypatch):
     def refuse(*arguments, **more):
         raise ConnectionError("no network\nand more")
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    refused("^somebody/h_dcid: no such file or .* the hub .*no network", hub.load_encoder, "somebody/h_dcid")
+    refused("^somebody/h_dcid: no such file or .* the Hub .*no network", hub.load_encoder, "somebody/h_dcid")
     refused("no such file", hub.load_encoder, "folder/absent.pt")                # a file's name is never looked up
     refused("no such file", hub.load_encoder, "../absent")
 
@@ -130,7 +130,7 @@ def test_by_its_name_on_the_hub(shared, monkeypatch):
 def test_a_folder_without_a_checkpoint_names_those_below(tmp_path):
     """They are not taken: which of several was meant is not known."""
     (tmp_path / "checkpoint").mkdir()
-    assert "make one with pretrain.sh" in message(require, tmp_path)
+    assert "create one with pretrain.sh" in message(require, tmp_path)
     (tmp_path / "checkpoint" / "DCID-model-0.pt").touch()
     for call in (require, hub.locate):
         found = message(call, tmp_path)

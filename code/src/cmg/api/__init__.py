@@ -1,4 +1,4 @@
-"""The functions of `cmg`: thin ones over the package. Everything they need is given to them."""
+"""The functions of `cmg`: thin wrappers around the package. All inputs are passed as arguments."""
 
 from cmg.api.encoder import Encoder, export, load, push
 from cmg.api.heads import Head, RetrievalResult, Transfer, fit_head, retrieve, transfer

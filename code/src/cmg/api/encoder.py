@@ -1,4 +1,4 @@
-"""The frozen encoder from Python: `load` it, `embed` features, `export` or `push` it for others."""
+"""The frozen encoder in Python: `load` it, `embed` features, and `export` or `push` it."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -25,15 +25,15 @@ BATCH = 64                      # clips encoded at once; results do not depend o
 
 
 class Encoder:
-    """A frozen encoder: features of a clip in, a code for every second out.
+    """A frozen encoder, which maps the features of a clip to a code for every second.
 
     Attributes:
-        modalities: that it was pretrained on.
-        head_dim: width D of the vectors that `embed` gives.
-        codebooks: code vectors (K, D) of every codebook; a code is the same thing in every modality.
-        epoch: of pretraining, None for an untrained encoder.
+        modalities: names of the modalities that it was pretrained on.
+        head_dim: width D of the vectors that `embed` returns.
+        codebooks: code vectors (K, D) of every codebook, shared by all modalities.
+        epoch: pretraining epoch, None for an untrained encoder.
         frozen: the engine's module.
-        source: file of its weights; None for an untrained encoder.
+        source: path of its weights; None for an untrained encoder.
     """
 
     def __init__(self, frozen: FrozenEncoder, source: Path | None = None) -> None:
@@ -64,16 +64,16 @@ class Encoder:
         """The codes of some clips.
 
         Args:
-            modality: one that it was pretrained on.
-            x: tensor or array (of any byte order and strides) of floating-point features of the pretraining's sizes:
-                vectors (B, T, W), maps (B, T, H, W, C), text (B, L, W) word vectors.
+            modality: one of `modalities`.
+            x: tensor or array (of any byte order and strides) of floating-point features with the sizes used in
+                pretraining: vectors (B, T, W), maps (B, T, H, W, C), text (B, L, W) word vectors.
 
         Returns:
-            `Codes` on the encoder's device: vectors (B, T, D), indices (B, T) int64, or (B, T, codebooks) where a
-            second has a code of each.
+            `Codes` on the encoder's device: vectors (B, T, D), indices (B, T) int64, or (B, T, codebooks) if there are
+            several codebooks.
 
         Raises:
-            InputError: a modality or width that this encoder does not know, or numbers that are not finite.
+            InputError: the encoder does not have this modality or width, or values are not finite.
         """
         x = self._checked(modality, x)
         parts = [self.frozen.embed(modality, part) for part in torch.split(x, BATCH)]
@@ -104,27 +104,29 @@ class Encoder:
     def features_of(self, path: FilePath, audio: FilePath | Callable[..., Any] | None = None,
                     video: FilePath | Callable[..., Any] | None = None, seconds: int | None = None,
                     front_end: dict[str, dict[str, Any]] | None = None) -> dict[str, NDArray[np.float32]]:
-        """Features of a video file, of the kind that the encoder was pretrained on.
+        """Extract features of a video file, of the kind that the encoder was pretrained on.
 
         Args:
             path: anything that PyAV decodes.
             audio: "logmel", the file of VGGish's weights (the published features), an ONNX file, or a function (see
-                code/docs/features.md); None leaves it out.
+                code/docs/features.md); None skips this modality.
             video: "patches", the file of VGG-19's weights (the published features), an ONNX file, or a function.
-            seconds: T; default: that of pretraining.
-            front_end: modality -> key -> value, of an ONNX file or function.
+            seconds: T; default: as in pretraining.
+            front_end: modality -> key -> value, for an ONNX file or function.
 
         Returns:
-            {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays, as far as asked for: what `embed` takes.
+            {"audio": (1, T, 128), "video": (1, T, 7, 7, V)} float32 arrays for `embed`, for the requested modalities.
 
         Raises:
-            InputError: no such video, damaged, without sound or pictures; weights that are not what they should be.
+            InputError: the video is missing, damaged, or has no audio or no picture; or the weights are not the
+                expected ones.
         """
-        from cmg.extract import clip, custom, encoders, weights  # here, because it needs PyAV
+        from cmg.extract import clip, custom, encoders, weights  # imported here because it needs PyAV
         from cmg.extract.audio import FrontEnd
         from cmg.extract.video import random_filters
         if audio is None and video is None:
-            raise InputError("features_of: audio, video or both are to be named, for example audio=\"logmel\"")
+            raise InputError("features_of: no modality requested; pass audio, video or both, for example "
+                             "audio=\"logmel\"")
         path = arguments.path(path, "features_of: path")
         if seconds is not None:
             seconds = arguments.integer(seconds, "features_of: seconds", 1, LIMITS.video_seconds)
@@ -153,7 +155,7 @@ class Encoder:
         found = clip.extract(path, Path(path).stem, timing, sound, pictures)
         if found.row.status == "unreadable" or found.problems:
             reasons = "; ".join(text for _, text in found.problems) or found.row.warning
-            raise InputError(f"{path}: {reasons}; a video with what is asked for is expected")
+            raise InputError(f"{path}: {reasons}; expected a video with the requested modalities")
         return {name: feature[None] for name, feature in (("audio", found.audio), ("video", found.video))
                 if feature is not None}
 
@@ -161,20 +163,20 @@ class Encoder:
 @plain_torch()
 def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
          revision: str | None = None) -> Encoder:
-    """The `Encoder` of a checkpoint or of what somebody shares.
+    """Load the `Encoder` of a checkpoint or of a shared export.
 
     Args:
-        source: a checkpoint file, published or ours; a folder that `python -m cmg.checkpoints export` wrote; or its
-            name on the Hugging Face hub, such as "somebody/dcid", which is downloaded once.
+        source: a checkpoint file, published or ours; a folder written by `python -m cmg.checkpoints export`; or a name
+            on the Hugging Face Hub, such as "somebody/dcid", which is downloaded once.
         device, dtype: of the encoder.
-        revision: on the hub: branch, tag or commit.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: no such file, a damaged one, or one that could run code.
+        InputError: the file is missing or damaged, or could run code.
     """
     arguments.path(source, "load: source")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"load: dtype {dtype!s:.40}; torch.float32 or another floating-point type is expected")
+        raise InputError(f"load: dtype {dtype!s:.40}; expected torch.float32 or another floating-point type")
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()         # no such device here, or "meta"
@@ -187,15 +189,15 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
 
 @plain_torch()
 def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()) -> list[Path]:
-    """Write the encoder of a checkpoint for others: model.safetensors, config.json and a model card, README.md.
+    """Export the encoder of a checkpoint for sharing: model.safetensors, config.json and a model card, README.md.
 
     Args:
         checkpoint: file, published or ours.
-        out: folder; `load` reads it, and its name on the hub once it is uploaded.
-        results: results.jsonl files whose rows of this checkpoint go into the card.
+        out: folder to write, which `load` accepts, as it does its name on the Hub after an upload.
+        results: results.jsonl files; rows of this checkpoint are included in the card.
 
     Returns:
-        the files.
+        paths of the files.
     """
     from cmg.report import export as exporting
     return exporting.export(arguments.path(checkpoint, "export: checkpoint"), arguments.path(out, "export: out"),
@@ -204,31 +206,32 @@ def export(checkpoint: FilePath, out: FilePath, results: Sequence[FilePath] = ()
 
 @plain_torch()
 def push(encoder: Encoder, name: str, private: bool = True, results: Sequence[FilePath] = ()) -> str:
-    """Upload an encoder to the Hugging Face hub, where `load(name)` finds it: what `export` writes, nothing else.
+    """Upload the files that `export` writes to the Hugging Face Hub, so that `load(name)` can load the encoder.
 
     Args:
-        encoder: of `load`.
-        name: such as "somebody/dcid"; the repository is created where there is none.
-        private: only its owner sees it. A repository that is public already is refused.
-        results: results.jsonl files whose rows of its checkpoint go into the model card; those of an exported folder
-            are in its card already.
+        encoder: `Encoder` returned by `load`.
+        name: such as "somebody/dcid"; the repository is created if it does not exist.
+        private: visible only to its owner. A repository that is already public is refused.
+        results: results.jsonl files; rows of its checkpoint are included in the model card. Do not pass them for an
+            exported folder, whose card already has its results.
 
     Returns:
-        the address.
+        URL of the repository.
 
     Raises:
-        InputError: an encoder that was not loaded; no token (`hf auth login`), right or network.
+        InputError: the encoder was not loaded from a file, or there is no token (`hf auth login`), permission or
+            network.
     """
     from cmg.report import export as exporting
     source = encoder.source
     if source is None:
-        raise InputError("push: this encoder is of no file; push one of cmg.load")
+        raise InputError("push: this encoder was not loaded from a file; push one that cmg.load returned")
     with TemporaryDirectory() as folder:
         if source.suffix != ".safetensors":
             exporting.export(source, folder, results, name)
         elif results:
-            raise InputError(f"{source.parent}: an exported folder; its card has the results that export was given; "
-                             "export the checkpoint again, with these results")
+            raise InputError(f"{source.parent}: an exported folder, whose card already has its results; export the "
+                             "checkpoint again with these results")
         else:
             exporting.copy(source.parent, folder, name)
         return hub.upload(folder, name, private)

@@ -21,18 +21,18 @@ from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
 Labeled: TypeAlias = tuple[str, Array, Array]          # modality, features, labels
-Clips: TypeAlias = tuple[str, Array] | Labeled         # modality, features, and classes where they are known
+Clips: TypeAlias = tuple[str, Array] | Labeled         # modality, features, and classes if known
 
 
 class Head:
-    """A head on the codes of one modality, for those of all others.
+    """A head trained on the codes of one modality, applicable to those of all others.
 
     Attributes:
-        encoder: whose codes it reads.
+        encoder: encoder that produces its codes.
         module: the trained network; `losses`: mean training loss of each epoch.
-        clipwise: one class a clip; else several classes a second.
-        classes: names of the classes, in the order of the scores' columns; None where they were given as numbers.
-        trained: numbers of the classes that clips may have; None where any is possible.
+        clipwise: True for one class per clip, False for several classes per second.
+        classes: names of the classes, in the order of the score columns; None if they were given as numbers.
+        trained: numbers of the classes that occurred in training; None if any class is accepted.
     """
 
     def __init__(self, encoder: Encoder, module: ClipHead | SegmentHead, losses: list[float],
@@ -43,16 +43,17 @@ class Head:
     @plain_torch()
     @torch.no_grad()
     def predict(self, modality: str, x: Array) -> Tensor:
-        """Scores before softmax (B, C) of clips, or logits (B, T, C + 1) of seconds, the last column background."""
+        """Scores before softmax (B, C) for clips, or logits (B, T, C + 1) for seconds, where the last column is
+        background."""
         scores: Tensor = self.module(self.encoder.embed(modality, x).vectors)
         return scores
 
     @plain_torch()
     def score(self, modality: str, x: Array, labels: Array) -> dict[str, float]:
-        """{metric: percent}: accuracy of clips with classes (B,); precision, recall, f1 with labels (B, T, C + 1).
+        """{metric: percent}: accuracy for classes (B,) of clips; precision, recall and f1 for labels (B, T, C + 1).
 
         Raises:
-            InputError: labels of another form than those that it was trained on, or of classes that these did not have.
+            InputError: labels have another form than in training, or classes that did not occur in training.
         """
         scores = self.predict(modality, x)
         truth = _labels(labels, len(scores), self.classes).to(scores.device)
@@ -66,17 +67,17 @@ class Head:
 @plain_torch()
 def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_classes: int | None = None,
              epochs: int = 30, seed: int = 0, batch_size: int = 80, lr: float = 4e-4) -> Head:
-    """Train a head on one modality's codes, as the papers do; it then reads every other modality's.
+    """Train a head on the codes of one modality, as in the papers. It can then be applied to every other modality.
 
     Args:
-        encoder: `Encoder`; it does not change.
+        encoder: `Encoder`, which is not changed.
         modality: "audio", "video" or "text".
         x: features of the labeled clips, see `Encoder.embed`.
-        labels: (B,) whole numbers from 0 on or names, one class a clip; or (B, T, C + 1) of 0 and 1, classes by second,
-            the last column background.
-        num_classes: C; default: what the labels show.
-        epochs, seed, batch_size, lr: passes over the clips, seed of weights and order, clips a step, learning rate
-            (halved at epochs 10, 20, 30).
+        labels: (B,) whole numbers from 0 on or names, one class per clip; or (B, T, C + 1) of 0 and 1, classes per
+            second, where the last column is background.
+        num_classes: C; default: inferred from the labels.
+        epochs, seed, batch_size, lr: passes over the clips, seed for weights and order, clips per step, and learning
+            rate (halved at epochs 10, 20, 30).
 
     Returns:
         `Head`.
@@ -94,13 +95,13 @@ def fit_head(encoder: Encoder, modality: str, x: Array, labels: Array, *, num_cl
 
 @dataclass
 class Transfer:
-    """What heads trained on one modality do on another, in percent.
+    """Results of heads trained on one modality and tested on another, in percent.
 
     Attributes:
-        cross: metric -> a value for each seed, after the last epoch.
-        untrained: the same over an encoder with fresh weights: what the pretraining is worth.
-        chance: metric -> a guess that ignores its input.
-        curves: metric -> (seeds, epochs), of `cross`.
+        cross: metric -> one value per seed, after the last epoch.
+        untrained: the same with an untrained encoder, to show the benefit of pretraining.
+        chance: metric -> value of a guess that ignores the input.
+        curves: metric -> (seeds, epochs) values for `cross`.
     """
 
     cross: dict[str, list[float]]
@@ -112,14 +113,14 @@ class Transfer:
 @plain_torch()
 def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: int | None = None, epochs: int = 30,
              seeds: Iterable[int] = (0,), batch_size: int = 80, lr: float = 4e-4) -> Transfer:
-    """Train heads on one modality, test them on another.
+    """Train heads on one modality and test them on another.
 
     Args:
         encoder: `Encoder`.
-        train, test: (modality, features, labels), as of `fit_head`.
-        num_classes: C; default: what the labels to train on show, which must have every class to test on.
-        epochs, batch_size, lr: as of `fit_head`.
-        seeds: one head each.
+        train, test: (modality, features, labels), as for `fit_head`.
+        num_classes: C; default: inferred from the training labels, which must contain every test class.
+        epochs, batch_size, lr: as for `fit_head`.
+        seeds: one head is trained for each.
 
     Returns:
         `Transfer`.
@@ -130,7 +131,7 @@ def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: in
     seeds = _seeds(seeds)
     for name, given in (("train", train), ("test", test)):
         if not isinstance(given, (tuple, list)) or len(given) != 3:
-            raise InputError(f"{name}: (modality, features, labels) is expected")
+            raise InputError(f"{name}: expected (modality, features, labels)")
     encoders, classes = {"cross": _encoder(encoder)}, _names(train[2])
     encoders["untrained"] = Encoder(untrained_like(encoder.frozen, seeds[0]))
     trials: dict[str, list[fit_heads.HeadRun]] = {}
@@ -138,8 +139,8 @@ def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: in
         part, targets = _training(of, *train, classes)
         tested, aims = _training(of, *test, classes)
         if aims.ndim != targets.ndim or aims.ndim > 1 and aims.shape[-1] != targets.shape[-1]:
-            raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; the "
-                             "same classes are expected in both")
+            raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; "
+                             "expected the same classes in both")
         trials[name] = [fit_heads.HeadRun(part, targets, seed, {"test": tested}) for seed in seeds]
     if num_classes is None:
         _require_trained(aims, set(targets.tolist()) if targets.ndim == 1 else None)
@@ -155,7 +156,7 @@ def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: in
 
 def _encoder(encoder: Encoder) -> Encoder:
     if not isinstance(encoder, Encoder):
-        raise InputError(f"encoder: a value of type {type(encoder).__name__}; one of cmg.load is expected")
+        raise InputError(f"encoder: a value of type {type(encoder).__name__}; expected an encoder returned by cmg.load")
     return encoder
 
 
@@ -165,13 +166,13 @@ def _seeds(seeds: Iterable[int]) -> tuple[int, ...]:
     except TypeError:
         found = ()
     if not found:
-        raise InputError("seeds: a list of whole numbers is expected, at least one")
+        raise InputError("seeds: expected a list of at least one whole number")
     return tuple(arguments.integer(seed, "seeds") for seed in found)
 
 
 def _training(encoder: Encoder, modality: str, x: Array, labels: Array,
               classes: list[str] | None) -> tuple[EncodedSplit, Tensor]:
-    """(codes with labels, labels on their device); `classes`: see `_labels`."""
+    """(codes with labels, labels on the same device); `classes`: see `_labels`."""
     codes = _encoder(encoder).embed(modality, x)
     found = _labels(labels, len(codes.vectors), classes).to(codes.vectors.device)
     if found.ndim == 3:
@@ -183,7 +184,7 @@ def _training(encoder: Encoder, modality: str, x: Array, labels: Array,
 
 
 def _names(labels: Any) -> list[str] | None:
-    """Names of classes, sorted; None where labels are numbers."""
+    """Sorted class names; None if labels are numbers."""
     found = arguments.names(labels)
     return None if found is None else sorted(set(found))
 
@@ -192,17 +193,17 @@ def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor
     """Labels as a tensor: int64 classes (B,), or (B, T, C + 1) of 0 and 1.
 
     Args:
-        labels: of the caller.
+        labels: the caller's labels.
         clips: B.
-        classes: names by number, where labels may be names.
+        classes: names by number, if labels may be names.
     """
     given = arguments.names(labels)
     if given is not None:
         known = {name: number for number, name in enumerate(classes or [])}
         unknown = next((name for name in given if name not in known), None)
         if unknown is not None:
-            raise InputError(f"labels: the class '{unknown[:60]}' is not one of those to train on "
-                             f"({', '.join(known)[:200] or 'they were numbers'}); correct it, or leave these clips out")
+            raise InputError(f"labels: the class '{unknown[:60]}' is not one of the training classes "
+                             f"({', '.join(known)[:200] or 'they were numbers'}); correct it, or omit these clips")
         labels = np.array([known[name] for name in given])
     elif classes is not None:
         raise InputError(f"labels: numbers for classes that have names ({', '.join(classes)[:200]}); the names are "
@@ -217,20 +218,21 @@ def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor
                          "from 0 on, (B,), or 0 and 1 of shape (B, T, C + 1), are expected")
     if found.ndim == 1 and int(found.max()) >= LIMITS.classes:
         raise InputError(f"labels: the class {int(found.max()):,}; numbers from 0 on, below {LIMITS.classes:,}, are "
-                         "expected; number the classes, as np.unique(labels, return_inverse=True) does, or give names")
+                         "expected; number the classes, for example with np.unique(labels, return_inverse=True), or "
+                         "pass names")
     return found.long() if found.ndim == 1 else found
 
 
 def _require_trained(classes: Tensor, trained: set[int] | None) -> None:
-    """InputError for a class (B,) that no clip to train on had."""
+    """Raise InputError for a class (B,) that did not occur in training."""
     absent = set(classes.tolist()) - trained if trained is not None and classes.ndim == 1 else set()
     if absent:
-        raise InputError(f"labels: no clip to train on has the class {min(absent)}; at least one of each is expected; "
-                         "leave these clips out, or give num_classes to count them as wrong")
+        raise InputError(f"labels: no training clip has the class {min(absent)}; expected at least one for each class; "
+                         "omit these clips, or pass num_classes to count them as wrong")
 
 
 def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, batch_size: int, lr: float) -> int:
-    """Train heads, and give the number of classes."""
+    """Train heads, and return them with the number of classes."""
     targets = trials[0].targets
     epochs, batch_size = arguments.integer(epochs, "epochs", 1), arguments.integer(batch_size, "batch_size", 1)
     lr = arguments.not_negative(lr, "lr")
@@ -239,7 +241,7 @@ def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, 
         count = largest + 1 if num_classes is None else num_classes
         count = arguments.integer(count, "num_classes", 1, LIMITS.classes)
         if count <= largest:
-            raise InputError(f"num_classes {count}; there is a class {largest}, they count from 0")
+            raise InputError(f"num_classes {count}, but there is a class {largest} (numbers start at 0)")
     else:
         count = targets.shape[-1] - 1
     kind = ClipHead if targets.ndim == 1 else SegmentHead
@@ -249,7 +251,7 @@ def _fit(trials: list[fit_heads.HeadRun], num_classes: int | None, epochs: int, 
 
 
 def _measure(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """metric -> percent of outputs (..., B, C) or (..., B, T, C + 1)."""
+    """metric -> percent for outputs (..., B, C) or (..., B, T, C + 1)."""
     if labels.ndim == 1:
         return {"accuracy": metrics.accuracy(outputs, labels)}
     return metrics.segment_scores(outputs, labels)
@@ -258,23 +260,25 @@ def _measure(outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
 # ----------------------------------------------------------------------------------------------------------- retrieval
 @dataclass
 class RetrievalResult:
-    """Candidates of every query, the most similar first."""
+    """Candidates for every query, the most similar first."""
 
     indices: Tensor             # (Q, k) int64
     similarity: Tensor          # (Q, k) cosine of the clips' vectors
-    metrics: dict[str, float] = field(default_factory=dict)     # "map", "ndcg@10": percent, where classes were given
+    metrics: dict[str, float] = field(default_factory=dict)     # "map", "ndcg@10" in percent, if classes were given
 
 
 @plain_torch()
 @torch.no_grad()
 def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> RetrievalResult:
-    """Find clips of one modality by clips of another, without training: cosine similarity of `Encoder.embed_clips`.
+    """Retrieve clips of one modality with clips of another, without training, by cosine similarity of
+    `Encoder.embed_clips`.
 
     Args:
         encoder: `Encoder`.
         query, candidates: (modality, features), see `Encoder.embed`; or (modality, features, classes (B,)), for both or
-            neither: candidates of the query's class are then the right ones, and all are ranked for the metrics.
-        k: candidates to return, at most as many as there are.
+            neither. With classes, candidates of the query's class are correct, and all candidates are ranked for the
+            metrics.
+        k: number of candidates to return per query, at most their total number.
 
     Returns:
         `RetrievalResult`.
@@ -282,7 +286,7 @@ def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> R
     k = arguments.integer(k, "k", 1)
     for name, given in (("query", query), ("candidates", candidates)):
         if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-            raise InputError(f"{name}: (modality, features) or (modality, features, classes) is expected")
+            raise InputError(f"{name}: expected (modality, features) or (modality, features, classes)")
     vectors = [F.normalize(_encoder(encoder).embed_clips(modality, x), dim=-1)
                for modality, x, *_ in (query, candidates)]
     similarity, found = vectors[0] @ vectors[1].T, {}
@@ -291,19 +295,19 @@ def retrieve(encoder: Encoder, query: Clips, candidates: Clips, k: int = 5) -> R
         classes = [_classes(part, known).to(similarity.device) for part in (query, candidates)]
         absent = set(classes[0].tolist()) - set(classes[1].tolist())
         if absent:
-            raise InputError(f"classes: no candidate has the query's class {min(absent)}; at least one of each is "
-                             "expected; leave these queries out")
+            raise InputError(f"classes: no candidate has the query's class {min(absent)}; expected at least one; omit "
+                             "these queries")
         found = metrics.class_retrieval(similarity, *classes)
     best, indices = similarity.topk(min(k, similarity.shape[1]), dim=-1)
     return RetrievalResult(indices, best, found)
 
 
 def _classes(part: Clips, known: list[str] | None) -> Tensor:
-    """Classes (B,) of a part of a retrieval, (modality, features, classes); `known`: see `_labels`."""
+    """Classes (B,) of the queries or candidates, given (modality, features, classes); `known`: see `_labels`."""
     if len(part) != 3:
-        raise InputError("classes: given for queries or candidates alone; (modality, features, classes) is expected "
-                         "for both, or no classes at all")
+        raise InputError("classes: given only for queries or only for candidates; expected (modality, features, "
+                         "classes) for both, or no classes")
     classes = _labels(part[2], len(part[1]), known)
     if classes.ndim != 1:
-        raise InputError(f"classes of shape {tuple(classes.shape)}; one class a clip, (B,), is expected")
+        raise InputError(f"classes of shape {tuple(classes.shape)}; expected one class per clip, (B,)")
     return classes

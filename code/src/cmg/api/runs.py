@@ -1,4 +1,4 @@
-"""What the programs do, from Python: the demo data, pretraining, the clips of a downstream task."""
+"""The programs as Python functions: building the demo data, pretraining, and opening the clips of a downstream task."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,20 +18,21 @@ from cmg.utils.limits import LIMITS
 
 @plain_torch()
 def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
-    """Pretrain a system, as pretrain.py does.
+    """Pretrain a system, like pretrain.py.
 
     Args:
-        data_root: folder of all data, laid out as in data/README.md, or of `build_demo`; None for data of your own.
-        out: folder of the checkpoints, and of the run's folder `run`: metrics.jsonl, log.txt, TensorBoard.
-        options: of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40, in_memory=True;
-            dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video": "video.h5"}. None leaves
-            one at its default.
+        data_root: folder of all data, laid out as in data/README.md or built by `build_demo`; None for your own data.
+        out: folder for the checkpoints and for the run's folder `run` with metrics.jsonl, log.txt and TensorBoard
+            files.
+        options: options of pretrain.py (see its --help), for example system="dcid", n_epoch=2, batch_size=40,
+            in_memory=True; dataset_name="custom", manifest="clips.csv", features={"audio": "audio", "video":
+            "video.h5"}. None selects the default.
 
     Returns:
-        the last checkpoint, a Path for `load`.
+        Path of the last checkpoint, for `load`.
 
     Raises:
-        InputError: no data, or options that do not exist.
+        InputError: data is missing, or an option does not exist.
     """
     from cmg.cli import LocalPaths
     from cmg.programs import entry
@@ -54,16 +55,16 @@ def pretrain(data_root: FilePath | None, out: FilePath, **options: Any) -> Path:
     except SystemExit as end:
         raise InputError(f"pretrain: {end.__cause__ or 'not options of pretrain.py'}") from None
     finally:
-        set_random_state(before, generator)         # of the caller; the run seeds its own
+        set_random_state(before, generator)         # the caller's state; the run seeds its own
 
 
 @plain_torch()
 def build_demo(root: FilePath, clips: int = 80) -> None:
-    """Make the demo data below `root` unless it is there: digits as video, telephone tones as audio, sentences as text.
+    """Build the demo data below `root` unless it exists: digits as video, telephone tones as audio, sentences as text.
 
     Args:
-        root: folder to make.
-        clips: of pretraining; the tasks' parts are proportionate. 2400 is what the scripts' demo uses.
+        root: folder to create.
+        clips: number of pretraining clips; the sizes of the tasks are proportional. The scripts' demo uses 2400.
     """
     from cmg.data.layout import DATA_PATHS
     from cmg.demos import dialled as demo_tree
@@ -75,25 +76,25 @@ def build_demo(root: FilePath, clips: int = 80) -> None:
 def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence[str] = ("audio", "video"),
               seconds: int = 10, *, manifest: FilePath | None = None,
               features: dict[str, FilePath] | None = None) -> Task:
-    """The clips of a downstream task of the papers, or of your own data (code/docs/your-data.md).
+    """Open the clips of a downstream task of the papers, or of your own data (code/docs/your-data.md).
 
     Args:
-        name: "ave", "avvp", "ave_avvp", "ucf_vggsound"; "custom".
+        name: "ave", "avvp", "ave_avvp", "ucf_vggsound" or "custom".
         data_root: folder of all data, laid out as in data/README.md.
-        modalities: of "audio", "video", "text".
-        seconds: T; longer clips are cut, shorter ones repeat their last second.
-        manifest: csv of the clips of "custom".
-        features: modality -> path, of "custom": all of them are opened.
+        modalities: any of "audio", "video", "text".
+        seconds: T; longer clips are truncated, shorter ones repeat their last second.
+        manifest: csv of the clips, for "custom".
+        features: modality -> path, for "custom"; all of them are opened.
 
     Returns:
-        the engine's Task: `train`, `val` and `test` map a modality to a dataset; there `load("audio")` gives all
-        features (N, T, ...), `labels` (N, T, C + 1), `classes` the names; `task.classes` as well.
+        a cmg.downstream.task.Task. Its `train`, `val` and `test` map a modality to a dataset with `load("audio")` for
+        all features (N, T, ...), `labels` (N, T, C + 1) and `classes`, the names, which are also in `task.classes`.
     """
     from cmg.data.layout import DATA_PATHS
     from cmg.data.manifest import CUSTOM
     from cmg.downstream.tasks import TASKS
     if not isinstance(name, str) or name not in TASKS:
-        raise InputError(f"{str(name)[:60]}: no such task; one of {', '.join(TASKS)} is expected")
+        raise InputError(f"{str(name)[:60]}: no such task; expected one of {', '.join(TASKS)}")
     seconds = arguments.integer(seconds, "open_task: seconds", 1, LIMITS.video_seconds)
     if isinstance(modalities, str) or not set(modalities) <= set(MODALITIES) or not modalities:
         raise InputError(f"open_task: modalities {modalities!r:.60}; some of {', '.join(MODALITIES)} are expected, as "

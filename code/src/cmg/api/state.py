@@ -1,4 +1,4 @@
-"""State of PyTorch that the functions of `cmg` do not take from the program that calls them."""
+"""Isolation of the functions of `cmg` from the caller's PyTorch state."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,14 +8,14 @@ import torch
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Within the block, PyTorch computes as in the scripts, so that results do not depend on what the caller has set:
-    gradients can be computed, autocast is off, new tensors are float32 on the CPU. Serves as a decorator as well."""
+    """Context manager and decorator under which PyTorch computes as in the scripts, so that results do not depend on
+    the caller's settings: gradients are enabled, autocast is off, and new tensors are float32 on the CPU."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.empty(0).device.type != "cpu":         # the context slows every call of a function down
+        if torch.empty(0).device.type != "cpu":         # the context slows down every function call
             stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)

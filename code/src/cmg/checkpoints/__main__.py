@@ -18,7 +18,7 @@ def main(argv=None):
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     file = parser.parse_args(argv).file
     require(file)
-    from cmg.checkpoints import checkpoint, hub  # here and below, because --help does not need PyTorch
+    from cmg.checkpoints import checkpoint, hub  # imported here and below because --help does not need PyTorch
     print("\n".join(checkpoint.describe(hub.locate(file))))
 
 
@@ -29,8 +29,8 @@ def _export(argv):
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
-    parser.add_argument("--published", action="store_true", help="write the whole checkpoint for the published "
-                        "programs instead, with the tensors that they store without using them")
+    parser.add_argument("--published", action="store_true", help="instead, write the whole checkpoint for the "
+                        "published programs, including tensors that they store but do not use")
     options = parser.parse_args(argv)
     require(options.file)
     if options.published:

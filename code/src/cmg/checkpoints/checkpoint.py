@@ -38,11 +38,11 @@ class Loaded:
 
     path: Path
     system: object              # cmg.systems.base.System, in the requested dtype
-    unused: dict                # unused published tensors, kept for writing the file again
+    unused: dict                # unused published tensors, kept for rewriting the file
     contents: dict              # the raw contents of the file
     epoch: int = -1
     total_step: int = 0
-    missing: list = field(default_factory=list)     # sections, and our tensors, that training needs and the file lacks
+    missing: list = field(default_factory=list)     # sections and tensors that training needs but the file lacks
 
     @property
     def complete(self):
@@ -51,15 +51,15 @@ class Loaded:
 
     @property
     def feature_origins(self):
-        """Modality -> origin of its features (cmg/data/origins.py), None for every modality of a published file. The
-        property itself is None for our files of earlier versions, which do not contain it."""
+        """Modality -> origin of its features (cmg/data/origins.py), None for every modality of a published file. For
+        files of our earlier versions, which do not contain it, the property itself is None."""
         if "config" not in self.contents:
             return dict.fromkeys(self.system.config.modalities)
         return self.contents.get("features")
 
     @property
     def pretraining(self):
-        """{"options", "clips", "hashes"} of the run that saved it, as far as the file says; see FrozenEncoder."""
+        """{"options", "clips", "hashes"} of the run that saved the file, as far as known; see FrozenEncoder."""
         run, hashes = self.contents.get("run"), self.contents.get(HASHES)
         found = {name: run[name] for name in ("options", "clips") if isinstance(run.get(name), dict)} if isinstance(
             run, dict) else {}
@@ -79,14 +79,15 @@ def save(path, contents):
         with atomic_write(path) as file:
             torch.save(contents, file)
     except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__     # torch's writer hides a full disk
+        cause = error if isinstance(error, OSError) else error.__context__     # torch hides that the disk is full
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0][:120]
-        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder, what was "
-                         "there before is untouched") from error
+        raise InputError(f"{path}: could not be written ({reason}); free space or choose another folder; existing "
+                         "files are unchanged") from error
 
 
-def _place_of_numpy(path):
-    """Where in a file of torch.save the first value of NumPy is, for messages; its pickle is looked at, not run."""
+def _numpy_entry(path):
+    """Describe where a torch.save file contains its first NumPy value, for messages; the pickle is only inspected, not
+    executed."""
     last = None
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -98,14 +99,14 @@ def _place_of_numpy(path):
 
 
 def read(path, mmap=False):
-    """Read the dict in a checkpoint file, with tensors on the CPU. Only plain data is unpickled.
+    """Read the dict stored in a checkpoint file, with tensors on the CPU. Only plain data is unpickled.
 
     Args:
         path: the file.
-        mmap: map tensors from the disk on use, to inspect a large file quickly.
+        mmap: memory-map the tensors, to inspect a large file quickly.
 
     Raises:
-        InputError: the file is absent, truncated, not a checkpoint, or contains other objects than plain data.
+        InputError: the file is missing, truncated, not a checkpoint, or contains anything but plain data.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,30 +117,30 @@ def read(path, mmap=False):
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             if "GLOBAL numpy" in str(error):
-                raise InputError(f"{path}: holds a value of NumPy {_place_of_numpy(path)}; tensors and plain values "
-                                 "are expected; where the file was written, turn it into one before torch.save: "
-                                 "float(x), int(x), or torch.as_tensor(x) of an array") from error
-            raise InputError(f"{path}: holds more than tensors and plain values, which could run code; it was not "
-                             "loaded, use a file from a source that you trust") from error
-        raise InputError(f"{path}: not a checkpoint of torch.save; download or write it again") from error
+                raise InputError(f"{path}: contains a NumPy value {_numpy_entry(path)}; expected tensors and plain "
+                                 "values; convert it before torch.save in the program that wrote the file: float(x), "
+                                 "int(x), or torch.as_tensor(x) for an array") from error
+            raise InputError(f"{path}: contains objects other than tensors and plain values, which could run code, and "
+                             "was not loaded; use a file from a source that you trust") from error
+        raise InputError(f"{path}: not a torch.save checkpoint; download or save it again") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError,
-            SystemError) as error:              # the last: a read error under Python 3.13
-        raise InputError(f"{path}: truncated or not a checkpoint of torch.save ({type(error).__name__}); download or "
-                         "write it again") from error
+            SystemError) as error:              # SystemError: a read error under Python 3.13
+        raise InputError(f"{path}: truncated or not a torch.save checkpoint ({type(error).__name__}); download or save "
+                         "it again") from error
     if not isinstance(contents, dict):
-        raise InputError(f"{path}: holds a {type(contents).__name__}; expected a dict of sections such as "
+        raise InputError(f"{path}: contains a {type(contents).__name__}; expected a dict of sections such as "
                          f"{rules.ENCODER}")
     return contents
 
 
 def open_file(path, dtype=torch.float32):
-    """Read a pretraining checkpoint, published or ours, into a system. What only training needs may be missing.
+    """Read a pretraining checkpoint, published or ours, into a system. Parts that only training needs may be missing.
 
     Returns:
         Loaded.
 
     Raises:
-        InputError: the file is damaged, or of another program.
+        InputError: the file is damaged, or was written by another program.
     """
     contents = read(path)
     try:
@@ -152,7 +153,7 @@ def open_file(path, dtype=torch.float32):
         state, unused = rules.from_published(contents, tensors, sorted(required))
         state |= _own_tensors(contents, kind, config, state)
     except InputError as error:
-        raise InputError(f"{path}: {error}; the file is damaged or of another program") from None
+        raise InputError(f"{path}: {error}; the file is damaged or was written by another program") from None
     with torch.device("meta"):
         system = kind(config)
     expected = system.state_dict()
@@ -174,7 +175,7 @@ def open_file(path, dtype=torch.float32):
 
 
 def config_of(contents):
-    """(class of the system, its config), as stored in the file, or inferred from its tensors."""
+    """(class of the system, its config), as stored in the file or inferred from its tensors."""
     stored = contents.get("config")
     if stored is None:
         return rules.infer_config(contents, list(SYSTEMS.values()))
@@ -187,12 +188,12 @@ def config_of(contents):
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"its config is not one of {kind.label} ({error}); it was written by another version of this "
-                         "program") from None
+        raise InputError(f"its config is not valid for {kind.label} ({error}); it was written by another version of "
+                         "this program") from None
 
 
 def _own_tensors(contents, kind, config, state):
-    """The tensors without a published name, checked against the system."""
+    """Check the tensors without a published name against the system, and return them."""
     own = contents.get(EXTRA_SECTION, {})
     expected = {name: value for name, value in rules.meta(kind, config).state_dict().items() if name not in state}
     known = {name for tensor in rules.layout(kind, config) for name in tensor.ours}
@@ -216,7 +217,7 @@ def _require_sections(contents):
 
 
 def require_sizes(config):
-    """Raise InputError for sizes that no network can have, such as those inferred from damaged tensors."""
+    """Raise InputError for sizes that are impossible for a network, such as those inferred from damaged tensors."""
     sizes = numbers(config)
     least = min(sizes, key=sizes.get)
     if sizes[least] < 1 or config.code_dim % config.num_heads:
@@ -225,7 +226,7 @@ def require_sizes(config):
     most = max(sizes, key=sizes.get)
     if sizes[most] > LIMITS.width or config.num_layers > LIMITS.layers:
         raise InputError(f"{' '.join(map(str, most))} is {sizes[most]:,}, num_layers {config.num_layers:,}; at most "
-                         f"{LIMITS.width:,} and {LIMITS.layers} are built (cmg/utils/limits.py)")
+                         f"{LIMITS.width:,} and {LIMITS.layers} are supported (cmg/utils/limits.py)")
 
 
 def _require_memory(kind, config):
@@ -233,7 +234,7 @@ def _require_memory(kind, config):
     with torch.device("meta"):
         count = sum(value.numel() for value in kind(config).state_dict().values())
     if count > LIMITS.parameters:
-        raise InputError(f"its sizes make {count:,} parameters; at most {LIMITS.parameters:,} are built "
+        raise InputError(f"its sizes give {count:,} parameters; at most {LIMITS.parameters:,} are supported "
                          "(cmg/utils/limits.py)")
 
 
@@ -245,21 +246,21 @@ def load_encoder(path, device="cpu", dtype=torch.float32, zero_code0=False):
 
 
 def untrained_like(encoder: FrozenEncoder, seed: int) -> FrozenEncoder:
-    """The control of every table: an encoder of the same shape with fresh weights from `seed`."""
+    """The control in every table: an encoder with the same shapes and untrained weights from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = encoder.system(encoder.config).encoder
-        for codes in fresh.codebooks:       # on the scale of its features, otherwise all seconds get the same code
+        for codes in fresh.codebooks:      # on the scale of its features; otherwise all seconds would get the same code
             codes.normal_()
     like = encoder.codebooks[0]
     return FrozenEncoder(fresh.to(like), encoder.system, zero_code0=encoder.zero_code0).to(like.device)
 
 
 def drop_optimizers(path):
-    """Write a file again without optimizer state, two thirds of its size; one that has none is left alone.
+    """Rewrite a file without its optimizer state, which is two thirds of its size; a file without one is not changed.
 
     Raises:
-        InputError: it cannot be read or written; what was there is untouched.
+        InputError: it cannot be read or written; the file is then unchanged.
     """
     contents = read(path, mmap=True)
     kept = {name: value for name, value in contents.items() if not is_optimizer(name)}
@@ -273,13 +274,13 @@ def pack(system, optimizers, unused, epoch, total_step, run_state, dtype=torch.f
 
     Args:
         system: cmg.systems.base.System.
-        optimizers: cmg.training.optim.Optimizers, or None for a file of weights only.
+        optimizers: cmg.training.optim.Optimizers, or None for a file with weights only.
         unused: unused published tensors, see rules.to_published.
         epoch, total_step: last completed epoch, and number of steps taken.
         run_state: plain data, stored as `run`.
         dtype: dtype of the tensors.
         feature_origins: modality -> origin of its features (cmg/data/origins.py); None if unknown.
-        hashes: (N,) int64 of the names of its clips (cmg.data.clips.name_hashes); None if unknown.
+        hashes: (N,) int64 hashes of the names of its clips (cmg.data.clips.name_hashes); None if unknown.
     """
     state = system.state_dict()
     contents = rules.to_published(state, rules.layout(type(system), system.config), unused, dtype)
@@ -297,12 +298,12 @@ def config_to_dict(system):
 
 
 def as_published(loaded):
-    """The contents of a file with every tensor that strict readers of the published programs expect."""
+    """The contents of a file with every tensor that the strict loading of the published programs expects."""
     return rules.with_unused(loaded.contents, rules.layout(type(loaded.system), loaded.system.config))
 
 
 def describe(path):
-    """Description of a checkpoint, as a list of lines."""
+    """Describe a checkpoint, as a list of lines."""
     loaded = open_file(path, torch.float64)
     system = loaded.system
     config, tensors = system.config, rules.layout(type(system), system.config)

@@ -1,5 +1,5 @@
 """Load an encoder from a checkpoint, from an exported folder (safetensors and config.json, written by
-cmg/report/export.py), or from the Hugging Face hub."""
+cmg/report/export.py), or from the Hugging Face Hub."""
 
 import json
 from os import PathLike
@@ -27,12 +27,12 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     """The local file with the weights of an encoder.
 
     Args:
-        source: a checkpoint, a folder of checkpoints, of which the one with the most steps is taken, an exported
-            folder, its file of weights, or a name on the hub such as "somebody/dcid", which is downloaded once.
-        revision: branch, tag or commit on the hub.
+        source: a checkpoint, a folder of checkpoints (the one with the most steps is used), an exported folder or its
+            weights file, or a name on the Hub such as "somebody/dcid", which is downloaded once.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: not found.
+        InputError: it was not found.
     """
     path = path_or_name(source)
     if path.is_dir():
@@ -44,30 +44,30 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # here, because importing it takes a second
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
-    except Exception as error:              # errors of several libraries: no network, no such name, no permission
-        raise InputError(f"{source}: no such file or folder, and not available on the hub ({type(error).__name__}: "
+    except Exception as error:              # several libraries raise: no network, no such name, no permission
+        raise InputError(f"{source}: no such file or folder, and not available on the Hub ({type(error).__name__}: "
                          f"{str(error).splitlines()[0][:120]}); check the name, the network and your token") from error
 
 
 def _steps(file: Path) -> int:
-    """Number of steps of the run that saved a checkpoint; -1 if it does not say so."""
+    """Number of steps of the run that saved a checkpoint; -1 if unknown."""
     step = checkpoint.read(file, mmap=True).get("total_step")
     return step if type(step) is int else -1
 
 
 def upload(folder: str | Path, name: str, private: bool = True) -> str:
-    """Upload an exported folder to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
+    """Upload an exported folder to the Hugging Face Hub, using the token from `hf auth login` or HF_TOKEN.
 
     Args:
-        folder: what cmg/report/export.py wrote.
-        name: such as "somebody/dcid"; the repository is created where there is none.
-        private: only its owner sees it; a repository that is public already is refused.
+        folder: exported by cmg/report/export.py.
+        name: such as "somebody/dcid"; the repository is created if it does not exist.
+        private: visible only to its owner; a repository that is already public is refused.
 
     Returns:
-        its address.
+        URL of the repository.
 
     Raises:
-        InputError: no token, no right, no network, or the name cannot be used.
+        InputError: there is no token, permission or network, or the name cannot be used.
     """
     from huggingface_hub import HfApi  # here, because importing it takes a second
     api = HfApi()
@@ -77,13 +77,13 @@ def upload(folder: str | Path, name: str, private: bool = True) -> str:
         if not is_public:
             api.upload_folder(repo_id=address.repo_id, folder_path=folder, allow_patterns=[WEIGHTS, CONFIG, CARD],
                               commit_message="Upload an encoder")
-    except Exception as error:              # of many libraries, as above
+    except Exception as error:              # several libraries raise, as above
         reason = (str(error).splitlines() or [""])[0][:120]
-        raise InputError(f"{name}: the hub does not take it ({type(error).__name__}: {reason}); check the name, the "
+        raise InputError(f"{name}: the Hub rejected the upload ({type(error).__name__}: {reason}); check the name, the "
                          "network and your token (hf auth login)") from error
     if is_public:
-        raise InputError(f"{name}: is public on the hub, private=True was asked for; nothing is uploaded; choose "
-                         "another name, or pass private=False")
+        raise InputError(f"{name}: this repository is public on the Hub, but private=True was requested; nothing was "
+                         "uploaded; choose another name, or pass private=False")
     return str(address)
 
 
@@ -97,7 +97,7 @@ def load_encoder(source: str | PathLike[str], device: str | torch.device = "cpu"
         zero_code0: see FrozenEncoder.
 
     Raises:
-        InputError: not found, or damaged.
+        InputError: it was not found, or is damaged.
     """
     path = locate(source, revision)
     if path.suffix == ".safetensors":
@@ -106,14 +106,13 @@ def load_encoder(source: str | PathLike[str], device: str | torch.device = "cpu"
 
 
 def _read(path, dtype, zero_code0):
-    """The FrozenEncoder of an exported folder, given its file of weights."""
+    """The FrozenEncoder of an exported folder, given its weights file."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as python -m "
-                         "cmg.checkpoints export writes them")
+        raise InputError(f"{path}: no such file; expected a folder with {WEIGHTS} and {CONFIG}, as written by python "
+                         "-m cmg.checkpoints export")
     about = _config(path.with_name(CONFIG))
     if files.sha256(path) != about["weights_sha256"]:
-        raise InputError(f"{path}: not the weights that {CONFIG} belongs to (SHA-256 differs); download or export both "
-                         "again")
+        raise InputError(f"{path}: does not match {CONFIG} (the SHA-256 differs); download or export both again")
     try:
         kind, config = checkpoint.config_of({"config": about["config"]})
         checkpoint.require_sizes(config)
@@ -129,25 +128,25 @@ def _read(path, dtype, zero_code0):
     for name in {**expected, **state}:
         try:
             if name not in expected:
-                raise InputError(f"has an unknown tensor {name}")
+                raise InputError(f"it has an unknown tensor {name}")
             rules.require_shape(name, state.get(name), expected[name].shape)
             rules.require_numbers(name, state[name], not expected[name].is_floating_point())
         except InputError as error:
-            raise InputError(f"{path}: {error}; it is damaged or of another version of this program") from None
+            raise InputError(f"{path}: {error}; the file is damaged or from another version of this program") from None
     encoder.load_state_dict({name: value.to(dtype if value.is_floating_point() else value.dtype)
                              for name, value in state.items()}, assign=True)
     return FrozenEncoder(encoder, kind, about["epoch"], zero_code0, about.get("features"))
 
 
 def _current_name(name):
-    """Name of a tensor in this version, given its name in an exported folder of any version."""
+    """Current name of a tensor, given its name in an exported folder of any version."""
     for earlier, current in EARLIER_NAMES.items():
         name = name.replace(earlier, current)
     return name
 
 
 def _config(path):
-    """The contents of config.json, checked."""
+    """The validated contents of config.json."""
     try:
         if path.stat().st_size > LIMITS.record_bytes:
             raise ValueError("larger than any that this program writes")
@@ -155,7 +154,7 @@ def _config(path):
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r:.20}, this program reads {FORMAT}")
         if not isinstance(about["config"], dict) or not isinstance(about["epoch"], int):
-            raise ValueError("config or epoch of another kind")
+            raise ValueError("config or epoch has the wrong type")
         about["weights_sha256"]
         origins.require_descriptions(about.get("features"), path)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

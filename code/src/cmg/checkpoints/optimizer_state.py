@@ -1,5 +1,5 @@
-"""Optimizer state in checkpoints: published sections with published parameter numbers, and that of other parameters by
-name."""
+"""Optimizer state in checkpoints: in published sections with published parameter numbers, or by name for other
+parameters."""
 
 import torch
 
@@ -13,20 +13,21 @@ OWN_OPTIMIZER = "own_optimizer"     # section of the optimizer state of paramete
 
 
 def _sections(system, optimizers):
-    """Section of a file -> (torch optimizer, names of its groups): the main one, and one for each auxiliary group."""
+    """Section of a file -> (torch optimizer, names of its groups), for the main optimizer and each auxiliary group."""
     main = [name for name, group in optimizers.groups.items() if not group.auxiliary]
     return {"optimizer": (optimizers.main, main)} | {
         system.auxiliary[name]: (optimizers.auxiliary, [name]) for name in optimizers.groups if name not in main}
 
 
 def _published_order(system, names):
-    """Published tensors of an optimizer section, given the names of its groups, in the order of their numbers in it."""
+    """Published tensors of an optimizer section, given the names of its groups, ordered by their numbers in the
+    section."""
     tensors = rules.layout(type(system), system.config)
     return [tensor for name in names for tensor in tensors if tensor.section == name and not tensor.is_buffer]
 
 
 def optimizer_sections(system, optimizers):
-    """Optimizer state in published sections, with published parameter numbers, and that of other parameters by name.
+    """Optimizer state in published sections with published parameter numbers, or by name for other parameters.
 
     Args:
         system: cmg.systems.base.System.
@@ -44,7 +45,7 @@ def optimizer_sections(system, optimizers):
         numbers = {tensor.ours[0]: number for number, tensor in enumerate(order) if tensor.ours}
         group = next(group for group in optimizer.param_groups if group["name"] == names[0])
         group = {key: value for key, value in group.items() if key not in ("params", "name")}
-        group |= {"fused": None, "foreach": None, "capturable": False}      # depend on the machine, not on the run
+        group |= {"fused": None, "foreach": None, "capturable": False}     # these depend on the machine, not on the run
         result[section] = {"state": {number: moved[ours] for ours, number in numbers.items() if ours in moved},
                            "param_groups": [group | {"params": list(range(len(order)))}]}
         own = {ours: state for ours, state in moved.items() if ours not in numbers}
@@ -53,7 +54,7 @@ def optimizer_sections(system, optimizers):
 
 
 def is_optimizer(section):
-    """Whether a section of a file is of the optimizers."""
+    """Whether a section of a file contains optimizer state."""
     return section.startswith("optimizer") or section == OWN_OPTIMIZER
 
 
@@ -61,12 +62,12 @@ def load_optimizers(loaded, optimizers):
     """Load the optimizer sections of a file (see `optimizer_sections`) into `optimizers`.
 
     Raises:
-        InputError: a section is missing, damaged, or of another optimizer.
+        InputError: a section is missing, damaged, or belongs to another optimizer.
     """
     system = loaded.system
     if not any(map(is_optimizer, loaded.contents)):
-        raise InputError(f"{loaded.path}: {NO_OPTIMIZER}; the newest checkpoint of its run, which --resume auto finds, "
-                         "is expected; --keep_optimizer all pretrains with the state in every checkpoint")
+        raise InputError(f"{loaded.path}: {NO_OPTIMIZER}; expected the newest checkpoint of its run, which --resume "
+                         "auto finds; pretrain with --keep_optimizer all to save the state in every checkpoint")
     for section, (optimizer, names) in _sections(system, optimizers).items():
         parameters = {ours: p for name in names for ours, p in optimizers.groups[name].parameters.items()}
         try:
@@ -91,19 +92,19 @@ def _load_state(optimizer, parameter, stored, what):
     """Load the optimizer state of one parameter; `what` names it in messages.
 
     Raises:
-        InputError: damaged, or of another kind of optimizer.
+        InputError: the state is damaged, or belongs to another kind of optimizer.
     """
     kind = type(optimizer).__name__
     expected = STATE.get(kind, stored.keys())
     if set(stored) != set(expected):
-        raise InputError(f"{what} holds {', '.join(map(str, stored)) or 'nothing'}; {kind} keeps "
+        raise InputError(f"{what} contains {', '.join(map(str, stored)) or 'nothing'}; {kind} stores "
                          f"{', '.join(expected) or 'nothing'}; resume with the --optimizer of that run")
     state, on_device = {}, optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
     for key, value in stored.items():
         value = torch.as_tensor(value, dtype=torch.float32) if key == "step" else value
         if not rules.is_plain(value) or value.shape != (() if key == "step" else parameter.shape):
-            raise InputError(f"{what} has another shape or kind; it is damaged: this file cannot be resumed")
-        # in the memory format of the parameter, because the fused kernels iterate over both in parallel
+            raise InputError(f"{what} has the wrong shape or type; the file is damaged and cannot be resumed")
+        # use the memory format of the parameter, because the fused kernels iterate over both in parallel
         state[key] = value.to(parameter.device if on_device else "cpu", copy=True) if key == "step" else \
             torch.empty_like(parameter.detach()).copy_(value)
     optimizer.state[parameter] = state

@@ -1,5 +1,5 @@
-"""`python -m cmg.report RUN...` writes report.html about one run, or several side by side; `--environment` prints what
-a bug report should include about this machine."""
+"""`python -m cmg.report RUN...` writes report.html about one run, or several side by side; `--environment` prints the
+machine information to include in a bug report."""
 
 from pathlib import Path
 
@@ -7,23 +7,23 @@ from cmg.utils.errors import Parser, run
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.report", description="One page about one or more runs, for any browser.")
+    parser = Parser(prog="python -m cmg.report", description="Write an HTML page about one or more runs.")
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN",
-                        help="folders of runs, each searched with all folders below it; differences are to the first")
+                        help="folders of runs, searched recursively; differences are relative to the first")
     parser.add_argument("--out", type=Path, default=None, help="the page (default: report.html in the first RUN)")
     parser.add_argument("--pool", action="store_true",
-                        help="checkpoints of one file name, such as seed*/DCID-model-5.pt, are one run: mean and "
-                             "standard deviation over them")
+                        help="treat checkpoints with the same file name, such as seed*/DCID-model-5.pt, as seeds of "
+                             "one run and show mean and standard deviation")
     parser.add_argument("--environment", action="store_true",
-                        help="print versions, processor, GPUs and commit, for bug reports, and end")
+                        help="print versions, processor, GPUs and commit for bug reports, and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     options = parser.parse_args(argv)
     if options.environment:
-        from cmg.report.environment import environment  # here and below, because --help needs none of it
+        from cmg.report.environment import environment  # imported here and below because --help does not need it
         print(environment())
         return
     if not options.runs:
-        parser.error("at least one RUN is expected: a folder with results.jsonl or metrics.jsonl")
+        parser.error("expected at least one RUN: a folder with results.jsonl or metrics.jsonl")
     from cmg.report import page
     print(page.write(options.runs, options.out or options.runs[0] / "report.html", pool=options.pool))
 

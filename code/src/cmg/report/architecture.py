@@ -1,7 +1,8 @@
-"""Draw the architecture for readers of the README: `python -m cmg.report.architecture --out figs/readme`.
+"""Draw the architecture diagram of the README: `python -m cmg.report.architecture --out figs/readme`.
 
-DCID (NeurIPS 2023, Figure 2): what pretraining makes of a clip, and how a head goes from one modality to another. The
-picture has its own paper, so that it is legible on light and dark pages, and becomes dark where the browser asks.
+DCID (NeurIPS 2023, Figure 2): what pretraining learns from a clip, and how a head transfers from one modality to
+another. The picture has its own background, so that it is legible on light and dark pages, and follows the browser's
+dark mode.
 """
 
 from html import escape
@@ -15,7 +16,7 @@ from cmg.utils.files import atomic_output
 NAME = "architecture.svg"
 SIZE = (960, 500)
 ROWS = {"audio": 52, "video": 142, "text": 232}     # top of each modality's row
-INK = ("#1a1c20", "#e4e6ea")                # on light and on dark paper, as the next ones
+INK = ("#1a1c20", "#e4e6ea")                # on light and dark background, as below
 PAPER, SOFT, BOX = ("#ffffff", "#14161a"), ("#5f6570", "#9aa1ad"), ("#eef0f3", "#262a31")
 STYLE = """
 text { font: 13px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: %(ink)s; text-anchor: middle; }
@@ -27,13 +28,13 @@ text { font: 13px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; f
 
 
 class Drawing:
-    """Elements of an SVG, in the order in which they are drawn."""
+    """Elements of an SVG, in drawing order."""
 
     def __init__(self):
         self.parts = []
 
     def box(self, x, y, width, height, lines, color=None):
-        """A box with lines of text in its middle; `color` fills it, else it has the color of all boxes."""
+        """A box with centered lines of text, filled with `color` or, by default, the color of all boxes."""
         fill = f'style="fill: {color}"' if color else 'class="box"'
         self.parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" {fill}/>')
         for number, line in enumerate(lines):
@@ -45,7 +46,7 @@ class Drawing:
         self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}"{fill}>{escape(text)}</text>')
 
     def line(self, *points, kind="line"):
-        """A line through some points (x, y), with a tip at its end unless it is a "loss"."""
+        """A line through points (x, y), with an arrowhead unless it is a "loss"."""
         path = " L ".join(f"{x:g} {y:g}" for x, y in points)
         self.parts.append(f'<path d="M {path}" class="{kind}"/>')
 
@@ -63,7 +64,7 @@ class Drawing:
 
 
 def pretraining(drawing):
-    """Encoders of each modality, one codebook, decoders; the losses as broken lines."""
+    """Draw the encoders of each modality, the codebook and the decoders, with losses as dashed lines."""
     drawing.text(20, 28, "1  Pretraining without labels: what all modalities of a clip share becomes codes", "title")
     for modality, top in ROWS.items():
         drawing.box(20, top + 16, 96, 38, [modality], COLOR[modality])
@@ -99,7 +100,7 @@ def pretraining(drawing):
 
 
 def transfer(drawing):
-    """One head, trained on the codes of one modality and tested on those of another."""
+    """Draw a head that is trained on the codes of one modality and tested on those of another."""
     top = 372
     drawing.line((20, top - 36), (940, top - 36), kind="loss")
     drawing.text(20, top - 10, "2  Transfer: a head learns from one labeled modality, and is tested on another",

@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine: versions, processor, GPUs, and which program runs."""
+"""Machine information for bug reports: versions, processor, GPUs, and commit of the program."""
 
 import locale
 import os
@@ -11,11 +11,11 @@ from cmg.results.provenance import source_commit
 
 
 def environment():
-    """Lines of "name value", as text; no path and no host name is among them."""
+    """Lines of "name value", as text, without paths or host names."""
     names = ["cmg"]
     try:
         names += sorted({requirement.split(">")[0].split(";")[0].strip() for requirement in requires("cmg")})
-    except PackageNotFoundError:                    # the scripts run without an installed package
+    except PackageNotFoundError:                    # the scripts also run without installation
         pass
     lines = {"commit": source_commit(), "python": platform.python_version(), "system": platform.platform(),
              "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, "
@@ -26,7 +26,7 @@ def environment():
             lines[name] = version(name)
         except PackageNotFoundError:
             lines[name] = "not installed"
-    lines["torch"] = torch.__version__              # with its build, which the package's metadata may leave out: +cu130
+    lines["torch"] = torch.__version__              # includes the build, such as +cu130, which the metadata may omit
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(count):
         properties = torch.cuda.get_device_properties(number)

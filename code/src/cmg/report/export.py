@@ -1,4 +1,4 @@
-"""A checkpoint's encoder for others: safetensors, config.json and a model card. cmg/checkpoints/hub.py reads them.
+"""Export of a checkpoint's encoder as safetensors, config.json and a model card, which cmg/checkpoints/hub.py reads.
 
     python -m cmg.checkpoints export DCID-model-5.pt --out dcid --results Exps/ave/results.jsonl
 """
@@ -24,33 +24,33 @@ from cmg.utils.console import one_line
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
 
-MARKUP = re.compile(r"[&<`|\\]|(?<=\])\(|://|www\.")      # their first letter is written as an entity
+MARKUP = re.compile(r"[&<`|\\]|(?<=\])\(|://|www\.")      # the first character is escaped as an entity
 INPUTS = {"vector": "one vector per second", "map": "one feature map per second", "tokens": "vectors of words"}
 EXAMPLES = {("audio", "vector"): " of the sound, such as VGGish's", ("video", "map"): ", such as VGG-19's"}
 
 
 def export(path: str | PathLike[str], out: str | PathLike[str], results_files: Sequence[str | PathLike[str]] = (),
            name: str | None = None) -> list[Path]:
-    """Write a checkpoint's encoder to the folder `out`; returns the files.
+    """Export a checkpoint's encoder to the folder `out`; returns the paths of the files.
 
-    Optimizers, decoders and everything else that only training needs stay behind. config.json is written last and holds
-    the hash of the weights: a folder that was not finished is refused.
+    Optimizers, decoders and everything else that only training needs are omitted. config.json is written last and
+    contains the hash of the weights, so that an incomplete folder is rejected.
 
     Args:
         path: checkpoint, published or ours, or a folder of them, of which the most trained is taken.
         out: folder.
-        results_files: results.jsonl whose rows of this checkpoint go into the model card.
-        name: by which the card loads it; default: that of the folder.
+        results_files: results.jsonl files; rows of this checkpoint are included in the model card.
+        name: name under which the card loads it; default: that of the folder.
 
     Raises:
-        InputError: no checkpoint, no row of it in the results, or the folder cannot be written.
+        InputError: the checkpoint is missing, the results have no row of it, or the folder cannot be written.
     """
     path = locate(path)
     loaded, sha256 = checkpoint.open_file(path), files.sha256(path)
     rows = [row for row in results.read(*results_files) if row["checkpoint_sha256"] == sha256]
     if results_files and not rows:
         raise InputError(f"{', '.join(map(str, results_files))}: no result of {path} (SHA-256 {sha256[:12]}...); "
-                         "measure this file, or name the results of it")
+                         "evaluate this file, or pass its results")
     encoder, folder = loaded.system.encoder, Path(out)
     weights = save({name: value.contiguous() for name, value in encoder.state_dict().items()})
     about = {"format": FORMAT, "config": checkpoint.config_to_dict(loaded.system), "epoch": loaded.epoch,
@@ -66,7 +66,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
 
 
 def copy(folder: Path, out: str | PathLike[str], name: str) -> None:
-    """Copy an exported folder to the folder `out`, with a card that loads it by another name."""
+    """Copy an exported folder to the folder `out`, with a card that loads it under another name."""
     for file in (WEIGHTS, CONFIG):
         shutil.copy(folder / file, out)
     text = (folder / CARD).read_text(encoding="utf-8")
@@ -74,13 +74,13 @@ def copy(folder: Path, out: str | PathLike[str], name: str) -> None:
 
 
 def _pretraining_data(loaded):
-    """What the checkpoint says of its pretraining's clips (run_state.identify); None where it says nothing."""
+    """Identity of the pretraining clips stored in the checkpoint (run_state.identify); None if unknown."""
     run = loaded.contents.get("run") or {}
     return run["clips"] if isinstance(run, dict) and is_identity(run.get("clips")) else None
 
 
 def _card(loaded, about, rows, name):
-    """The model card: what it is, how to use it, what was measured, where it comes from."""
+    """The model card: description, usage, results and provenance."""
     system, config = loaded.system, loaded.system.config
     run = loaded.contents.get("run")
     options = run.get("options") if isinstance(run, dict) else None
@@ -126,8 +126,8 @@ Exported from the checkpoint with SHA-256 `{about['checkpoint_sha256']}` by comm
 
 
 def _measured(rows):
-    """A small table: a line for each data set and its main metric, below it an untrained encoder and chance; one column
-    for each direction."""
+    """A small table with one column per direction and, for each data set and its main metric, a line for the encoder,
+    an untrained encoder, and chance."""
     rows = [row for row in rows if row["selection"] == "last" and row["control"] in (None, "untrained")
             and row["metric"] == tables.main_metric(row["task"], rows)]
     found = {}                                      # measured -> line -> direction -> values of all seeds
@@ -151,6 +151,6 @@ def _codebooks(system):
 
 
 def _plain(text):
-    """Text of others for a line of Markdown: without line ends, which could begin a section, HTML, code, cells of a
-    table, links and pictures."""
+    """Escape untrusted text for one line of Markdown: no line ends, which could start a section, and no HTML, code,
+    table cells, links or images."""
     return MARKUP.sub(lambda found: f"&#{ord(found[0][0])};{found[0][1:]}", one_line(text))

@@ -1,7 +1,7 @@
 """`report.html`: a self-contained page about one run, or several side by side, for any browser.
 
-It is made from the files of the runs. Everything that comes from them is escaped, and the page's content security
-policy forbids all requests and all scripts except for page.js.
+It is generated from the files of the runs. Everything from these files is escaped, and the page's content security
+policy blocks all requests and all scripts except page.js.
 """
 
 import base64
@@ -27,37 +27,37 @@ from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output, open_input
 
-LARGEST_PAGE = 3_000_000        # bytes; pictures beyond it are omitted, and the page lists them
+LARGEST_PAGE = 3_000_000        # bytes; pictures beyond this limit are omitted and listed
 CSS_DPI = 96
 PAGE, COLUMN = 1152, 563        # CSS pixels: contents of the page, and one of its two columns (page.html)
 BROAD = 760                     # CSS pixels; wider pictures get a row of their own
-OPEN = 4                        # pictures of a section that are not folded; a broad one counts as two
+OPEN = 4                        # pictures of a section that are not collapsed; a broad one counts as two
 ROOM_FOR_TAGS = 100             # bytes around a picture
 SHOWN_WARNINGS, SHOWN_PROBLEMS = 100, 50
 SECTIONS = {                    # id -> (title, description)
     "what": ("Runs", ""),
     "results": ("Results", results.NOTES.replace("+-", "±")),
-    "examples": ("Examples", "Test clips as a person sees or hears them, and what a head says that was trained on "
-                 "another modality; right and wrong in their true proportion."),
+    "examples": ("Examples", "Test clips as a person sees or hears them, with predictions of a head trained on another "
+                 "modality; correct and wrong ones are shown in their true proportion."),
     "losses": ("Losses", "Pretraining losses of every logged step, one color per modality."),
-    "heads": ("Heads by epoch", "The metric that chooses the best epoch, on the evaluation set."),
-    "classes": ("Transfer by class", "Each class with a head trained on its own modality, and on another."),
+    "heads": ("Heads by epoch", "The metric that selects the best epoch, on the evaluation set."),
+    "classes": ("Transfer by class", "Results per class of heads trained on the same modality and on another."),
     "confusion": ("Confusion", "Rows are the classes of the clips, columns the predictions of the heads."),
     "timelines": ("Timelines", "Clips with several events, second by second, from best to worst."),
-    "clips": ("Clips", "Features of clips, and the predictions of a head that was not trained on this modality."),
+    "clips": ("Clips", "Features of clips, with predictions of a head that was not trained on this modality."),
     "retrieval": ("Retrieval", "Queries and the sounds ranked first."),
     "open": ("Open set", "Confidence of known and unknown clips, and the rates at each threshold."),
-    "codes": ("Code usage", "How many codes are used, and shared by all modalities, during pretraining; and which "
-              "modalities use which code on the test clips."),
+    "codes": ("Code usage", "How many codes are used, and how many are shared by all modalities, during pretraining; "
+              "and which modalities use which codes on the test clips."),
     "other": ("Other pictures", ""),
     "warnings": ("Warnings", "Warnings of the monitors during the runs."),
     "provenance": ("Provenance", "Hashes of the checkpoints and data lists behind the result lines, compared with the "
-                   "files as they are now."),
+                   "current files."),
 }
 # by the first word of a picture's name
 SECTION_OF = {"table": "results", "epochs": "results", "sharing": "codes", "optimization": "losses"}
 HEADS = ("task", "tested on", "direction", "metric")
-FEATURES = ("examples", "clips", "retrieval")       # sections whose pictures keep their colors in dark mode
+FEATURES = ("examples", "clips", "retrieval")       # sections whose pictures are not inverted in dark mode
 
 
 @dataclass
@@ -85,14 +85,14 @@ def write(folders, out, drawn=None, pool=False):
     Args:
         folders: folders of the runs, searched recursively.
         out: path of the page.
-        drawn: pictures of the only run, if `pictures.draw_run` has drawn them already.
+        drawn: pictures of a single run, if already drawn by `pictures.draw_run`.
         pool: treat checkpoints with the same file name as seeds of one run.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: a folder without a run, a damaged file, or too many result lines for a page.
+        InputError: a folder contains no run, a file is damaged, or there are too many result lines for a page.
     """
     runs = read_runs(folders)
     with TemporaryDirectory() as scratch:
@@ -104,7 +104,7 @@ def write(folders, out, drawn=None, pool=False):
 
 
 def draw(runs, folder, pool):
-    """Draw the pictures of all runs, as (run's name, path); results of several runs share their pictures."""
+    """Draw the pictures of all runs, as (name of the run, path). The results of several runs are drawn together."""
     found = []
     for number, run in enumerate(runs):
         drawn = pictures.draw_run(run.folder, folder / str(number))
@@ -116,13 +116,13 @@ def draw(runs, folder, pool):
 
 
 def rows_of(runs, pool):
-    """The result lines of all runs, under the names of their runs, with each measurement once."""
+    """The result lines of all runs by name of the run, with each measurement once."""
     rows = list({results.identity(row): row for run in runs for row in tables.of_run(run.rows, run.name)}.values())
     return results.distinguish(tables.pooled(rows) if pool else rows)
 
 
 def build(runs, drawn, pool=False):
-    """The page as text; `drawn` is the result of `draw`."""
+    """The HTML of the page; `drawn` is the result of `draw`."""
     sections = {name: Section() for name in SECTIONS}
     rows = rows_of(runs, pool)
     measured = measure(rows)
@@ -152,13 +152,13 @@ def build(runs, drawn, pool=False):
 
     room = LARGEST_PAGE - ROOM_FOR_TAGS - len(page({}).encode())
     if room < 0:
-        raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements are too many for "
-                         f"a page of {LARGEST_PAGE / 1e6:.0f} MB; pass fewer runs")
+        raise InputError(f"{', '.join(str(run.folder) for run in runs)}: {len(measured)} measurements do not fit on a "
+                         f"page of {LARGEST_PAGE / 1e6:.0f} MB; pass fewer runs")
     return page(_embedded(sections, room))
 
 
 def _embedded(sections, room):
-    """path -> `Embedded` of as many pictures as fit: the first of every section, then the second, and so on."""
+    """path -> `Embedded` for as many pictures as fit: the first of every section, then the second, and so on."""
     waiting, shown = [list(section.pictures) for section in sections.values()], {}
     while any(waiting):
         for of_section in filter(None, waiting):
@@ -172,7 +172,7 @@ def _embedded(sections, room):
 
 @dataclass
 class Embedded:
-    """A picture as an <img> with its data; `kind` is the CSS class of pictures with a row of their own."""
+    """A picture as an <img> with embedded data; `kind` is the CSS class of pictures that fill a row."""
 
     html: str
     kind: str
@@ -221,7 +221,7 @@ def _section(name, section, shown):
 
 
 def _grid(paths, section, shown):
-    """HTML of pictures of one section, in two columns where they are narrow."""
+    """HTML of the pictures of one section, in two columns if they are narrow."""
     kind = "features" if section in FEATURES else "drawn"
     return ('<div class="grid">' + "".join(f'<figure class="{kind}{shown[path].kind}">{shown[path].html}</figure>'
                                            for path in paths) + "</div>")
@@ -229,7 +229,7 @@ def _grid(paths, section, shown):
 
 # --------------------------------------------------------------------------------------------------------- the results
 def measure(rows):
-    """`Measured` of result lines, in their order; controls have columns of their own."""
+    """`Measured` of result lines, in their order; controls become separate columns."""
     short, groups = tables.names(rows), {}
     for row in rows:
         names = (row["task"], results.tested_on(row), row["direction"].replace("->", " → "), row["metric"]
@@ -276,7 +276,7 @@ def _all_columns(measured, runs, columns):
 
 
 def _side_by_side(measured, runs):
-    """Table with one row per measurement and one column per run: values after the last epoch, and differences to the
+    """Table with one row per measurement and one column per run: values after the last epoch, and differences from the
     first run."""
     of_names = {}
     for m in measured:
@@ -379,10 +379,10 @@ def _facts(pretraining):
 
 
 def _common_folder(paths):
-    """The innermost folder that holds all of the files that a run has read; empty where there is none."""
+    """The innermost folder that contains all files a run has read; empty if there is none."""
     try:
         return os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:          # no paths, or on several drives
+    except ValueError:          # no paths, or different drives
         return ""
 
 
@@ -399,7 +399,7 @@ def _joined(value):
 
 
 def warnings(runs):
-    """List of warnings, with every text once."""
+    """List of distinct warnings."""
     found = {}
     for run in runs:
         for folder, line in run.warnings:

@@ -1,7 +1,7 @@
 """Draw pictures of a run from its files: `python -m cmg.report.pictures RUN_FOLDER --out figs/demo`.
 
-Reads every metrics.jsonl (pretraining), results.jsonl and predictions/*.npz in and below the folder. Modalities have
-the same colors in all pictures: audio orange, video blue, text green.
+Reads every metrics.jsonl (pretraining), results.jsonl and predictions/*.npz in the folder, recursively. Each modality
+has the same color in all pictures: audio orange, video blue, text green.
 """
 
 import itertools
@@ -39,7 +39,7 @@ from cmg.utils.limits import LIMITS
 LOSS_TITLES = {"recon": "reconstruction", "commit": "commitment", "cpc": "Cross-CPC", "cmcm": "CMCM", "total": "total"
                } | dict.fromkeys(("club", "mi"), "CLUB bound")      # mi: in logs of earlier versions
 MOST_PANELS = 60
-LETTERS_PER_INCH = 14           # of labels with 8 points
+LETTERS_PER_INCH = 14           # of 8-point labels
 
 
 def modalities_of(losses):
@@ -63,7 +63,7 @@ def draw_losses(lines, path):
         kind = name.removeprefix(f"{modality}_") if modality else name
         panels.setdefault(kind, []).append((modality, name))
     if len(panels) > MOST_PANELS:
-        raise ValueError(f"{len(panels)} kinds of losses, at most {MOST_PANELS} are expected")
+        raise ValueError(f"{len(panels)} kinds of losses; expected at most {MOST_PANELS}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = new_figure(rows, columns, size=(WIDEST / 3 * columns, 2.7 * rows))
@@ -202,7 +202,7 @@ def draw_cells(rows, path):
 
 
 def _titled(text, rows):
-    """A title, and below it what data the results are of, where it is not the published one."""
+    """A title, followed by the data of the results unless it is the published data."""
     return "\n".join(filter(None, [text, tables.title(rows)]))
 
 
@@ -217,8 +217,8 @@ def _ticks(axis, x, width, row, cells, color, label):
 
 @styled
 def draw_epochs(rows, path):
-    """Draw the metrics over the checkpoints of one pretraining run; a bar marks the choice by AVE's validation
-    split."""
+    """Draw the metrics over the checkpoints of one pretraining run; a bar marks the checkpoint chosen on AVE's
+    validation split."""
     epochs = {tables.row_key(row): row["checkpoint_epoch"] for row in rows}
     table = sorted(tables.collect(rows, "last"), key=lambda row: epochs[row.key])
     figure, axes = new_figure(1, 1, size=(7.5, 4.2))
@@ -232,13 +232,13 @@ def draw_epochs(rows, path):
             x, mean, deviation = zip(*points)
             axis.errorbar(x, mean, [d or 0 for d in deviation], color=colors[of.target], marker=markers[of.task],
                           linewidth=1, markersize=5, label=cell)
-    if len({frozenset(row.cells) for row in table}) == 1:           # otherwise the means are over different columns
+    if len({frozenset(row.cells) for row in table}) == 1:       # otherwise the means would be over different columns
         axis.plot([epochs[row.key] for row in table], [results.mean_std(row.mean)[0] for row in table], color="black",
                   linewidth=2.5, label="mean")
     choice = tables.choose(rows)
     if choice:
         axis.axvline(epochs[choice.key], color=PALE, linewidth=9, zorder=0,
-                     label=f"chosen by validation clips of {choice.tasks}")
+                     label=f"chosen on validation clips of {choice.tasks}")
     axis.set_xticks(sorted(set(epochs.values())))
     axis.set_xlabel("epoch of the checkpoint")
     axis.set_ylabel("percent, after the head's last epoch")
@@ -293,7 +293,7 @@ def read_text(path, largest=LIMITS.text_bytes):
     try:
         if path.stat().st_size > largest:
             raise InputError(f"{path}: {path.stat().st_size >> 20} MiB; expected at most {largest >> 20} MiB; if it "
-                             "holds several runs, move each to a folder of its own")
+                             "contains several runs, move each to its own folder")
         return read_text_input(path, largest)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error}); run the program again") from error
@@ -316,7 +316,7 @@ def read_predictions(path):
 
 @contextmanager
 def drawing(path):
-    """Turn errors of the block, which draws the contents of the file `path`, into InputError."""
+    """Convert errors in the block, which draws the contents of the file `path`, to InputError."""
     try:
         yield
     except InputError:
@@ -329,7 +329,7 @@ def drawing(path):
 
 @styled
 def draw_run(folder, out):
-    """Draw every picture of the files in and below `folder`, into the folder `out`; returns their paths."""
+    """Draw all pictures of the files in `folder`, recursively, into the folder `out`; returns their paths."""
     folder, out, written = Path(folder), Path(out), []
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a run's folder with results.jsonl or metrics.jsonl")
@@ -359,7 +359,8 @@ def draw_run(folder, out):
 
 @styled
 def draw_predictions(folder, out, ending):
-    """Draw the pictures of one predictions folder into `out`, with names that end in `ending`; returns their paths."""
+    """Draw the pictures of one predictions folder into `out`, with the suffix `ending` in their names; returns their
+    paths."""
     written, found = [], {path: read_predictions(path) for path in sorted(folder.glob("*.npz"))}
     is_one = len({arrays.get("checkpoint") for arrays in found.values()}) == 1
     for path, arrays in found.items():
@@ -386,7 +387,7 @@ def _draw_file(arrays, stem, out, ending):
         return [plots.draw_retrieval(arrays, out / f"{name}.png")]
     if "known" in arrays:
         return [plots.draw_open_set(arrays, out / f"open-{name}.png")]
-    if arrays["target"] == "text":                      # one prompt per class: nothing to draw
+    if arrays["target"] == "text":                      # there is only one prompt per class, so nothing to draw
         return []
     written = [plots.draw_classes(arrays, out / f"classes-{name}.png")]
     if arrays["source"] != "text":
@@ -399,7 +400,7 @@ def _draw_file(arrays, stem, out, ending):
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m cmg.report.pictures", description="Draw all pictures of a run from its files.")
+    parser = Parser(prog="python -m cmg.report.pictures", description="Draw the pictures of a run from its files.")
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="searched recursively")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures, for example figs/demo")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")

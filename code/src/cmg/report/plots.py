@@ -33,7 +33,7 @@ from cmg.report.style import (
 )
 from cmg.results.rows import tested_on
 
-LEAST_SHARE = 0.1            # a modality uses a code if it has at least this share of its balanced usage
+LEAST_SHARE = 0.1            # minimum share of a code's balanced usage for a modality to count as using it
 TIMELINES = 6                # clips
 STRIPS = 6                   # classes per clip
 EXAMPLES = 3                 # heads
@@ -61,7 +61,7 @@ def feature_picture(axis, features, rows=1):
 
 
 def _bare(axis):
-    """Remove ticks and frame; title and labels stay."""
+    """Remove ticks and frame, but keep title and labels."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -94,10 +94,11 @@ def draw_clips(arrays, path):
 
 @styled
 def draw_examples(kept, path):
-    """Draw what a person recognises: test clips as pictures and spectrograms, and what heads of other modalities say.
+    """Draw test clips as a person recognizes them (pictures and spectrograms), with predictions of heads trained on
+    other modalities.
 
-    A row for each head. On its left is an example of what it was trained on, then come test clips of the other
-    modality, right and wrong in their true proportion (`cmg.downstream.task.sample`), with the most probable class.
+    There is a row for each head: an example of its training data on the left, then test clips of the other modality
+    with the most probable class, correct and wrong ones in their true proportion (`cmg.downstream.task.sample`).
 
     Args:
         kept: arrays of predictions files of one task whose clips have `originals`.
@@ -130,7 +131,7 @@ def draw_examples(kept, path):
 
 
 def _example(axis, modality, kept, arrays):
-    """Draw an example of a modality: a sentence, or the first original that some predictions have."""
+    """Draw an example of a modality: a sentence, or the first original among the predictions."""
     others = [other for other in kept if other["target"] == modality]
     if modality == "text" and "sentences" in arrays:
         axis.text(0.5, 0.5, f"“{fill(shorten(str(arrays['sentences'][0]), 80), 22)}”", ha="center", va="center",
@@ -148,7 +149,7 @@ def _original(axis, array, modality):
 
 
 def _class_bars(axis, chances, target, classes):
-    """Draw the three most probable classes, and the right one if it is not among them."""
+    """Draw the three most probable classes, and the correct one if it is not among them."""
     best = list(np.argsort(-chances, kind="stable")[:3])
     best += [target] if target not in best else []
     y = np.arange(len(best))
@@ -174,7 +175,7 @@ CELL_LEGEND = [Patch(color=RIGHT, label="hit"), Patch(color=MISSED, label="misse
 def _second_strips(axis, labels, predicted, classes):
     """Draw the classes that are labeled or predicted in a clip, second by second."""
     labels, names = labels > 0, [*classes, "(background)"]
-    seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labeled classes first, then those said most often
+    seconds = 1000 * labels.sum(0) + predicted.sum(0)           # labeled classes first, then those predicted most often
     rows = np.argsort(-seconds, kind="stable")[:max(1, min(STRIPS, np.count_nonzero(seconds)))]
     if not seconds.any():
         rows = np.array([len(names) - 1])
@@ -196,7 +197,7 @@ def _second_strips(axis, labels, predicted, classes):
 def draw_timelines(arrays, path):
     """Draw clips with several events, from best to worst F1: hits, misses and false alarms by second and class.
 
-    The clips are taken at equal distances from the ranking of those with at least two events, so that failures show.
+    The clips are evenly spaced in the ranking of those with at least two events, so that failures are shown as well.
     """
     labels, predicted = arrays["labels"] > 0, arrays["cross"] > 0
     events = labels[..., :-1].any(1).sum(-1)
@@ -223,7 +224,7 @@ def draw_timelines(arrays, path):
 @styled
 def draw_confusion(arrays, path):
     """Draw confusion matrices of clip classes, normalized by row, of the same-modality and the cross-modal head."""
-    # here, because importing it takes a second
+    # imported here because it takes a second
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
     classes, targets = [str(name) for name in arrays["classes"]], clip_class(arrays["labels"]).numpy()
     count = len(classes)
@@ -321,7 +322,8 @@ def draw_open_set(arrays, path):
 
 @styled
 def draw_retrieval(arrays, path):
-    """Draw queries and the sounds ranked first: a green frame for the right class, a star for the clip's own sound."""
+    """Draw queries and the sounds ranked first, with a green frame for the correct class and a star for the clip's own
+    sound."""
     shown, top, classes = arrays["shown"], arrays["top"], arrays["classes"]
     figure, axes = new_figure(len(shown), top.shape[1] + 1, size=(2.0 + 1.75 * top.shape[1], 0.95 * len(shown) + 0.8),
                               gridspec_kw={"width_ratios": [2.0] + [1.0] * top.shape[1]})
@@ -353,7 +355,8 @@ def draw_retrieval(arrays, path):
 
 @styled
 def draw_heads(kept, path):
-    """Draw the metric that chooses the best epoch over the epochs: cross-modal heads, and same-modality ones dashed."""
+    """Draw the metric that selects the best epoch over the epochs, for cross-modal heads and, dashed, same-modality
+    ones."""
     tasks = list(dict.fromkeys(arrays["task"] for arrays in kept))
     colors = colors_of({arrays["target"] for arrays in kept})
     columns = min(3, len(tasks))

@@ -30,7 +30,7 @@ class Pretraining:
 
 @dataclass
 class RunFiles:
-    """Everything in and below one folder that was given on the command line.
+    """All run files in one folder given on the command line, found recursively.
 
     Attributes:
         pretrainings: list of Pretraining.
@@ -53,7 +53,7 @@ class RunFiles:
 
 
 def read_runs(folders):
-    """`RunFiles` of some folders, named by as many parts of their paths as are needed to distinguish them."""
+    """`RunFiles` of some folders, named by as many path components as needed to distinguish them."""
     runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).absolute() for folder in folders)]
     depth = 1
     while len({run.folder.parts[-depth:] for run in runs}) < len(runs):
@@ -67,7 +67,7 @@ def read_run(folder):
     """`RunFiles` of a folder.
 
     Raises:
-        InputError: there is no such folder, no file of a run in it, or a damaged file.
+        InputError: the folder does not exist or contains no run, or a file is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,7 +75,7 @@ def read_run(folder):
     logs = [path.parent for path in sorted(folder.rglob("metrics.jsonl"))]
     found = [(path.parent, results.read(path)) for path in sorted(folder.rglob("results.jsonl"))]
     if not logs and not found:
-        raise InputError(f"{folder}: neither metrics.jsonl nor results.jsonl in or below it; name the folder of a run")
+        raise InputError(f"{folder}: contains neither metrics.jsonl nor results.jsonl; pass the folder of a run")
     records = filter(None, dict.fromkeys(_record(row, inside) for inside, rows in found for row in rows))
     warned = [(path.parent, line) for path in sorted(folder.rglob(WARNINGS)) for line in _warnings(path)]
     return RunFiles(folder.absolute().name, folder, [_pretraining(log) for log in logs], found,
@@ -83,7 +83,7 @@ def read_run(folder):
 
 
 def _record(row, folder):
-    """Path of a result line's record; None where it names none, or something else (`provenance.verify` reports it)."""
+    """Path of a result line's record; None if it names none or something invalid (`provenance.verify` reports it)."""
     try:
         return provenance.record_of(row, folder)
     except InputError:
@@ -105,7 +105,7 @@ def _pretraining(folder):
 
 
 def _last_run(text):
-    """The part of a log.txt that its last run wrote: the last call, and the earlier ones which it resumed."""
+    """The part of log.txt written by the last run: the last call and the earlier calls that it resumed."""
     calls = START.split(text)
     first = len(calls) - 1
     while first > 1 and RESUMED in calls[first]:
@@ -119,7 +119,7 @@ def _warnings(path):
 
 
 def _object(path, text):
-    """The JSON object in a text of the file `path`."""
+    """The JSON object in a text from the file `path`."""
     try:
         found = json.loads(text)
         if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The table that evaluate.py prints, fitted to the terminal. All values are in table.txt and results.jsonl."""
+"""The table printed by evaluate.py, fitted to the terminal. All values are in table.txt and results.jsonl."""
 
 from cmg.data.manifest import CUSTOM
 from cmg.downstream.tasks import TASKS
@@ -6,16 +6,16 @@ from cmg.report import tables
 from cmg.results.rows import PROTOCOLS, SEEN_MARK, distinguish, is_seen, mean_std, render, seen_note, show, tested_on
 from cmg.utils.console import fill
 
-ABOUT = ("Percent. last: after the heads' last epoch. best: epoch that is best on the test clips, as the papers do. "
-         "val: epoch that is best on validation clips, where there are some. same: head of the tested modality. "
-         "untrained: encoder with fresh weights. chance: a guess that ignores its input.")
+ABOUT = ("Percent. last: after the last epoch of the heads. best: best epoch on the test clips, as in the papers. val: "
+         "best epoch on validation clips, if any. same: head trained on the tested modality. untrained: encoder with "
+         "untrained weights. chance: a guess that ignores the input.")
 NAMES = ("task", "direction", "metric")
-SEVERAL = "Percent after the heads' last epoch, cross-modal; mean: of all columns."
+SEVERAL = "Percent after the last epoch of the heads, cross-modal; mean: over all columns."
 
 
 def table(rows, width):
-    """Result lines as a table of at most `width` columns, with its caption: of one checkpoint, a line per direction of
-    the papers' main table; of several, a line per checkpoint."""
+    """Result lines as a table of at most `width` characters, with a caption: one line per direction of the papers' main
+    table for a single checkpoint, one line per checkpoint for several."""
     parts = []
     for protocol in PROTOCOLS:
         of_protocol = distinguish([row for row in rows if row["protocol"] == protocol])
@@ -52,7 +52,7 @@ def _of_one(rows, width):
 
 
 def _line(rows, task, metric, direction):
-    """A direction's values: name of a column -> text, or list of a value per seed."""
+    """Values of a direction: column name -> text, or list with one value per seed."""
     own = [row for row in rows if (row["task"], row["metric"], row["direction"]) == (task, metric, direction)]
 
     def values(selection, field="value", control=None):
@@ -66,7 +66,7 @@ def _line(rows, task, metric, direction):
 
 
 def _mean(columns):
-    """Mean of some columns' means; "-" where one has none."""
+    """Mean of the means of some columns; "-" if a column has none."""
     means = [mean_std(values)[0] for values in columns]
     return "-" if None in means else show([sum(means) / len(means)])
 
@@ -84,10 +84,12 @@ def _of_several(rows, width):
 
 
 def choice(rows):
-    """One line: which of several checkpoints to take, by validation clips, and by the published rule."""
+    """One line that tells which of several checkpoints to use, according to validation clips and to the published
+    rule."""
     by_validation, published = tables.choose(rows), tables.choose_as_published(rows)
-    taken = (f"take {by_validation.name}: the best on validation clips of {by_validation.tasks} "
-             f"({by_validation.validation:.1f} %)" if by_validation else "no choice: no task here has validation clips")
+    taken = (f"use {by_validation.name}: best on validation clips of {by_validation.tasks} "
+             f"({by_validation.validation:.1f} %)" if by_validation else "no choice: none of these tasks has "
+                                                                         "validation clips")
     data = dict.fromkeys(tested_on(row | {"dataset": TASKS["ave"].label}) for row in rows if row["task"] == "ave")
-    return taken + (f"; the papers' rule, the best on test clips of {' and '.join(data)}, takes {published}"
+    return taken + (f"; the papers' rule (best on test clips of {' and '.join(data)}) selects {published}"
                     if published else "")

@@ -1,4 +1,4 @@
-"""Style of all pictures: colors of the modalities, figures, and saving them."""
+"""Style of all pictures: colors of the modalities, creation of figures, and saving."""
 
 from functools import wraps
 from itertools import cycle
@@ -13,7 +13,7 @@ MIXED = {("audio", "video"): "#CC79A7", ("audio", "text"): "#F0E442", ("video", 
          ("audio", "video", "text"): "#333333"}
 OTHERS = ("#7B3294", "#8C510A", "#A50026", "#01665E", "#4D4D4D")    # of other modalities
 DPI = 130                       # of the files
-WIDEST = 12.0                   # inches of a figure: as wide as the page
+WIDEST = 12.0                   # inches, the width of the page
 LEGEND_SHARE = 0.3              # of a figure's height, for a legend
 LONGEST = 60                    # letters of a name in a legend
 GRAY, PALE = "#888888", "#E4E4E4"
@@ -21,14 +21,14 @@ RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
 SAME, UNTRAINED = "#F0A0D0", "#D55E00"
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
          "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
-         "legend.fontsize": 8, "text.parse_math": False}     # names of classes may contain a $
+         "legend.fontsize": 8, "text.parse_math": False}     # class names may contain a $
 
 
 def styled(function):
-    """Decorator of all functions that draw; does not affect other figures."""
+    """Decorator for all drawing functions; does not affect other figures."""
     @wraps(function)
     def drawing(*args, **kwargs):
-        import matplotlib as mpl  # here and below, because importing it takes half a second
+        import matplotlib as mpl  # imported here and below because it takes half a second
         with mpl.rc_context(STYLE):
             return function(*args, **kwargs)
     return drawing
@@ -41,7 +41,7 @@ def colors_of(modalities):
 
 
 def mixed_color(group, modalities):
-    """Color of a group of modalities, out of all those of a picture; the mean of their colors if none is defined."""
+    """Color of a group of modalities among all those of a picture; the mean of their colors if none is defined."""
     colors = colors_of(modalities)
     if len(group) == 1 or group in MIXED:
         return MIXED.get(group) or colors[group[0]]
@@ -53,7 +53,7 @@ def mixed_color(group, modalities):
 
 
 def new_figure(rows, columns, size, **options):
-    """(figure, axes), axes as a 2-d array. It is not registered with pyplot, so that notebooks do not show it."""
+    """(figure, axes), axes as a 2-d array. It is not registered with pyplot, so notebooks do not show it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
@@ -67,8 +67,8 @@ def set_title(figure, text, fontsize=10):
 
 
 def legend_below(figure, handles, labels, most=4):
-    """A legend below the axes of a figure, in as many columns, at most `most`, as its width has room for. A figure
-    grows by what a long legend takes beyond a share of its height, which leaves the axes theirs."""
+    """Add a legend below the axes of a figure, in as many columns (at most `most`) as fit. If a long legend takes more
+    than a certain share of the height, the figure grows, so that the axes keep their size."""
     labels = [shorten_middle(label, LONGEST) for label in labels]
     for columns in range(min(most, len(labels)), 0, -1):
         legend = figure.legend(handles, labels, frameon=False, ncols=columns, loc="outside lower center")
@@ -81,7 +81,7 @@ def legend_below(figure, handles, labels, most=4):
 
 
 def shorten_middle(text, most):
-    """A text of at most `most` letters: the middle of a longer one is left out, as names often differ at their end."""
+    """Shorten a text to at most `most` characters by omitting its middle, since names often differ at the end."""
     return text if len(text) <= most else f"{text[:most // 2 - 1]}…{text[-(most - most // 2):]}"
 
 
@@ -95,7 +95,7 @@ def ink_on(color):
 def save(figure, path, dpi=DPI):
     """Write a PNG atomically; returns the path."""
     figure.set_dpi(dpi)
-    figure.draw_without_rendering()         # the layout changes the ticks, and those the layout
+    figure.draw_without_rendering()         # layout and ticks affect each other
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)

@@ -43,8 +43,8 @@ for _entry in (entry for entry in TASKS.values() if entry.column):
             (column for column, cell in CELLS.items() if cell.task == _entry.name), _values, strict=True))
 
 ABOUT = (f"Columns: {', '.join(f'{entry.label} {entry.column}' for entry in TASKS.values() if entry.column)}, in "
-         "percent (AVVP's is called accuracy in the paper); mean: of the columns that are measured in this row, whose "
-         f"number stands beside it (of {len(CELLS)}).")
+         "percent (the paper calls AVVP's metric accuracy); mean: over the columns measured in this row, whose number "
+         f"is given next to it (of {len(CELLS)}).")
 ABOUT_PUBLISHED = ("Published rows: NeurIPS 2023, best epoch on the evaluation set, AVE on the head's own training "
                    "clips, precision and recall averaged over batches.")
 
@@ -55,7 +55,7 @@ class Row:
 
     name: str
     values: dict                               # column -> run (checkpoint, seed) -> value
-    key: tuple = ()                             # of `row_key`; rows of this table
+    key: tuple = ()                             # from `row_key`; for rows of this table
     seeds: tuple = ()
     checkpoints: tuple = field(default=())
 
@@ -66,13 +66,13 @@ class Row:
 
     @property
     def runs(self):
-        """What the values of a column are of: seeds of heads, and pretraining runs if there are several."""
+        """What the values of a column are taken over: seeds of heads, and pretraining runs if there are several."""
         count = len(self.checkpoints)
         return " ".join(map(str, self.seeds)) + (f" x {count} checkpoints" if count > 1 else "")
 
     @property
     def mean(self):
-        """Mean over the measured columns, one for each run that has them all; where none has, the one of the columns'
+        """Mean over the measured columns, one for each run that has all of them; if no run has, the mean of the column
         means; empty without columns."""
         columns = list(self.values.values())
         complete = [run for run in columns[0] if all(run in column for column in columns)] if columns else []
@@ -82,15 +82,14 @@ class Row:
 
 
 def row_key(row):
-    """What makes result lines those of one row of the table: the checkpoint, what was done to its codes, and what else
-    differs; of rows that `results.distinguish` has gone through."""
+    """Key that is equal for result lines of one table row: the checkpoint, the variant of its codes, and other
+    differences. Requires rows returned by `results.distinguish`."""
     return row["checkpoint_sha256"], row.get("variant") or "", row.get("differs", "")
 
 
 def pooled(rows):
-    """The same results with checkpoints of one file name, as pretraining with other seeds leaves them in other folders,
-    as one: their rows become a single one with mean and standard deviation over them, under the name of the first
-    run."""
+    """Pool the results of checkpoints with the same file name, as from pretraining with several seeds in different
+    folders: their rows become a single row with mean and standard deviation, under the name of the first run."""
     runs = {}
     for row in rows:
         runs.setdefault(Path(row["checkpoint"]).name, {})[row.get("run")] = None
@@ -101,14 +100,15 @@ def pooled(rows):
 
 
 def of_run(rows, run):
-    """The results of one run's folder, under its name: the only checkpoint's, or the beginning of each one's."""
+    """Name the results of one run's folder after the run: the only checkpoint gets its name, several get it as a
+    prefix."""
     short = {key[0]: name for key, name in names([row | {"differs": "", "variant": ""} for row in rows]).items()}
     return [row | {"run": run if len(short) == 1 else f"{run}: {short[row['checkpoint_sha256']]}"} for row in rows]
 
 
 def names(rows):
-    """row_key -> a short name: that of the run where `of_run` gave one, else the file's name, with as much of its
-    folders as tells it from the others, and with the first digits of its SHA-256 where one file was written over."""
+    """row_key -> a short name: that of the run if `of_run` has set one, else the file name with as many parent folders
+    as needed to distinguish it, and with the first digits of its SHA-256 if a file was overwritten."""
     rows = distinguish(rows)
     paths = {row_key(row): Path(row["checkpoint"] or "-") for row in rows}
     files = {sha: path for (sha, *_), path in paths.items()}
@@ -129,7 +129,7 @@ def _tails(path):
 
 
 def column_of(row):
-    """The column that a result belongs to; None for those of no column."""
+    """The column that a result belongs to, or None."""
     if row["task"] == CUSTOM and row["metric"] in (TASKS[CUSTOM].best_by, OWN_SECONDS_BY):
         return f"{TASKS[CUSTOM].label} {row['direction'].replace('->', '>')}"
     found = row["task"], row["metric"], row["direction"]
@@ -137,17 +137,17 @@ def column_of(row):
 
 
 def is_own(rows):
-    """Whether all results are of the user's own data."""
+    """Whether all results are on the user's own data."""
     return all(row["task"] == CUSTOM for row in rows)
 
 
 def is_comparable(rows):
-    """Whether there may be results of published data, with which the papers' rows compare."""
+    """Whether there may be results on published data, which are comparable with the papers' rows."""
     return not rows or not all(row["task"] == CUSTOM or row.get("origin") for row in rows)
 
 
 def title(rows):
-    """What data the results are of, where it is not the published one: a line over a table; else empty."""
+    """Line above a table that names the data of the results if it is not the published data; otherwise empty."""
     rows = [row for row in rows if row.get("origin")]
     tasks, origins = {row["task"] for row in rows}, " and ".join(dict.fromkeys(row["origin"] for row in rows))
     forms = [entry.label for entry in TASKS.values() if entry.column and entry.name in tasks]
@@ -155,15 +155,15 @@ def title(rows):
 
 
 def cells_of(rows):
-    """Column -> Cell: the papers', then those of the user's own data among the results; the latter alone where there is
-    nothing else."""
+    """Column -> Cell: those of the papers, then those of the user's own data among the results; only the latter if
+    there are no other results."""
     own = {column_of(row): Cell(CUSTOM, row["metric"], *row["direction"].split("->")) for row in rows
            if row["task"] == CUSTOM and column_of(row)}
     return own if own and is_own(rows) else CELLS | own
 
 
 def main_metric(task, rows):
-    """The metric of a task in the papers' table, else the one that chooses its epoch, else its first in `rows`."""
+    """The metric of a task in the papers' table, else the one that selects its epoch, else its first one in `rows`."""
     metrics = [row["metric"] for row in rows if row["task"] == task]
     if task == CUSTOM and OWN_SECONDS_BY in metrics:
         return OWN_SECONDS_BY
@@ -201,7 +201,7 @@ def collect(rows, selection, control=None, field="value"):
 
 
 def chance(rows):
-    """The row of guesses that ignore their input."""
+    """The row of chance levels."""
     values = {column_of(row): {None: row["chance"]} for row in rows if row["control"] is None and row["chance"]
                is not None}
     return Row("chance", {column: of_runs for column, of_runs in values.items() if column})
@@ -223,7 +223,7 @@ def all_rows(rows):
 
 
 def seen_columns(rows):
-    """Columns whose tested clips were trained on before, in pretraining or by the head."""
+    """Columns whose test clips were seen in pretraining or in training the head."""
     return {column_of(row) for row in rows if is_seen(row)} - {None}
 
 
@@ -249,20 +249,20 @@ def paper_table(rows, form="text"):
 
 @dataclass
 class Choice:
-    """The checkpoint that validation clips choose."""
+    """The checkpoint chosen on validation clips."""
 
     name: str
     key: tuple                   # of `row_key`
-    tasks: str                   # whose validation clips
-    validation: float            # percent on them, mean over directions and seeds
+    tasks: str                   # tasks with these validation clips
+    validation: float            # percent, mean over directions and seeds
     cells: dict                  # its row of the table, last epoch
 
 
 def choose(rows):
-    """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have,
-    of equal ones that of the latest epoch; None without such values.
+    """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have;
+    ties go to the latest epoch. None without such values.
 
-    It never sees a test clip, unlike the choice by test values that the papers report.
+    Unlike the choice in the papers, this uses no test clips.
     """
     rows = distinguish(rows)
     validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] in ("ave", CUSTOM)]
@@ -270,7 +270,7 @@ def choose(rows):
              for row in collect(validated, "last", field="validation")}
     if not means:
         return None
-    epochs = {row_key(row): row.get("checkpoint_epoch") or 0 for row in rows}       # of equal ones, the most trained
+    epochs = {row_key(row): row.get("checkpoint_epoch") or 0 for row in rows}       # ties go to the latest
     chosen = max(means, key=lambda key: (means[key], epochs[key]))
     best = next(row for row in collect(rows, "last") if row.key == chosen)
     tasks = dict.fromkeys(tested_on(row | {"dataset": TASKS[row["task"]].label}) for row in validated

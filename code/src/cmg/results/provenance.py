@@ -1,7 +1,7 @@
-"""Where a result comes from: a record of options, program, versions and data lists, and the check that they still hold.
+"""Provenance of results: a record of options, program, versions and data lists, and the check that it still holds.
 
-A record is `<folder>/provenance/<first 12 digits of its SHA-256>.json`, so that it can be named by a result line, is
-never overwritten by another run in the same folder, and shows by its name if it was changed.
+A record is `<folder>/provenance/<first 12 digits of its SHA-256>.json`, so that result lines can refer to it, another
+run in the same folder never overwrites it, and changes to it can be detected.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "numpy", "pandas", "h5py", "scikit-learn", "transformers")
 
 
 def source_commit():
-    """Commit of the program that is running, with '+' where its files were changed since; 'unknown' outside a clone."""
+    """Commit of the running program, with '+' if its files have changed since; 'unknown' outside a clone."""
     def git(*arguments):
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
                               check=True, timeout=20).stdout.strip()
@@ -36,8 +36,8 @@ def source_commit():
 
 
 def program_version():
-    """Hash of the program's source and the versions of PyTorch and NumPy, as text: what must agree in all processes of
-    a run, in a clone or an installed package."""
+    """Hash of the program's source and versions of PyTorch and NumPy, as text, which must agree in all processes of a
+    run, in a clone or an installed package."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -46,7 +46,7 @@ def program_version():
 
 
 def describe_data(path, found):
-    """What a record says of a file or folder: path, size, SHA-256, and how that was found out ("checked").
+    """Entry of a record for a file or folder: path, size, SHA-256, and how the hash was determined ("checked").
 
     Args:
         path: of the data.
@@ -71,10 +71,10 @@ def collect(options, device, paths, *, fingerprints=None, cache=None, **facts):
     Args:
         options: name -> JSON value, resolved.
         device: torch device of the run.
-        paths: name -> Path of the data that it may open.
-        fingerprints: name -> Fingerprint of those of them that are known already.
-        cache: folder in which fingerprints are kept; see cmg/data/fingerprint.py.
-        facts: more of it, JSON values.
+        paths: name -> Path of the data that the run may open.
+        fingerprints: name -> Fingerprint of the paths whose fingerprints are already known.
+        cache: folder of the fingerprint cache; see cmg/data/fingerprint.py.
+        facts: additional JSON values.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -82,7 +82,7 @@ def collect(options, device, paths, *, fingerprints=None, cache=None, **facts):
             versions[package] = version(package)
         except PackageNotFoundError:
             pass
-    versions["torch"] = torch.__version__           # with its build, which the package's metadata may leave out: +cu130
+    versions["torch"] = torch.__version__           # includes the build, such as +cu130, which the metadata may omit
     model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     commit = source_commit()
     known = fingerprints or {}
@@ -94,7 +94,7 @@ def collect(options, device, paths, *, fingerprints=None, cache=None, **facts):
 
 
 def write(folder, record):
-    """Write a record below `folder` unless it is there; returns its path relative to `folder`, as result lines name it.
+    """Write a record below `folder` unless it exists; returns its path relative to `folder`, as used in result lines.
 
     Raises:
         InputError: the folder cannot be written.
@@ -110,7 +110,8 @@ def write(folder, record):
 
 
 def _digest(record):
-    """Name of a record: the hash of its text, without how the data was looked at: a repeated call has the same name."""
+    """Name of a record: the hash of its text, excluding how the data was checked, so that a repeated call gives the
+    same name."""
     content = record | {"data": {name: {key: value for key, value in found.items() if key != "checked"}
                                  for name, found in record.get("data", {}).items()}}
     if isinstance(content.get("clips"), dict):
@@ -120,16 +121,16 @@ def _digest(record):
 
 
 def record_of(row, folder):
-    """Path of the record that a result line names, below the results file's folder; None where it names none.
+    """Path of the record that a result line names, below the results file's folder; None if it names none.
 
     Raises:
-        InputError: the name is not one that `write` gives.
+        InputError: the name is not one that `write` returns.
     """
     if not row.get("provenance"):
         return None
     if not RECORD.fullmatch(row["provenance"]):
-        raise InputError(f"{folder}: a result names the record {row['provenance'][:60]!r}; provenance/<12 digits>.json "
-                         "is expected; measure again")
+        raise InputError(f"{folder}: a result names the record {row['provenance'][:60]!r}; expected provenance/<12 "
+                         "digits>.json; run the evaluation again")
     return Path(folder) / row["provenance"]
 
 
@@ -137,7 +138,7 @@ def read(path):
     """A record: {"options", "commit", "versions", "device", "data": {name: {"path", ...}}, ...}.
 
     Raises:
-        InputError: no such file, or no record.
+        InputError: there is no such file, or it is not a record.
     """
     try:
         if Path(path).stat().st_size > LIMITS.text_bytes:
@@ -145,26 +146,25 @@ def read(path):
         record = json.loads(read_text_input(path, LIMITS.text_bytes))
         if not all(isinstance(record[name], dict) for name in ("options", "versions", "data")) or not all(
                 isinstance(found["path"], str) for found in record["data"].values()):
-            raise ValueError("its entries are of other kinds")
+            raise ValueError("its entries have the wrong types")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a provenance record ({type(error).__name__}: {str(error)[:80]}); run the "
-                         "program again to have one") from error
+                         "program again to create one") from error
     return record
 
 
 def verify(rows, folder, full=True):
-    """Compare the rows of a results file with the files that they name.
+    """Compare the rows of a results file with the files they name.
 
-    The paths in rows and records are opened for reading and hashing, if there are regular files; nothing of these files
-    is shown.
+    Regular files at the paths in rows and records are opened for hashing; none of their contents are shown.
 
     Args:
-        rows: of a results file (cmg/results/rows.py).
-        folder: in which it lies.
-        full: read all data again; else only what has another size, time of change or sample.
+        rows: rows of a results file (cmg/results/rows.py).
+        folder: folder of the results file.
+        full: read all data again; otherwise, only files whose size, modification time or sample has changed.
 
     Returns:
-        a list of (row, problems): problems are texts, an empty list where everything is as it was.
+        a list of (row, problems), where problems is a list of texts, empty if nothing has changed.
     """
     known, checked = {}, []
 
@@ -189,7 +189,7 @@ def verify(rows, folder, full=True):
 
 
 def _same_size(path, was):
-    """(whether something is at a path, whether it has the size that a record of before contents were kept says)."""
+    """(whether a path exists, whether its size matches a record from before contents were recorded)."""
     try:
         if path.is_dir():
             return True, sum(1 for _ in path.iterdir()) == was.get("entries")
@@ -199,11 +199,11 @@ def _same_size(path, was):
 
 
 def _verify_record(folder, row, hashed):
-    """Problems of the record that a row names."""
+    """Problems with the record that a row names."""
     try:
         path = record_of(row, folder)
         if path is None:
-            return ["names no provenance"]
+            return ["has no provenance"]
         if not path.is_file():
             return [f"{path} is gone"]
         record = read(path)
@@ -217,7 +217,7 @@ def _verify_record(folder, row, hashed):
         if "sha256" in was:
             now = hashed(was["path"])
             same = now == was["sha256"]
-        else:               # of before contents were kept
+        else:               # from before contents were recorded
             now, same = _same_size(path, was)
         if not same:
             problems.append(f"{name} ({was['path']}) is {'gone' if now is None else 'another one now'}")
@@ -225,7 +225,7 @@ def _verify_record(folder, row, hashed):
 
 
 def report(checked):
-    """The outcome of `verify` as text: rows that no longer match their files, and how many do."""
+    """The result of `verify` as text: rows that no longer match their files, and the number of those that do."""
     lines = []
     for row, problems in checked:
         if problems:

@@ -1,4 +1,4 @@
-"""Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results FILE` prints."""
+"""Results: one JSON line per finished evaluation, appended under a lock; `python -m cmg.results FILE` prints them."""
 
 import csv
 import hashlib
@@ -19,58 +19,61 @@ from cmg.utils.files import append_lines, read_text_input
 from cmg.utils.limits import LIMITS
 from cmg.utils.locks import flock, lock_by_name
 
-# What every line must have. `value`, `same_modality` and `chance` are in the metric's unit: percent, for
-# median_rank a rank. More keys are allowed.
+# Required keys of every line. `value`, `same_modality` and `chance` are in the metric's unit: percent, or a rank for
+# median_rank. Other keys are allowed.
 KEYS = ("task", "dataset", "direction", "metric", "value", "epoch", "selection", "same_modality", "chance", "seed",
         "protocol", "modalities", "checkpoint", "checkpoint_sha256", "commit", "seconds", "control")
 KINDS = {"task": (str,), "dataset": (str,), "direction": (str,), "metric": (str,), "selection": (str,),
          "protocol": (str,), "modalities": (list, tuple), "checkpoint": (str, type(None)),
          "checkpoint_sha256": (str, type(None)), "control": (str, type(None)), "seed": (int, type(None))}
-# Kinds of keys that may be absent: rows of earlier versions do not have them all.
+# Types of optional keys; rows of earlier versions do not have all of them.
 OPTIONAL = {"variant": str, "origin": str, "provenance": str, "checkpoint_epoch": int, "data": str, "data_checked": str,
             "settings": dict, "first_seed": int}
 log = logging.getLogger(__name__)
-# Fractions of the test clips that were trained on before, of which tables say so -> how.
+# Key with the fraction of test clips that were seen in training -> how they were seen, for tables.
 SEEN = {"seen_in_pretraining": "in pretraining, without labels", "seen_by_head": "by the head, in another modality"}
 SEEN_MARK = "*"
 SELECTIONS, PROTOCOLS = ("last", "best"), ("default", "released")
-# What identifies a measurement: a later line with the same values here replaces an earlier one. `variant` names what
-# else was switched (TOC), `data` is the hash of what the data holds, `settings` are those of the heads on which results
-# depend, `first_seed` that of the call, from which the untrained control and the released protocol's dropout are drawn.
+# Keys that identify a measurement: a later line with the same values replaces an earlier one. `variant` names another
+# variation (TOC), `data` is the hash of the data's contents, `settings` are those settings of the heads that affect
+# results, and `first_seed` is the call's, which determines the untrained control and the dropout of the released
+# protocol.
 IDENTITY = ("task", "dataset", "direction", "metric", "selection", "seed", "protocol", "modalities",
             "checkpoint_sha256", "control", "variant", "data", "settings", "first_seed")
 SEEDS = ("seed", "first_seed")
-DIGITS = 6                  # of a hash, in tables
+DIGITS = 6                  # of a hash shown in tables
 
 CAPTIONS = {
     "default": "Protocol default: frozen encoder in evaluation mode, AVE on its test split, precision, recall and F1 "
-               "from counts pooled over the whole set (the published program averages batches: not the same values).",
-    "released": "Protocol released, as the published program: dropout stays on in the frozen encoder while the head "
-                "trains, AVE on its TRAINING clips, precision and recall averaged over batches of 80 clips, F1 from "
-                "these averages (pooled counts differ), fewer epochs after a later checkpoint.",
+               "from counts pooled over the whole set (the published program averages over batches, which gives "
+               "different values).",
+    "released": "Protocol released, as in the published program: dropout stays on in the frozen encoder while the head "
+                "trains, AVE is tested on its TRAINING clips, precision and recall are averaged over batches of 80 "
+                "clips, F1 is computed from these averages (pooled counts give different values), and later "
+                "checkpoints get fewer epochs.",
 }
-NOTES = ("last: after the last epoch. best: at the epoch that is best on the evaluation set itself, as the papers "
-         "report. val: at the epoch that is best on a validation split, where there is one. same: the head "
-         "trained on the tested modality, last epoch (where a task has no split by clip, on its own training clips). "
-         "chance: a guess that ignores its input. Several seeds: mean +- standard deviation.")
-SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: means over batches). last: after "
-                "the last epoch. best: at the epoch that is best on the validation split under the tested "
-                "modality's queries, as published. val: under the training modality's, a choice that needs nothing "
-                "of the other. same: the same network under the queries it was trained with. chance: every pixel "
-                "called foreground.")
+NOTES = ("last: after the last epoch. best: best epoch on the evaluation set itself, as reported in the papers. val: "
+         "best epoch on a validation split, if any. same: head trained on the tested modality, last epoch (on its own "
+         "training clips if a task has no split by clip). chance: a guess that ignores the input. Several seeds: mean "
+         "+- standard deviation.")
+SEGMENTATION = ("avs, mIoU and F over all frames of the set (protocol released: means over batches). last: after the "
+                "last epoch. best: best epoch on the validation split with queries of the tested modality, as "
+                "published. val: with queries of the training modality, which requires nothing of the other. same: the "
+                "same network with the queries it was trained on. chance: every pixel predicted as foreground.")
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a call puts its results, and what they depend on beside the encoder.
+    """Where a call writes its results, and what they depend on besides the encoder.
 
     Attributes:
         path: results.jsonl.
-        record: the provenance record that its lines name, relative to the file's folder.
-        contents: dotted name -> Fingerprint (cmg/data/fingerprint.py) of what the data was opened from.
-        modalities: whose features are among `contents`; a row depends on those of its direction, and on `always`.
-        settings: of the heads, as plain values.
-        first_seed: of the call.
+        record: path of the provenance record named by its lines, relative to the file's folder.
+        contents: dotted name -> Fingerprint (cmg/data/fingerprint.py) of the opened data.
+        modalities: modalities whose features are among `contents`; a row depends on those of its direction and on
+            `always`.
+        settings: settings of the heads, as plain values.
+        first_seed: first seed of the call.
     """
 
     path: Path
@@ -82,7 +85,7 @@ class Output:
     first_seed: int = None
 
     def identify(self, row):
-        """The row with what else its numbers depend on: `data`, `settings`, and where it matters `first_seed`."""
+        """The row with the other keys that its values depend on: `data`, `settings`, and `first_seed` if it matters."""
         features = {*row["direction"].split("->"), *self.always}
         used = {name: found for name, found in self.contents.items()
                 if name.split(".")[1] in features or name.split(".")[1] not in self.modalities}
@@ -97,16 +100,16 @@ class Output:
         return Path(self.record).stem
 
     def beside(self, name):
-        """A file of this call beside the results."""
+        """Path of a file of this call next to the results."""
         return Path(self.path).parent / name
 
 
 def append(path, row):
-    """Append one line, under a lock and in one write, so that concurrent writers do not mix.
+    """Append one line, under a lock and in a single write, so that lines of concurrent writers do not mix.
 
     Raises:
-        ValueError: `row` lacks a key or has a value that no table could show (a mistake of ours, not of the user).
-        InputError: the file cannot be written; what was in it is untouched.
+        ValueError: `row` lacks a key or has a value that tables cannot show (our mistake, not the user's).
+        InputError: the file cannot be written; its contents are unchanged.
     """
     problem = find_problem(row)
     if problem:
@@ -118,8 +121,8 @@ def append(path, row):
             with nullcontext() if flock(file, wait=True) else lock_by_name(path, "wait for it", wait=True):
                 append_lines(path, json.dumps(row).encode() + b"\n", flushed=True, is_whole=_is_json)
     except OSError as error:
-        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another path "
-                         "with --results; what was there before is untouched") from error
+        raise InputError(f"{path}: a result cannot be added ({error.strerror}); free space or choose another path with "
+                         "--results; its contents are unchanged") from error
 
 
 def _is_json(data):
@@ -131,9 +134,9 @@ def _is_json(data):
 
 
 def find_problem(row):
-    """What is wrong with a row, in words; None where nothing is."""
+    """Description of what is wrong with a row; None if it is valid."""
     if not isinstance(row, dict):
-        return f"a result is an object with keys, not {type(row).__name__}"
+        return f"a result must be an object with keys, not {type(row).__name__}"
     missing = [key for key in KEYS if key not in row]
     if missing:
         return f"keys missing: {', '.join(missing)}"
@@ -151,7 +154,7 @@ def find_problem(row):
             return f"{key} is {row[key]!r:.60}, not {kind.__name__}"
     for key in (*KINDS, *OPTIONAL):
         if isinstance(row.get(key), str) and len(row[key]) > LIMITS.path_letters:
-            return f"{key} has {len(row[key]):,} letters; up to {LIMITS.path_letters:,} are expected"
+            return f"{key} has {len(row[key]):,} letters; expected at most {LIMITS.path_letters:,}"
         if isinstance(row.get(key), int) and abs(row[key]) >= LIMITS.seed:
             return f"{key} is beyond {LIMITS.seed:,}"
     if not all(isinstance(modality, str) for modality in row["modalities"]):
@@ -166,11 +169,11 @@ def find_problem(row):
 
 
 def read(*paths):
-    """All rows of results files, of each measurement the latest, in the order of their first appearance: copies of a
-    line are not further seeds.
+    """All rows of results files, the latest for each measurement, in order of first appearance. Copies of a line do not
+    count as additional seeds.
 
     Raises:
-        InputError: no such file, or a line that is no result.
+        InputError: there is no such file, or a line is not a valid result.
     """
     rows = {}
     for path in paths:
@@ -185,7 +188,7 @@ def _read(path):
             raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
         text = read_text_input(path, LIMITS.text_bytes)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as results ({error}); give a results.jsonl that a script "
+        raise InputError(f"{path}: cannot be read as results ({error}); pass a results.jsonl that a script "
                          "wrote") from error
     rows, lines = {}, text.splitlines()
     for number, line in enumerate(lines, 1):
@@ -195,7 +198,8 @@ def _read(path):
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if rows and number == len(lines) and not text.endswith("\n"):
-                log.warning("%s: its last line was cut off within a write and is left out; repeat that call", path)
+                log.warning("%s: its last line is incomplete because a write was interrupted, and is ignored; repeat "
+                            "that call", path)
                 break
             raise InputError(f"{path}: line {number} is not JSON ({getattr(error, 'msg', error)}); remove this "
                              "line") from error
@@ -204,12 +208,12 @@ def _read(path):
             raise InputError(f"{path}: line {number}: {problem}; remove or correct this line")
         rows[identity(row)] = row
     if not rows:
-        raise InputError(f"{path}: no results in it; expected one JSON object per line; run a task script first")
+        raise InputError(f"{path}: contains no results; expected one JSON object per line; run a task script first")
     return rows
 
 
 def identity(row):
-    """What makes two rows results of the same measurement."""
+    """Key that is equal for rows of the same measurement."""
     return tuple(json.dumps(row.get(key), sort_keys=True) for key in IDENTITY)
 
 
@@ -219,11 +223,12 @@ def identity_digest(row):
 
 
 def distinguish(rows):
-    """The rows with an entry `differs`: what tells a row from others of one checkpoint that a table would show alike,
-    as text, such as "lr 0.001" or "data 3fa2c1"; empty where nothing does.
+    """Add an entry `differs` to the rows: a text such as "lr 0.001" or "data 3fa2c1" that distinguishes a row from
+    others of the same checkpoint that would look the same in a table; empty if there are none.
 
-    A setting that differs in one task is named in all rows of the checkpoint, so that the same settings make one row of
-    a table over tasks. Rows from before data and settings were recorded say so where there are newer ones as well.
+    A setting that differs in one task is named in all rows of the checkpoint, so that rows with the same settings form
+    one row of a table over tasks. Rows from before data and settings were recorded are marked if there are also newer
+    ones.
     """
     if all("differs" in row for row in rows):
         return rows
@@ -264,7 +269,7 @@ def _shown(value):
 
 
 def mean_std(values):
-    """Mean and standard deviation (of the sample; None for a single value) of some values without their Nones."""
+    """Mean and sample standard deviation (None for a single value) of some values, ignoring None."""
     values = [value for value in values if value is not None]
     if not values:
         return None, None
@@ -280,17 +285,17 @@ def show(values):
 
 
 def tested_on(row):
-    """The data of a result line, or of the arrays of a predictions file, in words.
+    """Description of the data of a result line, or of the arrays of a predictions file.
 
-    "AVE test" is the published data. Data that the project builds in its form is "Dialled Digits as AVE test", the
-    user's own "folder: clips.csv test". Lines of earlier versions name no origin.
+    Published data is "AVE test", data that the project builds in its form "Dialled Digits as AVE test", and the user's
+    own data "folder: clips.csv test". Lines of earlier versions have no origin.
     """
     origin = row.get("origin")
     return row["dataset"] if not origin else f"{origin}{': ' if row['task'] == CUSTOM else ' as '}{row['dataset']}"
 
 
 def pretrained_on(origin, name):
-    """The data of a pretraining run in words: its --dataset_name, as in `tested_on`."""
+    """Description of the data of a pretraining run: its --dataset_name, as in `tested_on`."""
     return " as ".join(filter(None, [origin, "" if origin and name == CUSTOM else name]))
 
 
@@ -301,20 +306,20 @@ DESCRIBING = ("checkpoint", "pretrained on", "task", "tested on", "differs", "se
 
 
 def tabulate(rows):
-    """Rows of the summary table: one for each checkpoint, task, direction, metric and control, seeds put together.
+    """Rows of the summary table: one for each checkpoint, task, direction, metric and control, over all seeds.
 
     Returns:
-        list of {column -> text}, columns as in `COLUMNS`, in the order in which things were measured; a control stands
-        below the rows of its direction.
+        list of {column -> text}, with the columns `COLUMNS`, in the order of measurement; a control follows the rows of
+        its direction.
     """
     rows, table = distinguish(rows), []
     same = [name for name in IDENTITY if name not in ("selection", *SEEDS)]
-    import pandas as pd  # here, because most programs need no table
+    import pandas as pd  # imported here because most programs need no tables
     keys = pd.DataFrame([{name: json.dumps(row.get(name), sort_keys=True) for name in same} for row in rows])
     files = {}                                  # name of a checkpoint's file -> hashes
     for row in rows:
         files.setdefault(Path(row["checkpoint"] or "-").name, set()).add(row["checkpoint_sha256"])
-    for _, alike in keys.groupby(same, sort=False):         # pandas 2 sorts what `.groups` gives
+    for _, alike in keys.groupby(same, sort=False):         # pandas 2 sorts `.groups`
         group = [rows[number] for number in alike.index]
         first, picked = group[0], {s: [row for row in group if row["selection"] == s] for s in SELECTIONS}
         reference = picked["last"] or picked["best"]
@@ -341,7 +346,7 @@ def tabulate(rows):
 
 
 def caption(rows):
-    """What the table's values are: the tasks and protocols that occur in it, and the columns."""
+    """Explanation of the table's values: its tasks and protocols, and the columns."""
     heads = {row["protocol"] for row in rows if row["task"] != "avs"}
     parts = [CAPTIONS[protocol] for protocol in PROTOCOLS if protocol in heads] + [NOTES] * bool(heads)
     parts += [SEGMENTATION] * any(row["task"] == "avs" for row in rows)
@@ -349,13 +354,13 @@ def caption(rows):
 
 
 def is_seen(row):
-    """Whether clips on which a result was measured were trained on before; tables mark it with SEEN_MARK."""
+    """Whether clips that a result was tested on were seen in training; tables mark it with SEEN_MARK."""
     return any(row.get(key) for key in SEEN)
 
 
 def seen_note(rows):
-    """What the mark of `is_seen` means in a table of these rows: which tasks, how trained, and what part of the clips;
-    empty without one."""
+    """Explanation of the mark of `is_seen` in a table of these rows: the tasks, how the clips were seen, and the
+    fraction of them; empty if there are no marks."""
     found = {}
     for row in rows:
         for key in SEEN:
@@ -363,15 +368,15 @@ def seen_note(rows):
                 found.setdefault(key, {}).setdefault(row["task"], []).append(100 * row[key])
     told = [f"{text}: {', '.join(f'{task} {max(of_task):.3g} %' for task, of_task in found[key].items())}"
             for key, text in SEEN.items() if key in found]
-    return f"{SEEN_MARK} tested clips were seen before {'; '.join(told)}." if told else ""
+    return f"{SEEN_MARK} test clips were seen before {'; '.join(told)}." if told else ""
 
 
 def render(table, columns, form="text", width=None, names=()):
-    """A table (list of {column -> text}) as aligned text, markdown or csv, without columns that are all empty.
+    """A table (list of {column -> text}) as aligned text, markdown or csv, without empty columns.
 
     Args:
-        width: of a terminal: columns of a text that it has no room for follow in further tables below.
-        names: columns that name a row, and begin each of these tables; default: the first.
+        width: terminal width; text columns that do not fit follow in further tables below.
+        names: columns that identify a row, repeated in each of these tables; default: the first.
     """
     columns = [column for column in columns if any(entry[column] not in ("-", "") for entry in table)]
     wide = {column: max(len(column), *(len(str(entry[column])) for entry in table)) + 2 for column in columns}
@@ -402,11 +407,11 @@ def _render(table, columns, form):
 
 
 def summary(rows, form="text", width=None):
-    """The whole report of some rows: one table per protocol, each with its caption.
+    """The complete report of some rows: one table with a caption per protocol.
 
     Args:
         form: "text", "markdown" or "csv".
-        width: of a terminal: what all rows of a text have in common stands above its table, and everything is fitted.
+        width: terminal width, which text is fitted to; values that all rows share are then printed above the table.
     """
     parts = []
     for protocol in PROTOCOLS:
@@ -423,8 +428,8 @@ def summary(rows, form="text", width=None):
 
 
 def _fitted(table, width):
-    """Texts of a table: what all rows have in common, then the table; where that is too wide, the same for each
-    checkpoint, or for each of what else describes rows."""
+    """Texts of a table: the values that all rows share, then the table. If that is too wide, it is split by checkpoint
+    or by another describing column."""
     shared = [name for name in DESCRIBING if len({entry[name] for entry in table}) == 1]
     text = render(table, [name for name in COLUMNS if name not in shared], "text", width,
                   [name for name in COLUMNS if name not in NUMBERS])

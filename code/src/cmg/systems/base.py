@@ -190,11 +190,11 @@ class FrozenEncoder(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
-        """Does nothing, so that a model of the user's that contains the encoder does not turn dropout on."""
+        """Has no effect, so that a user's model that contains the encoder does not turn dropout on."""
         return self
 
     def set_dropout(self, on: bool) -> None:
-        """Turn dropout on, as protocol="released" has it, or off."""
+        """Turn dropout on, as in protocol="released", or off."""
         self.encoder.train(on)
 
     @property
