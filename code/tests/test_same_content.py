@@ -124,7 +124,7 @@ def test_resuming_removes_no_file_that_a_checkpoint_names_and_the_run_did_not_sa
     assert (folder / "DCID-model-9.pt").is_symlink()
     assert not (folder / "DCID-model-0.pt").exists() and not (folder / "DCID-model-1.pt").exists()      # its own
     assert (folder / "DCID-model-2.pt").exists()
-    assert "names 6 files as checkpoints of its run that are not" in caplog.text
+    assert "lists 6 files as checkpoints of its run that are not" in caplog.text
 
 
 @pytest.mark.parametrize("saved", ["DCID-model-0.pt", [3], [["a"]]])
@@ -242,9 +242,9 @@ def relabel(folder):
 
 
 CHANGES = {         # what is changed -> (how, what the line names)
-    "features": (lambda folder: change(folder / "audio"), "other content of custom.audio"),
-    "one value": (lambda folder: change_one(folder / "video" / "clip3.npy"), "other content of custom.video"),
-    "a label": (relabel, "other content of custom.manifest"),
+    "features": (lambda folder: change(folder / "audio"), "different content of custom.audio"),
+    "one value": (lambda folder: change_one(folder / "video" / "clip3.npy"), "different content of custom.video"),
+    "a label": (relabel, "different content of custom.manifest"),
 }
 
 
@@ -277,7 +277,7 @@ def test_between_epochs_other_content_is_a_warning_and_old_files_say_nothing(pre
     out = Path(shutil.copytree(pretrained, tmp_path / "out"))
     change(copied / "audio")
     pretrain(copied, out, "--resume", "auto", "--n_epoch", 3)
-    assert caplog.text.count("other content of custom.audio") == 1
+    assert caplog.text.count("different content of custom.audio") == 1
     path = out / "checkpoints" / "DCID-model-2.pt"
     old = checkpoint.read(path)
     del old["run"]["clips"]["content"], old["run"]["clips"]["checked"]
@@ -359,10 +359,10 @@ def test_verify_reads_the_features_and_the_report_their_sizes_and_samples(copied
     assert all(not problems for full in (True, False) for _, problems in provenance.verify(rows, out, full))
     change_one(copied / "video" / "clip9.npy")
     for full in (True, False):
-        assert all(len(problems) == 1 and "custom.video" in problems[0] and "is another one now" in problems[0]
+        assert all(len(problems) == 1 and "custom.video" in problems[0] and "is no longer the same" in problems[0]
                    for _, problems in provenance.verify(rows, out, full))
     shutil.rmtree(copied / "audio")
-    assert all("custom.audio" in problems[0] and "is gone" in problems[0]
+    assert all("custom.audio" in problems[0] and "is missing" in problems[0]
                for _, problems in provenance.verify(rows, out))
 
 

@@ -230,7 +230,7 @@ def test_paths_that_the_system_refuses(path, tmp_path):
     row = ROW | {"checkpoint": path, "checkpoint_sha256": "0" * 64}
     (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
     found = ends(lambda: provenance.verify(rows.read(tmp_path / "results.jsonl"), tmp_path))
-    assert "is gone" in found[0][1][0]
+    assert "is missing" in found[0][1][0]
 
 
 # -------------------------------------------------------------------------------------------------- names of clips

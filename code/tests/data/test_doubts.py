@@ -195,7 +195,7 @@ def apart(file, data, path):
 def test_codes_that_no_modality_shares_are_said(run, demo_data, tmp_path):
     file = apart(file_of(run), demo_data, tmp_path / "apart.pt")
     found = [line for line in measure(ave, demo_data, file, tmp_path / "run") if "shares no code with" in line]
-    assert len(found) == 1 and "warning: 2 of " in found[0] and "ave audio->video" in found[0]
+    assert len(found) == 1 and "warning: in 2 of " in found[0] and "ave audio->video" in found[0]
 
 
 def test_levels_are_judged_one_by_one():

@@ -167,7 +167,7 @@ def test_training_resumes_after_its_last_epoch(tree, tmp_path, monkeypatch, capl
         run(tree, tmp_path / "broken", "--resume", "auto", "--lr", "2e-4")
     caplog.set_level(logging.INFO)
     broken = run(tree, tmp_path / "broken", "--resume", "auto")
-    assert "resuming after epoch 1" in caplog.text and not (broken / train_resume.FILE).exists()
+    assert "resuming an interrupted call after epoch 1" in caplog.text and not (broken / train_resume.FILE).exists()
     for name in network_files.FILES.values():
         one, other = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, broken))
         assert differences(one, other) == []

@@ -72,7 +72,7 @@ def test_float32_codes_are_summed_in_float64():
 
 
 def test_one_code_has_no_pairs():
-    refused("this one has 1", toc.criterion, torch.ones(1, 4))
+    refused("this codebook has 1", toc.criterion, torch.ones(1, 4))
 
 
 def test_published_selections_order_included(golden):

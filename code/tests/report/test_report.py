@@ -125,7 +125,7 @@ def test_two_runs_stand_side_by_side(tmp_path):
     __main__.main([*folders, "--out", str(tmp_path / "both.html")])
     text = (tmp_path / "both.html").read_text()
     assert "61.0 ± 1.4" in text and "72.0 ± 2.8" in text and "+11.0" in text and "diff." in text
-    assert "0 of 4 result lines match" in text and "is gone" in text
+    assert "0 of 4 result lines match" in text and "is missing" in text
     assert "Runs run0/of_one_name, run1/of_one_name" in text
     __main__.main([*folders, "--pool", "--out", str(tmp_path / "pooled.html")])
     text = (tmp_path / "pooled.html").read_text()

@@ -214,7 +214,7 @@ def test_checkpoints_of_several_runs_are_told_apart():
 
 
 def test_a_run_with_the_recipe_is_not_measured_by_the_published_length():
-    assert "far below the 3,066" in " ".join(runtime.run_length(800, 80, 6, 400))
+    assert "far fewer than the 3,066" in " ".join(runtime.run_length(800, 80, 6, 400))
     assert len(runtime.run_length(800, 80, 6, 400, usual=None)) == 1
 
 
@@ -250,16 +250,16 @@ def test_a_run_says_what_it_was_made_with(demo_data, measured):
 def test_results_match_their_files_until_these_change(measured, capsys):
     rows_there = len(results.read(measured / "ave" / "results.jsonl"))
     assert verify(measured, capsys) == (0, f"{rows_there} of {rows_there} rows match their files\n")
-    for path, words in ((next((measured / "checkpoints").glob("*.pt")), "is another file now"),
+    for path, words in ((next((measured / "checkpoints").glob("*.pt")), "is now a different file"),
                         (measured / "categories.txt", "ave.categories"),
-                        (next((measured / "ave" / "provenance").glob("*.json")), "is changed")):
+                        (next((measured / "ave" / "provenance").glob("*.json")), "has been changed")):
         good = path.read_bytes()
         path.write_bytes(good.replace(b"z", b"y", 1) if b"z" in good else good + b" ")
         code, text = verify(measured, capsys)
         assert code == 1 and words in text and f"0 of {rows_there} rows match" in text, text
         path.unlink()
         code, text = verify(measured, capsys)
-        assert code == 1 and "is gone" in text, text
+        assert code == 1 and "is missing" in text, text
         path.write_bytes(good)
     assert verify(measured, capsys)[0] == 0
 

@@ -182,7 +182,7 @@ def verify(rows, folder, full=True):
         if row["checkpoint"]:
             now = hashed(row["checkpoint"])
             if now != row["checkpoint_sha256"]:
-                problems.append(f"{row['checkpoint']} is {'gone' if now is None else 'another file now'}")
+                problems.append(f"{row['checkpoint']} is {'missing' if now is None else 'now a different file'}")
         problems += _verify_record(Path(folder), row, hashed)
         checked.append((row, problems))
     return checked
@@ -205,12 +205,12 @@ def _verify_record(folder, row, hashed):
         if path is None:
             return ["has no provenance"]
         if not path.is_file():
-            return [f"{path} is gone"]
+            return [f"{path} is missing"]
         record = read(path)
     except InputError as error:
         return [str(error)]
     if _digest(record) != path.stem:
-        return [f"{path} is changed"]
+        return [f"{path} has been changed"]
     problems = []
     for name, was in record["data"].items():
         path = Path(was["path"])
@@ -220,7 +220,7 @@ def _verify_record(folder, row, hashed):
         else:               # from before contents were recorded
             now, same = _same_size(path, was)
         if not same:
-            problems.append(f"{name} ({was['path']}) is {'gone' if now is None else 'another one now'}")
+            problems.append(f"{name} ({was['path']}) is {'missing' if now is None else 'no longer the same'}")
     return problems
 
 
