@@ -1,9 +1,9 @@
-"""The plain form of a DCID training step, with which every faster formulation is compared.
+"""Plain implementation of a DCID training step, the reference for every faster formulation.
 
-Every step of DCID in its published order, in the most literal form: channels-first convolutions, one modality and
-one code at a time, the attention whose weights are always 1, Adam tensor by tensor. In float64 it takes the time that
-the benchmarks compare with, and it gives the numbers of `cmg.training.step` (test_speed_equal.py). It works on
-the parameters of a model of ours with one level and default settings, and is not meant to be improved.
+It follows the published order of DCID in the most literal form: channels-first convolutions, one modality and one code
+at a time, the attention whose weights are always 1, and Adam tensor by tensor. Its float64 time is the benchmarks'
+baseline, and its results equal those of `cmg.training.step` (test_speed_equal.py). It works on the parameters of one of
+our models with one level and default settings, and is not meant to be optimized.
 """
 
 from itertools import permutations
@@ -64,7 +64,7 @@ def video_decoder(decoder, codes, specific):
 
 
 def cmcm(p_x, p_y):
-    """Cross-modal code matching of two modalities, as the paper writes it."""
+    """Cross-modal code matching of two modalities, as written in the paper."""
     scores = p_x @ torch.log(p_y + 1e-10).T + p_y @ torch.log(p_x + 1e-10).T
     scores = torch.exp(scores - scores.min())
     return -torch.log(scores.diagonal() / (scores.sum(1) + 1e-5)).mean()
@@ -150,7 +150,7 @@ class PlainStep:
 
     @torch.no_grad()
     def _move_codes(self, semantic, indices):
-        """MM-EMA, one code after the other."""
+        """MM-EMA, one code at a time."""
         book, num_codes = self.level.codebook, len(self.level.codebook.embedding)
         for m, z in semantic.items():
             rows, chosen = z.flatten(0, 1), indices[m].flatten()
@@ -172,7 +172,7 @@ class PlainStep:
 
     @torch.no_grad()
     def _reset_codes(self, indices):
-        """Count passes without use and re-draw codes that were forgotten, one code after the other."""
+        """Count passes without use and reset unused codes, one code at a time."""
         book = self.level.codebook
         used = {int(code) for chosen in indices.values() for code in chosen.flatten()}
         for code in range(len(book.embedding)):

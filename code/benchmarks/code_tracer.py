@@ -1,6 +1,7 @@
-"""Run a script under a tracer that counts its code; trace_step.py starts this as a program without imports of ours.
+"""Run a script under a tracer that counts the executed code. trace_step.py starts this program, which imports none of
+our modules.
 
-Arguments: file for what it finds, folder code/src, script in it, arguments of the script.
+Arguments: output file, folder code/src, script in it, arguments of the script.
 """
 
 import inspect
@@ -12,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 RESULTS = "results.jsonl"
-STEP_FILES = ("cmg/training/step.py", "engine/trainer.py")      # of the function `step`; the latter up to 1a801fc
+STEP_FILES = ("cmg/training/step.py", "engine/trainer.py")      # contain the function `step`; the latter up to 1a801fc
 
 
 class Code:
@@ -87,7 +88,7 @@ class Tracer:
 
 
 def trace(out, source, script, *arguments):
-    """Run a script of the folder `source` under a Tracer and write what it found to the file `out`."""
+    """Run a script of the folder `source` under a Tracer and write the result to the file `out`."""
     sys.argv = [script, *arguments]
     tracer = Tracer(source)
     tracer.start()

@@ -1,10 +1,10 @@
-"""Time of a pretraining step of this checkout against that of another: two processes take steps in turn.
+"""Compare the time of a pretraining step in this checkout and another one; two processes take alternate steps.
 
     python code/benchmarks/compare_steps.py OTHER/code/src [--threads 1] [--pairs 10] [--json FILE]
 
-Both build a system at the published widths from one seed and take the same float32 steps on a CPU, so that whatever
-else the machine does slows both. The ratio of this to the other is printed, of the median of the pairs and of the
-fastest steps, in seconds and in processor time, and whether all losses are equal, digit by digit; exit code 1 if not.
+Both build a system at the published widths from one seed and take the same float32 steps on a CPU, so that other load
+on the machine slows both. The output is the ratio of this checkout to the other, for the median of the pairs and for
+the fastest steps, in seconds and in processor time, and whether all losses are exactly equal (exit code 1 if not).
 """
 
 import argparse
@@ -21,11 +21,11 @@ from cmg.systems.registry import SYSTEMS
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.settings import positive
 
-WARM = 2                # steps of each before those that are timed
+WARM = 2                # warm-up steps of each
 
 
 class Checkout:
-    """A process that takes steps with the code of a folder code/src; it ends with the block."""
+    """A process that takes steps with the code of a folder code/src; it is terminated at the end of the block."""
 
     def __init__(self, source, opts):
         words = [source, opts.system, opts.batch_size, opts.threads]
@@ -46,7 +46,7 @@ class Checkout:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise InputError(f"{self.source}: its step failed, see above; the code/src of a checkout is expected")
+            raise InputError(f"{self.source}: its step failed, see above; expected the code/src of a checkout")
         return json.loads(answer)
 
 
@@ -61,7 +61,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     if not opts.other.is_dir():
-        raise InputError(f"{opts.other}: no such folder; the code/src of another checkout is expected")
+        raise InputError(f"{opts.other}: no such folder; expected the code/src of another checkout")
     steps = {"this": [], "other": []}
     with Checkout(SOURCE, opts) as this, Checkout(opts.other.resolve(), opts) as other:
         for number in tqdm(range(WARM + opts.pairs), "pairs", disable=None):

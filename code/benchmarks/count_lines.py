@@ -1,4 +1,4 @@
-"""Count the lines of code of Python files: those that hold anything but comments and docstrings.
+"""Count the lines of code of Python files, excluding blank lines, comments and docstrings.
 
     python code/benchmarks/count_lines.py [FOLDER ...]       default: code/src and code/AVSBench_downstream
 """

@@ -1,12 +1,12 @@
-"""Which defaults are settled by evidence: pretraining runs on digits, one option changed at a time.
+"""Study of the defaults: pretraining runs on digits, with one option changed at a time.
 
     python defaults.py --data_root ../../data/spoken --out study.jsonl --only default init_released --seeds 0 1
     python defaults.py --out study.jsonl --table test
     python defaults.py --data_root ../../data/spoken --out study.jsonl --measure CHECKPOINT...
 
-A run is pretrain.py's own, with the flags of an arm (`ARMS`) and --save_every_steps; each of its checkpoints is
-measured and gives a point of the run's curve. A run is one line of --out; finished runs are skipped, and a killed run
-resumes at its last checkpoint. Choose by "val", report "test" (studies/defaults.md).
+A run is a run of pretrain.py with the flags of an arm (`ARMS`) and --save_every_steps. Each of its checkpoints is
+evaluated and becomes a point of its learning curve. A run is one line of --out; completed runs are skipped, and an
+interrupted run resumes from its last checkpoint. Select on "val", report "test" (studies/defaults.md).
 """
 
 import argparse
@@ -97,11 +97,11 @@ def measure(path, data_root):
 
 
 def code_use(audio, video):
-    """How modalities share codes in the event seconds of clips, two EncodedSplits of the same clips.
+    """How modalities share codes in the event seconds of clips, given two EncodedSplits of the same clips.
 
-    `common_codes`: codes used by both of those used by any, percent; `common_seconds`: event seconds, of both
-    modalities, on such codes; `overlap`: sum over codes of the smaller of the modalities' shares of use; `same_code`:
-    seconds at which both choose one code; `codes_used`; `perplexity` of each modality.
+    `common_codes`: codes used by both modalities, in percent of those used by any; `common_seconds`: event seconds, of
+    both modalities, on such codes; `overlap`: sum over codes of the smaller of the modalities' shares of use;
+    `same_code`: seconds in which both choose the same code; `codes_used`; `perplexity` of each modality.
     """
     event = (audio.labels[..., -1] == 0).numpy()
     size = int(max(audio.numbers.max(), video.numbers.max())) + 1
@@ -127,10 +127,11 @@ def _first(part):
 def distances(encoder, clips):
     """Medians over event seconds of distances of the semantic vectors; None for encoders without levels.
 
-    `aligned`, `unaligned`: between modalities at one second, at random seconds; `audio_to_code`, `video_to_code`: to
-    the own code; `code_to_next`: of a code in use to its nearest other. Where would the two part? Between the two codes
-    nearest to what lies midway between the modalities is a plane: `margin` is how far from it midway lies, `half_gap`
-    how far from midway either modality lies across it. Above the margin they choose different codes.
+    `aligned`, `unaligned`: between modalities at the same second, and at random seconds; `audio_to_code`,
+    `video_to_code`: to the assigned code; `code_to_next`: from a used code to its nearest neighbor. For the midpoint
+    between the modalities, consider the plane that separates its two nearest codes: `margin` is the distance of the
+    midpoint from this plane, and `half_gap` is the distance of either modality from the midpoint across it. If it
+    exceeds the margin, the modalities choose different codes.
     """
     if not hasattr(encoder.encoder, "levels"):
         return None
@@ -208,18 +209,18 @@ def key(line):
 
 
 def read(path):
-    """Lines of a study; none where there is no file."""
+    """Lines of a study; empty if the file does not exist."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError as error:
-        raise InputError(f"{path}: {error}; a line of JSON for each run is expected; delete the line, and the run is "
+        raise InputError(f"{path}: {error}; expected a line of JSON for each run; delete the line, and the run is "
                          "repeated") from None
 
 
 def table(lines, part, step=None, columns=("audio->video", "video->audio", "audio->audio", "video->video",
                                            "common_codes", "common_seconds", "overlap", "same_code", "codes_used")):
-    """Markdown: mean and standard deviation over seeds at a step, of the runs whose curve has it; None: at the last of
-    each run."""
+    """Markdown: mean and standard deviation over seeds at a step, for runs whose curve includes it; None selects the
+    last step of each run."""
     points = []
     for line in lines:
         at = str(step or line["steps"])
@@ -244,21 +245,22 @@ def table(lines, part, step=None, columns=("audio->video", "video->audio", "audi
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("spoken", "demo"), default="spoken")
-    parser.add_argument("--data_root", type=Path, help="its data (python -m cmg.demos.spoken, cmg.demos.dialled)")
-    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
-    parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
-    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="which arms, in this order")
+    parser.add_argument("--data_root", type=Path, help="data folder (from cmg.demos.spoken or cmg.demos.dialled)")
+    parser.add_argument("--out", type=Path, required=True, help="file for results, one JSON line per run")
+    parser.add_argument("--work", type=Path, default=None, help="working folder of the runs (default: next to --out)")
+    parser.add_argument("--only", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="arms to run, in this order")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=100, help="steps between two points of the curve")
+    parser.add_argument("--every", type=int, default=100, help="steps between points of the curve")
     parser.add_argument("--batch_size", type=int, default=80)
     parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
-                        help="audio and video, or text too")
-    parser.add_argument("--table", choices=("val", "test"), help="no run: print what is there")
+                        help="audio and video, or also text")
+    parser.add_argument("--table", choices=("val", "test"), help="print a table of the existing results, without "
+                                                                 "running anything")
     parser.add_argument("--at", type=int, default=None, help="step of --table (default: the last of each run)")
-    parser.add_argument("--probe", action="store_true", help="no run: a linear classifier of the raw features")
+    parser.add_argument("--probe", action="store_true", help="only run a linear classifier on the raw features")
     parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",
-                        help="no run: print the metrics of these files")
+                        help="only print the metrics of these files")
     options = parser.parse_args(argv)
     if options.probe:
         print(json.dumps(probe(options.data_root)))

@@ -1,10 +1,10 @@
-"""Time of the downstream heads: eight heads over cached codes, side by side and one after the other.
+"""Time of training downstream heads: eight heads on cached codes, in parallel and one by one.
 
     python code/benchmarks/downstream.py [--clips 3000] [--epochs 3] [--json FILE]
 
-Codes as a frozen encoder of the published widths gives them (K = 400, D = 256, 10 seconds) are drawn at random: only
-their shapes matter. Eight clip heads with eight seeds are trained by cmg/downstream/fit_heads.py in one pass, as the
-scripts do, then each alone; both ways end with the same weights (tests/downstream/test_transfer.py).
+Codes like those of a frozen encoder of the published widths (K = 400, D = 256, 10 seconds) are drawn at random, since
+only their shapes matter. Eight clip heads with eight seeds are trained by cmg/downstream/fit_heads.py in one pass, as
+in the scripts, then each alone; both ways produce the same weights (tests/downstream/test_transfer.py).
 """
 
 import argparse
@@ -34,7 +34,7 @@ def random_codes(clips, device):
 
 
 def train(seeds, codes, epochs):
-    """Train a head for each seed; nothing is measured, the training alone is timed."""
+    """Train a head for each seed, without evaluation, so that only training is timed."""
     runs = [HeadRun(codes, codes.clip_classes, seed, {}) for seed in seeds]
     fit(runs, lambda width: ClipHead(width, CLASSES), lambda heads, part: {}, epochs=epochs)
 
@@ -57,8 +57,8 @@ def main(argv=None):
     metrics = {"heads": HEADS, "clips": opts.clips, "device": str(device), "seconds_per_epoch": side_by_side,
                "alone_seconds_per_epoch": alone, "ratio": alone / side_by_side,
                "clips_per_second": HEADS * opts.clips / side_by_side}
-    print("{heads} heads, {clips} clips on {device}: {seconds_per_epoch:.3f} s an epoch side by side, "
-          "{alone_seconds_per_epoch:.3f} s one after the other ({ratio:.1f} times), {clips_per_second:.0f} clips/s"
+    print("{heads} heads, {clips} clips on {device}: {seconds_per_epoch:.3f} s per epoch in parallel, "
+          "{alone_seconds_per_epoch:.3f} s one by one ({ratio:.1f} times), {clips_per_second:.0f} clips/s"
           .format(**metrics))
     if opts.json:
         opts.json.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -2,9 +2,9 @@
 
     python code/benchmarks/evaluate_all.py [--system dcid] [--share 0.02] [--json FILE]
 
-Features are random and lie in memory, 64 different clips of them; an untrained encoder of the published widths replaces
-the checkpoint. The rest is what `evaluate.py` does: all directions of audio and video, the untrained control,
-the published number of epochs, heads side by side, result lines and predictions written to a temporary folder.
+Features are random and kept in memory, with 64 different clips; an untrained encoder of the published widths replaces
+the checkpoint. Everything else is as in `evaluate.py`: all directions of audio and video, the untrained control, the
+published number of epochs, heads trained in parallel, result lines and predictions written to a temporary folder.
 """
 
 import argparse
@@ -39,7 +39,7 @@ CLIPS = {           # task -> (classes, {role: {modality: clips}}); counts of th
 
 
 class RandomClips(torch.utils.data.Dataset):
-    """Clips of one modality and their labels, each clip of one class in some of its seconds."""
+    """Clips of one modality with labels; each clip has one class in some of its seconds."""
 
     def __init__(self, name, modality, clips, classes, config):
         self.name, self.modalities, self.classes = name, (modality,), [str(c) for c in range(classes)]
@@ -69,7 +69,7 @@ def main(argv=None):
     """Evaluate, print seconds per task and, if asked, write JSON."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
-    parser.add_argument("--share", type=float, default=1.0, help="of the published clips")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the published clips")
     add_device(parser)
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)

@@ -2,12 +2,12 @@
 
     python code/benchmarks/extract_clips.py [--clips 2] [--side-by-side 8] [--device cuda] [--hour] [--json FILE]
 
-Clips of ten seconds (640x360, 25 frames a second, stereo sound) are encoded here, weights are random numbers of the
-published widths: neither changes what is computed. The whole of a clip is timed with its parts, beside the same
-machine's plain matrix product, measured in between; on a CPU both also in processor time, which other programs disturb
-less. `--side-by-side` runs the real command with `logmel` and `patches` on one core and on two. `--hour` runs it on a
-video of an hour, its first ten seconds with the published networks and all of it with `logmel` and `patches`, and
-reports the peak memory of each.
+Clips of ten seconds (640x360, 25 frames a second, stereo sound) are generated here, and weights are random numbers with
+the published shapes; neither affects the computation. The time per clip, in total and by part, is compared with a plain
+matrix product on the same machine, measured in between; on a CPU, processor time is also reported, which is less
+affected by other programs. `--side-by-side` runs the real command with `logmel` and `patches` on one core and on two.
+`--hour` runs it on an hour-long video, on the first ten seconds with the published networks and on all of it with
+`logmel` and `patches`, and reports the peak memory of each.
 """
 
 import json
@@ -36,9 +36,9 @@ from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError, Parser, run
 
 RATE, SIZE, SOUND = 25, (640, 360), 44100
-VGG19_FLOP = 39e9               # a frame, to the fifth pooling: 2 x 19.5 G multiplications
-FRAMES = 160                    # of a clip
-PERIOD = Fraction(101, 10)      # seconds from one copy of a clip to the next: a codec's first packets lie before 0
+VGG19_FLOP = 39e9               # per frame, up to the fifth pooling: 2 x 19.5 G multiplications
+FRAMES = 160                    # per clip
+PERIOD = Fraction(101, 10)      # seconds between copies of a clip, because a codec's first packets are before 0
 
 
 def make_clip(path, seed=0, seconds=10):
@@ -64,7 +64,7 @@ def make_clip(path, seed=0, seconds=10):
 
 
 def make_long(source, path, times):
-    """The packets of `source` written again and again, its clock going on: an hour in a second."""
+    """Repeat the packets of `source` with advancing timestamps, which writes an hour in a second."""
     with av.open(str(path), "w") as out, av.open(str(source)) as first:
         targets = {stream.index: out.add_stream_from_template(stream) for stream in first.streams}
         for k in range(times):
@@ -89,7 +89,7 @@ def peak_memory(command):
 
 
 def time_clips(folder, count, device):
-    """Seconds a clip, whole and by part, and the share of the machine's matrix-product ceiling."""
+    """Seconds per clip, in total and by part, and the fraction of the machine's matrix-product ceiling."""
     torch.manual_seed(0)
     encoders = {}
     for network, make, kind in (("vggish", networks.VGGish, VGGishSound), ("vgg19", networks.VGG19, VGG19Pictures)):
@@ -130,10 +130,10 @@ def time_clips(folder, count, device):
 
 
 def time_cores(folder, count, turns=3):
-    """Clips a second of the whole command with the offline encoders, on one core and on two, and their ratio: the best
-    of some turns, which alternate because other programs may take time of the cores."""
+    """Clips per second of the whole command with the offline encoders, on one core and on two, and their ratio. The
+    best of several alternating runs counts, because other programs may use the cores."""
     if usable_cores() < 2:
-        raise InputError("--side-by-side: one CPU core may be used here; two are expected; pass 0")
+        raise InputError("--side-by-side: only one CPU core is available; expected two; pass 0")
     cores, best = sorted(os.sched_getaffinity(0)), {1: 0.0, 2: 0.0}
     (folder / "videos").mkdir()
     for k in range(count):
@@ -143,7 +143,7 @@ def time_cores(folder, count, turns=3):
     try:
         for _ in range(turns):
             for used in best:
-                os.sched_setaffinity(0, cores[:used])       # threads that are made from now on keep to them
+                os.sched_setaffinity(0, cores[:used])       # applies to threads created from now on
                 begun = time.perf_counter()
                 prepare.main(command, LocalPaths())
                 best[used] = max(best[used], count / (time.perf_counter() - begun))
@@ -154,7 +154,7 @@ def time_cores(folder, count, turns=3):
 
 
 def processor_seconds(ceiling):
-    """Processor seconds of a FLOP in the largest product of the ceiling."""
+    """Processor seconds per FLOP in the largest product of the ceiling."""
     a, b = ceiling.pairs[-1]
     begun = time.process_time()
     a @ b
@@ -180,11 +180,11 @@ def hour_memory(folder):
 def main(argv=None):
     """Measure; print a table and, if asked, JSON."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=2, help="clips to time; 0 for none")
+    parser.add_argument("--clips", type=int, default=2, help="number of clips to time; 0 for none")
     parser.add_argument("--side-by-side", type=int, default=0, metavar="N",
                         help="N clips with the offline encoders, on one core and on two; 0 for none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--hour", action="store_true", help="also the memory of an hour-long video")
+    parser.add_argument("--hour", action="store_true", help="also measure the memory for an hour-long video")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     metrics = {}
@@ -203,7 +203,7 @@ def main(argv=None):
                   f"it, the whole {metrics['share_whole']:.1%}; in processor time {metrics['share_processor']:.1%}")
         if opts.side_by_side:
             found = metrics["cores"] = time_cores(folder, opts.side_by_side)
-            print(f"offline encoders: {found['clips_per_second_1_core']:.2f} clips a second on one core, "
+            print(f"offline encoders: {found['clips_per_second_1_core']:.2f} clips per second on one core, "
                   f"{found['clips_per_second_2_cores']:.2f} on two, {found['ratio']:.2f} times as many (load average "
                   f"{found['load']:.1f}, of this program too)")
         if opts.hour:

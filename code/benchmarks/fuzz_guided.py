@@ -1,13 +1,13 @@
-"""Drive the readers of files of others with inputs that reach new lines of them (atheris, libFuzzer). No test: it needs
-atheris and runs as long as it is told.
+"""Coverage-guided fuzzing of the readers of untrusted files (atheris, libFuzzer). This is not part of the tests,
+because it needs atheris and runs for as long as requested.
 
-    pip install atheris                                             # in an environment of its own
+    pip install atheris                                             # in a separate environment
     export PYTHONPATH=code/tests:code/tests/extract:code/tests/models
-    python code/benchmarks/fuzz_guided.py --minutes 10 --what all        # a line for each reader; findings lie in --out
-    python code/benchmarks/fuzz_guided.py --what zip --one FILE          # read a finding again
+    python code/benchmarks/fuzz_guided.py --minutes 10 --what all   # prints a line per reader, writes findings to --out
+    python code/benchmarks/fuzz_guided.py --what zip --one FILE     # reproduces a finding
 
-An input is a whole file. Whatever a reader raises other than `InputError` is a finding, as are more than 2 GiB or a
-minute for one file. Lines of our own modules, zipfile and pickle count as coverage; those of libraries of C do not.
+An input is a complete file. Any exception other than `InputError` is a finding, as is using more than 2 GiB or a minute
+for one file. Coverage includes our own modules, zipfile and pickle, but not C libraries.
 """
 
 import argparse
@@ -26,11 +26,11 @@ import numpy as np
 MODULES = ["cmg", "zipfile", "pickle", "json"]
 WHAT = ("list", "results", "zip", "npy", "counts", "config", "shared", "checkpoint", "vgg19", "vggish", "pca", "rows",
         "ids", "pack", "text", "image", "video")
-SECONDS, MEGABYTES = 60, 2048           # for one input
+SECONDS, MEGABYTES = 60, 2048           # per input
 
 
 def seeds(what, folder):
-    """Good files of a kind: list of bytes."""
+    """Valid files of a kind, as a list of bytes."""
     import foreign_files as good
     from cmg.checkpoints import hub as sharing
     if what in ("config", "shared", "checkpoint"):
@@ -59,7 +59,7 @@ def seeds(what, folder):
 
 
 def target(what, folder, known):
-    """Function of an input that reads it; InputError is an answer, anything else a finding."""
+    """Function that reads an input; InputError is a valid outcome, anything else is a finding."""
     from cmg.checkpoints import hub as sharing
     from cmg.utils.errors import InputError
     from foreign_files import exported_folder, write_shared
@@ -83,7 +83,7 @@ def target(what, folder, known):
 
 
 def fuzz(what, seconds, out, corpus, one):
-    """The process for one kind of file; libFuzzer ends it."""
+    """Process for one kind of file, terminated by libFuzzer."""
     import atheris
 
     from foreign_reader import readers
@@ -105,20 +105,20 @@ def fuzz(what, seconds, out, corpus, one):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10, help="for all kinds together")
+    parser.add_argument("--minutes", type=float, default=10, help="total time for all kinds")
     parser.add_argument("--what", nargs="+", choices=("all", *WHAT), default=["all"])
-    parser.add_argument("--out", type=Path, default=Path("findings"), help="folder of inputs that were findings")
+    parser.add_argument("--out", type=Path, default=Path("findings"), help="output folder for findings")
     parser.add_argument("--one", help="read this file and stop")
-    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)      # given to the process of one kind
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)      # passed to the process of one kind
     opts = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
-        parser.exit(2, "atheris is not installed here; pip install atheris in an environment of its own and repeat\n")
+        parser.exit(2, "atheris is not installed; pip install atheris in a separate environment and try again\n")
     if opts.corpus or opts.one:
         fuzz(opts.what[0], int(60 * opts.minutes), opts.out, opts.corpus, opts.one)
         return
     opts.out.mkdir(exist_ok=True)
     kinds = WHAT if "all" in opts.what else opts.what
-    print("| files | executions | lines reached, at first and at the end | findings |\n|---|---|---|---|")
+    print("| files | executions | lines reached, at the start and at the end | findings |\n|---|---|---|---|")
     for what in kinds:
         before = set(opts.out.iterdir())
         with tempfile.TemporaryDirectory() as corpus:

@@ -1,10 +1,11 @@
-"""Growth of time and memory with each size of the work: a Markdown table and a picture.
+"""Growth of time and memory with each size of the workload, as a Markdown table and a picture.
 
     python code/benchmarks/growth.py [--parts step evaluation ...] [--figure FILE] [--json FILE]
 
-Each row is a process of its own, because the peak memory is that of a whole process. One size differs from the base of
-its part, and ratios are to the base: where the ratio of the times is at most that of the sizes, nothing grows faster
-than the work does. Times are processor seconds on a CPU, which other programs disturb less, and seconds on a GPU.
+Each row is measured in a separate process, because peak memory is that of a whole process. In each row, one size
+differs from the base of its part, and ratios are relative to the base: growth is at most linear if the ratio of times
+does not exceed that of sizes. Times are processor seconds on a CPU, which are less affected by other programs, and
+seconds on a GPU.
 """
 
 import argparse
@@ -45,12 +46,12 @@ from cmg.training.step import TrainStep
 from cmg.utils.errors import InputError, Parser, run
 
 STEPS = 3                       # timed steps of pretraining; the fastest counts
-EPOCHS = 2                      # of the heads
+EPOCHS = 2                      # for the heads
 SPLITS = ("train", "train", "train", "val", "test")
 
 
 class Clock:
-    """Seconds of a block: of the processor, or until a GPU has done everything."""
+    """Seconds of a block: processor time, or time until a GPU has finished."""
 
     def __init__(self, device):
         self.device = device
@@ -86,7 +87,7 @@ def step(opts, device, n_embeddings, batch_size, seconds, modalities):
 
 
 class RandomClips(torch.utils.data.Dataset):
-    """Sounds of random clips, and labels of one class a clip."""
+    """Audio of random clips, with one class per clip."""
 
     name, classes = "random clips", ()
 
@@ -104,7 +105,7 @@ class RandomClips(torch.utils.data.Dataset):
 
 
 def evaluation(opts, device, clips, classes):
-    """Seconds to encode clips, to train a head for clips and one for seconds on them, and to measure both."""
+    """Seconds to encode clips, to train a head for clips and one for seconds, and to evaluate both."""
     torch.manual_seed(0)
     kind = SYSTEMS[opts.system]
     encoder = kind(kind.Config.for_data(MODALITIES, **WIDTHS[opts.widths])).encoder
@@ -131,14 +132,14 @@ def make_clips(folder, clips):
     for k in range(clips):
         path = features / f"clip{k:06}.npy"
         path.write_bytes(header + values[k].tobytes())
-        os.utime(path, (0, 0))          # the cache of fingerprints leaves out files that have just changed
+        os.utime(path, (0, 0))          # the fingerprint cache skips files that have just changed
         rows.append(f"clip{k:06},{SPLITS[k % len(SPLITS)]},class{k % 28}")
     (folder / "clips.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder / "clips.csv", features
 
 
 def check(opts, device, clips):
-    """Processor seconds of `prepare.py check` on clips of one's own."""
+    """Processor seconds of `prepare.py check` on custom clips."""
     with tempfile.TemporaryDirectory() as folder:
         manifest, features = make_clips(Path(folder), clips)
         command = ["check", "--dataset", "custom", "--manifest", str(manifest), "--features", f"audio={features}",
@@ -149,7 +150,8 @@ def check(opts, device, clips):
 
 
 def fingerprints(opts, device, clips):
-    """Processor seconds of two fingerprints of a folder: the first reads all, the second looks at all."""
+    """Processor seconds of fingerprinting a folder twice: the first time reads all files, the second only checks
+    them."""
     with tempfile.TemporaryDirectory() as folder:
         _, features = make_clips(Path(folder), clips)
         with Clock(device) as clock:
@@ -159,7 +161,7 @@ def fingerprints(opts, device, clips):
 
 
 def make_video(path, minutes):
-    """A video of noise: a picture of 64 x 48 and 16,000 samples of sound a second."""
+    """A video of noise, with a 64 x 48 picture and 16,000 audio samples per second."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         pictures, sound = container.add_stream("mpeg4", rate=1), container.add_stream("aac", rate=16000)
@@ -183,11 +185,11 @@ def extraction(opts, device, minutes):
                                  "--seconds", "auto", "--frames-per-second", "1", "--audio-encoder", opts.audio_encoder,
                                  "--video-encoder", opts.video_encoder, "--device", "cpu"], LocalPaths())
         if code:
-            raise InputError(f"a video of {minutes} minutes: the extraction ended with {code}")
+            raise InputError(f"a video of {minutes} minutes: the extraction failed with exit code {code}")
         return clock.seconds
 
 
-# Part -> what is measured, base, sizes that differ from it.
+# Part -> (function to measure, base, sizes that differ from it).
 PARTS = {
     "step": (step, {"n_embeddings": 400, "batch_size": 40, "seconds": 10, "modalities": MODALITIES}, {
         "n_embeddings": (100, 3200), "batch_size": (10, 160), "seconds": (5, 40),
@@ -201,11 +203,11 @@ TITLES = {"n_embeddings": "codes K", "batch_size": "clips B", "seconds": "second
 
 
 def measure(part, sizes, argv):
-    """{"seconds", "memory_gb"} of one row, measured by a process of its own."""
+    """{"seconds", "memory_gb"} of one row, measured in a separate process."""
     command = [sys.executable, __file__, *argv, "--row", json.dumps([part, sizes])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"{part} {sizes}: ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise InputError(f"{part} {sizes}: failed with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -228,7 +230,7 @@ def table(rows):
 
 @style.styled
 def draw(rows, path):
-    """A panel for each part: the ratio of the times over that of the sizes, beside a line for what grows as they do."""
+    """A panel per part: ratio of times against ratio of sizes, with a line for linear growth."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     figure, (axes,) = style.new_figure(1, len(parts), size=(3.2 * len(parts), 3.2))
     for axis, part in zip(axes, parts):
@@ -260,11 +262,11 @@ def main(argv=None):
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to measure")
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="demo", help="sizes of the networks")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="of a step, as of pretrain.py")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="float32", help="precision of pretraining steps")
     add_device(parser)
     for modality, encoder in (("audio", "logmel"), ("video", "patches")):
-        parser.add_argument(f"--{modality}-encoder", default=encoder, help="of the extraction")
-    parser.add_argument("--figure", type=Path, default=None, help="draw the picture in this PNG file")
+        parser.add_argument(f"--{modality}-encoder", default=encoder, help="encoder for the extraction")
+    parser.add_argument("--figure", type=Path, default=None, help="write the picture to this PNG file")
     parser.add_argument("--json", type=Path, default=None, help="write all values to this file")
     parser.add_argument("--row", type=json.loads, default=None, help=argparse.SUPPRESS)
     opts = parser.parse_args(argv)

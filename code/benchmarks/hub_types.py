@@ -1,10 +1,11 @@
-"""Which model types of the installed transformers can serve as encoders: each with a tiny random network.
+"""Test which model types of the installed transformers can serve as encoders, using a tiny random network for each.
 
     python code/benchmarks/hub_types.py [--kind audio vision text] [--types clap pe_audio ...] [--json FILE]
 
-A type is tried as a user would: a folder with its configuration, random weights and its processor, given to the encoder
-of `prepare.py features`. One line each: the width of what comes out, or why it cannot serve. Layers are few and widths
-small where the type allows it. The complete sweep takes about half an hour on one core.
+Each type is tested as a user would use it: a folder with its configuration, random weights and its processor is passed
+to the encoder of `prepare.py features`. The output is one line per type, with the width of its output or the reason why
+it cannot serve. Networks have few layers and small widths if the type allows it. The complete sweep takes about half an
+hour on one core.
 """
 
 import json
@@ -32,10 +33,10 @@ from cmg.utils.errors import InputError, Parser, run
 PROCESSORS = {"audio": feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES,
               "vision": image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES,
               "text": tokenization_auto.TOKENIZER_MAPPING_NAMES}
-LARGEST = 100_000_000               # parameters of a network that is built
-OPTIONS = {"clap": {"truncation": "rand_trunc"}}         # where a processor and a network differ in their defaults
+LARGEST = 100_000_000               # maximum number of parameters
+OPTIONS = {"clap": {"truncation": "rand_trunc"}}         # if the defaults of a processor and its network differ
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "barks"]
-# Whole numbers of a configuration, by name -> the value they get; the second table is tried where the first one fails.
+# Integers of a configuration, by name -> replacement value; the second table is tried if the first one fails.
 LAYERS = {r"(num_)?(n_|encoder_|decoder_|hidden_|text_|audio_|vision_|conformer_)*(layers?|blocks)(_count)?|depth|"
           r"num_(encoder|decoder)_layers|n_layer": 2,
           r"vocab_size|.*_vocab_size": 64, r".*num_(local_)?experts|n_routed_experts": 2,
@@ -46,7 +47,7 @@ WIDTHS = {r"hidden_size|d_model|embed_dim|embed_size|n_embd|dim|encoder_hidden_s
 
 
 def shrink(config, table):
-    """Set the whole numbers of a configuration, and of those within, by a table; where layers are listed, one each."""
+    """Set the integers of a configuration and its nested ones from a table; lists of layers are reduced to one each."""
     for name, value in vars(config).copy().items():
         if isinstance(value, transformers.PretrainedConfig):
             shrink(value, table)
@@ -63,7 +64,7 @@ def shrink(config, table):
 
 
 def rebuilt(config):
-    """A configuration built from the values of another, so that what its class derives from them follows."""
+    """A configuration rebuilt from the values of another, so that its class recomputes derived values."""
     values = config.to_diff_dict()
     for name in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "pooler_output_size",
                  "model_type", "transformers_version", "layer_types"):
@@ -80,7 +81,7 @@ def save_tokenizer(folder):
 
 
 def processor_of(model_type, kind, config):
-    """The type's own processor, with its defaults; as many mel bands as the network takes."""
+    """The type's own processor with its defaults, and as many mel bands as the network expects."""
     names = PROCESSORS[kind][model_type]
     names = names.values() if isinstance(names, dict) else names if isinstance(names, tuple) else (names,)
     name = next(name for name in reversed(list(names)) if name)
@@ -95,12 +96,12 @@ def serve(model_type, kind, table, folder):
     """Width of the vectors of a tiny network of the type."""
     config = configuration_auto.CONFIG_MAPPING[model_type]()
     shrink(config, table)
-    with suppress(Exception):           # where the class does not take its own values, they stay as they are
+    with suppress(Exception):           # if the class rejects its own values, keep them
         config = rebuilt(config)
     with torch.device("meta"):
         count = sum(tensor.numel() for tensor in transformers.AutoModel.from_config(config).parameters())
     if count > LARGEST:
-        raise ValueError(f"{count / 1e6:,.0f} million parameters, which were not built")
+        raise ValueError(f"{count / 1e6:,.0f} million parameters, too large to build")
     torch.manual_seed(0)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     if kind == "text":
@@ -119,7 +120,7 @@ def serve(model_type, kind, table, folder):
     else:
         result = hub.HubText(folder, device).encode(["a dog", "a dog barks"])[1][1]
     if not np.isfinite(result).all():
-        raise ValueError("numbers that are not finite")
+        raise ValueError("output is not finite")
     return result.shape[-1]
 
 
@@ -134,7 +135,7 @@ def attempt(model_type, kind):
             except InputError as error:
                 reasons.insert(0, str(error).replace(folder, model_type))
             except Exception as error:      # noqa: BLE001   a configuration that these sizes do not fit, a package
-                reasons.append(f"not made: {type(error).__name__}: {' '.join(str(error).split())[:140]}")
+                reasons.append(f"not built: {type(error).__name__}: {' '.join(str(error).split())[:140]}")
     return None, reasons[0]
 
 
@@ -146,7 +147,7 @@ def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", nargs="+", choices=tuple(PROCESSORS), default=list(PROCESSORS))
     parser.add_argument("--types", nargs="+", default=None, help="model types (default: all of the kind)")
-    parser.add_argument("--json", type=Path, help="file for what was found")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     opts = parser.parse_args(argv)
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
@@ -158,7 +159,7 @@ def main(argv=None):
         for model_type in opts.types or known:
             if model_type not in known:
                 raise InputError(f"--types {model_type}: no {kind} type of transformers {transformers.__version__}; "
-                                 f"{', '.join(known)[:200]} ... are expected; correct it")
+                                 f"{', '.join(known)[:200]} ...; correct it")
             width, reason = found[f"{kind} {model_type}"] = attempt(model_type, kind)
             print(f"{kind:6} {model_type:32} {width or reason}", flush=True)
         served = [key for key, (width, _) in found.items() if width and key.startswith(kind)]

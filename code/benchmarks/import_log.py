@@ -1,6 +1,7 @@
-"""Run a script with --help and tell which of ours first imports each large library; start_time.py starts this.
+"""Run a script with --help and report which of our files first imports each large library. start_time.py starts this
+program.
 
-Arguments: file for what it finds, folder code, script. No import of ours, and the module search path of the script.
+Arguments: output file, folder code, script. It imports none of our modules and uses the script's module search path.
 """
 
 import json
@@ -38,7 +39,7 @@ def main(out, folder, script):
         runpy.run_path(script, run_name="__main__")
     except SystemExit:
         pass
-    first = {library: file for library, file in log.first.items() if library in sys.modules}    # an attempt is none
+    first = {library: file for library, file in log.first.items() if library in sys.modules}    # ignore failed attempts
     Path(out).write_text(json.dumps(first), encoding="utf-8")
 
 

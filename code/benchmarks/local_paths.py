@@ -11,6 +11,6 @@ LOCAL = runpy.run_path(str(SOURCE / "configs" / "opts.py"))["LOCAL"]
 
 
 def separate(name):
-    """Words of a command that runs a file of this folder without the folder on the module search path: its names and
-    the package installed here would hide modules of another checkout."""
+    """Command that runs a file of this folder without adding the folder to the module search path, because its names
+    and the package installed here would hide modules of another checkout."""
     return [sys.executable, "-c", f"import runpy; runpy.run_path({str(HERE / name)!r}, run_name='__main__')"]

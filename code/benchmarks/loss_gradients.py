@@ -1,9 +1,10 @@
-"""Which loss moves the semantic encoders: the gradient norm of each on natural sounds and photographs, as a table.
+"""Gradient norm of each loss with respect to the semantic encoders, on natural sounds and photographs, as a table.
 
     python loss_gradients.py --data DIR [--system dcid] [--steps 90]
 
-DIR holds clips.csv, audio.h5 and video.h5, as for natural_study.py. Audio and video, standardized by channel, 80 clips
-a step, published settings. Norms are those of the weighted losses, before clipping, of all semantic encoders together.
+DIR holds clips.csv, audio.h5 and video.h5, as for natural_study.py. Audio and video are standardized by channel, with
+80 clips per step and published settings. Norms are of the weighted losses, before clipping, over all semantic encoders
+together.
 """
 
 import argparse
@@ -27,7 +28,7 @@ BATCH, SECONDS, EVERY = 80, 5, 15
 
 
 def recorded(system, norms):
-    """Replace `system.losses` by one that appends kind -> gradient norm of the weighted loss to `norms`."""
+    """Wrap `system.losses` to append kind -> gradient norm of the weighted loss to `norms`."""
     losses = system.losses
     weights = [p for name, p in system.named_parameters() if ".semantic." in name]
 
@@ -41,7 +42,7 @@ def recorded(system, norms):
 
 
 def of_loss(value, weights):
-    """Norm of the gradient of a loss; 0 where it does not depend on the weights."""
+    """Norm of the gradient of a loss; 0 if it does not depend on the weights."""
     if not value.requires_grad:
         return 0.0
     found = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)

@@ -1,13 +1,14 @@
-"""Systems, losses and options on natural sounds and photographs: pretraining runs, one option changed at a time.
+"""Study of systems, losses and options on natural sounds and photographs: pretraining runs with one option changed at a
+time.
 
     python natural_study.py --data DIR --out studies/natural.jsonl --arms dcid h_dcid --modalities av avt --seeds 0 1
     python natural_study.py --data DIR --out studies/natural.jsonl --reference
     python natural_tables.py studies/natural.jsonl --write studies
 
-DIR holds clips.csv, audio.h5, video.h5 and prompts.h5, as `natural.sh --features` takes them. A run is pretrain.py's
-own, with the flags of an arm (`ARMS`) and a checkpoint every --every steps, each of which is a point of its learning
-curve: heads of custom.sh (30 epochs, the last counts), measured on val and test in every direction. A run is one line
-of --out. Finished runs are skipped, and a killed run resumes at its last checkpoint.
+DIR holds clips.csv, audio.h5, video.h5 and prompts.h5, as expected by `natural.sh --features`. A run is a run of
+pretrain.py with the flags of an arm (`ARMS`) and a checkpoint every --every steps, each of which is a point of its
+learning curve: heads as in custom.sh (30 epochs, the last counts), evaluated on val and test in every direction. A run
+is one line of --out. Completed runs are skipped, and an interrupted run resumes from its last checkpoint.
 """
 
 import argparse
@@ -39,9 +40,9 @@ from cmg.utils.errors import Parser, run
 
 PAIRS = [(s, t) for s in ("audio", "video") for t in ("audio", "video")]
 HEAD_EPOCHS, HEAD_SEED = 30, 43
-CHANNELS = (64, 96, 128, 160, 196, 224)                     # TOC, chosen on val
-FRACTIONS = (5, 10, 25, 50, 100)                            # labeled clips of each class
-NOISE = (0.5, 1.0)                                          # in deviations of a channel
+CHANNELS = (64, 96, 128, 160, 196, 224)                     # for TOC, selected on val
+FRACTIONS = (5, 10, 25, 50, 100)                            # percent of the labeled clips of each class
+NOISE = (0.5, 1.0)                                          # in standard deviations of a channel
 CENTERED = ["--recipe", "published", "--standardize", "channel"]
 SHARED = ["--recipe", "shared", "--standardize", "channel", "--n_embeddings", "400", "--batch_size", "80"]
 RAW = ["--standardize", "none"]
@@ -73,7 +74,7 @@ ARMS = {name: [*CENTERED, "--system", name] for name in ("dcid", "h_dcid", "fcid
 
 # ---------------------------------------------------------------------------------------------------------- measuring
 def features(data, modalities):
-    """Arguments of pretrain.py that name the data; `modalities`: "av" or "avt"."""
+    """Arguments of pretrain.py for the data; `modalities` is "av" or "avt"."""
     files = {"audio": "audio.h5", "video": "video.h5"} | ({"text": "prompts.h5"} if modalities == "avt" else {})
     return ["--manifest", str(data / "clips.csv"),
             *(part for m, name in files.items() for part in ("--features", f"{m}={data / name}"))]
@@ -104,7 +105,7 @@ def score(head_run, part):
 
 
 def encoded(data, encoder, noise=0.0):
-    """(role, modality) -> EncodedSplit of every labeled clip; `noise` is added to features, in their deviations."""
+    """(role, modality) -> EncodedSplit of every labeled clip; `noise`, in standard deviations, is added to features."""
     found = {}
     for role, clips in data.clips.items():
         clips = Noisy(clips, noise) if noise else clips
@@ -114,7 +115,7 @@ def encoded(data, encoder, noise=0.0):
 
 
 class Noisy(torch.utils.data.Dataset):
-    """Clips with Gaussian noise on their features, relative to the deviation of each channel over the set."""
+    """Clips with Gaussian noise on their features, relative to the standard deviation of each channel over the set."""
 
     def __init__(self, clips, noise):
         whole = torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
@@ -140,7 +141,7 @@ def measure(path, data):
 
 
 def accuracies(data, parts):
-    """role -> accuracy of each direction, in percent, of heads after their last epoch."""
+    """role -> accuracy of each direction, in percent, for heads after their last epoch."""
     runs = fit(data, {s: parts["train", s] for s in ("audio", "video")})
     return {role: {f"{s}->{t}": score(runs[s], parts[role, t]) for s, t in PAIRS} for role in ("val", "test")}
 
@@ -163,7 +164,7 @@ def code_use(audio, video):
 
 
 def final(path, data):
-    """What is measured of the last checkpoint: predictions, TOC, fractions of labels, noise, both modalities, gap."""
+    """Measurements on the last checkpoint: predictions, TOC, fractions of labels, noise, both modalities, gap."""
     pretrained = Pretrained.load(path, "cpu", "float32")
     encoder, found = pretrained.encoder, {}
     parts = encoded(data, encoder)
@@ -180,7 +181,7 @@ def final(path, data):
     found["toc"] = {name: {role: {f"{s}->{t}": score(heads[name, s], parts[role, t].select(kept[name]))
                                   for s, t in PAIRS} for role in ("val", "test")} for name in choices}
 
-    # as many steps as with all labels, so that a short training is not what is measured
+    # use as many steps as with all labels, so that the result does not reflect shorter training
     labels, found["fractions"] = train["audio"].clip_classes, {}
     for count in FRACTIONS[:-1]:
         few = torch.cat([torch.nonzero(labels == c).flatten()[:count] for c in labels.unique()])
@@ -198,7 +199,7 @@ def final(path, data):
 
 
 def letters(classes):
-    """Classes (N,) as text, a letter each."""
+    """Classes (N,) as text, one letter each."""
     return "".join(chr(ord("a") + number) for number in classes.tolist())
 
 
@@ -214,14 +215,14 @@ def missing(data, parts):
 
 
 def joined(first, second):
-    """The clips of two EncodedSplits, one after the other."""
+    """Concatenation of two EncodedSplits."""
     return encode.EncodedSplit(
         torch.cat([first.table, second.table]), torch.cat([first.numbers, second.numbers]),
         torch.cat([first.rows, second.rows + len(first.table)]), torch.cat([first.labels, second.labels]))
 
 
 def gap(data, encoder):
-    """How far apart modalities lie, of clips' mean vectors on test, each of length 1: `gap`, the distance of the
+    """Distance between modalities, for normalized mean vectors of test clips: `gap`, the distance between the
     modalities' means; `same_class` and `other_class`, mean cosines between modalities."""
     batch = torch.utils.data.default_collate([data.clips["test"][i] for i in range(len(data.clips["test"]))])
     z = {m: torch.nn.functional.normalize(encoder.embed(m, batch[m]).vectors.mean(1), dim=1)
@@ -265,7 +266,7 @@ def subset(folder, clips, work):
     """A manifest with the first `clips` train clips, and all others."""
     lines = (folder / "clips.csv").read_text().splitlines(keepends=True)
     train = [line for line in lines[1:] if line.split(",")[1] == "train"]
-    # labeled and unlabeled clips in their usual share
+    # labeled and unlabeled clips in their usual proportion
     kept = set(train[::max(1, len(train) // clips)][:clips])
     work.mkdir(parents=True, exist_ok=True)
     path = work / "clips.csv"
@@ -274,7 +275,7 @@ def subset(folder, clips, work):
 
 
 def rounded(value):
-    """Plain data with numbers to two digits."""
+    """Plain data with numbers rounded to two digits."""
     if isinstance(value, dict):
         return {name: rounded(of) for name, of in value.items()}
     if isinstance(value, list):
@@ -283,7 +284,7 @@ def rounded(value):
 
 
 def reference(options):
-    """Lines of what needs no pretraining: the test clips, linear probes, chance, and encoders with fresh weights."""
+    """Lines that need no pretraining: the test clips, linear probes, chance, and untrained encoders."""
     data, rows = Data(options.data), read_sources(options.data)
     batches = {role: torch.utils.data.default_collate([clips[i] for i in range(len(clips))])
                for role, clips in data.clips.items()}
@@ -326,7 +327,7 @@ def key(line):
 
 
 def run_all(options):
-    """Every run that --out does not have yet."""
+    """Run everything that is missing in --out."""
     options.work = options.work or options.out.with_suffix("")
     data = Data(options.data)
     for seed in options.seeds:
@@ -346,15 +347,16 @@ def run_all(options):
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
-    parser.add_argument("--work", type=Path, default=None, help="folder of running runs (default: beside --out)")
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="in this order")
+    parser.add_argument("--out", type=Path, required=True, help="file for results, one JSON line per run")
+    parser.add_argument("--work", type=Path, default=None, help="working folder of the runs (default: next to --out)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="arms to run, in this order")
     parser.add_argument("--modalities", nargs="+", choices=("av", "avt"), default=["av", "avt"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=390)
-    parser.add_argument("--every", type=int, default=78, help="steps between two points of the curve")
-    parser.add_argument("--clips", type=int, default=None, help="train clips of the pretraining (default: all)")
-    parser.add_argument("--reference", action="store_true", help="no run: test clips, probes, chance, fresh weights")
+    parser.add_argument("--every", type=int, default=78, help="steps between points of the curve")
+    parser.add_argument("--clips", type=int, default=None, help="number of train clips for pretraining (default: all)")
+    parser.add_argument("--reference", action="store_true", help="only write test clips, probes, chance, and untrained "
+                                                                 "encoders")
     options = parser.parse_args(argv)
     reference(options) if options.reference else run_all(options)
 

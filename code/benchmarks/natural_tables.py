@@ -1,11 +1,11 @@
-"""The tables and the figure of studies/natural.md, from the lines of natural_study.py.
+"""Tables and figure of studies/natural.md, generated from the lines of natural_study.py.
 
     python natural_tables.py studies/natural.jsonl                          # prints the tables
     python natural_tables.py studies/natural.jsonl --write studies          # writes natural.md and natural.svg
 
-Tables stand in the page between the marks `<!-- table NAME -->` and `<!-- end -->`; text around them is kept. Cells are
+On the page, tables are between the markers `<!-- table NAME -->` and `<!-- end -->`; other text is kept. Cells are
 percent on test, mean ± sample standard deviation over pretraining seeds. Differences are paired by seed; their 95 %
-intervals resample seeds and, within them, recordings (sounds) or photographs (pictures), which several clips may share.
+intervals resample seeds and, within them, recordings (audio) or photographs (video), which several clips may share.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Study:
         self.fixed = [line for line in lines if line.get("kind") == "reference"]
         self.clips = next((line for line in lines if line.get("kind") == "clips"), None)
         if not self.runs or self.clips is None:
-            raise InputError("the study has no runs or no line that describes its clips; see natural_study.py")
+            raise InputError("the study has no runs, or no line that describes its clips; see natural_study.py")
 
     def of(self, arm, modalities, clips=None, steps=390):
         """Runs of an arm by seed."""
@@ -71,7 +71,7 @@ def with_mean(values):
 
 
 def cell(values, digits=1):
-    """Mean, and standard deviation where there are several."""
+    """Mean, with standard deviation if there are several values."""
     values = [v for v in values if v is not None and not np.isnan(v)]
     if not values:
         return ""
@@ -80,13 +80,13 @@ def cell(values, digits=1):
 
 
 def step_seconds(runs):
-    """Processor time of a step, of those runs that were not resumed after their end."""
+    """Processor time per step, over runs that were not resumed after their end."""
     found = [line["cpu_seconds"] / line["steps"] for line in runs.values() if line["cpu_seconds"]]
     return np.mean(found) if found else np.nan
 
 
 def hits(study, line, direction):
-    """(N,) whether each test clip is classified correctly, and (N,) the recording or photograph that it shows."""
+    """(N,) whether each test clip is classified correctly, and (N,) its recording or photograph."""
     answers = np.array([ord(letter) - ord("a") for letter in line["final"]["predictions"][direction]])
     target = direction.split("->")[1]
     return answers == np.array(study.clips["classes"]), np.array(study.clips[target])
@@ -95,7 +95,7 @@ def hits(study, line, direction):
 def difference(study, one, other, directions=CROSS):
     """(mean, low, high) of the accuracy of `one` minus that of `other`, two dicts seed -> line, over common seeds.
 
-    Seeds are resampled, and within every draw the sources of the test clips; with one seed only the sources.
+    Seeds are resampled and, within each, the sources of the test clips; with a single seed, only the sources.
     """
     seeds = sorted(set(one) & set(other))
     if not seeds:
@@ -132,7 +132,7 @@ def seeds_of(runs):
 
 
 def systems(study, modalities):
-    """The systems at equal steps."""
+    """Table of the systems at equal steps."""
     rows = []
     for arm in SYSTEMS:
         runs = study.of(arm, modalities)
@@ -152,7 +152,7 @@ def systems(study, modalities):
 
 
 def equal_time(study, modalities):
-    """Transfer of each system at the last point of its curve that took no more processor time than DCID's run."""
+    """Table of the transfer of each system at the last point of its curve within the processor time of DCID's run."""
     runs = study.of("dcid", modalities)
     if not runs:
         return ""
@@ -170,13 +170,13 @@ def equal_time(study, modalities):
 
 
 def along(runs, steps):
-    """Cells with the transfer of runs at each of `steps`, of those that were measured there."""
+    """Cells with the transfer at each of `steps`, over the runs evaluated at that step."""
     return [cell([with_mean(line["curve"][str(s)]["test"])["transfer"] for line in runs.values()
                   if str(s) in line["curve"]]) for s in steps]
 
 
 def curves(study, modalities):
-    """Transfer along the runs."""
+    """Table of the transfer over the course of the runs."""
     listed = (*SYSTEMS, "dcid_shared_club01", "h_dcid_shared_club01", "club01", "h_dcid_club01", "no_club",
               "h_dcid_no_club", "dcid_raw", "h_dcid_raw")
     arms = [arm for arm in listed if study.of(arm, modalities)]
@@ -186,7 +186,7 @@ def curves(study, modalities):
 
 
 def longer(study):
-    """Transfer along runs of twice the length, and the processor seconds of a whole run."""
+    """Table of the transfer over the course of runs of twice the length, with the processor seconds of a whole run."""
     lines = [line for line in study.runs if line["steps"] > 390]
     steps = sorted({int(s) for line in lines for s in line["curve"]})
     rows = []
@@ -198,7 +198,7 @@ def longer(study):
 
 
 def against(study, pairs):
-    """Differences in transfer: rows (arm, compared with), with and without sentences."""
+    """Table of differences in transfer for rows (arm, baseline), with and without sentences."""
     rows = []
     for one, other in pairs:
         found = {m: difference(study, study.of(one, m), study.of(other, m)) for m in WITH}
@@ -209,7 +209,7 @@ def against(study, pairs):
 
 
 def toc(study):
-    """TOC with 196 channels, with the number of channels that is best on val, and with the published settings."""
+    """Table of TOC with 196 channels, with the best number of channels on val, and with the published settings."""
     rows = []
     for modalities in WITH:
         for arm in ("dcid", "h_dcid", "fcid", "micu", "codaar", "dcid_shared"):
@@ -233,7 +233,7 @@ def toc(study):
 
 
 def levels(study):
-    """Use of the codebooks of both levels of H-DCID."""
+    """Table of the use of both codebooks of H-DCID."""
     rows = []
     for modalities in WITH:
         for arm in [arm for arm in LABELS if arm.startswith("h_dcid") and study.of(arm, modalities)]:
@@ -245,7 +245,7 @@ def levels(study):
 
 
 def fractions(study):
-    """Labeled clips of each class."""
+    """Table for fractions of labeled clips of each class."""
     rows = []
     for modalities in WITH:
         for arm in ("dcid", "h_dcid", "micu", "codaar", "dcid_shared"):
@@ -259,7 +259,7 @@ def fractions(study):
 
 
 def robustness(study):
-    """Noise on the features, and a modality that is missing at test."""
+    """Table for noise on the features, and for a modality that is missing at test time."""
     rows = []
     for modalities in WITH:
         for arm in ("dcid", "h_dcid", "micu", "codaar", "dcid_shared"):
@@ -278,7 +278,7 @@ def robustness(study):
 
 
 def sizes(study):
-    """Number of clips of the pretraining at equal steps."""
+    """Table for the number of pretraining clips at equal steps."""
     counts = sorted({line["clips"] for line in study.runs if line["clips"]})
     rows = []
     for arm in ("dcid", "dcid_shared"):
@@ -316,7 +316,7 @@ TABLES = {
 
 
 def page(text, study):
-    """The page with every table made anew."""
+    """The page with all tables regenerated."""
     def made(found):
         if found[1] not in TABLES:
             raise InputError(f"no table '{found[1]}'; expected one of {', '.join(TABLES)}")
@@ -325,7 +325,7 @@ def page(text, study):
 
 
 def figure(study, path):
-    """Transfer along the runs, with sentences and without, as SVG."""
+    """Plot of the transfer over the course of the runs, with and without sentences, as SVG."""
     import matplotlib
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "natural"

@@ -1,12 +1,12 @@
-"""Another cut of the recordings of Spoken Digits, with other features: whether a choice made on one holds on another.
+"""A different split of the Spoken Digits recordings with different features, to test whether choices generalize.
 
     python code/benchmarks/other_cut.py --recordings DIR --out data/other_cut
     python code/benchmarks/defaults.py --data_root data/other_cut --out other.jsonl --only default shared --seeds 0
 
-Other takes and images train and test, every second has a recording and an image of its own (`--hold 10`: one of each a
-clip), and no feature is made by the code of `prepare.py features`: 32 mel bands in the four quarters of a word, and the
-7 x 7 patches of 4 x 4 pixels of an image under 16 random filters (`--channels`). Audio and video alone: `defaults.py`
-reads no text, unless told to.
+Training and test use different takes and images, every second has its own recording and image (`--hold 10`: one of each
+per clip), and features are not computed by `prepare.py features`: they are 32 mel bands in the four quarters of a word,
+and 16 random filters (`--channels`) on the 7 x 7 patches of 4 x 4 pixels of an image. `defaults.py` uses only audio and
+video by default.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from cmg.utils.settings import positive
 
 WINDOW, HOP, BANDS, QUARTERS, FLOOR = 256, 80, 32, 4, 1e-4      # samples at 8 kHz; FLOOR: added to the power
 LOWEST_HZ, HIGHEST_HZ = 80, 3900
-SIDE, GRID = 4, 7                                               # pixels of a patch, patches of a side
+SIDE, GRID = 4, 7                                               # pixels per patch side, patches per image side
 
 
 def mel_bank():
-    """Triangles of equal width in mel, (32, 129)."""
+    """Triangular filters of equal width in mel, (32, 129)."""
     low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (LOWEST_HZ, HIGHEST_HZ))
     edges = 700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)[:, None]
     hertz = np.fft.rfftfreq(WINDOW, 1 / RATE)
@@ -38,7 +38,7 @@ def mel_bank():
 
 
 def word_features(wave, bank):
-    """Log-mel power over silence, mean of each quarter of a word: (128,) float32."""
+    """Log-mel power above silence, averaged over each quarter of a word: (128,) float32."""
     x = wave.astype(np.float64) / 32768
     x = np.pad(x, (0, max(0, QUARTERS * WINDOW - len(x))))
     frames = np.lib.stride_tricks.sliding_window_view(x, WINDOW)[::HOP] * np.hanning(WINDOW)
@@ -48,7 +48,7 @@ def word_features(wave, bank):
 
 
 class OtherCut(spoken.Writer):
-    """The tree with these features."""
+    """Data tree with these features."""
 
     name = "Spoken Digits, another cut"
     cut = Cut({"test": slice(35, 50), "val": slice(30, 35), "train": slice(0, 30)},
@@ -80,12 +80,12 @@ class OtherCut(spoken.Writer):
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives, as for spoken.sh")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; pass it on as --data_root")
-    parser.add_argument("--seed", type=int, default=5, help="of every random choice")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
-    parser.add_argument("--channels", type=positive, default=OtherCut.channels, help="filters of the video features")
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
+    parser.add_argument("--seed", type=int, default=5, help="random seed")
+    parser.add_argument("--clips", type=int, default=2400, help="number of pretraining clips; others are proportional")
+    parser.add_argument("--channels", type=positive, default=OtherCut.channels, help="number of video filters")
     parser.add_argument("--hold", type=positive, default=OtherCut.cut.hold,
-                        help="seconds until another recording and another image take over")
+                        help="seconds before the recording and the image change")
     options = parser.parse_args(argv)
 
     class Chosen(OtherCut):

@@ -1,13 +1,13 @@
-"""Whether the features' form matters: the demo with 1024-wide audio and 768-wide video vectors, beside the demo itself.
+"""Test whether the form of the features matters: the demo with 1024-wide audio and 768-wide video vectors against the
+demo itself.
 
     python code/benchmarks/other_features.py [--seeds 0 1 2] [--json FILE]
 
-The demo's data are copied; in the copy every second of audio (128 numbers) and of video (a 7 x 7 x 32 map) is a
-random projection of itself, everything else is the demo's. `pretrain.py --preset demo` and `evaluate.py --preset demo`
-are run on both as a user would, in folders of their own; finished runs are not repeated. For every cross-modal cell, a
-task and a direction, the values after the heads' last epoch (percent, mean over the seeds) and their difference are
-printed. Exit code 1 if the mean over the cells of the papers' table (marked *) is more than five points below the
-demo's. A seed takes a few minutes.
+In a copy of the demo's data, every second of audio (128 numbers) and of video (a 7 x 7 x 32 map) is replaced with a
+random projection. `pretrain.py --preset demo` and `evaluate.py --preset demo` are run on both, in separate folders;
+completed runs are not repeated. For every cross-modal cell (task and direction), the output shows the values after the
+last epoch of the heads (percent, mean over seeds) and their difference. The exit code is 1 if the mean over the cells
+of the papers' table (marked *) is more than five points below the demo's. A seed takes a few minutes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TOLERANCE = 5.0         # points of the mean over the cells
 
 
 def projector(modality):
-    """The projection of a modality: (t, ...) features -> (t, width) vectors of the same scale, always the same."""
+    """Fixed random projection of a modality: (t, ...) features -> (t, width) vectors of the same scale."""
     matrices = {}
 
     def project(x):
@@ -49,7 +49,7 @@ def projector(modality):
 
 
 def build(demo, out):
-    """The projected copy of the demo tree in `out`; one that is there is left alone. Other files are links."""
+    """Create the projected copy of the demo tree in `out` unless it exists; other files are links."""
     if out.exists():
         return
     paths = {DATA_PATHS[name]: name.split(".")[1] for name in DATA_PATHS
@@ -74,7 +74,7 @@ def build(demo, out):
 
 
 def measure(data, folder, seed, opts):
-    """Cell -> percent of one pretraining run on the data, trained and tested in `folder` unless it has been."""
+    """Cell -> percent for one pretraining run on the data, trained and tested in `folder` unless already done."""
     limits = ["--max_steps", opts.max_steps] if opts.max_steps else []
     heads = ["--n_epoch", opts.head_epochs] if opts.head_epochs else []
     rows = last_rows(folder, ["--data_root", data, "--seed", seed, *limits], ["--data_root", data, *heads])
@@ -83,15 +83,15 @@ def measure(data, folder, seed, opts):
 
 
 def main(argv=None):
-    """Build, train, test, print the rows; returns the exit code."""
+    """Build, train, test, and print the rows; returns the exit code."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the pretraining")
     parser.add_argument("--max_steps", type=int, default=None, help="pretraining steps (default: the preset's)")
     parser.add_argument("--head_epochs", type=int, default=None, help="epochs of the heads (default: as published)")
-    parser.add_argument("--data_root", type=Path, default=LOCAL.data / "demo", help="the demo's data; built if absent")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips of data that are built")
+    parser.add_argument("--data_root", type=Path, default=LOCAL.data / "demo", help="the demo's data; built if missing")
+    parser.add_argument("--clips", type=int, default=2400, help="number of pretraining clips if the data is built")
     parser.add_argument("--folder", type=Path, default=LOCAL.runs / "demo" / "other_features",
-                        help="where the projected data and the runs lie; finished ones are read, not repeated")
+                        help="folder for the projected data and the runs; completed runs are reused")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     demo, folder = opts.data_root.resolve(), opts.folder.resolve()

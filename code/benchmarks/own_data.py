@@ -1,11 +1,12 @@
-"""Which defaults own data gets: pretraining runs on own data of several sizes, against the published defaults.
+"""Study of the defaults for own data: pretraining runs on data sets of several sizes, compared with the published
+defaults.
 
     python own_data.py --recordings DIR --natural DIR --out studies/own-data.jsonl --runs spoken:200:AVT:published:0:300
     python own_data.py --out studies/own-data.jsonl --table
 
-A run is DATA:CLIPS:MODALITIES:ARM:SEED:STEPS: that of pretrain.py with --dataset_name custom, on the first train clips
-of a data set, with the flags of an arm (`ARMS`). It is one line of --out; finished runs are skipped. Its checkpoints
-are the points of its curve, each measured on the test clips with the heads of custom.sh (studies/own-data.md).
+A run is DATA:CLIPS:MODALITIES:ARM:SEED:STEPS: a run of pretrain.py with --dataset_name custom, on the first train clips
+of a data set, with the flags of an arm (`ARMS`). It is one line of --out; completed runs are skipped. Its checkpoints
+are the points of its learning curve, each evaluated on the test clips with heads as in custom.sh (studies/own-data.md).
 """
 
 import argparse
@@ -34,8 +35,8 @@ from cmg.utils.errors import Parser, run
 
 SECONDS = {"dialled": 3, "spoken": 3, "natural": 5}
 CLIPS = {"train": 2400, "test": 300}
-BLOCK = 100                                                     # clips that are generated at a time
-MODALITIES = {"A": "audio", "V": "video", "T": "text", "L": "look"}     # look: vectors of another picture of the class
+BLOCK = 100                                                     # clips generated at a time
+MODALITIES = {"A": "audio", "V": "video", "T": "text", "L": "look"}     # look: vectors of another image of the class
 PUBLISHED = ["--recipe", "published"]
 CENTERED = [*PUBLISHED, "--standardize", "channel"]
 SHARED = ["--recipe", "shared", "--standardize", "channel", "--schedule", "constant"]
@@ -45,7 +46,7 @@ ARMS = {
     **{f"shared_{b}_k{k}": [*SHARED, "--batch_size", str(b), "--n_embeddings", str(k)]
        for b in (48, 80) for k in (32, 64, 128, 256, 400)},
 }
-POINTS = 75                                                     # steps between two points of a curve, about
+POINTS = 75                                                     # approximate steps between points of a curve
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -91,7 +92,7 @@ def write(folder, features, prompts, seconds):
 
 
 def natural(folder, options):
-    """Natural sounds and photographs. In the list of clips, classes take turns, those with a label first."""
+    """Natural sounds and photographs. The list of clips alternates between classes, labeled clips first."""
     folder.mkdir(parents=True)
     for name in ("audio.h5", "video.h5", "prompts.h5"):
         shutil.copyfile(options.natural / name, folder / name)
@@ -125,8 +126,9 @@ def manifest(folder, clips):
 
 # ---------------------------------------------------------------------------------------------------------- running
 def measure(path, files, kinds, seconds):
-    """Metrics of a checkpoint on test: "audio->video" -> accuracy in percent, for all pairs of modalities but text, and
-    for each with itself; `codes_audio`: codes in use; `common`: percent of audio's and video's codes that both use."""
+    """Metrics of a checkpoint on test: "audio->video" -> accuracy in percent, for all pairs of modalities except text,
+    including each with itself; `codes_audio`: codes in use; `common`: percent of audio's and video's codes that both
+    use."""
     encoder = {None: Pretrained.load(path, "cpu", "float32").encoder}
     timed = [m for m in kinds if m != "text"]
     task = TASKS["custom"].of(files["custom.manifest"], {m: kinds[m] for m in timed}).open(
@@ -173,8 +175,8 @@ def train_and_measure(name, options):
 
 # ---------------------------------------------------------------------------------------------------------- table
 def table(lines):
-    """Markdown: each point of the runs' curves, the mean over seeds; `share`: the worst direction of audio and video,
-    in percent of the best that any point of the same data reaches within the tested modality."""
+    """Markdown: every point of the runs' curves, as mean over seeds; `share`: the worse direction of audio and video,
+    in percent of the best same-modality value at any point on the same data."""
     points = {}
     for line in lines:
         *what, seed, _ = line["run"].split(":")
@@ -201,10 +203,11 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=Path, help="folder of the recordings of Spoken Digits")
     parser.add_argument("--natural", type=Path, help="folder of natural sounds and photographs")
-    parser.add_argument("--out", type=Path, required=True, help="one JSON line a run")
-    parser.add_argument("--work", type=Path, default=Path("own-data"), help="folder of the data and of the current run")
+    parser.add_argument("--out", type=Path, required=True, help="file for results, one JSON line per run")
+    parser.add_argument("--work", type=Path, default=Path("own-data"), help="folder for the data and the current run")
     parser.add_argument("--runs", nargs="+", default=[], metavar="DATA:CLIPS:MODALITIES:ARM:SEED:STEPS")
-    parser.add_argument("--table", action="store_true", help="no run: print what is there")
+    parser.add_argument("--table", action="store_true", help="print a table of the existing results, without running "
+                                                             "anything")
     options = parser.parse_args(argv)
     if options.table:
         print(table(read(options.out)))

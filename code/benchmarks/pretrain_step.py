@@ -1,12 +1,12 @@
-"""Time of a pretraining step: seconds, clips and TFLOP per second, memory, and where the time goes.
+"""Time of a pretraining step: seconds, clips and TFLOP per second, memory, and a breakdown of the time.
 
     python code/benchmarks/pretrain_step.py [--widths published|demo] [--precision bf16] [--compare_baseline] [--json F]
 
-Random features of the data set's shapes are kept in memory as with --in_memory, and cmg/training/step.py takes steps on
-batches of them. The work counted is that of the method's layers (dense convolutions, forward and backward, without
-optimizer, distances and losses), so that a faster formulation has the same work as a plain one. The ceiling is the
-fastest matrix product of the device in the same precision, measured between the steps. With --compare_baseline the
-plain float64 step (baseline_step.py) alternates with the fast one.
+Random features with the data set's shapes are kept in memory, as with --in_memory, and cmg/training/step.py takes steps
+on batches of them. FLOP are counted for the layers of the method (dense convolutions, forward and backward, without
+optimizer, distances and losses), so that a faster formulation has the same count as a plain one. The ceiling is the
+fastest matrix product of the device in the same precision, measured between steps. With --compare_baseline, steps
+alternate with plain float64 steps (baseline_step.py).
 """
 
 import argparse
@@ -36,11 +36,11 @@ from cmg.training.step import TrainStep
 from cmg.utils.errors import Parser, run
 from cmg.utils.settings import positive
 
-LATE_EPOCH = 3                                                      # from here on every loss of every system counts
-CHUNK = 256                                                         # clips drawn at once
+LATE_EPOCH = 3                                                      # from here on, every loss is used
+CHUNK = 256                                                         # clips generated at a time
 WIDTHS = {"published": {}, "demo": {"video_dim": 32, "num_codes": 100}}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.bfloat16}
-POSITIONS = {                                                       # at which a kernel is applied in each second
+POSITIONS = {                                                       # positions per second of each kernel
     "specific.video.conv1": 25, "specific.video.conv2": 9, "specific.video.conv3": 9,
     "specific.video.residual.conv3x3": 9, "specific.video.residual.conv1x1": 9, "decoders.video.deconv1": 9,
     "decoders.video.residual.conv3x3": 25, "decoders.video.residual.conv1x1": 25, "decoders.video.deconv2": 25,
@@ -51,10 +51,10 @@ FROM_DATA = ("specific.video.conv1", "semantic.audio.affine", "specific.audio.li
 
 
 def flops_per_second(model):
-    """FLOP of a training step for each second of a clip, {"autocast": what --precision bf16 computes in bf16, "rest"}.
+    """FLOP of a training step per second of a clip: {"autocast": those computed in bf16 by --precision bf16, "rest"}.
 
-    Forward, 2 for each weight and position; as many for the gradient of the weight, and for that of the input unless
-    the input is data.
+    The forward pass has 2 per weight and position; the gradient of the weight has the same number, and so has that of
+    the input unless the input is data.
     """
     total = {"autocast": 0, "rest": 0}
     for name, weight in model.named_parameters():
@@ -71,7 +71,7 @@ def flops_per_second(model):
 
 
 def random_data(config, clips, seconds, device, dtype, stored):
-    """Resident features of the published kind, as pretrain.py keeps them: three quarters of the video are zero."""
+    """Resident features of the published kind, as in pretrain.py; three quarters of the video values are zero."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape):
@@ -79,7 +79,7 @@ def random_data(config, clips, seconds, device, dtype, stored):
     features = {m: torch.empty(clips, seconds, *config.shape(m), device=device, dtype=stored)
                 for m in config.modalities if m != "text"}
     for m, x in features.items():
-        for part in x.split(CHUNK):                                 # drawn at once, 40,000 clips take 41 GB
+        for part in x.split(CHUNK):                                 # generating 40,000 clips at once would take 41 GB
             part.copy_(normal(*part.shape) if m == "audio" else (normal(*part.shape) - 0.67).relu())
     if "text" not in config.modalities:
         return Resident(features, None, dtype)
@@ -89,7 +89,7 @@ def random_data(config, clips, seconds, device, dtype, stored):
 
 
 def whole_run(train_step, resident, clips, batch_size, epochs):
-    """Seconds of a run of all epochs, as pretrain.py takes its steps, without log and checkpoints."""
+    """Seconds of a run over all epochs, with steps as in pretrain.py but without log and checkpoints."""
     device = next(train_step.system.parameters()).device
     start = now(device)
     for epoch in range(epochs):
@@ -100,7 +100,7 @@ def whole_run(train_step, resident, clips, batch_size, epochs):
 
 
 class Endless:
-    """Batches of a Resident, one after the other, order after order."""
+    """Endless batches of a Resident, in one order after another."""
 
     def __init__(self, resident, clips, batch_size):
         self.resident, self.clips, self.batch_size = resident, clips, batch_size
@@ -115,7 +115,7 @@ class Endless:
 
 
 def breakdown(train_step, batches, device, steps):
-    """Seconds a step by what is done; the clocks wait for the device at each change, which costs a little."""
+    """Seconds per step by phase; the clocks synchronize with the device at each change, which adds a small overhead."""
     watch = Stopwatch(device)
     for owner, function, name in (
             (train_step.system, "features", "encode"), (train_step.system, "encode", "encode"),
@@ -126,13 +126,14 @@ def breakdown(train_step, batches, device, steps):
     for _ in range(steps):
         with watch.on("data"):
             batch = batches()
-        with watch.on("backward"):                  # all that has no clock of its own
+        with watch.on("backward"):                  # everything without its own clock
             train_step.step(batch, LATE_EPOCH)
     return {name: time / steps for name, time in sorted(watch.times.items(), key=lambda item: -item[1])}
 
 
 def trace(train_step, batches, device, path):
-    """Record three steps with torch.profiler: a Chrome trace at `path`, and a table of what took longest."""
+    """Profile three steps with torch.profiler: write a Chrome trace to `path`, and print a table of the slowest
+    operations."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as profiler:
         for _ in range(3):
@@ -147,24 +148,25 @@ def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
-    parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="of the clips")
+    parser.add_argument("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="modalities to use")
     parser.add_argument("--n_embeddings", type=positive, default=argparse.SUPPRESS,
                         help="codes in a codebook (default: that of the widths)")
     parser.add_argument("--seconds", type=positive, default=10, help="of a clip")
     parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips per step")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two that are not")
-    parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: those of two steps)")
-    parser.add_argument("--epochs", type=int, default=0, help="time a run of this many epochs over all clips, too")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two warm-up steps")
+    parser.add_argument("--clips", type=int, default=None, help="number of clips in memory (default: those of two "
+                                                                "steps)")
+    parser.add_argument("--epochs", type=int, default=0, help="also time a run of this many epochs over all clips")
     parser.add_argument("--precision", choices=tuple(DTYPES), default=argparse.SUPPRESS,
-                        help="as of pretrain.py (default: bf16 where the device has units for it, else float32)")
+                        help="as in pretrain.py (default: bf16 if the device has units for it, else float32)")
     add_device(parser)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
-    parser.add_argument("--recompute", action="store_true", help="recompute video activations: less memory")
-    parser.add_argument("--compare_baseline", action="store_true", help="time the plain float64 step, too")
-    parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one that is not")
-    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps, "
-                        "print what took longest")
+    parser.add_argument("--recompute", action="store_true", help="recompute video activations to save memory")
+    parser.add_argument("--compare_baseline", action="store_true", help="also time the plain float64 step")
+    parser.add_argument("--baseline_steps", type=int, default=2, help="timed plain steps, after one warm-up step")
+    parser.add_argument("--trace", type=Path, default=None, help="write a Chrome trace (.json.gz) of three steps and "
+                        "print the slowest operations")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(opts.threads)
@@ -260,7 +262,7 @@ def report(metrics):
               "{shortest_step:.4f} s = {share:.1%} of the step".format(
                   share=metrics["shortest_step"] / metrics["seconds_per_step"], **metrics))
     if "cuda" in metrics["device"]:
-        print("host        {host_seconds_per_step:.4f} s until all of a step's work is handed to the device"
+        print("host        {host_seconds_per_step:.4f} s until all work of a step is submitted to the device"
               .format(**metrics))
     if metrics["baseline_seconds_per_step"]:
         ratio = metrics["baseline_seconds_per_step"] / metrics["seconds_per_step"]

@@ -1,11 +1,11 @@
-"""Time of reading random clips: zips as published against the pack of `prepare.py pack`, in one run.
+"""Time of reading random clips: published zips against a pack created by `prepare.py pack`, in one run.
 
     python code/benchmarks/read_clips.py [--clips 2000] [--json FILE]
 
 Clips of the published shapes are written to a temporary folder: audio (10, 128), video (10, 7, 7, 512), float32,
-non-negative with three quarters zeros like VGG-19's pool5, deflated as `zip` does. They are packed by the project's own
-command in float16. Then the same clips are read in the same random order through the same stores from both paths,
-everything from the page cache, so that the work of reading is compared and not the disk.
+non-negative with three quarters zeros like VGG-19's pool5, deflated as `zip` does. They are packed in float16 by the
+project's own command. The same clips are then read in the same random order through the same stores from both paths,
+from the page cache, so that the comparison does not depend on the disk.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from cmg.prepare.pack import pack
 from cmg.utils.errors import Parser, run
 
 SHAPES = {"audio": (10, 128), "video": (10, 7, 7, 512)}
-DIFFERENT = 50                  # clips with contents of their own; the others are copies, with files of their own
+DIFFERENT = 50                  # clips with distinct contents; the others are copies in separate files
 
 
 def zip_of(rng, shape):
-    """Bytes of a zip with one pickled clip, values as VGGish and VGG-19 features have them."""
+    """Bytes of a zip with one pickled clip, with values like VGGish and VGG-19 features."""
     clip = np.maximum(rng.standard_normal(shape, np.float32) - 0.67, 0)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -48,11 +48,11 @@ def seconds_per_clip(store, ids):
 
 
 def main(argv=None):
-    """Write, pack, read; print a table and, if asked, JSON."""
+    """Write, pack and read; print a table and, if requested, write JSON."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--clips", type=int, default=2000, help="clips of each modality")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the pack")
-    parser.add_argument("--folder", type=Path, default=None, help="where to write (default: the temporary folder)")
+    parser.add_argument("--clips", type=int, default=2000, help="number of clips per modality")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="dtype of the pack")
+    parser.add_argument("--folder", type=Path, default=None, help="folder to write to (default: a temporary folder)")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     torch.set_num_threads(1)                # as in a DataLoader worker

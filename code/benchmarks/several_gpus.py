@@ -1,13 +1,13 @@
-"""Messages of a pretraining step on several GPUs: how many, how large, and the efficiency that follows.
+"""Messages of a pretraining step on several GPUs: their number, size, and the resulting efficiency.
 
     python code/benchmarks/several_gpus.py --step_seconds 0.03 [--system dcid] [--gigabytes 50 300] [--gpus 8 64]
 
 The messages are counted in real steps of two gloo processes; a process of a larger group sends the same ones. Two batch
-sizes are counted, because what is sent of clips grows with them and what is sent of weights does not. The step of one
-GPU is measured by pretrain_step.py and given here. The estimate: every GPU takes the same number of clips (the global
-batch grows); a ring adds up n bytes in 2 (N - 1) / N n, and gathers n bytes of each in (N - 1) n; each message waits
-once for the latency of the link. "exposed" takes nothing as hidden, "overlapped" hides gradients behind the backward
-pass (two thirds of a step), all but the last message.
+sizes are counted, because data about clips grows with them and data about weights does not. The step time of one GPU,
+measured by pretrain_step.py, is an argument. The estimate assumes that every GPU has the same number of clips (the
+global batch grows), that a ring reduces n bytes in 2 (N - 1) / N n and gathers n bytes from each in (N - 1) n, and that
+each message adds the latency of the link once. "exposed" assumes no overlap; "overlapped" hides all gradient messages
+except the last behind the backward pass (two thirds of a step).
 """
 
 import argparse
@@ -31,23 +31,23 @@ from cmg.utils import dist
 from cmg.utils.errors import Parser, run
 from cmg.utils.settings import positive
 
-BACKWARD = 2 / 3            # of a step's time
+BACKWARD = 2 / 3            # fraction of a step's time
 PROCESSES = 2
 SMALL, LARGE = 2, 4         # clips per process in the counted steps
 
 
 @dataclass
 class Messages:
-    """Of one process and step."""
+    """Messages of one process and step."""
 
     count: int
-    sums: float             # bytes that are added up, without gradients
+    sums: float             # bytes that are summed, without gradients
     gradients: float        # bytes of gradients
-    gathers: float          # bytes that every process sends to all others
+    gathers: float          # bytes that each process sends to all others
 
 
 def count(step):
-    """`Messages` of a call. Gradients are what is sent asynchronously."""
+    """`Messages` of a call. Asynchronous messages are gradients."""
     found, inner = Messages(0, 0, 0, 0), (distributed.all_reduce, distributed.all_gather)
 
     def all_reduce(tensor, *args, **kwargs):
@@ -71,14 +71,14 @@ def count(step):
 
 
 def count_steps(system, widths):
-    """Clips per process -> `Messages` of a step, in a process of a group that `messages` starts."""
+    """Clips per process -> `Messages` of a step; runs in a process started by `messages`."""
     config, device = SYSTEMS[system].Config.for_data(MODALITIES, **WIDTHS[widths]), torch.device("cpu")
     with dist.process_group(device, seed=0):
         train_step = TrainStep(SYSTEMS[system](config).train(), StepRandom(torch.Generator().manual_seed(0)),
                                OptimConfig())
         resident = random_data(config, LARGE, 10, device, torch.float32, torch.float32)
         counted = {}
-        for number, clips in enumerate((SMALL, LARGE, SMALL, LARGE)):       # the first also initializes codebooks
+        for number, clips in enumerate((SMALL, LARGE, SMALL, LARGE)):       # the first step also initializes codebooks
             batch = next(iter(resident(torch.arange(clips), clips)))
             dist.begin_step(PROCESSES * clips, number)
             counted[clips] = count(lambda batch=batch: train_step.step(batch, LATE_EPOCH))
@@ -86,7 +86,7 @@ def count_steps(system, widths):
 
 
 def messages(system, widths, clips):
-    """`Messages` of a step with `clips` clips per process: on the line through those of two measured sizes."""
+    """`Messages` of a step with `clips` clips per process, by linear extrapolation from two measured sizes."""
     with tempfile.TemporaryDirectory() as folder:
         launch = LaunchConfig(1, 1, PROCESSES, run_id="messages", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                               start_method="spawn", logs_specs=DefaultLogsSpecs(folder))
@@ -97,7 +97,7 @@ def messages(system, widths, clips):
 
 
 def efficiency(sent, gpus, step_seconds, bytes_per_second, latency):
-    """(exposed, overlapped) share of the time of `gpus` GPUs that is not spent on messages."""
+    """(exposed, overlapped) fraction of the time of `gpus` GPUs that is not spent on messages."""
     def ring(size):
         return 2 * (gpus - 1) / gpus * size / bytes_per_second
     small = ring(sent.sums) + (gpus - 1) * sent.gathers / bytes_per_second + sent.count * latency
@@ -107,22 +107,23 @@ def efficiency(sent, gpus, step_seconds, bytes_per_second, latency):
 
 
 def main(argv=None):
-    """Count, estimate, print a Markdown table."""
+    """Count, estimate, and print a Markdown table."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--step_seconds", type=float, required=True, help="a step of one GPU, as pretrain_step.py says")
+    parser.add_argument("--step_seconds", type=float, required=True, help="step time of one GPU, from pretrain_step.py")
     parser.add_argument("--system", choices=tuple(SYSTEMS), default="dcid", help="which system")
     parser.add_argument("--widths", choices=tuple(WIDTHS), default="published", help="sizes of the networks")
     parser.add_argument("-b", "--batch_size", type=positive, default=80, help="clips per step and GPU")
-    parser.add_argument("--gpus", type=positive, nargs="+", default=[8, 64], help="how many")
+    parser.add_argument("--gpus", type=positive, nargs="+", default=[8, 64], help="numbers of GPUs")
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[12.5, 50, 300],
-                        help="per second and GPU of the slowest link: 100 Gbit Ethernet, 400 Gbit InfiniBand, NVLink")
-    parser.add_argument("--latency", type=float, default=3e-5, help="seconds of a message of no bytes")
+                        help="GB per second and GPU of the slowest link: 100 Gbit Ethernet, 400 Gbit InfiniBand, "
+                             "NVLink")
+    parser.add_argument("--latency", type=float, default=3e-5, help="latency of a message in seconds")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     sent = messages(opts.system, opts.widths, opts.batch_size)
     print(f"{SYSTEMS[opts.system].label}, {opts.widths} widths, {opts.batch_size} clips per GPU and step: "
           f"{sent.count:.0f} messages; {sent.gradients / 1e6:.1f} MB of gradients and {sent.sums / 1e6:.2f} MB of sums "
-          f"are added up, {sent.gathers / 1e6:.2f} MB are gathered from each GPU\n")
+          f"are reduced, {sent.gathers / 1e6:.2f} MB are gathered from each GPU\n")
     print("| GPUs | link, GB/s | efficiency, messages exposed | gradients overlapped |\n| --- | --- | --- | --- |")
     table = [(gpus, speed, *efficiency(sent, gpus, opts.step_seconds, speed * 1e9, opts.latency))
              for gpus in opts.gpus for speed in opts.gigabytes]

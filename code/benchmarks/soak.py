@@ -1,10 +1,10 @@
-"""Kill programs many times at random moments, and compare what their resumed runs leave with an unbroken one's. The
-tests make a few such kills; studies/soak.md has the results.
+"""Kill programs many times at random moments, and compare the results of their resumed runs with those of an
+uninterrupted run. The tests include a few such kills; studies/soak.md has the results.
 
     export PYTHONPATH=code/tests:code/src:code/AVSBench_downstream/avs_scripts/avs_s4
     python code/benchmarks/soak.py --kills 20                           pretraining of the demo
-    python code/benchmarks/soak.py --what all --tiny --kills 5          every kind of work, five kills each
-    python code/benchmarks/soak.py --what all --tiny --kills 50 --log soak.jsonl        goes on where the log ends
+    python code/benchmarks/soak.py --what all --tiny --kills 5          every kind of program, five kills each
+    python code/benchmarks/soak.py --what all --tiny --kills 50 --log soak.jsonl        continues where the log ends
 """
 
 import argparse
@@ -19,7 +19,7 @@ from kill_resume import Work, equal
 
 
 def measure(arguments, log):
-    """AVE's heads; their state is kept after every epoch."""
+    """AVE's heads, with their state saved after every epoch."""
     import ave
     from cmg.downstream import resume as head_resume
     from cmg.downstream import run as run_task
@@ -28,7 +28,7 @@ def measure(arguments, log):
 
 
 def segment(arguments, log):
-    """Training of a segmentation network, its state kept after every step."""
+    """Training of a segmentation network, with its state saved after every step."""
     import train as script
     import training
     training.SECONDS = 0
@@ -36,7 +36,7 @@ def segment(arguments, log):
 
 
 def heads_left(folder):
-    """Result lines and kept predictions of a task."""
+    """Result lines and saved predictions of a task."""
     import numpy as np
 
     from cmg.results import rows as results
@@ -47,7 +47,7 @@ def heads_left(folder):
 
 
 def pack_left(folder):
-    """Content of a pack; nothing is beside it."""
+    """Content of a pack, with no other files next to it."""
     import h5py
     with h5py.File(folder / "pack.h5") as file:
         arrays = {name: file[name][()].tobytes() for name in file}
@@ -56,7 +56,7 @@ def pack_left(folder):
 
 
 def heads(work, data):
-    """Work: AVE's heads over a checkpoint of random weights."""
+    """Work: AVE's heads on a checkpoint with random weights."""
     import torch
 
     from cmg.checkpoints import checkpoint
@@ -74,7 +74,7 @@ WIDTHS_OF_HEADS = {"code_dim": 32, "feed_forward": 64, "num_layers": 1}
 
 
 def avs(work, data):
-    """Work: segmentation on scenes of the demo."""
+    """Work: segmentation on the demo's scenes."""
     import demo_scenes
     import torch
 
@@ -95,16 +95,16 @@ def avs(work, data):
 
 
 def packing(work, data):
-    """Work: a pack of the demo's sounds, eight clips between two flushes."""
+    """Work: packing the demo's audio, with a flush every eight clips."""
     return Work(kill_resume.prepare, lambda folder: (["pack", "vggsound.audio", "--data_root", str(data), "--out",
                                           str(folder / "pack.h5")], folder / "output.txt", 2), equal(pack_left))
 
 
-EPOCHS = {"h_dcid": 5}          # of pretraining; level 2 starts at epoch 3
+EPOCHS = {"h_dcid": 5}          # pretraining epochs; level 2 starts at epoch 3
 
 
 def kinds():
-    """Name of --what -> function of (folder, demo tree, tiny) that gives the `Work`."""
+    """Name for --what -> function (folder, demo tree, tiny) that returns the `Work`."""
     from cmg.systems.registry import SYSTEMS
 
     def of_system(system, processes):
@@ -117,8 +117,8 @@ def kinds():
 
 
 def soak(names, kills, seed, is_tiny, clips, log=None):
-    """`prove` for some kinds of work; returns how many failed. `log`: a file of lines {"what", "kills", "seed", ...};
-    what it holds is not done again."""
+    """Run `prove` for some kinds of work; returns the number of failures. `log`: file of lines {"what", "kills",
+    "seed", ...}; logged work is skipped."""
     from cmg.data.layout import DATA_PATHS
     from cmg.demos import dialled as demo_tree
     known = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
@@ -149,12 +149,13 @@ def soak(names, kills, seed, is_tiny, clips, log=None):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=("all", *kinds()), default=["pretrain"],
-                        help="what is killed")
-    parser.add_argument("--kills", type=int, default=20, help="how often, each of them")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+                        help="programs to kill")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills of each program")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kill times")
     parser.add_argument("--tiny", action="store_true", help="pretrain a model a hundredth of the demo's size")
-    parser.add_argument("--clips", type=int, default=80, help="clips of the demo tree")
-    parser.add_argument("--log", type=Path, default=None, help="add a line for each kind of work, and skip those there")
+    parser.add_argument("--clips", type=int, default=80, help="number of clips in the demo tree")
+    parser.add_argument("--log", type=Path, default=None, help="append a line for each kind of work, and skip those "
+                                                               "already logged")
     options = parser.parse_args(argv)
     names = list(kinds()) if "all" in options.what else options.what
     return 1 if soak(names, options.kills, options.seed, options.tiny, options.clips, options.log) else 0

@@ -1,10 +1,10 @@
-"""Processor time of `--help` and until the first line of work for every program, and which of our modules imports the
-large libraries for `--help`.
+"""Processor time of `--help` and until the first line of output for every program, and the modules that import large
+libraries for `--help`.
 
     python code/benchmarks/start_time.py [--runs 3] [--only pretrain.py ave.py] [--json FILE]
 
-The times are the least of several processes, user and system; a process is killed as soon as it has printed a line. The
-first row, for comparison, is `import torch` alone, which programs need only after that.
+Times are user plus system time, the minimum over several processes; a process is killed as soon as it has printed a
+line. The first row, for comparison, is `import torch` alone, which programs need only later.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from cmg.downstream.tasks import TASKS
 from cmg.utils.errors import InputError, Parser, run
 from cmg.utils.settings import positive
 
-CHECKPOINT = "model.pt"         # an empty file: programs look for it, print their first line, and read it after that
+CHECKPOINT = "model.pt"         # an empty file, which programs read after their first line
 CODE = ROOT / "code"
 AVS = CODE / "AVSBench_downstream" / "avs_scripts" / "avs_s4"
 SCRIPTS = {path.name if path.parent == SOURCE else str(path.relative_to(CODE)): path
@@ -34,8 +34,8 @@ SCRIPTS = {path.name if path.parent == SOURCE else str(path.relative_to(CODE)): 
 
 
 def first_words(name):
-    """Arguments with which a program starts its work, in a folder with CHECKPOINT; None where all that it prints is
-    its result, such as a table."""
+    """Arguments that make a program start its work in a folder with CHECKPOINT; None if it prints nothing but its
+    result, such as a table."""
     own = ["--manifest", "clips.csv", "--features", "audio=audio", "--features", "video=video"]
     task = name.removesuffix(".py")
     if name.endswith("__main__.py"):
@@ -55,11 +55,11 @@ def call(words, folder, **environment):
     done = subprocess.run(list(map(str, words)), cwd=folder, env=os.environ | environment, text=True,
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if done.returncode:
-        raise InputError(f"{words}: ended with {done.returncode} ({done.stderr.strip()[-300:]})")
+        raise InputError(f"{words}: failed with exit code {done.returncode} ({done.stderr.strip()[-300:]})")
 
 
 def print_a_line(words, folder, **environment):
-    """Run a command until it has printed a line; the line."""
+    """Run a command until it has printed a line, and return the line."""
     roots = {f"CMG_{name}": str(Path(folder) / name.lower()) for name in ("DATA", "CHECKPOINTS", "RUNS", "CACHE")}
     with subprocess.Popen(list(map(str, words)), cwd=folder, env=os.environ | roots | environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -71,7 +71,7 @@ def print_a_line(words, folder, **environment):
 
 
 def processor_seconds(started, words, folder, runs):
-    """The least of the processor times of a command, run by `call` or `print_a_line`."""
+    """Minimum processor time of a command, run by `call` or `print_a_line`."""
     def total():
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
@@ -94,7 +94,7 @@ def until_first_line(name, runs):
 
 
 def imported(path):
-    """Library -> our file that imports it first, of a program's --help."""
+    """Library -> our file that first imports it, for a program's --help."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "imports.json"
         call([*separate("import_log.py"), out, CODE, path], path.parent,
@@ -105,8 +105,8 @@ def imported(path):
 def main(argv=None):
     """Measure all programs and print the table."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--runs", type=positive, default=3, help="processes per program; the fastest counts")
-    parser.add_argument("--only", nargs="+", choices=tuple(SCRIPTS), default=tuple(SCRIPTS), help="which programs")
+    parser.add_argument("--runs", type=positive, default=3, help="number of processes per program; the fastest counts")
+    parser.add_argument("--only", nargs="+", choices=tuple(SCRIPTS), default=tuple(SCRIPTS), help="programs to measure")
     parser.add_argument("--json", type=Path, default=None, help="write the values to this file")
     opts = parser.parse_args(argv)
     found = {"import torch": {"help": processor_seconds(call, [sys.executable, "-c", "import torch"], CODE, opts.runs),

@@ -1,7 +1,8 @@
-"""Take training steps of one checkout on request; compare_steps.py starts this as a program without imports of ours.
+"""Take training steps of one checkout on request. compare_steps.py starts this program, which imports none of our
+modules.
 
-For every line of standard input a step of DCID at the published widths is taken on a random batch, and a line of JSON
-is printed: its seconds, its processor time, and its losses. Arguments: folder code/src, system, clips, threads.
+For every line on standard input, it takes a step at the published widths on a random batch and prints a line of JSON
+with seconds, processor time, and losses. Arguments: folder code/src, system, clips, threads.
 """
 
 import json
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-EPOCH, SECONDS = 3, 10                  # from this epoch on every loss counts
+EPOCH, SECONDS = 3, 10                  # from this epoch on, every loss is used
 SHAPES = {"audio": (SECONDS, 128), "video": (SECONDS, 7, 7, 512), "text": (SECONDS, 768)}
 
 
 def training_step(source):
-    """What builds a step: (SYSTEMS, keep_freed_memory, model -> its step function); up to 1a801fc in other modules."""
+    """Objects that build a step: (SYSTEMS, keep_freed_memory, model -> its step function); up to 1a801fc in other
+    modules."""
     generator = torch.Generator().manual_seed(0)
     if (Path(source) / "cmg" / "training").is_dir():
         from cmg.models.random import StepRandom

@@ -1,4 +1,5 @@
-"""What the benchmarks share: clocks that wait for the device, a matrix-product ceiling, peak memory."""
+"""Shared utilities of the benchmarks: clocks that synchronize with the device, a matrix-product ceiling, peak
+memory."""
 
 import resource
 import time
@@ -13,13 +14,13 @@ CEILING_SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}      # square 
 
 
 def add_device(parser):
-    """Add --device, which `cmg.cli.device` takes."""
+    """Add --device, as used by `cmg.cli.device`."""
     parser.add_argument("--device", type=gpu_argument, default=None,
                         help="index of the GPU, or cpu (default: GPU 0 if there is one)")
 
 
 def now(device):
-    """Seconds on a clock, once everything given to `device` is done."""
+    """Seconds on a clock after `device` has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -33,7 +34,7 @@ def seconds(function, device):
 
 
 class Ceiling:
-    """Fastest plain matrix product of a device and dtype; `measure` again and again between other things."""
+    """Fastest plain matrix product of a device and dtype; call `measure` repeatedly between other measurements."""
 
     def __init__(self, device, dtype):
         self.device, self.best = device, 0.0
@@ -41,7 +42,7 @@ class Ceiling:
         self.pairs = [tuple(torch.randn(n, n, device=device).to(dtype) for _ in range(2)) for n in sizes]
 
     def measure(self):
-        """FLOP/s, the best seen so far."""
+        """Best FLOP/s so far."""
         for a, b in self.pairs:
             time_ = seconds(lambda a=a, b=b: a @ b, self.device)
             self.best = max(self.best, 2 * len(a) ** 3 / time_)
@@ -49,13 +50,13 @@ class Ceiling:
 
 
 class Stopwatch:
-    """Own time of wrapped functions by name: while one runs inside another, only the inner one's clock runs."""
+    """Self time of wrapped functions by name: while one runs inside another, only the inner clock runs."""
 
     def __init__(self, device):
         self.device, self.times, self.running = device, defaultdict(float), []
 
     def wrap(self, owner, function, name):
-        """Replace `owner.function` on this one object by a timed one."""
+        """Replace `owner.function` on this object with a timed version."""
         inner = getattr(owner, function)
 
         def timed(*args, **kwargs):
@@ -82,7 +83,7 @@ class Stopwatch:
 
 
 def peak_memory(device):
-    """Largest memory so far in GB: of the device's allocator, or the resident set of this process on a CPU."""
+    """Peak memory so far in GB: of the device's allocator or, on a CPU, the resident set of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,9 +1,9 @@
-"""Time of TOC's selection from one codebook of the published size, and of the published double loop over pairs.
+"""Time of TOC's selection on one codebook of the published size, and of the published double loop over pairs.
 
     python code/benchmarks/toc_select.py [--runs 50]
 
-Both give the same channels; the loop adds the K (K - 1) products of code vectors one by one, as the published program
-does (there in float32 and before every head training).
+Both give the same channels; the loop sums the K (K - 1) products of code vectors one by one, as in the published
+program (in float32, before every head training).
 """
 
 import statistics
@@ -18,7 +18,7 @@ CODES, WIDTH = 400, 256
 
 
 def double_loop(codes):
-    """Channels in descending order of the criterion, the slow and obvious way."""
+    """Channels in descending order of the criterion, by the straightforward slow loop."""
     total = torch.zeros(WIDTH, dtype=codes.dtype)
     for i in range(CODES):
         for j in range(CODES):
@@ -30,7 +30,7 @@ def double_loop(codes):
 
 def main(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=50, help="selections to time; the median counts")
+    parser.add_argument("--runs", type=int, default=50, help="number of selections to time; the median counts")
     runs = parser.parse_args(argv).runs
     codes = torch.randn(CODES, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     selection, times = toc.Selection(196), []

@@ -1,12 +1,12 @@
-"""How much code a training step and an evaluation run through: files, functions and lines, counted by a tracer.
+"""Amount of code executed by a training step and an evaluation: files, functions and lines, counted by a tracer.
 
     python code/benchmarks/trace_step.py [--source DIR] [--json FILE]
 
 Two programs run on the demo's data at small sizes: DCID's `./pretrain.sh`, of which the last training step is counted,
-and `./ave.sh` on its checkpoint. For each there are two counts. The call stack is what a reader follows: the files
-from the shell script to the call that updates the weights, and to the moment at which results.jsonl is opened to append
-a line. The executed code is everything of ours that runs, imports excepted. `--source` is the code/src of another
-checkout, so that two states of the project can be compared; it needs no installation there.
+and `./ave.sh` on its checkpoint. Each has two counts. The call stack is the path of a reader: the files from the shell
+script to the call that updates the weights, or to the call that opens results.jsonl to append a line. The executed code
+is all of our code that runs, except imports. `--source` is the code/src of another checkout, so that two versions of
+the project can be compared; it need not be installed there.
 """
 
 import argparse
@@ -25,12 +25,13 @@ from cmg.demos import dialled
 from cmg.utils.errors import InputError, Parser, run
 
 CLIPS = 200                                                     # pretraining clips of the demo's data
-# The words of a script's exec, and on file descriptor 3 the file and number of every line that bash executes.
+# Print the arguments of a script's exec and, on file descriptor 3, the file and number of every line that bash
+# executes.
 SHELL = r"""exec() { printf '%s\0' "$@"; }; BASH_XTRACEFD=3; PS4='+${BASH_SOURCE}:${LINENO}:'; set -x; . "$0" "$@" """
 
 
 def run_shell(source, script, arguments):
-    """(words that a shell script executes, file -> number of lines of all shell scripts that ran on the way)."""
+    """(command that a shell script executes, file -> number of lines for all shell scripts that ran)."""
     with tempfile.TemporaryFile("w+") as log:
         ran = subprocess.run(["bash", "-c", f"exec 3>&{log.fileno()}; {SHELL}", script, *map(str, arguments)],
                              cwd=source, pass_fds=[log.fileno()], stdout=subprocess.PIPE, text=True, check=True)
@@ -44,7 +45,7 @@ def run_shell(source, script, arguments):
 
 
 def traced(source, shell_script, arguments, event):
-    """What `trace` finds for a shell script and what it executes; the shell's files are part of it."""
+    """Result of `trace` for a shell script and the program it executes, including the shell files."""
     (script, *words), lines = run_shell(source, shell_script, arguments)
     shell = {file: {"functions": 0, "lines": number} for file, number in lines.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +53,8 @@ def traced(source, shell_script, arguments, event):
         done = subprocess.run([*separate("code_tracer.py"), out, source, script, *words], cwd=source, text=True,
                               capture_output=True, env=os.environ | {"PYTHONPATH": str(source)})
         if done.returncode or not out.exists():
-            raise InputError(f"{source / shell_script}: ended with {done.returncode} ({done.stderr.strip()[-300:]})")
+            raise InputError(f"{source / shell_script}: failed with exit code {done.returncode} "
+                             f"({done.stderr.strip()[-300:]})")
         found = json.loads(out.read_text(encoding="utf-8"))
     name = os.path.normpath(shell_script)
     return {"stack": [(name, "exec"), *map(tuple, found["stacks"][event])], "step": found["step"],
@@ -60,7 +62,7 @@ def traced(source, shell_script, arguments, event):
 
 
 def measure(source):
-    """program -> its `traced`, on data and a checkpoint in a temporary folder."""
+    """program -> result of `traced`, on data and a checkpoint in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         dialled.build(folder / "data", DATA_PATHS, clips=CLIPS, progress=False)
@@ -74,7 +76,8 @@ def measure(source):
 
 
 def table(stack, *executed):
-    """Markdown: a row per file, those of the call stack first, in its order; then (column title, executed code)."""
+    """Markdown: a row per file, with those of the call stack first and in its order, and columns from (title, executed
+    code)."""
     functions = defaultdict(list)
     for file, function in stack:
         functions[file].append(function)
