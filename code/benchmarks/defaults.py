@@ -255,8 +255,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=80)
     parser.add_argument("--dataset_name", choices=("vggsound", "vggsound_AVT"), default="vggsound",
                         help="audio and video, or also text")
-    parser.add_argument("--table", choices=("val", "test"), help="print a table of the existing results, without "
-                                                                 "running anything")
+    parser.add_argument("--table", choices=("val", "test"), help="print a table of existing results and exit")
     parser.add_argument("--at", type=int, default=None, help="step of --table (default: the last of each run)")
     parser.add_argument("--probe", action="store_true", help="only run a linear classifier on the raw features")
     parser.add_argument("--measure", type=Path, nargs="+", default=[], metavar="CHECKPOINT",

@@ -355,8 +355,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=390)
     parser.add_argument("--every", type=int, default=78, help="steps between points of the curve")
     parser.add_argument("--clips", type=int, default=None, help="number of train clips for pretraining (default: all)")
-    parser.add_argument("--reference", action="store_true", help="only write test clips, probes, chance, and untrained "
-                                                                 "encoders")
+    parser.add_argument("--reference", action="store_true", help="only write probes, chance, and untrained encoders")
     options = parser.parse_args(argv)
     reference(options) if options.reference else run_all(options)
 

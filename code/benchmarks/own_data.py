@@ -206,8 +206,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="file for results, one JSON line per run")
     parser.add_argument("--work", type=Path, default=Path("own-data"), help="folder for the data and the current run")
     parser.add_argument("--runs", nargs="+", default=[], metavar="DATA:CLIPS:MODALITIES:ARM:SEED:STEPS")
-    parser.add_argument("--table", action="store_true", help="print a table of the existing results, without running "
-                                                             "anything")
+    parser.add_argument("--table", action="store_true", help="print a table of existing results and exit")
     options = parser.parse_args(argv)
     if options.table:
         print(table(read(options.out)))

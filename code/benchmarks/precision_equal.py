@@ -70,9 +70,7 @@ def main(argv=None):
     """Train, test, and print the table; returns the exit code."""
     parser = Parser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the pretraining")
-    parser.add_argument("--precisions", nargs="+", default=["float64", "float32", "bf16"], help="precisions to "
-                                                                                                "compare, including "
-                                                                                                "float64")
+    parser.add_argument("--precisions", nargs="+", default=["float64", "float32", "bf16"], help="must include float64")
     parser.add_argument("--n_epoch", type=int, default=None, help="pretraining epochs (default: the preset's)")
     parser.add_argument("--head_epochs", type=int, default=None, help="epochs of the heads (default: as published)")
     parser.add_argument("--folder", type=Path, default=LOCAL.runs / "demo" / "precision_equal",

@@ -154,8 +154,7 @@ def main(argv=None):
     parser.add_argument("--seconds", type=positive, default=10, help="of a clip")
     parser.add_argument("-b", "--batch_size", type=int, default=80, help="clips per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after two warm-up steps")
-    parser.add_argument("--clips", type=int, default=None, help="number of clips in memory (default: those of two "
-                                                                "steps)")
+    parser.add_argument("--clips", type=int, default=None, help="clips in memory (default: enough for two steps)")
     parser.add_argument("--epochs", type=int, default=0, help="also time a run of this many epochs over all clips")
     parser.add_argument("--precision", choices=tuple(DTYPES), default=argparse.SUPPRESS,
                         help="as in pretrain.py (default: bf16 if the device has units for it, else float32)")

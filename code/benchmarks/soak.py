@@ -154,8 +154,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="random seed of the kill times")
     parser.add_argument("--tiny", action="store_true", help="pretrain a model a hundredth of the demo's size")
     parser.add_argument("--clips", type=int, default=80, help="number of clips in the demo tree")
-    parser.add_argument("--log", type=Path, default=None, help="append a line for each kind of work, and skip those "
-                                                               "already logged")
+    parser.add_argument("--log", type=Path, default=None, help="append a line per kind of work; skip logged ones")
     options = parser.parse_args(argv)
     names = list(kinds()) if "all" in options.what else options.what
     return 1 if soak(names, options.kills, options.seed, options.tiny, options.clips, options.log) else 0

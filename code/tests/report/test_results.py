@@ -205,7 +205,7 @@ def test_what_is_printed_of_one_checkpoint_and_of_several():
     assert first.split()[:2] == ["DCID-model-5.pt", "10.0"] and second.split() == ["DCID-model-4.pt", *["90.0"] * 9]
     assert screen.choice(rows) == ("use DCID-model-5.pt: best on validation clips of AVE (70.0 %); the papers' rule "
                                    "(best on test clips of AVE) selects DCID-model-4.pt")
-    assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: none of these tasks")
+    assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no validation clips")
 
 
 def test_the_readme_shows_what_the_demo_prints():

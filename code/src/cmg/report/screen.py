@@ -88,8 +88,7 @@ def choice(rows):
     rule."""
     by_validation, published = tables.choose(rows), tables.choose_as_published(rows)
     taken = (f"use {by_validation.name}: best on validation clips of {by_validation.tasks} "
-             f"({by_validation.validation:.1f} %)" if by_validation else "no choice: none of these tasks has "
-                                                                         "validation clips")
+             f"({by_validation.validation:.1f} %)" if by_validation else "no choice: no validation clips")
     data = dict.fromkeys(tested_on(row | {"dataset": TASKS["ave"].label}) for row in rows if row["task"] == "ave")
     return taken + (f"; the papers' rule (best on test clips of {' and '.join(data)}) selects {published}"
                     if published else "")
