@@ -163,7 +163,7 @@ def test_checkpoint_of_another_encoder_is_refused(tree, trained):
 
 def test_encoder_without_text_is_refused(tree, tmp_path):
     checkpoint.save(tmp_path / "av.pt", checkpoint.pack(DCID(config(("audio", "video"))), None, {}, 0, 0, {}))
-    with pytest.raises(InputError, match="pretrained on audio, video; text was requested"):
+    with pytest.raises(InputError, match="pretrained on audio, video, but text was requested"):
         train.main([*train_arguments(tree, tmp_path), "--checkpoint", str(tmp_path / "av.pt")])
 
 

@@ -168,7 +168,7 @@ def test_wrong_use_is_one_line(tree, tmp_path, change, message):
 
 def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
     write_checkpoint(tmp_path / "av.pt", modalities=("audio", "video"))
-    refused("pretrained on audio, video; text was requested", ave.main,
+    refused("pretrained on audio, video, but text was requested", ave.main,
             arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target", "video"))
     write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)
     with pytest.raises(InputError, match=f"takes video as maps of 7 x 7 x {CHANNELS // 2}, AVE train .* has "
@@ -224,7 +224,7 @@ def test_evaluate_makes_the_table(tree, tmp_path, capsys):
     assert len(printed) < 30 and max(map(len, printed[:-1])) <= 100 and printed[-1].startswith("written: ")
     table = (run / "table.txt").read_text()
     choice = table.strip().splitlines()[-1]
-    assert choice.startswith("take model-") and choice in " ".join(printed)
+    assert choice.startswith("use model-") and choice in " ".join(printed)
     assert "validation clips of Dialled Digits as AVE (" in choice
     assert "published: " not in table and "AVVP V>A*" in table
     assert table.splitlines()[0] == "Dialled Digits in the form of AVE, AVVP" and table.splitlines()[0] in printed

@@ -135,7 +135,7 @@ def test_a_folder_without_a_checkpoint_names_those_below(tmp_path):
     for call in (require, hub.locate):
         found = message(call, tmp_path)
         assert found.startswith(f"{tmp_path}: no checkpoint in this folder; ")
-        assert found.endswith(f"name {tmp_path / 'checkpoint'}")
+        assert found.endswith(f"choose {tmp_path / 'checkpoint'}")
     require(tmp_path / "checkpoint")
 
 
