@@ -181,8 +181,8 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()         # no such device here, or "meta"
     except (RuntimeError, TypeError, AttributeError, AssertionError):       # the last: PyTorch is built without it
-        raise InputError(f"load: device {device!s:.40}; \"cpu\", or a GPU that PyTorch can use on this machine, is "
-                         "expected") from None
+        raise InputError(f"load: device {device!s:.40}; expected \"cpu\" or a GPU that PyTorch can use on this "
+                         "machine") from None
     file = hub.locate(source, revision)
     return Encoder(hub.load_encoder(file, device, dtype), file)
 

@@ -206,8 +206,8 @@ def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor
                              f"({', '.join(known)[:200] or 'they were numbers'}); correct it, or omit these clips")
         labels = np.array([known[name] for name in given])
     elif classes is not None:
-        raise InputError(f"labels: numbers for classes that have names ({', '.join(classes)[:200]}); the names are "
-                         "expected here as well")
+        raise InputError(f"labels: numbers for classes that have names ({', '.join(classes)[:200]}); expected names "
+                         "here as well")
     found = arguments.tensor(labels, "labels")
     is_whole = not found.is_floating_point() and found.dtype != torch.bool
     good = found.ndim == 1 and is_whole and int(found.min()) >= 0 if found.numel() else False

@@ -118,7 +118,7 @@ def differences(stored, own):
 
 
 def find_newest(folder, pattern, own):
-    """The newest checkpoint of a run that can be resumed, None in a folder without checkpoints.
+    """The newest resumable checkpoint of a run, None if the folder contains no checkpoints.
 
     Damaged or published files and those of runs with other options are skipped with a warning, as are files without
     optimizer state if no newer file has one.
@@ -128,7 +128,7 @@ def find_newest(folder, pattern, own):
         own: the run's options that affect results.
 
     Raises:
-        InputError: only such files are there, which a new run would replace.
+        InputError: there are only such files, which a new run would replace.
     """
     found, skipped = [], []
     for path in sorted(folder.glob(pattern)):
@@ -148,7 +148,7 @@ def find_newest(folder, pattern, own):
     skipped += [(True, f"{path}: {NO_OPTIMIZER}") for after, _, path in found if after > step]
     for is_whole, reason in skipped:
         if is_whole and not newest:
-            raise InputError(f"{reason}; checkpoints of this run are expected, as a new run would replace others; "
+            raise InputError(f"{reason}; expected checkpoints of this run, because a new run would replace the others; "
                              "resume one with --resume FILE, or choose another --model_save_path")
         log.warning("--resume auto skips: %s", reason)
     return newest

@@ -11,7 +11,7 @@ OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}     # name for --o
 
 
 def _is_paced(opts):
-    """Whether every learning rate depends on the length of the run."""
+    """Whether all learning rates depend on the length of the run."""
     return opts.schedule == "cosine"
 
 

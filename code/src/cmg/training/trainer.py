@@ -118,7 +118,7 @@ class Trainer:
         log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in total", loaded.path,
                  self.position.epoch, self.position.clips, self.num_clips, self.position.step)
         if self._is_done():
-            log.warning("%s: nothing is left to train; a larger --n_epoch or --max_steps continues this run",
+            log.warning("%s: this run is already complete; increase --n_epoch or --max_steps to continue it",
                         loaded.path)
 
     def notes(self):
