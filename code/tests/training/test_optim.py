@@ -133,7 +133,7 @@ def test_a_resumed_run_has_the_same_rates_and_all_values_are_logged(schedule, de
         [config.learning_rate(step // STEPS, step, 2 * STEPS) for step in range(2 * STEPS)])
     rest = run("resumed", "--resume", tmp_path / "whole" / "checkpoints" / f"DCID-model-1-step{STEPS + 3}.pt")
     if schedule == "cosine":                # whose rates depend on the length of the run
-        refused("of another run .n_epoch 2 there, 3 here.", run, "whole", "--n_epoch", 3, "--resume", "auto")
+        refused("belongs to another run .n_epoch 2 there, 3 here.", run, "whole", "--n_epoch", 3, "--resume", "auto")
     own = ("losses", "metrics", "likelihoods", "grad_norms", "learning_rate", "step", "epoch")
     assert [{key: line[key] for key in own} for line in rest] == [
         {key: line[key] for key in own} for line in whole[STEPS + 3:]]

@@ -180,7 +180,7 @@ def test_auto_takes_the_newest_whole_file_of_this_run(demo_data, tmp_path, caplo
     assert "DCID-model-0.pt: belongs to another run (seed 7 there, 43 here)" in caplog.text
     assert not list(folder.glob(".*.tmp"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    refused("of another run .lr 0.0004 there, 0.0001 here.; .* --resume FILE", train, demo_data, tmp_path, "--resume",
+    refused("to another run .lr 0.0004 there, 0.0001 here.; .* --resume FILE", train, demo_data, tmp_path, "--resume",
             "auto", "--lr", 1e-4)       # a new run would replace them
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
