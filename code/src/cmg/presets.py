@@ -58,7 +58,7 @@ OWN_SIZES = ("batch_size", "n_embeddings", "n_epoch", "lr_drops", "print_freq", 
 OWN_EPOCHS, OWN_STEPS = 15, (150, 600)  # limits; more if the published epochs take more
 OWN_BATCH = (12, 80)            # limits of a quarter of the clips
 OWN_CODES = 32                  # minimum; the maximum is the published number
-SECONDS_A_CODE = 16
+SECONDS_PER_CODE = 16
 LOSS_LINES, CHECKPOINTS = 20, 6     # per run, approximately
 
 
@@ -80,7 +80,7 @@ def own_sizes(clips, seconds, epochs, codes, given):
     steps = min(max(OWN_EPOCHS * an_epoch, OWN_STEPS[0]), OWN_STEPS[1])
     n_epoch = given.get("n_epoch", max(epochs, math.ceil(steps / an_epoch)))
     steps = min(an_epoch * n_epoch, given.get("max_steps", math.inf))
-    num_codes = 2 ** round(math.log2(max(clips * seconds / SECONDS_A_CODE, OWN_CODES)))
+    num_codes = 2 ** round(math.log2(max(clips * seconds / SECONDS_PER_CODE, OWN_CODES)))
     values = (batch_size, min(num_codes, codes), n_epoch,
               [],                               # the published run also ends before its first drop
               min(max(steps // LOSS_LINES, 1), 50), max(math.ceil(steps / an_epoch) // CHECKPOINTS, 1))

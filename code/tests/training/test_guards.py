@@ -111,7 +111,7 @@ def test_finite_steps_pass_and_late_ones_are_awaited():
         return monitors.StepMetrics([("losses", "total")], torch.tensor([value]), torch.tensor([0, 2]),
                                     {"audio": torch.ones(2, 3)}, Position(step=step - 1), Event())
     finite.pending = [figures(1.0, 1), figures(float("inf"), 2), figures(2.0, 3)]
-    finite._judge(wait=False)
+    finite._check_finite(wait=False)
     assert len(finite.pending) == 3
     with pytest.raises(monitors.NonFiniteError, match="step 2: total is inf; .* in a batch with a, c; "):
         finite.flush()
@@ -136,13 +136,13 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
     health, found = monitors.CodebookMonitor(), monitors.code_usage(codebook, indices)
     assert found.codes_used == used and found.perplexity == pytest.approx(used, rel=1e-4)
     for _ in range(3):
-        health._judge_codebook(found, 50, "")
+        health._check_codebook(found, 50, "")
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (expected is not None)
     if expected:
         assert expected in warnings[0] and "--" in warnings[0].split("; ")[1]
         caplog.clear()
-        monitors.CodebookMonitor(**health.state())._judge_codebook(found, 50, "")       # not again after a resume
+        monitors.CodebookMonitor(**health.state())._check_codebook(found, 50, "")       # not again after a resume
         assert not caplog.records
 
 
@@ -150,7 +150,7 @@ def test_collapse_is_said_once_with_advice(caplog, used, apart, expected):
 def test_contrastive_learning_at_chance_is_said(caplog, accuracy, says):
     health = monitors.CodebookMonitor()
     for step in (300, 400, 500, 600):
-        health._judge_cpc({"cpc_accuracy_a_to_v": accuracy, "equal_num": 3.0}, step, batch_size=8)
+        health._check_cpc({"cpc_accuracy_a_to_v": accuracy, "equal_num": 3.0}, step, batch_size=8)
     assert caplog.text.count("Cross-CPC is at chance after 500 steps") == says
 
 

@@ -88,7 +88,7 @@ class CodeCache:
         try:
             self.folder.mkdir(exist_ok=True)
             remove_leftovers(self.folder)
-            self._make_room(len(data))
+            self._evict(len(data))
             with atomic_write(self._path(key)) as file:
                 file.write(data)
         except OSError as error:
@@ -98,7 +98,7 @@ class CodeCache:
     def _path(self, key):
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
 
-    def _make_room(self, size):
+    def _evict(self, size):
         """Remove the oldest entries until `size` more bytes fit."""
         with os.scandir(self.folder) as found:
             entries = sorted((entry.stat().st_mtime_ns, entry.path, entry.stat().st_size) for entry in found

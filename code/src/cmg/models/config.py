@@ -13,13 +13,13 @@ from cmg.utils.settings import positive, setting
 
 MODALITIES = ("audio", "video", "text")     # published; they come first, in this order
 KINDS = {1: "vector", 2: "tokens", 3: "map"}    # by the rank of a shape: (W,), (L, W), (H, W, C)
-SMALLEST_MAP = 5                            # positions per side: there are two 3x3 convolutions without padding
+MIN_MAP_SIZE = 5                            # positions per side: there are two 3x3 convolutions without padding
 NAME = re.compile(r"[a-z][a-z0-9_]{2,}")       # shorter ones could be letters in published names
-LEAST_SECONDS = 3                           # per clip, required by Cross-CPC
+MIN_SECONDS = 3                             # per clip, required by Cross-CPC
 RESET_AFTER = 300                           # published number of passes without use before a code is reset
 TOC_TERMS = ("both", "similarity", "variance")      # of TOC's criterion; a single one is an ablation
 # Names used by other keys of batches, losses and prediction files, and by FCID's shared networks.
-TAKEN = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
+RESERVED_NAMES = ("label", "mask", "total", "audiovisual", "checkpoint", "manifest", "num_codes", "code", "file")
 
 
 def in_order(modalities, first=MODALITIES):
@@ -45,9 +45,9 @@ def check_name(modality):
     if modality in MODALITIES:
         return
     from torch import nn  # imported here because --help does not need PyTorch
-    if not NAME.fullmatch(modality) or modality in TAKEN or hasattr(nn.ModuleDict, modality):
+    if not NAME.fullmatch(modality) or modality in RESERVED_NAMES or hasattr(nn.ModuleDict, modality):
         raise InputError(f"modality '{modality[:40]}': expected a name of three or more lower-case letters, digits and "
-                         f"_, other than {', '.join(TAKEN)} and the methods of PyTorch's modules; choose another")
+                         f"_, other than {', '.join(RESERVED_NAMES)} and methods of PyTorch modules; choose another")
 
 
 def check_shape(modality, shape):
@@ -59,9 +59,9 @@ def check_shape(modality, shape):
     if modality in MODALITIES and (modality == "text") != (len(shape) == 2):
         raise InputError(f"{modality}: features of shape {tuple(shape)}, {KINDS[len(shape)]}; "
                          f"expected {'tokens (length, width)' if modality == 'text' else 'a vector or a map'}")
-    if len(shape) == 3 and min(shape[:2]) < SMALLEST_MAP:
-        raise InputError(f"{modality}: maps of {shape[0]} x {shape[1]} positions; expected at least {SMALLEST_MAP} x "
-                         f"{SMALLEST_MAP} (two 3x3 convolutions without padding); extract larger maps, or average over "
+    if len(shape) == 3 and min(shape[:2]) < MIN_MAP_SIZE:
+        raise InputError(f"{modality}: maps of {shape[0]} x {shape[1]} positions; expected at least {MIN_MAP_SIZE} x "
+                         f"{MIN_MAP_SIZE} (two 3x3 convolutions without padding); extract larger maps, or average over "
                          "the positions and pass vectors")
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from cmg.models.config import LEAST_SECONDS
+from cmg.models.config import MIN_SECONDS
 
 RESET_NOISE = 1 / 1024          # largest value of the noise on reset codes
 
@@ -21,8 +21,8 @@ class StepRandom:
 
     def second(self, num_seconds):
         """Last second of the CPC context: uniform over 1..T-2, as published."""
-        if num_seconds < LEAST_SECONDS:
-            raise ValueError(f"Cross-CPC needs clips of at least {LEAST_SECONDS} seconds, but these have {num_seconds}")
+        if num_seconds < MIN_SECONDS:
+            raise ValueError(f"Cross-CPC needs clips of at least {MIN_SECONDS} seconds, but these have {num_seconds}")
         return 1 + int(torch.randint(num_seconds - 2, (), generator=self.generator))
 
     def permutation(self, num_clips):

@@ -18,7 +18,7 @@ from cmg.data.sets.avs_s4 import S4
 from cmg.data.sets.avs_s4 import SPLITS as S4_SPLITS
 from cmg.data.sets.known_lists import warn_of_cut
 from cmg.data.text import TextFeatures, read_prompts
-from cmg.models.config import LEAST_SECONDS
+from cmg.models.config import MIN_SECONDS
 from cmg.prepare import prompts as prompt_values
 from cmg.prepare import values
 from cmg.utils import console
@@ -146,8 +146,8 @@ def pretraining(modalities, length):
         if len(modalities) < 2:
             report.problem(title, f"features of {' and '.join(modalities) or 'nothing'}; pretrain.py needs two "
                            "modalities at least; give another with --features MODALITY=PATH")
-        if length() < LEAST_SECONDS:
-            report.lines.append(f"{title}: T = {length()}: Cross-CPC, which needs {LEAST_SECONDS}, is off")
+        if length() < MIN_SECONDS:
+            report.lines.append(f"{title}: T = {length()}: Cross-CPC, which needs {MIN_SECONDS}, is off")
     return "pretraining", step
 
 

@@ -11,7 +11,7 @@ from cmg.cli import affects_results, own_data_sizes
 from cmg.data import fingerprint, origins
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import pretraining
-from cmg.models.config import LEAST_SECONDS, describe_shape
+from cmg.models.config import MIN_SECONDS, describe_shape
 from cmg.models.random import StepRandom
 from cmg.presets import OWN_STEPS
 from cmg.results import provenance
@@ -39,7 +39,7 @@ def open_data(opts):
         demo_tree.build(opts.data_root, opts.local.data_paths)
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
-    if opts.seconds < LEAST_SECONDS and "cpc" not in opts.without and "cpc" in SYSTEMS[opts.system].switches():
+    if opts.seconds < MIN_SECONDS and "cpc" not in opts.without and "cpc" in SYSTEMS[opts.system].switches():
         opts.without = [*opts.without, "cpc"]               # `_log_run_summary` says so
     return _open(opts, seconds=opts.seconds, padding=opts.padding)
 
@@ -232,9 +232,9 @@ def earlier_run(opts):
 
 def _log_run_summary(opts, data, system):
     """Log the length of clips and run, with warnings about unusual ones, except in the demo."""
-    if system.config.seconds < LEAST_SECONDS:
+    if system.config.seconds < MIN_SECONDS:
         log.warning("clips of %d seconds: Cross-CPC, which needs %d, is off (--without cpc)", system.config.seconds,
-                    LEAST_SECONDS)
+                    MIN_SECONDS)
     if "test" in opts.splits:
         has_parts = opts.dataset_name == CUSTOM or pretraining.SETS[opts.dataset_name][0] in ("vggsound", "vggsound90k")
         log.info("test clips are among those of pretraining, without labels, as published%s; tables mark results on "

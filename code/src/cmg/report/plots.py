@@ -33,7 +33,7 @@ from cmg.report.style import (
 )
 from cmg.results.rows import tested_on
 
-LEAST_SHARE = 0.1            # minimum share of a code's balanced usage for a modality to count as using it
+MIN_SHARE = 0.1              # minimum share of a code's balanced usage for a modality to count as using it
 TIMELINES = 6                # clips
 STRIPS = 6                   # classes per clip
 EXAMPLES = 3                 # heads
@@ -57,10 +57,10 @@ def feature_picture(axis, features, rows=1):
         strips = [np.concatenate(list(strip), 1) for strip in np.split(tiles, rows)]
         axis.imshow(np.concatenate(strips)[:-1, :-1], aspect="auto" if rows == 1 else "equal", cmap="gray",
                     interpolation="nearest")
-    _bare(axis)
+    _hide_ticks(axis)
 
 
-def _bare(axis):
+def _hide_ticks(axis):
     """Remove ticks and frame, but keep title and labels."""
     axis.set_xticks([])
     axis.set_yticks([])
@@ -116,7 +116,7 @@ def draw_examples(kept, path):
         row[0].set_title(f"trained on {arrays['source']}, such as", fontsize=9)
         row[0].set_xlabel(f"tested on {arrays['target']}: {right:.1f} % right", fontsize=9)
         for axis in row:
-            _bare(axis)
+            _hide_ticks(axis)
         for axis, number, clip in zip(row[1:], range(columns), arrays["shown"]):
             _original(axis, arrays["originals"][number], arrays["target"])
             said = chances[clip].argmax()
@@ -390,10 +390,10 @@ def code_users(counts):
     """Which modalities use each code: bool (M, K) from counts (M, K).
 
     The counts of each modality are normalized first, so that larger sets do not dominate. A modality uses a code if its
-    share is at least LEAST_SHARE.
+    share is at least MIN_SHARE.
     """
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return share >= LEAST_SHARE * np.maximum(share.sum(0, keepdims=True), 1e-12)
+    return share >= MIN_SHARE * np.maximum(share.sum(0, keepdims=True), 1e-12)
 
 
 @styled

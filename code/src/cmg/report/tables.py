@@ -115,15 +115,15 @@ def names(rows):
     short = {}
     for sha, path in files.items():
         others = {other for other in files.values() if other != path}
-        name = next((tail for tail in _tails(path) if not any(tail == other_tail for other in others
-                                                             for other_tail in _tails(other))), str(path))
+        name = next((tail for tail in _path_suffixes(path)
+                     if not any(tail in _path_suffixes(other) for other in others)), str(path))
         alike = [of for of, other in files.items() if other == path]
         short[sha] = name if len(alike) == 1 else f"{name} ({str(sha)[:6]})"
     short |= {row["checkpoint_sha256"]: row["run"] for row in rows if row.get("run")}
     return {key: short[key[0]] + "".join(f" + {text}" for text in key[1:] if text) for key in paths}
 
 
-def _tails(path):
+def _path_suffixes(path):
     """Ends of a path, the shortest first: "c.pt", "b/c.pt", "a/b/c.pt"."""
     return ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
 

@@ -13,9 +13,10 @@ from cmg.utils.errors import InputError
 log = logging.getLogger(__name__)
 COLLAPSED_SHARE = 0.1           # collapsed: a batch uses fewer codes than this fraction of K or of its seconds,
 COLLAPSED_PERPLEXITY = 0.02     # or the perplexity is below this fraction of K, or below 4
-SETTLED = 200                   # steps before codebooks are checked
-YOUNG, SINGLE = 100, 2          # steps before modalities are checked; below this perplexity, one has collapsed
-JUDGED = 500                    # steps before Cross-CPC is checked
+CODEBOOK_CHECK_STEP = 200       # steps before codebooks are checked
+MODALITY_CHECK_STEP = 100       # steps before modalities are checked
+SINGLE_CODE = 2                 # a modality with a lower perplexity has collapsed
+CPC_CHECK_STEP = 500            # steps before Cross-CPC is checked
 ABOVE_CHANCE = 1.5              # an accuracy counts as learned above this multiple of chance
 SHARING = "dcid", "h_dcid"      # systems of --recipe shared
 ADVICE = {
@@ -108,14 +109,14 @@ class FiniteCheck:
             event = torch.cuda.Event()
             event.record()
         self.pending.append(StepMetrics([(kind, name) for kind, name, _ in found], values, *self.coming, event))
-        self._judge(wait=False)
+        self._check_finite(wait=False)
 
     def flush(self):
         """Wait for the last step and return its StepMetrics, None before the first step."""
-        self._judge(wait=True)
+        self._check_finite(wait=True)
         return self.pending[-1] if self.pending else None
 
-    def _judge(self, wait):
+    def _check_finite(self, wait):
         while self.pending and self.pending[0].arrived(wait):
             values = self.pending[0]
             found = values.not_finite()
@@ -144,7 +145,7 @@ class CodebookMonitor:
 
     warned: list = field(default_factory=list)
     accuracies: dict = field(default_factory=dict)      # Cross-CPC metric -> [sum, number of values]
-    apart: list = field(default_factory=list, init=False)       # codebooks that shared no codes at the last update
+    unshared: list = field(default_factory=list, init=False)       # codebooks that shared no codes at the last update
     advice: str = field(default=ADVICE["shared"], init=False)   # advice for them that fits the run
 
     def state(self):
@@ -164,39 +165,39 @@ class CodebookMonitor:
             Metrics of the codebooks, name -> number.
         """
         found = {}
-        self.apart, self.advice = [], f"{sharing_advice(system.name, asdict(system.options))}{ADVICE['shared']}"
+        self.unshared, self.advice = [], f"{sharing_advice(system.name, asdict(system.options))}{ADVICE['shared']}"
         for suffix, assigned in system.assigned_codes(outputs).items():
             codebook = system.codebooks[suffix]
             usage = code_usage(codebook, assigned)
             found |= {"codes_used" + suffix: usage.codes_used, "codes_shared" + suffix: usage.codes_shared,
                       "code_perplexity" + suffix: usage.perplexity}
             if usage.codes_shared == 0:
-                self.apart.append(suffix)
-            if step >= SETTLED:
-                self._judge_codebook(usage, len(codebook.embedding), suffix)
+                self.unshared.append(suffix)
+            if step >= CODEBOOK_CHECK_STEP:
+                self._check_codebook(usage, len(codebook.embedding), suffix)
         for suffix, level in system.level_outputs(outputs).items():
             for modality, z in level.semantic.items():
                 found[f"{modality}_spread{suffix}"] = feature_spread(z)
                 perplexity = metrics.get(f"{modality}_perplexity{suffix}", math.inf)
-                if step >= YOUNG and perplexity < SINGLE:
+                if step >= MODALITY_CHECK_STEP and perplexity < SINGLE_CODE:
                     spread = feature_spread(level.inputs[modality])
-                    self._judge_collapse(modality, suffix, perplexity, spread, step, system)
-        self._judge_cpc(metrics, step, batch_size)
+                    self._check_collapse(modality, suffix, perplexity, spread, step, system)
+        self._check_cpc(metrics, step, batch_size)
         return found
 
     def finish(self):
         """At the end of a run of any length, warn of codebooks that shared no codes at the last update."""
-        for suffix in self.apart:
-            self._judge_shared(suffix)
+        for suffix in self.unshared:
+            self._check_shared(suffix)
 
-    def _judge_collapse(self, modality, suffix, perplexity, spread, step, system):
+    def _check_collapse(self, modality, suffix, perplexity, spread, step, system):
         level, num_codes = suffix.replace("_", " of level "), len(system.codebooks[suffix].embedding)
         ratio = math.sqrt(1 - spread ** 2) / max(spread, 1e-6)
         advice = "lower --lr" if system.config.standardize == "channel" else "pretrain with --standardize channel"
         self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at "
                    f"step {step}, the mean of its features is {ratio:.1f} times their deviation", advice)
 
-    def _judge_codebook(self, usage, num_codes, suffix):
+    def _check_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"
         if usage.codes_used < COLLAPSED_SHARE * min(num_codes, usage.seconds):
             self._warn("used" + suffix, f"{name} has collapsed: the batch uses {usage.codes_used} of {num_codes} codes",
@@ -205,19 +206,19 @@ class CodebookMonitor:
             self._warn("perplexity" + suffix, f"{name} has collapsed: its perplexity is "
                        f"{usage.perplexity:.1f} of {num_codes}", ADVICE["perplexity"])
         if usage.codes_shared == 0:
-            self._judge_shared(suffix)
+            self._check_shared(suffix)
 
-    def _judge_shared(self, suffix):
+    def _check_shared(self, suffix):
         self._warn("shared" + suffix, f"codebook{suffix.replace('_', ' ')}: no code of this batch is used by all "
                    "modalities", self.advice)
 
-    def _judge_cpc(self, metrics, step, batch_size):
+    def _check_cpc(self, metrics, step, batch_size):
         for name, value in metrics.items():
             if name.startswith("cpc_accuracy"):
                 total = self.accuracies.setdefault(name, [0.0, 0])
                 total[0], total[1] = total[0] + value, total[1] + 1
         means = {name: total / count for name, (total, count) in self.accuracies.items()}
-        if step >= JUDGED and means and max(means.values()) < ABOVE_CHANCE / batch_size:
+        if step >= CPC_CHECK_STEP and means and max(means.values()) < ABOVE_CHANCE / batch_size:
             self._warn("chance", f"Cross-CPC is at chance after {step} steps: best accuracy "
                        f"{100 * max(means.values()):.1f} %, chance {100 / batch_size:.1f} %", ADVICE["chance"])
 

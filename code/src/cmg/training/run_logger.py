@@ -122,7 +122,7 @@ class _Collected(logging.Handler):
 def kept_warnings(folder):
     """Append the warnings of the block to WARNINGS in a folder, and print them at the end, wrapped to the terminal. If
     the surrounding program has a log, they go there instead of the terminal."""
-    _forget_log()               # from an earlier pretraining, as in demo.py
+    _reset_logging()            # from an earlier pretraining, as in demo.py
     logger, handler, collected = logging.getLogger(), _Warnings(Path(folder) / WARNINGS), _Collected()
     handlers = [handler] if logger.handlers else [handler, collected]
     for each in handlers:
@@ -148,7 +148,7 @@ def setup_logging(file=None, verbose=False):
     Raises:
         OSError: the file cannot be written.
     """
-    _forget_log()
+    _reset_logging()
     logger = logging.getLogger()
     logging.getLogger("cmg").setLevel(logging.DEBUG)
     shown = _Console()
@@ -164,7 +164,7 @@ def setup_logging(file=None, verbose=False):
     logger.setLevel(logging.INFO)
 
 
-def _forget_log():
+def _reset_logging():
     """Undo `setup_logging`."""
     logger = logging.getLogger()
     for handler in [handler for handler in logger.handlers if getattr(handler, "of_run", False)]:
@@ -180,7 +180,7 @@ def restored_log():
     try:
         yield
     finally:
-        _forget_log()
+        _reset_logging()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
@@ -213,7 +213,7 @@ class RunLogger:
 
     def __init__(self, folder, options, position=None, backend="tensorboard"):
         self.folder, self.is_full = Path(folder), False
-        self._hook, threading.excepthook = threading.excepthook, self._of_thread
+        self._hook, threading.excepthook = threading.excepthook, self._on_thread_error
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
@@ -221,7 +221,7 @@ class RunLogger:
                 file.write(json.dumps(options, indent=1) + "\n")
             setup_logging(self.folder / "log.txt", bool(options.get("verbose")))
             if position and position["folder"] == str(self.folder.absolute()):
-                self._cut(position["bytes"])
+                self._truncate_metrics(position["bytes"])
             self.logger = LOGGERS[backend](self.folder, options, position["step"] if position else None)
         except InputError:
             threading.excepthook = self._hook
@@ -240,7 +240,7 @@ class RunLogger:
         size = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
         return beginning(self.folder) | {"bytes": size, "step": step}
 
-    def _cut(self, size):
+    def _truncate_metrics(self, size):
         """Move the part of metrics.jsonl beyond `size` bytes to discarded.jsonl."""
         if self.metrics_file.exists() and self.metrics_file.stat().st_size > size:
             with open(self.metrics_file, "r+b") as file:
@@ -282,7 +282,7 @@ class RunLogger:
         except OSError as error:
             self._disk_is_full(error)
 
-    def _of_thread(self, failed):
+    def _on_thread_error(self, failed):
         """TensorBoard writes in its own thread. An error there would only print a traceback, so it is suppressed; the
         next call raises the same error."""
         if not issubclass(failed.exc_type, OSError):

@@ -75,7 +75,7 @@ class Trainer:
         self.resumed = loaded.path if loaded else None
         self.unused = {n: value for n, value in loaded.unused.items() if value.any()} if loaded else {}
         self.position, self.saved, self.monitor = Position(settings.start_epoch), [], CodebookMonitor()
-        self.stopped, self.undo, self.small = None, None, set()      # small: paths without optimizer state
+        self.stopped, self.undo, self.stripped = None, None, set()      # stripped: paths without optimizer state
         self.finite = FiniteCheck(data.ids)
         self.failed_save, self._last_step = None, settings.max_steps or math.inf
         train_step.total_steps = total_steps(self.num_clips, settings)
@@ -153,10 +153,10 @@ class Trainer:
                 if not self.stopped:
                     self.monitor.finish()           # after the save, so that a resumed run is checked again
             except WorkersLost as error:
-                raise InputError(f"{error}; {self._rescue()}") from None
+                raise InputError(f"{error}; {self._emergency_save()}") from None
             except RuntimeError as error:
                 if dist.is_lost(error) and self.folder:
-                    log.error("another process of this run was lost; %s", self._rescue())
+                    log.error("another process of this run was lost; %s", self._emergency_save())
                 raise
             except NonFiniteError as error:
                 if not self.folder:
@@ -211,7 +211,7 @@ class Trainer:
                 if self._is_due():
                     self._save_checkpoint()
         if is_whole:
-            self._show_codes(output, epoch)
+            self._log_code_use(output, epoch)
             here.epoch, here.clips = epoch + 1, 0
             if here.epoch % settings.save_freq == 0 or self._is_due() or self._is_done():
                 self._save_checkpoint()
@@ -244,7 +244,7 @@ class Trainer:
                          for m, indices in of_modalities.items()}
                 for suffix, of_modalities in system.assigned_codes(output.outputs).items()}
 
-    def _show_codes(self, output, epoch):
+    def _log_code_use(self, output, epoch):
         """Log a figure of which modality uses which code in the last step of an epoch."""
         if not self.folder or not self.draw_codes:
             return
@@ -265,7 +265,7 @@ class Trainer:
         name = f"{here.epoch}-step{here.step}" if here.clips else here.epoch - 1
         path = self.save_folder / self.train_step.system.file(self.train_step.system.config.modalities, name)
         saved = [other for other in self.saved if other != path.name] + [path.name]
-        settings, (keep, old) = self.settings, self._kept(saved)
+        settings, (keep, old) = self.settings, self._checkpoints_to_keep(saved)
         try:
             checkpoint.save(path, self._contents(keep))
         except InputError as error:
@@ -289,13 +289,13 @@ class Trainer:
     def _drop_optimizers(self, path):
         """Remove the optimizer state of an older checkpoint, once the newest is on the disk."""
         try:
-            if path not in self.small and path.exists():
+            if path not in self.stripped and path.exists():
                 checkpoint.drop_optimizers(path)
-            self.small.add(path)
+            self.stripped.add(path)
         except InputError as error:
             log.warning("warning: %s; it keeps its optimizer state", error)
 
-    def _kept(self, saved):
+    def _checkpoints_to_keep(self, saved):
         """Names of the checkpoints, as (to keep, to remove)."""
         if self.settings.keep:
             return saved[-self.settings.keep:], saved[:-self.settings.keep]
@@ -314,7 +314,7 @@ class Trainer:
         return checkpoint.pack(system, self.train_step.optimizers, self.unused or None, self.position.epoch - 1,
                                self.position.step, state.to_dict(), dtype, self.feature_origins, self.hashes)
 
-    def _rescue(self):
+    def _emergency_save(self):
         """Save after the last whole step before the run ends with an error; returns text for the message."""
         if self.undo:
             self.undo()
