@@ -171,7 +171,7 @@ def test_wrong_checkpoints_are_refused_before_work(tree, tmp_path):
     refused("pretrained on audio, video, but text was requested", ave.main,
             arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "av.pt"), "--source", "text", "--target", "video"))
     write_checkpoint(tmp_path / "wide.pt", video_dim=CHANNELS // 2)
-    with pytest.raises(InputError, match=f"takes video as maps of 7 x 7 x {CHANNELS // 2}, AVE train .* has "
+    with pytest.raises(InputError, match=f"expects video as maps of 7 x 7 x {CHANNELS // 2}, but AVE train .* has "
                        f"video as maps of 7 x 7 x {CHANNELS};"):
         ave.main(arguments(tree, tmp_path, "--checkpoint", str(tmp_path / "wide.pt")))
 

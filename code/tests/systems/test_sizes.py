@@ -265,7 +265,7 @@ def test_what_does_not_fit_names_both_sides(tmp_path):
 
         def __getitem__(self, i):
             return {"audio": np.zeros((10, 8)), "video": np.zeros((10, 6, 5, 4)), "text": np.zeros((3, 7))}
-    assert "takes audio as vectors of 9, mine has audio as vectors of 8" in message(
+    assert "expects audio as vectors of 9, but mine has audio as vectors of 8" in message(
         encode.check_fit, frozen, Data(), "audio", "c.pt")
     for m in ("video", "text"):                         # any number of tokens can be read
         encode.check_fit(frozen, Data(), m, "c.pt")

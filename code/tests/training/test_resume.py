@@ -247,11 +247,11 @@ def test_optimizer_state_is_in_the_newest_checkpoint_alone(demo_data, tmp_path, 
     weights = {name: value for name, value in full.items() if not is_optimizer(name)}
     assert kill_resume.differences(weights, kept[LAST]) == []
     assert (folder / LAST).stat().st_size < 0.45 * (all_kept / LAST).stat().st_size
-    with pytest.raises(InputError, match=f"{LAST}: holds no optimizer state; expected .* --resume auto finds"):
+    with pytest.raises(InputError, match=f"{LAST}: contains no optimizer state; expected .* --resume auto finds"):
         train(demo_data, tmp_path / "other", "--resume", folder / LAST)
     (folder / "DCID-model-2.pt").unlink()
     caplog.clear()
-    refused("DCID-model-[01].pt: holds no optimizer state; checkpoints of this run", run_state.find_newest, folder,
+    refused("DCID-model-[01].pt: contains no optimizer state; expected checkpoints", run_state.find_newest, folder,
             "DCID-model-*.pt", full["run"]["options"])
 
 

@@ -95,7 +95,7 @@ def _numpy_entry(path):
             if opcode.name == "GLOBAL" and value.startswith("numpy"):
                 return f"at its entry '{last[:60]}'" if last else "at its top level"
             last = value if opcode.name in ("BINUNICODE", "SHORT_BINUNICODE") else last
-    return "beside its tensors"
+    return "next to its tensors"
 
 
 def read(path, mmap=False):

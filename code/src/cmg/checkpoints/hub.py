@@ -41,7 +41,7 @@ def locate(source: str | PathLike[str], revision: str | None = None) -> Path:
         return max(saved, key=_steps, default=path / WEIGHTS)
     if path.is_absolute():
         return path
-    from huggingface_hub import snapshot_download  # here, because importing it takes a second
+    from huggingface_hub import snapshot_download  # imported here because it takes a second
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG])) / WEIGHTS
     except Exception as error:              # several libraries raise: no network, no such name, no permission
@@ -69,7 +69,7 @@ def upload(folder: str | Path, name: str, private: bool = True) -> str:
     Raises:
         InputError: there is no token, permission or network, or the name cannot be used.
     """
-    from huggingface_hub import HfApi  # here, because importing it takes a second
+    from huggingface_hub import HfApi  # imported here because it takes a second
     api = HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)

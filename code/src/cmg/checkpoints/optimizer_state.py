@@ -8,7 +8,7 @@ from cmg.utils.errors import InputError
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 STATE = {"Adam": ADAM_STATE, "AdamW": ADAM_STATE, "SGD": ()}      # state per parameter in torch's optimizers
-NO_OPTIMIZER = "holds no optimizer state"
+NO_OPTIMIZER = "contains no optimizer state"
 OWN_OPTIMIZER = "own_optimizer"     # section of the optimizer state of parameters without a published name
 
 

@@ -98,7 +98,7 @@ def check_shape(encoder, modality, shape, name, checkpoint):
     """Raise InputError unless the encoder accepts features of this shape (cmg/models/config.py); `name` and
     `checkpoint` are used in the message."""
     if not encoder.config.fits(modality, shape):
-        raise InputError(f"{checkpoint}: takes {encoder.config.describe(modality)}, {name} has "
+        raise InputError(f"{checkpoint}: expects {encoder.config.describe(modality)}, but {name} has "
                          f"{describe_shape(modality, shape)}; use a checkpoint that was pretrained on features of this "
                          "kind")
 

@@ -172,7 +172,7 @@ def verify(rows, folder, full=True):
         if path not in known:
             try:
                 found = fingerprint(path, full=full)
-            except (OSError, ValueError):       # no path of this system, say too long
+            except (OSError, ValueError):       # not a valid path on this system
                 found = None
             known[path] = found and found.sha256
         return known[path]
@@ -194,7 +194,7 @@ def _same_size(path, was):
         if path.is_dir():
             return True, sum(1 for _ in path.iterdir()) == was.get("entries")
         return path.exists() or None, path.is_file() and path.stat().st_size == was.get("bytes")
-    except (OSError, ValueError):               # no path of this system, say too long
+    except (OSError, ValueError):               # not a valid path on this system
         return None, False
 
 
