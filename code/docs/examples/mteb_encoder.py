@@ -1,4 +1,4 @@
-"""An encoder of ours as a model of MTEB (pip install mteb): one vector per clip, the mean of its codes.
+"""Use an encoder as an MTEB model (pip install mteb), with one vector per clip: the mean of its codes.
 
     mteb.evaluate(CMGEncoder("somebody/dcid", audio="logmel", video="patches"), tasks)
 """
@@ -15,22 +15,22 @@ import cmg
 
 
 class CMGEncoder(AbsEncoder):
-    """For tasks of audio, video or both; `front_ends` are those of `cmg.Encoder.features_of`."""
+    """Model for tasks on audio, video or both; `front_ends` are passed to `cmg.Encoder.features_of`."""
 
     def __init__(self, model_name, revision=None, device="cpu", **front_ends):
         self.encoder, self.front_ends = cmg.load(model_name, device, revision=revision), front_ends
         self.mteb_model_meta = ModelMeta.create_empty({"modalities": list(front_ends)})
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
-        """(clips, D): of audio or video, or the mean of both where the clips of the task have both."""
+        """Vectors (clips, D) of audio or video, or their mean if the clips of the task have both."""
         clips, kinds = inputs.dataset, {"audio": datasets.Audio, "video": datasets.Video}
         modalities = [m for m in self.front_ends if m in clips.column_names]
-        for modality in modalities:             # files as they are: features_of decodes them
+        for modality in modalities:             # keep files undecoded; features_of decodes them
             clips = clips.cast_column(modality, kinds[modality](decode=False))
         return torch.stack([torch.stack([self.vector(m, clip[m]) for m in modalities]).mean(0) for clip in clips])
 
     def vector(self, modality, file):
-        """(D,) of one modality of a clip: a file, or its bytes."""
+        """Vector (D,) of one modality of a clip, given as a file or its bytes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(file["path"] or "clip")
             if file["bytes"] is not None:

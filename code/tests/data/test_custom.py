@@ -463,7 +463,7 @@ def test_from_python(example, pretrained, tmp_path):
                         n_epoch=1, batch_size=3, n_embeddings=8, gpu="cpu", in_memory=True)
     assert cmg.load(file).modalities == ("audio", "video")
     for wrong in ({}, {"manifest": example / "clips.csv"}, {"features": places}):
-        refused("give both", cmg.open_task, "custom", **wrong)
+        refused("pass both", cmg.open_task, "custom", **wrong)
 
 
 def test_evaluate_takes_it_as_a_task(example, pretrained, tmp_path, capsys):

@@ -94,10 +94,10 @@ class Encoder:
         given = x.shape[1 if config.kind(modality) == "tokens" else 2:]
         if not config.fits(modality, given) or not x.numel() or not x.is_floating_point():
             raise InputError(f"{modality} features of shape {tuple(x.shape)}, {str(x.dtype).removeprefix('torch.')}; "
-                             f"{config.axes(modality)} floating-point numbers are expected")
+                             f"expected {config.axes(modality)} floating-point numbers")
         if not (x.abs() < LIMITS.feature).all():
-            raise InputError(f"{modality} features: NaN, infinite numbers, or beyond {LIMITS.feature:g} among them; "
-                             "finite features are expected; fix or leave out these clips")
+            raise InputError(f"{modality} features: some are NaN, infinite, or beyond {LIMITS.feature:g}; expected "
+                             "finite features; fix or omit these clips")
         return x.to(self.codebooks[0])
 
     @plain_torch()

@@ -178,8 +178,8 @@ def _training(encoder: Encoder, modality: str, x: Array, labels: Array,
     if found.ndim == 3:
         found = found.to(codes.vectors.dtype)
         if found.shape[1] != codes.vectors.shape[1]:
-            raise InputError(f"labels of {found.shape[1]} seconds, codes of {codes.vectors.shape[1]}; as many are "
-                             "expected")
+            raise InputError(f"labels of {found.shape[1]} seconds, codes of {codes.vectors.shape[1]}; "
+                             "expected as many labels as codes")
     return EncodedSplit.of(codes.vectors, codes.indices, found), found
 
 
@@ -214,12 +214,12 @@ def _labels(labels: Any, clips: int, classes: list[str] | None = None) -> Tensor
     good |= found.ndim == 3 and found.shape[2] > 1 and found.numel() > 0 and bool(((found == 0) | (found == 1)).all())
     if not good or len(found) != clips:
         kind = str(found.dtype).removeprefix("torch.")
-        raise InputError(f"labels of shape {tuple(found.shape)}, {kind}, for {clips} clips; names or whole numbers "
-                         "from 0 on, (B,), or 0 and 1 of shape (B, T, C + 1), are expected")
+        raise InputError(f"labels of shape {tuple(found.shape)}, {kind}, for {clips} clips; expected names or whole "
+                         "numbers from 0 on, (B,), or 0 and 1 of shape (B, T, C + 1)")
     if found.ndim == 1 and int(found.max()) >= LIMITS.classes:
-        raise InputError(f"labels: the class {int(found.max()):,}; numbers from 0 on, below {LIMITS.classes:,}, are "
-                         "expected; number the classes, for example with np.unique(labels, return_inverse=True), or "
-                         "pass names")
+        raise InputError(f"labels: the class {int(found.max()):,}; expected numbers from 0 on, below "
+                         f"{LIMITS.classes:,}; number the classes, for example with np.unique(labels, "
+                         "return_inverse=True), or pass names")
     return found.long() if found.ndim == 1 else found
 
 

@@ -97,18 +97,18 @@ def open_task(name: str, data_root: FilePath | None = None, modalities: Sequence
         raise InputError(f"{str(name)[:60]}: no such task; expected one of {', '.join(TASKS)}")
     seconds = arguments.integer(seconds, "open_task: seconds", 1, LIMITS.video_seconds)
     if isinstance(modalities, str) or not set(modalities) <= set(MODALITIES) or not modalities:
-        raise InputError(f"open_task: modalities {modalities!r:.60}; some of {', '.join(MODALITIES)} are expected, as "
+        raise InputError(f"open_task: modalities {modalities!r:.60}; expected some of {', '.join(MODALITIES)}, such as "
                          'modalities=("audio", "video")')
     if name == CUSTOM:
         if manifest is None or not features or not isinstance(features, dict):
-            raise InputError('open_task("custom"): manifest=CSV and features={modality: path} are expected; give both')
+            raise InputError('open_task("custom"): expected manifest=CSV and features={modality: path}; pass both')
         paths = {CUSTOM + ".manifest": arguments.path(manifest, "open_task: manifest"),
                  **{f"{CUSTOM}.{m}": arguments.path(of, f"open_task: features of {m}") for m, of in features.items()}}
         entry = TASKS[name].of(paths[CUSTOM + ".manifest"], dict.fromkeys(features))
         return entry.open(paths.__getitem__, entry.modalities, "default", on_bad_clip="error", in_memory=False,
                           seconds=seconds)
     if data_root is None:
-        raise InputError(f'open_task("{name}"): data_root=FOLDER is expected, laid out as in data/README.md; give it')
+        raise InputError(f'open_task("{name}"): expected data_root=FOLDER, laid out as in data/README.md; pass it')
     root = arguments.path(data_root, "open_task: data_root")
     return TASKS[name].open(lambda name: root / DATA_PATHS[name], tuple(modalities), "default",
                             on_bad_clip="error", in_memory=False, seconds=seconds)

@@ -212,7 +212,8 @@ class Codebook(nn.Module):
         """
         for modality, x in z.items():
             if x.shape[-1] != self.embedding.shape[1]:
-                raise ValueError(f"{modality} features are {x.shape[-1]} wide, the codebook {self.embedding.shape[1]}")
+                raise ValueError(f"{modality} features have width {x.shape[-1]}, but the codes have width "
+                                 f"{self.embedding.shape[1]}")
         codes = self.embedding.clone()          # the EMA rewrites the buffer before backward reads it
         x = torch.stack(list(z.values()))                                                           # (M, B, T, D)
         distance = squared_distance(x.flatten(0, 2), codes)

@@ -27,8 +27,8 @@ class Selection:
     def __post_init__(self):
         numbers = self.choose_channel, self.toc_max_num, self.toc_min_num
         if not all(type(number) is int for number in numbers) or self.terms not in TOC_TERMS:
-            raise TypeError(f"a selection of channels is three integers and one of {', '.join(TOC_TERMS)}, not "
-                            f"{(*numbers, self.terms)}")
+            raise TypeError(f"expected three integers and one of {', '.join(TOC_TERMS)} as a selection of channels, "
+                            f"not {(*numbers, self.terms)}")
 
     def counts(self, width):
         """Numbers of (best, worst) channels to keep out of `width`.

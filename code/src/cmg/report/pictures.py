@@ -352,8 +352,8 @@ def draw_run(folder, out):
         inside = run_folder.parent.relative_to(folder).as_posix().replace("/", "-")
         written += draw_predictions(run_folder, out, f"-{inside}" if len(runs) > 1 else "")
     if not written:
-        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or "
-                         "predictions/ in or below it")
+        raise InputError(f"{folder}: nothing to draw; expected metrics.jsonl, results.jsonl or predictions/ in it or "
+                         "its subfolders")
     return written
 
 

@@ -14,8 +14,8 @@ SEVERAL = "Percent after the last epoch of the heads, cross-modal; mean: over al
 
 
 def table(rows, width):
-    """Result lines as a table of at most `width` characters, with a caption: one line per direction of the papers' main
-    table for a single checkpoint, one line per checkpoint for several."""
+    """Result lines as a table of at most `width` characters, with a caption: for a single checkpoint, one line per
+    direction of the papers' main table; for several, one line per checkpoint."""
     parts = []
     for protocol in PROTOCOLS:
         of_protocol = distinguish([row for row in rows if row["protocol"] == protocol])

@@ -195,7 +195,7 @@ class CodebookMonitor:
         ratio = math.sqrt(1 - spread ** 2) / max(spread, 1e-6)
         advice = "lower --lr" if system.config.standardize == "channel" else "pretrain with --standardize channel"
         self._warn(f"collapse_{modality}{suffix}", f"{modality}{level} uses {perplexity:.1f} of {num_codes} codes at "
-                   f"step {step}, the mean of its features is {ratio:.1f} times their deviation", advice)
+                   f"step {step}, and the mean of its features is {ratio:.1f} times their deviation", advice)
 
     def _check_codebook(self, usage, num_codes, suffix):
         name = f"codebook{suffix.replace('_', ' ')}"

@@ -290,7 +290,7 @@ class RunLogger:
 
     def _disk_is_full(self, error):
         if not self.is_full:
-            log.error("%s: metrics cannot be written (%s); training continues without them, free space", self.folder,
+            log.error("%s: metrics cannot be written (%s); training continues without them; free space", self.folder,
                       error.strerror)
         self.is_full = True
 

@@ -161,8 +161,8 @@ class Trainer:
             except NonFiniteError as error:
                 if not self.folder:
                     raise InputError(f"{error}; the first process saves the details of this step") from None
-                raise InputError(f"{error}; the run ends, its batch is in {self._save_bundle(error.values)}; resume "
-                                 f"from {self._last_saved()}") from None
+                raise InputError(f"{error}; the run ends, and its batch was saved to "
+                                 f"{self._save_bundle(error.values)}; resume from {self._last_saved()}") from None
         if self.folder:
             self.folder.close()
         if self.stopped:
