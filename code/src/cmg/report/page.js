@@ -1,8 +1,8 @@
-// A click on a picture shows it in its own size, and again in that of its column.
+// A click on a picture toggles between its full size and the width of its column.
 for (const picture of document.querySelectorAll("figure img")) {
   picture.addEventListener("click", () => picture.parentElement.classList.toggle("whole"));
 }
-// Sorting by a click on a column's head: numbers by data-value (rows without one last), text by its letters.
+// A click on a column header sorts: numbers by data-value (rows without one last), text alphabetically.
 for (const table of document.querySelectorAll("table.figures")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {

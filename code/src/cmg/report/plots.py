@@ -114,7 +114,7 @@ def draw_examples(kept, path):
         right = 100 * (chances.argmax(-1) == targets).mean()
         _example(row[0], arrays["source"], kept, arrays)
         row[0].set_title(f"trained on {arrays['source']}, such as", fontsize=9)
-        row[0].set_xlabel(f"tested on {arrays['target']}: {right:.1f} % right", fontsize=9)
+        row[0].set_xlabel(f"tested on {arrays['target']}: {right:.1f} % correct", fontsize=9)
         for axis in row:
             _hide_ticks(axis)
         for axis, number, clip in zip(row[1:], range(columns), arrays["shown"]):
@@ -242,7 +242,7 @@ def draw_confusion(arrays, path):
         for text in () if shown.text_ is None else shown.text_.flat:
             text.set_visible(float(text.get_text()) >= 5)
         right = 100 * (said == targets).mean()
-        axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {right:.1f} % right")
+        axis.set(xlabel="predicted", ylabel="", title=f"trained on {source}: {right:.1f} % correct")
     for axis in axes[:, 1:].flat:
         axis.set_yticklabels([])
     for axis in axes[:, 0]:
@@ -297,7 +297,7 @@ def draw_open_set(arrays, path):
     right = scores.right.numpy()
     figure, axes = new_figure(1, 2, size=(9.6, 3.8))
     axis, bins = axes[0, 0], np.linspace(confidence.min(), confidence.max() + 1e-9, 31)
-    for mask, color, label in ((right, RIGHT, "known, right class"), (~right & ~unknown, MISSED, "known, wrong class"),
+    for mask, color, label in ((right, RIGHT, "known, correct class"), (~right & ~unknown, MISSED, "known, wrong class"),
                                 (unknown, WRONG, "unknown")):
         axis.hist(confidence[mask], bins, color=color, alpha=0.6, label=f"{label} ({mask.sum()})")
     axis.set_xlabel("largest probability of a clip")
@@ -307,7 +307,7 @@ def draw_open_set(arrays, path):
     axis = axes[0, 1]
     fine = torch.linspace(float(confidence.min()), float(confidence.max()), 200, dtype=torch.float64)
     rates = scores.rates(fine)
-    for name, color, label in (("os", RIGHT, "OS* (known, right)"), ("unk", WRONG, "UNK (unknown, rejected)"),
+    for name, color, label in (("os", RIGHT, "OS* (known, correct)"), ("unk", WRONG, "UNK (unknown, rejected)"),
                                 ("hos", "black", "HOS")):
         axis.plot(fine, 100 * getattr(rates, name), color=color, label=label)
     steps = scores.thresholds()
