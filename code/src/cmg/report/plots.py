@@ -297,7 +297,7 @@ def draw_open_set(arrays, path):
     right = scores.right.numpy()
     figure, axes = new_figure(1, 2, size=(9.6, 3.8))
     axis, bins = axes[0, 0], np.linspace(confidence.min(), confidence.max() + 1e-9, 31)
-    for mask, color, label in ((right, RIGHT, "known, correct class"), (~right & ~unknown, MISSED, "known, wrong class"),
+    for mask, color, label in ((right, RIGHT, "known, correct"), (~right & ~unknown, MISSED, "known, wrong"),
                                 (unknown, WRONG, "unknown")):
         axis.hist(confidence[mask], bins, color=color, alpha=0.6, label=f"{label} ({mask.sum()})")
     axis.set_xlabel("largest probability of a clip")
