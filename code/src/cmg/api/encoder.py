@@ -168,7 +168,7 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
     Args:
         source: a checkpoint file, published or ours; a folder written by `python -m cmg.checkpoints export`; or a name
             on the Hugging Face Hub, such as "somebody/dcid", which is downloaded once.
-        device, dtype: of the encoder.
+        device, dtype: device and dtype of the encoder.
         revision: branch, tag or commit on the Hub.
 
     Raises:

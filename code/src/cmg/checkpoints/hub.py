@@ -93,7 +93,7 @@ def load_encoder(source: str | PathLike[str], device: str | torch.device = "cpu"
 
     Args:
         source, revision: see `locate`.
-        device, dtype: of the encoder.
+        device, dtype: device and dtype of the encoder.
         zero_code0: see FrozenEncoder.
 
     Raises:

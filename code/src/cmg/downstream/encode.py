@@ -118,7 +118,7 @@ def codes(encoders, dataset, modalities, *, labels="label", batch_size=80, worke
         dataset: items are dicts of arrays with the modalities and the labels; with `cache`, cmg.data.clips.Clips.
         modalities: modalities to encode.
         labels: key of the items to store as labels.
-        batch_size, workers: of the DataLoader; they do not affect the results.
+        batch_size, workers: arguments of the DataLoader; they do not affect the results.
         precision: "bf16" runs the encoders under autocast.
         training: keep dropout on (protocol="released"); the codebooks never change.
         cache: CodeCache (cmg/downstream/code_cache.py) to read known codes from; not used with `training`.

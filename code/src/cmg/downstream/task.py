@@ -52,7 +52,7 @@ class Task:
         return next(iter(self.train.values())).classes
 
     def make(self, width: int, segment_layers: int = 2) -> torch.nn.Module:
-        """A new head for codes of this width; `segment_layers`: of a head that classifies seconds."""
+        """A new head for codes of this width; `segment_layers` is the depth of heads that classify seconds."""
         head = DeepSegmentHead if segment_layers == 4 and self.head is SegmentHead else self.head
         return head(width, len(self.classes))
 
@@ -125,7 +125,7 @@ def sample(classes, is_right, count=SHOWN):
 
 @dataclass
 class Pretrained:
-    """A frozen encoder and where it came from."""
+    """A frozen encoder and its source."""
 
     path: Path
     encoder: FrozenEncoder

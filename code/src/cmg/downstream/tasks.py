@@ -263,7 +263,7 @@ ENTRIES = (
         directions={"ucfv_vgga": ("video", "audio"), "vgga_ucfv": ("audio", "video")}, parts=ucf_vggsound_parts,
         epochs=25, **OPEN_SET),
     TaskEntry(
-        CUSTOM, "own", "Your own clips: their class, or events second by second where the manifest has onsets", CUSTOM,
+        CUSTOM, "own", "Your own clips: their class, or events second by second if the manifest has onsets", CUSTOM,
         (f"{CUSTOM}.manifest",), source="your own files, as described in code/docs/your-data.md", directions={},
         modalities=(), epochs=30, kind="own", best_by="accuracy", parts=own_parts),
 )

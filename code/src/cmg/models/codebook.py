@@ -237,7 +237,7 @@ class Codebook(nn.Module):
 
     @staticmethod
     def _joined(distance, modalities, joint):
-        """Distances (M, B, T, K) that determine the codes: those of `joint` modalities are replaced by their mean."""
+        """Distances (M, B, T, K) that determine the codes: those of `joint` modalities are replaced with their mean."""
         members = [x for m, x in zip(modalities, distance) if m in joint]
         if len(members) < 2:
             return distance

@@ -57,7 +57,8 @@ class StepRandom:
     def sentences(self, counts):
         """Which of its `counts` (N,) sentences each clip of a data set uses in a step, uniform, (N,) int64.
 
-        Takes a single draw from the run's generator whatever the batch, so that processes that share a batch agree.
+        Takes a single draw from the run's generator regardless of the batch, so that processes that share a batch
+        agree.
         """
         generator = torch.Generator()
         generator.manual_seed(int(torch.randint(2 ** 62, (), generator=self.generator)))

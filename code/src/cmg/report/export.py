@@ -37,7 +37,7 @@ def export(path: str | PathLike[str], out: str | PathLike[str], results_files: S
     contains the hash of the weights, so that an incomplete folder is rejected.
 
     Args:
-        path: checkpoint, published or ours, or a folder of them, of which the most trained is taken.
+        path: checkpoint, published or ours, or a folder of them (the one with the most steps is used).
         out: folder.
         results_files: results.jsonl files; rows of this checkpoint are included in the model card.
         name: name under which the card loads it; default: that of the folder.

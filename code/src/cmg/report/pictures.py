@@ -127,7 +127,7 @@ def draw_optimization(lines, path):
     """Draw the learning rate, gradient norms before clipping, log-likelihoods of the CLUB networks, and speed.
 
     Args:
-        lines: of metrics.jsonl, with "learning_rate", "grad_norms", "likelihoods" and "clips_per_second".
+        lines: lines of metrics.jsonl, with "learning_rate", "grad_norms", "likelihoods" and "clips_per_second".
         path: picture to write.
     """
     figure, axes = new_figure(2, 2, size=(9.6, 6.4))

@@ -49,7 +49,7 @@ def describe_data(path, found):
     """Entry of a record for a file or folder: path, size, SHA-256, and how the hash was determined ("checked").
 
     Args:
-        path: of the data.
+        path: path of the data.
         found: its cmg.data.fingerprint.Fingerprint.
     """
     path = Path(path)

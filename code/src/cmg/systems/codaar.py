@@ -28,7 +28,7 @@ from cmg.systems.state_dicts.rules import DECODER, ENCODER, LSTMS
 from cmg.utils import dist
 
 OWN_SHARE = 3                               # weight of the own features in the moving averages; others have 1
-OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; that of the own code is 2
+OTHERS_COMMITMENT = 0.5                     # weight of another modality's code; the own code has 2
 NOISE = 1e-3                                # standard deviation of the noise on rows that are reset or repeated
 TEMPERATURE = 0.1                           # of the logged segment alignment
 

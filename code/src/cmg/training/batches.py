@@ -26,7 +26,7 @@ class Text:
         text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
         rng: cmg.models.random.StepRandom, which draws one of a clip's sentences in each step; if None, the first is
             used.
-        device, dtype: of the batches.
+        device, dtype: device and dtype of the batches.
     """
 
     def __init__(self, text, rng, device, dtype):
