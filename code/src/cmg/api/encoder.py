@@ -32,7 +32,7 @@ class Encoder:
         head_dim: width D of the vectors that `embed` returns.
         codebooks: code vectors (K, D) of every codebook, shared by all modalities.
         epoch: pretraining epoch, None for an untrained encoder.
-        frozen: the engine's module.
+        frozen: the underlying FrozenEncoder (cmg/systems/base.py).
         source: path of its weights; None for an untrained encoder.
     """
 
@@ -61,7 +61,7 @@ class Encoder:
 
     @plain_torch()
     def embed(self, modality: str, x: Array) -> Codes:
-        """The codes of some clips.
+        """Encode clips.
 
         Args:
             modality: one of `modalities`.
@@ -81,7 +81,7 @@ class Encoder:
 
     @plain_torch()
     def embed_clips(self, modality: str, x: Array) -> Tensor:
-        """One vector per clip, (B, D), of the features that `embed` takes: the mean of its codes (FCID: the clip's
+        """One vector per clip, (B, D), for the same inputs as `embed`: the mean of its codes (FCID: the clip's
         code)."""
         x = self._checked(modality, x)
         return torch.cat([self.frozen.embed_clips(modality, part) for part in torch.split(x, BATCH)])
@@ -180,7 +180,7 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()         # no such device here, or "meta"
-    except (RuntimeError, TypeError, AttributeError, AssertionError):       # the last: PyTorch is built without it
+    except (RuntimeError, TypeError, AttributeError, AssertionError):       # AssertionError: PyTorch was built without it
         raise InputError(f"load: device {device!s:.40}; expected \"cpu\" or a GPU that PyTorch can use on this "
                          "machine") from None
     file = hub.locate(source, revision)
