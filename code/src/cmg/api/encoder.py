@@ -180,7 +180,7 @@ def load(source: FilePath, device: str | torch.device = "cpu", dtype: torch.dtyp
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()         # no such device here, or "meta"
-    except (RuntimeError, TypeError, AttributeError, AssertionError):       # AssertionError: PyTorch was built without it
+    except (RuntimeError, TypeError, AttributeError, AssertionError):     # AssertionError: PyTorch lacks this backend
         raise InputError(f"load: device {device!s:.40}; expected \"cpu\" or a GPU that PyTorch can use on this "
                          "machine") from None
     file = hub.locate(source, revision)

@@ -139,8 +139,8 @@ def transfer(encoder: Encoder, train: Labeled, test: Labeled, *, num_classes: in
         part, targets = _training(of, *train, classes)
         tested, aims = _training(of, *test, classes)
         if aims.ndim != targets.ndim or aims.ndim > 1 and aims.shape[-1] != targets.shape[-1]:
-            raise InputError(f"labels of shapes {tuple(targets.shape)} to train and {tuple(aims.shape)} to test; "
-                             "expected the same classes in both")
+            raise InputError(f"labels of shapes {tuple(targets.shape)} for training and "
+                             f"{tuple(aims.shape)} for testing; expected the same classes in both")
         trials[name] = [fit_heads.HeadRun(part, targets, seed, {"test": tested}) for seed in seeds]
     if num_classes is None:
         _require_trained(aims, set(targets.tolist()) if targets.ndim == 1 else None)

@@ -14,7 +14,7 @@ def main(argv=None):
         return _export(argv[1:])
     parser = Parser(prog="python -m cmg.checkpoints", description="Describe a pretraining checkpoint.",
                     epilog="python -m cmg.checkpoints export FILE --out DIR exports its encoder as safetensors.")
-    parser.add_argument("file", type=Path, help="checkpoint, published or ours; of a folder, the most trained")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours, or a folder of them (most steps)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     file = parser.parse_args(argv).file
     require(file)
@@ -25,7 +25,7 @@ def main(argv=None):
 def _export(argv):
     parser = Parser(prog="python -m cmg.checkpoints export", description="Export a checkpoint's encoder for sharing, "
                     "as safetensors with config.json and a model card.")
-    parser.add_argument("file", type=Path, help="checkpoint, published or ours; of a folder, the most trained")
+    parser.add_argument("file", type=Path, help="checkpoint, published or ours, or a folder of them (most steps)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="results.jsonl files for the model card")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
