@@ -306,7 +306,8 @@ def test_classes_by_name(form, encoder):
     head = cmg.fit_head(encoder, "audio", X, names, epochs=2)
     same = cmg.fit_head(encoder, "audio", X, CLASSES, epochs=2)
     assert head.classes == ["bell", "cat", "dog"] and torch.equal(head.predict("audio", X), same.predict("audio", X))
-    assert head.score("audio", X, names) == same.score("audio", X, CLASSES) == head.score("audio", X, CLASSES)
+    assert head.score("audio", X, names) == same.score("audio", X, CLASSES)
+    refused("labels: numbers for classes that have names .bell, cat, dog.", head.score, "audio", X, CLASSES)
     refused("the class 'cow' is not one of the training classes .bell, cat, dog", head.score, "audio", X, ["cow"] * 6)
     found = cmg.transfer(encoder, ("audio", X, names), ("audio", X, names), epochs=1)
     assert found.cross == cmg.transfer(encoder, ("audio", X, CLASSES), ("audio", X, CLASSES), epochs=1).cross
