@@ -115,16 +115,16 @@ def test_frames_are_stretched_or_cropped(resize, expected):
 
 
 @pytest.mark.parametrize("modality, values, finding", [
-    ("audio", {"rates": 3}, "the key 'rates'"), ("audio", {"input": "mel"}, "waveform or log-mel"),
-    ("audio", {"rate": "x"}, 'rate is "x"; int'), ("audio", {"rate": 0}, "rate is 0"),
+    ("audio", {"rates": 3}, "unknown key 'rates'"), ("audio", {"input": "mel"}, "waveform or log-mel"),
+    ("audio", {"rate": "x"}, 'rate is "x"; expected int'), ("audio", {"rate": 0}, "rate is 0"),
     ("audio", {"rate": 10 ** 9}, "rate is 1000000000"),
-    ("audio", {"input": "log-mel", "fft": 256}, "window within fft"),
+    ("audio", {"input": "log-mel", "fft": 256}, "window up to fft"),
     ("audio", {"input": "log-mel", "rate": 8000}, "half the rate"), ("audio", {"std": 0}, "std is 0"),
     ("audio", {"input": "log-mel", "frames": 10000, "hop": 10000}, "99,990,400 samples"),
-    ("audio", {"center": 1}, "center is 1; bool"),
+    ("audio", {"center": 1}, "center is 1; expected bool"),
     ("video", {"mean": 0.5}, "mean and std"), ("video", {"size": [1, 2, 3]}, "[height, width]"),
     ("video", {"size": 10 ** 6}, "size is 1000000"), ("video", {"mean": [0.5, 0.5, None], "std": 1}, "mean is"),
-    ("video", [1], "no JSON object"), ("text", {"rate": 3}, "the key 'rate'")])
+    ("video", [1], "not a JSON object"), ("text", {"rate": 3}, "unknown key 'rate'")])
 def test_a_wrong_front_end_is_one_line(modality, values, finding):
     assert finding in message(front_ends.described, values, modality, "net.json")
 
@@ -257,20 +257,20 @@ def nested(path):
 
 
 @pytest.mark.parametrize("make, finding", [
-    (random_net, "for it asked twice"), (mixing_net, "within another batch"), (two_outputs, "its outputs are y, z"),
-    (lambda path: waveform_net(path, front_end={}), "does not say input, rate"),
+    (random_net, "when it is encoded again"), (mixing_net, "in another batch"), (two_outputs, "its outputs are y, z"),
+    (lambda path: waveform_net(path, front_end={}), "lacks input, rate"),
     (lambda path: waveform_net(path, front_end={"input": "log-mel"}), "net.onnx"),
     (lambda path: waveform_net(path, front_end={"input": "waveform", "rate": 16000, "output": "w2"}), "no tensor 'w2'"),
     (lambda path: waveform_net(path, front_end={"input": "waveform", "rate": 16000, "layout": "NFT"}), "layout 'NFT'"),
-    (lambda path: waveform_net(path, front_end=[1]), "no JSON object"),
+    (lambda path: waveform_net(path, front_end=[1]), "not a JSON object"),
     (lambda path: waveform_net(path, rank=3), "output_layout"),
-    (lambda path: picture_net(path), "mean is [0.5"), (text_net, "does not say input"),
+    (lambda path: picture_net(path), "mean is [0.5"), (text_net, "lacks input"),
     (lambda path: outside(path, "../w.bin"), "in its own folder"),
     (lambda path: outside(path, "link.bin"), "in its own folder"), (nested, "in its own folder"),
     (lambda path: outside(path, "/dev/zero"), "in its own folder"), (lambda path: path.mkdir(), "cannot be read"),
     (lambda path: path.symlink_to("/dev/zero"), "cannot be read"),
     (lambda path: outside(path, "gone.bin"), "does not exist"), (lambda path: path, "cannot be read"),
-    (lambda path: path.write_bytes(b"\x08\x09no ONNX file") and path, "no ONNX file"),
+    (lambda path: path.write_bytes(b"\x08\x09no ONNX file") and path, "not an ONNX file"),
     (lambda path: path.write_bytes(b"") and path, "net.onnx")])
 def test_a_file_that_cannot_serve_is_one_line(tmp_path, make, finding):
     (tmp_path / "folder").mkdir()
@@ -374,7 +374,7 @@ def test_functions(functions):
 
 def test_a_module_s_function_and_a_callable():
     for name in ("numpy:mean", np.mean):            # of a second: one number, no batch
-        refused("numpy:mean.*row for each item", custom.CustomSound, name, CPU)
+        refused("numpy:mean.*row per item", custom.CustomSound, name, CPU)
     assert custom.CustomSound(torch.nn.Identity(), CPU).record()["model"].endswith(":Identity")
     encoder = custom.CustomSound(lambda waves: torch.from_numpy(waves[:, :4]), CPU)
     second = seconds_of(1)[0]
@@ -382,7 +382,7 @@ def test_a_module_s_function_and_a_callable():
 
 
 @pytest.mark.parametrize("name, finding", [
-    ("fails", "KeyError: 'no such layer'"), ("flat", "row for each item"), ("absent", "no function absent"),
+    ("fails", "KeyError: 'no such layer'"), ("flat", "row per item"), ("absent", "no function absent"),
     ("FUNCTIONS", "no function FUNCTIONS")])
 def test_a_function_that_cannot_serve_is_one_line(functions, name, finding):
     assert finding in message(custom.CustomSound, f"{functions}:{name}", CPU)
@@ -425,7 +425,7 @@ def test_command(functions, tmp_path, capsys):
     assert record["audio"]["network"] == "onnx" and record["text"]["network"] == "function"
     assert record["video"]["front_end"]["mean"] == [0.5, 0.4, 0.3] and len(record["video"]["sha256"]) == 64
     refused("front_end", prepare.main, [*command, *out, *mine, "--front-end", "audio.mean=0.5"])
-    with pytest.raises(InputError, match="--audio-encoder is logmel"):
+    with pytest.raises(InputError, match="--audio-encoder logmel"):
         prepare.main([*command, "--out", str(tmp_path / "other"), "--audio-encoder", "logmel", *mine, "--front-end",
                       "audio.rate=16000"])
     for flag in ("audio.rate", "rate=3", "sound.rate=3"):
@@ -449,7 +449,7 @@ def test_features_of_a_video_from_python(functions, tmp_path, form):
                                 video=f"{functions}:see_map", front_end={"video": {"output_layout": "NHWC"}})
     assert {name: x.shape for name, x in found.items()} == {name: (1, 2, *size) for name, size in sizes.items()}
     assert encoder.embed("video", found["video"]).indices.shape[:2] == (1, 2)
-    with pytest.raises(InputError, match="the key 'rates'"):
+    with pytest.raises(InputError, match="unknown key 'rates'"):
         encoder.features_of(tmp_path / "clip.mp4", audio=lambda waves: waves, front_end={"audio": {"rates": 8000}})
 
 

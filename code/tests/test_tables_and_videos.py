@@ -87,12 +87,12 @@ def test_vggsounds_own_lists_have_no_header(tmp_path):
     ("file,label,begin,onset,offset\na,x,0,0,1\na,y,1,1,2\n", ("--start", "begin"), "line 3: a starts at 1"),
     ("file,label,onset\na,x,1\n", (), "a column 'onset' but no column 'offset'"),
     ("file,label\nA.mp4,x\nb,x\n", (), "line 2: no video 'A', but 'a'"),
-    ("file,label\nz,x\n", (), "none of its 1 clips has a video here, such as 'z' for a.mp4"),
+    ("file,label\nz,x\n", (), "none of its 1 clips, such as 'z', matches a video, such as a.mp4"),
     ("a,b\n1,2\n", (), "columns a, b"), ("file,label\na,\n", (), "no label"),
     ("file,label,split\na,dog,dev\n", (), "split 'dev'"),
-    ("file,label,begin\na,dog,soon\n", ("--start", "begin"), "line 2: the start 'soon'"),
+    ("file,label,begin\na,dog,soon\n", ("--start", "begin"), "line 2: the start is 'soon'"),
     ("a,x,train\n", ("--columns", "id,label,kind"), None), ("a,x\n", ("--columns", "id,name"), "columns id, name"),
-    ("a,x\n", (), "name the columns of a table without one with --columns"),
+    ("a,x\n", (), "use --columns for a table without a header"),
     (None, (), "check --labels")])
 def test_a_table_that_contradicts_itself_is_refused(table, more, finding, short, tmp_path):
     videos = folder_of(short, tmp_path / "videos", "a.mp4", "b.mp4")
@@ -111,7 +111,7 @@ def test_names_are_the_same_in_both_forms_of_unicode(short, tmp_path):
     (tmp_path / "labels.csv").write_text(f"file,label\n{composed}.mp4,x\n", encoding="utf-8")
     assert features(videos, tmp_path / "out", "--labels", tmp_path / "labels.csv") == 0
     assert list(Manifest(tmp_path / "out" / "clips.csv").clips) == [composed]
-    assert "has the id" in message(run.by_id, [videos / f"{name}.mp4" for name in (composed, decomposed)], "stem")
+    assert "has the same id" in message(run.by_id, [videos / f"{name}.mp4" for name in (composed, decomposed)], "stem")
 
 
 def test_a_start_that_is_no_time_of_the_video_is_the_clips_own(short, tmp_path):
@@ -121,8 +121,8 @@ def test_a_start_that_is_no_time_of_the_video_is_the_clips_own(short, tmp_path):
     assert features(*arguments) == 1
     found = report(tmp_path / "out")
     assert [found[name]["status"] for name in "abcd"] == ["bad_start"] * 3 + ["ok"]
-    assert "starts.csv: line 2: the start inf" in found["a"]["warning"]
-    assert "line 4: the start 99 s lies behind the end, at 2.0" in found["c"]["warning"]
+    assert "starts.csv: line 2: the start is inf" in found["a"]["warning"]
+    assert "line 4: the start, 99 s, is past the end of the file, 2.0" in found["c"]["warning"]
     (tmp_path / "starts.csv").write_text("file,label,begin\na,x,0\nb,x,0\nc,x,0\nd,x,0\n")
     assert features(*arguments) == 0
 
@@ -130,7 +130,7 @@ def test_a_start_that_is_no_time_of_the_video_is_the_clips_own(short, tmp_path):
 def test_no_list_of_the_user_is_written_over(short, tmp_path):
     videos = folder_of(short, tmp_path / "out", "a.mp4")
     (tmp_path / "out" / "clips.csv").write_text("file,label\na,x\n")
-    assert "writes a list of its own there" in message(features, videos, videos, "--labels", videos / "clips.csv")
+    assert "would overwrite the file with its own list" in message(features, videos, videos, "--labels", videos / "clips.csv")
     assert (videos / "clips.csv").read_text() == "file,label\na,x\n"
 
 
@@ -305,7 +305,7 @@ def test_a_clock_that_may_not_start_again_ends_both_tracks(tmp_path):
     part = make_video(tmp_path / "a.mkv", seconds=2, audio_codec="pcm_s16le", audio_rate=16000).read_bytes()
     (tmp_path / "all.mkv").write_bytes(part + part)
     frames, tones, warnings = tones_of(tmp_path / "all.mkv")
-    assert frames == 50 and tones == [200, 400] and "the time stamps start again after" in warnings[0]
+    assert frames == 50 and tones == [200, 400] and "the time stamps restart after" in warnings[0]
 
 
 def test_channels_that_cancel_each_other_are_silence(tmp_path):
@@ -371,7 +371,7 @@ def test_a_clock_is_recorded_and_not_the_published_one(six_seconds, tmp_path, ca
     assert clip.Timing.of(10, {"network": "logmel"}) == clip.Timing(10)
     assert origins.difference(found, {name: found[name] for name in ("network", "width")})
     assert (tmp_path / "out" / "clips.csv").read_text().splitlines()[1] == "a,train,x,4,10,x"       # rows, not seconds
-    assert "features of one kind are expected" in message(prepare.main, [*arguments, *more[:2]])
+    assert "expected the same settings" in message(prepare.main, [*arguments, *more[:2]])
     assert "--framing" in message(prepare.main, [*arguments, *more[:2], "--framing", "continuous"])
     for wrong in (["--rows-per-second", "0"], ["--hop", "inf"], ["--rows-per-second", "20"]):
         with pytest.raises(SystemExit):

@@ -254,7 +254,7 @@ WEIGHTS = {
     ("vgg19", "eight bits"): (vgg19(**{"0_bias": torch.zeros(1).to(torch.float8_e5m2)}), "float8"),
     ("vggish", "shape that overflows"): (lambda path: tensorflow(path, (1 << 32, 1 << 32)), "tensor x has 0 numbers"),
     ("vggish", "shape beyond 64 bits"): (lambda path: tensorflow(path, ((1 << 64) - 1, 2)), "tensor x has 0 numbers"),
-    ("vggish", "blocks that overlap"): (lambda path: tensorflow(path, (0,), times=100), "overlap"),
+    ("vggish", "overlapping blocks"): (lambda path: tensorflow(path, (0,), times=100), "overlap"),
     ("vggish", "names that grow"): (lambda path: tensorflow(path, (0,), own=b"x" * 100, entries=1000), "a name of"),
     ("pca", "a bomb"): (lambda path: npz(path, (5000, 5000)), "are read"),
     ("pca", "one number"): (lambda path: torch.save(
@@ -383,5 +383,5 @@ def test_sound_that_is_missing_for_long(tmp_path, monkeypatch):
     make_video(tmp_path / "late.mkv", **SMALL, delay=1e9)
     sound = encoders.LogMelSound(audio.FrontEnd())
     made = clip.extract(tmp_path / "late.mkv", "late", clip.Timing(None), sound)
-    assert made.row.status == "unreadable" and "more than 2 s of sound are missing" in made.row.warning
+    assert made.row.status == "unreadable" and "more than 2 s of audio are missing" in made.row.warning
     assert clip.extract(tmp_path / "late.mkv", "late", clip.Timing(1), sound).row.status == "ok"

@@ -54,7 +54,7 @@ def test_golden_clip_through_the_command_to_the_loaders(golden, tmp_path):
         torch.save(make(network).state_dict(), tmp_path / f"{network}.pth")
     files = ["--vggish", tmp_path / "vggish8.pth", "--vgg19", tmp_path / "vgg19_8.pth"]
     kinds = ["--vggish-kind", "audioset", "--vgg19-kind", "caffe"]
-    refused("unknown file", features, tmp_path / "videos", tmp_path / "out", *files)
+    refused("unknown vggish weights", features, tmp_path / "videos", tmp_path / "out", *files)
     assert features(tmp_path / "videos", tmp_path / "out", *files, *kinds) == 0
     for modality, name in (("audio", "audio_feature_8_r022"), ("video", "video_feature_8")):
         ours, theirs = read_zip(tmp_path / "out" / modality / "zip" / "clip.zip"), arrays[name]
@@ -63,7 +63,7 @@ def test_golden_clip_through_the_command_to_the_loaders(golden, tmp_path):
     record = json.loads((tmp_path / "out" / "features.json").read_text())["settings"]
     assert record["video"]["kind"] == "caffe" and len(record["video"]["sha256"]) == 64
     assert record["video"]["recognised_by"] == "name given" and not record["audio"]["pre_relu"]
-    with pytest.raises(InputError, match="kind 'caffe' are there, 'torchvision'"):
+    with pytest.raises(InputError, match="kind 'caffe', not 'torchvision'"):
         features(tmp_path / "videos", tmp_path / "out", *files, *kinds[:2], "--vgg19-kind", "torchvision")
 
 
@@ -217,11 +217,11 @@ def test_avsbench_is_laid_out_as_its_loader_reads(videos, tmp_path):
 
 @pytest.mark.parametrize("arguments, found", [
     ([], "--vggish: no file"), (["--audio-encoder", "logmel"], "--vgg19: no file"),
-    ([*OFFLINE, "--uint8"], "--pca"), ([*OFFLINE, "--pre-relu"], "of VGGish"),
+    ([*OFFLINE, "--uint8"], "--pca"), ([*OFFLINE, "--pre-relu"], "only for vggish"),
     ([*OFFLINE, "--video-form", "vector"], "gives maps"), ([*OFFLINE, "--start", "column"], "--labels"),
     ([*OFFLINE, "--text-encoder", "hashing"], "--labels"), ([*OFFLINE, "--format", "ave"], "--order"),
     ([*OFFLINE, "--preset", "avsbench"], "--labels"), ([*OFFLINE, "--device", "cuda:9"], "GPUs"),
-    ([*OFFLINE, "--device", "abacus"], "no such device"), ([*OFFLINE, "--patch-channels", "500"], "up to 192"),
+    ([*OFFLINE, "--device", "abacus"], "no such device"), ([*OFFLINE, "--patch-channels", "500"], "expected at most 192"),
 ])
 def test_contradictions_are_one_line(videos, tmp_path, arguments, found):
     refused(found, features, videos, tmp_path / "out", *arguments)
@@ -245,7 +245,7 @@ def test_a_misspelled_encoder_ends_before_any_work(tmp_path, modality, name, mea
     with pytest.raises(SystemExit):
         features(tmp_path / "absent", tmp_path / "out", f"--{modality}-encoder", name)
     told = capsys.readouterr().err
-    assert f"'{name}' is no encoder, did you mean {meant}?" in told and told.count("\n") == 1
+    assert f"'{name}' is not an encoder, did you mean {meant}?" in told and told.count("\n") == 1
 
 
 def test_a_model_that_the_hub_does_not_have_is_asked_for_once(videos, tmp_path, monkeypatch):

@@ -246,7 +246,7 @@ def test_two_files_of_one_id_are_refused_by_name(videos, tmp_path, names, more):
 def test_folder_without_videos(videos, tmp_path):
     (videos / "notes.txt").write_text("x")
     for place in (videos, videos / "absent"):
-        refused("videos? ", features, place, tmp_path / "out")
+        refused("videos?[ ;]", features, place, tmp_path / "out")
 
 
 def test_a_crash_in_one_clip_is_its_own(videos, tmp_path, monkeypatch):

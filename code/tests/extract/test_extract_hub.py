@@ -241,7 +241,7 @@ def test_a_data_set_of_sounds(data_set, tmp_path, capsys):
     command = ["features", f"hf:{folder}", "--seconds", "2", "--modality", "audio", "--audio-encoder", "logmel",
                "--hf-columns", "id=clip,label=kind", "--device", "cpu", "--out"]
     assert prepare.main([*command, str(tmp_path / "out")]) == 0
-    assert "1 rows without sound and picture" in capsys.readouterr().out
+    assert "skipped 1 rows without audio, video or image" in capsys.readouterr().out
     assert (tmp_path / "out" / "clips.csv").read_text().splitlines() == [
         "id,split,label,prompt", "a,train,dog,dog", "b,train,sea,sea", "c,train,dog,dog", "x,val,sea,sea",
         "y,val,sea,sea"]
@@ -277,10 +277,10 @@ def test_a_photograph_is_a_still_video_with_the_sound_of_its_row(data_set, tmp_p
 
 
 @pytest.mark.parametrize("columns, name, finding", [
-    ("id=clips", "", "no column 'clips'"), ("audio=clip", "", "one of the kind Audio"), ("ids=clip", "", "'ids'"),
-    ("id", "", "id=clip,label=class is an example"), ("id=same", "", "is that of a row before"),
-    ("id=clip", "/test", "no split 'test'"), ("id=clip", "_not_there", "no data set"),
-    ("id=clip,label=same,split=clip", "", "the split 'a'")])
+    ("id=clips", "", "no column 'clips'"), ("audio=clip", "", "expected Audio"), ("ids=clip", "", "'ids'"),
+    ("id", "", "id=clip,label=class"), ("id=same", "", "duplicate id 's'"),
+    ("id=clip", "/test", "no split 'test'"), ("id=clip", "_not_there", "cannot be loaded"),
+    ("id=clip,label=same,split=clip", "", "split 'a'; expected train")])
 def test_a_data_set_that_cannot_serve_is_one_line(data_set, tmp_path, columns, name, finding):
     folder = data_set(features={"sound": "Audio"}, train=sounds(tmp_path, "ab", same=["s"]))
     assert finding in message(prepare.main, ["features", f"hf:{folder}{name}", "--modality", "audio", "--audio-encoder",
@@ -289,9 +289,9 @@ def test_a_data_set_that_cannot_serve_is_one_line(data_set, tmp_path, columns, n
 
 def test_columns_of_a_data_set_need_one(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="the package datasets is expected"):
+    with pytest.raises(InputError, match="the package datasets is required"):
         prepare.main(["features", "hf:somebody/sounds", "--audio-encoder", "logmel", "--out", str(tmp_path / "out")])
     make_video(tmp_path / "a.mp4", seconds=1)
-    with pytest.raises(InputError, match="--hf-columns: names columns of a data set"):
+    with pytest.raises(InputError, match="--hf-columns: only for a dataset"):
         prepare.main(["features", str(tmp_path), "--audio-encoder", "logmel", "--hf-columns", "id=clip", "--out",
                       str(tmp_path / "out")])

@@ -76,7 +76,7 @@ def test_keras_files_of_any_naming(tmp_path, suffix, top):
 
 def test_unknown_file_is_refused_unless_its_kind_is_named(tmp_path):
     path = torch_file(tmp_path / "x.pth", small("vgg19").state_dict())
-    refused("unknown file.*--vgg19-kind caffe or torchvision", weights.read, path, "vgg19")
+    refused("unknown vgg19 weights.*--vgg19-kind caffe or torchvision", weights.read, path, "vgg19")
     assert weights.read(path, "vgg19", "torchvision").record()["kind"] == "torchvision"
 
 
@@ -104,11 +104,11 @@ def test_vggish_is_recognised_by_its_published_answer_to_silence(tmp_path, golde
     ("vgg19", lambda path: torch_file(path, small("vggish").state_dict()), "layer features.0 of vgg19 has the shape"),
     ("vggish", lambda path: keras_file(path, small("vgg19").state_dict()), "HDF5 file"),
     ("vgg19", lambda path: path.write_bytes(TINY.read_bytes()), "TensorFlow checkpoint in which"),
-    ("vggish", lambda path: path.write_bytes(TINY.read_bytes()[30000:]), "not a whole one-file TensorFlow"),
+    ("vggish", lambda path: path.write_bytes(TINY.read_bytes()[30000:]), "not an intact one-file TensorFlow"),
     ("vggish", lambda path: path.write_bytes(TINY.read_bytes()[:30000]), "not a PyTorch file"),
     ("vggish", lambda path: path.write_bytes(b""), "not a PyTorch file"),
     ("vgg19", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "not a whole HDF5"),
-    ("vgg19", lambda path: torch.save([eval], path), "not a PyTorch file of tensors alone"),
+    ("vgg19", lambda path: torch.save([eval], path), "not a PyTorch file with only tensors"),
     ("vgg19", lambda path: torch_file(path, {**small("vgg19").state_dict(), "features.5.weight": torch.zeros(2, 9, 3, 3)
                                              }), "features.5 .*shape"),
     ("vgg19", lambda path: torch_file(path, {**small("vgg19").state_dict(), "features.0.bias": torch.tensor([np.nan])}),

@@ -109,7 +109,7 @@ def test_extraction_keeps_the_clips_that_were_under_way(videos, tmp_path, monkey
     with monkeypatch.context() as patch:
         calling(patch, output.Report, "add", 2, send())
         line = stopped(lambda: features(videos, tmp_path / "broken", *more))
-    assert line.endswith("after the clips that were under way; repeat the call to continue")
+    assert line.endswith("after the clips in progress; repeat the call to continue")
     journal, = (tmp_path / "broken").glob(".report*.journal")
     kept = [line.split(",")[:2] for line in journal.read_text().splitlines()]
     made = {path.stem for path in (tmp_path / "broken" / "audio" / "zip").glob("*.zip")}

@@ -1,8 +1,8 @@
-"""Sound to log-mel patches as AVE's and VGGish's programs make them, in NumPy: mono, resampling, framing, log-mel.
+"""Log-mel patches computed as by AVE's and VGGish's programs, in NumPy: mono, resampling, framing, log-mel.
 
 Hershey et al., "CNN Architectures for Large-Scale Audio Classification" (ICASSP 2017) describes the front end; Tian et
-al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018) takes one patch a second. Samples are 16-bit
-integers (N, channels), as `media.Media.seconds_of_sound` decodes them.
+al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018) takes one patch per second. Samples are
+16-bit integers (N, channels), as decoded by `media.Media.seconds_of_sound`.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from itertools import islice
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-RATE = 16000                        # samples a second that VGGish hears
+RATE = 16000                        # VGGish's sample rate in Hz
 WINDOW, HOP, SPECTRUM = 400, 160, 512
 BANDS, LOWEST_HZ, HIGHEST_HZ, OFFSET = 64, 125.0, 7500.0, 0.01
-PATCH = 96                          # frames of a patch, 0.96 s
-NEEDED = WINDOW + (PATCH - 1) * HOP         # samples of a patch: 15,600, 0.975 s
+PATCH = 96                          # frames per patch, 0.96 s
+NEEDED = WINDOW + (PATCH - 1) * HOP         # samples per patch: 15,600, 0.975 s
 SILENCE = np.log(OFFSET)            # log-mel of digital silence, in every band
 ROUTES, FRAMINGS = ("native", "nearest"), ("second", "continuous")
-NEAREST_RATE, NEAREST_LIMIT = 44100, 0.99   # moviepy 1.0.3: what it decodes to, and where it limits
-SCALE = 32768.0                     # of 16-bit samples
-BLOCK = 500                         # outputs whose filter weights are made at a time
+NEAREST_RATE, NEAREST_LIMIT = 44100, 0.99   # moviepy 1.0.3: its sample rate in Hz and its clipping level
+SCALE = 32768.0                     # full scale of 16-bit samples
+BLOCK = 500                         # outputs whose filter weights are computed at a time
 
 
 @dataclass(frozen=True)
 class Kaiser:
-    """A windowed-sinc filter of resampy: zero crossings of a wing, table entries a crossing, window, roll-off."""
+    """A windowed-sinc filter of resampy: zero crossings per wing, table entries per crossing, window, roll-off."""
 
     crossings: int
     precision: int
@@ -34,7 +34,7 @@ class Kaiser:
     rolloff: float
 
 
-RESAMPLERS = {                      # `kaiser_best` of resampy up to 0.2.2, and from 0.3 on (bmcfee/resampy issue 101)
+RESAMPLERS = {                      # `kaiser_best` of resampy up to 0.2.2 and since 0.3 (bmcfee/resampy issue 101)
     "r022": Kaiser(64, 512, 14.769656459379492, 0.9475937167399596),
     "r043": Kaiser(50, 8192, 12.984585157833887, 0.9173473712608761),
 }
@@ -50,8 +50,8 @@ def _wing(resampler):
 
 
 def _times(count, rate, target, resampler):
-    """Input times of the first `count` outputs, in samples. The old version adds up steps: its rounding is audible at
-    whole times, where the filter jumps."""
+    """Input times of the first `count` outputs, in samples. The old version accumulates steps; its rounding matters at
+    integer times, where the filter jumps."""
     step = 1 / (target / rate)
     if resampler == "r022":
         return np.concatenate([[0.0], np.add.accumulate(np.full(max(count - 1, 0), step))])[:count]
@@ -63,7 +63,7 @@ def _filter(times, length, rate, target, resampler):
     precision, scale = RESAMPLERS[resampler].precision, min(1.0, target / rate)
     table = scale * _wing(resampler)
     slope = np.append(np.diff(table), 0.0)
-    step = int(scale * precision)                       # truncated there too: part of the filter
+    step = int(scale * precision)                       # truncated as in resampy
     whole = times.astype(np.int64)
     left = scale * (times - whole)
     weights, columns, used = [], [], []
@@ -85,10 +85,10 @@ def _filter(times, length, rate, target, resampler):
 
 @lru_cache(maxsize=2)
 def _second_filter(length, rate, target, resampler):
-    """The filter of a whole block of `length` samples: 70 MB at 44.1 kHz, made once and used for every second."""
+    """The filter for a whole second of `length` samples: 70 MB at 44.1 kHz, computed once for all seconds."""
     times = _times(int(length * target / rate), rate, target, resampler)
     taps = 2 * (len(_wing(resampler)) // int(min(1.0, target / rate) * RESAMPLERS[resampler].precision) + 1)
-    weights = np.empty(len(times) * taps)               # an upper bound; what is not filled takes no memory
+    weights = np.empty(len(times) * taps)               # an upper bound; unused pages take no memory
     columns, ends, filled = np.empty(len(weights), np.int32), [np.zeros(1, np.int64)], 0
     for k in range(0, len(times), BLOCK):
         part = _filter(times[k:k + BLOCK], length, rate, target, resampler)
@@ -100,14 +100,14 @@ def _second_filter(length, rate, target, resampler):
 
 
 def resample(x, rate, target=RATE, resampler="r022"):
-    """Band-limited resampling as `resampy.resample(x, rate, target)` with its default filter.
+    """Band-limited resampling, equivalent to `resampy.resample(x, rate, target)` with its default filter.
 
     Args:
         x: (N,) float64.
-        rate, target: samples a second.
-        resampler: "r022" (resampy up to 0.2.2, which made the published features) or "r043" (from 0.3 on).
+        rate, target: sample rates in Hz.
+        resampler: "r022" (resampy up to 0.2.2, used for the published features) or "r043" (since 0.3).
     Returns:
-        (int(N * target / rate),) float64; `x` itself where the rates are equal.
+        (int(N * target / rate),) float64; `x` itself if the rates are equal.
     """
     if rate == target:
         return x
@@ -119,18 +119,18 @@ def resample(x, rate, target=RATE, resampler="r022"):
 
 
 def nearest_index(k):
-    """Sample at 44.1 kHz that is output sample `k` at 16 kHz under moviepy's `write_audiofile(fps=16000)`."""
+    """Index of the 44.1 kHz sample that moviepy's `write_audiofile(fps=16000)` takes for output sample `k`."""
     return np.round(NEAREST_RATE * (np.asarray(k) / RATE)).astype(np.int64)
 
 
 def nearest(samples, second=0):
-    """16 kHz by picking samples, without a low-pass filter: AVVP's and AVSBench's route, through moviepy 1.0.3.
+    """Convert to 16 kHz by nearest samples, without a low-pass filter, as moviepy 1.0.3 does for AVVP and AVSBench.
 
     Args:
-        samples: (N, channels) int16 at 44.1 kHz, the second number `second` or, with 0, any length.
-        second: where in the sound `samples` starts.
+        samples: (N, channels) int16 at 44.1 kHz; one second of audio, or any length if `second` is 0.
+        second: start of `samples` within the clip, in seconds.
     Returns:
-        (n, channels) int16: every output whose nearest sample is there, limited to 0.99 of full scale.
+        (n, channels) int16: every output whose nearest sample is in `samples`, clipped to 0.99 of full scale.
     """
     start = second * RATE
     index = nearest_index(np.arange(start, start + len(samples) * RATE // NEAREST_RATE + 1)) - second * NEAREST_RATE
@@ -139,7 +139,7 @@ def nearest(samples, second=0):
 
 
 def mono(samples):
-    """Mean over all channels, LFE too: (N, channels) int16 -> (N,) float64, full scale 1."""
+    """Mean over all channels, LFE included: (N, channels) int16 -> (N,) float64, full scale 1."""
     return (samples / SCALE).mean(1)
 
 
@@ -151,7 +151,7 @@ def window():
 
 @cache
 def mel_matrix():
-    """Triangles linear in mel, peak 1, no area norm, DC left out: (257, 64) float64."""
+    """Triangular filters, linear in mel, with peak 1, no area normalization and no DC: (257, 64) float64."""
     def mel(hertz):
         return 1127.0 * np.log(1.0 + hertz / 700.0)
     bins = mel(np.linspace(0.0, RATE / 2, SPECTRUM // 2 + 1))[:, None]
@@ -163,7 +163,7 @@ def mel_matrix():
 
 
 def log_mel(x):
-    """Log-mel frames of a waveform at 16 kHz: (N,) float64 -> (1 + (N - 400) // 160, 64) float64, none below 400."""
+    """Log-mel frames of a 16 kHz waveform: (N,) float64 -> (1 + (N - 400) // 160, 64) float64; none if N < 400."""
     if len(x) < WINDOW:
         return np.zeros((0, BANDS))
     frames = sliding_window_view(x, WINDOW)[::HOP] * window()
@@ -171,18 +171,18 @@ def log_mel(x):
 
 
 def count_rows(length):
-    """Patches that `continuous` framing makes of `length` samples at 16 kHz: 0.96 s apart, 0.975 s long."""
+    """Number of patches of `continuous` framing in `length` samples at 16 kHz: 0.96 s apart, 0.975 s long."""
     frames = 1 + (length - WINDOW) // HOP if length >= WINDOW else 0
     return max(0, 1 + (frames - PATCH) // PATCH)
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """From the seconds of a sound to patches.
+    """Converts seconds of audio to log-mel patches.
 
     Attributes:
-        route: "native", the stream's own rate resampled to 16 kHz; or "nearest", see `nearest`.
-        framing: "second", each second alone (AVE, AVVP); or "continuous", every 0.96 s (AudioSet, AVSBench).
+        route: "native" resamples from the stream's own rate to 16 kHz; for "nearest" see `nearest`.
+        framing: "second" frames each second separately (AVE, AVVP), "continuous" every 0.96 s (AudioSet, AVSBench).
         resampler: see `resample`.
     """
 
@@ -191,7 +191,7 @@ class FrontEnd:
     resampler: str = "r022"
 
     def at_16k(self, samples, rate, second=0):
-        """Mono at 16 kHz of one second, or of a whole sound with `second` 0: float64."""
+        """One second, or a whole clip if `second` is 0, as mono at 16 kHz: float64."""
         return mono(nearest(samples, second)) if self.route == "nearest" else resample(mono(samples), rate, RATE,
                                                                                        self.resampler)
 
@@ -199,16 +199,16 @@ class FrontEnd:
         """Log-mel patches, time first.
 
         Args:
-            seconds: iterable of (rate, channels) int16, the last may be shorter.
-            rate: samples a second; 44,100 on the route "nearest".
+            seconds: iterable of (rate, channels) int16; the last may be shorter.
+            rate: sample rate in Hz; 44,100 on the route "nearest".
         Returns:
-            (rows, 96, 64) float32; a second of which 0.975 s are not there makes no row.
+            (rows, 96, 64) float32; a last second shorter than 0.975 s gives no row.
         """
         return np.concatenate([np.zeros((0, PATCH, BANDS), np.float32), *self.parts(seconds, rate)])
 
     def parts(self, seconds, rate, most=16):
-        """`patches`, up to `most` at a time, so that memory does not grow with the sound. With framing "continuous"
-        all are held at once before they are cut."""
+        """Yield `patches`, up to `most` at a time, so that memory does not grow with the clip. The framing "continuous"
+        still keeps the whole clip in memory."""
         if self.framing == "second":
             waves = (self.at_16k(samples, rate, k) for k, samples in enumerate(seconds))
             rows = (log_mel(wave)[:PATCH].astype(np.float32) for wave in waves if len(wave) >= NEEDED)
@@ -218,7 +218,7 @@ class FrontEnd:
             yield np.stack(part)
 
     def _whole(self, seconds, rate):
-        """`patches` of a sound that is framed as a whole."""
+        """`patches` with the framing "continuous"."""
         if self.route == "nearest":
             whole = [mono(nearest(samples, k)) for k, samples in enumerate(seconds)]
             wave = np.concatenate(whole) if whole else np.zeros(0)
@@ -230,10 +230,10 @@ class FrontEnd:
 
 
 def logmel_of_patches(patches):
-    """128 numbers a second from VGGish's own log-mel: mean and maximum of each band over the patch.
+    """128 values per second from VGGish's log-mel: the mean and maximum of each band over the patch.
 
-    Among the pairs of statistics tried (means of both halves, mean and deviation, mean and maximum) this one tells
-    spoken digits apart best, from known and from unknown speakers: neither depends on when in the second the sound is.
+    Of the pairs of statistics tried (means of both halves, mean and deviation, mean and maximum) this one separates
+    spoken digits best, for known and unknown speakers: neither depends on the position of the sound in the second.
 
     Args:
         patches: (T, 96, 64).
@@ -245,17 +245,17 @@ def logmel_of_patches(patches):
 
 
 def logmel_second(waveform, rate=RATE, resampler="r022"):
-    """128 numbers for each second of a sound, without any network: see `logmel_of_patches`.
+    """128 values per second of audio, without a network: see `logmel_of_patches`.
 
     Args:
-        waveform: (N,) floats of full scale 1, or 16-bit integers; a second of which 0.975 s are not there is left out.
-        rate: samples a second.
+        waveform: (N,) floats with full scale 1, or 16-bit integers; a last second shorter than 0.975 s is dropped.
+        rate: sample rate in Hz.
     Returns:
         (T, 128) float32; silence gives zeros.
     """
     waveform = np.asarray(waveform)
     if waveform.ndim != 1:
-        raise ValueError(f"waveform is {waveform.shape}; (N,) is expected: one channel")
+        raise ValueError(f"waveform has shape {waveform.shape}; expected (N,), a single channel")
     wave = waveform / SCALE if waveform.dtype == np.int16 else waveform.astype(np.float64)
     seconds = [resample(wave[k:k + rate], rate, RATE, resampler) for k in range(0, len(wave), rate)]
     rows = [log_mel(second)[:PATCH] for second in seconds if len(second) >= NEEDED]

@@ -1,4 +1,4 @@
-"""From the options of the command to a device and encoders; every contradiction among them is one line."""
+"""Build the device and the encoders from the command's options; contradictory options are reported in one line."""
 
 import hashlib
 import io
@@ -14,59 +14,59 @@ from cmg.extract.media import Media, Unreadable, rgb
 from cmg.extract.output import write_whole
 from cmg.utils.errors import InputError
 
-PCA_VIDEOS, PCA_FRAMES = 64, 10     # videos and frames of each that PCA filters are fitted to
+PCA_VIDEOS, PCA_FRAMES = 64, 10     # videos, and frames per video, that PCA filters are fitted to
 
 
 def find_device(name):
-    """torch device of --device: a GPU if there is one, unless something else is asked for."""
+    """The torch device named by --device; by default a GPU if there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise InputError(f"--device {name}: no such device; cpu, cuda or cuda:1 is expected") from None
+        raise InputError(f"--device {name}: no such device; expected cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; leave --device out or "
-                         "pass cpu")
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; omit --device or pass "
+                         "cpu")
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False     # features are float32 throughout, as the published ones
+        torch.backends.cudnn.allow_tf32 = False     # the published features are float32 throughout
     return device
 
 
 def front_ends_of(opts):
-    """--front-end: modality -> key -> value.
+    """Values of --front-end: modality -> key -> value.
 
     Raises:
-        InputError: of a modality whose encoder has its own.
+        InputError: the modality's encoder has its own front end.
     """
     front_end = front_ends.read_flags(opts.front_end)
     for modality in front_end:
         name = getattr(opts, f"{modality}_encoder")
         if not custom.is_custom(name):
-            raise InputError(f"--front-end {modality}.{next(iter(front_end[modality]))}: of an ONNX file or a "
-                             f"function; --{modality}-encoder is {name}, which has its own; leave it out")
+            raise InputError(f"--front-end {modality}.{next(iter(front_end[modality]))}: only for an ONNX file or a "
+                             f"function; --{modality}-encoder {name} has its own front end; omit it")
     return front_end
 
 
 def sound_encoder(opts, device):
-    """The encoder of --audio-encoder, None without the modality."""
+    """The encoder named by --audio-encoder; None if audio is not extracted."""
     if opts.modality == "video":
         return None
     front = audio.FrontEnd(opts.audio_route, opts.framing, opts.resampler)
     if opts.uint8 and not opts.pca:
-        raise InputError("--uint8: bytes of the PCA's output; --pca FILE is expected as well")
+        raise InputError("--uint8: quantizes the output of --pca; pass --pca FILE as well")
     if opts.audio_encoder == "vggish":
         if not opts.vggish:
-            raise InputError(f"--vggish: no file is given; {weights.FILES['vggish']} is expected; or take "
-                             "--audio-encoder logmel, which needs none, or --modality video")
+            raise InputError(f"--vggish: no file given; expected {weights.FILES['vggish']}; or use --audio-encoder "
+                             "logmel, which needs none, or --modality video")
         return VGGishSound(weights.read(opts.vggish, "vggish", opts.vggish_kind), front, device, opts.pre_relu,
                            weights.read_pca(opts.pca) if opts.pca else None, opts.uint8)
     if opts.pre_relu or opts.pca:
-        raise InputError(f"--pre-relu and --pca: of VGGish; --audio-encoder {opts.audio_encoder} is given; leave them "
-                         "out")
+        raise InputError(f"--pre-relu and --pca: only for vggish, not for --audio-encoder {opts.audio_encoder}; omit "
+                         "them")
     if opts.audio_encoder == "logmel":
         return LogMelSound(front)
     if (opts.audio_route, opts.framing) != ("native", "second"):
-        raise InputError("--audio-route and --framing: of vggish and logmel; other encoders hear each second at its "
-                         "native rate; leave them out")
+        raise InputError("--audio-route and --framing: only for vggish and logmel; other encoders get each second at "
+                         "its native rate; omit them")
     if custom.is_custom(opts.audio_encoder):
         return custom.CustomSound(opts.audio_encoder, device, front_ends_of(opts).get("audio"), opts.resampler)
     from cmg.extract.hub import HubSound
@@ -74,22 +74,21 @@ def sound_encoder(opts, device):
 
 
 def picture_encoder(opts, device, clips):
-    """The encoder of --video-encoder, None without the modality."""
+    """The encoder named by --video-encoder; None if video is not extracted."""
     if opts.modality == "audio":
         return None
     if opts.preset == "avsbench":
         return StillPictures()
     if opts.video_encoder in ("vgg19", "patches") and opts.video_form != "map":
-        raise InputError(f"--video-form vector: of other encoders; {opts.video_encoder} gives maps; leave it "
-                         "out")
+        raise InputError(f"--video-form vector: not for {opts.video_encoder}, which always gives maps; omit it")
     if opts.video_encoder == "vgg19":
         if not opts.vgg19:
-            raise InputError(f"--vgg19: no file is given; {weights.FILES['vgg19']} is expected; or take "
-                             "--video-encoder patches, which needs none, or --modality audio")
+            raise InputError(f"--vgg19: no file given; expected {weights.FILES['vgg19']}; or use --video-encoder "
+                             "patches, which needs none, or --modality audio")
         return VGG19Pictures(weights.read(opts.vgg19, "vgg19", opts.vgg19_kind), device)
     if opts.video_encoder == "patches":
         if opts.patch_channels > video.CELL ** 2 * 3:
-            raise InputError(f"--patch-channels {opts.patch_channels}: up to {video.CELL ** 2 * 3} are expected")
+            raise InputError(f"--patch-channels {opts.patch_channels}: expected at most {video.CELL ** 2 * 3}")
         if opts.patch_filters == "random":
             return PatchPictures(video.random_filters(opts.patch_channels))
         filters = pca_filters(opts.out, clips, opts.patch_channels)
@@ -102,7 +101,7 @@ def picture_encoder(opts, device, clips):
 
 
 def pca_filters(folder, clips, channels):
-    """Filters fitted to the first seconds of some videos, evenly spaced by id; kept in the folder for later runs.
+    """Filters fitted to the first seconds of videos evenly spaced by id; saved in the folder for later runs.
 
     Raises:
         InputError: no frame can be read.
@@ -112,8 +111,8 @@ def pca_filters(folder, clips, channels):
         try:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: not the filters of an earlier run ({str(error)[:80]}); an array of them is "
-                             "expected; choose another --out, or remove it where no feature was made yet") from error
+            raise InputError(f"{path}: not the filters of an earlier run ({str(error)[:80]}); expected a NumPy array; "
+                             "choose another --out, or delete the file if no feature was written yet") from error
     names = list(clips)
     frames = []
     for name in names[::-(-len(names) // PCA_VIDEOS)]:
@@ -122,11 +121,11 @@ def pca_filters(folder, clips, channels):
             if media.facts.frame_rate:
                 step = max(1, round(media.facts.frame_rate))
                 frames += [video.resize(rgb(frame)) for frame, first, end in media.timeline(step * PCA_FRAMES)
-                           if -(-first // step) * step < end]           # one of each second
+                           if -(-first // step) * step < end]           # one per second
         except (Unreadable, av.error.FFmpegError):
-            continue                                        # the report will say so
+            continue                                        # shown in the report later
     if not frames:
-        raise InputError("--patch-filters pca: no frame of these videos can be read; some are expected; take "
+        raise InputError("--patch-filters pca: no frame of these videos can be read; check the files, or use "
                          "--patch-filters random")
     filters = video.pca_filters(frames, channels)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One video to features: which seconds, which frames, and what was wrong with it."""
+"""Extract the features of one video: choose its seconds and frames, and report what is wrong with it."""
 
 import math
 from collections import Counter
@@ -13,25 +13,25 @@ from cmg.extract.media import Media, Unreadable, rgb
 from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
-NEAR = 0.5                          # seconds by which a clip may miss T and still be cut into T equal parts
-SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip has no row
-DAMAGED = 0.05                      # share of damaged packets above which a clip has no features
-CANCELED = 0.01                     # level of the mean of all channels, relative to theirs, that counts as silence
-BAD_START = "bad_start"             # status of a clip whose start is no time within its video
+NEAR = 0.5                          # a clip within this many seconds of T is cut into T equal parts
+SHORTEST = audio.NEEDED / audio.RATE        # seconds; a shorter clip gives no row
+DAMAGED = 0.05                      # a clip with a larger fraction of damaged packets gets no features
+CANCELED = 0.01                     # level of the channels' mean, relative to the channels, that counts as silence
+BAD_START = "bad_start"             # status of a clip whose start is not within its video
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Which seconds of a clip make a row of its feature, and which of their frames.
+    """The rows of a feature in time, and the frames of each row.
 
     Attributes:
-        seconds: of a clip; None for all of each clip.
-        per_second: frames of a second that are averaged into a row.
-        clock: "tenths" cuts the frames into equal parts (AVE), "time" goes by the frame rate (AVSBench); None takes
-            "tenths" where the clip lasts `seconds` to half a second, else "time".
-        last: only the last frame of each row (AVSBench's pictures).
+        seconds: length of a clip; None for each clip's own length.
+        per_second: frames per second that are averaged into a row.
+        clock: "tenths" cuts the frames into equal parts (AVE), "time" uses the frame rate (AVSBench); None selects
+            "tenths" for clips within half a second of `seconds`, otherwise "time".
+        last: take only the last frame of each row (AVSBench's frames).
         rows_per_second: a row is 1 / rows_per_second seconds long.
-        hop: seconds from one row's start to the next one's; None: its length, so that rows do not overlap.
+        hop: seconds between the starts of consecutive rows; None for the row length, so that rows do not overlap.
     """
 
     seconds: float | None = 10
@@ -43,56 +43,56 @@ class Timing:
 
     @classmethod
     def of(cls, rows, description):
-        """The timing of features of T rows, with the clock that their description (cmg/data/origins.py) names."""
+        """The timing of features of T rows, using the rows and hop of their description (cmg/data/origins.py)."""
         plain = cls(rows, **{name: description[name] for name in ("rows_per_second", "hop") if name in description})
         return plain if plain.is_by_second else replace(plain, seconds=plain.length + (rows - 1) * plain.step)
 
     @property
     def length(self):
-        """Seconds of a row."""
+        """Length of a row in seconds."""
         return 1 / self.rows_per_second
 
     @property
     def step(self):
-        """Seconds from one row's start to the next one's."""
+        """Seconds between the starts of consecutive rows."""
         return self.hop or self.length
 
     @property
     def is_by_second(self):
-        """Whether a row is a second, as in the published features."""
+        """Whether each row is one second, as in the published features."""
         return self.length == self.step == 1
 
     @property
     def blocks(self):
-        """Seconds of sound that are heard for a row, one by one."""
+        """One-second blocks of audio that are encoded for a row."""
         return max(1, int(self.length + video.ROUNDING))
 
     @property
     def rows(self):
-        """T, rows of a feature; None where that depends on the clip."""
+        """T, the rows of a feature; None if that depends on the clip."""
         return None if self.seconds is None else self.rows_in(self.seconds)
 
     def rows_in(self, seconds):
-        """Whole rows in so many seconds."""
+        """Complete rows in a number of seconds."""
         return max(0, int((seconds - self.length) / self.step + 1 + video.ROUNDING))
 
     def record(self):
-        """JSON values for the record of a run; those of clocks other than a row a second only where there is one."""
+        """JSON values for the record of a run; the row length and hop are included only if a row is not one second."""
         found = {name: getattr(self, name) for name in ("seconds", "per_second", "clock", "last")}
         return found | self.rows_record()
 
     def rows_record(self):
-        """What a description of features says of their rows: nothing where a row is a second."""
+        """Row length and hop for the description of features; empty if each row is one second."""
         return {} if self.is_by_second else {"rows_per_second": self.rows_per_second, "hop": self.step}
 
     def frames(self, count, rate):
         """Frames of each row.
 
         Args:
-            count: frames of the clip, at the nominal rate.
-            rate: frames a second.
+            count: number of frames in the clip, at the nominal rate.
+            rate: frames per second.
         Returns:
-            (clock, (rows, frames of a row, or 1) frame numbers).
+            (clock, (rows, frames per row or 1) frame numbers).
         """
         seconds = self.seconds or max(1, int(count / rate))
         rows = self.rows_in(seconds)
@@ -103,7 +103,7 @@ class Timing:
             q = int(count // seconds)
         else:
             q = max(1, round(rate))
-            rows = min(rows, math.floor((count / q - self.length / 2) / self.step) + 1)     # half of a row is needed
+            rows = min(rows, math.floor((count / q - self.length / 2) / self.step) + 1)     # needs at least half a row
         table = video.at_rate(q, max(rows, 0), self.per_second, self.length, self.step)
         table = np.minimum(table, max(0, count - 1))
         return clock, table[:, -1:] if self.last else table
@@ -111,7 +111,7 @@ class Timing:
 
 @dataclass
 class Row:
-    """A line of the report. Fields that are not known are empty."""
+    """A line of the report. Unknown fields are empty."""
 
     id: str
     status: str = "ok"
@@ -126,7 +126,7 @@ class Row:
 
 @dataclass
 class Extracted:
-    """A clip's features (None where there are none) and its line of the report."""
+    """A clip's features (None if there are none) and its line of the report."""
 
     row: Row
     audio: np.ndarray | None = None
@@ -135,7 +135,7 @@ class Extracted:
 
 
 class Problem(Exception):
-    """Why a modality of a clip has no features: a status and an explanation."""
+    """The reason why a modality of a clip has no features: a status and an explanation."""
 
     def __init__(self, status, text):
         super().__init__(text)
@@ -149,16 +149,16 @@ def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_fo
         path: video file.
         name: id of the clip.
         timing: `Timing`.
-        sound, pictures: encoders (see `encoders`), None to leave a modality out.
-        start: seconds at which the clip begins.
-        silence_for_missing: a video without sound gets the features of silence.
+        sound, pictures: encoders (see `encoders`); None to skip a modality.
+        start: start of the clip in seconds.
+        silence_for_missing: give a video without audio the features of silence.
         batch: frames encoded at a time.
     Returns:
-        `Extracted`; whatever is wrong with the file is a status and a warning in its row, never an exception.
+        `Extracted`; a problem with the file becomes a status and a warning in its row, never an exception.
     """
     result = Extracted(Row(name))
     if not 0 <= start < math.inf:
-        result.row.status, result.row.warning = BAD_START, f"the start {start:g}; seconds from 0 on are expected"
+        result.row.status, result.row.warning = BAD_START, f"the start is {start:g} s; expected 0 or more"
         return result
     try:
         media = Media(path, start)
@@ -166,9 +166,9 @@ def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_fo
         result.row.status, result.row.warning = "unreadable", str(error)
         return result
     _describe(result.row, media)
-    if media.is_behind_the_end:
+    if media.starts_past_end:
         result.row.status = BAD_START
-        result.row.warning = f"the start {start:g} s lies behind the end, at {media.facts.duration:.2f} s"
+        result.row.warning = f"the start, {start:g} s, is past the end of the file, {media.facts.duration:.2f} s"
         return result
     for modality, encoder, make in (("audio", sound, _sound), ("video", pictures, _pictures)):
         if encoder is None:
@@ -183,7 +183,7 @@ def extract(path, name, timing, sound=None, pictures=None, start=0.0, silence_fo
             result.problems.append(("unreadable", str(error)))
         except Exception as error:  # noqa: BLE001   one clip must not end the run over all the others
             if isinstance(error, (InputError, MemoryError)) and not isinstance(error, FFmpegError):
-                raise                   # FFmpeg has no memory for what the file claims, not for the program
+                raise                   # FFmpeg's own MemoryError comes from a size that the file claims
             result.problems.append(("error", f"{modality}: {type(error).__name__}: {error}"))
     _conclude(result, media, timing)
     return result
@@ -201,17 +201,17 @@ def _sound(media, encoder, timing, silence_for_missing, row):
     rate, count = media.facts.audio_rate, timing.rows
     if rate is None:
         if not silence_for_missing:
-            raise Problem("no_audio", "no sound; --silence-for-missing writes the features of silence")
+            raise Problem("no_audio", "no audio; --silence-for-missing writes the features of silence")
         rate = audio.NEAREST_RATE if encoder.nearest_route else audio.RATE
         count = count or timing.rows_in(max(1, int(media.facts.duration or 1)))
         if count > LIMITS.video_seconds:
-            raise Problem("too_long", f"{count} s; up to {LIMITS.video_seconds} s are read "
-                          "(cmg/utils/limits.py); cut the video or give --seconds")
-        media.warnings.append("no sound: the features of silence are written")
+            raise Problem("too_long", f"{count} s; expected at most {LIMITS.video_seconds} s "
+                          "(cmg/utils/limits.py); cut the video or pass --seconds")
+        media.warnings.append("no audio: the features of silence are written")
         return encoder.encode([np.zeros((rate, 2), np.int16)] * count, rate)
     if encoder.whole and not count and (media.facts.duration or 0) > LIMITS.sound_seconds:
-        raise Problem("too_long", f"{media.facts.duration:.0f} s; up to {LIMITS.sound_seconds} s can be taken with "
-                      "--framing continuous; cut the video or give --seconds")
+        raise Problem("too_long", f"{media.facts.duration:.0f} s; expected at most {LIMITS.sound_seconds} s with "
+                      "--framing continuous; cut the video or pass --seconds")
     loudest, power, power_of_mean = None, 0.0, 0.0
 
     def watched():
@@ -226,11 +226,11 @@ def _sound(media, encoder, timing, silence_for_missing, row):
 
     feature = encoder.encode(watched(), audio.NEAREST_RATE if encoder.nearest_route else rate)
     if loudest is None:
-        raise _nothing("nothing of the sound can be decoded", media)
+        raise _nothing("the audio cannot be decoded", media)
     if loudest <= 1:
-        media.warnings.append("sound: digital silence throughout")
+        media.warnings.append("audio: digital silence throughout")
     elif power_of_mean <= CANCELED ** 2 * power:
-        media.warnings.append("sound: silence, because the channels cancel each other (opposite phases)")
+        media.warnings.append("audio: silence, because the channels cancel out (opposite phases)")
     if timing.blocks > 1:
         feature = feature.reshape(-1, timing.blocks, feature.shape[-1]).mean(1, dtype=np.float64).astype(np.float32)
     return feature[:count]
@@ -239,9 +239,9 @@ def _sound(media, encoder, timing, silence_for_missing, row):
 def _pictures(media, encoder, timing, batch, row):
     rate = media.facts.frame_rate
     if rate is None:
-        raise Problem("no_video", "no pictures, or a single cover picture")
+        raise Problem("no_video", "no video, or only a cover picture")
     guess = media.facts.frames or int(rate * (timing.seconds or 10))
-    for _ in range(4):                      # by the header's number of frames, then by the number that was read
+    for _ in range(4):                      # first with the header's frame count, then with the count actually read
         planned = _plan(timing, guess, rate)
         feature, count = _encode_frames(media, encoder, timing, planned[1], batch)
         row.frames = str(count)
@@ -250,33 +250,33 @@ def _pictures(media, encoder, timing, batch, row):
         if count == 0:
             raise _nothing("no frame can be decoded", media)
         if count / rate < SHORTEST:
-            raise Problem("too_short", f"{count} frames, {float(count / rate):.2f} s; a second is needed")
+            raise Problem("too_short", f"{count} frames, {float(count / rate):.2f} s; at least one second is needed")
         found = _plan(timing, count, rate)
         if np.array_equal(np.minimum(planned[1], count - 1), found[1]):
             return feature
         guess = count
-    raise Problem("error", "the number of frames changes from one reading to the next")
+    raise Problem("error", "the number of frames changes every time the file is read")
 
 
 def _nothing(text, media):
-    """The `Problem` of a stream that gave nothing."""
-    return Problem(BAD_START, f"nothing at or after the start, {media.start:g} s") if media.start else Problem(
+    """The `Problem` for a stream without any decoded data."""
+    return Problem(BAD_START, f"no data at or after the start, {media.start:g} s") if media.start else Problem(
         "unreadable", text)
 
 
 def _plan(timing, count, rate):
-    """As `Timing.frames`, refused where all seconds are taken and these are too many to list."""
+    """`Timing.frames`; raises `Problem` if all seconds are taken and the clip is too long."""
     if not timing.seconds and count / rate > LIMITS.video_seconds:
-        raise Problem("too_long", f"{float(count / rate):.0f} s; up to {LIMITS.video_seconds} s are read "
-                      "(cmg/utils/limits.py); cut the video or give --seconds")
+        raise Problem("too_long", f"{float(count / rate):.0f} s; expected at most {LIMITS.video_seconds} s "
+                      "(cmg/utils/limits.py); cut the video or pass --seconds")
     return timing.frames(count, rate)
 
 
 def _encode_frames(media, encoder, timing, table, batch):
-    """Means over the frames of each row, (rows, ...) float32, and the number of frames up to T + 0.5 s.
+    """Mean over the frames of each row, (rows, ...) float32, and the number of frames up to T + 0.5 s.
 
-    Frames are encoded once each, however often the timeline repeats them and whether or not the file stores the same
-    picture again; the mean is taken in float64 and rounded once.
+    Each distinct frame is encoded once, even if the timeline repeats it or the file stores the same picture again. The
+    mean is computed in float64 and rounded once.
     """
     rows, per_row = table.shape
     order = table.ravel().argsort(kind="stable")            # rows may overlap
@@ -304,7 +304,7 @@ def _encode_frames(media, encoder, timing, table, batch):
                 encode()
             _take(waiting, prepared, row_of[position:stop])
             position = stop
-    if count and position < len(wanted):                # the header promised more: the last frame stays
+    if count and position < len(wanted):                # fewer frames than the header claims: repeat the last one
         _take(waiting, encoder.prepare(rgb(held)), row_of[position:])
     if waiting:
         encode()
@@ -321,33 +321,33 @@ def _take(waiting, prepared, rows):
 
 def _refuse_above_limit(size, rows):
     if size > LIMITS.array_bytes:
-        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; up to {LIMITS.array_bytes >> 20} can be read "
-                      "back; cut the video or give --seconds")
+        raise Problem("too_long", f"{rows} rows are {size >> 20} MiB; expected at most {LIMITS.array_bytes >> 20} MiB; "
+                      "cut the video or pass --seconds")
 
 
 def _check(feature, media, modality, timing):
-    """Refuse what no loader should get; warn of what it will."""
+    """Reject features that should not be used; warn about the other problems."""
     packets, damaged = media.packets.get(modality, 0), media.damaged.get(modality, 0)
     if damaged > DAMAGED * packets:
         raise Problem("damaged", f"{damaged} of {packets} packets cannot be decoded")
     if damaged:
         media.warnings.append(f"{modality}: {damaged} of {packets} packets skipped as damaged")
     if not len(feature):
-        raise Problem("too_short", f"no whole row ({SHORTEST * timing.length:g} s are needed)")
+        raise Problem("too_short", f"no complete row; at least {SHORTEST * timing.length:g} s are needed")
     _refuse_above_limit(feature.nbytes, len(feature))
     if not np.isfinite(feature).all():
-        raise Problem("error", "the network gives numbers that are not finite")
+        raise Problem("error", "the network's output has NaN or infinite values")
     if timing.rows and len(feature) < timing.rows:
-        media.warnings.append(f"{modality}: {len(feature)} of {timing.rows} rows; loaders repeat the last")
+        media.warnings.append(f"{modality}: {len(feature)} of {timing.rows} rows; loaders repeat the last row")
 
 
 def _conclude(result, media, timing):
-    """Status, rows and warnings of the report's line."""
+    """Fill in status, rows and warnings of the report's line."""
     row, facts = result.row, media.facts
     if row.frames and facts.duration is not None:
         found, promised = int(row.frames) / float(facts.frame_rate), facts.duration - media.start
         if found < min(promised, timing.seconds or promised) - NEAR:
-            media.warnings.append(f"pictures end after {found:.2f} s, the header says {promised:.2f} s")
+            media.warnings.append(f"the video ends after {found:.2f} s; the header says {promised:.2f} s")
     made = {m: len(x) for m, x in (("audio", result.audio), ("video", result.video)) if x is not None}
     row.rows = (str(*set(made.values())) if len(set(made.values())) == 1 else
                 ", ".join(f"{m} {n}" for m, n in made.items()))

@@ -1,4 +1,4 @@
-"""Arguments of `prepare.py features`; `run` does the work, and is imported only when there is some."""
+"""Arguments of `prepare.py features`. The work is done by `run`, which is imported only when it is needed."""
 
 import argparse
 import re
@@ -11,14 +11,14 @@ from cmg.utils.errors import InputError, absolute, did_you_mean
 from cmg.utils.settings import not_negative, positive
 
 BUILT_IN = {"audio": ("vggish", "logmel"), "video": ("vgg19", "patches"), "text": ("hashing",)}     # encoders
-PRESETS = {                         # defaults of a data set's own programs; flags win over them
+PRESETS = {                         # defaults of a dataset's own programs; flags override them
     "avsbench": {"seconds": 5, "audio_route": "nearest", "framing": "continuous", "clock": "time"},
 }
-SLOWEST, FASTEST = 0.1, 10          # rows a second, and seconds from row to row
+SLOWEST, FASTEST = 0.1, 10          # limits on rows per second and on the hop in seconds
 
 
 def features(opts):
-    """Turn a folder of videos into the features that every other script reads; exit code 1 if a clip failed."""
+    """Extract the features that all other scripts read from a folder of videos; exit code 1 if a clip failed."""
     from cmg.extract.run import run
     complete(opts)
     opts.out = opts.out or opts.data_root
@@ -27,7 +27,7 @@ def features(opts):
 
 
 def complete(opts):
-    """Set the options that a preset may set and the command line does not."""
+    """Fill in the options that the command line leaves to the preset."""
     for name, value in {**{"seconds": 10, "audio_route": "native", "framing": "second", "clock": None},
                         **PRESETS.get(opts.preset, {})}.items():
         if getattr(opts, name) is None:
@@ -36,27 +36,27 @@ def complete(opts):
 
 
 def _fetch_data_sets(opts):
-    """Put the files of data sets (`hf:NAME`) in the place of their names, and their labels where none are given."""
+    """Replace a dataset (`hf:NAME`) with its files, and use its labels if no others are given."""
     if not any(str(path).startswith("hf:") for path in opts.videos):
         if opts.hf_columns:
-            raise InputError("--hf-columns: names columns of a data set hf:NAME; none is given; leave it out")
+            raise InputError("--hf-columns: only for a dataset hf:NAME, and none is given; omit it")
         return
     from cmg.extract import hub_data
     if len(opts.videos) > 1:
-        raise InputError(f"{opts.videos[0]}: {len(opts.videos)} sources; a data set hf:NAME is extracted alone; "
-                         "start one command for each")
+        raise InputError(f"{opts.videos[0]}: {len(opts.videos)} sources given; expected a dataset hf:NAME alone; "
+                         "run the command once per source")
     columns = hub_data.read_columns(opts.hf_columns) if opts.hf_columns else {}
     opts.videos, table = hub_data.fetch(opts.videos[0], opts.out / hub_data.FOLDER, columns, opts.seconds)
     opts.labels = opts.labels or table
 
 
 def encoder_argument(modality):
-    """Argument type of --audio-encoder, --video-encoder or --text-encoder. A name that nearly is that of a built-in
-    encoder is refused, which the Hugging Face hub would be asked for."""
+    """Argument type of --audio-encoder, --video-encoder or --text-encoder. Rejects a misspelled built-in encoder, which
+    would otherwise be looked up on the Hugging Face hub."""
     def check(text):
         hint = did_you_mean(text, BUILT_IN[modality])
         if hint and re.fullmatch(r"[\w-]+", text) and not Path(text).exists():
-            raise argparse.ArgumentTypeError(f"'{text}' is no encoder{hint}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not an encoder{hint}")
         return text
     return check
 
@@ -75,7 +75,7 @@ def _clock(text):
 
 
 def _start(text):
-    """Seconds, or the name of a column of --labels."""
+    """Argument type of --start: seconds, or a column of --labels."""
     try:
         float(text)
     except ValueError:
@@ -84,7 +84,7 @@ def _start(text):
 
 
 def source_argument(text):
-    """Argument type of VIDEOS: a path, or the name of a data set, hf:NAME."""
+    """Argument type of VIDEOS: a path, or a dataset hf:NAME."""
     return Path(text) if text.startswith("hf:") else absolute(text)
 
 
@@ -102,89 +102,91 @@ def _shard(text):
 def add_arguments(parser):
     """Declare the options of the command on an argparse parser."""
     parser.add_argument("videos", type=source_argument, nargs="+", metavar="VIDEOS", help="folders of videos, single "
-                        "files, or a data set with sound, video or images: hf:NAME or hf:NAME/SPLIT, of the Hugging "
-                        "Face hub or a folder that `datasets` saved")
-    parser.add_argument("--out", type=Path, default=None, help="folder to write (default: the data root)")
+                        "files, or a dataset with audio, video or images: hf:NAME or hf:NAME/SPLIT, on the Hugging "
+                        "Face hub or a folder saved by `datasets`")
+    parser.add_argument("--out", type=Path, default=None, help="output folder (default: the data root)")
     group = parser.add_argument_group("features")
-    group.add_argument("--modality", choices=("audio", "video", "both"), default="both", help="what to make")
+    group.add_argument("--modality", choices=("audio", "video", "both"), default="both", help="modalities to extract")
     group.add_argument("--vggish", type=Path, metavar="FILE",
                        help="weights of VGGish: vggish_model.ckpt or vggish-10086976.pth")
-    group.add_argument("--vgg19", type=Path, metavar="FILE", help="weights of VGG-19: Keras' h5 or vgg19-d01eb7cb.pth "
-                       "give the published features, torchvision's vgg19-dcbb9e9d.pth others")
-    group.add_argument("--vggish-kind", choices=("audioset",), help="what a VGGish file of unknown hash is")
-    group.add_argument("--vgg19-kind", choices=("caffe", "torchvision"), help="what a VGG-19 file of unknown hash is")
+    group.add_argument("--vgg19", type=Path, metavar="FILE", help="weights of VGG-19: Keras' h5 and vgg19-d01eb7cb.pth "
+                       "give the published features, torchvision's vgg19-dcbb9e9d.pth does not")
+    group.add_argument("--vggish-kind", choices=("audioset",), help="kind of a VGGish file with an unknown hash")
+    group.add_argument("--vgg19-kind", choices=("caffe", "torchvision"),
+                       help="kind of a VGG-19 file with an unknown hash")
     group.add_argument("--audio-encoder", default="vggish", type=encoder_argument("audio"), metavar="NAME",
-                       help="vggish; logmel, which needs no download; a model of transformers, by folder or name; an "
+                       help="vggish; logmel, which needs no download; a transformers model, by folder or name; an "
                        "ONNX file; or your own function, as module:function or file.py:function")
     group.add_argument("--video-encoder", default="vgg19", type=encoder_argument("video"), metavar="NAME",
-                       help="vgg19; patches, which needs no download; a model of transformers, an ONNX file or a "
-                       "function")
+                       help="vgg19; patches, which needs no download; a transformers model, an ONNX file or a function")
     group.add_argument("--text-encoder", default=None, type=encoder_argument("text"), metavar="NAME",
-                       help="also encode the prompts of --labels: hashing, which needs no download, a model of "
-                       "transformers (bert-base-uncased gives the published form), an ONNX file or a function")
+                       help="also encode the prompts of --labels: hashing, which needs no download; a transformers "
+                       "model (bert-base-uncased gives the published format); an ONNX file or a function")
     group.add_argument("--front-end", action="append", metavar="MODALITY.KEY=VALUE",
-                       help="front end of an ONNX file or function, such as audio.rate=16000; repeated; an ONNX file's "
-                       "may lie beside it: net.json for net.onnx (code/docs/features.md)")
+                       help="front-end setting of an ONNX file or function, such as audio.rate=16000; repeatable. An "
+                       "ONNX file's settings may also be in net.json next to net.onnx (code/docs/features.md)")
     group.add_argument("--video-form", choices=("map", "vector"), default="map",
-                       help="a 7 x 7 map a second, or one vector (not of vgg19 and patches)")
+                       help="one 7 x 7 map per second, or one vector (not for vgg19 and patches)")
     group.add_argument("--patch-filters", choices=("random", "pca"), default="random",
-                       help="filters of patches: fixed, or the principal directions of these videos")
+                       help="filters of patches: fixed random ones, or the principal components of these videos")
     group.add_argument("--patch-channels", type=positive, default=CHANNELS, help="channels of patches")
     group.add_argument("--preset", choices=tuple(PRESETS), default=None,
-                       help="avsbench: 5 seconds, nearest, continuous, clock time; frames and wavs of AVSBench-S4 "
-                       "instead of video features")
+                       help="avsbench: 5 seconds, nearest, continuous, clock time; writes the frames and wavs of "
+                       "AVSBench-S4 instead of video features")
     group = parser.add_argument_group("seconds")
     group.add_argument("--seconds", type=seconds_or_auto, default=None,
-                       help="length of a clip, by default so many rows of its feature (10); auto: the whole seconds of "
+                       help="length of a clip, by default also the rows of its feature (10); auto: the full seconds of "
                        "each clip")
     group.add_argument("--rows-per-second", type=_clock, default=1.0, metavar="R",
-                       help="rows of 1/R seconds, for audio and video alike; T of other scripts counts rows")
+                       help="rows of 1/R seconds, for both audio and video; T in other scripts counts rows")
     group.add_argument("--hop", type=_clock, default=None, metavar="SECONDS",
-                       help="from one row's start to the next one's: rows overlap if it is below 1/R (default: 1/R)")
+                       help="time between the starts of consecutive rows; rows overlap if it is below 1/R (default: "
+                       "1/R)")
     group.add_argument("--start", type=_start, default=0.0, metavar="SECONDS|COLUMN",
-                       help="where a clip begins in its video, or the column of --labels that says so")
+                       help="start of a clip within its video, or the column of --labels that gives it")
     group.add_argument("--clock", choices=("tenths", "time"), default=None,
-                       help="tenths: the frames in equal parts, as AVE; time: by the frame rate, as AVSBench (default: "
-                       "tenths for clips whose length is within half a second of --seconds, else time)")
+                       help="tenths: divide the frames into equal parts, like AVE; time: use the frame rate, like "
+                       "AVSBench (default: tenths for clips within half a second of --seconds, else time)")
     group.add_argument("--frames-per-second", type=_per_second, default=PER_SECOND, metavar="1..16",
-                       help="frames that are averaged into a second; fewer are an approximation")
-    group = parser.add_argument_group("sound")
+                       help="frames averaged per second; fewer than 16 are an approximation")
+    group = parser.add_argument_group("audio")
     group.add_argument("--audio-route", choices=ROUTES, default=None,
-                       help="native: the file's own rate, resampled (AVE; default); nearest: moviepy's samples (AVVP, "
-                       "AVSBench)")
+                       help="native: resample from the file's own rate (AVE; default); nearest: moviepy's nearest "
+                       "samples (AVVP, AVSBench)")
     group.add_argument("--framing", choices=FRAMINGS, default=None,
-                       help="second: each second alone (AVE; default); continuous: every 0.96 s (AVSBench)")
+                       help="second: each second separately (AVE; default); continuous: every 0.96 s (AVSBench)")
     group.add_argument("--resampler", choices=tuple(RESAMPLERS), default="r022",
-                       help="filter of resampy to 0.2.2, which made the published features, or from 0.3 on")
+                       help="filter of resampy up to 0.2.2, used for the published features, or since 0.3")
     group.add_argument("--pre-relu", action="store_true", help="VGGish before its last ReLU; not for CMG")
     group.add_argument("--pca", type=Path, metavar="FILE", help="VGGish's PCA, vggish_pca_params.npz; not for CMG")
-    group.add_argument("--uint8", action="store_true", help="VGGish's bytes, after --pca; not for CMG")
+    group.add_argument("--uint8", action="store_true", help="quantize to VGGish's bytes after --pca; not for CMG")
     group.add_argument("--silence-for-missing", action="store_true",
-                       help="a video without sound gets the features of silence")
+                       help="give a video without audio the features of silence")
     group = parser.add_argument_group("lists")
     group.add_argument("--id", choices=("stem", "youtube"), default="stem",
-                       help="a clip's id: the file's name, or its first 11 characters")
+                       help="a clip's id: the file name without its suffix, or its first 11 characters")
     group.add_argument("--labels", type=Path, metavar="CSV",
-                       help="columns file (or video_id), label (or category); as you have them split, prompt, onset, "
-                       "offset: the lists of pretraining and transfer are made of it")
+                       help="table with columns file (or video_id) and label (or category), and optionally split, "
+                       "prompt, onset, offset; the lists for pretraining and transfer are written from it")
     group.add_argument("--columns", type=_columns, default=None, metavar="NAME,NAME,...",
-                       help="column names of --labels where it has no header line, for example id,start,label,split "
+                       help="column names of --labels if it has no header line, for example id,start,label,split "
                        "(VGGSound's own lists are recognized)")
     group.add_argument("--hf-columns", default=None, metavar="KEY=COLUMN,...",
-                       help="columns of a data set hf:NAME, such as id=clip,label=class,audio=sound (default: by "
-                       "their kind, or of these names)")
+                       help="columns of a dataset hf:NAME, such as id=clip,label=class,audio=sound (default: chosen by "
+                       "type or by these names)")
     group.add_argument("--prompts", type=Path, metavar="CSV", help="columns label, prompt (default: the label itself)")
     group.add_argument("--format", choices=("zip", "ave"), default="zip",
-                       help="ave: also audio_feature.h5 and visual_feature.h5, in the order of --order")
+                       help="ave: also write audio_feature.h5 and visual_feature.h5, in the order of --order")
     group.add_argument("--order", type=Path, metavar="FILE", help="AVE's Annotations.txt, for --format ave")
-    group.add_argument("--ave-dtype", choices=("float32", "float64"), default="float32", help="of --format ave")
+    group.add_argument("--ave-dtype", choices=("float32", "float64"), default="float32",
+                       help="data type for --format ave")
     group = parser.add_argument_group("run")
     group.add_argument("--device", dest="device_name", default=None,
                        help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     group.add_argument("--batch", type=positive, default=None,
-                       help="frames that go through a network at a time (default: 16 on a GPU; 2 on a CPU, where more "
-                       "take memory and gain no time)")
+                       help="frames per forward pass (default: 16 on a GPU; 2 on a CPU, where more use memory without "
+                       "saving time)")
     group.add_argument("--workers", type=positive, default=None,
-                       help="clips read side by side (default: one for each CPU core, 8 with a GPU)")
-    group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="make the I-th of N parts")
-    group.add_argument("--overwrite", action="store_true", help="recompute features that are there")
+                       help="clips processed in parallel (default: one per CPU core, 8 with a GPU)")
+    group.add_argument("--shard", type=_shard, default="1/1", metavar="I/N", help="process the I-th of N parts")
+    group.add_argument("--overwrite", action="store_true", help="recompute existing features")

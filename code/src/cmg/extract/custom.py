@@ -1,7 +1,8 @@
-"""Encoders of the user, an ONNX file or a function, as encoders of sound, pictures and words.
+"""Custom audio, video and text encoders: an ONNX file or a function of the user.
 
-The output of an encoder must depend on its input alone. A fixed input is encoded at the start, alone and in a batch,
-and once more for every sound and every `AGAIN` frames; one whose output changes, as in training mode, is refused.
+The output of an encoder must depend on its input only. A fixed probe is encoded at the start, alone and in a batch, and
+again for every audio track and every `PROBE_EVERY` frames; an encoder whose output changes, for example because it is
+in training mode, is rejected.
 """
 
 import re
@@ -18,12 +19,12 @@ from cmg.extract.onnx import OnnxNetwork
 from cmg.extract.video import GRID, SIDE
 from cmg.utils.errors import InputError
 
-AGAIN = 64                          # frames after which the fixed input is encoded once more
-SAME = 1e-3                         # by which two outputs may differ, relative to the largest value
+PROBE_EVERY = 64                    # frames after which the probe is encoded again
+TOLERANCE = 1e-3                    # allowed difference of two outputs, relative to the largest value
 
 
 def is_custom(name):
-    """Whether an encoder's name is an ONNX file or a function."""
+    """Whether an encoder's name refers to an ONNX file or a function."""
     return callable(name) or str(name).endswith(".onnx") or is_spec(name)
 
 
@@ -33,7 +34,7 @@ class _CustomEncoder:
     Args:
         name: ONNX file, `module:function`, `file.py:function`, or a callable.
         device: torch device.
-        values: front end: key -> JSON value, over those of the file beside an ONNX file.
+        values: front end, key -> JSON value; overrides the JSON file next to an ONNX file.
     """
 
     modality = None
@@ -49,11 +50,11 @@ class _CustomEncoder:
         self.network = FunctionNetwork(name) if self.is_function else OnnxNetwork(name, device, self.front.output)
         self.name, self.probe, self.output = str(self.network.path), None, None
 
-    def _need(self, *keys):
+    def _require_keys(self, *keys):
         missing = [key for key in keys if key not in self.given]
         if missing and not self.is_function:
-            raise InputError(f"{self.name}: its front end does not say {', '.join(missing)}; a description is expected "
-                             f"in {Path(self.name).with_suffix('.json').name} beside it, or by --front-end "
+            raise InputError(f"{self.name}: the front end lacks {', '.join(missing)}; add it to "
+                             f"{Path(self.name).with_suffix('.json').name} next to the file, or pass --front-end "
                              f"{self.modality}.{missing[0]}=VALUE (code/docs/features.md)")
 
     def _run(self, x, axes):
@@ -71,50 +72,52 @@ class _CustomEncoder:
                  for part in (x[k:k + self.front.batch] for k in range(0, len(x), self.front.batch))]
         if any(part.ndim < 2 or len(part) != min(self.front.batch, len(x) - k * self.front.batch)
                for k, part in enumerate(parts)):
-            raise InputError(f"{self.name}: an output of shape {parts[-1].shape} for {x.shape}; a row for each item "
-                             "of a batch, (N, D) or with more axes, is expected; correct it")
+            raise InputError(f"{self.name}: output of shape {parts[-1].shape} for input {x.shape}; expected one row "
+                             "per item of the batch, (N, D) or with more axes; fix the encoder")
         if len({part.shape[1:] for part in parts}) > 1:
-            raise InputError(f"{self.name}: outputs of shapes {parts[0].shape} and {parts[-1].shape}; one width is "
-                             "expected; correct it")
+            raise InputError(f"{self.name}: outputs of shapes {parts[0].shape} and {parts[-1].shape}; expected the "
+                             "same width; fix the encoder")
         return np.concatenate(parts).astype(np.float32)
 
     def _axes(self, output):
         """Letters of the axes of an output."""
         layout = self.front.output_layout or ("NC" if output.ndim == 2 else "")
         if len(layout) != output.ndim or layout[0] != "N" or "C" not in layout or len(set(layout)) != len(layout):
-            raise InputError(f"{self.name}: an output of shape {output.shape}, output_layout {layout!r}; letters of "
-                             "its axes are expected, such as NCHW or NTC; give them as output_layout in the front end")
+            raise InputError(f"{self.name}: output of shape {output.shape}, output_layout {layout!r}; expected one "
+                             "letter per axis, such as NCHW or NTC; set output_layout in the front end")
         return layout
 
     def _vectors(self, output):
-        """(N, D): the mean over all axes but the channels'."""
+        """(N, D): the mean over all axes except N and C."""
         layout = self._axes(output)
         return output.mean(tuple(k for k, letter in enumerate(layout) if letter not in "NC"))
 
-    def _remember(self, encode, probe, other):
-        """Keep the output for a fixed input; refuse an encoder whose output depends on anything else."""
+    def _set_probe(self, encode, probe, other):
+        """Store the output for the probe; reject an encoder whose output depends on anything else."""
         try:
             self.probe, self.output = probe, encode([probe])
-            self._same(encode([probe]), "asked twice")
-            self._same(encode([other, probe])[-1:], "within another batch", "set batch to 1 in the front end")
+            self._require_same(encode([probe]), "again")
+            self._require_same(encode([other, probe])[-1:], "in another batch", "set batch to 1 in the front end")
         except Failed as error:
-            raise InputError(f"{error}; correct it, or its front end") from None
+            raise InputError(f"{error}; fix the encoder or its front end") from None
 
-    def _same(self, output, when, remedy="take it out of training mode, without random numbers and states"):
+    def _require_same(self, output, when, remedy="use evaluation mode, without random numbers or state"):
         if output.shape != self.output.shape or not np.allclose(
-                output, self.output, rtol=0, atol=SAME * max(float(np.abs(self.output).max()), 1e-30), equal_nan=True):
-            raise InputError(f"{self.name}: gives {self.output.shape[1:]} numbers for an input, "
-                             f"{float(self.output.mean()):.4g} on average, and {output.shape[1:]}, "
-                             f"{float(output.mean()):.4g}, for it {when}; the same is expected; {remedy}")
+                output, self.output, rtol=0, atol=TOLERANCE * max(float(np.abs(self.output).max()), 1e-30),
+                equal_nan=True):
+            raise InputError(f"{self.name}: the output for an input has shape {self.output.shape[1:]} and mean "
+                             f"{float(self.output.mean()):.4g}, but {output.shape[1:]} and {float(output.mean()):.4g} "
+                             f"when it is encoded {when}; expected the same output; {remedy}")
 
-    def _changed(self, output):
-        """Refuse an encoder that changed during a run."""
-        self._same(output, "later", "correct it, and pass --overwrite: features of this run may differ")
+    def _require_unchanged(self, output):
+        """Reject an encoder that changed during a run."""
+        self._require_same(output, "later", "fix the encoder and pass --overwrite, because the features of this run "
+                           "may differ")
 
-    def _same_width(self, rows):
+    def _require_same_width(self, rows):
         if rows.shape[1:] != self.output.shape[1:]:
-            raise InputError(f"{self.name}: outputs of {rows.shape[1:]} numbers, {self.output.shape[1:]} before; one "
-                             "width is expected; correct it")
+            raise InputError(f"{self.name}: output of shape {rows.shape[1:]}, but {self.output.shape[1:]} before; "
+                             "expected the same width; fix the encoder")
         return rows
 
     def record(self):
@@ -126,20 +129,20 @@ class _CustomEncoder:
 
 
 class CustomSound(_CustomEncoder):
-    """One vector for each second of a sound; each second is heard alone."""
+    """One vector per second of audio; each second is encoded separately."""
 
     modality, nearest_route, whole = "audio", False, False
 
     def __init__(self, name, device, values=None, resampler="r022"):
         super().__init__(name, device, values)
         self.resampler = resampler
-        self._need("input", *(["rate"] if self.front.input == "waveform" else []))
+        self._require_keys("input", *(["rate"] if self.front.input == "waveform" else []))
         if self.front.input == "waveform" and self.network.inputs and not self.front.samples:
             shape = self.network.main_input[0]
             self.front = replace(self.front, samples=shape[-1] if shape else None)
         rng = np.random.RandomState(0)
         noise = [(3000 * rng.standard_normal((audio.RATE, 1))).astype(np.int16) for _ in range(2)]
-        self._remember(self._encode_waves, *(self._wave(second, audio.RATE) for second in noise))
+        self._set_probe(self._encode_waves, *(self._wave(second, audio.RATE) for second in noise))
 
     def _wave(self, samples, rate):
         wave = audio.resample(audio.mono(samples), rate, self.front.rate, self.resampler)
@@ -149,23 +152,23 @@ class CustomSound(_CustomEncoder):
         return self._vectors(self._run(np.stack(inputs), self.front.AXES[self.front.input]))
 
     def encode(self, seconds, rate):
-        """(T, width) float32; a second of which 0.975 s are not there makes no row."""
-        self._changed(self._encode_waves([self.probe]))
+        """(T, width) float32; a last second shorter than 0.975 s gives no row."""
+        self._require_unchanged(self._encode_waves([self.probe]))
         rows, waiting = [self.output[:0]], []
         for samples in seconds:
             if len(samples) * audio.RATE >= audio.NEEDED * rate:
                 waiting.append(self._wave(samples, rate))
             if len(waiting) == self.front.batch:
-                rows.append(self._same_width(self._encode_waves(waiting)))
+                rows.append(self._require_same_width(self._encode_waves(waiting)))
                 waiting = []
-        return np.concatenate([*rows, self._same_width(self._encode_waves(waiting))] if waiting else rows)
+        return np.concatenate([*rows, self._require_same_width(self._encode_waves(waiting))] if waiting else rows)
 
     def record(self):
         return {**super().record(), "resampler": self.resampler}
 
 
 class CustomPictures(_CustomEncoder):
-    """A vector or a 7 x 7 map for each frame.
+    """One vector or 7 x 7 map per frame.
 
     Args:
         form: "map" or "vector".
@@ -178,7 +181,7 @@ class CustomPictures(_CustomEncoder):
         self.form, self.since = form, 0
         shape, dtype = self.network.main_input if self.network.inputs else ([], np.dtype(np.uint8))
         if dtype != np.uint8:
-            self._need("mean", "std")
+            self._require_keys("mean", "std")
         size = self.front.size
         if size is None:
             layout = self.front.layout or "NCHW"
@@ -186,10 +189,10 @@ class CustomPictures(_CustomEncoder):
         layout = self.front.layout or ("NHWC" if self.is_function else "NCHW")
         self.front = replace(self.front, size=[size, size] if isinstance(size, int) else list(size), layout=layout)
         rng = np.random.RandomState(0)
-        self._remember(self._encode, *(self.prepare(rng.randint(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(2)))
+        self._set_probe(self._encode, *(self.prepare(rng.randint(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(2)))
 
     def prepare(self, rgb):
-        """(h, w, 3) uint8 of the network's size."""
+        """(h, w, 3) uint8 in the network's input size."""
         return self.front.resized(rgb)
 
     def _encode(self, frames):
@@ -198,26 +201,26 @@ class CustomPictures(_CustomEncoder):
             return self._vectors(output)
         layout = self._axes(output)
         if sorted(layout) != sorted("NCHW"):
-            raise InputError(f"{self.name}: an output of shape {output.shape}, which is no map; axes such as NCHW are "
-                             "expected; take --video-form vector, or describe the map by output and output_layout")
+            raise InputError(f"{self.name}: output of shape {output.shape}, which is not a map; expected axes such as "
+                             "NCHW; use --video-form vector, or select a map with output and output_layout")
         maps = torch.from_numpy(np.ascontiguousarray(output.transpose([layout.index(letter) for letter in "NCHW"])))
         return F.adaptive_avg_pool2d(maps, GRID).permute(0, 2, 3, 1).numpy()
 
     def encode(self, frames):
         """(N, 7, 7, width) or (N, width) float32."""
         self.since += len(frames)
-        if self.since >= AGAIN:
+        if self.since >= PROBE_EVERY:
             self.since = 0
-            self._changed(self._encode([self.probe]))
-        return self._same_width(self._encode(frames))
+            self._require_unchanged(self._encode([self.probe]))
+        return self._require_same_width(self._encode(frames))
 
     def record(self):
         return {**super().record(), "form": self.form}
 
 
 class CustomWords(_CustomEncoder):
-    """Word vectors of sentences: a network's token vectors, averaged over the pieces of a word, or a function's vectors
-    of the words."""
+    """Word vectors of sentences: a network's token vectors averaged over the pieces of each word, or the word vectors
+    returned by a function."""
 
     modality, is_uncased_bert = "text", False
     WORDS = r"\w+|[^\w\s]"
@@ -225,7 +228,7 @@ class CustomWords(_CustomEncoder):
     def __init__(self, name, device, values=None):
         super().__init__(name, device, values)
         self.tokenizer = None if self.is_function else self._open_tokenizer()
-        self._remember(lambda texts: self.encode(texts)[-1][1][None], "a dog barks", "the sea")
+        self._set_probe(lambda texts: self.encode(texts)[-1][1][None], "a dog barks", "the sea")
 
     def _open_tokenizer(self):
         folder = Path(self.name).parent / (self.front.tokenizer or "")
@@ -235,8 +238,8 @@ class CustomWords(_CustomEncoder):
                                                       trust_remote_code=False)
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError ...
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{folder}: no tokenizer ({reason[:120]}); tokenizer.json and tokenizer_config.json are "
-                             "expected; name their folder as 'tokenizer' in the front end") from None
+            raise InputError(f"{folder}: no tokenizer ({reason[:120]}); expected tokenizer.json and "
+                             "tokenizer_config.json; set 'tokenizer' in the front end to their folder") from None
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
 
@@ -253,12 +256,12 @@ class CustomWords(_CustomEncoder):
         return result
 
     def _of_function(self, words):
-        """Word vectors by the function, which is not asked about sentences without a word."""
+        """Word vectors from the function, which is not called for sentences without words."""
         asked = [of for of in words if of]
         arrays = [as_array(x, self.name) for x in self.network.run(asked)] if asked else []
         if len(arrays) != len(asked) or any(x.ndim != 2 or len(x) != len(of) for x, of in zip(arrays, asked)):
             raise InputError(f"{self.name}: arrays of shapes {[x.shape for x in arrays][:3]} for "
-                             f"{[len(of) for of in asked][:3]} words; one row for each word is expected; correct it")
+                             f"{[len(of) for of in asked][:3]} words; expected one row per word; fix the function")
         found = iter(arrays)
         return [next(found) if of else np.zeros((0, self.output.shape[-1]), np.float32) for of in words]
 
@@ -267,12 +270,12 @@ class CustomWords(_CustomEncoder):
         batch = self.tokenizer(texts, truncation=True, padding=True, return_tensors="np", return_offsets_mapping=True)
         lacking = [name for name in self.network.inputs if name not in batch]
         if lacking:
-            raise InputError(f"{self.name}: takes {', '.join(lacking)}, which its tokenizer does not give; "
-                             f"{', '.join(batch)} are expected; export it again")
+            raise InputError(f"{self.name}: needs {', '.join(lacking)}, which its tokenizer does not provide; expected "
+                             f"inputs among {', '.join(batch)}; export it again")
         inputs = {name: batch[name].astype(dtype) for name, (_, dtype) in self.network.inputs.items()}
         states = self.network(**inputs)
         if states.ndim != 3:
-            raise InputError(f"{self.name}: an output of shape {states.shape}; vectors of tokens (N, L, D) are "
-                             "expected; name them as 'output' in the front end")
+            raise InputError(f"{self.name}: output of shape {states.shape}; expected token vectors (N, L, D); select "
+                             "them with 'output' in the front end")
         states = torch.from_numpy(states.astype(np.float32))
         return [word_vectors(batch, n, text, x) for n, (text, x) in enumerate(zip(texts, states))]

@@ -1,9 +1,9 @@
-"""What turns seconds of sound and frames into features: the published networks, and two that need no download.
+"""Encoders of seconds of audio and of frames: the published networks, and two that need no download.
 
-An encoder of sound has `nearest_route` (how the sound is to be decoded), `whole` (whether it holds the whole sound at
-once), `encode(seconds, rate)` -> (T, width) and `record()`; an encoder of pictures has `prepare(rgb)` for one frame,
-`encode(list of prepared frames)` -> (N, ...) and `record()`. A record is what the features depend on, as JSON values.
-`hub` has the encoders of transformers.
+An audio encoder has `nearest_route` (how the audio is to be decoded), `whole` (whether it keeps the whole clip in
+memory), `encode(seconds, rate)` -> (T, width) and `record()`. A video encoder has `prepare(rgb)` for one frame,
+`encode(list of prepared frames)` -> (N, ...) and `record()`. A record lists everything that the features depend on, as
+JSON values. Encoders from transformers are in `hub`.
 """
 
 import numpy as np
@@ -11,17 +11,17 @@ import torch
 
 from cmg.extract import audio, networks, video
 
-BATCH, CPU_BATCH = 16, 2            # patches or frames that go through a network at a time; frames on a CPU
+BATCH, CPU_BATCH = 16, 2            # patches or frames per forward pass; frames on a CPU
 
 
 class VGGishSound:
-    """VGGish embeddings of the seconds of a sound: the published audio features.
+    """VGGish embeddings, one per second of audio: the published audio features.
 
     Args:
         weights: `weights.Weights` of the network "vggish".
         front: `audio.FrontEnd`.
         device: torch device.
-        pre_relu: the values before the last ReLU (as Google's code since 2020), not the published features.
+        pre_relu: return the values before the last ReLU, as Google's code since 2020; not the published features.
         pca: (vectors, means) of `weights.read_pca`, or None.
         as_bytes: AudioSet's quantization after the PCA: uint8.
     """
@@ -65,10 +65,10 @@ class LogMelSound:
 
 
 class VGG19Pictures:
-    """VGG-19's fifth pooling: the published video features, if the weights are of the kind `caffe`.
+    """Output of VGG-19's fifth pooling layer: the published video features, if the weights are of kind `caffe`.
 
     Args:
-        weights: `weights.Weights` of the network "vgg19"; its kind decides the preprocessing.
+        weights: `weights.Weights` of the network "vgg19"; their kind determines the preprocessing.
         device: torch device.
     """
 
@@ -114,7 +114,7 @@ class PatchPictures:
 
 
 class StillPictures:
-    """The frames themselves, 224 x 224: what AVSBench's segmentation reads."""
+    """The frames themselves, 224 x 224: the input of AVSBench's segmentation."""
 
     prepare = staticmethod(video.resize)
 
@@ -126,4 +126,4 @@ class StillPictures:
         return {"network": "frames", "width": 3}
 
 
-IN_PROCESSES = (LogMelSound, PatchPictures, StillPictures)      # NumPy alone: they may run in worker processes
+IN_PROCESSES = (LogMelSound, PatchPictures, StillPictures)      # NumPy only: they may run in worker processes

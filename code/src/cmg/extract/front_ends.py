@@ -1,7 +1,7 @@
-"""Front ends of networks that a user brings: from a second of sound or a frame to the network's input.
+"""Front ends of custom networks: convert a second of audio or a frame to the network's input.
 
-A front end is a small JSON object, in a file beside an ONNX file (`net.onnx`: `net.json`) or by `--front-end
-MODALITY.KEY=VALUE`. Its keys are the fields of `SoundFront`, `PictureFront` or `TextFront`, and those of `Network`.
+A front end is a small JSON object, in `net.json` next to `net.onnx` or from `--front-end MODALITY.KEY=VALUE`. Its keys
+are the fields of `SoundFront`, `PictureFront` or `TextFront`, and those of `Network`.
 """
 
 import json
@@ -26,22 +26,22 @@ WHOLE, TEXT = int, str
 CHOICES = {"input": INPUTS, "mel_scale": ("htk", "slaney", "kaldi"), "norm": (None, "slaney"), "log": tuple(LOGS),
            "triangles": ("mel", "hz"), "resize": ("stretch", "crop"), "filter": tuple(FILTERS),
            "colors": ("RGB", "BGR")}
-LONGEST = 1 << 24                   # samples of a network's input
-LARGEST = 1 << 14                   # of any whole number but the rate: pixels of a side, bands, frames, a batch
+LONGEST = 1 << 24                   # limit on the samples of a network's input
+LARGEST = 1 << 14                   # limit on other integers: pixels of a side, bands, frames, a batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What is done with a network's input and output.
+    """Handling of a network's input and output.
 
     Attributes:
         layout: letters of the input's axes: N, C, then T (waveform), T and F (log-mel), or H and W; None for the
             usual order with as many axes as the network declares.
-        scale, zero_point: of a quantized input: x becomes round(x / scale + zero_point).
-        output: name of the tensor to take, inner ones included; None where the network has one output.
-        output_layout: letters of the output's axes, N and C among them; vectors "NC" need none. The vector is the mean
-            over all others; a map needs H and W.
-        batch: items that go through the network at a time.
+        scale, zero_point: quantization of the input: x becomes round(x / scale + zero_point).
+        output: name of the tensor to use, which may be an inner one; None if the network has a single output.
+        output_layout: letters of the output's axes, including N and C; not needed for "NC". Vectors are averaged over
+            all other axes; a map needs H and W.
+        batch: items per forward pass.
     """
 
     layout: str | None = None
@@ -52,7 +52,7 @@ class Network:
     batch: int = 16
 
     def stored(self, x, dtype):
-        """The input as the network's type, quantized where a scale is given."""
+        """The input in the network's data type, quantized if a scale is given."""
         if self.scale is not None:
             x = np.round(x / self.scale + self.zero_point)
         if np.issubdtype(dtype, np.integer):
@@ -61,37 +61,37 @@ class Network:
         return np.ascontiguousarray(x, dtype)
 
     def arranged(self, x, axes, rank):
-        """Axes of `x` (named by `axes`, N first) in the network's order.
+        """Transpose `x`, whose axes are named by `axes` (N first), to the network's order.
 
         Args:
-            rank: how many axes the network declares, None where it does not say.
+            rank: number of axes that the network declares; None if it does not.
         """
         layout = self.layout or (axes if rank in (None, len(axes)) else axes.replace("N", "NC", 1))
         present = layout.replace("C", "") if "C" not in axes else layout
         if sorted(present) != sorted(axes) or len(set(layout)) != len(layout) or rank not in (None, len(layout)):
-            raise InputError(f"layout {layout!r}: an order of the axes {axes}{'' if 'C' in axes else ' and, for one '}"
-                             f"{'' if 'C' in axes else 'channel, C'} is expected"
-                             + (f", {rank} in all" if rank else "") + "; correct 'layout' in the front end")
+            raise InputError(f"layout {layout!r}: expected a permutation of the axes {axes}"
+                             f"{'' if 'C' in axes else ', optionally with C for a single channel'}"
+                             + (f", {rank} in total" if rank else "") + "; fix 'layout' in the front end")
         x = x.transpose([axes.index(letter) for letter in present])
         return np.expand_dims(x, layout.index("C")) if len(layout) > len(present) else x
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoundFront(Network):
-    """From a second of sound to the network's input; the values that are not given are those of VGGish's log-mel.
+    """Converts a second of audio to the network's input; the defaults are those of VGGish's log-mel.
 
     Attributes:
         input: "waveform" or "log-mel".
-        rate: samples a second that the network hears.
-        samples: of a waveform; a second is cut to them, or filled with zeros. Default: a second.
-        window, hop, fft: samples of a frame, between frames, and of the Fourier transform.
+        rate: sample rate of the network in Hz.
+        samples: length of a waveform; a second is cut or zero-padded to it. Default: one second.
+        window, hop, fft: samples per frame, between frames, and of the Fourier transform.
         power: 1 for magnitudes, 2 for power.
-        center: whether frames are centered on their times, the ends reflected.
-        bands, lowest_hz, highest_hz: of the mel filters.
+        center: whether frames are centered on their times, with reflected ends.
+        bands, lowest_hz, highest_hz: number and range of the mel filters.
         mel_scale, norm, triangles: "htk", "slaney" or "kaldi"; None or "slaney" (area 1); linear in "mel" or "hz".
-        log, offset: log(mel + offset), of "ln", "log10" or "db" (10 log10).
-        frames: of a patch.
-        mean, std: subtracted from the input, and divided by.
+        log, offset: log(mel + offset), where log is "ln", "log10" or "db" (10 log10).
+        frames: frames per patch.
+        mean, std: the input becomes (input - mean) / std.
     """
 
     input: str = "waveform"
@@ -119,12 +119,11 @@ class SoundFront(Network):
     def __post_init__(self):
         if self.input == "log-mel" and (
                 self.fft < self.window or not 0 <= self.lowest_hz < self.highest_hz <= self.rate / 2):
-            raise InputError(f"a log-mel of window {self.window}, hop {self.hop}, fft {self.fft}, "
-                             f"{self.lowest_hz:g} to {self.highest_hz:g} Hz at {self.rate}; a window within fft, and "
-                             "frequencies from 0 to half the rate are expected; correct the front end")
+            raise InputError(f"log-mel with window {self.window}, hop {self.hop}, fft {self.fft}, "
+                             f"{self.lowest_hz:g} to {self.highest_hz:g} Hz at {self.rate} Hz; expected a window up to "
+                             "fft, and frequencies from 0 to half the rate; fix the front end")
         if self.needed > LONGEST:
-            raise InputError(f"an input of {self.needed:,} samples; up to {LONGEST:,} are expected; correct the front "
-                             "end")
+            raise InputError(f"the input has {self.needed:,} samples; expected at most {LONGEST:,}; fix the front end")
 
     @cached_property
     def filters(self):
@@ -135,13 +134,13 @@ class SoundFront(Network):
 
     @property
     def needed(self):
-        """Samples that make one input."""
+        """Samples per input."""
         if self.input == "waveform":
             return self.samples or self.rate
         return (self.frames - 1) * self.hop + (self.window % 2 if self.center else self.window)
 
     def __call__(self, wave):
-        """(samples,) or (frames, bands) float64 of a waveform (N,) at `rate`, full scale 1."""
+        """Convert a waveform (N,) at `rate`, full scale 1, to (samples,) or (frames, bands) float64."""
         wave = np.pad(wave[:self.needed], (0, max(0, self.needed - len(wave))))
         if self.input == "log-mel":
             wave = np.pad(wave, self.window // 2, mode="reflect") if self.center else wave
@@ -152,16 +151,17 @@ class SoundFront(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFront(Network):
-    """From a frame to the network's input.
+    """Converts a frame to the network's input.
 
     Attributes:
-        size: pixels of a side, or [height, width]; None for what the network declares, else 224.
-        resize: "stretch" both sides to the size, or "crop": the shorter side to `shorter`, then the middle.
+        size: pixels of a side, or [height, width]; None for the size that the network declares, else 224.
+        resize: "stretch" both sides to the size; or "crop", which resizes the shorter side to `shorter` and takes the
+            center.
         shorter: pixels; None for the size's shorter side.
         filter: "bilinear" or "bicubic", with antialiasing.
         colors: "RGB" or "BGR".
-        white: value of 255 before mean and std: 1 or 255.
-        mean, std: one number, or one for each color; None leaves 8-bit numbers.
+        white: the value that 255 is scaled to before mean and std: 1 or 255.
+        mean, std: one number, or one per color; None keeps 8-bit values.
     """
 
     size: int | list | None = None
@@ -174,7 +174,7 @@ class PictureFront(Network):
     std: float | list | None = None
 
     def resized(self, rgb):
-        """(h, w, 3) uint8 of the size, which is set by then, of a frame (H, W, 3) uint8."""
+        """Resize a frame (H, W, 3) uint8 to `size`, which must be set: (h, w, 3) uint8."""
         height, width = self.size
         image, resample = Image.fromarray(np.ascontiguousarray(rgb)), FILTERS[self.filter]
         if self.resize == "stretch":
@@ -187,7 +187,7 @@ class PictureFront(Network):
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     def __call__(self, frames):
-        """(N, h, w, 3) of resized frames: uint8, or float32 with mean and std."""
+        """Stack resized frames: (N, h, w, 3) uint8, or float32 with mean and std."""
         x = np.stack(frames)
         x = x[..., ::-1] if self.colors == "BGR" else x
         if self.mean is None:
@@ -197,10 +197,10 @@ class PictureFront(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class TextFront(Network):
-    """Of sentences.
+    """Front end for sentences.
 
     Attributes:
-        tokenizer: folder of a tokenizer of transformers; None for the ONNX file's own.
+        tokenizer: folder of a transformers tokenizer; None for the ONNX file's folder.
     """
 
     tokenizer: str | None = None
@@ -210,7 +210,7 @@ FRONTS = {"audio": SoundFront, "video": PictureFront, "text": TextFront}
 
 
 def _is_kind(value, annotation):
-    """Whether a JSON value is of a field's type, as text: "int | None"."""
+    """Whether a JSON value has a field's type, given as text such as "int | None"."""
     names = annotation.split(" | ")
     if value is None:
         return "None" in names
@@ -225,25 +225,24 @@ def _is_kind(value, annotation):
 
 
 def described(values, modality, source):
-    """The front end that some JSON values describe.
+    """Build a front end from JSON values.
 
     Args:
         values: key -> value.
         modality: "audio", "video" or "text".
         source: file or flag, for messages.
     Raises:
-        InputError: an unknown key, or a value that is none of what is expected.
+        InputError: an unknown key, or a value of the wrong type or out of range.
     """
     kind = FRONTS[modality]
     known = {field.name: field.type.__name__ if isinstance(field.type, type) else str(field.type)
              for field in fields(kind)}
     if not isinstance(values, dict):
-        raise InputError(f"{source}: no JSON object of a front end; keys such as {', '.join(list(known)[6:9])} are "
-                         "expected")
+        raise InputError(f"{source}: not a JSON object; expected keys such as {', '.join(list(known)[6:9])}")
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"{source}: the key {str(key)[:40]!r}; of a front end of {modality}, "
-                             f"{', '.join(known)} are expected; correct it")
+            raise InputError(f"{source}: unknown key {str(key)[:40]!r}; the keys of a front end for {modality} are "
+                             f"{', '.join(known)}; correct it")
         good = _is_kind(value, known[key]) and (key not in CHOICES or value in CHOICES[key])
         numbers = value if isinstance(value, list) else [value]
         if good and isinstance(numbers[0], (int, float)) and not isinstance(value, bool):
@@ -255,11 +254,11 @@ def described(values, modality, source):
                 good &= min(numbers) > 0
         if not good:
             choices = " or ".join(map(str, CHOICES[key])) if key in CHOICES else known[key].replace(" | ", " or ")
-            raise InputError(f"{source}: {key} is {json.dumps(value)[:40]}; {choices} is expected; correct it")
+            raise InputError(f"{source}: {key} is {json.dumps(value)[:40]}; expected {choices}; correct it")
     if modality == "video" and (values.get("mean") is None) != (values.get("std") is None):
-        raise InputError(f"{source}: mean and std are given together, or neither; add the other")
+        raise InputError(f"{source}: only one of mean and std is given; expected both or neither; add the other")
     if modality == "video" and isinstance(values.get("size"), list) and len(values["size"]) != 2:
-        raise InputError(f"{source}: size is {values['size']}; a number or [height, width] is expected; correct it")
+        raise InputError(f"{source}: size is {values['size']}; expected a number or [height, width]; correct it")
     try:
         return kind(**values)
     except InputError as error:
@@ -267,7 +266,7 @@ def described(values, modality, source):
 
 
 def beside(path):
-    """Values of the JSON file beside an ONNX file; none where there is no such file."""
+    """Values of the JSON file next to an ONNX file; empty if there is no such file."""
     path = Path(path).with_suffix(".json")
     if not path.exists():
         return {}
@@ -275,18 +274,18 @@ def beside(path):
         try:
             return json.loads(read_text_input(path, LIMITS.record_bytes))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: no JSON ({str(error)[:80]}); the front end of the ONNX file beside it is "
-                             "expected; correct it") from None
+            raise InputError(f"{path}: not valid JSON ({str(error)[:80]}); expected the front end of the ONNX file "
+                             "next to it; correct it") from None
 
 
 def read_flags(pairs):
-    """--front-end MODALITY.KEY=VALUE, repeated: modality -> key -> JSON value (text where it is none)."""
+    """Values of all --front-end MODALITY.KEY=VALUE: modality -> key -> JSON value, or text if it is not JSON."""
     found = {}
     for pair in pairs or ():
         name, is_pair, text = pair.partition("=")
         modality, _, key = name.partition(".")
         if modality not in FRONTS or not key or not is_pair:
-            raise InputError(f"--front-end {pair}: MODALITY.KEY=VALUE is expected, such as audio.rate=16000")
+            raise InputError(f"--front-end {pair}: expected MODALITY.KEY=VALUE, such as audio.rate=16000")
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):

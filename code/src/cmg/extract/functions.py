@@ -1,11 +1,11 @@
-"""Encoders that are a function of the user: `module:function` or `file.py:function`.
+"""Encoders given by the user as a function: `module:function` or `file.py:function`.
 
-A function takes a batch and returns an array; `docs/features.md` has an example. The file or module that the user names
-is run, and no other code.
+A function takes a batch and returns an array; `docs/features.md` has an example. Only the file or module named by the
+user is executed.
 
-| modality | the batch | the result |
+| modality | batch | result |
 | --- | --- | --- |
-| audio | (N, rate) float32, a second each, full scale 1; with a front end, its patches | (N, D) |
+| audio | (N, rate) float32, one second per row, full scale 1; with a front end, its patches | (N, D) |
 | video | (N, H, W, 3) uint8; with mean and std, float32 | (N, D), or a map with `output_layout` |
 | text | N lists of words | N arrays (words, D) |
 """
@@ -27,62 +27,62 @@ SPEC = re.compile(r"(?P<source>.+):(?P<name>[A-Za-z_]\w*)")
 
 
 class Failed(Exception):
-    """A network or function that does not work on one input."""
+    """A network or function failed on an input."""
 
 
 def is_spec(name):
-    """Whether a name is `module:function` or `file.py:function`."""
+    """Whether a name has the form `module:function` or `file.py:function`."""
     found = SPEC.fullmatch(str(name))
     return bool(found) and (found["source"].endswith(".py") or all(
         part.isidentifier() for part in found["source"].split(".")))
 
 
 def _load(spec):
-    """(function, file of its source or None) of `module:function` or `file.py:function`."""
+    """Import `module:function` or `file.py:function`; returns the function and its source file or None."""
     source, name = SPEC.fullmatch(spec).groups()
     try:
         if source.endswith(".py"):
             path = absolute(source)
             if not path.is_file():
-                raise InputError(f"{path}: no such file; one with the function {name} is expected; check the path")
+                raise InputError(f"{path}: no such file; expected a file with the function {name}; check the path")
             found = importlib.util.spec_from_file_location(path.stem, path)
             module = importlib.util.module_from_spec(found)
-            sys.modules.setdefault(path.stem, module)           # classes in it look themselves up there
+            sys.modules.setdefault(path.stem, module)           # dataclasses look up their module there
             found.loader.exec_module(module)
         else:
             module = importlib.import_module(source)
     except InputError:
         raise
     except Exception as error:      # noqa: BLE001   the user's code may raise anything
-        raise InputError(f"{spec}: cannot be imported ({type(error).__name__}: {str(error)[:120]}); a module with the "
-                         f"function {name} is expected; run it alone to see more") from error
+        raise InputError(f"{spec}: cannot be imported ({type(error).__name__}: {str(error)[:120]}); expected a module "
+                         f"with the function {name}; import it on its own to see the full error") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(f"{spec}: no function {name} there; one is expected; check the name")
+        raise InputError(f"{spec}: no function {name} in this module; check the name")
     return function, getattr(module, "__file__", None)
 
 
 def as_array(result, name):
-    """What a function returned, an array or a tensor, as float32.
+    """Convert a function's result, an array or a tensor, to a float32 array.
 
     Raises:
-        InputError: neither.
+        InputError: the result is neither.
     """
     try:
         return np.asarray(result.detach().cpu() if hasattr(result, "detach") else result, np.float32)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: gives {type(result).__name__} ({str(error)[:80]}); an array of numbers is expected; "
-                         "correct the function") from None
+        raise InputError(f"{name}: returned {type(result).__name__} ({str(error)[:80]}); expected an array of numbers; "
+                         "fix the function") from None
 
 
 class FunctionNetwork:
-    """A function of the user; calls do not overlap.
+    """A function of the user; a lock keeps calls from overlapping.
 
     Args:
         function: `module:function`, `file.py:function`, or a callable.
     Attributes:
-        inputs: None; it takes what it is given.
-        source: JSON values for the record of a run; the hash is that of the function's file.
+        inputs: None, because a function does not declare its inputs.
+        source: JSON values for the record of a run, with the hash of the function's file.
     Raises:
         InputError: no such file, module or function.
     """
@@ -93,7 +93,7 @@ class FunctionNetwork:
         self.path, self.lock = str(function), threading.Lock()
         file = None
         if callable(function):
-            owner = function if hasattr(function, "__qualname__") else type(function)           # a class, of an object
+            owner = function if hasattr(function, "__qualname__") else type(function)           # a callable object
             self.path = f"{owner.__module__}:{owner.__qualname__}"
             file = getattr(sys.modules.get(owner.__module__), "__file__", None)
         else:
@@ -106,10 +106,10 @@ class FunctionNetwork:
         self.source = {"network": "function", "model": Path(self.path).name, "sha256": digest}
 
     def run(self, batch):
-        """What the function gives for a batch.
+        """Call the function on a batch.
 
         Raises:
-            Failed: it raises anything.
+            Failed: the function raised an exception.
         """
         with self.lock:
             try:
@@ -120,5 +120,5 @@ class FunctionNetwork:
                 raise Failed(f"{self.path}: fails on a batch of {given} ({reason})") from error
 
     def __call__(self, batch):
-        """The result as an array."""
+        """Call the function and convert its result to an array."""
         return as_array(self.run(batch), self.path)

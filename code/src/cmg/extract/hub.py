@@ -1,8 +1,8 @@
-"""Encoders of transformers, by name on the Hugging Face hub or from a folder: any vision, audio or text model.
+"""Encoders from transformers, by name on the Hugging Face hub or from a folder: any vision, audio or text model.
 
-Loaded through `AutoModel` and the model's own processor. One vector a second (or one word) is the model's own pooled
-output where it has one (projected, in models of two towers such as CLIP), else the mean over its tokens; a map is the
-grid of patch tokens, averaged to 7 x 7.
+Models are loaded through `AutoModel` with their own processor. The vector for a second or a word is the model's pooled
+output if it has one (projected, in two-tower models such as CLIP), else the mean over its tokens; a map is the grid of
+patch tokens, averaged to 7 x 7.
 """
 
 import inspect
@@ -28,7 +28,7 @@ TOWERS = {"vision": ("vision_model", "vision_tower", "vision_encoder", "visual")
           "audio": ("audio_model", "audio_tower", "audio_encoder", "speech_encoder"),
           "text": ("text_model", "text_encoder", "language_model")}
 PROJECTED = {"vision": ("get_image_features",), "audio": ("get_audio_features", "get_audio_embeds"), "text": ()}
-MASKS = ("attention_mask", "padding_mask", "input_features_mask", "input_values_mask")      # 1 where no padding is
+MASKS = ("attention_mask", "padding_mask", "input_features_mask", "input_values_mask")      # 0 at padding
 
 
 class HubModel:
@@ -39,7 +39,7 @@ class HubModel:
         kind: "vision", "audio" or "text".
         device: torch device.
     Raises:
-        InputError: no such model, or one that takes no input of this kind.
+        InputError: no such model, or its input is of another kind.
     """
 
     def __init__(self, name, kind, device):
@@ -53,21 +53,21 @@ class HubModel:
         except InputError as error:
             raise InputError(f"{error}; see {_flag(kind)}") from None
         except Exception as error:  # noqa: BLE001   transformers raises OSError, ValueError, KeyError, ImportError ...
-            raise InputError(f"{name}: no {kind} model there ({_reason(error)}); a folder with config.json, weights "
-                             f"and its processor, or a name on the Hugging Face hub is expected; see {_flag(kind)}"
-                             ) from None
+            raise InputError(f"{name}: no {kind} model found ({_reason(error)}); expected a folder with config.json, "
+                             "weights and processor files, or a model name on the Hugging Face hub; see "
+                             f"{_flag(kind)}") from None
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.revision = getattr(model.config, "_commit_hash", None) or _hash_of_weights(self.name)
         self.model = model.to(device).eval().requires_grad_(False)
         self.tower = _first(self.model, TOWERS[kind]) or self.model
         if self.tower.main_input_name not in INPUTS[kind]:
-            raise InputError(f"{name}: a model of {self.tower.main_input_name}; one that encodes {kind} is expected; "
-                             f"see {_flag(kind)}")
-        self.width = None                       # numbers of a vector, found by an example
+            raise InputError(f"{name}: the model's input is {self.tower.main_input_name}; expected a model that "
+                             f"encodes {kind}; see {_flag(kind)}")
+        self.width = None                       # length of a vector, determined from an example
 
     def _call(self, function, inputs):
-        """What a model or a method of it gives for those of some inputs that it takes; the mask under its own name."""
+        """Call a model or one of its methods with the inputs that it accepts; the mask is passed under its own name."""
         takes = inspect.signature(getattr(function, "forward", function)).parameters
         given = {key: value.to(self.device) for key, value in inputs.items() if key in takes}
         masks = [inputs[name] for name in MASKS if name in inputs]
@@ -77,22 +77,22 @@ class HubModel:
         return function(**given)
 
     def _require_vectors(self, encode):
-        """Width of an example's vectors.
+        """Width of the vectors for an example.
 
         Raises:
-            InputError: the model and its processor do not work together as an encoder.
+            InputError: the model and its processor cannot encode the example.
         """
         try:
             return int(encode().shape[-1])
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001   models of any kind, with inputs and outputs of their own
-            raise InputError(f"{self.name}: a model of the type {self.model.config.model_type} that does not encode an "
-                             f"example ({_reason(error)}); one that encodes {self.kind} is expected; take "
-                             f"another; see {_flag(self.kind)}") from None
+        except Exception as error:  # noqa: BLE001   any model may fail in its own way
+            raise InputError(f"{self.name}: this model of type {self.model.config.model_type} cannot encode an example "
+                             f"({_reason(error)}); expected a model that encodes {self.kind}; choose another; see "
+                             f"{_flag(self.kind)}") from None
 
     def pooled(self, inputs):
-        """(N, width): the model's own pooled output, else the mean over tokens that are no padding."""
+        """(N, width): the model's pooled output if it has one, else the mean over all tokens except padding."""
         projected = _first(self.model, PROJECTED[self.kind])
         if projected is not None:
             result = self._call(projected, inputs)
@@ -121,8 +121,8 @@ class HubModel:
             rows, columns = (height // size[0], width // size[1]) if all(size) else (0, 0)
             before = states.shape[1] - rows * columns                   # [CLS] and register tokens
             if before < 0 or not rows:
-                raise InputError(f"{self.name}: {states.shape[1]} tokens, which are no grid of patches; a model with a "
-                                 "grid is expected; take --video-form vector")
+                raise InputError(f"{self.name}: its {states.shape[1]} tokens do not form a grid; expected one token "
+                                 "per patch; use --video-form vector")
             states = states[:, before:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(states, GRID).permute(0, 2, 3, 1)
 
@@ -134,29 +134,29 @@ class HubModel:
 
 
 def _first(owner, names):
-    """The first attribute that is there, else None."""
+    """The first of these attributes that is not None, else None."""
     return next((found for name in names if (found := getattr(owner, name, None)) is not None), None)
 
 
 def _states(result):
-    """The last hidden state of what a model gave."""
+    """The last hidden state of a model's output."""
     states = getattr(result, "last_hidden_state", None)
     if states is None:
-        raise ValueError(f"its output, {type(result).__name__}, has no last_hidden_state")
+        raise ValueError(f"its output {type(result).__name__} has no last_hidden_state")
     return states
 
 
 def _rows(vectors, inputs):
-    """Vectors (N, D), as many as there are inputs; tokens (N, L, D) are averaged."""
+    """Vectors (N, D), one per input; tokens (N, L, D) are averaged."""
     count = len(next(iter(inputs.values())))
     if not isinstance(vectors, torch.Tensor) or vectors.ndim not in (2, 3) or len(vectors) != count:
-        raise ValueError(f"its pooled output, {getattr(vectors, 'shape', type(vectors).__name__)}, is no vector for "
-                         "each input")
+        raise ValueError(f"its pooled output {getattr(vectors, 'shape', type(vectors).__name__)} is not one vector per "
+                         "input")
     return vectors.mean(1) if vectors.ndim == 3 else vectors
 
 
 def _reason(error):
-    """First line of an exception's text, shortened."""
+    """First line of an exception's message, shortened."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:150]}" if lines else type(error).__name__
 
@@ -167,12 +167,12 @@ def _flag(kind):
 
 
 def _hash_of_weights(name):
-    """SHA-256 over a folder's weights, in the order of their names."""
+    """SHA-256 of a folder's weight files, in order of their names."""
     return sha256(*sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*.bin")]))
 
 
 class HubSound(HubModel):
-    """One vector for each second of a sound; each second is heard alone, at the model's own rate."""
+    """One vector per second of audio; each second is encoded separately, at the model's own sample rate."""
 
     nearest_route = whole = False
 
@@ -187,7 +187,7 @@ class HubSound(HubModel):
         self.width = self._require_vectors(lambda: self.encode([np.zeros((audio.RATE, 1), np.int16)], audio.RATE))
 
     def encode(self, seconds, rate):
-        """(T, width) float32; a second of which 0.975 s are not there makes no row."""
+        """(T, width) float32; a last second shorter than 0.975 s gives no row."""
         waves = (audio.resample(audio.mono(samples), rate, self.rate, self.resampler).astype(np.float32)
                  for samples in seconds if len(samples) * audio.RATE >= audio.NEEDED * rate)
         rows = []
@@ -203,7 +203,7 @@ class HubSound(HubModel):
 
 
 class HubPictures(HubModel):
-    """A vector or a 7 x 7 map for each frame.
+    """One vector or 7 x 7 map per frame.
 
     Args:
         form: "map" or "vector".
@@ -215,7 +215,7 @@ class HubPictures(HubModel):
         self.width = self._require_vectors(lambda: self.encode([self.prepare(np.zeros((SIDE, SIDE, 3), np.uint8))]))
 
     def prepare(self, rgb):
-        """What the model's own processor makes of a frame: (3, H, W) float32."""
+        """Run the model's processor on a frame: (3, H, W) float32."""
         return np.asarray(self.processor(images=np.ascontiguousarray(rgb), return_tensors="np",
                                          input_data_format="channels_last")["pixel_values"][0], np.float32)
 
@@ -231,20 +231,20 @@ class HubPictures(HubModel):
 
 
 class HubText(HubModel):
-    """Word vectors of sentences: the last layer's tokens, averaged over the pieces of a word."""
+    """Word vectors of sentences: the last layer's tokens, averaged over the pieces of each word."""
 
     def __init__(self, name, device):
         super().__init__(name, "text", device)
         if not self.processor.is_fast:
-            raise InputError(f"{name}: a tokenizer that does not say which pieces are a word; a fast one "
-                             "(tokenizer.json) is expected; take another model")
+            raise InputError(f"{name}: its tokenizer does not map pieces to words; expected a fast tokenizer "
+                             "(tokenizer.json); choose another model")
         if self.processor.pad_token is None:
             self.processor.pad_token = self.processor.eos_token
         self.width = self._require_vectors(lambda: self.encode(["a"])[0][1])
 
     @property
     def is_uncased_bert(self):
-        """Whether it is one of those that the published program cuts and glues words of."""
+        """Whether it is an uncased BERT, whose words the published program splits and joins in its own way."""
         backend = json.loads(self.processor.backend_tokenizer.to_str())
         lowers = bool((backend.get("normalizer") or {}).get("lowercase"))
         return self.model.config.model_type == "bert" and backend["model"]["type"] == "WordPiece" and lowers
@@ -264,7 +264,7 @@ class HubText(HubModel):
 
 
 def word_vectors(batch, n, text, states):
-    """Words of sentence `n` of a tokenizer's batch, and the means (words, width) of their pieces' states (L, width)."""
+    """Words of sentence `n` in a tokenizer's batch, and the mean of their pieces' states (L, width): (words, width)."""
     pairs = [(word, k) for k, word in enumerate(batch.word_ids(n)) if word is not None]
     words, vectors = [], []
     for word in dict.fromkeys(word for word, _ in pairs):

@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face hub, or saved by `datasets` in a folder, as files and labels for an extraction.
+"""Convert datasets on the Hugging Face hub, or saved in a folder by `datasets`, to files and labels for extraction.
 
-`hf:NAME`, `hf:NAME/SPLIT`: every row with a sound, a video or an image becomes a file below the output folder; a
-photograph becomes a still video, with the row's sound where there is one.
+`hf:NAME`, `hf:NAME/SPLIT`: every row with audio, video or an image becomes a file in the output folder. An image
+becomes a still video, with the row's audio if there is any.
 """
 
 import csv
@@ -22,23 +22,23 @@ from cmg.utils.files import safe_name
 from cmg.utils.limits import LIMITS
 
 PREFIX, FOLDER = "hf:", "hub"
-KINDS = {"audio": "Audio", "video": "Video", "image": "Image"}          # our names -> features of `datasets`
-CELLS = ("split", "prompt", "onset", "offset")                          # columns that go into the table as they are
+KINDS = {"audio": "Audio", "video": "Video", "image": "Image"}          # our names -> feature types of `datasets`
+CELLS = ("split", "prompt", "onset", "offset")                          # columns copied to the table unchanged
 KEYS = ("id", "label", *CELLS, *KINDS)
-SPLITS = {"train": "train", "valid": "val", "val": "val", "dev": "val", "test": "test"}     # by the start of a name
+SPLITS = {"train": "train", "valid": "val", "val": "val", "dev": "val", "test": "test"}     # by prefix of the name
 SAVED = ("dataset_dict.json", "state.json")
-STILL_RATE = 2                      # frames a second of a photograph
-FRAME = 1024                        # samples of a packet of sound
-BEST = {"qmin": "2", "qmax": "2"}   # quantizer of MPEG-4, from 2, the finest, to 31
+STILL_RATE = 2                      # frames per second of a still video
+FRAME = 1024                        # samples per audio packet
+BEST = {"qmin": "2", "qmax": "2"}   # MPEG-4 quantizer: 2 is the finest, 31 the coarsest
 
 
 def read_columns(text):
-    """--hf-columns id=clip,label=class,...: our name -> column."""
+    """Parse --hf-columns id=clip,label=class,...: our name -> column."""
     pairs = dict(part.partition("=")[::2] for part in text.split(","))
     wrong = [key for key, column in pairs.items() if key not in KEYS or not column]
     if wrong:
-        raise InputError(f"--hf-columns {text[:60]}: '{wrong[0][:20]}' is none of {', '.join(KEYS)}, with a column "
-                         "after =; id=clip,label=class is an example; correct it")
+        raise InputError(f"--hf-columns {text[:60]}: '{wrong[0][:20]}' is not one of {', '.join(KEYS)} followed by = "
+                         "and a column; expected, for example, id=clip,label=class; correct it")
     return pairs
 
 
@@ -48,11 +48,11 @@ def _is_saved(folder):
 
 
 def _open(name):
-    """Split -> data set; the split of a data set saved alone is ""."""
+    """Split -> dataset; the split of a dataset that was saved without splits is ""."""
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{PREFIX}{name}: the package datasets is expected; install it, or the extra 'datasets' of "
+        raise InputError(f"{PREFIX}{name}: the package datasets is required; install it, or the extra 'datasets' of "
                          "this package") from None
     source, split = name, None
     folder, _, last = name.rpartition("/")
@@ -62,36 +62,36 @@ def _open(name):
         found = datasets.load_from_disk(source) if _is_saved(source) else datasets.load_dataset(source)
     except Exception as error:      # noqa: BLE001   `datasets` raises OSError, ValueError, errors of the hub ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{PREFIX}{name}: no data set ({reason[:150]}); its name on the Hugging Face hub, or a folder "
-                         "that `datasets` saved, is expected; check the name") from None
+        raise InputError(f"{PREFIX}{name}: cannot be loaded ({reason[:150]}); expected the name of a dataset on the "
+                         "Hugging Face hub or a folder saved by `datasets`; check the name") from None
     found = dict(found) if isinstance(found, dict) else {"": found}
     if split and split not in found:
-        raise InputError(f"{PREFIX}{name}: no split {split[:40]!r}; {', '.join(filter(None, found))[:99] or 'none'} "
-                         "are there; name one of them, or none for all")
+        raise InputError(f"{PREFIX}{name}: no split {split[:40]!r}; expected one of "
+                         f"{', '.join(filter(None, found))[:99] or 'none'}; correct it, or omit it for all splits")
     return {split: found[split]} if split else found
 
 
 def _choose(data, given, name):
-    """Our name -> column of a data set: those that are given, else by the kind of a column or by its name."""
+    """Our name -> column of a dataset: as given, else chosen by the column's type or name."""
     kinds = {column: type(feature).__name__ for column, feature in data.features.items()}
     for key, column in given.items():
         if column not in kinds:
-            raise InputError(f"{PREFIX}{name}: no column {column[:40]!r} for --hf-columns {key}; "
-                             f"{', '.join(kinds)[:99]} are there; name one of them")
+            raise InputError(f"{PREFIX}{name}: no column {column[:40]!r} for --hf-columns {key}; expected one of "
+                             f"{', '.join(kinds)[:99]}; correct it")
         if key in KINDS and kinds[column] != KINDS[key]:
-            raise InputError(f"{PREFIX}{name}: the column {column} is {kinds[column]}; one of the kind {KINDS[key]} is "
-                             f"expected for --hf-columns {key}; name another")
+            raise InputError(f"{PREFIX}{name}: column {column} has type {kinds[column]}; expected {KINDS[key]} for "
+                             f"--hf-columns {key}; choose another column")
     chosen = dict(given)
     for key, kind in KINDS.items():
         columns = [column for column, of in kinds.items() if of == kind]
         if key not in given and columns:
             if len(columns) > 1:
-                raise InputError(f"{PREFIX}{name}: {len(columns)} columns of the kind {kind}, "
-                                 f"{', '.join(columns)[:99]}; one is expected; choose: --hf-columns {key}=COLUMN")
+                raise InputError(f"{PREFIX}{name}: {len(columns)} columns of type {kind}, "
+                                 f"{', '.join(columns)[:99]}; expected one; pass --hf-columns {key}=COLUMN")
             chosen[key] = columns[0]
     if not chosen.keys() & KINDS.keys():
-        raise InputError(f"{PREFIX}{name}: columns {', '.join(kinds)[:150]}; one of the kind Audio, Video or Image is "
-                         "expected; cast it in `datasets`")
+        raise InputError(f"{PREFIX}{name}: columns {', '.join(kinds)[:150]}; expected one of type Audio, Video or "
+                         "Image; cast it in `datasets`")
     for key, names in (("id", IDS), ("label", LABELS), *((cell, (cell,)) for cell in CELLS)):
         column = next((column for column in names if column in kinds and kinds[column] not in KINDS.values()), None)
         if column:
@@ -100,7 +100,7 @@ def _choose(data, given, name):
 
 
 def _content(cell):
-    """(bytes, name) of a cell of sound, video or image that was not decoded; None where it is empty."""
+    """(bytes, name) of an undecoded audio, video or image cell; None if it is empty."""
     if not cell:
         return None
     name = str(cell.get("path") or "")
@@ -110,7 +110,7 @@ def _content(cell):
 
 
 def _value(feature, value):
-    """Text of a cell; the name of a class that is stored as a number."""
+    """A cell as text; class numbers become class names."""
     if value is None or hasattr(feature, "int2str") and value < 0:
         return ""
     return str(feature.int2str(value) if hasattr(feature, "int2str") else value)
@@ -118,13 +118,13 @@ def _value(feature, value):
 
 # ---------------------------------------------------------------------------------------------------- writing
 def still_video(picture, sound=None, seconds=1.0, lossy=False):
-    """A video of one picture, in memory; its sound is stored without loss.
+    """Encode a still image as a video in memory, with lossless audio.
 
     Args:
         picture: (H, W, 3) uint8.
         sound: (samples (N, channels) int16, rate), or None for a silent video.
-        seconds: its length; at least that of a frame.
-        lossy: store the picture, whose sides are even, in a twentieth of the space.
+        seconds: length of the video; at least one frame.
+        lossy: compress the image, whose sides must be even, to a twentieth of the size.
     Returns:
         bytes of a Matroska file.
     """
@@ -154,23 +154,23 @@ def still_video(picture, sound=None, seconds=1.0, lossy=False):
 
 
 def read_sound(path):
-    """((N, channels) int16, rate) of a file.
+    """Read a file's audio: ((N, channels) int16, rate).
 
     Raises:
-        Unreadable: no sound in it.
+        Unreadable: the file has no audio, or it cannot be decoded.
     """
     media = Media(path)
     if media.facts.audio_rate is None:
-        raise Unreadable(f"{path}: no sound; one is expected")
+        raise Unreadable(f"{path}: no audio; expected a file with audio")
     parts = list(media.seconds_of_sound(LIMITS.sound_seconds, False))
     if not parts:
-        raise Unreadable(f"{path}: nothing of the sound can be decoded; a whole file is expected")
+        raise Unreadable(f"{path}: the audio cannot be decoded; expected an intact file")
     return np.concatenate(parts), media.facts.audio_rate
 
 
 def _file_of(row, chosen, path, seconds):
-    """Write a row's content; returns the file, None for an empty row. What cannot be decoded is written as it is: the
-    report of the extraction says so."""
+    """Write a row's content; returns the file, or None for an empty row. Content that cannot be decoded is written
+    unchanged and shows up in the extraction's report."""
     contents = {key: _content(row[chosen[key]]) for key in KINDS if key in chosen}
     main = next((key for key in ("video", "image", "audio") if contents.get(key)), None)
     if main is None:
@@ -182,7 +182,7 @@ def _file_of(row, chosen, path, seconds):
         suffix = Path(name).suffix.lower()
         suffix = suffix if suffix in SUFFIXES else ".wav" if main == "audio" else ".mp4"
     path = path.with_name(path.name + suffix)
-    if path.exists():                                           # of an earlier run
+    if path.exists():                                           # from an earlier run
         return path
     if main == "image":
         data = _still(data, contents.get("audio"), path, seconds)
@@ -191,7 +191,7 @@ def _file_of(row, chosen, path, seconds):
 
 
 def _still(data, sound, path, seconds):
-    """Bytes of the still video of an image, of the length of its sound or `seconds`; those of the image if it cannot be
+    """Bytes of an image's still video, as long as its audio or `seconds`; the image's own bytes if it cannot be
     decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -212,17 +212,17 @@ def _still(data, sound, path, seconds):
 
 
 def fetch(path, folder, given=None, seconds=None):
-    """Write the rows of a data set as files, and their labels as a table.
+    """Write the rows of a dataset as files, and their labels as a table.
 
     Args:
         path: `hf:NAME` or `hf:NAME/SPLIT`.
-        folder: to write to; files that are there are kept.
-        given: our name (`KEYS`) -> column; others are found by their kind or name.
-        seconds: of the still video of an image without sound.
+        folder: output folder; existing files are kept.
+        given: our name (`KEYS`) -> column; others are chosen by their type or name.
+        seconds: length of the still video of an image without audio.
     Returns:
-        (files, table): the table is None for a data set without labels.
+        (files, table): the table is None for a dataset without labels.
     Raises:
-        InputError: no such data set, split or column, nothing to hear or see in it, or two rows of one id.
+        InputError: no such dataset, split or column, no audio, video or image column, or two rows with the same id.
     """
     name, folder = str(path).removeprefix(PREFIX), Path(folder)
     rows, files, empty = [], {}, 0
@@ -237,8 +237,8 @@ def fetch(path, folder, given=None, seconds=None):
                 f"{split or 'clip'}_{number:06d}")
             safe_name(clip, where)
             if clip in files:
-                raise InputError(f"{where}: the id {clip[:60]!r} is that of a row before; one of its own is expected; "
-                                 "name another column with --hf-columns id=COLUMN, or one split")
+                raise InputError(f"{where}: duplicate id {clip[:60]!r}; expected a different id in each row; choose "
+                                 "another column with --hf-columns id=COLUMN, or a single split")
             files[clip] = _file_of(row, chosen, folder / clip, seconds or 1)
             empty += files[clip] is None
             cells = {key: _value(data.features[chosen[key]], row[chosen[key]])
@@ -247,7 +247,7 @@ def fetch(path, folder, given=None, seconds=None):
                 cells["split"] = _split(cells.get("split", split), where)
                 rows.append({"file": clip, **cells})
     if empty:
-        print(f"{PREFIX}{name}: {empty} rows without sound and picture: left out")
+        print(f"{PREFIX}{name}: skipped {empty} rows without audio, video or image")
     rows = [row for row in rows if row["label"] and files[row["file"]]]
     return [file for file in files.values() if file], _write_table(folder / "labels.csv", rows) if rows else None
 
@@ -255,8 +255,8 @@ def fetch(path, folder, given=None, seconds=None):
 def _split(name, where):
     found = next((ours for start, ours in SPLITS.items() if name.lower().startswith(start)), "" if not name else None)
     if found is None:
-        raise InputError(f"{where}: the split {name[:40]!r}; train, validation or test is expected; take one split by "
-                         "hf:NAME/SPLIT, or name a column of splits with --hf-columns split=COLUMN")
+        raise InputError(f"{where}: split {name[:40]!r}; expected train, validation or test; select one split with "
+                         "hf:NAME/SPLIT, or a column with --hf-columns split=COLUMN")
     return found
 
 

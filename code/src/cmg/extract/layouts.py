@@ -1,4 +1,4 @@
-"""Where the features of a clip go: the published zips, or the files of AVSBench-S4."""
+"""File layouts for the features of a clip: the published zips, or the files of AVSBench-S4."""
 
 import io
 import wave
@@ -17,7 +17,7 @@ SOUNDS = PICTURES.with_name("audio_wav")
 
 
 class Zips:
-    """<folder>/{audio,video}/zip/<id>.zip, the published form."""
+    """<folder>/{audio,video}/zip/<id>.zip, the published layout."""
 
     def __init__(self, folder, modalities):
         self.folder, self.modalities = Path(folder), modalities
@@ -32,7 +32,7 @@ class Zips:
         return self.path_of(modality, name).exists()
 
     def save(self, made, path, start):
-        """Write a clip's features; those that could not be extracted this time are removed."""
+        """Write a clip's features; remove old ones that could not be extracted this time."""
         for modality in self.modalities:
             feature, target = getattr(made, modality), self.path_of(modality, made.row.id)
             if feature is None:
@@ -43,7 +43,7 @@ class Zips:
 
 
 class AVSBench(Zips):
-    """AVSBench-S4 below <folder>/AVSBench: VGGish zips, frames as PNG and 16 kHz wavs, by split and category."""
+    """AVSBench-S4 in <folder>/AVSBench: VGGish zips, PNG frames and 16 kHz wavs, by split and category."""
 
     def __init__(self, folder, modalities, labels, seconds):
         super().__init__(folder, modalities)
@@ -63,7 +63,7 @@ class AVSBench(Zips):
     exists = is_there
 
     def save(self, made, path, start):
-        """Frames, sound and features of a clip; one of less than T seconds repeats its last patch and frame."""
+        """Write a clip's frames, audio and features; a clip shorter than T seconds repeats its last row and frame."""
         name = made.row.id
         if made.video is not None:
             output.write_pictures(self.path_of("video", name), name, fit_length(made.video, self.seconds, path))
@@ -74,7 +74,7 @@ class AVSBench(Zips):
 
 
 def nearest_wav(path, seconds, start):
-    """A stereo wav of 16 kHz, 16 bit, as moviepy writes it; at most int(16000 * duration rounded to 0.01 s) samples."""
+    """A 16-bit stereo wav at 16 kHz, as written by moviepy: at most int(16000 * duration rounded to 0.01 s) samples."""
     media = Media(path, start)
     sound = [audio.nearest(samples, k) for k, samples in enumerate(media.seconds_of_sound(seconds, True))]
     sound = np.concatenate(sound)

@@ -1,4 +1,4 @@
-"""From labels of videos to the lists that the other scripts read, at the paths where they look below a data root."""
+"""Write the lists that the other scripts read below a data root from a table of video labels."""
 
 import csv
 import errno
@@ -15,7 +15,7 @@ from cmg.utils.errors import InputError
 
 IDS, LABELS = ("file", "video_id", "id", "name"), ("label", "category")
 FULL = errno.ENOSPC, errno.EDQUOT
-CYCLE = ("train", "train", "test", "train", "val")          # of the clips of a class, where no split is given
+CYCLE = ("train", "train", "test", "train", "val")          # splits of a class's clips if the table has none
 MANIFEST = "clips.csv"
 FOLDER = "vggsound40k"                                       # folder of pretraining clips below a data root
 LIST = f"{FOLDER}/data/vggsound-avel40k.csv"
@@ -38,9 +38,9 @@ class Labels:
         path: the table, for messages.
         ids: clip of each row (N).
         lines: line number of each row (N).
-        columns: of "label", "split", "prompt", "onset" and "offset", those that are there: (N).
+        columns: those of "label", "split", "prompt", "onset" and "offset" that the table has: (N).
         prompts: label -> sentence.
-        starts: clip -> (line, seconds), where a column of starts was named.
+        starts: clip -> (line, seconds), if a column of starts was named.
     """
 
     path: Path
@@ -51,47 +51,47 @@ class Labels:
     starts: dict = field(default_factory=dict)
 
     def first(self, column):
-        """Value of a column by clip, of the clip's first row."""
+        """Clip -> value of a column in the clip's first row."""
         return dict(zip(reversed(self.ids), reversed(self.columns[column])))
 
     def sentences(self):
-        """Prompt of each row: its own, else its label's."""
+        """Prompt of each row, by default that of its label."""
         own = self.columns.get("prompt", [""] * len(self.ids))
         return [prompt or self.prompts[label] for prompt, label in zip(own, self.columns["label"])]
 
 
 def read_labels(path, to_id, start=None, prompts=None, names=None):
-    """The user's table, held to the rules of a manifest (cmg/data/manifest.py).
+    """Read the user's table, which must follow the rules of a manifest (cmg/data/manifest.py).
 
     Args:
-        path: csv; see `IDS` and `LABELS` for the two columns that are needed.
-        to_id: function from a file's name to a clip's id.
-        start: name of the column with the start of each clip, or None.
+        path: csv; see `IDS` and `LABELS` for the two required columns.
+        to_id: function that converts a file name to a clip id.
+        start: column with the start of each clip, or None.
         prompts: csv of label, prompt, or None.
         names: column names of a table without a header, or None.
     Returns:
         `Labels`.
     Raises:
-        InputError: a missing column, an empty cell, an unknown split, a start that is no number, a label without a
-            prompt; a clip in two splits, of two classes without onsets, or with two starts.
+        InputError: a missing column, an empty cell, an unknown split, a start that is not a number, a label without a
+            prompt; a clip with two splits, two starts, or two classes without onsets.
     """
     header = read_header(path, names=names, flag="--labels")
     key = next((name for name in IDS if name in header), None)
     label = next((name for name in LABELS if name in header), None)
     if key is None or label is None:
-        raise InputError(f"{path}: columns {', '.join(header)[:80] or 'none'}; one of {', '.join(IDS)} and one of "
-                         f"{', '.join(LABELS)} are expected; rename them in the header, or name the columns of a table "
-                         "without one with --columns")
+        raise InputError(f"{path}: columns {', '.join(header)[:80] or 'none'}; expected one of {', '.join(IDS)} and "
+                         f"one of {', '.join(LABELS)}; rename them in the header, or use --columns for a table without "
+                         "a header")
     if start and start not in header:
-        raise InputError(f"{path}: no column '{start}' for --start; {', '.join(header)[:80]} are there; name one of "
-                         "them, or give seconds")
+        raise InputError(f"{path}: no column '{start}' for --start; expected one of {', '.join(header)[:80]}, or "
+                         "seconds; correct --start")
     more = [name for name in ("split", *OPTIONAL) if name in header]
     needed = [name for name in dict.fromkeys((key, label, "split", start)) if name in header]
     rows = list(read_rows(path, needed, optional=OPTIONAL, names=names, flag="--labels"))
     ids = [to_id(cells[key]) for _, cells in rows]
     table = [(line, {"split": "train", **{column: cells[column] for column in more}, "id": name,
                      "label": cells[label]}) for name, (line, cells) in zip(ids, rows)]
-    Manifest(path, table=(["id", "split", "label", *more], table))             # refuses contradictions by line
+    Manifest(path, table=(["id", "split", "label", *more], table))             # reports contradictions by line
     labels = Labels(path, ids, [line for line, _ in rows],
                     {"label": [cells[label] for _, cells in rows],
                      **{column: [cells[column] for _, cells in rows] for column in more if column != "label"}})
@@ -100,7 +100,7 @@ def read_labels(path, to_id, start=None, prompts=None, names=None):
     known = read_prompts(prompts, "--prompts") if prompts else {}
     for name in labels.columns["label"]:
         if prompts and name not in known:
-            raise InputError(f"{prompts}: no prompt for '{name[:60]}'; one for each label is expected; add it")
+            raise InputError(f"{prompts}: no prompt for '{name[:60]}'; expected one for each label; add it")
         labels.prompts[name] = known.get(name, name.replace("_", " "))
     return labels
 
@@ -109,16 +109,16 @@ def _add_start(labels, line, name, text):
     try:
         seconds = float(text)
     except ValueError:
-        raise InputError(f"{labels.path}: line {line}: the start '{text[:20]}'; seconds are expected; correct the "
-                         "line, or name another column with --start") from None
+        raise InputError(f"{labels.path}: line {line}: the start is '{text[:20]}'; expected seconds; correct the line, "
+                         "or choose another column with --start") from None
     first, known = labels.starts.setdefault(name, (line, seconds))
     if known != seconds:
-        raise InputError(f"{labels.path}: line {line}: {name} starts at {seconds:g} s, and at {known:g} s in line "
-                         f"{first}; one start per clip is expected; correct one of the lines")
+        raise InputError(f"{labels.path}: line {line}: {name} starts at {seconds:g} s, but at {known:g} s in line "
+                         f"{first}; expected one start per clip; correct one of the lines")
 
 
 def splits(labels):
-    """Split of each clip: the table's own, else three fifths of each class train, one test, one val, by id."""
+    """Split of each clip: from the table, else three fifths of each class train, one test and one val, by id."""
     if "split" in labels.columns:
         return labels.first("split")
     of_class = {}
@@ -134,21 +134,21 @@ def _csv(header, rows):
 
 
 def write_checked(folder, ids):
-    """`video_name_checked.csv`: the clips whose features are all there, as the published list of file names."""
+    """Write `video_name_checked.csv`: the clips with complete features, in the format of the published list."""
     write_whole(Path(folder) / CHECKED, _csv(["id"], [[f"{name}.mp4"] for name in ids]))
 
 
 def write_lists(folder, labels, ids, hop=1):
-    """The lists of pretraining and transfer: published forms, and a manifest `clips.csv`.
+    """Write the lists for pretraining and transfer: published formats, and a manifest `clips.csv`.
 
-    Transfer has the form of UCF<->VGGSound: the video of the train clips on one side, the audio of the test clips on
-    the other, with the same classes.
+    The transfer lists have the format of UCF<->VGGSound: video of the train clips on one side, audio of the test clips
+    on the other, with the same classes.
 
     Args:
-        folder: the output folder, then a data root.
+        folder: the output folder, to be used as a data root.
         labels: `Labels`.
-        ids: clips whose features are all there.
-        hop: seconds from one row of a feature to the next; the manifest's onsets and offsets count rows.
+        ids: clips with complete features.
+        hop: seconds between consecutive rows of a feature; the manifest's onsets and offsets are in rows.
     """
     folder, ids = Path(folder), set(ids)
     of, split = labels.first("label"), splits(labels)
@@ -173,10 +173,10 @@ def write_lists(folder, labels, ids, hop=1):
 
 
 def link_paths(folder, links):
-    """Relative links from paths below a data root to what this command writes.
+    """Create relative links from paths below a data root to the files that this command writes.
 
     Returns:
-        the paths that could not be linked, on file systems without links.
+        the paths that could not be linked because the file system has no links.
     Raises:
         InputError: the disk is full.
     """
@@ -189,7 +189,7 @@ def link_paths(folder, links):
                 os.symlink(target, path)
         except OSError as error:
             if error.errno in FULL:
-                raise InputError(f"{path}: cannot be linked ({error.strerror}); free space is expected; make room and "
-                                 "repeat the call to go on") from error
+                raise InputError(f"{path}: cannot be linked ({error.strerror}); free some disk space and run the "
+                                 "command again to continue") from error
             failed.append(name)
     return failed

@@ -1,10 +1,11 @@
-"""Decode a video file in a stream, with PyAV: frames on an even timeline, seconds of 16-bit sound, on one clock.
+"""Stream a video file through PyAV: frames at a constant rate and one-second blocks of 16-bit audio, on one clock.
 
-Nothing is held but what is being decoded: an hour-long file costs no more than a short one. Damaged packets are skipped
-and counted. FFmpeg's fps filter and its sample conversion are the model; both streams count from the container's start.
+Only the frames being decoded are kept in memory, so an hour-long file needs no more than a short one. Damaged packets
+are skipped and counted. Frame timing and sample conversion follow FFmpeg; both streams are timed from the container's
+start.
 
-Files are not trusted: only demuxers of plain files are used (a playlist could name any other file or address), and what
-a header may claim is limited.
+Files are not trusted: only demuxers of plain files are allowed (a playlist could name any other file or address), and
+the values in a header are checked against limits.
 """
 
 import errno
@@ -25,18 +26,18 @@ from cmg.utils.errors import InputError, readable
 from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
 
-# Demuxers of one file of sound or pictures. Others (concat, hls, dash, sdp, vobsub, image2 ...) open what a file names.
+# Demuxers that read a single file. Others (concat, hls, dash, sdp, vobsub, image2 ...) open the files that it names.
 DEMUXERS = ("mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,live_flv,asf,ogg,mxf,wav,w64,mp3,aac,loas,flac,"
             "aiff,gif")
 DECODER = {"max_pixels": str(LIMITS.pixels)}            # before a frame of that size is allocated
-# PyAV below 19 refuses a file with a tag that is not UTF-8, unless told otherwise; from 19 on it never does.
+# Before version 19, PyAV rejects a file with a tag that is not UTF-8, unless told otherwise.
 TAGS = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-NOTABLE = 0.1                       # seconds of gap or late start that are worth a warning
+NOTABLE = 0.1                       # seconds of gap or late start that deserve a warning
 MICROSECONDS = 1_000_000            # of the container's clock
-DEFAULT_BONUS = 5_000_000           # what ffmpeg's choice among tracks adds for one that is marked as default
-RESTART = 1                         # seconds backwards that are a restart where the clock should not jump
-WHOLE = 0.975                       # share of a row that must be there
-PREROLL = 1.0                       # seconds decoded before a start: the first packets after a seek lack their past
+DEFAULT_BONUS = 5_000_000           # score that ffmpeg adds to a track marked as default
+RESTART = 1                         # seconds backwards that count as a restart where the clock should not jump
+WHOLE = 0.975                       # fraction of a row that must be present
+PREROLL = 1.0                       # seconds decoded before the start: the first packets after a seek lack context
 
 
 class Unreadable(InputError):
@@ -45,7 +46,7 @@ class Unreadable(InputError):
 
 @dataclass
 class Facts:
-    """What a file says about itself; None where it does not."""
+    """Properties from the file's header; None where it does not give them."""
 
     duration: float | None = None           # seconds, of the container
     frame_rate: Fraction | None = None      # nominal
@@ -55,18 +56,19 @@ class Facts:
 
 
 class Media:
-    """A file with sound or pictures or both.
+    """A file with audio, video or both.
 
     Args:
-        path: any file that FFmpeg knows.
-        start: seconds after the container's start at which everything begins.
+        path: a file in any format that FFmpeg reads.
+        start: offset in seconds from the container's start.
     Attributes:
-        facts: see `Facts`; `frame_rate` is None without pictures (or with a cover alone), `audio_rate` without sound.
-        packets, damaged: by "audio" and "video", how many packets the last pass read, and how many it had to skip.
-        warnings: lines on what was found while decoding.
-        is_behind_the_end: the start is not before the end that the header gives.
+        facts: see `Facts`; `frame_rate` is None without video (a cover picture does not count), `audio_rate` without
+            audio.
+        packets, damaged: by "audio" and "video", the number of packets that the last pass read and skipped.
+        warnings: problems found while decoding, one line each.
+        starts_past_end: whether `start` is at or past the end of the file, according to its header.
     Raises:
-        Unreadable: not a file of sound or pictures.
+        Unreadable: the file has no audio or video stream.
     """
 
     def __init__(self, path, start=0.0):
@@ -76,25 +78,25 @@ class Media:
             video, audio = _streams(container)
             for stream, tracks in zip((video, audio), _tracks(container)):
                 if len(tracks) > 1:
-                    self._warn(f"{len(tracks)} {stream.type} tracks: number {tracks.index(stream) + 1} is used, as by "
-                               "ffmpeg")
+                    self._warn(f"{len(tracks)} {stream.type} tracks: using track {tracks.index(stream) + 1}, as "
+                               "ffmpeg does")
             facts = self.facts = Facts()
             if container.duration:
                 facts.duration = container.duration / MICROSECONDS
-            # Where the clock may jump, the header's duration may be that of the last part alone.
-            self.is_behind_the_end = facts.duration is not None and start >= facts.duration and not (
+            # If the clock may jump, the header may give the duration of the last part only.
+            self.starts_past_end = facts.duration is not None and start >= facts.duration and not (
                 container.format.flags & CLOCK_MAY_JUMP)
             if video is not None:
                 rate = video.guessed_rate or video.average_rate or video.base_rate
                 if not rate:
-                    raise Unreadable(f"{self.path}: no frame rate; a video with one is expected; convert it, say with "
-                                     "ffmpeg -r 25")
-                facts.frame_rate = Fraction(rate)       # PyAV 19 has a type of its own, which round() does not take
+                    raise Unreadable(f"{self.path}: no frame rate; expected a video that has one; re-encode it, for "
+                                     "example with ffmpeg -r 25")
+                facts.frame_rate = Fraction(rate)       # PyAV 19 has its own type, which round() does not accept
                 if not 0 < facts.frame_rate <= LIMITS.frame_rate or video.width * video.height > LIMITS.pixels:
-                    raise Unreadable(f"{self.path}: frames of {video.width} x {video.height}, "
-                                     f"{float(facts.frame_rate):.6g} a second; up to {LIMITS.pixels:,} pixels and "
-                                     f"{LIMITS.frame_rate:,} a second are read (cmg/utils/limits.py); check where it "
-                                     "comes from")
+                    raise Unreadable(f"{self.path}: {video.width} x {video.height} pixels at "
+                                     f"{float(facts.frame_rate):.6g} frames per second; the limits are "
+                                     f"{LIMITS.pixels:,} pixels and {LIMITS.frame_rate:,} frames per second "
+                                     "(cmg/utils/limits.py); check where the file comes from")
                 if video.frames and not start:
                     facts.frames = video.frames
                 elif facts.duration is not None and not (
@@ -105,31 +107,32 @@ class Media:
                 self._require_rate(audio.rate)
 
     def _warn(self, line):
-        if line not in self.warnings:               # a second pass finds the same
+        if line not in self.warnings:               # a second pass finds the same problems
             self.warnings.append(line)
 
     def _require_rate(self, rate):
         if not LIMITS.least_sound_rate <= rate <= LIMITS.sound_rate:
-            raise Unreadable(f"{self.path}: sound of {rate:,} samples a second; {LIMITS.least_sound_rate:,} to "
-                             f"{LIMITS.sound_rate:,} are read (cmg/utils/limits.py); check where it comes from")
+            raise Unreadable(f"{self.path}: the audio sample rate is {rate:,} Hz; expected {LIMITS.least_sound_rate:,} "
+                             f"to {LIMITS.sound_rate:,} (cmg/utils/limits.py); check where the file comes from")
 
     def _open(self):
-        try:                                        # "file:", because a name may begin like an address
+        try:                                        # "file:", because a name may look like a URL
             require_regular(self.path)
             container = av.open(f"file:{self.path}", options=DECODER, **TAGS,
                                 container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"})
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise Unreadable(f"{self.path}: cannot be opened ({_reason(error)}); a whole video is expected; get it "
-                             "again") from None
+            raise Unreadable(f"{self.path}: cannot be opened ({_reason(error)}); expected an intact video file; "
+                             "download it again") from None
         if not any(stream is not None for stream in _streams(container)):
             container.close()
-            raise Unreadable(f"{self.path}: neither pictures nor sound; a video is expected; get it again")
+            raise Unreadable(f"{self.path}: no audio or video stream; expected a video file; download it again")
         return container
 
     def _decoded(self, container, stream):
-        """(seconds after the start or None, frame) in order; skips and counts what cannot be decoded."""
-        stream.codec_context.thread_count = 1       # clips are decoded side by side; and how many packets count as
-        stream.codec_context.options = DECODER      # damaged must not depend on the machine
+        """Yield (seconds after the start or None, frame) in order; packets that cannot be decoded are skipped and
+        counted."""
+        stream.codec_context.thread_count = 1       # clips are decoded in parallel, and the number of packets that
+        stream.codec_context.options = DECODER      # count as damaged must not depend on the machine
         self.packets[stream.type] = self.damaged[stream.type] = 0
         clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
         packets = self._packets(container, stream, clock - Fraction(PREROLL) if self.start else None)
@@ -137,7 +140,7 @@ class Media:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:           # nothing more can be read
-                if error.errno == errno.EIO:                # of the file's form, or of the disk?
+                if error.errno == errno.EIO:                # is it the file's format or the disk?
                     with readable(self.path, "extract it again"):
                         _read_through(self.path)
                 self.damaged[stream.type] += 1
@@ -156,11 +159,11 @@ class Media:
                 yield None if frame.pts is None else frame.pts * frame.time_base - clock, frame
 
     def _packets(self, container, stream, begin):
-        """Packets of a stream from the key frame before `begin` (seconds of the container's clock) on.
+        """Yield a stream's packets, starting at the key frame before `begin` (in seconds of the container's clock).
 
-        The clock of some formats may start again, say in transport streams that were joined by `cat`. The packets that
-        follow are moved so that they continue the clock, those of all streams by the same, with the thresholds of the
-        ffmpeg program. Such files are read from their first packet on, because a time in them is not unique.
+        In some formats the clock may restart, for example in transport streams joined with `cat`. The packets that
+        follow are shifted to continue the clock, by the same amount in all streams and with ffmpeg's thresholds. Such
+        files are read from their first packet, because their time stamps are not unique.
         """
         if not container.format.flags & CLOCK_MAY_JUMP:
             if begin is not None:
@@ -168,7 +171,7 @@ class Media:
                     container.seek(max(int(begin * MICROSECONDS), 0))
                 except av.error.FFmpegError:
                     pass                                # no index: decode from the beginning
-            yield from self._before_a_restart(container.demux(stream))
+            yield from self._until_restart(container.demux(stream))
             return
         clock, waiting = ContinuousClock(), []
         for packet in container.demux([one for one in _streams(container) if one is not None]):
@@ -185,27 +188,27 @@ class Media:
                 yield from waiting
                 begin = None
 
-    def _before_a_restart(self, packets):
-        """The packets until the clock starts again in a format whose clock should not; ffmpeg drops what follows."""
+    def _until_restart(self, packets):
+        """Yield packets until the clock restarts in a format where it should not; like ffmpeg, drop the rest."""
         latest = None
         for packet in packets:
-            if packet.dts is None:                                  # the last one is empty: it ends the decoding
+            if packet.dts is None:                                  # the last packet is empty: it flushes the decoder
                 yield packet
             elif latest is None or math.inf > latest <= packet.dts * packet.time_base + RESTART:
                 latest = packet.dts * packet.time_base
                 yield packet
             elif latest < math.inf:
-                self._warn(f"the time stamps start again after {float(latest):.1f} s, as in files joined by cat: what "
-                           "follows is left out; join the parts with a video program")
+                self._warn(f"the time stamps restart after {float(latest):.1f} s, as in files joined with cat: the "
+                           "rest is ignored; join the parts with a video editor")
                 latest = math.inf
 
     def timeline(self, limit=None):
-        """Frames at the nominal rate, as FFmpeg's fps filter repeats and drops them.
+        """Frames at the nominal rate, repeated and dropped as by FFmpeg's fps filter.
 
         Args:
             limit: number of positions on the timeline; None for all.
         Yields:
-            (frame, first, end): a frame of PyAV and the positions [first, end) that it fills.
+            (frame, first, end): a PyAV frame and the positions [first, end) that it fills.
         """
         rate, held, position = self.facts.frame_rate, None, 0
         index = -1
@@ -227,13 +230,14 @@ class Media:
                 yield held, position, end
 
     def seconds_of_sound(self, count=None, nearest_route=False):
-        """The sound second by second, as 16-bit integers, made once by FFmpeg from whatever the file has.
+        """The audio in one-second blocks of 16-bit integers; FFmpeg converts it from the file's sample format.
 
         Args:
             count: seconds to read; None for all.
-            nearest_route: 44.1 kHz stereo, as `audio.nearest` expects; else the stream's own rate and channels.
+            nearest_route: convert to 44.1 kHz stereo, as `audio.nearest` expects; otherwise keep the stream's rate and
+                channels.
         Yields:
-            (rate, channels) int16, the last may be shorter.
+            (rate, channels) int16; the last block may be shorter.
         """
         rate = 44100 if nearest_route else self.facts.audio_rate
         rest, ready = [], 0
@@ -253,20 +257,20 @@ class Media:
             yield np.concatenate(rest)
 
     def sound_of_rows(self, rows, length, hop, blocks):
-        """The sound of rows that are no seconds: for each row `blocks` seconds in the middle of it, or, of a shorter
-        row, the one second in whose middle it lies; silence stands before the start and after the end.
+        """The audio of rows that are not one second long: `blocks` seconds centered on each row. The audio is padded
+        with silence before its start and after its end.
 
         Args:
-            rows: how many rows to read; None for all whole ones.
-            length, hop: seconds of a row, and from one row's start to the next one's.
-            blocks: seconds that are heard of each row.
+            rows: number of rows to read; None for all complete rows.
+            length, hop: seconds of a row, and seconds between the starts of consecutive rows.
+            blocks: seconds of audio per row.
         Yields:
-            (rate, channels) int16, `blocks` for each row.
+            (rate, channels) int16, `blocks` of them per row.
         """
         rate = self.facts.audio_rate
         margin = max(0, round((blocks - length) / 2 * rate))
-        first = round((length - blocks) / 2 * rate)                 # where a row's first second begins, from its start
-        held = begin = end = None                                   # samples [begin, end) of the sound
+        first = round((length - blocks) / 2 * rate)                 # offset of a row's first block from its start
+        held = begin = end = None                                   # samples [begin, end) of the audio
         row = 0
         for samples in chain(self.seconds_of_sound(), [None]):
             if held is None:
@@ -294,16 +298,16 @@ class Media:
             held, begin = held[drop:], begin + drop
 
     def _samples(self, rate, layout):
-        """Pieces (n, channels) int16 from the start on: gaps are filled with silence, the codec's padding is cut."""
+        """Yield (n, channels) int16 from the start; gaps are filled with silence and the codec's padding is cut."""
         with self._open() as container:
             stream = _streams(container)[1]
             layout = layout or stream.layout.name
             channels = av.AudioLayout(layout).nb_channels
             clock = Fraction(container.start_time or 0, MICROSECONDS) + Fraction(self.start)
-            left = None                             # samples until the end that the container gives the stream
+            remaining = None                        # samples up to the stream's end according to the container
             if stream.duration is not None and not container.format.flags & CLOCK_MAY_JUMP:
                 end = ((stream.start_time or 0) + stream.duration) * stream.time_base - clock
-                left = max(0, int(end * rate))
+                remaining = max(0, int(end * rate))
             convert, form, expected, filled = None, None, None, 0
             for time, frame in self._decoded(container, stream):
                 if form != (frame.format.name, frame.layout.name, frame.sample_rate):
@@ -317,33 +321,33 @@ class Media:
                 if until <= 0:
                     continue                        # before the start
                 expected = until
-                frame.pts = None                    # the resampler must not act on time stamps of its own
+                frame.pts = None                    # keep the resampler from filling gaps itself
                 piece = _integers(convert.resample(frame), channels)
                 silence = 0
                 if gap > 0 and (first or gap > NOTABLE):
                     silence = round(gap * rate)
                     if gap > NOTABLE:
                         found = "starts late by" if first else "is missing for"
-                        self._warn(f"sound {found} {float(gap):.2f} s: filled with silence")
+                        self._warn(f"audio {found} {float(gap):.2f} s: filled with silence")
                 elif first and gap < 0:
                     piece = piece[round(-gap * rate):]
                 for part in chain(_silence(silence, rate, channels), [piece]):
-                    if left is not None:
-                        part = part[:left]
-                        left -= len(part)
+                    if remaining is not None:
+                        part = part[:remaining]
+                        remaining -= len(part)
                     filled += 0 if part is piece else len(part)
                     if filled > LIMITS.silence_seconds * rate:
-                        raise Unreadable(f"{self.path}: more than {LIMITS.silence_seconds} s of sound are missing; up "
-                                         "to that are filled with silence (cmg/utils/limits.py); its time stamps may "
-                                         "be damaged: convert it, or give --seconds")
+                        raise Unreadable(f"{self.path}: more than {LIMITS.silence_seconds} s of audio are missing, the "
+                                         "most that is filled with silence (cmg/utils/limits.py); the time stamps may "
+                                         "be damaged: re-encode the file, or pass --seconds")
                     if len(part):
                         yield part
             if convert is not None:
-                yield _integers(convert.resample(None), channels)[:left]
+                yield _integers(convert.resample(None), channels)[:remaining]
 
 
 def _silence(count, rate, channels):
-    """`count` samples of silence, second by second: the gap may be a damaged time stamp."""
+    """Yield `count` samples of silence in one-second blocks: a damaged time stamp may ask for a huge gap."""
     for k in range(0, count, rate):
         yield np.zeros((min(rate, count - k), channels), np.int16)
 
@@ -355,8 +359,8 @@ def _integers(frames, channels):
 
 
 class _Converter(threading.local):
-    """Converter of pixel formats, one for each thread: that of a frame is made anew for it, with threads of its own,
-    which takes sixteen times as long."""
+    """One pixel format converter per thread. A frame's own `reformat` builds a converter with its own threads on every
+    call, which takes sixteen times as long."""
 
     def __init__(self):
         self.reformat = VideoReformatter().reformat
@@ -366,25 +370,25 @@ _converter = _Converter()
 
 
 def rgb(frame):
-    """A frame of PyAV as (H, W, 3) uint8, turned and mirrored as its display matrix says.
+    """Convert a PyAV frame to (H, W, 3) uint8, rotated and flipped according to its display matrix.
 
-    The matrix maps a pixel (x, y) to (a x + c y, b x + d y). Other angles than quarter turns, which ffmpeg resamples,
-    take the nearest one.
+    The matrix maps a pixel (x, y) to (a x + c y, b x + d y). Angles are rounded to multiples of 90 degrees; ffmpeg
+    would resample the frame instead.
     """
     picture = _converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).astype(np.float64)
-    x, y = math.hypot(a, c) or 1, math.hypot(b, d) or 1         # scales, which are no part of the orientation
+    x, y = math.hypot(a, c) or 1, math.hypot(b, d) or 1         # scale factors, to be ignored
     if abs(b) / y + abs(c) / x > abs(a) / x + abs(d) / y:
         picture, a, d = picture.swapaxes(0, 1), c, b
     return picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1]
 
 
 def _streams(container):
-    """(video, audio) streams of a container by the rule of the ffmpeg program, None for one that is not there: most
-    pixels, most channels, tracks marked as default before others. A cover picture is no video."""
+    """The (video, audio) streams that ffmpeg would select, None for a missing one: the most pixels or channels, and
+    tracks marked as default before others. A cover picture does not count as video."""
     chosen = []
     for streams in _tracks(container):
         chosen.append(max(streams, default=None, key=lambda stream: _size(stream) + DEFAULT_BONUS * bool(
@@ -393,7 +397,7 @@ def _streams(container):
 
 
 def _tracks(container):
-    """Video streams and audio streams that can be decoded."""
+    """Lists of the video and the audio streams that can be decoded."""
     return [[stream for stream in streams if stream.codec_context and not stream.disposition & Disposition.attached_pic]
             for streams in (container.streams.video, container.streams.audio)]
 

@@ -1,8 +1,8 @@
-"""VGGish and VGG-19 up to its fifth pooling, their inputs and VGGish's PCA.
+"""VGGish, VGG-19 up to its fifth pooling layer, their inputs, and VGGish's PCA.
 
 Hershey et al., "CNN Architectures for Large-Scale Audio Classification" (ICASSP 2017); Simonyan and Zisserman, "Very
-Deep Convolutional Networks" (ICLR 2015). Parameter names are those of the PyTorch ports of both (`features.N`,
-`embeddings.N`); widths come from the weights, so that a narrow network is the same code.
+Deep Convolutional Networks" (ICLR 2015). Parameter names follow the PyTorch ports of both (`features.N`,
+`embeddings.N`). Widths come from the weights, so tests can use narrow networks.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ TORCHVISION_MEAN, TORCHVISION_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 
 
 
 def convolution_keys(blocks):
-    """Keys of the convolutions: `features.N`, N counting convolution, ReLU and pooling as torchvision does."""
+    """Keys of the convolutions: `features.N`, where N counts convolutions, ReLUs and poolings as in torchvision."""
     keys, at = [], 0
     for block in blocks:
         keys += [f"features.{at + 2 * k}" for k in range(block)]
@@ -80,13 +80,13 @@ def caffe_input(frames):
 
 
 def torchvision_input(frames):
-    """(N, 224, 224, 3) uint8 RGB -> (N, 3, 224, 224) float32: as torchvision's weights were trained."""
+    """(N, 224, 224, 3) uint8 RGB -> (N, 3, 224, 224) float32: torchvision's normalization."""
     mean, deviation = (torch.tensor(x, device=frames.device) for x in (TORCHVISION_MEAN, TORCHVISION_DEVIATION))
     return ((frames.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
 def pca(embeddings, vectors, means):
-    """AudioSet's PCA of VGGish embeddings, made for values before the last ReLU: vectors @ (embedding - means).
+    """AudioSet's PCA of VGGish embeddings before the last ReLU: vectors @ (embedding - means).
 
     Args:
         embeddings: (N, D).
@@ -100,5 +100,5 @@ def pca(embeddings, vectors, means):
 
 
 def quantize(x):
-    """AudioSet's bytes: limited to -2..2, scaled to 0..255, truncated as in TensorFlow's program."""
+    """AudioSet's quantization: clipped to -2..2, scaled to 0..255, truncated as in TensorFlow's program."""
     return ((np.clip(x, -2, 2) + 2) * 63.75).astype(np.uint8)

@@ -1,5 +1,5 @@
-"""Networks in ONNX files, run by onnxruntime. A file is data: its size is limited, and it names no file outside its
-folder."""
+"""Networks in ONNX files, run by onnxruntime. Files are not trusted: their size is limited, and they must not refer to
+files outside their folder."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from cmg.utils.errors import InputError, readable
 from cmg.utils.files import open_input, sha256
 from cmg.utils.limits import LIMITS
 
-EXTRA = "onnx and onnxruntime are expected; install them, or the extra 'onnx' of this package"
+EXTRA = "onnx and onnxruntime are required; install them, or the extra 'onnx' of this package"
 
 
 def _tensors(graph):
-    """All stored tensors of a graph: initializers, values of nodes, those of graphs within."""
+    """All stored tensors of a graph: initializers and node attributes, including nested graphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -32,10 +32,10 @@ def _tensors_of(node):
 
 
 def _external_files(path, model):
-    """Files beside an ONNX file that hold its numbers, sorted.
+    """Sorted external data files of an ONNX file.
 
     Raises:
-        InputError: one that lies outside of the file's folder, or does not exist.
+        InputError: a file is outside the ONNX file's folder or does not exist.
     """
     from onnx import TensorProto
     folder, found = path.resolve().parent, set()
@@ -46,11 +46,11 @@ def _external_files(path, model):
             location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
             file = (folder / location).resolve()
             if not location or folder not in file.parents or (folder / location).is_symlink():
-                raise InputError(f"{path}: keeps numbers in {location[:80]!r}; a file in its own folder is expected; "
-                                 "do not use it")
+                raise InputError(f"{path}: refers to external data {location[:80]!r}; expected a file in its own "
+                                 "folder; do not use it")
             if not file.is_file():
-                raise InputError(f"{path}: its numbers are in {location[:80]}, which does not exist; both files are "
-                                 "expected; get the other as well")
+                raise InputError(f"{path}: its external data file {location[:80]} does not exist; expected both files; "
+                                 "download the other one as well")
             found.add(file)
     return sorted(found)
 
@@ -61,12 +61,12 @@ class OnnxNetwork:
     Args:
         path: file.
         device: torch device; "cuda" needs onnxruntime's CUDA provider.
-        output: name of the tensor to take, an inner one too; None for the only output.
+        output: name of the tensor to use, which may be an inner one; None for the only output.
     Attributes:
-        inputs: name -> (shape, dtype); None in a shape where any size fits.
+        inputs: name -> (shape, dtype); None in a shape stands for any size.
         source: JSON values for the record of a run.
     Raises:
-        InputError: no onnxruntime, no ONNX file, one that names files elsewhere, or is too large.
+        InputError: onnxruntime is not installed; not an ONNX file, too large, or external data elsewhere.
     """
 
     def __init__(self, path, device, output=None):
@@ -85,13 +85,13 @@ class OnnxNetwork:
         except InputError:
             raise
         except Exception as error:      # noqa: BLE001   protobuf has errors of its own
-            raise InputError(f"{path}: no ONNX file ({_line(error)}); a network in that form is expected; export it "
+            raise InputError(f"{path}: not an ONNX file ({_line(error)}); expected a network in ONNX format; export it "
                              "again") from None
         files = _external_files(self.path, model)
         size = sum(file.stat().st_size for file in files)
         if size > LIMITS.onnx_data_bytes:
-            raise InputError(f"{path}: {size:,} bytes of numbers; up to {LIMITS.onnx_data_bytes:,} are read "
-                             "(cmg/utils/limits.py); check where it comes from")
+            raise InputError(f"{path}: {size:,} bytes of external data; expected at most {LIMITS.onnx_data_bytes:,} "
+                             "(cmg/utils/limits.py); check where the file comes from")
         self.output = self._choose(model, output)
         if self.output not in [value.name for value in model.graph.output]:
             del model.graph.output[:]
@@ -109,46 +109,46 @@ class OnnxNetwork:
         inner = [name for node in model.graph.node for name in node.output if name]
         if output not in names + inner:
             raise InputError(f"{self.path}: " + (f"no tensor {output[:60]!r}" if output else f"{len(names)} outputs")
-                             + f"; its outputs are {', '.join(names)[:200]}; name one of them, or an inner tensor, as "
-                             "'output' in the front end")
+                             + f"; its outputs are {', '.join(names)[:200]}; set 'output' in the front end to one of "
+                             "them or to an inner tensor")
         return output
 
     def _open(self, onnxruntime, data, device):
         import torch
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3                                  # errors, which are raised as well
+        options.log_severity_level = 3                                  # only errors
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path",
                                          str(self.path.resolve().parent))
         providers = ["CPUExecutionProvider"]
         if device.type == "cuda":
             if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-                raise InputError(f"{self.path}: this onnxruntime computes on the CPU alone; onnxruntime-gpu is "
-                                 "expected for a GPU; install it, or pass --device cpu")
+                raise InputError(f"{self.path}: this onnxruntime only supports the CPU; install onnxruntime-gpu, or "
+                                 "pass --device cpu")
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
         try:
             return onnxruntime.InferenceSession(data, options, providers=providers)
         except Exception as error:      # noqa: BLE001   onnxruntime's errors have no common base
-            raise InputError(f"{self.path}: onnxruntime does not run this network ({_line(error)}); one of ONNX's own "
-                             "operators is expected; export it again") from None
+            raise InputError(f"{self.path}: onnxruntime cannot load this network ({_line(error)}); expected standard "
+                             "ONNX operators; export it again") from None
 
     @property
     def main_input(self):
         """(shape, dtype) of the only input.
 
         Raises:
-            InputError: there are several.
+            InputError: there are several inputs.
         """
         if len(self.inputs) != 1:
-            raise InputError(f"{self.path}: takes {', '.join(self.inputs)[:100]}; one input is expected; export the "
-                             "encoder alone")
+            raise InputError(f"{self.path}: has inputs {', '.join(self.inputs)[:100]}; expected a single input; export "
+                             "only the encoder")
         return next(iter(self.inputs.values()))
 
     def __call__(self, **inputs):
-        """The output for named inputs; a fixed number N of items at a time is kept to.
+        """Run the network; if its batch size is fixed, the inputs are split and padded to it.
 
         Args:
-            inputs: name -> (N, ...) arrays; a single one may have any name.
+            inputs: name -> (N, ...) arrays; a single input may have any name.
         """
         if len(inputs) == 1 == len(self.inputs):
             inputs = dict(zip(self.inputs, inputs.values()))
@@ -174,7 +174,7 @@ class OnnxNetwork:
 
 
 def _dtype(kind):
-    """NumPy's type of onnxruntime's name of one, such as tensor(float)."""
+    """NumPy dtype for an onnxruntime type name such as tensor(float)."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64", "bool": "bool"}.get(name, name) if name in (
         "float", "double", "float16", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64",
@@ -182,6 +182,6 @@ def _dtype(kind):
 
 
 def _line(error):
-    """First line of an exception's text, shortened."""
+    """First line of an exception's message, shortened."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

@@ -1,8 +1,7 @@
-"""What an extraction leaves on disk: zips and pictures, the report, its journals, the sidecar, AVE's arrays.
+"""Files written by an extraction: zips and images, the report, its journals, the sidecar, AVE's arrays.
 
-Everything is written whole or not at all. A clip counts as done when its features are there and a line of the report
-(or of the journal of an unfinished run) says so; the report is sorted, so that shards and interrupted runs leave the
-same bytes as one run.
+All writes are atomic. A clip is done when its features exist and the report (or the journal of an unfinished run) has a
+line for it. The report is sorted, so that sharded and interrupted runs write the same bytes as a single run.
 """
 
 import csv
@@ -33,23 +32,23 @@ from cmg.utils.limits import LIMITS
 
 REPORT, CHECKED = "report.csv", "video_name_checked.csv"
 COLUMNS = [field.name for field in fields(Row)]
-RETRIED = ("unreadable", "error", BAD_START)        # statuses that may be another one at the next try
-EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that such a clip need not have
+RETRIED = ("unreadable", "error", BAD_START)        # statuses that may change at the next attempt
+EXCUSED = {"ok": (), "no_audio": ("audio",), "no_video": ("video",)}        # features that may be missing
 OTHER = "choose another --out"
 PACKAGES = ("torch", "numpy", "scipy", "transformers", "av")
 
 
 def write_whole(path, data):
-    """Put bytes at a path below the output folder, whole or not at all; InputError where that cannot be done."""
+    """Write bytes atomically to a path below the output folder; InputError if that fails."""
     with atomic_output(path, remedy=OTHER) as file:
         file.write(data)
 
 
 # ---------------------------------------------------------------------------------------------------- features
 def zip_bytes(name, array):
-    """A feature zip as published: one member <name>.pkl, one pickled array that NumPy 1 and 2 read.
+    """A feature zip in the published format: one member <name>.pkl, a pickled array that NumPy 1 and 2 can read.
 
-    The date is fixed, so that the same array gives the same bytes.
+    The date is fixed, so that equal arrays give equal bytes.
     """
     content = pickle.dumps(np.ascontiguousarray(array), protocol=3)
     content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray", 1)
@@ -60,7 +59,7 @@ def zip_bytes(name, array):
 
 
 def is_good_zip(path):
-    """Whether a feature is there and can be read."""
+    """Whether a feature exists and can be read."""
     try:
         return len(read_zip(path)) > 0
     except InputError:
@@ -77,14 +76,14 @@ def write_pictures(folder, name, frames):
 
 # ---------------------------------------------------------------------------------------------------- report
 def read_rows(path):
-    """Lines of a report or journal by id; a last line that was cut off is left out."""
+    """Lines of a report or journal by id; an incomplete last line is ignored."""
     try:
         text = read_text_input(path, LIMITS.list_bytes)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error)[:80]}); the report of an extraction is expected; check "
-                         "the disk, or remove the file to extract its clips again") from error
+        raise InputError(f"{path}: cannot be read ({str(error)[:80]}); expected the report of an extraction; check the "
+                         "disk, or delete the file to extract its clips again") from error
     lines = csv.reader(io.StringIO(text[:text.rfind("\n") + 1], newline=""))
     return {line[0]: Row(*line) for line in lines if len(line) == len(COLUMNS) and line != COLUMNS}
 
@@ -102,9 +101,9 @@ class Report:
         folder: the output folder.
         shard: (number, count) of this run.
     Attributes:
-        rows: id -> `Row`, of earlier and unfinished runs; those of this run are added by `add`.
+        rows: id -> `Row` of earlier and unfinished runs; `add` adds those of this run.
     Raises:
-        InputError: the same shard is being made by another run, or the folder cannot be written.
+        InputError: another run is processing the same shard, or the folder is not writable.
     """
 
     def __init__(self, folder, shard):
@@ -112,10 +111,10 @@ class Report:
         path = self.path = self.folder / f".report-{shard[0]}-of-{shard[1]}.journal"
         self.opened = ExitStack()
         try:
-            self.opened.enter_context(file_lock(_lock_of(path), "take another --shard"))
+            self.opened.enter_context(file_lock(_lock_of(path), "choose another --shard"))
             with as_input_error(path, OTHER):
                 self.own = self.opened.enter_context(open(path, "a", encoding="utf-8"))
-                self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may have been cut off
+                self.own.truncate(path.read_bytes().rfind(b"\n") + 1)       # the last line may be incomplete
             self.rows = self._known()
         except BaseException:
             self.close()
@@ -131,14 +130,14 @@ class Report:
         return rows
 
     def add(self, row):
-        """Keep a clip's line, before anything else happens."""
+        """Add a clip's line and write it to the journal immediately."""
         self.rows[row.id] = row
         with as_input_error(self.path, OTHER):
             self.own.write(_line(asdict(row).values()))
             self.own.flush()
 
     def finish(self, write_lists):
-        """Write the report of all runs so far and, under a lock, the lists that follow from it.
+        """Under a lock, write the report of all runs so far and the lists derived from it.
 
         Args:
             write_lists: function of the rows, sorted by id.
@@ -149,15 +148,15 @@ class Report:
                          "".join(map(_line, [COLUMNS] + [asdict(row).values() for row in rows.values()])).encode())
             write_lists(rows)
             self.path.unlink()
-            for journal in self._journals():                # of runs that have ended
+            for journal in self._journals():                # delete those of finished runs
                 with suppress(OSError, InputError), file_lock(_lock_of(journal)):
                     journal.unlink()
             self.close()
         self.rows = rows
 
     def close(self):
-        """Close the journal; the next run continues it."""
-        with suppress(OSError):             # a line that did not fit on the disk: `add` has reported it
+        """Close the journal, which the next run continues."""
+        with suppress(OSError):             # the disk is full, as `add` has already reported
             self.opened.close()
 
 
@@ -167,7 +166,7 @@ def _lock_of(journal):
 
 # ---------------------------------------------------------------------------------------------------- sidecar
 def versions():
-    """What made the features: packages, FFmpeg's libraries, a hash of this package's source."""
+    """Versions of packages and FFmpeg's libraries, and a hash of this module's source."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
@@ -177,16 +176,16 @@ def versions():
 
 
 def write_sidecar(folder, settings, notes):
-    """Record what the features of a folder depend on; refuse to mix them with others.
+    """Record the settings that a folder's features depend on; refuse to mix features of different settings.
 
     Args:
         folder: the output folder.
         settings: section ("clips", "audio", "video", "text") -> JSON values.
-        notes: lines that whoever uses the features should know.
+        notes: remarks for the users of the features.
     Returns:
-        the settings of all runs on the folder: a modality may be added later.
+        the settings of all runs on the folder, because a modality may be added later.
     Raises:
-        InputError: features of other settings, or of unknown origin, in the folder.
+        InputError: the folder has features of other settings or of unknown origin.
     """
     folder, settings = Path(folder), json.loads(json.dumps(settings))
     before = read_sidecar(folder)
@@ -194,13 +193,13 @@ def write_sidecar(folder, settings, notes):
         theirs = before.get("settings", {}).get(section)
         if theirs is not None and theirs != ours:
             key = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
-            raise InputError(f"{folder / SIDECAR}: {section} features with {key} {theirs.get(key)!r} are there, "
-                             f"{ours.get(key)!r} is asked for; features of one kind are expected; choose another --out")
+            raise InputError(f"{folder / SIDECAR}: the {section} features there have {key} {theirs.get(key)!r}, not "
+                             f"{ours.get(key)!r}; expected the same settings; choose another --out")
     if not before:
         strange = next((zips for m in ("audio", "video") for zips in (folder / m / "zip").glob("*.zip")), None)
         if strange:
-            raise InputError(f"{strange}: a feature of unknown origin (no {SIDECAR}); features of one kind are "
-                             "expected; choose another --out")
+            raise InputError(f"{strange}: a feature of unknown origin (no {SIDECAR}); expected a folder written by "
+                             "this command; choose another --out")
     settings = before.get("settings", {}) | settings
     notes = list(dict.fromkeys(before.get("notes", []) + notes))
     content = {"settings": settings, "notes": notes, "versions": versions()}
@@ -209,9 +208,9 @@ def write_sidecar(folder, settings, notes):
 
 
 # ---------------------------------------------------------------------------------------------------- AVE's form
-class _Patient:
-    """A file for h5py that keeps its first OSError until `settle` and does nothing from then on: one that is raised
-    into HDF5 ends the process with a segmentation fault."""
+class _DeferredErrors:
+    """A file for h5py that stores its first OSError and ignores all further calls, because an exception raised inside
+    HDF5 causes a segmentation fault. `check` raises the error."""
 
     def __init__(self, file):
         self.file, self.error = file, None
@@ -226,39 +225,39 @@ class _Patient:
             return 0
         return act
 
-    def settle(self):
+    def check(self):
         if self.error:
             raise self.error
 
 
 def write_ave(path, rows, zips, seconds, dtype):
-    """AVE's array `avadataset` (rows, T, ...) from feature zips, row by row.
+    """Write AVE's array `avadataset` (rows, T, ...) from feature zips, row by row.
 
     Args:
         path: file to write.
-        rows: id of each row; one that occurs twice gives two equal rows.
+        rows: id of each row; ids may repeat.
         zips: folder of <id>.zip.
         seconds: T; a shorter clip repeats its last row.
         dtype: "float32" or "float64".
     Returns:
-        ids without features, whose rows are NaN: readers refuse them by name, zeros would pass for features.
+        ids without features; their rows are NaN, which readers reject, while zeros would look like features.
     """
     rows, missing = list(rows), []
     shape = next((read_zip(zips / f"{name}.zip").shape[1:] for name in rows if (zips / f"{name}.zip").exists()), None)
     if shape is None:
-        raise InputError(f"{zips}: no feature of the {len(rows)} rows asked for; one at least is expected; see --order")
+        raise InputError(f"{zips}: no feature for any of the {len(rows)} rows; expected at least one; check --order")
     with atomic_output(path, "w+b", OTHER) as file:
-        patient = _Patient(file)
-        with h5py.File(patient, "w") as out:
+        deferred = _DeferredErrors(file)
+        with h5py.File(deferred, "w") as out:
             array = out.create_dataset("avadataset", (len(rows), seconds, *shape), dtype, chunks=(1, seconds, *shape))
             for k, name in enumerate(rows):
                 source = zips / f"{name}.zip"
-                if patient.error:
+                if deferred.error:
                     break
                 if source.exists():
                     array[k] = fit_length(read_zip(source), seconds, source)
                 else:
                     array[k] = np.nan
                     missing.append(name)
-        patient.settle()
+        deferred.check()
     return missing

@@ -1,4 +1,4 @@
-"""The work of `prepare.py features`: from a folder of videos to features, report, lists and sidecar."""
+"""Run `prepare.py features`: turn a folder of videos into features, report, lists and sidecar."""
 
 import errno
 import os
@@ -31,47 +31,47 @@ from cmg.utils.signals import stop_on_signals
 
 SUFFIXES = {f".{name}" for name in (
     "mp4 m4v mov mkv webm avi mpg mpeg mpe vob ts mts m2ts flv f4v wmv asf 3gp 3g2 ogv mxf divx gif "  # videos
-    "wav mp3 m4a aac flac ogg oga opus wma aif aiff").split()}                                         # sound alone
-SHOWN = 5                           # names in a line
-NAME_ERRORS = errno.ENAMETOOLONG, errno.EILSEQ      # a file system does not take the name of a clip's file
+    "wav mp3 m4a aac flac ogg oga opus wma aif aiff").split()}                                         # audio only
+SHOWN = 5                           # names shown in a message
+NAME_ERRORS = errno.ENAMETOOLONG, errno.EILSEQ      # the file system rejects a file name
 YOUTUBE_ID = 11                     # characters
 GPU_WORKERS = 8                     # clips decoded at a time while a GPU computes
-TORCHVISION = ("video features of torchvision's VGG-19: other numbers on another scale than the published ones; never "
-               "use them with a published checkpoint or together with published features")
-APPROXIMATE = "{} instead of 16 frames a second are averaged: an approximation of the published features"
+TORCHVISION = ("video features of torchvision's VGG-19 differ from the published ones in values and scale; never use "
+               "them with a published checkpoint or together with published features")
+APPROXIMATE = "averaging {} instead of 16 frames per second gives an approximation of the published features"
 
 
 # ---------------------------------------------------------------------------------------------------- input
 def find_videos(paths, out=None):
-    """Files of sound or pictures in folders (and below them, linked folders too) or given one by one, sorted.
+    """Find audio and video files, given as files or in folders (including subfolders and linked folders), sorted.
 
     Args:
         paths: folders and files.
-        out: the output folder; the sounds that `--preset avsbench` writes below it are no input.
+        out: the output folder; the wavs that `--preset avsbench` writes there are not input.
     Returns:
         (files, [(path, why it was skipped)]).
     Raises:
-        InputError: nothing there, or no video in it.
+        InputError: a path does not exist, or there is no video.
     """
     files, skipped, visited = [], [], set()
     own = out and (out / SOUNDS).resolve()
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"{path}: no such folder or file; videos are expected; check the path")
+            raise InputError(f"{path}: no such file or folder; expected videos; check the path")
         for found in [path] if path.is_file() else _walk(path, own, visited, skipped):
             if not found.name.startswith("."):
                 if found.suffix.lower() in SUFFIXES:
                     files.append(found)
                 else:
-                    skipped.append((found, "files that are no videos"))
+                    skipped.append((found, "files that are not videos"))
     if not files:
-        raise InputError(f"{', '.join(map(str, paths))}: no video ({len(skipped)} other files); files such as .mp4, "
-                         ".webm or .wav are expected; check the folder")
+        raise InputError(f"{', '.join(map(str, paths))}: no video ({len(skipped)} other files); expected files such as "
+                         ".mp4, .webm or .wav; check the folder")
     return sorted(set(files)), sorted(set(skipped))
 
 
 def _walk(folder, own, visited, skipped):
-    """Files below a folder. A real folder is entered once, however many links lead to it; links may form a loop."""
+    """Files below a folder. Each real folder is visited once, because links may form a loop."""
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: skipped.append(
             (Path(error.filename), "folders that cannot be read"))):
         real = Path(parent).resolve()
@@ -94,28 +94,28 @@ def _counted(names, what):
 
 
 def clip_id(name, form):
-    """Id of a clip from a file's name, with or without the ending of a video; in Unicode's form NFC, because file
-    systems and tables spell the same letters in different bytes."""
+    """A clip's id from its file name, with or without a video suffix; normalized to NFC, because file systems and
+    tables may encode the same letters differently."""
     path = Path(unicodedata.normalize("NFC", str(name)))
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-    stem = stem.encode("utf-8", "backslashreplace").decode()        # bytes that are no UTF-8: see `_name_problem`
+    stem = stem.encode("utf-8", "backslashreplace").decode()        # bytes that are not UTF-8: see `_name_problem`
     return stem[:YOUTUBE_ID] if form == "youtube" else stem
 
 
 def by_id(files, form):
-    """id -> file, sorted; InputError names two files of one id."""
+    """id -> file, sorted; InputError if two files have the same id."""
     clips = {}
     for path in files:
         name = clip_id(path.name, form)
         if name in clips:
-            raise InputError(f"{path}: has the id {name}, as {clips[name]}; one file a clip is expected; rename or "
-                             f"remove one{', or leave --id youtube out' if form == 'youtube' else ''}")
+            raise InputError(f"{path}: has the same id {name} as {clips[name]}; expected one file per clip; rename or "
+                             f"remove one{', or omit --id youtube' if form == 'youtube' else ''}")
         clips[name] = path
     return dict(sorted(clips.items()))
 
 
 def _name_problem(name, path):
-    """Why the lists could not name a clip; None where they can."""
+    """Why a clip's name cannot be used in the lists; None if it can."""
     try:
         safe_name(name, path)
     except InputError as error:
@@ -125,7 +125,7 @@ def _name_problem(name, path):
 
 
 def _is_done(row, layout):
-    """Whether an earlier run finished this clip: its line is there, and so is every feature that it should have."""
+    """Whether an earlier run finished this clip: it has a line in the report and all features that it should have."""
     if row is None or row.status in output.RETRIED:
         return False
     excused = output.EXCUSED.get(row.status, layout.modalities)
@@ -134,7 +134,7 @@ def _is_done(row, layout):
 
 # ---------------------------------------------------------------------------------------------------- the run
 def run(opts):
-    """Everything; `opts` are those of `command.add_arguments`, completed. Returns the exit code: 1 if a clip failed."""
+    """Run the extraction with the completed options of `command.add_arguments`; returns 1 if a clip failed, else 0."""
     files, skipped = find_videos(opts.videos, opts.out)
     for reason in dict.fromkeys(reason for _, reason in skipped):
         print(f"skipped: {_counted([path.name for path, why in skipped if why == reason], reason)}")
@@ -156,8 +156,8 @@ def run(opts):
 
 @contextmanager
 def _cores_shared(workers):
-    """Share the cores among the workers while the block runs: each computes on as many threads as there are cores for
-    it. NumPy's products are too small for more than one."""
+    """Divide the cores among the workers while the block runs. NumPy's matrix products are too small for more than one
+    thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, max(1, usable_cores() // workers)))
     try:
@@ -168,8 +168,8 @@ def _cores_shared(workers):
 
 
 def _run(opts, clips, mine, labels, column, device, workers):
-    """`run` once its input is known: clips (id -> file), those of this shard, labels, the column of the starts. Returns
-    how many clips of the shard have no whole features."""
+    """`run` once its input is known: clips (id -> file), those of this shard, labels, and the column of starts. Returns
+    the number of clips in the shard that failed."""
     sound, pictures = sound_encoder(opts, device), picture_encoder(opts, device, clips)
     timing = Timing(opts.seconds, opts.frames_per_second, opts.clock, opts.preset == "avsbench", opts.rows_per_second,
                     opts.hop)
@@ -204,24 +204,23 @@ def _run(opts, clips, mine, labels, column, device, workers):
 
 def _check_options(opts, column):
     if column and not opts.labels:
-        raise InputError(f"--start {column}: a column of --labels; none is given; pass --labels CSV, or seconds")
+        raise InputError(f"--start {column}: a column name requires --labels; pass --labels CSV, or seconds")
     if opts.columns and not opts.labels:
-        raise InputError("--columns: names the columns of a --labels table without a header; none is given; pass "
-                         "--labels CSV")
+        raise InputError("--columns: names the columns of --labels, which is not given; pass --labels CSV")
     for flag in ("labels", "prompts"):
         path = getattr(opts, flag)
         if path and any(path.resolve() == (opts.out / name).resolve() for name in lists.WRITTEN):
-            raise InputError(f"--{flag} {path}: this command writes a list of its own there; a table outside of it is "
-                             "expected; rename yours, or choose another --out")
+            raise InputError(f"--{flag} {path}: this command would overwrite the file with its own list; expected a "
+                             "file elsewhere; rename it, or choose another --out")
     if opts.text_encoder and not opts.labels:
-        raise InputError("--text-encoder: encodes the prompts of --labels; none is given; pass --labels CSV")
+        raise InputError("--text-encoder: encodes the prompts of --labels, which is not given; pass --labels CSV")
     if opts.preset == "avsbench" and (not opts.labels or opts.seconds is None):
-        raise InputError("--preset avsbench: lays clips out by split and category; --labels with the columns name, "
-                         "category, split is expected, and --seconds a number")
+        raise InputError("--preset avsbench: sorts clips by split and category; expected --labels with columns name, "
+                         "category, split, and a number for --seconds")
     if opts.format == "ave":
         if not opts.order or opts.preset or opts.seconds is None:
-            raise InputError("--format ave: arrays in the order of AVE's annotations; --order Annotations.txt is "
-                             "expected, --seconds a number and no --preset")
+            raise InputError("--format ave: writes arrays in the order of AVE's annotations; expected --order "
+                             "Annotations.txt, a number for --seconds, and no --preset")
         read_annotations(opts.order, "--order")
 
 
@@ -229,19 +228,19 @@ def _check_clock(opts, timing):
     if timing.is_by_second:
         return
     if opts.preset or opts.audio_route != "native" or opts.framing != "second" or opts.uint8:
-        raise InputError("--rows-per-second and --hop: for --audio-route native and --framing second, without --uint8 "
-                         "and --preset; leave one of them out")
+        raise InputError("--rows-per-second and --hop: expected --audio-route native and --framing second, without "
+                         "--uint8 and --preset; omit one of them")
     if timing.rows == 0:
-        raise InputError(f"--rows-per-second {opts.rows_per_second:g}: rows of {timing.length:g} s, --seconds is "
-                         f"{opts.seconds}; a clip of one row at least is expected; give more seconds")
+        raise InputError(f"--rows-per-second {opts.rows_per_second:g}: a row is {timing.length:g} s, but --seconds is "
+                         f"{opts.seconds}; expected at least one row per clip; increase --seconds")
 
 
 def _labeled_only(clips, labels, opts, column):
-    """The clips of this run: with --start COLUMN or a preset, those that the table names. Says which videos have no
-    label and which labels no video.
+    """The clips of this run: with --start COLUMN or a preset, only those in the table. Prints which videos have no
+    label and which labels have no video.
 
     Raises:
-        InputError: no row fits any video; names that differ in capitals alone; what the preset needs is missing.
+        InputError: no row matches a video; names that differ only in case; a column that the preset needs is missing.
     """
     if not labels:
         return clips
@@ -251,19 +250,19 @@ def _labeled_only(clips, labels, opts, column):
     for name in absent:
         if name.casefold() in other_case:
             raise InputError(f"{opts.labels}: line {labels.lines[labels.ids.index(name)]}: no video '{name}', but "
-                             f"'{other_case[name.casefold()]}'; the same spelling is expected, capitals too; correct "
-                             "the line, or rename the file")
+                             f"'{other_case[name.casefold()]}'; names are case-sensitive; correct the line, or rename "
+                             "the file")
     if absent:
         print(f"{opts.labels}: {_counted(absent, 'clips without a video')}")
     needed = column or opts.preset
     if without:
-        print(f"{opts.labels}: {_counted(without, 'videos without a label')}" + (": left out" if needed else ""))
+        print(f"{opts.labels}: {_counted(without, 'videos without a label')}" + (": skipped" if needed else ""))
     if len(without) == len(clips):
-        raise InputError(f"{opts.labels}: none of its {len(absent)} clips has a video here, such as '{absent[0]}' for "
-                         f"{next(iter(clips.values())).name}; names of files are expected; check the names and --id")
+        raise InputError(f"{opts.labels}: none of its {len(absent)} clips, such as '{absent[0]}', matches a video, "
+                         f"such as {next(iter(clips.values())).name}; expected file names; check the names and --id")
     if opts.preset == "avsbench":
         if "split" not in labels.columns:
-            raise InputError(f"{opts.labels}: no column 'split'; name, category and split are expected; add it")
+            raise InputError(f"{opts.labels}: no column 'split'; expected name, category and split; add it")
         for line, name in zip(labels.lines, labels.columns["label"]):
             safe_name(name, f"{opts.labels}: line {line}")                      # it becomes a folder
     return {name: path for name, path in clips.items() if name in named} if needed else clips
@@ -279,8 +278,8 @@ def _notes(opts, pictures):
 
 
 class _Extraction(torch.utils.data.Dataset):
-    """Clips by number; an item is the line of the report once the clip's features are written, or an InputError that
-    ends the run."""
+    """Dataset over clips. Getting an item writes the clip's features and returns its line of the report, or an
+    InputError that ends the run."""
 
     def __init__(self, opts, names, clips, labels, layout, timing, sound, pictures, batch):
         self.names, self.clips, self.layout, self.batch = names, clips, layout, batch
@@ -315,10 +314,10 @@ class _Extraction(torch.utils.data.Dataset):
         return made.row
 
     def rows(self, workers, stop):
-        """Items in order, made side by side; after a signal (`stop`) those that are under way are the last.
+        """Yield items in order, computed in parallel; after a signal (`stop`), only those already started.
 
-        Encoders that compute with NumPy run in processes, since threads would wait for each other between its many
-        short calls; networks, which are large or of other people's making, run in threads.
+        NumPy encoders run in processes, because threads would block each other between many short calls. Networks,
+        which may be large or custom code, run in threads.
         """
         if workers > 1 and all(encoder is None or isinstance(encoder, IN_PROCESSES)
                                for encoder in (self.sound, self.pictures)):
@@ -336,7 +335,7 @@ class _Extraction(torch.utils.data.Dataset):
 
 
 def _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictures, device, workers):
-    """Every clip of this shard (`mine`) that is not there yet. Returns how many of them have no whole features."""
+    """Extract all clips of this shard (`mine`) that are not done yet. Returns the number of clips that failed."""
     for name in layout.modalities:
         remove_leftovers(opts.out / name / "zip")
     batch = opts.batch or (BATCH if device.type == "cuda" else CPU_BATCH)
@@ -351,12 +350,12 @@ def _extract_all(opts, clips, mine, labels, report, layout, timing, sound, pictu
             if row.status != "ok":
                 bar.write(f"{row.id}: {row.status}: {row.warning}", file=sys.stderr)
             bar.update()
-        stop.save_and_exit(lambda: None, "after the clips that were under way", "repeat the call to continue")
+        stop.save_and_exit(lambda: None, "after the clips in progress", "run the command again to continue")
     return sum(report.rows[name].status != "ok" for name in mine)
 
 
 def _finish(opts, rows, layout, labels, timing):
-    """The lists that follow from the report."""
+    """Write the lists derived from the report."""
     modalities = [m for m in ("audio", "video") if m in output.read_sidecar(opts.out)["settings"]]
     whole = [name for name, row in rows.items()
              if row.status == "ok" and all(layout.exists(modality, name) for modality in modalities)]
@@ -368,7 +367,7 @@ def _finish(opts, rows, layout, labels, timing):
     if labels:
         lists.write_lists(opts.out, labels, whole, timing.step)
         if "split" not in labels.columns:
-            print(f"{opts.labels}: no column 'split': of each class three fifths are train, one test, one val, by id")
+            print(f"{opts.labels}: no column 'split': three fifths of each class are train, one test, one val, by id")
     failed = lists.link_paths(opts.out, lists.LINKS)
     if failed:
         print(f"{opts.out}: no links on this file system; pass --path vggsound.audio={opts.out / 'audio' / 'zip'} "
@@ -381,8 +380,8 @@ def _write_ave(opts, rows, modalities, length):
     order = [video_id for _, video_id, *_ in read_annotations(opts.order, "--order")]
     todo = [name for name in dict.fromkeys(order) if name not in rows]
     if todo and opts.shard != (1, 1):
-        print(f"--format ave: {len(todo)} videos of {opts.order} are not made yet, {todo[0]} first; the arrays are "
-              "written by the shard that ends last")
+        print(f"--format ave: {len(todo)} videos of {opts.order} are not extracted yet, starting with {todo[0]}; the "
+              "last shard to finish will write the arrays")
         return
     links = {}
     for modality, name in (("audio", "audio_feature.h5"), ("video", "visual_feature.h5")):
@@ -398,7 +397,7 @@ def _write_ave(opts, rows, modalities, length):
 
 
 def _summary(opts, rows, videos, absent):
-    """What is there now, of all videos and of the `absent` clips that the table of labels names without one."""
+    """Print the status of all videos, and of the `absent` clips that the table of labels names without a video."""
     by_status = Counter(row.status for row in rows) | Counter({"without a video": absent})
     warned = sum(bool(row.warning) for row in rows if row.status == "ok")
     print(f"{opts.out}: {len(rows)} of {videos + absent} clips done: "

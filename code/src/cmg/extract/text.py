@@ -1,4 +1,4 @@
-"""Prompts of a table of labels as word vectors: the published file, and one zip a clip for any width."""
+"""Encode the prompts of a table of labels as word vectors: the published file, and one zip per clip."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ PROMPTS = Path("text") / "prompts.h5"
 
 
 def encode_sentences(model, texts):
-    """A `Sentence` for each text, by a `HubText` or `CustomWords`: as the published program cuts and glues words where
-    it is an uncased BERT, else as the model's own tokenizer does."""
+    """Encode texts as `Sentence`s with a `HubText` or `CustomWords`. An uncased BERT splits and joins words like the
+    published program, other models like their own tokenizer."""
     if model.is_uncased_bert:
         return Bert(model.name).sentences(texts)
     return [Sentence(words, x, [0] * len(words)) for words, x in model.encode(texts)]
@@ -24,10 +24,10 @@ class PromptText:
     """Word vectors of all prompts of a table.
 
     Args:
-        name: "hashing", a model of transformers by folder or name, an ONNX file, or a function.
+        name: "hashing", a transformers model by folder or name, an ONNX file, or a function.
         labels: `lists.Labels`.
         device: torch device.
-        front_end: of an ONNX file, key -> value (see `front_ends`).
+        front_end: front end of an ONNX file, key -> value (see `front_ends`).
     Raises:
         InputError: no such model.
     """
@@ -46,8 +46,8 @@ class PromptText:
         return self.model.record() if self.model else {"network": "hashing", "width": HASHED}
 
     def write(self, folder, ids):
-        """`text/prompts.h5`, of the classes and of all sentences, and `text/zip/<id>.zip` (words, width) of each id's
-        first sentence."""
+        """Write `text/prompts.h5` for the classes and all sentences, and `text/zip/<id>.zip` (words, width) for each
+        id's first sentence."""
         ids = [name for name in ids if name in self.of_clip]
         texts = list(dict.fromkeys(self.of_clip[name][0] for name in ids))
         if self.model is None:

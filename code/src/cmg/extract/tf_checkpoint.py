@@ -1,9 +1,9 @@
-"""Read TensorFlow's old one-file checkpoint (`vggish_model.ckpt`) without TensorFlow.
+"""Read TensorFlow's old one-file checkpoint format (`vggish_model.ckpt`) without TensorFlow.
 
-The file is a sorted table of LevelDB's form: data blocks, an index block, a footer of 48 bytes. Every value is a
-`SavedTensorSlices` message (tensorflow/core/util/saved_tensor_slice.proto): under the empty key the names, shapes and
-types of all tensors, under each other key the numbers of one slice of one tensor. Only tensors of float32 that were
-saved in one slice are read; nothing of the file is run.
+The file is a sorted table in LevelDB's format: data blocks, an index block, a footer of 48 bytes. Every value is a
+`SavedTensorSlices` message (tensorflow/core/util/saved_tensor_slice.proto): the empty key stores the names, shapes and
+types of all tensors, every other key the values of one slice of a tensor. Only float32 tensors saved as a single slice
+are read; no code in the file is executed.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from cmg.utils.errors import InputError
 from cmg.utils.limits import LIMITS
 
 FOOTER, MAGIC = 48, (0xDB4775248B80FB57).to_bytes(8, "little")
-LONGEST_NAME = 4096                 # of a tensor, in bytes
-FLOAT = 1                           # DT_FLOAT of tensorflow/core/framework/types.proto
+LONGEST_NAME = 4096                 # limit on a tensor's name, in bytes
+FLOAT = 1                           # DT_FLOAT in tensorflow/core/framework/types.proto
 
 
 def is_checkpoint(tail):
-    """Whether a file that ends in these bytes is such a table."""
+    """Whether a file that ends with these bytes has this format."""
     return tail.endswith(MAGIC)
 
 
@@ -31,14 +31,14 @@ def _varint(data, at):
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError("an integer of more than 64 bits")
 
 
 def _block(data, handle):
-    """(offset, length) in the file -> its (key, value) entries; keys share prefixes, values are views."""
+    """Yield the (key, value) entries of the block at (offset, length); keys share prefixes, values are views."""
     offset, length = handle
     if offset + length + 5 > len(data):
-        raise ValueError("a block beyond the end of the file")
+        raise ValueError("a block past the end of the file")
     if data[offset + length] != 0:
         raise ValueError("a compressed block")
     block = data[offset:offset + length]
@@ -62,7 +62,7 @@ def _handle(data, at):
 
 
 def _fields(message):
-    """(number, value) of each field of a protocol buffer: an integer, or a view of the bytes."""
+    """Yield (number, value) for each field of a protocol buffer; a value is an integer or a view of the bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -75,7 +75,7 @@ def _fields(message):
             size, at = _varint(message, at)
             value, at = message[at:at + size], at + size
             if len(value) != size:
-                raise ValueError("a field beyond the end of its message")
+                raise ValueError("a field past the end of its message")
         else:
             raise ValueError(f"a field of wire type {tag & 7}")
         yield tag >> 3, value
@@ -99,13 +99,13 @@ def _shapes(meta):
 
 
 def _numbers(tensor):
-    """The float32 numbers of a `TensorProto`: packed floats, or raw content."""
+    """The float32 values of a `TensorProto`: packed floats or raw content."""
     parts = _all(tensor, 5) or _all(tensor, 4)
     return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), "<f4")     # one part: no copy
 
 
 def read(path):
-    """The float32 tensors of a one-file checkpoint: name -> array.
+    """Read the float32 tensors of a one-file checkpoint: name -> array.
 
     Raises:
         InputError: not such a file, truncated, compressed, or with a tensor in several slices.
@@ -113,13 +113,13 @@ def read(path):
     try:
         return _tensors(memoryview(np.memmap(path, np.uint8, "r")))
     except (OSError, ValueError, IndexError, OverflowError) as error:       # UnicodeDecodeError is a ValueError
-        raise InputError(f"{path}: not a whole one-file TensorFlow checkpoint ({error}); vggish_model.ckpt is "
-                         "expected; download it again") from None
+        raise InputError(f"{path}: not an intact one-file TensorFlow checkpoint ({error}); expected vggish_model.ckpt; "
+                         "download it again") from None
 
 
 def _tensors(data):
     if len(data) < FOOTER or not is_checkpoint(bytes(data[-8:])):
-        raise ValueError("no table at its end")
+        raise ValueError("no table at the end")
     _, at = _handle(data, len(data) - FOOTER)
     index, _ = _handle(data, at)
     shapes, tensors, size = {}, {}, 0
@@ -127,7 +127,7 @@ def _tensors(data):
         handle, _ = _handle(value, 0)
         size += handle[1]
         if size > len(data):
-            raise ValueError("blocks that overlap")
+            raise ValueError("overlapping blocks")
         for key, value in _block(data, handle):
             if not key:
                 shapes = _shapes(_one(value, 1))
@@ -141,6 +141,6 @@ def _tensors(data):
                 raise ValueError(f"tensor {name} in {slices} slices")
             numbers = _numbers(_one(saved, 3))
             if len(shape) > LIMITS.dimensions or numbers.size != np.prod(shape, dtype=object):
-                raise ValueError(f"tensor {name} has {numbers.size} numbers, {shape} is expected")
+                raise ValueError(f"tensor {name} has {numbers.size} values; expected shape {shape}")
             tensors[name] = numbers.reshape(shape)
     return tensors

@@ -1,7 +1,7 @@
-"""Frames to inputs as AVE's program makes them, in NumPy: which frames, OpenCV's bilinear resize; and `patches`.
+"""Prepare frames like AVE's program, in NumPy: frame sampling, OpenCV's bilinear resize; and `patches`.
 
-Tian et al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018): 16 frames a second, one feature map
-a second. Frames are RGB, 8 bit, (H, W, 3).
+Tian et al., "Audio-Visual Event Localization in Unconstrained Videos" (ECCV 2018): 16 frames and one feature map per
+second. Frames are 8-bit RGB, (H, W, 3).
 """
 
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-SIDE = 224                          # of a frame as the networks get it
-PER_SECOND = 16                     # frames of a row
+SIDE = 224                          # side of the networks' input in pixels
+PER_SECOND = 16                     # frames per row
 GRID = 7                            # rows and columns of a feature map
-CELL, CHANNELS = 8, 32              # `patches`: pixels of a cell's side after averaging, features of a cell
+CELL, CHANNELS = 8, 32              # `patches`: side of a cell in pixels after averaging, features per cell
 ROUNDING = 1e-9                     # so that 0.1 * 30 frames are 3
-FILTER_SEED = 16                    # of the fixed random filters: features made at different times fit together
+FILTER_SEED = 16                    # fixed, so that the random filters are the same in every run
 
 
 def at_rate(q, rows, per_second=PER_SECOND, length=1.0, hop=1.0):
-    """Sampled frames without time stamps, as AVE's and AVSBench's programs do: of row l the frames
+    """Sample frames without time stamps, like AVE's and AVSBench's programs: row l takes the frames
     int(l * hop * q + i * q / per_second), i = 0, 1, ...
 
     Args:
-        q: frames of a second: the frame rate, or a clip's frames in equal parts.
+        q: frames per second: the frame rate, or a clip's frames divided into equal parts.
         rows: rows of the feature.
-        length, hop: seconds of a row, and from one row's start to the next one's.
+        length, hop: seconds per row, and seconds between the starts of consecutive rows.
     Returns:
-        (rows, frames of a row) int64.
+        (rows, frames per row) int64.
     """
     row, part = np.arange(rows)[:, None] * hop, np.arange(max(1, round(per_second * length))) / per_second
     return (row * q + part * q + ROUNDING).astype(np.int64)
@@ -47,8 +47,8 @@ def _weights(fraction):
 
 @dataclass(frozen=True)
 class _Grid:
-    """What `bilinear` takes of frames of one size: their rows; columns of these, pixel by pixel with all channels, that
-    are left and right of an output pixel; of the result, rows above and below; and the weights of all."""
+    """Indices and weights of `bilinear` for one frame size: the input rows it needs; in these, the columns (pixel and
+    channel) left and right of each output pixel; and in the result, the rows above and below."""
 
     rows: np.ndarray
     left: np.ndarray
@@ -64,7 +64,7 @@ class _Grid:
     @lru_cache(maxsize=64)
     def of(cls, height, width, channels, side):
         x, fraction = _taps(width, side)
-        fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # horizontally alone
+        fraction = np.where((x < 0) | (x >= width - 1), np.float32(0), fraction)      # only horizontally, as OpenCV
         x = np.clip(x, 0, width - 1)
         columns = (channels * taps[:, None] + np.arange(channels) for taps in (x, np.minimum(x + 1, width - 1)))
         y, fraction_y = _taps(height, side)
@@ -76,7 +76,7 @@ class _Grid:
 
 @cache
 def _opencv():
-    """OpenCV's `resize` if it is installed and gives the same integers as ours; else None."""
+    """OpenCV's `resize` if OpenCV is installed and gives the same integers as `bilinear`; else None."""
     try:
         from cv2 import resize as fast
     except ImportError:
@@ -88,13 +88,13 @@ def _opencv():
 
 
 def resize(frame, side=SIDE):
-    """`cv2.resize(frame, (side, side))`: bilinear, no antialiasing, aspect ratio lost. By OpenCV where it is installed,
-    else by `bilinear`, which takes longer and gives the same integers.
+    """`cv2.resize(frame, (side, side))`: bilinear, no antialiasing, aspect ratio not kept. Uses OpenCV if installed,
+    else `bilinear`, which is slower and gives the same integers.
 
     Args:
         frame: (H, W, 3) uint8.
     Returns:
-        (side, side, 3) uint8; the frame itself where it has that size.
+        (side, side, 3) uint8; the frame itself if it already has that size.
     """
     if frame.shape[:2] == (side, side):
         return frame
@@ -103,7 +103,7 @@ def resize(frame, side=SIDE):
 
 
 def bilinear(frame, side):
-    """`resize` in NumPy, in the integers of OpenCV.
+    """`resize` in NumPy, with OpenCV's integer arithmetic.
 
     Args:
         frame: (H, W, 3) uint8.
@@ -128,7 +128,7 @@ def bilinear(frame, side):
 
 # ---------------------------------------------------------------------------------------------------- patches
 def cells(frames):
-    """Pixels of the cells of a 7 x 7 grid: each cell of the frame resized to 224, averaged to 8 x 8 pixels.
+    """Pixels of the cells of a 7 x 7 grid: the frame is resized to 224 and each cell averaged to 8 x 8 pixels.
 
     Args:
         frames: (N, H, W, 3) uint8.
@@ -145,16 +145,17 @@ def cells(frames):
 
 @cache
 def random_filters(channels=CHANNELS):
-    """Fixed random filters, (192, channels) float32, columns of length 1; the same on every machine."""
+    """Fixed random filters, (192, channels) float32, with unit columns; the same on every machine."""
     filters = np.random.RandomState(FILTER_SEED).standard_normal((CELL * CELL * 3, channels))
     return (filters / np.linalg.norm(filters, axis=0)).astype(np.float32)
 
 
 def pca_filters(frames, channels=CHANNELS):
-    """Principal directions of the cells of some frames: (192, channels) float32, columns of length 1.
+    """Principal components of the cells of frames: (192, channels) float32, with unit columns.
 
     Args:
-        frames: (N, H, W, 3) uint8, with at least `channels` different cells; `channels` up to 192.
+        frames: (N, H, W, 3) uint8, with at least `channels` different cells.
+        channels: at most 192.
     """
     x = cells(frames).reshape(-1, CELL * CELL * 3).astype(np.float64)
     _, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
@@ -164,11 +165,11 @@ def pca_filters(frames, channels=CHANNELS):
 
 
 def patches(frames, filters=None):
-    """Feature maps without any network: filters over the cells of a 7 x 7 grid.
+    """Feature maps without a network: linear filters over the cells of a 7 x 7 grid.
 
     Args:
         frames: (N, H, W, 3) uint8, any size.
-        filters: (192, C), default `random_filters()`; `pca_filters` fits some to given frames.
+        filters: (192, C), by default `random_filters()`; `pca_filters` fits filters to frames.
     Returns:
         (N, 7, 7, C) float32, channels last.
     """

@@ -1,4 +1,4 @@
-"""Files of weights of VGGish and VGG-19: recognised by hash and layout, read in PyTorch's layout without running them.
+"""Weight files of VGGish and VGG-19: recognized by hash and layout, converted to PyTorch's layout, never executed.
 
 | network | kind | files |
 | --- | --- | --- |
@@ -6,7 +6,7 @@
 | VGG-19 | `caffe` | `vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5` (Keras), `vgg19-d01eb7cb.pth` (converted) |
 | VGG-19 | `torchvision` | `vgg19-dcbb9e9d.pth` (torchvision's own training) |
 
-The published features are those of `audioset` and `caffe`; `torchvision` gives other numbers of another scale.
+The published features come from `audioset` and `caffe`; those of `torchvision` differ in values and scale.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from cmg.utils.files import open_input, require_regular
 from cmg.utils.limits import LIMITS
 
 KINDS = {"vggish": ("audioset",), "vgg19": ("caffe", "torchvision")}
-HASHES = {                          # start of the hash -> kind; MD5 for Keras' files, else SHA-256, as published
+HASHES = {                          # prefix of the hash -> kind; MD5 for Keras' files, else SHA-256, as published
     "10086976": "audioset", "d01eb7cb": "caffe", "dcbb9e9d": "torchvision",
     "cbe5617147190e668d6c5d5026f83318": "caffe", "253f8cb515780f3b799900260a226db6": "caffe",
 }
@@ -37,8 +37,8 @@ FILES = {
     "vgg19": "vgg19_weights_tf_dim_ordering_tf_kernels[_notop].h5 (Keras) or vgg19-d01eb7cb.pth (github.com/jcjohnson/"
              "pytorch-vgg)",
 }
-# Answer of AudioSet's VGGish to digital silence, first 24 of 128 numbers: found three times in AVE's published features
-# of the videos' noisy version. It recognizes the TensorFlow file, whose hash was never published.
+# Output of AudioSet's VGGish for digital silence, first 24 of 128 values; it occurs three times in AVE's published
+# features of noisy videos. It identifies the TensorFlow file, whose hash was never published.
 SILENCE_ANSWER = np.zeros(24)
 SILENCE_ANSWER[[3, 12, 13, 16, 17, 18]] = 0.2957465, 0.58667713, 0.15900975, 0.23309658, 0.3222829, 0.22957823
 SAME_ANSWER = 1e-3
@@ -53,7 +53,7 @@ LAYERS = {"vggish": tuple(VGGISH_TF), "vgg19": tuple(VGG19_KERAS)}
 
 @dataclass(frozen=True)
 class Weights:
-    """A read file: the network's state in PyTorch's layout, and what goes into the record of a run."""
+    """The network's state dict in PyTorch's layout, and its origin for the record of a run."""
 
     network: str
     kind: str
@@ -63,7 +63,7 @@ class Weights:
 
     @property
     def published(self):
-        """Whether the published features are of this kind."""
+        """Whether the published features were computed with weights of this kind."""
         return self.kind != "torchvision"
 
     def record(self):
@@ -71,7 +71,7 @@ class Weights:
         return {"network": self.network, "kind": self.kind, "recognised_by": self.recognised_by, "sha256": self.sha256}
 
     def build(self):
-        """The network, in evaluation mode, float32, on the very tensors that were read: VGGish's fill 288 MB."""
+        """The float32 network in evaluation mode; it shares the tensors of `state` (288 MB for VGGish)."""
         widths = [len(self.state[f"{layer}.bias"]) for layer in LAYERS[self.network]]
         with torch.device("meta"):
             network = (networks.VGGish if self.network == "vggish" else networks.VGG19)(widths)
@@ -80,7 +80,7 @@ class Weights:
 
 
 def _digests(path):
-    """Hex SHA-256 and MD5 of a file, read once."""
+    """Hex SHA-256 and MD5 of a file, in one pass."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with readable(path), open_input(path) as file:
         while block := file.read(1 << 22):
@@ -98,7 +98,7 @@ def _from_tf(path):
 
 
 def _from_keras(path):
-    """Arrays by the layer's group and their rank: the names of datasets differ between versions of Keras."""
+    """Find arrays by their layer's group and rank, because dataset names differ between versions of Keras."""
     with open_hdf5(path) as file, reading(path, "a file of Keras' weights of VGG-19", "download it again"):
         groups = _group(file, "model_weights") or file
         for key, layer in VGG19_KERAS.items():
@@ -113,13 +113,13 @@ def _from_keras(path):
 
 
 def _group(groups, name):
-    """A group of this name within the file, no link to another; None where there is none."""
+    """A group of this name stored in the file itself (not an external link); None if there is none."""
     is_own = name in groups and isinstance(groups.get(name, getlink=True), h5py.HardLink)
     return groups[name] if is_own and isinstance(groups[name], h5py.Group) else None
 
 
 def _permuted(array):
-    """From TensorFlow's layout: kernels (3, 3, in, out), matrices (in, out)."""
+    """Convert from TensorFlow's layout: kernels (3, 3, in, out), matrices (in, out)."""
     order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}.get(array.ndim)
     return torch.tensor(np.ascontiguousarray(array.transpose(order), np.float32)) if order else None
 
@@ -130,7 +130,7 @@ def _from_torch(path, network):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:      # noqa: BLE001   a broken or foreign file may fail anywhere in torch's reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a PyTorch file of tensors alone ({reason[:100]}); {FILES[network]} is expected; "
+        raise InputError(f"{path}: not a PyTorch file with only tensors ({reason[:100]}); expected {FILES[network]}; "
                          "download it again") from None
     for layer in LAYERS[network]:
         for key in (f"{layer}.weight", f"{layer}.bias"):
@@ -140,7 +140,7 @@ def _from_torch(path, network):
                     if state[key].dtype not in rules.FLOATS:
                         raise InputError(f"{key} holds {state[key].dtype}")
                 except InputError as error:
-                    raise InputError(f"{path}: {error}; {FILES[network]} is expected; download it again") from None
+                    raise InputError(f"{path}: {error}; expected {FILES[network]}; download it again") from None
                 yield key, state[key].float()
 
 
@@ -159,7 +159,7 @@ def _state(path, network):
 
 
 def _check_layout(path, network, form, state):
-    """Every layer there, each fitting the one before it; InputError names the first that does not."""
+    """Check that every layer exists and fits the previous one; InputError names the first that does not."""
     inputs = 1 if network == "vggish" else 3
     for layer in LAYERS[network]:
         weight, bias = state.get(f"{layer}.weight"), state.get(f"{layer}.bias")
@@ -169,44 +169,44 @@ def _check_layout(path, network, form, state):
         if weight is None or bias is None or weight.shape[1:] != form_wanted or weight.shape[:1] != bias.shape or (
                 not len(weight)):
             found = "is missing" if weight is None or bias is None else f"has the shape {tuple(weight.shape)}"
-            raise InputError(f"{path}: {form} in which layer {layer} of {network} {found}; {FILES[network]} is "
-                             "expected; check which file this is")
+            raise InputError(f"{path}: {form} in which layer {layer} of {network} {found}; expected {FILES[network]}; "
+                             "check which file this is")
         inputs = len(weight)
 
 
 def read(path, network, kind=None):
-    """The weights in a file.
+    """Read the weights in a file.
 
     Args:
-        path: file in any of the forms of this module's table.
+        path: file in any of the formats in this module's table.
         network: "vggish" or "vgg19".
-        kind: what a file of unknown hash is, of `KINDS[network]`; None refuses it.
+        kind: the kind of a file with an unknown hash, from `KINDS[network]`; None rejects such files.
     Returns:
         `Weights`.
     Raises:
-        InputError: no such file, neither form, layers missing, an unknown file without `kind`, a kind that contradicts
-            the hash, or numbers that are not finite.
+        InputError: no such file, an unknown format, missing layers, an unknown file without `kind`, a kind that
+            contradicts the hash, or values that are not finite.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file; the weights of {network} are expected: {FILES[network]}")
+        raise InputError(f"{path}: no such file; expected the weights of {network}: {FILES[network]}")
     sha256, md5 = _digests(path)
     form, state = _state(path, network)
     _check_layout(path, network, form, state)
     if not all(bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()) for tensor in state.values()):
-        raise InputError(f"{path}: weights that are NaN or infinite; finite numbers are expected; download it again")
+        raise InputError(f"{path}: some weights are NaN or infinite; expected finite values; download it again")
     known = next((name for start, name in HASHES.items() if sha256.startswith(start) or md5 == start), None)
     by = "hash"
     if known is None and network == "vggish" and _answers_as_published(Weights(network, "", "", sha256, state)):
         known, by = "audioset", "answer to silence"
     if known is None:
         if kind is None:
-            raise InputError(f"{path}: {network} weights of an unknown file (SHA-256 {sha256[:8]}...); "
-                             f"{FILES[network]} is expected; if you know what it is, say so: --{network}-kind "
+            raise InputError(f"{path}: unknown {network} weights (SHA-256 {sha256[:8]}...); expected "
+                             f"{FILES[network]}; if you know their kind, pass --{network}-kind "
                              f"{' or '.join(KINDS[network])}")
         known, by = kind, "name given"
     if kind not in (None, known):
-        raise InputError(f"{path}: is known to be of the kind {known}, not {kind}; leave --{network}-kind out")
+        raise InputError(f"{path}: the weights are known to be of kind {known}, not {kind}; omit --{network}-kind")
     return Weights(network, known, by, sha256, state)
 
 
@@ -219,17 +219,17 @@ def _answers_as_published(weights):
 
 
 def _require_small(path):
-    """ValueError for a file that unpacks to more than the limit on an array."""
+    """Raise ValueError if a file is larger, when unpacked, than the limit on an array."""
     size = Path(path).stat().st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = max(size, sum(member.file_size for member in archive.infolist()))
     if size > LIMITS.pickle_bytes:
-        raise ValueError(f"{size:,} bytes; up to {LIMITS.pickle_bytes:,} are read")
+        raise ValueError(f"{size:,} bytes; expected at most {LIMITS.pickle_bytes:,}")
 
 
 def read_pca(path):
-    """AudioSet's PCA parameters (`vggish_pca_params.npz` or `...-970ea276.pth`): vectors (D, D), means (D,)."""
+    """Read AudioSet's PCA parameters (`vggish_pca_params.npz` or `...-970ea276.pth`): vectors (D, D), means (D,)."""
     try:
         require_regular(path)
         _require_small(path)
@@ -243,8 +243,8 @@ def read_pca(path):
         if vectors.ndim != 2 or vectors.shape != (len(means), len(means)):
             raise ValueError(f"vectors {vectors.shape}, means {means.shape}")
         if not (np.isfinite(vectors).all() and np.isfinite(means).all()):
-            raise ValueError("values that are NaN or infinite")
+            raise ValueError("some values are NaN or infinite")
         return vectors, means
     except Exception as error:      # noqa: BLE001   torch's and NumPy's readers fail in many ways
-        raise InputError(f"{path}: not VGGish's PCA ({str(error)[:100]}); vggish_pca_params.npz with pca_eigen_vectors "
-                         "and pca_means is expected; download it again") from None
+        raise InputError(f"{path}: not VGGish's PCA ({str(error)[:100]}); expected vggish_pca_params.npz with "
+                         "pca_eigen_vectors and pca_means; download it again") from None
