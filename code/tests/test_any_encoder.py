@@ -397,7 +397,7 @@ def test_no_such_function_is_one_line(name, finding):
 def test_an_encoder_that_changes_is_refused(functions):
     encoder = custom.CustomSound(f"{functions}:drifts", CPU)
     encoder.encode(seconds_of(1), 16000)
-    refused("for it later; the same", encoder.encode, seconds_of(1), 16000)
+    refused("when it is encoded later; expected the same", encoder.encode, seconds_of(1), 16000)
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     refused("one width", encoder.encode, [picture(0, 224, 224)])
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")

@@ -434,7 +434,7 @@ def test_any_cache_is_none_or_right(copied, tmp_path, caplog):
     with caplog.at_level("INFO"):
         for _ in range(2):                                                                              # not writable
             assert fingerprints.fingerprint(copied / "audio", cache=tmp_path / "file", quiet=True) == first
-    assert caplog.text.count("fingerprints are not kept") == 1
+    assert caplog.text.count("fingerprints cannot be cached") == 1
 
 
 def test_what_is_no_file_is_one_line_and_what_is_absent_none(tmp_path):

@@ -130,7 +130,7 @@ def test_a_start_that_is_no_time_of_the_video_is_the_clips_own(short, tmp_path):
 def test_no_list_of_the_user_is_written_over(short, tmp_path):
     videos = folder_of(short, tmp_path / "out", "a.mp4")
     (tmp_path / "out" / "clips.csv").write_text("file,label\na,x\n")
-    assert "would overwrite the file with its own list" in message(features, videos, videos, "--labels", videos / "clips.csv")
+    assert "would overwrite the file" in message(features, videos, videos, "--labels", videos / "clips.csv")
     assert (videos / "clips.csv").read_text() == "file,label\na,x\n"
 
 

@@ -70,13 +70,13 @@ VIDEOS = {      # name, reader -> (what is written, outcome, words of the line)
         "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
         "a=rtpmap:96 H264/90000\n"), REFUSED, "opened"),
     ("samples.wav", "video, all"): (lambda path: wav(path, data=0xFFFFFFF0), READ, ""),
-    ("fast.wav", "video"): (lambda path: wav(path, 2 ** 31 - 1), REFUSED, "2,147,483,647 samples"),
-    ("fast.wav", "video, nearest"): (lambda path: wav(path, 2 ** 31 - 1), REFUSED, "2,147,483,647 samples"),
-    ("slow.wav", "video, all"): (lambda path: wav(path, 1), REFUSED, "sound of 1 samples"),
+    ("fast.wav", "video"): (lambda path: wav(path, 2 ** 31 - 1), REFUSED, "2,147,483,647 Hz"),
+    ("fast.wav", "video, nearest"): (lambda path: wav(path, 2 ** 31 - 1), REFUSED, "2,147,483,647 Hz"),
+    ("slow.wav", "video, all"): (lambda path: wav(path, 1), REFUSED, "sample rate is 1 Hz"),
     ("far.mkv", "video, all"): (lambda path: make_video(path, times=[0, 10 ** 13], size=(32, 24), audio=None), REFUSED,
-                                "10000000000 s; up to"),
+                                "10000000000 s; expected at most"),
     ("far.mkv", "video, silence"): (lambda path: make_video(path, times=[0, 10 ** 13], size=(32, 24), audio=None),
-                                    REFUSED, "10000000000 s; up to"),
+                                    REFUSED, "10000000000 s; expected at most"),
     ("far.mkv", "video"): (lambda path: make_video(path, times=[0, 10 ** 13], size=(32, 24), audio=None), READ, ""),
     ("late.mkv", "video"): (lambda path: make_video(path, **SMALL, delay=1e9), READ, ""),
 }
@@ -244,7 +244,7 @@ def npz(path, shape):
 
 
 WEIGHTS = {
-    ("vgg19", "compressed"): (compressed, "does not compress"),
+    ("vgg19", "compressed"): (compressed, "expected an uncompressed file"),
     ("vgg19", "one number"): (vgg19(**{"0_weight": torch.zeros(1, dtype=torch.half).expand(1 << 20, 1 << 20, 3, 3)}),
                               "stores fewer elements"),
     ("vgg19", "no channels"): (vgg19(**{"0_weight": torch.zeros(0, 3, 3, 3), "0_bias": torch.zeros(0)}), "shape"),
@@ -252,8 +252,8 @@ WEIGHTS = {
     ("vgg19", "no data"): (vgg19(**{"0_bias": torch.zeros(1, device="meta")}), "special"),
     ("vgg19", "complex"): (vgg19(**{"0_bias": torch.zeros(1, dtype=torch.complex64)}), "complex64"),
     ("vgg19", "eight bits"): (vgg19(**{"0_bias": torch.zeros(1).to(torch.float8_e5m2)}), "float8"),
-    ("vggish", "shape that overflows"): (lambda path: tensorflow(path, (1 << 32, 1 << 32)), "tensor x has 0 numbers"),
-    ("vggish", "shape beyond 64 bits"): (lambda path: tensorflow(path, ((1 << 64) - 1, 2)), "tensor x has 0 numbers"),
+    ("vggish", "shape that overflows"): (lambda path: tensorflow(path, (1 << 32, 1 << 32)), "tensor x has 0 values"),
+    ("vggish", "shape beyond 64 bits"): (lambda path: tensorflow(path, ((1 << 64) - 1, 2)), "tensor x has 0 values"),
     ("vggish", "overlapping blocks"): (lambda path: tensorflow(path, (0,), times=100), "overlap"),
     ("vggish", "names that grow"): (lambda path: tensorflow(path, (0,), own=b"x" * 100, entries=1000), "a name of"),
     ("pca", "a bomb"): (lambda path: npz(path, (5000, 5000)), "are read"),
@@ -360,13 +360,13 @@ OTHERS = {
     ("record", "100,000 deep"): (lambda path: path.write_bytes(b'{"options":' * 100_000), "provenance record"),
     ("npy", "2 GB"): (lambda path: sparse(path, 2 << 30, b"\x93NUMPY"), "67,108,864 are read"),
     ("zip", "2 GB"): (lambda path: sparse(path, 2 << 30, b"PK\x03\x04"), "67,108,864 are read"),
-    ("zip", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a whole pickle"),
+    ("zip", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a valid pickle"),
     ("zip", "100 members"): (lambda path: members(path, 100), "64 are read"),
     ("zip", "a member of 4 GB"): (lambda path: members(path, size=0xFFFFFFF0), "unpacked"),
     ("checkpoint", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a checkpoint"),
-    ("image", "100,000 x 100,000"): (lambda path: one_picture(path, 100_000, 100_000), "whole picture"),
+    ("image", "100,000 x 100,000"): (lambda path: one_picture(path, 100_000, 100_000), "not a valid image"),
     ("image", "10,000 x 10,000"): (lambda path: one_picture(path, 10_000, 10_000), "67,108,864 pixels"),
-    ("image", "PostScript"): (lambda path: one_picture(path, 8, 8, "EPS"), "whole picture"),
+    ("image", "PostScript"): (lambda path: one_picture(path, 8, 8, "EPS"), "not a valid image"),
 }
 
 

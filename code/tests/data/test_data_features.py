@@ -230,7 +230,7 @@ HDF5 = {                # name -> (what is written in place of the array, what t
     "a group": (lambda file: file.create_group("avadataset"), "'avadataset' is a group (empty)"),
     "another format": (lambda file: (file.create_dataset("avadataset", data=ROWS),
                                      file.attrs.update(format="something")), "something"),
-    "truncated": (5000, "not a whole HDF5 file"), "no HDF5": (0, "not a whole HDF5 file")}
+    "truncated": (5000, "not a valid HDF5 file"), "no HDF5": (0, "not a valid HDF5 file")}
 
 
 @pytest.mark.parametrize("name", HDF5)

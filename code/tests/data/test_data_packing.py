@@ -116,7 +116,7 @@ def test_packs_that_are_not_whole(zips, tmp_path):
             change(file)
         assert finding in message(open_features, out, "audio")
     out.write_bytes(good[:len(good) // 2])
-    assert "not a whole HDF5 file" in message(open_features, out, "audio")
+    assert "not a valid HDF5 file" in message(open_features, out, "audio")
 
 
 def test_damage_between_two_runs_is_found(broken, zips, tmp_path):

@@ -342,7 +342,7 @@ def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
     assert code == 0 and "line 11 has a tab; the class name is taken as 'Bowling'" in out
     assert "16 classes (1 without clips)" in out
     rewrite(place["ucf_categories"], "Skiing\n", "")
-    assert "aligned lists are expected" in message(UCFVGGSound, place, "video")
+    assert "expected aligned lists" in message(UCFVGGSound, place, "video")
 
 
 def test_avs_is_checked(tmp_path, capsys):

@@ -191,7 +191,7 @@ def test_broken_text_files_are_named(tmp_path):
     assert "no prompt for 'cow'" in message(TextFeatures(path).__getitem__, "cow")
     good = path.read_bytes()
     path.write_bytes(good[:3000])
-    assert "not a whole HDF5 file" in message(TextFeatures, path)
+    assert "not a valid HDF5 file" in message(TextFeatures, path)
     for change, finding in ((lambda f: f.attrs.__setitem__("format", "x"), "format 'x'"),
                             (lambda f: f.__delitem__("labels"), "no dataset 'labels'"),
                             (lambda f: f["vectors"].__setitem__((0, 0, 0), np.nan), "NaN"),

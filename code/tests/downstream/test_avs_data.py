@@ -47,7 +47,7 @@ def test_missing_frame_is_named(own_tree):
 def test_broken_picture_and_sound_are_named(own_tree):
     data = S4(paths(own_tree), "val", 32)
     data.picture("frames", 0, 1).write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 40)
-    with pytest.raises(InputError, match="not a whole picture"):
+    with pytest.raises(InputError, match="not a valid image"):
         data[0]
     data.sound(1).write_bytes(b"PK")
     with pytest.raises(InputError, match=data.sound(1).name):

@@ -107,7 +107,7 @@ def test_vggish_is_recognised_by_its_published_answer_to_silence(tmp_path, golde
     ("vggish", lambda path: path.write_bytes(TINY.read_bytes()[30000:]), "not an intact one-file TensorFlow"),
     ("vggish", lambda path: path.write_bytes(TINY.read_bytes()[:30000]), "not a PyTorch file"),
     ("vggish", lambda path: path.write_bytes(b""), "not a PyTorch file"),
-    ("vgg19", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "not a whole HDF5"),
+    ("vgg19", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "not a valid HDF5"),
     ("vgg19", lambda path: torch.save([eval], path), "not a PyTorch file with only tensors"),
     ("vgg19", lambda path: torch_file(path, {**small("vgg19").state_dict(), "features.5.weight": torch.zeros(2, 9, 3, 3)
                                              }), "features.5 .*shape"),

@@ -43,7 +43,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
         for member in plain.infolist():
             bomb.writestr(member.filename, plain.read(member))
     assert (tmp_path / "bomb.pt").stat().st_size < 100_000
-    refused("packed into", checkpoint.read, tmp_path / "bomb.pt")
+    refused("compressed to", checkpoint.read, tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize("name, value, words", [

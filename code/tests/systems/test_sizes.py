@@ -221,7 +221,7 @@ def test_clips_of_two_shapes_are_named(tmp_path):
         zips_of(tmp_path, shape, ("three",))
         data = Clips("set", ("audio",), ["one", "two", "three"], {"audio": tmp_path})
         text = message(data.__getitem__, 2)
-        assert "three.zip" in text and f"shape {said}; (seconds, 9) is expected, as of clip one" in text
+        assert "three.zip" in text and f"shape {said}; expected (seconds, 9), as in clip one" in text
     assert Clips("set", ("audio",), ["one", "three"], {"audio": tmp_path}, on_bad_clip="skip").ids == ["one"]
 
 
@@ -241,7 +241,7 @@ def test_kinds_that_are_declared_are_held_to(tmp_path):
     zips_of(tmp_path / "map", (5, 5, 2))
     zips_of(tmp_path / "tokens", (7,), seconds=12)
     text = message(Clips, "set", ("depth",), ["one"], {"depth": tmp_path / "map"}, kinds={"depth": "vector"})
-    assert "shape (10, 5, 5, 2); (seconds, any) is expected" in text
+    assert "shape (10, 5, 5, 2); expected (seconds, any)" in text
     for kind, shape in ((None, (10, 7)), ("tokens", (12, 7))):          # tokens are not cut to the seconds
         data = Clips("set", ("words",), ["one"], {"words": tmp_path / "tokens"}, kinds={"words": kind})
         assert data[0]["words"].shape == shape
@@ -387,7 +387,7 @@ def test_a_kind_that_the_features_are_not(five):
     opts = parse_pretrain(["--gpu", "cpu", "--dataset_name", "custom",
                            *("depth=vector" if x == "depth=map" else x for x in five)], LOCAL)
     assert opts.modality == {"depth": "vector", "eeg": "vector"}
-    assert "shape (10, 6, 5, 4); (seconds, any) is expected" in message(pretrain.open_data, opts)
+    assert "shape (10, 6, 5, 4); expected (seconds, any)" in message(pretrain.open_data, opts)
 
 
 def test_arguments_for_modalities(capsys):

@@ -91,8 +91,8 @@ def build(root, paths, seed=0, clips=None, progress=True):
         return False
     words = root / paths["vggsound.text"]
     if not words.is_file():
-        raise InputError(f"{words}: not found; the word vectors of the demo's sentences are expected; "
-                         "run code/src/demo.sh first")
+        raise InputError(f"{words}: not found; expected the word vectors of the demo's sentences; run code/src/demo.sh "
+                         "first")
     with readable(words):
         vectors = words.read_bytes()
     with as_input_error(root, "choose another data root"), _beside(root) as partial:

@@ -233,7 +233,7 @@ def parse_train(argv=None):
             parser.error(f"--sa_loss_flag needs --sa_loss_stages, each with a query (--tpavi_va_flag, --tpavi_stages)"
                          f"{f'; stage {lacking[0]} has none' if lacking else ''}")
         if not opts.lambda_1 > 0 or not math.isfinite(opts.lambda_1):
-            parser.error(f"--lambda_1 {opts.lambda_1}: with --sa_loss_flag a positive weight is expected")
+            parser.error(f"--lambda_1 {opts.lambda_1}: expected a positive weight with --sa_loss_flag")
     elif opts.sa_loss_stages or opts.lambda_1:
         parser.error("--sa_loss_stages and --lambda_1 have no effect without --sa_loss_flag")
     opts.adapter_lr = opts.lr if opts.adapter_lr is None else opts.adapter_lr

@@ -1,4 +1,4 @@
-"""What all datasets share: stores by modality, class prompts as text, labels, and what to do about bad clips."""
+"""Base class of all datasets: feature stores by modality, class prompts as text, labels, handling of bad clips."""
 
 import copy
 import hashlib
@@ -18,44 +18,44 @@ from cmg.data.origins import data_set
 from cmg.utils.cores import usable_cores
 from cmg.utils.errors import InputError
 
-Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> where it is
+Paths: TypeAlias = Mapping[str, Path]           # short name of a file -> its path
 log = logging.getLogger(__name__)
 
 
 class Clips:
-    """Clips with features by modality, a map-style dataset; one item is a dict of float32 arrays.
+    """Map-style dataset of clips with features by modality; an item is a dict of float32 arrays.
 
-    Of audio, video and others each second is a vector, (T, W), or a map, (T, H, W, C), as `shapes` tells; "text" is
-    (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "real" (T,) bool: the seconds
-    that the clip has in all its modalities but tokens.
+    In audio, video and other timed modalities each second is a vector, (T, W), or a map, (T, H, W, C); see `shapes`.
+    "text" is (L, W), "label" (T, C+1) with the background last. With padding "mask" there is also "mask" (T,) bool: the
+    seconds that the clip has in all its timed modalities.
 
     Args:
-        name: for messages.
+        name: name for messages.
         modalities: keys of an item, in their fixed order (cmg/models/config.py).
         ids: name of each clip (N), for messages and results.
         paths: modality (or "label") -> path of its store.
         keys: id of each clip in the stores (N); default `ids`.
-        text: (vectors (M, L, W), index into them of each clip (N)), or None. An index (N, P) gives clips up to P
-            sentences, -1 where there are fewer; an item has the first, cmg/training/batches.py draws one a step.
-        labels: (N, t, C+1) array or None; fitted to T as the features are.
+        text: (vectors (M, L, W), row of each clip (N)), or None. Rows (N, P) give each clip up to P sentences, padded
+            with -1; an item has the first one, cmg/training/batches.py draws one per step.
+        labels: (N, t, C+1) array or None; fitted to T like the features.
         classes: foreground class names (C).
         on_bad_clip: "error", or "skip": read every clip once now and skip the bad ones with a warning.
         in_memory: read all features now and keep them, in the dtype of the store.
-        seconds: T; longer clips are cut, shorter ones repeat their last second. None: clips as they are.
-        padding: what repeated seconds are: "repeat", seconds like the others, as published; "mask", none ("real").
-        kinds: modality -> "vector", "map" or "tokens", where only this will do.
+        seconds: T; longer clips are cut, shorter ones repeat their last second. None keeps the clips' lengths.
+        padding: "repeat" uses repeated seconds like the others, as published; "mask" excludes them (item "mask").
+        kinds: modality -> the required kind, "vector", "map" or "tokens".
         observe: with on_bad_clip "skip", called with modality, key and array (T, ...) of every good clip, from several
             threads.
     Attributes:
-        origin: name of the data set, if the files lie in one that the project builds (origins.data_set), else empty.
-        lengths: modality -> (N,) own seconds of the clips before they were fitted, as far as all clips have been read.
-        skipped: key -> reason of the skipped clips; `missing` are those of them without a feature file.
+        origin: name of the dataset if this project built it (origins.data_set), else empty.
+        lengths: modality -> (N,) seconds of the clips before they were fitted; only for modalities read completely.
+        skipped: key -> reason for each skipped clip; `missing` lists those without a feature file.
     Raises:
         InputError: missing clips, or (when read) bad ones.
     """
 
     BY_ID = False               # HDF5 files may have a dataset for each id
-    NUMBERED = ""               # where ids that are numbers count rows: clips 3 of two lists are different ones
+    NUMBERED = ""               # prefix that distinguishes numeric ids, which are row numbers, of different lists
 
     def __init__(self, name: str, modalities: Iterable[str], ids: Sequence[str], paths: Paths, *,
                  keys: Sequence[str] | None = None, text: tuple[NDArray[Any], NDArray[Any]] | None = None,
@@ -65,7 +65,7 @@ class Clips:
                  observe: Callable[[str, str, NDArray[Any]], None] | None = None) -> None:
         self.name, self.modalities, self.classes = name, tuple(modalities), list(classes)
         self.ids, self.origin = list(ids), data_set(paths.values())
-        self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as of stores
+        self.keys = [unicodedata.normalize("NFC", key) for key in (ids if keys is None else keys)]     # as in stores
         self.seconds, self.padding = seconds, padding
         self.lengths: dict[str, NDArray[Any]] = {}
         self.text, self.labels = text, labels
@@ -78,7 +78,7 @@ class Clips:
         self.missing: list[str] = []
         self.memory: dict[str, NDArray[Any]] = {}
         if not self.ids:
-            raise InputError(f"{name}: no clips are left; at least one is expected; check the list and the splits")
+            raise InputError(f"{name}: no clips are left; expected at least one; check the list and the splits")
         self._drop_missing(on_bad_clip)
         for store in self.stores.values():
             store.fit_tokens(self.keys)
@@ -86,20 +86,20 @@ class Clips:
             self._drop({clip: reason for m in self.stores for clip, reason in self._scan(m).items()})
         self.first_lengths = {m: store.probe(self.keys[0]) for m, store in self.stores.items()}
         for m in [m for m in self.timed if self.first_lengths[m] is None] if padding == "mask" else ():
-            raise InputError(f"{self.stores[m].path}: a pack of an earlier version, which does not say how long its "
-                             "clips are; --padding mask needs that: pack the features again")
+            raise InputError(f"{self.stores[m].path}: a pack of an earlier version, without the clips' lengths; "
+                             "--padding mask needs them; pack the features again")
         if in_memory:
             self.memory = {m: self.load(m) for m in self.stores if m != "label"}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """modality -> shape: of one second (W,) or (H, W, C), of the text of a clip (L, W)."""
+        """modality -> shape of one second, (W,) or (H, W, C), or of a clip's text (L, W)."""
         text = {} if self.text is None else {"text": self.text[0].shape[1:]}
         return {m: self.stores[m].tail if m in self.stores else text[m] for m in self.modalities}
 
     def original(self, modality: str, i: int) -> NDArray[Any] | str | None:
-        """What a person sees or hears of a clip: a picture (H, W) or (H, W, 3), or a spectrogram (bands, frames),
-        uint8, or a sentence; None for data that does not say."""
+        """A clip's content for display: an image (H, W) or (H, W, 3) or a spectrogram (bands, frames), uint8, or a
+        sentence; None if the data does not include it."""
         return None
 
     def __len__(self) -> int:
@@ -121,8 +121,8 @@ class Clips:
         return item
 
     def only(self, modalities: Iterable[str]) -> "Clips":
-        """The same clips, whose items have only these modalities; with padding "mask" all of them, because a clip has
-        the seconds that all its modalities have."""
+        """The same clips with only these modalities in their items. With padding "mask" all are kept, because the mask
+        depends on all modalities."""
         if self.padding == "mask":
             return self
         part, kept = copy.copy(self), set(modalities)
@@ -137,30 +137,29 @@ class Clips:
 
     @property
     def real_seconds(self) -> NDArray[Any]:
-        """(N,) how many seconds the clips have in all their modalities, T at most; what is not known yet is read."""
+        """(N,) seconds that each clip has in all its modalities, at most T; reads the clips if necessary."""
         own = np.min([self._lengths(m) for m in self.timed], 0)
         return own if self.seconds is None else np.minimum(own, self.seconds)
 
     @property
     def timed(self) -> list[str]:
-        """The modalities that have seconds: all but tokens."""
+        """The modalities with a time axis: all but tokens."""
         return [m for m in self.modalities if m in self.stores and self.stores[m].leading]
 
     def longest(self) -> int:
-        """Seconds of the longest clip, in any modality: of a pack what it keeps, else every clip is read."""
+        """Seconds of the longest clip in any modality: the stored length of packs; other stores are read completely."""
         stores = [(m, self.stores[m]) for m in self.timed]
         return max(store.shape[0] if isinstance(store, Pack) else int(self._lengths(m).max()) for m, store in stores)
 
     def _lengths(self, modality):
-        """`lengths` of a modality, read now where they are not known."""
+        """`lengths` of a modality; reads the clips if necessary."""
         if modality not in self.lengths:
             self._scan(modality)
         return self.lengths[modality]
 
     def load(self, modality: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
-        """All clips of one modality, (N, T, ...), in `dtype` (default: the store's own, float32 from zips).
-
-        For keeping a whole set in memory or on a GPU; a progress bar shows clips per second.
+        """Load all clips of one modality, (N, T, ...), in `dtype` (default: that of the store, float32 for zips), to
+        keep them in memory or on a GPU.
         """
         if modality not in self.stores:
             assert self.text is not None, modality
@@ -183,15 +182,15 @@ class Clips:
         for modality, store in self.stores.items():
             missing = store.missing(self.keys)
             if missing and on_bad_clip == "error":
-                found = f"; the folder holds {store.form}" if isinstance(store, ArrayFolder) else ""
+                found = f"; the folder has {store.form}" if isinstance(store, ArrayFolder) else ""
                 raise InputError(f"{store.path}: {len(missing)} of {len(self)} clips of {self.name} have no {modality} "
-                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}{found}); one "
-                                 "each is expected; get the rest, or skip them with --on_bad_clip skip")
+                                 f"feature ({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}{found}); "
+                                 "expected one each; add the others, or skip these clips with --on_bad_clip skip")
             self.missing += missing
             self._drop(dict.fromkeys(missing, f"{store.path}: no {modality} feature"))
 
     def _scan(self, modality):
-        """Bad clips of a store -> reason; sets `lengths`. A pack was checked when it was written."""
+        """Key -> reason for the bad clips of a store; sets `lengths`. Packs were checked when they were written."""
         store = self.stores[modality]
         if isinstance(store, Pack):
             if store.own is not None:
@@ -213,12 +212,12 @@ class Clips:
         if not reasons:
             return
         keep = [i for i, key in enumerate(self.keys) if key not in reasons]
-        log.warning("%s: %d of %d clips are skipped (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
+        log.warning("%s: skipping %d of %d clips (--on_bad_clip skip):\n  %s", self.name, len(self) - len(keep),
                     len(self), "\n  ".join(f"{key}: {reason}" for key, reason in reasons.items()),
                     extra={"skipped": "clips"})
         self.skipped.update(reasons)
         if not keep:
-            raise InputError(f"{self.name}: all {len(self)} clips are bad, first {next(iter(reasons.values()))}")
+            raise InputError(f"{self.name}: all {len(self)} clips are bad; the first: {next(iter(reasons.values()))}")
         self._keep(keep)
 
     def _keep(self, keep):
@@ -231,10 +230,10 @@ class Clips:
 
 
 def name_hashes(clips: Any) -> NDArray[np.int64]:
-    """(N,) hashes of the clips' names, which tell whether another set has the same clips.
+    """(N,) hashes of the clips' names, to find the clips that two datasets share.
 
     Args:
-        clips: `Clips`, or another data set with `ids`.
+        clips: `Clips`, or another dataset with `ids`.
     """
     numbered = getattr(clips, "NUMBERED", "")
     names = [f"{numbered}:{key}" if key.isdecimal() else key for key in getattr(clips, "keys", clips.ids)]
@@ -243,7 +242,7 @@ def name_hashes(clips: Any) -> NDArray[np.int64]:
 
 
 def _measured(store, key, observe=None):
-    """(seconds of a clip, None), or (0, what is wrong with it); `observe`: see `Clips`."""
+    """(seconds of a clip, None), or (0, the problem with it); for `observe` see `Clips`."""
     try:
         x, own = store.measure(key)
         if observe:

@@ -1,9 +1,9 @@
-"""What data holds, as one hash: of a list, an HDF5 file, or all feature files of a folder, names and bytes.
+"""Hash the content of data: of a list, an HDF5 file, or the names and bytes of all feature files in a folder.
 
-The first call on a path reads every byte. For each file it keeps size, time of change and a hash of a sample, beside
-the hash of the content, in a cache folder: `--cache_root`, CMG_CACHE, or cmg below the user's cache folder. A later
-"quick" call looks at these three and reads only the files in which one of them differs; a "full" call reads everything
-again. The hash is the same in both cases.
+The first call on a path reads every byte. For each file, its size, modification time and the hash of a sample are
+cached with the hash of the content, in `--cache_root`, CMG_CACHE, or cmg in the user's cache folder. A later "quick"
+call reads only the files for which one of these three differs; a "full" call reads everything again. Both give the same
+hash.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ from cmg.utils.errors import InputError, absolute, readable
 from cmg.utils.files import atomic_output
 
 log = logging.getLogger(__name__)
-_unwritable = set()                     # cache folders of which this process has said that they cannot be written
-FEATURES = tuple(READERS)               # of a folder of features; other folders (pictures) are read with all below them
-BLOCK, SPACING, MOST_BLOCKS = 4096, 1 << 20, 64         # bytes: of a sample's blocks, between two of them; their number
-SETTLED = 2                             # seconds since its last change after which a file is kept in the cache
+_unwritable = set()                     # cache folders that this process has reported as not writable
+FEATURES = tuple(READERS)               # suffixes of features; folders without them (images) are read recursively
+BLOCK, SPACING, MOST_BLOCKS = 4096, 1 << 20, 64         # sample: block size and spacing in bytes, maximum of blocks
+SETTLED = 2                             # seconds after its last modification from which a file is cached
 PART = 1 << 20                          # bytes read at once
-BATCH = 64                              # files that a thread takes at once
-FORMAT = 1                              # of the cache's files
+BATCH = 64                              # files per task of a thread
+FORMAT = 1                              # version of the cache files
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is at a path.
+    """Content of a path.
 
     Attributes:
-        sha256: of the names and hashes of all files in order; of a single file, of its bytes.
-        files, bytes: how many there are.
-        checked: "full" if every byte was read just now, "quick" if the cache answered for some of them.
+        sha256: hash of the names and hashes of all files in order; for a single file, of its bytes.
+        files, bytes: number of files and bytes.
+        checked: "full" if every byte was read by this call, "quick" if some hashes came from the cache.
     """
 
     sha256: str
@@ -52,7 +52,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class _Known:
-    """A file of the cache: its size, time of change (ns), hashes of a sample and of everything."""
+    """A cached file: its size, modification time (ns), and the hashes of a sample and of the content."""
 
     size: int
     mtime: int
@@ -61,26 +61,26 @@ class _Known:
 
 
 def cache_folder():
-    """Folder of the cache: CMG_CACHE, else cmg below XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: CMG_CACHE, else cmg in XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return absolute(os.environ.get("CMG_CACHE") or os.path.join(base, "cmg"))
 
 
 def fingerprint(path, names=None, full=False, cache=None, quiet=False):
-    """The Fingerprint of a file or folder.
+    """Compute the Fingerprint of a file or folder.
 
     Args:
-        path: a list, an HDF5 file, a pack, a folder of features or pictures.
-        names: of a folder, the files that count, in their order; default: all of them, sorted.
+        path: a list, an HDF5 file, a pack, a folder of features or images.
+        names: files of a folder to include, in this order; default: all of them, sorted.
         full: read everything again.
-        cache: folder of the cache; default: `cache_folder`.
+        cache: cache folder; default: `cache_folder`.
         quiet: no progress bar.
 
     Returns:
-        Fingerprint; None where there is nothing at `path`.
+        Fingerprint; None if `path` does not exist.
 
     Raises:
-        InputError: a file that cannot be read, or none of this name.
+        InputError: a file is missing or cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -112,11 +112,11 @@ def fingerprint(path, names=None, full=False, cache=None, quiet=False):
 
 
 def of_clips(data, paths, cache=None, quiet=False):
-    """What the clips of a data set hold: dotted name -> Fingerprint, of a folder of features those of its clips alone.
+    """Fingerprints of a dataset's files: dotted name -> Fingerprint; feature folders include only the dataset's clips.
 
     Args:
         data: cmg.data.clips.Clips.
-        paths: dotted name, such as "vggsound.audio" -> Path of each file or folder that it was opened from.
+        paths: dotted name, such as "vggsound.audio" -> Path of each file or folder of the dataset.
         cache, quiet: see `fingerprint`.
     """
     found = {}
@@ -128,17 +128,17 @@ def of_clips(data, paths, cache=None, quiet=False):
 
 
 def combined(digests):
-    """One hash, of 16 digits, of the hashes of several paths (name -> hash)."""
+    """A single 16-digit hash of the hashes of several paths (name -> hash)."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
 
 
 def how_checked(fingerprints):
-    """"full" if every byte of all of them was read just now, else "quick"."""
+    """"full" if all of them are "full", else "quick"."""
     return "full" if all(found.checked == "full" for found in fingerprints) else "quick"
 
 
 def _names(folder):
-    """Names of the feature files in a folder, sorted; where there are none, of all files in and below it."""
+    """Sorted names of the feature files in a folder; if there are none, of all files in it, recursively."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.name.endswith(FEATURES))
     if names:
@@ -148,12 +148,12 @@ def _names(folder):
 
 
 def _look(path, kept, bar):
-    """(_Known of a file, whether the cache's entry `kept` answered for its content)."""
+    """(_Known of a file, whether it is the cache entry `kept`)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)         # a pipe in place of a file must not block
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a regular file; one is expected; remove it, or name another path")
+            raise InputError(f"{path}: not a regular file; remove it, or use another path")
         sample = _sample(descriptor, status.st_size)
         if kept and (kept.size, kept.mtime, kept.sample) == (status.st_size, status.st_mtime_ns, sample):
             bar.update(kept.size)
@@ -168,7 +168,7 @@ def _look(path, kept, bar):
 
 
 def _sample(descriptor, size):
-    """Hash of blocks spread over a file, first and last among them: a zip's last one has a checksum of its content."""
+    """Hash of blocks spread over a file, including the first and the last one, which in a zip has a checksum."""
     if size <= BLOCK:
         return hashlib.sha256(os.pread(descriptor, BLOCK, 0)).hexdigest()[:16]
     count = min(size // SPACING, MOST_BLOCKS - 2) + 1
@@ -182,7 +182,7 @@ def _cache_file(path, cache):
 
 
 def _read_cache(path, cache):
-    """Name -> _Known of a path; {} where there is no cache, or one that is damaged."""
+    """Cached files of a path, name -> _Known; {} if there is no valid cache."""
     try:
         content = json.loads(_cache_file(path, cache).read_bytes())
         if content["format"] != FORMAT:
@@ -193,8 +193,8 @@ def _read_cache(path, cache):
 
 
 def _write_cache(path, cache, others, before, found, began):
-    """Keep what was found, and `others`. A file that changed while it was read, or a moment before, may change again
-    under the same time, and is left out."""
+    """Cache the files found, and `others`. Files modified during or shortly before the reading are excluded, because
+    they may change again without a new modification time."""
     settled = {name: known for name, known in found.items() if known.mtime < began - SETTLED * 1_000_000_000}
     kept = others | settled
     if kept == before:
@@ -207,5 +207,5 @@ def _write_cache(path, cache, others, before, found, began):
     except InputError as error:
         folder = _cache_file(path, cache).parent
         if folder not in _unwritable:
-            log.info("fingerprints are not kept, the next run reads the data again: %s", error)
+            log.info("fingerprints cannot be cached, so the next run will read the data again: %s", error)
         _unwritable.add(folder)

@@ -36,7 +36,7 @@ def reading(where, expected="a whole HDF5 file", remedy=AGAIN):
         raise
     except ERRORS as error:
         reason = " ".join(str(error).split())[:80] or type(error).__name__
-        raise InputError(f"{where}: damaged ({reason}); {expected} is expected; {remedy}") from None
+        raise InputError(f"{where}: damaged ({reason}); expected {expected}; {remedy}") from None
 
 
 def open_hdf5(path):
@@ -45,20 +45,20 @@ def open_hdf5(path):
         require_regular(path)
     except OSError as error:
         found = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise InputError(f"{path}: {found}; an HDF5 file is expected; {AGAIN}") from None
+        raise InputError(f"{path}: {found}; expected an HDF5 file; {AGAIN}") from None
     try:
         _require_texts(path)
         return h5py.File(str(path), "r")
     except InputError:
         raise
     except ERRORS as error:
-        found, remedy = f"not a whole HDF5 file ({str(error)[:60]})", AGAIN
+        found, remedy = f"not a valid HDF5 file ({str(error)[:60]})", AGAIN
         if getattr(error, "errno", None):             # of the system, not of the file's content
             found = f"cannot be read ({os.strerror(error.errno)})"
             if "lock" in str(error):
                 found = "locked by another program, or on a file system without locks"
                 remedy = "close that program, or set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
-        raise InputError(f"{path}: {found}; an HDF5 file is expected; {remedy}") from None
+        raise InputError(f"{path}: {found}; expected an HDF5 file; {remedy}") from None
 
 
 def _require_texts(path):
@@ -73,8 +73,8 @@ def _require_texts(path):
         head = data.find(SIGNATURE)
         offset = head + (13 if data[head + 8:head + 9] < b"\2" else 9)
         if head >= 0 and data[offset:offset + 2] != b"\x08\x08":
-            raise InputError(f"{path}: not a whole HDF5 file (addresses that are not of 8 bytes); one is "
-                             f"expected; {AGAIN}")
+            raise InputError(f"{path}: not a valid HDF5 file (addresses that are not of 8 bytes); expected one; "
+                             f"{AGAIN}")
         begin = data.find(HEAP)
         while begin >= 0:
             end = begin + int.from_bytes(data[begin + 8:begin + HEADER], "little")
@@ -84,7 +84,7 @@ def _require_texts(path):
                 length = int.from_bytes(data[at + 8:at + HEADER], "little")
                 step = HEADER + -(-length // ALIGNED) * ALIGNED if is_text else length
                 if not 0 < step <= size:
-                    raise InputError(f"{path}: not a whole HDF5 file (a text of impossible length); one is expected; "
+                    raise InputError(f"{path}: not a valid HDF5 file (a text of impossible length); expected one; "
                                      f"{AGAIN}")
                 at += step
             begin = data.find(HEAP, begin + 1)
@@ -107,17 +107,18 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
         link = file.get(name, getlink=True) if name in file or name in list(file) else None
         array = file.get(name) if isinstance(link, h5py.HardLink) else None
         if isinstance(array, h5py.Group):
-            raise InputError(f"{where}: '{name}' is a group ({', '.join(map(str, list(array)[:5])) or 'empty'}); an "
-                             "array under that name is expected; store the array itself there, not within a group")
+            raise InputError(f"{where}: '{name}' is a group ({', '.join(map(str, list(array)[:5])) or 'empty'}); "
+                             "expected an array under that name; store the array itself there, not within a group")
         if not isinstance(array, h5py.Dataset):
             found = "a link" if link is not None else f"it has {', '.join(map(str, list(file)[:5])) or 'nothing'}"
-            raise InputError(f"{where}: no dataset '{name}' of its own ({found}); an array under that name is "
-                             "expected; check that this is the right file")
+            raise InputError(f"{where}: no dataset '{name}' of its own ({found}); expected an array under that name; "
+                             "check that this is the right file")
         require_plain(array, where, by_row)
         is_text = array.dtype.kind != "O" or h5py.check_string_dtype(array.dtype) is not None
         if array.dtype.kind not in kinds or not is_text or array.ndim not in ranks:
-            raise InputError(f"{where}: '{name}' is {array.dtype} {array.shape}; {KINDS.get(kinds, 'numbers')} of rank "
-                             f"{' or '.join(map(str, ranks))} are expected; check that this is the right file")
+            raise InputError(f"{where}: '{name}' is {array.dtype} {array.shape}; expected "
+                             f"{KINDS.get(kinds, 'numbers')} of rank {' or '.join(map(str, ranks))}; check that this "
+                             "is the right file")
         return array
 
 
@@ -125,15 +126,15 @@ def require_plain(array, where, by_row=False):
     """InputError unless a dataset lies within its file and can be read within cmg/utils/limits.py; see `hdf5_array`."""
     layout = array.id.get_create_plist()
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():      # before its shape is asked for,
-        raise InputError(f"{where}: '{array.name}' is stored in other files; an array within its file is expected; do "
-                         "not trust this file")                                     # which may open them
+        raise InputError(f"{where}: '{array.name}' is stored in other files; expected an array within its file; do not "
+                         "trust this file")                                     # which may open them
     shape = array.shape or ()
     one = float(array.dtype.itemsize)
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * one
     whole = np.prod(shape, dtype=np.float64) * one
     if chunk > LIMITS.chunk_bytes:
-        raise InputError(f"{where}: '{array.name}' is stored in chunks of {chunk:,.0f} bytes; up to "
-                         f"{LIMITS.chunk_bytes:,} are expected (cmg/utils/limits.py); do not trust this file")
+        raise InputError(f"{where}: '{array.name}' is stored in chunks of {chunk:,.0f} bytes; expected up to "
+                         f"{LIMITS.chunk_bytes:,} (cmg/utils/limits.py); do not trust this file")
     if by_row and (shape[:1] > (LIMITS.clips,) or whole > LIMITS.chunk_bytes * max(shape[:1], default=1)):
         raise InputError(f"{where}: '{array.name}' is {shape}; up to {LIMITS.clips:,} rows of "
                          f"{LIMITS.chunk_bytes:,} bytes are read (cmg/utils/limits.py); do not trust this file")
@@ -154,11 +155,11 @@ def _require_chunks(array, size, where):
     array.id.chunk_iter(lambda chunk: wrong.append(chunk.size) if not least <= chunk.size <= most else None)
     foreign = [str(NAMES.get(name, f"filter {name}")) for name in filters if name not in FILTERS]
     if foreign:
-        raise InputError(f"{where}: '{array.name}' is compressed by {', '.join(foreign)}; no compression, gzip or lzf "
-                         "is expected; convert the file with `h5repack -f GZIP=1 OLD NEW`")
+        raise InputError(f"{where}: '{array.name}' is compressed by {', '.join(foreign)}; expected no compression, "
+                         "gzip or lzf; convert the file with `h5repack -f GZIP=1 OLD NEW`")
     if wrong:
-        raise InputError(f"{where}: '{array.name}' has a chunk of {wrong[0]:,} bytes; whole chunks of {size:,.0f} "
-                         "bytes are expected; write the file again")
+        raise InputError(f"{where}: '{array.name}' has a chunk of {wrong[0]:,} bytes; expected whole chunks of "
+                         f"{size:,.0f} bytes; write the file again")
 
 
 def texts(array):

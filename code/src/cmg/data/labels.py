@@ -10,7 +10,7 @@ def single_event(label, mask, num_classes):
 
     Args:
         label: class index of each clip, (N,), or a single one.
-        mask: (N, T) or (T,), 1 in the seconds of the event.
+        mask: (N, T) or (T,), 1 during the event.
         num_classes: C.
 
     Returns:
@@ -28,7 +28,7 @@ def multi_event(events, num_classes, seconds):
 
     Args:
         events: list of (class index, onset, offset) in seconds; second t belongs to an event if onset <= t < offset, so
-            that an empty or reversed interval adds nothing.
+            empty or reversed intervals add nothing.
         num_classes: C.
         seconds: T.
 

@@ -1,7 +1,7 @@
-"""Paths of all files of the published data sets, relative to the data root, as in the published data package.
+"""Paths of all files of the published datasets, relative to the data root, as in the published data package.
 
-Other paths can be set in configs/opts.py, with `--path NAME=FILE`, or with an environment variable (CMG_VGGSOUND_CSV
-for vggsound.csv, and so on).
+To use other paths, edit configs/opts.py, pass `--path NAME=FILE`, or set an environment variable (CMG_VGGSOUND_CSV for
+vggsound.csv, and so on).
 """
 
 DATA_PATHS = {

@@ -1,4 +1,4 @@
-"""Batches of a dataset, read by worker processes that the system may take away."""
+"""A DataLoader that reports lost worker processes and fits their number to shared memory."""
 
 import logging
 import os
@@ -15,26 +15,26 @@ from cmg.utils.errors import InputError
 from cmg.utils.signals import ignore_signals
 
 log = logging.getLogger(__name__)
-SHARED_MEMORY = "/dev/shm"      # through which workers send batches on Linux; 64 MB in a container by default
-AHEAD = 2                       # batches that a worker makes in advance, as DataLoader has it
+SHARED_MEMORY = "/dev/shm"      # used by workers to send batches on Linux; 64 MB in a container by default
+AHEAD = 2                       # batches prefetched per worker, DataLoader's default
 OF_SYSTEM = re.compile("shared memory|</torch_|No space left|Too many open files|Cannot allocate memory")
-USED = 0.9                      # share of that memory that may be filled
+USED = 0.9                      # fraction of the shared memory that may be used
 
 
 class WorkersLost(InputError):
-    """A worker process ended from outside, or cannot hand over what it has read."""
+    """A worker process was killed, or cannot send its batches."""
 
 
 class ClipLoader(DataLoader):
-    """A DataLoader whose worker processes fit into shared memory; fewer than asked for are logged in one line.
+    """A DataLoader that reduces the number of workers, with a log message, if their batches exceed shared memory.
 
-    Iterating raises `WorkersLost` where a worker was killed or the system refuses what workers need, `InputError` where
-    a clip cannot be read.
+    Iterating raises `WorkersLost` if a worker was killed or lacks system resources, and `InputError` if a clip cannot
+    be read.
 
     Args:
         dataset: items are dicts of arrays of equal shapes, or such arrays; without a batch size, anything small.
-        batch_size, num_workers, persistent_workers, options: as of DataLoader.
-        alone: value of --workers that takes no worker processes, for messages.
+        batch_size, num_workers, persistent_workers, options: see DataLoader.
+        alone: value of --workers that uses no worker processes, for messages.
     """
 
     def __init__(self, dataset, batch_size, num_workers=0, persistent_workers=False, alone=0, **options):
@@ -54,26 +54,26 @@ class ClipLoader(DataLoader):
                 self.require_workers()
         except (RuntimeError, OSError, EOFError) as error:
             for process in self.processes:
-                process.kill()                  # they ignore other signals, and may wait for a lock of a dead one
+                process.kill()                  # they ignore other signals, and may wait for a dead worker's lock
             if str(error).startswith("Caught RuntimeError") and not OF_SYSTEM.search(str(error)):
-                raise                           # a mistake of ours within a worker
+                raise                           # a bug of ours in a worker
             raise self._lost(_reason(error)) from error
 
     def require_workers(self):
-        """Raise `WorkersLost` if a worker of the last pass was killed, even if it had nothing left to do: what took it
-        away, say a lack of memory, takes others."""
+        """Raise `WorkersLost` if a worker of the last pass was killed, even if its work was done: the cause, such as a
+        lack of memory, affects others."""
         codes = [process.exitcode for process in self.processes if process.exitcode]
         if codes:
             raise self._lost(f"signal {-codes[0]}" if codes[0] < 0 else f"exit code {codes[0]}")
 
     def _lost(self, reason):
-        return WorkersLost(f"--workers {self.num_workers}: a process that reads clips has ended or cannot hand over a "
-                           f"batch ({reason}); memory, shared memory and open files for all of them are expected; take "
-                           f"fewer, --workers {self.alone} for none")
+        return WorkersLost(f"--workers {self.num_workers}: a worker process ended or cannot send a batch ({reason}); "
+                           "expected enough memory, shared memory and open files for all workers; use fewer, or "
+                           f"--workers {self.alone} for none")
 
 
 def _fitting(dataset, batch_size, workers):
-    """How many workers have room for their batches in shared memory."""
+    """The number of workers whose batches fit into shared memory."""
     if not workers or not sys.platform.startswith("linux"):
         return workers
     free = 0
@@ -84,8 +84,8 @@ def _fitting(dataset, batch_size, workers):
     fitting = min(workers, max(0, int((USED * free / batch - 1) / AHEAD)))
     if fitting < workers:
         needed = batch * (1 + AHEAD * workers) / USED
-        log.warning("--workers %d: %s has %.1f MB of free space, so many processes with batches of %.1f MB need %.1f; "
-                    "reading with %d (docker run --shm-size gives more)", workers, SHARED_MEMORY, free / 1e6,
+        log.warning("--workers %d: %s has %.1f MB free, but this many workers with batches of %.1f MB need %.1f MB; "
+                    "using %d (increase it with docker run --shm-size)", workers, SHARED_MEMORY, free / 1e6,
                     batch / 1e6, needed / 1e6, fitting)
     return fitting
 
@@ -96,8 +96,8 @@ def _bytes_of(item):
 
 @contextmanager
 def _without_child_handler():
-    """Keep PyTorch from raising the loss of a worker anywhere in the program, say within an optimizer's step: the loop
-    over the batches finds it within seconds."""
+    """Keep PyTorch's signal handler from raising the loss of a worker anywhere in the program, such as in an optimizer
+    step; the loop over batches notices it within seconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

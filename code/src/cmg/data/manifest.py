@@ -67,13 +67,12 @@ class Manifest:
         lonely = {"onset", "offset"} & set(header)
         if len(lonely) == 1 or lonely and "label" not in header:
             missing = next(name for name in ("onset", "offset", "label") if name not in header)
-            raise InputError(f"{path}: a column '{min(lonely)}' but no column '{missing}'; label, onset and offset are "
-                             f"expected together; add '{missing}', or remove '{min(lonely)}'")
+            raise InputError(f"{path}: a column '{min(lonely)}' but no column '{missing}'; expected label, onset and "
+                             f"offset together; add '{missing}', or remove '{min(lonely)}'")
         for line, cells in rows:
             self._add(line, cells, seconds)
         if not self.clips:
-            raise InputError(f"{path}: no rows below the header; one row for each clip is expected, with {FORM}; add "
-                             "them")
+            raise InputError(f"{path}: no rows below the header; expected one row for each clip, with {FORM}; add them")
 
     @property
     def has_times(self):
@@ -95,20 +94,20 @@ class Manifest:
             InputError: no labels in the train part; a label of another part that is not among them.
         """
         if "label" not in self.columns:
-            raise InputError(f"{self.path}: no column 'label'; a class for each clip of train and test is expected; "
-                             "add the column, or use the list for pretraining alone")
+            raise InputError(f"{self.path}: no column 'label'; expected a class for each clip of train and test; add "
+                             "the column, or use the list for pretraining alone")
         found = {split: {} for split in SPLITS}
         for clip in self.clips.values():
             for line, label, *_ in clip.events:
                 found[clip.split].setdefault(label, line)
         if not found["train"]:
-            raise InputError(f"{self.path}: no row of the split train has a label; labeled clips to train on are "
-                             "expected; fill in the column 'label'")
+            raise InputError(f"{self.path}: no row of the split train has a label; expected labeled clips to train on; "
+                             "fill in the column 'label'")
         for split in ("val", "test"):
             for label, line in found[split].items():
                 if label not in found["train"]:
                     raise InputError(f"{self.path}: line {line}: the label '{label[:60]}' is in {split} and not in "
-                                     "train; a class of the train part is expected; correct the name, or put clips of "
+                                     "train; expected a class of the train part; correct the name, or put clips of "
                                      "this class into train")
         return sorted(found["train"])
 
@@ -120,12 +119,12 @@ class Manifest:
         """
         ids = self.ids((split,))
         if not ids:
-            raise InputError(f"{self.path}: no row has the split '{split}'; clips of train and of test are expected; "
-                             "mark some with it in the column 'split'")
+            raise InputError(f"{self.path}: no row has the split '{split}'; expected clips of train and of test; mark "
+                             "some with it in the column 'split'")
         for name in ids:
             if split != "train" and not self.clips[name].events:
-                raise InputError(f"{self.path}: line {self.clips[name].line}: no label, and the split is {split}; a "
-                                 "label is expected for each clip of val and test; fill it in, or remove the line")
+                raise InputError(f"{self.path}: line {self.clips[name].line}: no label, and the split is {split}; "
+                                 "expected a label for each clip of val and test; fill it in, or remove the line")
         return [name for name in ids if self.clips[name].events]
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -135,32 +134,30 @@ class Manifest:
         try:
             safe_name(name, where)
         except InputError:
-            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it, or is too long; a plain file name "
-                             "without its ending is expected; rename the clip, and give the folder with "
-                             "--features") from None
+            raise InputError(f"{where}: the id '{name[:60]}' has a folder in it, or is too long; expected a plain file "
+                             "name without its ending; rename the clip, and give the folder with --features") from None
         if split not in SPLITS:
-            raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; correct the "
-                             "line")
+            raise InputError(f"{where}: the split '{split[:40]}'; expected train, val or test; correct the line")
         clip = self.clips.setdefault(name, Clip(line, split))
         if clip.split != split:
-            raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; all rows of a "
-                             "clip in one split are expected; correct one of the lines")
+            raise InputError(f"{where}: {name} is in {split}, and in {clip.split} in line {clip.line}; expected all "
+                             "rows of a clip in one split; correct one of the lines")
         sentences = sentences_in(cells.get("prompt", ""))
         if cells.get("prompt") and not all(sentences):
-            raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; sentences separated "
-                             "by | are expected; correct the line")
+            raise InputError(f"{where}: an empty sentence in the prompt '{cells['prompt'][:60]}'; expected sentences "
+                             "separated by |; correct the line")
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence and sentence not in clip.prompts]
         event = self._event(where, line, cells, seconds)
         before = [known[1:] for known in clip.events]
         if clip.line != line and not new and (event is None or event[1:] in before):
             raise InputError(f"{where}: {name} is in line {clip.line} already, with the same label and prompt; "
-                             "each clip once, or once for each event or sentence, is expected; remove the line")
+                             "expected each clip once, or once for each event or sentence; remove the line")
         clip.prompts += new
         if event is None or event[1:] in before:
             return
         if clip.events and not self.has_times:
             raise InputError(f"{where}: {name} has the label '{event[1][:60]}', and '{clip.events[0][1][:60]}' in line "
-                             f"{clip.events[0][0]}; one class per clip is expected; correct one of the lines, or add "
+                             f"{clip.events[0][0]}; expected one class per clip; correct one of the lines, or add "
                              "onset and offset for clips with several events")
         clip.events.append(event)
 
@@ -170,8 +167,8 @@ class Manifest:
         times = [cells[name] for name in ("onset", "offset") if name in cells]
         if not label:
             if any(times):
-                raise InputError(f"{where}: no label, but an event from {times[0] or '?'} to {times[1] or '?'}; the "
-                                 "class of the event is expected; fill in the label, or remove its times")
+                raise InputError(f"{where}: no label, but an event from {times[0] or '?'} to {times[1] or '?'}; "
+                                 "expected the class of the event; fill in the label, or remove its times")
             return None
         if not times:
             return line, label, None, None
@@ -180,12 +177,12 @@ class Manifest:
         except ValueError:
             onset = offset = math.nan
         if not (math.isfinite(onset) and math.isfinite(offset)):
-            raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; two numbers of seconds "
-                             "are expected; correct the line")
+            raise InputError(f"{where}: onset '{times[0][:20]}' and offset '{times[1][:20]}'; expected two numbers of "
+                             "seconds; correct the line")
         if not 0 <= onset < offset:
-            raise InputError(f"{where}: an event from {onset:g} to {offset:g}; 0 <= onset < offset is expected, in "
+            raise InputError(f"{where}: an event from {onset:g} to {offset:g}; expected 0 <= onset < offset, in "
                              "seconds; correct the line")
         if offset > seconds:
-            raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; times "
-                             "within the clip are expected; correct the line, or set the clips' length with --seconds")
+            raise InputError(f"{where}: an event from {onset:g} to {offset:g} seconds, clips have {seconds}; expected "
+                             "times within the clip; correct the line, or set the clips' length with --seconds")
         return line, label, onset, offset

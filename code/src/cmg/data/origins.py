@@ -41,9 +41,8 @@ def read_sidecar(folder):
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); its record is expected; "
-                         "extract the features into another folder (--out), or remove the file if you know what they "
-                         "are") from None
+        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); expected its record; extract the "
+                         "features into another folder (--out), or remove the file if you know what they are") from None
 
 
 def _sidecar(path, modality):
@@ -99,8 +98,8 @@ def require_descriptions(found, where):
     if found is not None and not (isinstance(found, dict) and all(
             isinstance(name, str) and (value is None or isinstance(value, dict) and all(
                 isinstance(key, str) for key in value)) for name, value in found.items())):
-        raise InputError(f"{where}: its entry 'features' is a {type(found).__name__} of other things; a description of "
-                         "the features of each modality is expected; remove it, or use another file")
+        raise InputError(f"{where}: its entry 'features' is a {type(found).__name__} of other things; expected a "
+                         "description of the features of each modality; remove it, or use another file")
 
 
 def data_set(paths):

@@ -62,8 +62,8 @@ class Bert:
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{model}: no BERT there ({str(error).splitlines()[0][:120]}); a folder with config.json, "
-                             "weights and vocab.txt, or a name on the Hugging Face hub is expected; download "
+            raise InputError(f"{model}: no BERT there ({str(error).splitlines()[0][:120]}); expected a folder with "
+                             "config.json, weights and vocab.txt, or a name on the Hugging Face hub; download "
                              f"{HUB_NAME} and pass its folder with --model") from None
         self.vocabulary = self.tokenizer.get_vocab()
         self.tokenizer.backend_tokenizer.model.max_input_chars_per_word = LONGEST_WORD
@@ -112,8 +112,8 @@ def find_vocabulary(path):
     try:
         return dict(json.loads(read_text_input(path / "tokenizer.json", LIMITS.text_bytes))["model"]["vocab"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no vocab.txt or tokenizer.json of a word-piece model ({type(error).__name__}); the "
-                         f"folder of {HUB_NAME} is expected; see --vocab") from None
+        raise InputError(f"{path}: no vocab.txt or tokenizer.json of a word-piece model ({type(error).__name__}); "
+                         f"expected the folder of {HUB_NAME}; see --vocab") from None
 
 
 def word_list(prompt_files, prompts, vocabulary):
@@ -135,6 +135,6 @@ def word_list(prompt_files, prompts, vocabulary):
                 index = word_index(word, vocabulary)
                 if index == 0:
                     raise InputError(f"{path}: '{word}' in the prompt of '{label}' is no single entry of BERT's "
-                                     "vocabulary; whole entries are expected; use another word")
+                                     "vocabulary; expected whole entries; use another word")
                 counts.setdefault(index, len(counts))
     return counts

@@ -101,15 +101,15 @@ def read_lists(folder):
     clips, sources = folder / "clips.csv", folder / "sources.csv"
     for path in (clips, sources):
         if not path.is_file():
-            raise InputError(f"{path}: not found; clips.csv, sources.csv, audio.h5, video.h5 and prompts.h5 are "
-                             "expected; name their folder with --features")
+            raise InputError(f"{path}: not found; expected clips.csv, sources.csv, audio.h5, video.h5 and prompts.h5; "
+                             "name their folder with --features")
     manifest = Manifest(clips)
     table = pd.DataFrame(read_table(sources, ("id", "split", "class", "sound", "photo"), flag="--features"))
     table = table.rename(columns={"class": "category"})
     if list(table["id"]) != list(manifest.clips):
         extra = sorted(set(table["id"]) ^ set(manifest.clips)) or ["their order differs"]
-        raise InputError(f"{sources}: other clips than in {clips.name} ({extra[0][:60]}); the same clips in the same "
-                         "order are expected; make both lists again")
+        raise InputError(f"{sources}: other clips than in {clips.name} ({extra[0][:60]}); expected the same clips in "
+                         "the same order; make both lists again")
     known = list(manifest.clips.values())
     table["label"] = [clip.events[0][1] if clip.events else "" for clip in known]
     table["prompt"] = [clip.prompts[0] if clip.prompts else "" for clip in known]
@@ -117,19 +117,19 @@ def read_lists(folder):
         if row.split != clip.split or row.label not in ("", row.category) or not row.prompt:
             raise InputError(f"{sources}: line {line}: {row.id} is '{row.category[:40]}' in {row.split}, in "
                              f"{clips.name} '{row.label[:40]}' in {clip.split} with the prompt '{row.prompt[:40]}'; "
-                             "the same class and split, and a prompt, are expected; correct one of the lists")
+                             "expected the same class and split, and a prompt; correct one of the lists")
     for kind in ("sound", "photo"):
         splits = table.groupby(kind)["split"].unique()
         for name, found in splits[splits.str.len() > 1].items():
-            raise InputError(f"{sources}: the {kind} '{name[:60]}' is in {' and '.join(sorted(found))}; a source in "
-                             "one split is expected; leave its clips out of all but one")
+            raise InputError(f"{sources}: the {kind} '{name[:60]}' is in {' and '.join(sorted(found))}; expected a "
+                             "source in one split; leave its clips out of all but one")
     classes = sorted(table["category"].unique())
     require_classes(sources, classes)
     labeled = set(zip(table["category"][table["label"] != ""], table["split"][table["label"] != ""]))
     for name, split in ((name, split) for name in classes for split in SPLITS):
         if (name, split) not in labeled:
-            raise InputError(f"{clips}: no labeled clip of '{name}' in {split}; one at least of each class is expected "
-                             "in train, val and test; add some, or leave the class out")
+            raise InputError(f"{clips}: no labeled clip of '{name}' in {split}; expected one at least of each class in "
+                             "train, val and test; add some, or leave the class out")
     return table, classes
 
 
@@ -148,8 +148,8 @@ def read(folder):
     features = {m: clips.load(m) for m in clips.modalities}
     found = {*clips.real_seconds.tolist(), *np.concatenate(list(clips.lengths.values())).tolist()}
     if len(found) > 1 or min(found) <= SHORTEST:
-        raise InputError(f"{folder}: features of {min(found)} to {max(found)} seconds; clips of one length, "
-                         f"{SHORTEST + 1} seconds or more, are expected; extract them again with --seconds")
+        raise InputError(f"{folder}: features of {min(found)} to {max(found)} seconds; expected clips of one length, "
+                         f"{SHORTEST + 1} seconds or more,; extract them again with --seconds")
     table = table.set_index("id").loc[clips.ids].reset_index()
     about = {m: found for m in features if (found := origins.describe(paths[m], m))}
     return Clips(table, classes, features, paths["text"], about)

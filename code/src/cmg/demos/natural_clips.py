@@ -91,7 +91,7 @@ def make(folder, sources, encoders, clips, seed=0, progress=True):
                               str(SECONDS), *encoders.options()])
     command.complete(opts)
     if run_extraction(opts):
-        raise InputError(f"{out / 'report.csv'}: clips without features; all are expected; see the report")
+        raise InputError(f"{out / 'report.csv'}: clips without features; expected all; see the report")
     (out / SOURCES).write_bytes((made / SOURCES).read_bytes())
     return out
 
@@ -139,7 +139,7 @@ def read_wave(path):
     frames = np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
     wave = frames[np.abs(frames).max(1) > SILENT].ravel()
     if not len(wave):
-        raise InputError(f"{path}: nothing but silence; a recording is expected; remove its line")
+        raise InputError(f"{path}: nothing but silence; expected a recording; remove its line")
     return wave / np.sqrt(np.mean(wave ** 2))
 
 
@@ -167,8 +167,8 @@ def read_photo(path):
                 raise ValueError(f"{image.width} x {image.height} pixels")
             picture = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a photograph ({str(error)[:100]}); a JPEG or PNG is expected; get "
-                         "it again, or remove its line") from None
+        raise InputError(f"{path}: cannot be read as a photograph ({str(error)[:100]}); expected a JPEG or PNG; "
+                         "download it again, or remove its line") from None
     return resize(picture)
 
 

@@ -74,27 +74,27 @@ def read_index(folder):
     """
     path, found, first = folder / INDEX, [], {}          # first: content -> Source
     if not path.is_file():
-        raise InputError(f"{path}: not found; a list of recordings and photographs with the columns file, label, split "
-                         "is expected; name their folder with --sources")
+        raise InputError(f"{path}: not found; expected a list of recordings and photographs with the columns file, "
+                         "label, split; name their folder with --sources")
     for line, cells in read_rows(path, ("file", "label", "split"), flag="--sources"):
         source = _source(f"{path}: line {line}", **cells)
         file = folder / source.file
         if not file.is_file():
-            raise InputError(f"{path}: line {line}: {file} is not there; every file of the list is expected; get it, "
-                             "or remove the line")
+            raise InputError(f"{path}: line {line}: {file} is not there; expected every file of the list; get it, or "
+                             "remove the line")
         content = files.sha256(file)
         other = first.setdefault(content, source)
         if other.split != source.split:
             raise InputError(f"{path}: line {line}: {source.file} ({source.split}) has the content of {other.file} "
-                             f"({other.split}); a recording or photograph in one split is expected; remove one of the "
+                             f"({other.split}); expected a recording or photograph in one split; remove one of the "
                              "lines")
         found.append(source)
     classes = sorted({source.label for source in found})
     there = {(source.kind, source.label, source.split) for source in found}
     for missing in ((kind, label, split) for label in classes for kind in KINDS for split in SPLITS):
         if missing not in there:
-            raise InputError(f"{path}: no {missing[0]} of '{missing[1]}' in the split {missing[2]}; one at least of "
-                             "each class is expected in train, val and test; add some, or leave the class out")
+            raise InputError(f"{path}: no {missing[0]} of '{missing[1]}' in the split {missing[2]}; expected one at "
+                             "least of each class in train, val and test; add some, or leave the class out")
     require_classes(path, classes)
     return found
 
@@ -102,20 +102,19 @@ def read_index(folder):
 def require_classes(path, classes):
     """InputError unless classes can be written to the published lists, and are enough for every task."""
     if len(classes) < LEAST_CLASSES:
-        raise InputError(f"{path}: {len(classes)} classes; {LEAST_CLASSES} or more are expected; add some")
+        raise InputError(f"{path}: {len(classes)} classes; expected {LEAST_CLASSES} or more; add some")
     for name in classes:
         if REFUSED & set(name):
-            raise InputError(f"{path}: the class '{name[:60]}'; a name without commas, & and tabs is expected; rename "
-                             "it")
+            raise InputError(f"{path}: the class '{name[:60]}'; expected a name without commas, & and tabs; rename it")
 
 
 def _source(where, file, label, split):
     parts = PurePosixPath(file).parts
     if len(parts) != 2 or parts[0] not in KINDS:
-        raise InputError(f"{where}: the file '{file[:60]}'; sounds/NAME or photos/NAME is expected; move it there")
+        raise InputError(f"{where}: the file '{file[:60]}'; expected sounds/NAME or photos/NAME; move it there")
     safe_name(parts[1], where)
     if split not in SPLITS:
-        raise InputError(f"{where}: the split '{split[:40]}'; train, val or test is expected; correct the line")
+        raise InputError(f"{where}: the split '{split[:40]}'; expected train, val or test; correct the line")
     return Source(parts[0], file, label, split)
 
 

@@ -123,7 +123,7 @@ def download(address, path, remedy, limit=None):
 def _unpacked(path):
     """Contents of a .gz file, up to a size limit."""
     if not path.is_file():
-        raise InputError(f"{path}: not found; {SPEECH}, {IMAGES} and {LABELS} are expected in one folder; name it with "
+        raise InputError(f"{path}: not found; expected {SPEECH}, {IMAGES} and {LABELS} in one folder; name it with "
                          "--recordings")
     try:
         with open_input(path) as packed, gzip.open(packed) as file:

@@ -19,7 +19,7 @@ def bert_sentences(sentences):
     try:
         from bert_embedding import BertEmbedding
     except ImportError as error:
-        raise InputError(f"bert-embedding is not installed here ({error}); version 1.0.1 is expected; run `python -m "
+        raise InputError(f"bert-embedding is not installed here ({error}); expected version 1.0.1; run `python -m "
                          "cmg.prepare.export_bert_embedding` in a Python 3.7 that has it, or use --backend transformers"
                          ) from None
     embedding = BertEmbedding()

@@ -39,11 +39,10 @@ def read_annotations(path, flag="--path"):
         rows = rows[1:]
     for k, row in enumerate(rows):
         if len(row) != 5 or not (row[3].strip().isdecimal() and row[4].strip().isdecimal()):
-            raise InputError(f"{path}: row {k + 1} is '{'&'.join(row)[:60]}'; category&id&quality&start&end is "
-                             "expected; "
-                             "get AVE's annotation files again")
+            raise InputError(f"{path}: row {k + 1} is '{'&'.join(row)[:60]}'; expected category&id&quality&start&end; "
+                             "download AVE's annotation files again")
     if not rows:
-        raise InputError(f"{path}: no rows; category&id&quality&start&end is expected; get AVE's annotation files "
+        raise InputError(f"{path}: no rows; expected category&id&quality&start&end; download AVE's annotation files "
                          "again")
     return [(category, video, quality, int(start), int(end)) for category, video, quality, start, end in rows]
 
@@ -66,8 +65,8 @@ def ave_order(annotations, split):
     rows = {row: k for k, row in enumerate(read_annotations(annotations))}
     order = [rows.get(row) for row in read_annotations(split)]
     if None in order:
-        raise InputError(f"{split}: row {order.index(None) + 1} is not in {annotations}; rows of the annotations are "
-                         "expected; use files that belong together")
+        raise InputError(f"{split}: row {order.index(None) + 1} is not in {annotations}; expected rows of the "
+                         "annotations; use files that belong together")
     return np.array(order, np.int64)
 
 
@@ -86,8 +85,8 @@ def avvp_events(path):
     table = read_table(path, COLUMNS, "\t")
     events = [row for row in zip(*(table[name] for name in COLUMNS)) if WHOLE_NAME.fullmatch(row[0])]
     if not events:
-        raise InputError(f"{path}: no filename of the form <11 characters>_<start>_<end>; the official AVVP list is "
-                         "expected; get it again")
+        raise InputError(f"{path}: no filename of the form <11 characters>_<start>_<end>; expected the official AVVP "
+                         "list; download it again")
     return events
 
 

@@ -64,22 +64,23 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", id
     is_own = ids is not None
     store = open_features(source, kind, seconds, form, is_own)
     if isinstance(store, Pack):
-        raise InputError(f"{source}: a pack already; a folder of features or another HDF5 file is expected; use it as "
-                         "it is")
+        raise InputError(f"{source}: a pack already; expected a folder of features or another HDF5 file; use it as it "
+                         "is")
     ids = list(ids or sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name)))
     if not ids:
-        raise InputError(f"{source}: no <id>.zip in it; one zip per clip is expected; unpack the features there")
+        raise InputError(f"{source}: no <id>.zip in it; expected one zip per clip; unpack the features there")
     absent = store.missing(ids)
     if absent and on_bad_clip == "error":
-        raise InputError(f"{source}: {len(absent)} of {len(ids)} clips have no {kind} feature ({', '.join(absent[:5])}"
-                         "); one each is expected; get the rest, or leave them out with --on_bad_clip skip")
+        raise InputError(f"{source}: {len(absent)} of {len(ids)} clips have no {kind} feature "
+                         f"({', '.join(absent[:5])}); expected one each; get the rest, or leave them out with "
+                         "--on_bad_clip skip")
     ids = [name for name in ids if name not in set(absent)]
     partial = Path(f"{out}.partial")
     first = _first_good(store, ids, on_bad_clip)
     store.probe(first)
     if not store.leading:
-        raise InputError(f"{source}: tokens, which packs do not hold; vectors or maps are expected; use the features "
-                         "as they are")
+        raise InputError(f"{source}: tokens, which packs do not hold; expected vectors or maps; use the features as "
+                         "they are")
     if seconds is None:
         seconds = _longest(store, ids)
         store = open_features(source, kind, seconds, form, is_own)
@@ -103,9 +104,8 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", id
             os.fsync(file.fileno())
         os.replace(partial, out)
     except (OSError, RuntimeError) as error:                # h5py raises either when a disk is full
-        raise InputError(f"{out}: cannot be written ({str(error)[:100]}); {_gigabytes(shape, dtype):.1f} GB of free, "
-                         f"writable space are expected; make room and run again to continue, or remove "
-                         f"{partial}") from None
+        raise InputError(f"{out}: cannot be written ({str(error)[:100]}); expected {_gigabytes(shape, dtype):.1f} GB "
+                         f"of free, writable space; make room and run again to continue, or remove {partial}") from None
     return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
 
 
@@ -130,7 +130,7 @@ def _first_good(store, ids, on_bad_clip):
         except InputError:
             if on_bad_clip == "error":
                 raise
-    raise InputError(f"{store.path}: none of {len(ids)} clips can be read; features are expected; get them again")
+    raise InputError(f"{store.path}: none of {len(ids)} clips can be read; expected features; download them again")
 
 
 def _lay_out(partial, ids, shape, dtype, about):
@@ -158,8 +158,8 @@ def _lay_out(partial, ids, shape, dtype, about):
 def _check_same(file, partial, ids, shape, dtype):
     found = [name.decode() for name in file["ids"][:]] if "ids" in file and "seconds" in file else []
     if found != ids or file["features"].shape != shape or file["features"].dtype != np.dtype(dtype):
-        raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; one of these "
-                         f"{len(ids)} clips in {dtype} is expected; remove it, or choose another --out")
+        raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; expected one of "
+                         f"these {len(ids)} clips in {dtype}; remove it, or choose another --out")
 
 
 def _forget_changed(file, store, ids, dtype):
@@ -216,8 +216,8 @@ def _read(store, name, dtype):
         clip, own = store.measure(name)
         problem = float16_problem(clip) if dtype == np.float16 else ""
         if problem:
-            raise InputError(f"{store.path}, clip {name}: values up to {np.abs(clip).max():.3g}, {problem}; numbers "
-                             "that keep three digits in it are expected (up to 65,504); pack with --dtype float32")
+            raise InputError(f"{store.path}, clip {name}: values up to {np.abs(clip).max():.3g}, {problem}; expected "
+                             "numbers that keep three digits in it (up to 65,504); pack with --dtype float32")
         return clip.astype(dtype).tobytes(), own, None
     except InputError as error:
         return None, 0, str(error)
@@ -238,5 +238,5 @@ def _verify(file, store, ids, stop):
         same = zlib.crc32(data) == checksum[n] and (
             n not in sample or data == store.read(ids[n]).astype(features.dtype).tobytes())
         if not same:
-            raise InputError(f"{file.filename}: clip {ids[n]} does not read back as it was written; a disk that keeps "
-                             "what it is given is expected; check the disk, remove this file and pack again")
+            raise InputError(f"{file.filename}: clip {ids[n]} does not read back as it was written; expected a disk "
+                             "that keeps what it is given; check the disk, remove this file and pack again")

@@ -247,7 +247,7 @@ def _labels(found, parts):
         text = (f"{modality}: the nearest other clip is of the same class for {100 * agreement.share:.0f} % of "
                 f"{agreement.clips:,} clips, by chance {100 * agreement.chance:.0f} %")
         if agreement.is_chance:
-            found.warnings.append(f"{text}; features of one class are expected to be alike: see whether labels and "
+            found.warnings.append(f"{text}; expected features of one class to be alike: see whether labels and "
                                   f"features are in the same order ({named(key for _, key in clips)})")
         else:
             found.lines.append(text)

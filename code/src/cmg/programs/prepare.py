@@ -116,7 +116,7 @@ def _own_text(opts):
     prompts = given or {sentence: sentence for sentence in sentences} or {
         label: label.replace("_", " ") for label in sorted(labels)}
     if not prompts:
-        raise InputError(f"{opts.manifest}: no prompt and no label; sentences to encode are expected; add the column "
+        raise InputError(f"{opts.manifest}: no prompt and no label; expected sentences to encode; add the column "
                          "'prompt', or pass --prompts FILE with label, prompt")
     out = opts.out or opts.manifest.parent / "prompts.h5"
     _write_text(opts, "manifest", prompts, _encoder(opts)(list(prompts.values())), opts.prompts or opts.manifest, out)
@@ -169,10 +169,10 @@ def _encoder(opts):
         model = HubText(opts.model, torch.device("cpu"))
         if opts.text_vocabulary == "cnt" and not model.is_uncased_bert:
             raise InputError(f"{opts.model}: --text_vocabulary cnt is a list of words of bert-base-uncased, which this "
-                             "model is not; an uncased BERT is expected; leave --text_vocabulary out")
+                             "model is not; expected an uncased BERT; leave --text_vocabulary out")
         return partial(encode_sentences, model)
     if opts.text_vocabulary == "cnt" and not opts.vocab:
-        raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; BERT's is expected for "
+        raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; expected BERT's for "
                          "the word list; pass --vocab")
     vocabulary = find_vocabulary(opts.vocab) if opts.vocab else None
     return lambda sentences: hashing_sentences(sentences, vocabulary)
@@ -195,8 +195,8 @@ def lists(opts):
         print(f"{path}: {happened}")
     if not report:
         names = ("ave.annotations", "ave.train_list", "avvp.official_audio", "avvp.official_visual", "vggsound.csv")
-        raise InputError(f"{opts.data_root}: no official annotation file; at least one of "
-                         f"{', '.join(str(opts.data_path(name)) for name in names)} is expected; see data/README.md")
+        raise InputError(f"{opts.data_root}: no official annotation file; expected at least one of "
+                         f"{', '.join(str(opts.data_path(name)) for name in names)}; see data/README.md")
 
 
 def pack(opts):

@@ -30,17 +30,17 @@ def tensor(value: Any, what: str) -> Tensor:
     """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
-            raise InputError(f"{what}: a tensor of {str(value.dtype).removeprefix('torch.')}, {value.layout}; a plain "
-                             "one of real numbers is expected")
+            raise InputError(f"{what}: a tensor of {str(value.dtype).removeprefix('torch.')}, {value.layout}; expected "
+                             "a plain one of real numbers")
         return value.detach()
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
-        raise InputError(f"{what}: values of the array are masked; numbers for all of them are expected; fill them, or "
+        raise InputError(f"{what}: values of the array are masked; expected numbers for all of them; fill them, or "
                          "leave these clips out")
     array = _array(value, what)
     if array.dtype.kind not in NUMBERS:
-        raise InputError(f"{what}: {_described(value, array)}; an array of real numbers is expected")
+        raise InputError(f"{what}: {_described(value, array)}; expected an array of real numbers")
     if array.dtype.kind == "u" and array.itemsize == 8 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(f"{what}: integers beyond int64; smaller ones are expected")
+        raise InputError(f"{what}: integers beyond int64; expected smaller ones")
     native = {"u": np.uint8 if array.itemsize == 1 else np.int64,       # not all versions of PyTorch have other ones
               "f": array.dtype.newbyteorder("=") if array.itemsize <= 8 else np.float64}
     array = array.astype(native.get(array.dtype.kind, array.dtype.newbyteorder("=")), copy=False)
@@ -52,8 +52,8 @@ def _array(value: Any, what: str) -> np.ndarray:
         return np.asarray(value)
     except Exception as error:  # noqa: BLE001   whatever an object's own __array__ raises
         raise InputError(f"{what}: {_described(value)} that NumPy cannot make an array of "
-                         f"({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); an array or "
-                         "tensor is expected") from None
+                         f"({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); expected an "
+                         "array or tensor") from None
 
 
 def _described(value: Any, array: np.ndarray | None = None) -> str:
@@ -88,7 +88,7 @@ def integer(value: Any, what: str, least: int = -LIMITS.seed, most: int = LIMITS
     except (TypeError, RuntimeError):
         number = None
     if number is None or isinstance(value, (bool, np.bool_)) or not least <= number <= most:
-        raise InputError(f"{what}: {_shown(value)}; a whole number from {least:,} to {most:,} is expected")
+        raise InputError(f"{what}: {_shown(value)}; expected a whole number from {least:,} to {most:,}")
     return number
 
 
@@ -103,7 +103,7 @@ def not_negative(value: Any, what: str) -> float:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise InputError(f"{what}: {_shown(value)}; a finite number of at least 0 is expected")
+        raise InputError(f"{what}: {_shown(value)}; expected a finite number of at least 0")
     return number
 
 
@@ -114,7 +114,7 @@ def path(value: Any, what: str) -> Path:
         InputError: neither text nor path, empty, or with a zero byte.
     """
     if not isinstance(value, (str, os.PathLike)) or str(value) == "" or "\0" in str(value):
-        raise InputError(f"{what}: {_shown(value)}; a path is expected, text or pathlib.Path")
+        raise InputError(f"{what}: {_shown(value)}; expected a path, text or pathlib.Path")
     return absolute(value)
 
 
@@ -127,7 +127,7 @@ def paths(value: Any, what: str) -> list[Path]:
     if isinstance(value, (str, os.PathLike)):
         return [path(value, what)]
     if not isinstance(value, (list, tuple)):
-        raise InputError(f"{what}: {_shown(value)}; a list of paths is expected")
+        raise InputError(f"{what}: {_shown(value)}; expected a list of paths")
     return [path(each, what) for each in value]
 
 

@@ -295,8 +295,8 @@ def require_equal(notes):
         raise SystemExit(2)
     texts = [_difference(name, rank, found[0].get(name), found[rank].get(name)) for name, rank in differing]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    raise InputError(f"the {_group.size} processes of this run differ: {'; '.join(texts[:SHOWN])}{more}; the same "
-                     "options, program, data and checkpoint are expected in all of them; start all again")
+    raise InputError(f"the {_group.size} processes of this run differ: {'; '.join(texts[:SHOWN])}{more}; expected the "
+                     "same options, program, data and checkpoint in all of them; start all again")
 
 
 def _difference(name, rank, first, other):

@@ -39,7 +39,7 @@ def readable(path, remedy="get or make the file again"):
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); a readable file is expected; check the "
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected a readable file; check the "
                          f"disk and its permissions, or {remedy}") from error
 
 
@@ -94,14 +94,14 @@ def launched_processes():
     if size > 1:
         missing = [name for name in LAUNCHED if not os.environ.get(name)]
         if missing:
-            raise InputError(f"WORLD_SIZE={size} in the environment without {', '.join(missing)}; all that torchrun "
-                             "sets is expected; start with torchrun, or unset WORLD_SIZE to run one process")
+            raise InputError(f"WORLD_SIZE={size} in the environment without {', '.join(missing)}; expected all that "
+                             "torchrun sets; start with torchrun, or unset WORLD_SIZE to run one process")
         for name in ("MASTER_PORT", "LOCAL_RANK"):
             if os.environ.get(name):
                 _environment_number(name, 0)
         if _environment_number("RANK", 0) >= size:
-            raise InputError(f"RANK={os.environ['RANK']} in the environment of {size} processes; a number below "
-                             "WORLD_SIZE is expected; start with torchrun")
+            raise InputError(f"RANK={os.environ['RANK']} in the environment of {size} processes; expected a number "
+                             "below WORLD_SIZE; start with torchrun")
     return size
 
 
@@ -113,7 +113,7 @@ def is_first_process():
 def _environment_number(name, least):
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < least:
-        raise InputError(f"{name}={text[:40]!r} in the environment; a whole number from {least} on is expected, as "
+        raise InputError(f"{name}={text[:40]!r} in the environment; expected a whole number from {least} on, as "
                          f"torchrun sets it; unset {name} to run one process")
     return int(text)
 

@@ -35,8 +35,8 @@ def safe_name(text, where):
     """
     if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\\0") or len(
             text.encode("utf-8", "surrogatepass")) > NAME_BYTES:
-        raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; a name without folders, of "
-                         f"at most {NAME_BYTES} bytes, is expected; correct it, or do not use this file")
+        raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; expected a name without "
+                         f"folders, of at most {NAME_BYTES} bytes,; correct it, or do not use this file")
     return text
 
 
@@ -139,8 +139,8 @@ def as_input_error(path, remedy="choose another path"):
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); a writable path with free space is "
-                         f"expected; free some, or {remedy}; what was there before is untouched") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); expected a writable path with free "
+                         f"space; free some, or {remedy}; what was there before is untouched") from error
 
 
 @contextmanager
@@ -222,7 +222,7 @@ def _locked(path, remedy, wait):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise InputError(f"{path.parent}: cannot be written ({error.strerror}); a writable folder is expected; "
+            raise InputError(f"{path.parent}: cannot be written ({error.strerror}); expected a writable folder; "
                              f"{remedy}") from error
         file = os.fdopen(descriptor, "wb")
         try:
@@ -234,8 +234,8 @@ def _locked(path, remedy, wait):
             pass
         except BlockingIOError:
             file.close()
-            raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); one at a time "
-                             f"is expected; wait for it, or {remedy}") from None
+            raise InputError(f"{path.parent}: another process is writing here ({path.name} is locked); expected one at "
+                             f"a time; wait for it, or {remedy}") from None
         except BaseException:
             file.close()
             raise

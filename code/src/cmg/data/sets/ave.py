@@ -45,8 +45,8 @@ class AVE(Clips):
         labels = read_labels(paths["label"])
         classes = read_categories(paths.get("categories"))
         if labels.shape[2] != len(classes) + 1:
-            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes and a background "
-                             "are expected; use the label file that belongs to this class list")
+            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; expected {len(classes)} classes and a "
+                             "background; use the label file that belongs to this class list")
         rows = np.concatenate([read_order(paths[name], len(labels)) for name in splits])
         self.folder = Path(paths["label"]).parent
         self.numbers = {str(row): number for number, row in enumerate(rows)} if splits == ("test",) else {}
@@ -73,8 +73,8 @@ def read_labels(path):
         labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
     if not labels.shape[1] or not np.isin(labels, (0, 1)).all():
         found = "values other than 0 and 1" if labels.shape[1] else "no seconds"
-        raise InputError(f"{path}: {found}; labels (samples, seconds, classes + 1) are expected; check that this is "
-                         "the label file")
+        raise InputError(f"{path}: {found}; expected labels (samples, seconds, classes + 1); check that this is the "
+                         "label file")
     return labels
 
 
@@ -84,7 +84,7 @@ def read_order(path, samples):
         order = hdf5_array(file, "order", "iu", 1)[:].astype(np.int64)
     if not len(order) or order.min() < 0 or order.max() >= samples or len(np.unique(order)) != len(order):
         found = f"{len(order)} row numbers" + (f" from {order.min()} to {order.max()}" if len(order) else "")
-        raise InputError(f"{path}: {found}; different numbers below {samples} are expected; use the order file that "
+        raise InputError(f"{path}: {found}; expected different numbers below {samples}; use the order file that "
                          "belongs to these labels")
     return order
 

@@ -29,8 +29,8 @@ class AVEShared(Clips):
     def __init__(self, paths: Paths, modality: str, **reading: Any) -> None:
         classes, labels = read_classes(paths["categories"]), read_labels(paths["label"])
         if labels.shape[2] != len(classes) + 1:
-            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; {len(classes)} classes of "
-                             f"{paths['categories']} and a background are expected; use files that belong together")
+            raise InputError(f"{paths['label']}: {labels.shape[2]} columns; expected {len(classes)} classes of "
+                             f"{paths['categories']} and a background; use files that belong together")
         rows = read_order(paths["order"], len(labels))
         super().__init__(f"AVE->AVVP train {modality}", (modality,), [str(row) for row in rows],
                          {modality: paths[f"ave_{modality}"]}, classes=classes, labels=labels[rows],

@@ -58,14 +58,13 @@ def read_list(path):
     rows = [Row(*cells) for cells in zip(*(table[name] for name in headings))]
     for row in rows:
         if row.split not in SPLITS:
-            raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; train, val or test is "
-                             "expected; correct the line")
+            raise InputError(f"{path}: clip {row.name[:40]} has the split '{row.split[:40]}'; expected train, val or "
+                             "test; correct the line")
         for name in row[:2]:
             safe_name(name, path)
     row, times = Counter(rows).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{path}: clip {row.name[:40]} is listed {times} times; once is expected; remove the other "
-                         "lines")
+        raise InputError(f"{path}: clip {row.name[:40]} is listed {times} times; expected once; remove the other lines")
     return rows
 
 
@@ -82,7 +81,7 @@ def read_image(path, mode, size):
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such picture; unpack the data again or correct the clip list") from error
     except Exception as error:      # noqa: BLE001   Pillow's decoders fail in many ways
-        raise InputError(f"{path}: not a whole picture ({error}); unpack it again") from error
+        raise InputError(f"{path}: not a valid image ({error}); unpack it again") from error
 
 
 class S4:
@@ -110,7 +109,7 @@ class S4:
         self.classes = sorted({row.category for row in rows})       # of the whole list: the same numbers in all splits
         rows = [row for row in rows if row.split == split]
         if not rows:
-            raise InputError(f"{paths['csv']}: no clip of split '{split}'; at least one is expected; get the list "
+            raise InputError(f"{paths['csv']}: no clip of split '{split}'; expected at least one; download the list "
                              "again")
         self.name, self.split, self.size, self.modalities = name, split, size, tuple(modalities)
         self.ids, self.categories = [row.name for row in rows], [row.category for row in rows]

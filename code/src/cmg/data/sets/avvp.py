@@ -55,7 +55,7 @@ def read_events(path, classes, seconds=10):
         offsets = parse_times(path, name, table["offset"][n])
         if not len(row) == len(onsets) == len(offsets):
             raise InputError(f"{path}: {name} has {len(row)} events, {len(onsets)} onsets and {len(offsets)} offsets; "
-                             "one of each for every event is expected; correct the line")
+                             "expected one of each for every event; correct the line")
         labels[n] = multi_event([(index[event], on, off) for event, on, off in zip(row, onsets, offsets)],
                                 len(classes), seconds)
     return table["filename"], labels

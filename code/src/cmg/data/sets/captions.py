@@ -33,8 +33,8 @@ class Captions(Clips):
         table = read_table(paths["csv"], ("label", "prompt", "clip"))
         twice = next((name for name, count in Counter(table["label"]).items() if count > 1), None)
         if twice is not None:
-            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' occurs twice; a name of its own is expected "
-                             "for each caption; number them")
+            raise InputError(f"{paths['csv']}: the label '{twice[:60]}' occurs twice; expected a name of its own for "
+                             "each caption; number them")
         features = TextFeatures(paths["text"])
         rows = np.array(features.indices(table["label"]))
         super().__init__("captions", modalities, list(dict.fromkeys(table["clip"])), {m: paths[m] for m in modalities},

@@ -30,13 +30,12 @@ class UCFVGGSound(Clips):
         modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
         if ("audio" in modalities) == ("video" in modalities):
             raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the clips of the two sides are different "
-                             "ones; audio or video is expected, alone or with text; change the modalities")
+                             "ones; expected audio or video, alone or with text; change the modalities")
         side = "ucf" if "video" in modalities else "vggsound"
         lists = {name: read_classes(paths[f"{name}_categories"]) for name in ("ucf", "vggsound")}
         if len(lists["ucf"]) != len(lists["vggsound"]):
             raise InputError(f"{paths['ucf_categories']}: {len(lists['ucf'])} classes, {paths['vggsound_categories']} "
-                             f"has {len(lists['vggsound'])}; aligned lists are expected; use files that belong "
-                             "together")
+                             f"has {len(lists['vggsound'])}; expected aligned lists; use files that belong together")
         table = read_table(paths[f"{side}_csv"], ("category", "video_id"))
         rows = first_rows(paths[f"{side}_csv"], table["video_id"], on_bad_clip)
         index = np.array(class_indices(paths[f"{side}_csv"], [table["category"][row] for row in rows], lists[side],

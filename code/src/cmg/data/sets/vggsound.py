@@ -36,8 +36,8 @@ class VGGSound(Clips):
                  **reading: Any) -> None:
         ids, self.categories = read_list(paths["csv"], splits, on_bad_clip)
         if not self.categories and ("text" in modalities or with_labels):
-            raise InputError(f"{paths['csv']}: a list without categories; the column 'category' is expected for text "
-                             "and labels; use the 40k list or the modalities audio and video")
+            raise InputError(f"{paths['csv']}: a list without categories; expected the column 'category' for text and "
+                             "labels; use the 40k list or the modalities audio and video")
         classes: list[str] = []
         text = None
         if with_labels:
@@ -86,10 +86,10 @@ def read_list(path, splits=SPLITS, on_bad_clip="error"):
         ids, categories, parts = table["video_id"], table["category"], table["split"]
     unknown = [k for k, part in enumerate(parts) if part not in SPLITS]
     if unknown:
-        raise InputError(f"{path}: clip {ids[unknown[0]]} has the split '{parts[unknown[0]][:40]}'; train, val or test "
-                         "is expected; correct the line")
+        raise InputError(f"{path}: clip {ids[unknown[0]]} has the split '{parts[unknown[0]][:40]}'; expected train, "
+                         "val or test; correct the line")
     once = first_rows(path, ids, on_bad_clip)
     order = [k for split in SPLITS if split in splits for k in once if parts[k] == split]
     if not order:
-        raise InputError(f"{path}: no clips in {', '.join(splits)}; at least one is expected; check --splits")
+        raise InputError(f"{path}: no clips in {', '.join(splits)}; expected at least one; check --splits")
     return [ids[k] for k in order], [categories[k] for k in order] if categories else []
