@@ -80,12 +80,12 @@ def test_vggsounds_own_lists_have_no_header(tmp_path):
 
 
 @pytest.mark.parametrize("table, more, finding", [
-    ("file,label,split\na,x,train\na,x,test\n", (), "line 3: a is in test, and in train in line 2"),
-    ("file,label\na,x\nb,x\na,y\n", (), "line 4: a has the label 'y', and 'x' in line 2"),
-    ("file,label\na,x\na,x\n", (), "line 3: a is in line 2 already"),
+    ("file,label,split\na,x,train\na,x,test\n", (), "line 3: a is in test, but in train in line 2"),
+    ("file,label\na,x\nb,x\na,y\n", (), "line 4: a has the label 'y', but 'x' in line 2"),
+    ("file,label\na,x\na,x\n", (), "line 3: a is already in line 2"),
     ("file,label,begin\na,x,0\na.mp4,x,1\n", ("--start", "begin"), "line 3: a"),
     ("file,label,begin,onset,offset\na,x,0,0,1\na,y,1,1,2\n", ("--start", "begin"), "line 3: a starts at 1"),
-    ("file,label,onset\na,x,1\n", (), "a column 'onset' but no column 'offset'"),
+    ("file,label,onset\na,x,1\n", (), "column 'onset' but no column 'offset'"),
     ("file,label\nA.mp4,x\nb,x\n", (), "line 2: no video 'A', but 'a'"),
     ("file,label\nz,x\n", (), "none of its 1 clips, such as 'z', matches a video, such as a.mp4"),
     ("a,b\n1,2\n", (), "columns a, b"), ("file,label\na,\n", (), "no label"),

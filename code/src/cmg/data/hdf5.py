@@ -1,7 +1,7 @@
-"""HDF5 files of others: opened, and their arrays checked before anything of them is read. Nothing outside the file is
-opened, and nothing is read that unpacks to more than cmg/utils/limits.py says.
+"""Open untrusted HDF5 files and check their arrays before reading them: no other files are opened, and sizes are
+limited by cmg/utils/limits.py.
 
-Valid Python 3.7, needs only NumPy and h5py: the text exporter for old environments uses it.
+Must run on Python 3.7 with only NumPy and h5py, because the text exporter uses it in old environments.
 """
 
 import mmap
@@ -15,21 +15,21 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import require_regular
 from cmg.utils.limits import LIMITS
 
-# What h5py raises of damaged files, depending on which of their bytes is wrong.
+# Exceptions that h5py raises for damaged files.
 ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
-AGAIN = "get or write the file again, or set its path with --path"
-SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # of a file; of a collection of texts in it
+AGAIN = "download or write the file again, or set its path with --path"
+SIGNATURE, HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"       # signatures of a file and of a heap of texts
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
 NAMES = {h5py.h5z.FILTER_SZIP: "szip", h5py.h5z.FILTER_NBIT: "nbit", h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset",
          32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
-KINDS = {"f": "floating-point numbers", "iu": "integers", "u": "integers", "S": "texts", "O": "texts"}
-CHECKSUM = 4                            # bytes of Fletcher's, at the end of a chunk
-HEADER, ALIGNED = 16, 8                 # bytes of such a collection, and of each text, that stand before its content
+KINDS = {"f": "floating-point numbers", "iu": "integers", "u": "integers", "S": "strings", "O": "strings"}
+CHECKSUM = 4                            # bytes of the Fletcher checksum at the end of a chunk
+HEADER, ALIGNED = 16, 8                 # header size of a heap and of each text, and alignment of texts, in bytes
 
 
 @contextmanager
-def reading(where, expected="a whole HDF5 file", remedy=AGAIN):
-    """What h5py raises in this block becomes one line: InputError."""
+def reading(where, expected="a valid HDF5 file", remedy=AGAIN):
+    """Convert exceptions of h5py in this block to an InputError."""
     try:
         yield
     except InputError:
@@ -40,7 +40,7 @@ def reading(where, expected="a whole HDF5 file", remedy=AGAIN):
 
 
 def open_hdf5(path):
-    """An HDF5 file opened for reading; InputError where it is missing, truncated or something else."""
+    """Open an HDF5 file for reading; InputError if it is missing, truncated or not HDF5."""
     try:
         require_regular(path)
     except OSError as error:
@@ -53,7 +53,7 @@ def open_hdf5(path):
         raise
     except ERRORS as error:
         found, remedy = f"not a valid HDF5 file ({str(error)[:60]})", AGAIN
-        if getattr(error, "errno", None):             # of the system, not of the file's content
+        if getattr(error, "errno", None):             # a system error, not a damaged file
             found = f"cannot be read ({os.strerror(error.errno)})"
             if "lock" in str(error):
                 found = "locked by another program, or on a file system without locks"
@@ -62,9 +62,9 @@ def open_hdf5(path):
 
 
 def _require_texts(path):
-    """InputError for a collection of texts with one of no size: HDF5 2.0 reads on at the same offset for ever.
+    """Raise InputError for a heap with a text of size zero, for which HDF5 2.0 loops forever at the same offset.
 
-    Files above the limit on lists are not searched: it would take longer than their clips.
+    Files above the limit on lists are not searched, because that would take longer than reading their clips.
     """
     size = os.path.getsize(str(path))
     if not 0 < size <= LIMITS.list_bytes:
@@ -73,7 +73,7 @@ def _require_texts(path):
         head = data.find(SIGNATURE)
         offset = head + (13 if data[head + 8:head + 9] < b"\2" else 9)
         if head >= 0 and data[offset:offset + 2] != b"\x08\x08":
-            raise InputError(f"{path}: not a valid HDF5 file (addresses that are not of 8 bytes); expected one; "
+            raise InputError(f"{path}: not a valid HDF5 file (addresses are not 8 bytes); expected an intact file; "
                              f"{AGAIN}")
         begin = data.find(HEAP)
         while begin >= 0:
@@ -84,23 +84,23 @@ def _require_texts(path):
                 length = int.from_bytes(data[at + 8:at + HEADER], "little")
                 step = HEADER + -(-length // ALIGNED) * ALIGNED if is_text else length
                 if not 0 < step <= size:
-                    raise InputError(f"{path}: not a valid HDF5 file (a text of impossible length); expected one; "
-                                     f"{AGAIN}")
+                    raise InputError(f"{path}: not a valid HDF5 file (a string has an impossible length); expected an "
+                                     f"intact file; {AGAIN}")
                 at += step
             begin = data.find(HEAP, begin + 1)
 
 
 def hdf5_array(file, name, kinds, *ranks, by_row=False):
-    """A dataset of an open HDF5 file, checked before anything of it is read.
+    """Get a dataset of an open HDF5 file, checked before any of its data is read.
 
     Args:
-        file: open h5py file, or a group of one.
-        name: dataset.
-        kinds: admitted NumPy kinds, e.g. "f" or "iu"; "O" is text of any length, "S" of one length.
-        ranks: numbers of dimensions that it may have.
-        by_row: it is read row by row; else at once.
+        file: open h5py file or group.
+        name: name of the dataset.
+        kinds: allowed NumPy kinds, e.g. "f" or "iu"; "O" is variable-length text, "S" fixed-length text.
+        ranks: allowed numbers of dimensions.
+        by_row: whether it will be read row by row instead of at once.
     Raises:
-        InputError: absent, of another type or rank, stored outside this file, or above cmg/utils/limits.py.
+        InputError: missing, wrong type or rank, stored outside this file, or above the limits of cmg/utils/limits.py.
     """
     where = file.file.filename
     with reading(where):
@@ -108,10 +108,10 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
         array = file.get(name) if isinstance(link, h5py.HardLink) else None
         if isinstance(array, h5py.Group):
             raise InputError(f"{where}: '{name}' is a group ({', '.join(map(str, list(array)[:5])) or 'empty'}); "
-                             "expected an array under that name; store the array itself there, not within a group")
+                             "expected an array; store the array directly under that name")
         if not isinstance(array, h5py.Dataset):
-            found = "a link" if link is not None else f"it has {', '.join(map(str, list(file)[:5])) or 'nothing'}"
-            raise InputError(f"{where}: no dataset '{name}' of its own ({found}); expected an array under that name; "
+            found = "a link" if link is not None else f"found {', '.join(map(str, list(file)[:5])) or 'nothing'}"
+            raise InputError(f"{where}: no dataset '{name}' ({found}); expected an array with that name; "
                              "check that this is the right file")
         require_plain(array, where, by_row)
         is_text = array.dtype.kind != "O" or h5py.check_string_dtype(array.dtype) is not None
@@ -123,11 +123,11 @@ def hdf5_array(file, name, kinds, *ranks, by_row=False):
 
 
 def require_plain(array, where, by_row=False):
-    """InputError unless a dataset lies within its file and can be read within cmg/utils/limits.py; see `hdf5_array`."""
+    """Raise InputError for a dataset stored outside its file or above the limits of cmg/utils/limits.py."""
     layout = array.id.get_create_plist()
-    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():      # before its shape is asked for,
-        raise InputError(f"{where}: '{array.name}' is stored in other files; expected an array within its file; do not "
-                         "trust this file")                                     # which may open them
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():      # first, because reading the shape
+        raise InputError(f"{where}: '{array.name}' is stored in other files; expected an array in this file; do not "
+                         "trust this file")                                         # may open those files
     shape = array.shape or ()
     one = float(array.dtype.itemsize)
     chunk = np.prod(array.chunks or (1,), dtype=np.float64) * one
@@ -136,18 +136,18 @@ def require_plain(array, where, by_row=False):
         raise InputError(f"{where}: '{array.name}' is stored in chunks of {chunk:,.0f} bytes; expected up to "
                          f"{LIMITS.chunk_bytes:,} (cmg/utils/limits.py); do not trust this file")
     if by_row and (shape[:1] > (LIMITS.clips,) or whole > LIMITS.chunk_bytes * max(shape[:1], default=1)):
-        raise InputError(f"{where}: '{array.name}' is {shape}; up to {LIMITS.clips:,} rows of "
-                         f"{LIMITS.chunk_bytes:,} bytes are read (cmg/utils/limits.py); do not trust this file")
+        raise InputError(f"{where}: '{array.name}' has shape {shape}; expected up to {LIMITS.clips:,} rows of "
+                         f"{LIMITS.chunk_bytes:,} bytes (cmg/utils/limits.py); do not trust this file")
     if not by_row and whole > LIMITS.list_bytes and whole > array.id.get_storage_size():
-        raise InputError(f"{where}: '{array.name}' unpacks to {whole:,.0f} bytes; up to {LIMITS.list_bytes:,} are read "
-                         "of what is packed (cmg/utils/limits.py); do not trust this file")
+        raise InputError(f"{where}: '{array.name}' unpacks to {whole:,.0f} bytes; expected up to "
+                         f"{LIMITS.list_bytes:,} (cmg/utils/limits.py); do not trust this file")
     if array.chunks is not None:
         _require_chunks(array, chunk, where)
 
 
 def _require_chunks(array, size, where):
-    """InputError unless every chunk can be what it says: HDF5 2.0 reads beyond one that is shorter than its checksum
-    (a segmentation fault), and its rarer filters have had holes."""
+    """Raise InputError for chunks of impossible size, because HDF5 2.0 crashes on a chunk shorter than its checksum,
+    and for rare filters, which have had vulnerabilities."""
     layout = array.id.get_create_plist()
     filters = [layout.get_filter(k)[0] for k in range(layout.get_nfilters())]
     least, most = (CHECKSUM + 1, size * 1.125 + 1024) if filters else (size, size)
@@ -163,19 +163,19 @@ def _require_chunks(array, size, where):
 
 
 def texts(array):
-    """The texts of a dataset of them, checked by `hdf5_array`: list of str.
+    """Read a text dataset that was checked by `hdf5_array`: list of str.
 
     Raises:
-        InputError: not UTF-8, or together above the limit on lists: many rows may name one long text.
+        InputError: not UTF-8, or above the limit on lists in total: many rows may refer to one long text.
     """
     where = array.file.filename
-    rows = max(1, LIMITS.list_bytes // max(os.path.getsize(where), 1))     # of which each is shorter than the file
+    rows = max(1, LIMITS.list_bytes // max(os.path.getsize(where), 1))     # each text is shorter than the file
     found, size = [], 0
     with reading(where):
         for k in range(0, len(array), rows):
             found += [text.decode("utf-8") for text in array[k:k + rows]]
             size += sum(map(len, found[k:]))
             if size > LIMITS.list_bytes:
-                raise InputError(f"{where}: '{array.name}' holds more than {LIMITS.list_bytes:,} characters; no list "
-                                 "has as many (cmg/utils/limits.py); do not trust this file")
+                raise InputError(f"{where}: '{array.name}' has too many characters; expected at most "
+                                 f"{LIMITS.list_bytes:,} (cmg/utils/limits.py); do not trust this file")
     return found

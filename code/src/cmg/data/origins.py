@@ -1,7 +1,7 @@
-"""Where features come from: the sidecar that an extraction leaves beside them, the attributes of packs and text files.
+"""Origin of features: the sidecar written by an extraction, and the attributes of packs and text files.
 
-A description is a dict of plain values, {"network": "vgg19", "kind": "caffe", ...}, or None where nothing says it, as
-for the published features. Pretraining keeps it in its checkpoints, and `other_features` compares.
+A description is a dict of plain values, {"network": "vgg19", "kind": "caffe", ...}, or None if the origin is unknown,
+as for the published features. Checkpoints store the descriptions of their features, and `other_features` compares them.
 """
 
 import json
@@ -13,43 +13,44 @@ from cmg.utils.files import read_input, read_text_input
 from cmg.utils.limits import LIMITS
 
 SIDECAR = "features.json"
-TREES = ("demo.json", "spoken.json", "natural.json")    # records of data sets that the project builds, in their root
+TREES = ("demo.json", "spoken.json", "natural.json")    # records in the roots of datasets that this project builds
 ORIGIN = "origin"               # attribute of a pack: the description of its source, JSON
-CONTENT = "content"             # attribute of a pack: SHA-256 of what its source holds (cmg/data/fingerprint.py)
-TEXT = ("backend", "model", "unit")         # attributes of a text file that describe it
-MOST_LETTERS = 80               # of the name of a data set
-CUTS = ("recognised_by", "route", "framing", "resampler")       # in a description, but no kind of features
+CONTENT = "content"             # attribute of a pack: SHA-256 of its source's content (cmg/data/fingerprint.py)
+TEXT = ("backend", "model", "unit")         # attributes that describe a text file
+MOST_LETTERS = 80               # maximum length of a dataset's name
+CUTS = ("recognised_by", "route", "framing", "resampler")       # entries of a description that `difference` ignores
 # Weights that give the published features, and the two programs that give the published word vectors.
 PUBLISHED = (("vggish", "audioset"), ("vgg19", "caffe"), ("transformers", "bert-base-uncased"), ("bert-embedding", ""))
 
 
 def read_sidecar(folder):
-    """The sidecar of an extraction's folder, {} where there is none.
+    """Read the sidecar of an extraction's folder; {} if there is none.
 
     Raises:
-        InputError: it is no such record.
+        InputError: the file is not a sidecar.
     """
     path = Path(folder) / SIDECAR
     try:
         content = json.loads(read_input(path, LIMITS.record_bytes))
         settings = content.get("settings", {})
         if not isinstance(settings, dict) or not all(isinstance(section, dict) for section in settings.values()):
-            raise ValueError("its settings are of another kind")
+            raise ValueError("its settings are not objects")
         if not isinstance(content.get("notes", []), list):
-            raise ValueError("its notes are no list")
+            raise ValueError("its notes are not a list")
         return content
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON of an extraction ({str(error)[:80]}); expected its record; extract the "
-                         "features into another folder (--out), or remove the file if you know what they are") from None
+        raise InputError(f"{path}: not a valid record ({str(error)[:80]}); expected the record of an extraction; "
+                         "extract the features to another folder (--out), or delete the file if you know their "
+                         "origin") from None
 
 
 def _sidecar(path, modality):
-    """The sidecar that speaks of a modality's features at a path, {} where there is none.
+    """The sidecar that describes a modality's features at a path; {} if there is none.
 
-    An extraction leaves <folder>/<modality>/zip, packs beside it, arrays in the folder itself, and, by its preset of
-    that name, <folder>/AVSBench/feature/audio.
+    An extraction writes <folder>/<modality>/zip, with packs next to it, arrays in the folder itself, and with the
+    preset avsbench, <folder>/AVSBench/feature/audio.
     """
     for level, folder in enumerate(Path(path).resolve().parents[:3]):
         settings = (found := read_sidecar(folder)).get("settings", {})
@@ -59,14 +60,14 @@ def _sidecar(path, modality):
 
 
 def describe(path, modality):
-    """What the features at a path were made with; None where nothing says it.
+    """Describe how the features at a path were made; None if that is unknown.
 
     Args:
         path: folder of zips, pack or AVE's array, or for "text" a file of word vectors.
         modality: "audio", "video" or "text".
 
     Raises:
-        InputError: a damaged sidecar. Features that are absent or damaged are left to those who read them.
+        InputError: a damaged sidecar. Missing or damaged features are ignored here and reported when they are read.
     """
     path = Path(path)
     if path.is_file():
@@ -94,18 +95,18 @@ def packed_content(path):
 
 
 def require_descriptions(found, where):
-    """InputError unless what a checkpoint keeps is a dict modality -> description; None, nothing kept, passes."""
+    """Raise InputError unless a checkpoint's entry is None or a dict modality -> description."""
     if found is not None and not (isinstance(found, dict) and all(
             isinstance(name, str) and (value is None or isinstance(value, dict) and all(
                 isinstance(key, str) for key in value)) for name, value in found.items())):
-        raise InputError(f"{where}: its entry 'features' is a {type(found).__name__} of other things; expected a "
-                         "description of the features of each modality; remove it, or use another file")
+        raise InputError(f"{where}: its entry 'features' is an invalid {type(found).__name__}; expected a description "
+                         "of the features of each modality; remove the entry, or use another file")
 
 
 def data_set(paths):
-    """Names of the data sets that some paths lie in, from the record in the root of each (`TREES`), joined by " and ".
+    """Names of the datasets that contain some paths, from the record in the root of each (`TREES`), joined by " and ".
 
-    Empty for published data and for anything else without a record.
+    Empty for published data and anything else without a record.
     """
     records = [folder / name for path in paths for folder in list(Path(path).resolve().parents)[:4] for name in TREES]
     found = [_name_of(record) for record in dict.fromkeys(records) if record.is_file()]
@@ -113,7 +114,7 @@ def data_set(paths):
 
 
 def _name_of(record):
-    """The name in a record; None in a damaged one, which the programs that build such data report.
+    """The name in a record; None if it is damaged, which the programs that build such data report.
 
     Raises:
         InputError: the record cannot be read.
@@ -129,12 +130,12 @@ def _name_of(record):
 
 
 def notes(path, modality):
-    """Lines in the sidecar that whoever uses the features should know."""
+    """Remarks in the sidecar for the users of the features."""
     return [str(note) for note in _sidecar(path, modality).get("notes", [])]
 
 
 def is_published(description):
-    """Are features of this description the published ones, as far as it says?"""
+    """Whether a description matches the published features."""
     if any(description.get(name) for name in ("pre_relu", "pca", "bytes", "hop")):
         return False
     names = description.get("network", description.get("backend")), description.get("kind", description.get("model"))
@@ -142,11 +143,11 @@ def is_published(description):
 
 
 def difference(one, other):
-    """How two descriptions differ, as (text of one, text of the other); None where their features go together.
+    """How two descriptions differ, as (text of one, text of the other); None if their features are compatible.
 
-    Weights that were recognised by their hash are known by their kind: one network comes in files of several forms.
-    How the sound is cut is no difference: the published features of AVE and AVSBench differ in that. Nothing said is
-    taken for the published features.
+    Weights recognized by their hash are compared by kind, because a network comes in files of several formats. The
+    framing of the audio is ignored, because the published features of AVE and AVSBench differ in it. Features of
+    unknown origin are assumed to be the published ones.
     """
     if one is None or other is None:
         return None if one == other or is_published(one or other) else (_title(one), _title(other))
@@ -176,15 +177,15 @@ def _title(description):
 
 
 def other_features(checkpoint, recorded, paths):
-    """Warnings about features of another kind than those that a checkpoint was pretrained on.
+    """Warnings about features of another kind than a checkpoint was pretrained on.
 
     Args:
-        checkpoint: its name.
-        recorded: modality -> description (cmg/data/origins.py) that the checkpoint keeps; None: it keeps none.
+        checkpoint: name of the checkpoint.
+        recorded: modality -> description stored in the checkpoint; None if it has none.
         paths: (modality, path) of the data.
 
     Returns:
-        a line for each path that does not fit.
+        one line per incompatible path.
     """
     lines = []
     for modality, path in paths:
@@ -194,22 +195,22 @@ def other_features(checkpoint, recorded, paths):
         if differ:
             made_with = "--backend and --model" if modality == "text" else "encoder"
             lines.append(f"warning: {checkpoint}: pretrained on {modality} features of {differ[0]}; {path} has "
-                         f"features of {differ[1]}: codes and results mean nothing on another kind of features; "
+                         f"features of {differ[1]}: codes and results are meaningless for another kind of features; "
                          f"extract features with the same {made_with}")
     return lines
 
 
 def apart(labeled, tested):
-    """Codebooks, numbered from 1, none of whose codes occurs in both of two sets of clips: a head that was trained on
-    the one and is tested on the other never saw its codes.
+    """Codebooks, numbered from 1, in which two sets of clips share no code: a head trained on one set never saw the
+    codes of the other.
 
     Args:
-        labeled, tested: (U,) or (U, L) numbers of the codes that occur (EncodedSplit.numbers), without repetition.
+        labeled, tested: (U,) or (U, L) distinct code numbers that occur (EncodedSplit.numbers).
     """
     columns = zip(*(numbers.reshape(len(numbers), -1).T.tolist() for numbers in (labeled, tested)))
     return [level for level, (ours, theirs) in enumerate(columns, 1) if not set(ours) & set(theirs)]
 
 
 def feature_paths(modalities, names, path_of):
-    """(modality, path) of those dotted names that are features of some modalities; `path_of`: dotted name -> Path."""
+    """(modality, path) of the dotted names that are features of these modalities; `path_of`: dotted name -> Path."""
     return [(name.split(".")[1], path_of(name)) for name in names if name.split(".")[1] in modalities]

@@ -1,12 +1,12 @@
-"""Class prompts as word vectors: computed once, stored in one HDF5 file, and read by all loaders.
+"""Class prompts as word vectors: computed once, stored in an HDF5 file, and read by all loaders.
 
-A run uses a few hundred different sentences, so BERT runs once (`prepare.py text`) and not in the loaders. This file is
-valid Python 3.7 and needs only NumPy and h5py, because the bert-embedding exporter runs it in an old environment.
+A run uses a few hundred distinct sentences, so BERT runs once (`prepare.py text`) and not in the loaders. This module
+must run on Python 3.7 with only NumPy and h5py, because the bert-embedding exporter uses it in an old environment.
 
 Attributes of the file: `format`, `backend`, `model`, `width` (of the vectors, 768 for BERT), `text_vocabulary`, `unit`
-("words" or "pieces"), `prompts_file`. Per sentence: `labels`, `prompts`, `vectors` (N, 10, width) as the encoder gets
-them. Per word or piece: `words`, `word_sentence`, `word_index` (index of a word in the vocabulary of bert-embedding, 0
-if it has none, or of a piece in BERT's vocabulary), `word_kept`, `word_reason`, `word_vectors` (W, width).
+("words" or "pieces"), `prompts_file`. Per sentence: `labels`, `prompts`, `vectors` (N, 10, width), the encoder's input.
+Per word or piece: `words`, `word_sentence`, `word_index` (index of a word in the vocabulary of bert-embedding, 0 if it
+has none, or of a piece in BERT's vocabulary), `word_kept`, `word_reason`, `word_vectors` (W, width).
 """
 
 import io
@@ -23,7 +23,7 @@ from cmg.utils.files import atomic_output, read_text_input
 from cmg.utils.limits import LIMITS
 
 FORMAT = "cmg-text-1"
-WORDS = 10                              # the encoder takes the first ten kept words
+WORDS = 10                              # the encoder uses the first ten kept words
 VOCABULARIES = ("all", "cnt")
 KEPT = "kept"
 # GluonNLP swapped the special tokens of Google's vocab.txt to the front; all other entries have the same index.
@@ -34,7 +34,7 @@ GLUON_SPECIALS = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4,
 class Sentence:
     """One encoded prompt: its words, their vectors (n, width) and their vocabulary indices (n), 0 if there is none.
 
-    As in bert-embedding, a word is its pieces joined, and its vector their mean. With `is_pieces` the words are the
+    As in bert-embedding, a word joins its pieces, and its vector is their mean. With `is_pieces` the words are the
     pieces themselves, with their indices in BERT's own vocabulary.
     """
 
@@ -74,7 +74,7 @@ def word_reasons(sentence, text_vocabulary, counts=None):
 
     Args:
         sentence: a Sentence.
-        text_vocabulary: "all" keeps every word, "cnt" drops those that are not in `counts`, as published.
+        text_vocabulary: "all" keeps every word, "cnt" drops those not in `counts`, as published.
         counts: the word list for "cnt", vocabulary index -> dense index; a dense index of 0 stands for unknown.
     """
     reasons, kept = [], 0
@@ -82,7 +82,7 @@ def word_reasons(sentence, text_vocabulary, counts=None):
         if sentence.is_pieces and text_vocabulary == "cnt" and (index == 0 or index not in counts):
             reasons.append("not in the word list")
         elif not sentence.is_pieces and text_vocabulary == "cnt" and index == 0:
-            reasons.append("no single entry of BERT's vocabulary")
+            reasons.append("not a single entry of BERT's vocabulary")
         elif not sentence.is_pieces and text_vocabulary == "cnt" and counts.get(index, 0) == 0:
             reasons.append("not in the word list (cnt.pkl)")
         elif not sentence.is_pieces and not any(letter.isalnum() for letter in word):
@@ -96,7 +96,7 @@ def word_reasons(sentence, text_vocabulary, counts=None):
 
 
 def read_prompts(path, flag="--path"):
-    """Read a prompts csv: dict label -> sentence, in file order. As published, the first row of a label counts."""
+    """Read a prompts csv: dict label -> sentence, in file order. As published, the first row of a label is used."""
     table = read_table(path, ("label", "prompt"), flag=flag)
     prompts = {}
     for label, prompt in zip(table["label"], table["prompt"]):
@@ -123,7 +123,7 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
         Labels of the sentences without any kept word, whose vectors are zero.
 
     Raises:
-        InputError: unknown vocabulary, no words at all, vectors of several widths or not finite, or the file cannot be
+        InputError: unknown vocabulary, no words, vectors of several widths or not finite, or the file cannot be
             written.
     """
     if text_vocabulary not in VOCABULARIES:
@@ -171,13 +171,13 @@ def write_text_features(path, prompts, sentences, backend, model="", text_vocabu
 
 
 def read_sentences(path):
-    """What a text feature file was written from.
+    """Read the sentences that a text feature file was written from.
 
     Returns:
-        (dict sentence -> Sentence, {"backend", "model", "unit"} as `write_text_features` takes them).
+        (dict sentence -> Sentence, {"backend", "model", "unit"}), the arguments of `write_text_features`.
 
     Raises:
-        InputError: as of `TextFeatures`, or arrays of words that are absent or do not fit.
+        InputError: see `TextFeatures`; or the arrays of words are missing or inconsistent.
     """
     prompts = TextFeatures(path).prompts
     with open_hdf5(path) as file, reading(path, "words of the prompts"):
@@ -204,12 +204,12 @@ class TextFeatures:
         path: file written by `prepare.py text`.
 
     Raises:
-        InputError: the file is absent, of another format, or has wrong shapes or values that are not finite.
+        InputError: the file is missing, has another format or wrong shapes, or values that are not finite.
     """
 
     def __init__(self, path):
         self.path = path
-        remedy = "make it with `python prepare.py text`"
+        remedy = "create it with `python prepare.py text`"
         if not os.path.exists(str(path)):
             raise InputError(f"{path}: not found; expected word vectors of the prompts; {remedy}")
         try:
@@ -217,7 +217,7 @@ class TextFeatures:
         except InputError as error:
             raise InputError(f"{error}; {remedy}") from None
         if not np.isfinite(self.vectors).all():
-            raise InputError(f"{path}: vectors that are NaN or infinite; expected finite numbers; {remedy}")
+            raise InputError(f"{path}: some vectors are NaN or infinite; expected finite numbers; {remedy}")
         self._row = {prompt: k for k, prompt in enumerate(self.prompts)}
         self._row.update((label, k) for k, label in enumerate(self.labels))
 
@@ -243,14 +243,14 @@ class TextFeatures:
         return self.vectors[self.indices([key])[0]]
 
     def sentences(self, keys):
-        """The sentences of labels, or sentences themselves."""
+        """Sentences for class labels; sentences map to themselves."""
         return [self.prompts[row] for row in self.indices(keys)]
 
     def indices(self, keys):
         """Rows of `vectors` for labels or sentences.
 
         Raises:
-            InputError: there is no prompt for one of them.
+            InputError: a key has no prompt.
         """
         unknown = sorted(set(keys) - set(self._row))
         if unknown:

@@ -1,7 +1,7 @@
-"""Sentences to word vectors: BERT through transformers, or hashed character n-grams for the demo.
+"""Encode sentences as word vectors: BERT through transformers, or hashed character n-grams for the demo.
 
-Both give words as bert-embedding 1.0.1 does: lower case, accents stripped, punctuation split off, the pieces of a word
-glued together and their vectors averaged, 25 pieces per sentence with [CLS] and [SEP].
+Both define words like bert-embedding 1.0.1: lower case, accents stripped, punctuation split off, the pieces of a word
+joined and their vectors averaged, 25 pieces per sentence with [CLS] and [SEP].
 """
 
 import json
@@ -16,22 +16,22 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import read_text_input
 from cmg.utils.limits import LIMITS
 
-LONGEST_TEXT = 512              # pieces that BERT takes
+LONGEST_TEXT = 512              # maximum of pieces in BERT's input
 MAX_PIECES = 25                 # bert-embedding's max_seq_length, [CLS] and [SEP] included
 LONGEST_WORD = 200              # characters; a longer word becomes [UNK] there (transformers: 100)
 BATCH = 64
-HASHED = 768                    # numbers of a hashed word's vector, as many as BERT's
+HASHED = 768                    # width of a hashed word's vector, as in BERT
 HUB_NAME = "bert-base-uncased"
 
 
 def hashing_sentences(sentences, vocabulary=None):
-    """Words as hashed character n-grams: no download, the same on every machine. For the demo, not for results.
+    """Encode words as hashed character n-grams, without a download and equal on every machine. For demos, not results.
 
     Args:
         sentences: list of str.
         vocabulary: BERT's token -> index, only for the word list filter.
     Returns:
-        a `Sentence` each, word vectors (n, 768) of length 1.
+        one `Sentence` each, with word vectors (n, 768) of norm 1.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
     hashing = HashingVectorizer(n_features=HASHED, analyzer="char_wb", ngram_range=(2, 4), norm="l2")
@@ -48,7 +48,7 @@ class Bert:
 
     Args:
         model: folder with the model and its tokenizer, or a name on the hub.
-        pieces: keep the pieces as they are, of the whole sentence, as CoDAAR does.
+        pieces: keep all pieces of the sentence instead of joining them to words, like CoDAAR.
     Raises:
         InputError: no such model.
     """
@@ -62,14 +62,14 @@ class Bert:
         except InputError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{model}: no BERT there ({str(error).splitlines()[0][:120]}); expected a folder with "
+            raise InputError(f"{model}: no BERT found ({str(error).splitlines()[0][:120]}); expected a folder with "
                              "config.json, weights and vocab.txt, or a name on the Hugging Face hub; download "
                              f"{HUB_NAME} and pass its folder with --model") from None
         self.vocabulary = self.tokenizer.get_vocab()
         self.tokenizer.backend_tokenizer.model.max_input_chars_per_word = LONGEST_WORD
 
     def sentences(self, texts):
-        """A `Sentence` for each text."""
+        """Encode texts as `Sentence`s."""
         return [s for k in range(0, len(texts), BATCH) for s in self._batch(list(texts[k:k + BATCH]))]
 
     def _batch(self, texts):
@@ -82,13 +82,13 @@ class Bert:
         return [made(ids, mask, x) for ids, mask, x in zip(batch["input_ids"], batch["attention_mask"], states)]
 
     def _keep_pieces(self, ids, mask, states):
-        """All pieces of one sentence without the special tokens."""
+        """All pieces of a sentence except special tokens."""
         special = set(self.tokenizer.all_special_ids)
         kept = [n for n in range(int(mask.sum())) if int(ids[n]) not in special]
         return Sentence(self.tokenizer.convert_ids_to_tokens(ids[kept]), states[kept], ids[kept].tolist(), True)
 
     def _glue(self, ids, mask, states):
-        """Words and mean vectors of one sentence; [CLS], [SEP] and padding are left out, [UNK] stays a word."""
+        """Words and mean vectors of a sentence, without [CLS], [SEP] and padding; [UNK] remains a word."""
         length = int(mask.sum())
         words, vectors = [], []
         for piece, vector in zip(self.tokenizer.convert_ids_to_tokens(ids[1:length - 1]), states[1:length - 1]):
@@ -103,7 +103,7 @@ class Bert:
 
 
 def find_vocabulary(path):
-    """BERT's token -> index from vocab.txt, or from a tokenizer's folder (vocab.txt or tokenizer.json)."""
+    """Read BERT's token -> index from vocab.txt, or from a tokenizer's folder (vocab.txt or tokenizer.json)."""
     path = Path(path)
     if path.is_dir() and (path / "vocab.txt").exists():
         path = path / "vocab.txt"
@@ -112,21 +112,21 @@ def find_vocabulary(path):
     try:
         return dict(json.loads(read_text_input(path / "tokenizer.json", LIMITS.text_bytes))["model"]["vocab"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no vocab.txt or tokenizer.json of a word-piece model ({type(error).__name__}); "
+        raise InputError(f"{path}: no vocab.txt, nor tokenizer.json of a WordPiece model ({type(error).__name__}); "
                          f"expected the folder of {HUB_NAME}; see --vocab") from None
 
 
 def word_list(prompt_files, prompts, vocabulary):
-    """The word list of our prompts in the published form (cnt.pkl).
+    """Build the word list of prompts in the published format (cnt.pkl).
 
     Args:
         prompt_files: names for messages, one for each of `prompts`.
         prompts: list of dict label -> sentence.
         vocabulary: BERT's token -> index.
     Returns:
-        dict index -> dense index, 0 -> 0 first, then the words by first occurrence.
+        dict index -> dense index, starting with 0 -> 0, then the words by first occurrence.
     Raises:
-        InputError: a word that is no single entry of the vocabulary.
+        InputError: a word is not a single entry of the vocabulary.
     """
     counts = {0: 0}
     for path, sentences in zip(prompt_files, prompts):
@@ -134,7 +134,7 @@ def word_list(prompt_files, prompts, vocabulary):
             for word in re.findall(r"\w+|[^\w\s]", sentence.lower()):
                 index = word_index(word, vocabulary)
                 if index == 0:
-                    raise InputError(f"{path}: '{word}' in the prompt of '{label}' is no single entry of BERT's "
+                    raise InputError(f"{path}: '{word}' in the prompt of '{label}' is not a single entry of BERT's "
                                      "vocabulary; expected whole entries; use another word")
                 counts.setdefault(index, len(counts))
     return counts

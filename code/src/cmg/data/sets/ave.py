@@ -1,4 +1,4 @@
-"""AVE: 4,143 annotated clips of 28 classes, features and labels in HDF5 arrays, one row a sample."""
+"""AVE: 4,143 annotated clips of 28 classes; features and labels in HDF5 arrays with one row per sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
-# Beside the labels of data that the project builds: what a person sees and hears of the test clips (`Clips.original`).
+# Files next to the labels of data built by this project: images and audio of the test clips (`Clips.original`).
 ORIGINALS = {"audio": "test_spectrograms.h5", "video": "test_pictures.h5"}
 CATEGORIES = (              # label order of the published labels
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
@@ -29,12 +29,12 @@ class AVE(Clips):
 
     Args:
         paths: name -> Path of "audio", "video", "label", "train", "val", "test"; "text" for class prompts;
-            "categories", a list of the class names (the published 28 where it is absent).
-        modalities: of "audio", "video", "text" (the prompt of the clip's class).
+            "categories" for a list of class names (default: the published 28).
+        modalities: from "audio", "video", "text" (the prompt of the clip's class).
         split: "train", "val", "test", or a tuple of them.
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Raises:
-        InputError: files of wrong shape, dtype or class count, row numbers outside the arrays.
+        InputError: wrong shape, dtype or number of classes, or row numbers outside the arrays.
     """
 
     NUMBERED = "AVE"
@@ -68,7 +68,7 @@ class AVE(Clips):
 
 
 def read_labels(path):
-    """Labels (samples, seconds, C+1) of 0 and 1, last column background, as float32."""
+    """Read labels (samples, seconds, C+1) of 0 and 1, last column background, as float32."""
     with open_hdf5(path) as file, reading(path):
         labels = hdf5_array(file, "avadataset", "fiu", 3)[:].astype(np.float32)
     if not labels.shape[1] or not np.isin(labels, (0, 1)).all():
@@ -79,22 +79,22 @@ def read_labels(path):
 
 
 def read_order(path, samples):
-    """Row numbers of a split, int64; InputError where one is repeated or outside the `samples` rows."""
+    """Read the row numbers of a split, int64; InputError if one is repeated or outside the `samples` rows."""
     with open_hdf5(path) as file, reading(path):
         order = hdf5_array(file, "order", "iu", 1)[:].astype(np.int64)
     if not len(order) or order.min() < 0 or order.max() >= samples or len(np.unique(order)) != len(order):
         found = f"{len(order)} row numbers" + (f" from {order.min()} to {order.max()}" if len(order) else "")
-        raise InputError(f"{path}: {found}; expected different numbers below {samples}; use the order file that "
+        raise InputError(f"{path}: {found}; expected distinct numbers below {samples}; use the order file that "
                          "belongs to these labels")
     return order
 
 
 def read_categories(path):
-    """Class names in label order: the user's list where there is one, else the published 28."""
+    """Class names in label order: the user's list if there is one, else the published 28."""
     return read_classes(path) if path is not None and path.exists() else list(CATEGORIES)
 
 
 def class_text(paths, classes, labels):
-    """(vectors, index of each clip) of the class prompts, as `Clips` takes them; `labels` is (N, T, C+1)."""
+    """Class prompts as (vectors, index of each clip), the `text` of `Clips`; `labels` is (N, T, C+1)."""
     features = TextFeatures(paths["text"])
     return features.vectors, np.array(features.indices(classes))[clip_class(labels).numpy()]

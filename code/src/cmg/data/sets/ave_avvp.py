@@ -1,4 +1,4 @@
-"""AVE to AVVP, twelve shared classes: a head learns on AVE's clips and is tested on AVVP's."""
+"""AVE to AVVP, twelve shared classes: a head is trained on AVE's clips and tested on AVVP's."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class AVEShared(Clips):
         modality: "audio" or "video".
         reading: on_bad_clip, in_memory, seconds, padding; see `Clips`.
     Raises:
-        InputError: labels of another class count, row numbers outside them, bad rows.
+        InputError: a wrong number of classes, row numbers outside the labels, bad rows.
     """
 
     def __init__(self, paths: Paths, modality: str, **reading: Any) -> None:

@@ -1,4 +1,4 @@
-"""AVSBench-S4: clips of five frames with masks, a sound, and the sentence of their class (Zhou et al., ECCV 2022)."""
+"""AVSBench-S4: clips of five frames with masks, audio, and the sentence of their class (Zhou et al., ECCV 2022)."""
 
 import logging
 from collections import Counter
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NAME = "AVSBench-S4"
 SPLITS = ("train", "val", "test")
-SECONDS = 5                     # of a clip, one frame each
+SECONDS = 5                     # seconds per clip, with one frame each
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of ImageNet, which the backbones were trained on
-FORMATS = ("PNG", "JPEG")        # of pictures; others may start programs (EPS)
-FOREGROUND = 128                # grey levels of a mask from here on are foreground
-COLUMNS = {"name": 0, "category": 2, "split": None}     # -> position of the column where its header is another
+FORMATS = ("PNG", "JPEG")        # allowed image formats; others may start programs (EPS)
+FOREGROUND = 128                # gray level from which a mask pixel is foreground
+COLUMNS = {"name": 0, "category": 2, "split": None}     # -> position of the column if it has another name
 
 
 class Row(NamedTuple):
@@ -41,9 +41,9 @@ class Row(NamedTuple):
 
 
 def read_list(path):
-    """The clip list: a `Row` for each line.
+    """Read the clip list: a `Row` for each line.
 
-    Columns headed otherwise than `name` and `category` are found at their published positions.
+    If `name` or `category` have other names, the columns at their published positions are used.
 
     Raises:
         InputError: see read_table; an unknown split, a clip listed twice, a name that is not a plain file name.
@@ -69,44 +69,44 @@ def read_list(path):
 
 
 def read_image(path, mode, size):
-    """A picture as an array: mode "RGB" (H, W, 3), resized bilinearly, or "L" (H, W), nearest; uint8."""
+    """Read an image as uint8: mode "RGB" (H, W, 3), resized bilinearly, or "L" (H, W), resized to nearest pixels."""
     try:
         with open_input(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > LIMITS.pixels:
-                raise ValueError(f"{image.width} x {image.height}, up to {LIMITS.pixels:,} pixels are read")
+                raise ValueError(f"{image.width} x {image.height}, more than {LIMITS.pixels:,} pixels")
             image = image.convert(mode)
             if image.size != (size, size):
                 image = image.resize((size, size), Image.BILINEAR if mode == "RGB" else Image.NEAREST)
             return np.asarray(image)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture; unpack the data again or correct the clip list") from error
+        raise InputError(f"{path}: no such image; unpack the data again or correct the clip list") from error
     except Exception as error:      # noqa: BLE001   Pillow's decoders fail in many ways
         raise InputError(f"{path}: not a valid image ({error}); unpack it again") from error
 
 
 class S4:
-    """One split, a map-style dataset.
+    """Map-style dataset of one split.
 
     An item is a dict: "frames" (5, 3, S, S) float32 normalized, "masks" (1 or 5, S, S) float32 in {0, 1} (one in
-    train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask values besides 0 and 255.
+    train), "audio" (5, ...) float32, "category" int, "number" int, "greys" int: mask pixels other than 0 and 255.
 
     Args:
         paths: {"csv", "frames", "masks"} and, as needed, "audio", "prompts" and "text" -> Path.
         split: "train", "val" or "test".
         size: S, side of frames and masks.
-        modalities: of "audio" and "text": the queries that are wanted.
-        name: of the data set, in results.
+        modalities: from "audio" and "text": the modalities of the queries.
+        name: name of the dataset in results.
     Attributes:
         words: (C, L, W) float32 word vectors of the class sentences; None without text.
     Raises:
-        InputError: see read_list; no clip of the split; any picture or sound missing (the first is named); a class
-            without a sentence, a sentence without word vectors.
+        InputError: see read_list; the split has no clips; missing images or audio (names the first); a class without a
+            sentence, a sentence without word vectors.
     """
 
     def __init__(self, paths: Paths, split: str, size: int = 224, modalities: Sequence[str] = ("audio", "text"),
                  name: str = NAME) -> None:
         rows = read_list(paths["csv"])
-        self.classes = sorted({row.category for row in rows})       # of the whole list: the same numbers in all splits
+        self.classes = sorted({row.category for row in rows})       # of the whole list, so that splits agree
         rows = [row for row in rows if row.split == split]
         if not rows:
             raise InputError(f"{paths['csv']}: no clip of split '{split}'; expected at least one; download the list "
@@ -116,7 +116,7 @@ class S4:
         self.numbers = [self.classes.index(category) for category in self.categories]
         self.paths = {kind: Path(path) for kind, path in paths.items()}
         self.num_masks = 1 if split == "train" else SECONDS
-        self.sound_shapes = SHAPES["audio"]         # of one second; after the first sound that one alone
+        self.sound_shapes = SHAPES["audio"]         # of one second; fixed by the first clip
         self._require_files()
         self.words = self._read_words() if "text" in self.modalities else None
 
@@ -164,14 +164,14 @@ class S4:
         return item
 
     def read_sound(self, i: int) -> NDArray[Any]:
-        """Audio features of clip i, (5, ...) float32: the last second repeated, or the first five kept."""
+        """Read the audio features of clip i, (5, ...) float32; shorter ones repeat their last second."""
         path = self.sound(i)
-        feature = check_clip(read_zip(path), self.sound_shapes, SECONDS, path, "the first sound")
+        feature = check_clip(read_zip(path), self.sound_shapes, SECONDS, path, "the first clip")
         self.sound_shapes = (feature.shape[1:],)
         return feature
 
     def queries(self) -> "dict[str, torch.Tensor]":
-        """What the queries of all clips are made of: {"audio" (n, 5, ...), "category" (n,)} tensors."""
+        """Inputs of the queries of all clips: tensors {"audio" (n, 5, ...), "category" (n,)}."""
         import torch  # here, because --help and checks do not need it
         inputs = {"category": torch.tensor(self.numbers)}
         if "audio" in self.modalities:
@@ -180,11 +180,11 @@ class S4:
 
 
 def warn_of_greys(dataset, batch):
-    """True after one line about the first mask of a batch that is not black and white."""
+    """Warn about the first mask of a batch that is not black and white; returns whether there was one."""
     greys = batch["greys"]
     if not greys.any():
         return False
     i = int(batch["number"][int(greys.argmax())])
-    log.warning("%s: %d mask pixels are neither 0 nor 255; from %d on they count as foreground (further such masks are "
-                "not reported)", dataset.picture("masks", i, 1), int(greys.max()), FOREGROUND)
+    log.warning("%s: %d mask pixels are neither 0 nor 255; values of %d or more count as foreground (more such masks "
+                "are not reported)", dataset.picture("masks", i, 1), int(greys.max()), FOREGROUND)
     return True

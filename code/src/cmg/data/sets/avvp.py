@@ -1,4 +1,4 @@
-"""AVVP (LLP): ten-second clips with several events each, annotated apart for what is heard and what is seen."""
+"""AVVP (LLP): ten-second clips with several events each, with separate annotations for audio and video."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ class AVVP(Clips):
     Args:
         paths: name -> Path of "categories", "audio_csv" and "audio", or "visual_csv" and "video".
         modality: "audio" or "video".
-        seconds: T; the events are those of the first T seconds.
+        seconds: T; only events in the first T seconds are used.
         reading: on_bad_clip, in_memory, padding; see `Clips`.
     Raises:
-        InputError: a defective list, an unknown class, missing or bad clips.
+        InputError: an invalid list, an unknown class, missing or bad clips.
     """
 
     def __init__(self, paths: Paths, modality: str, *, name: str = "AVVP", seconds: int = 10, **reading: Any) -> None:
@@ -34,16 +34,16 @@ class AVVP(Clips):
 
 
 def read_events(path, classes, seconds=10):
-    """Clips and labels of an event list: tab-separated, one row per clip, events comma-joined.
+    """Read the clips and labels of an event list: tab-separated, one row per clip, comma-separated events.
 
     Args:
-        path: csv with `COLUMNS`; `filename` is the 11-character id and the cut, <id>_<start>_<end>.
+        path: csv with `COLUMNS`; `filename` is the 11-character id with the start and end, <id>_<start>_<end>.
         classes: class names in label order (C).
         seconds: T.
     Returns:
         (names, labels (N, T, C+1) float32).
     Raises:
-        InputError: missing column, lists of different lengths, times that are no numbers, unknown class.
+        InputError: missing column, lists of different lengths, times that are not numbers, unknown class.
     """
     table = read_table(path, COLUMNS, "\t")
     events = [[event.strip() for event in row.split(",")] for row in table["event_labels"]]

@@ -1,4 +1,4 @@
-"""A user's own data set: a manifest (cmg/data/manifest.py) and the features of its clips, by modality."""
+"""A user's own dataset: a manifest (cmg/data/manifest.py) and the features of its clips, by modality."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ class Custom(Clips):
     """Clips of some splits of a manifest.
 
     Args:
-        paths: "manifest", and the path of the features of each modality; see cmg/data/features.py. That of "text" is a
-            file of `prepare.py text`, in which sentences are looked up (the clip's prompts; its label where the
-            manifest has no prompts), or word vectors clip by clip as any other features.
-        modalities: those to read.
-        splits: of "train", "val", "test".
-        is_labeled: only clips with a label, with labels: (T, C+1) with the class in all seconds; in every second that
-            an event touches where there are onsets.
-        kinds: modality -> "vector", "map" or "tokens", of those besides audio, video and text.
+        paths: "manifest", and the path of the features of each modality; see cmg/data/features.py. "text" is either a
+            file of `prepare.py text`, with the clip's prompts (or its label if the manifest has no prompts), or word
+            vectors per clip like any other features.
+        modalities: modalities to read.
+        splits: from "train", "val", "test".
+        is_labeled: use only labeled clips, with labels (T, C+1). The class applies to all seconds, or with onsets, to
+            every second that overlaps an event.
+        kinds: modality -> "vector", "map" or "tokens", for modalities besides audio, video and text.
         seconds, reading (on_bad_clip, in_memory, padding): see `Clips`.
     Attributes:
         has_times: the manifest has onsets.
-        origin: the name of the manifest's folder, unless the features are of a data set that the project builds.
+        origin: the name of the manifest's folder, unless this project built the dataset.
     Raises:
-        InputError: a defective manifest, missing or bad clips, sentences without word vectors.
+        InputError: an invalid manifest, missing or bad clips, sentences without word vectors.
     """
 
     BY_ID = True
@@ -45,8 +45,8 @@ class Custom(Clips):
         classes = manifest.classes() if is_labeled else []
         ids = [name for split in splits for name in manifest.labeled(split)] if is_labeled else manifest.ids(splits)
         if not ids:
-            raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; one clip at least is "
-                             "expected; check the column 'split', or choose others with --splits")
+            raise InputError(f"{manifest.path}: no row has the split {' or '.join(splits)}; expected at least one "
+                             "clip; check the column 'split', or choose others with --splits")
         if is_labeled:
             labels = _labels([manifest.clips[name].events for name in ids], classes, seconds, self.has_times)
         stores, text = {m: paths[m] for m in modalities}, None
@@ -58,7 +58,7 @@ class Custom(Clips):
 
 
 def is_prompts_file(path):
-    """Whether word vectors are those of `prepare.py text`, by sentence, not by clip."""
+    """Whether a file was written by `prepare.py text`, with word vectors by sentence instead of by clip."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -78,15 +78,15 @@ def _labels(events, classes, seconds, has_times):
 
 
 def _sentences(manifest, ids, features):
-    """(vectors, rows (N,) or (N, S) with -1 for none) of the sentences of each clip, as `Clips` takes them."""
+    """The sentences of each clip as (vectors, rows (N,) or (N, S) padded with -1), the `text` of `Clips`."""
     sentences = {}
     for name in ids:
         clip = manifest.clips[name]
         sentences[name] = clip.prompts if manifest.has_prompts else [clip.events[0][1]] if clip.events else []
         if not sentences[name]:
             wanted = "prompt" if manifest.has_prompts else "label, and the manifest has no prompts"
-            raise InputError(f"{manifest.path}: line {clip.line}: {name} has no {wanted}; a sentence for each clip is "
-                             "expected where text is a modality; fill it in, or leave out --features text=PATH")
+            raise InputError(f"{manifest.path}: line {clip.line}: {name} has no {wanted}; expected a sentence for each "
+                             "clip if text is a modality; add it, or omit --features text=PATH")
     different = list(dict.fromkeys(chain.from_iterable(sentences.values())))
     rows = dict(zip(different, features.indices(different)))
     most = max(map(len, sentences.values()))

@@ -1,10 +1,9 @@
-"""Recognize a cut copy of a published VGGSound list by its content.
+"""Recognize a truncated copy of a published VGGSound list by its content.
 
-An early upload of the data package held a 40k list cut to about 20,000 clips: DCID pretrained on it reaches 41 instead
-of 52 percent on AVE, audio to video. The lists themselves are not part of this project, so a sketch of each lies
-beside this file: the smallest hashes of its rows. Of any other list, the hashes up to the largest of these tell which
-share of the published list it holds, and whether it holds anything else (bottom-k sketch; with 128 hashes, give or
-take 4 percent).
+An early upload of the data package had a 40k list truncated to about 20,000 clips: DCID pretrained on it reaches 41
+instead of 52 percent on AVE, audio to video. The lists are not part of this project, but known_lists.txt has a bottom-k
+sketch of each: the smallest hashes of its rows. The hashes of another list up to the largest of these show which
+fraction of the published list it contains (to within 4 percent with 128 hashes), and whether it contains other clips.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-LEAST = 8                       # hashes from which on a share is told; a list of a few hundred rows has fewer
+LEAST = 8                       # minimum of hashes for an estimate; a list of a few hundred rows has fewer
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Sketch:
 
 @lru_cache
 def published() -> tuple[Sketch, ...]:
-    """Sketches of the published lists, the smallest first; a line of known_lists.txt each: name, rows, hashes."""
+    """Sketches of the published lists, smallest first; each line of known_lists.txt has name, rows and hashes."""
     lines = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
     return tuple(Sketch(name, int(rows), frozenset(int(digits, 16) for digits in hashes))
                  for name, rows, *hashes in map(str.split, lines))
@@ -38,11 +37,11 @@ def row_hash(category: str, video_id: str) -> int:
 
 
 def warn_of_cut(categories: list[str], ids: list[str], known: "tuple[Sketch, ...] | None" = None) -> str | None:
-    """A line about a list that is a part of a published one; None for a whole one and for lists of other clips.
+    """A warning about a list that is a part of a published one; None for complete lists and lists of other clips.
 
     Args:
-        categories, ids: of the list's rows, as cmg.data.sets.vggsound.read_list gives them.
-        known: the published lists, the smallest first.
+        categories, ids: columns of the list, as returned by cmg.data.sets.vggsound.read_list.
+        known: the published lists, smallest first.
     """
     hashes = {row_hash(*row) for row in zip(categories, ids)}
     for sketch in known or published():
@@ -53,6 +52,6 @@ def warn_of_cut(categories: list[str], ids: list[str], known: "tuple[Sketch, ...
         if len(shared) > 0.98 * len(sketch.hashes):
             return None
         return (f"a part of the published {sketch.name} list: {len(ids):,} of its {sketch.rows:,} clips; an early "
-                "upload of the data package was cut to 20k, with which AVE reaches 41 instead of 52 percent: get the "
-                "current one, unless you left clips out yourself")
+                "upload of the data package was truncated to 20k, with which AVE reaches 41 instead of 52 percent: "
+                "download the current one, unless you removed clips yourself")
     return None

@@ -1,4 +1,4 @@
-"""The clips of pretraining, by --dataset_name: `pretrain.py` and `prepare.py check` open them with the same call."""
+"""Datasets for pretraining by --dataset_name, used by `pretrain.py` and `prepare.py check`."""
 
 from cmg.data.manifest import CUSTOM
 from cmg.data.sets import ave
@@ -24,17 +24,17 @@ SOURCE = "the CMG data package (github.com/haihuangcode/CMG), folder vggsound40k
 
 
 def modalities_of(name, own=()):
-    """Modalities of a pretraining set; `own`: those of the user's data."""
+    """Modalities of a pretraining set; `own` are those of the user's data."""
     return tuple(own) if name == CUSTOM else SETS[name][1]
 
 
 def splits_of(name):
-    """Parts of a list that are pretrained on unless the flags say otherwise."""
+    """Default splits for pretraining."""
     return ["train"] if name == CUSTOM else ["train", "test", "val"]
 
 
 def path_names(name, own=()):
-    """Dotted names of what a run of a pretraining set opens; `own`: modalities of the user's data."""
+    """Dotted names of the paths that a pretraining set needs; `own` are the modalities of the user's data."""
     if name == CUSTOM:
         return [f"{CUSTOM}.{short}" for short in ("manifest", *own)]
     source, modalities = SETS[name]
@@ -44,13 +44,13 @@ def path_names(name, own=()):
 
 
 def open_clips(name, path_of, splits, own=(), **reading):
-    """The clips of a pretraining set.
+    """Open a pretraining set.
 
     Args:
-        name: of SETS, or OWN.
+        name: a key of SETS, or CUSTOM.
         path_of: dotted name -> Path.
-        splits: parts of a VGGSound list, or of the user's; AVE is taken whole.
-        own: modality -> kind of the user's data, None for the kinds that audio, video and text may have.
+        splits: splits of a VGGSound list or of the user's; AVE always uses all.
+        own: modality -> kind in the user's data, None for any kind that audio, video and text may have.
         reading: on_bad_clip, in_memory, seconds and padding (cmg/data/clips.py).
     """
     paths = {dotted.split(".")[1]: path_of(dotted) for dotted in path_names(name, own)}

@@ -1,4 +1,4 @@
-"""UCF-101 clips of the 51 classes with sound, video and audio of the same clips (open-set task, ICCV 2025)."""
+"""UCF-101 clips of the 51 classes with audio; video and audio of the same clips (open-set task, ICCV 2025)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +25,10 @@ class UCF51(Clips):
 
     Args:
         paths: name -> Path of "categories" (label = line), "csv" (category, video_id), "audio", "video".
-        modalities: of "audio" and "video".
+        modalities: from "audio" and "video".
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:
-        InputError: a defective list, unknown class, missing or bad clips.
+        InputError: an invalid list, unknown class, missing or bad clips.
     """
 
     def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video"), *, on_bad_clip: str = "error",

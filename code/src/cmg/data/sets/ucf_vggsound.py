@@ -1,4 +1,4 @@
-"""UCF-101 (video) and VGGSound (audio): sixteen classes named in both, one event that fills the clip."""
+"""UCF-101 (video) and VGGSound (audio): sixteen shared classes; one event fills each clip."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,28 +13,28 @@ from cmg.utils.errors import InputError
 
 
 class UCFVGGSound(Clips):
-    """Clips of one side: "video" are UCF-101's, "audio" VGGSound's; "text" adds the prompt of the class to either.
+    """Clips of one side: "video" is UCF-101, "audio" is VGGSound; "text" adds the prompt of the class to either.
 
-    Line k of the two class lists is the same class in two vocabularies; the label is k, every second is foreground.
+    Line k of both class lists is the same class under two names; the label is k, and every second is foreground.
 
     Args:
         paths: name -> Path of "ucf_categories", "vggsound_categories"; "ucf_csv" and "video", or "vggsound_csv" and
             "audio"; "text" for prompts (labeled by the names of the VGGSound list).
-        modalities: ("video",) or ("audio",), either with "text".
+        modalities: ("video",) or ("audio",), optionally with "text".
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Raises:
-        InputError: class lists of different lengths, a defective list, unknown class, missing or bad clips.
+        InputError: class lists of different lengths, an invalid list, unknown class, missing or bad clips.
     """
 
     def __init__(self, paths: Paths, modalities: Sequence[str], *, on_bad_clip: str = "error", **reading: Any) -> None:
         modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
         if ("audio" in modalities) == ("video" in modalities):
-            raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the clips of the two sides are different "
-                             "ones; expected audio or video, alone or with text; change the modalities")
+            raise InputError(f"UCF/VGGSound with {' and '.join(modalities)}: the two sides have different clips; "
+                             "expected audio or video, alone or with text; change the modalities")
         side = "ucf" if "video" in modalities else "vggsound"
         lists = {name: read_classes(paths[f"{name}_categories"]) for name in ("ucf", "vggsound")}
         if len(lists["ucf"]) != len(lists["vggsound"]):
-            raise InputError(f"{paths['ucf_categories']}: {len(lists['ucf'])} classes, {paths['vggsound_categories']} "
+            raise InputError(f"{paths['ucf_categories']}: {len(lists['ucf'])} classes; {paths['vggsound_categories']} "
                              f"has {len(lists['vggsound'])}; expected aligned lists; use files that belong together")
         table = read_table(paths[f"{side}_csv"], ("category", "video_id"))
         rows = first_rows(paths[f"{side}_csv"], table["video_id"], on_bad_clip)

@@ -1,4 +1,4 @@
-"""VGGSound-AVEL, the clips of pretraining: the 24K/40K/81K/179K lists, with audio, video and class prompts."""
+"""VGGSound-AVEL, the pretraining dataset: the 24K/40K/81K/179K lists, with audio, video and class prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from cmg.data.labels import single_event
 from cmg.data.text import TextFeatures
 from cmg.utils.errors import InputError
 
-SPLITS = ("train", "test", "val")       # the released loader joins the parts in this order
+SPLITS = ("train", "test", "val")       # order of the published loader
 
 
 class VGGSound(Clips):
@@ -20,15 +20,15 @@ class VGGSound(Clips):
 
     Args:
         paths: name -> Path of "csv" and, as needed, "audio", "video", "text", "label", "categories".
-        modalities: of "audio", "video", "text".
-        splits: parts of the list; all three are the paper's 40K, "train" alone its 24K. The 81K and 179K lists (column
-            `id`, file names) have no parts, classes or prompts and are taken whole.
-        with_labels: adds "label" (T, 142) from the stored segment labels (released AV mode; no loss uses it).
+        modalities: from "audio", "video", "text".
+        splits: splits of the list; all three are the paper's 40K, "train" alone its 24K. The 81K and 179K lists (column
+            `id`, file names) have no splits, classes or prompts and are used completely.
+        with_labels: add "label" (T, 142) from the stored segment labels (published AV mode; no loss uses it).
         on_bad_clip, reading (in_memory, seconds, padding): see `Clips`.
     Attributes:
         categories: class name of each clip; empty for the 81K and 179K lists.
     Raises:
-        InputError: defects of the list (missing column, unknown split or class, repeated id), missing or bad clips.
+        InputError: an invalid list (missing column, unknown split or class, repeated id), missing or bad clips.
     """
 
     def __init__(self, paths: Paths, modalities: Sequence[str] = ("audio", "video", "text"),
@@ -36,8 +36,8 @@ class VGGSound(Clips):
                  **reading: Any) -> None:
         ids, self.categories = read_list(paths["csv"], splits, on_bad_clip)
         if not self.categories and ("text" in modalities or with_labels):
-            raise InputError(f"{paths['csv']}: a list without categories; expected the column 'category' for text and "
-                             "labels; use the 40k list or the modalities audio and video")
+            raise InputError(f"{paths['csv']}: no column 'category'; expected it for text and labels; use the 40k list "
+                             "or the modalities audio and video")
         classes: list[str] = []
         text = None
         if with_labels:
@@ -66,16 +66,16 @@ class VGGSound(Clips):
 
 
 def read_list(path, splits=SPLITS, on_bad_clip="error"):
-    """Ids and categories of a list, its parts joined in the order train, test, val, rows in file order.
+    """Read the ids and categories of a list, ordered by split (train, test, val), then as in the file.
 
     Args:
-        path: csv with category, video_id, split; or with id alone (<id>.mp4).
-        splits: parts to take.
+        path: csv with category, video_id, split; or with only id (<id>.mp4).
+        splits: splits to use.
         on_bad_clip: "skip" keeps the first row of a repeated id instead of raising.
     Returns:
         (ids, categories); categories is empty for a list without them.
     Raises:
-        InputError: missing column, unknown split, repeated id, no rows in the parts.
+        InputError: missing column, unknown split, repeated id, no rows in these splits.
     """
     header = read_header(path)
     if "id" in header and "video_id" not in header:
