@@ -399,7 +399,7 @@ def test_an_encoder_that_changes_is_refused(functions):
     encoder.encode(seconds_of(1), 16000)
     refused("when it is encoded later; expected the same", encoder.encode, seconds_of(1), 16000)
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
-    refused("one width", encoder.encode, [picture(0, 224, 224)])
+    refused("the same width", encoder.encode, [picture(0, 224, 224)])
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     encoder.network.function = lambda frames: frames.mean((1, 2)) + 1
     refused("for it later", encoder.encode, [picture(0, 224, 224)] * custom.AGAIN)

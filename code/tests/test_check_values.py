@@ -87,7 +87,7 @@ def test_clips_of_another_length_are_one_warning(own, capsys):
     assert report.split("next:")[1].count("--seconds auto") == 1        # of pretraining; heads take T of the checkpoint
     (own / "clips.csv").unlink()
     code, report = check(own, capsys, more=("--seconds", "auto"))
-    assert code == 1 and "manifest is absent" in report
+    assert code == 1 and "manifest is missing" in report
 
 
 def each(folder, change, *names):
@@ -141,40 +141,40 @@ shuffled = np.random.default_rng(0).permutation
 # kind -> (what is changed, what the only warnings say)
 FOUND = {
     "all features zero": (lambda d: each(d / "audio", np.zeros_like),
-                          ["audio: 33 of 33 clips are zero everywhere (train0"]),
+                          ["audio: 33 of 33 clips are all zeros (train0"]),
     "one array in all clips": (lambda d: each(d / "audio", lambda x: np.ones((10, 16), "f4")),
-                               ["audio: 33 of 33 clips are one and the same value everywhere"]),
+                               ["audio: 33 of 33 clips are constant"]),
     "a few silent clips": (lambda d: each(d / "video", np.zeros_like, "train3", "test4"),
-                           ["video: 2 of 33 clips are zero everywhere (train3, test4)"]),
+                           ["video: 2 of 33 clips are all zeros (train3, test4)"]),
     "one real array in all clips": (lambda d: each(d / "audio", lambda x: np.load(d / "video/train0.npy")[:, 0, :4, 0].
                                                    repeat(4, 1)),
-                                    ["audio: 33 of 33 clips have one and the same feature (train0"]),
+                                    ["audio: 33 of 33 clips have the same feature (train0"]),
     "a test clip is a train clip": (lambda d: copy(d, "train0", "test3"), [
-        "audio: 1 clips of test are exact copies of clips of train (test3 = train0)",
-        "video: 1 clips of test are exact copies of clips of train (test3 = train0)"]),
+        "audio: 1 test clips are exact copies of train clips (test3 = train0)",
+        "video: 1 test clips are exact copies of train clips (test3 = train0)"]),
     "the sound of two val clips is that of train clips": (
         lambda d: (copy(d, "train1", "val1", ["audio"]), copy(d, "train2", "val2", ["audio"])),
-        ["audio: 2 clips of val are exact copies of clips of train (val1 = train1, val2 = train2)"]),
+        ["audio: 2 val clips are exact copies of train clips (val1 = train1, val2 = train2)"]),
     "two train clips are the same": (lambda d: copy(d, "train0", "train3", ["video"]), [
         "video: 2 of 33 clips have exactly the features of another clip (train0 = train3)"]),
-    "labels shuffled": (lambda d: relabel(d, shuffled), ["audio: the nearest other clip is of the same class for",
-                                                         "video: the nearest other clip is of the same class for"]),
+    "labels shuffled": (lambda d: relabel(d, shuffled), ["audio: the nearest other clip has the same class for",
+                                                         "video: the nearest other clip has the same class for"]),
     "labels sorted, features not": (lambda d: relabel(d, sorted_in_splits), [
-        "audio: the nearest other clip is of the same class for", "video: the nearest"]),
-    "features of another clip each": (lambda d: rename(d / "audio"), ["audio: the nearest other clip is of the same"]),
+        "audio: the nearest other clip has the same class for", "video: the nearest"]),
+    "features of another clip each": (lambda d: rename(d / "audio"), ["audio: the nearest other clip has the same"]),
     "vectors of the prompts swapped": (
         lambda d: in_text(d, lambda f: f["vectors"].write_direct(f["vectors"][:][::-1].copy())),
-        ["prompts.h5: 2 of 3 prompts do not belong to their class (ball: its vectors are not those of its words, sq"]),
+        ["prompts.h5: 2 of 3 prompts do not match their class (ball: its vectors do not match its words, sq"]),
     "prompts swapped with their words": (lambda d: in_text(d, swap_all), [
-        "prompts.h5: 3 of 3 prompts do not belong to their class (ball: its words are not those of its sentence"]),
+        "prompts.h5: 3 of 3 prompts do not match their class (ball: its words do not match its sentence"]),
     "the same of a model": (lambda d: in_text(d, swap_words_of_a_model),
-                            ["3 of 3 prompts do not belong to their class"]),
+                            ["3 of 3 prompts do not match their class"]),
     "one vector changed": (lambda d: in_text(d, change_vector), [
-        "1 of 3 prompts do not belong to their class (cross: its vectors are not those that its sentence gives"]),
+        "1 of 3 prompts do not match their class (cross: its vectors do not match its sentence"]),
     "too small for float16": (lambda d: each(d / "audio", lambda x: x * np.float32(1e-9), "test1", "val0"), [
         "audio: 2 of 33 clips have values too small for float16 (val0, test1); pack them with --dtype float32"]),
     "too large for float16": (lambda d: each(d / "video", lambda x: x * np.float32(1e6), "test1"), [
-        "video: 1 of 33 clips have values beyond float16 (test1)"]),
+        "video: 1 of 33 clips have values too large for float16 (test1)"]),
 }
 
 
@@ -201,8 +201,8 @@ def change_vector(file):
 def test_a_healthy_set_has_no_warning_and_says_what_was_not_looked_at(healthy, capsys):
     code, report = check(healthy, capsys)
     assert code == 0 and warnings(report) == []
-    assert "audio: the nearest other clip is of the same class for 100 % of 33 clips, by chance 31 %" in report
-    assert "not looked at: whether the features of a clip are of one recording" in report
+    assert "audio: the nearest other clip has the same class for 100 % of 33 clips (chance: 31 %)" in report
+    assert "not checked: whether a clip's features come from the same recording" in report
     assert "ok: a run would work\n" in report
 
 
@@ -223,7 +223,7 @@ def test_few_clips_are_said_not_to_be_compared(healthy, tmp_path, capsys):
     (own / "clips.csv").write_text("\n".join(rows[:4] + rows[-3:]) + "\n")
     code, report = check(own, capsys)
     assert code == 0 and warnings(report) == []
-    assert "whether audio tells of the classes (fewer than 12 clips whose class has another clip)" in report
+    assert "whether audio depends on the class (fewer than 12 clips whose class has another clip)" in report
 
 
 # --------------------------------------------------------------------------------------------- check and pretrain agree
@@ -267,7 +267,7 @@ def test_the_demo_is_healthy(demo_data, capsys):
     for name in ("ave", "vggsound_AVT", "ave_avvp"):
         code, report = published(name, demo_data, capsys)
         assert code == 0 and warnings(report) == [], report
-    assert "audio: the nearest other clip is of the same class" in report
+    assert "audio: the nearest other clip has the same class" in report
 
 
 def test_rows_of_two_splits_of_ave_are_named(tree, capsys):
@@ -286,7 +286,7 @@ def test_clips_with_one_feature_are_not_compared_pair_by_pair(monkeypatch):
     found = values.Found()
     values._copies(found, "audio", clips)
     assert len(compared) == 2000 and len(found.warnings) == 1 and found.warnings[0].startswith(
-        "audio: 500 clips of test are exact copies of clips of train (test0 = train0, test1 = train0, ")
+        "audio: 500 test clips are exact copies of train clips (test0 = train0, test1 = train0, ")
 
 
 @pytest.mark.parametrize("changed, found", [("ave.label", ("audio", "video")), ("ave.audio", ("audio",)),
@@ -305,7 +305,7 @@ def test_a_copied_clip_of_vggsound_is_named_by_its_splits(tree, capsys):
         folder = tree / DATA_PATHS[f"vggsound.{kind}"]
         shutil.copy(folder / f"{of['train']}.zip", folder / f"{of['test']}.zip")
     _, report = published("vggsound_AVT", tree, capsys)
-    assert all(f"{kind}: 1 clips of test are exact copies of clips of train ({of['test']} = {of['train']})" in report
+    assert all(f"{kind}: 1 test clips are exact copies of train clips ({of['test']} = {of['train']})" in report
                for kind in ("audio", "video"))
 
 
@@ -315,17 +315,17 @@ def test_classes_in_another_order_and_other_sentences_are_named(tree, capsys):
     path.write_text("\n".join([names[1], names[0], *names[2:]]) + "\n")
     _, report = published("ucf_vggsound", tree, capsys)
     others = (tree / DATA_PATHS["ucf_vggsound.vggsound_categories"]).read_text().splitlines()
-    assert sorted(names) != sorted(others) or "in another order (line 1 is" in report
+    assert sorted(names) != sorted(others) or "in a different order (line 1 is" in report
     assert values.class_orders([(("a.txt", ["x", "y", "z"]), ("b.txt", ["x", "z", "y"]))]) == [
-        "a.txt: the classes of b.txt in another order (line 2 is y, z there); labels are line numbers: use lists that "
-        "belong together, or the published order"]
+        "a.txt: the classes of b.txt in a different order (line 2 is y, there z); labels are line numbers: use "
+        "matching lists, or the published order"]
     assert values.class_orders([(("a", ["x", "y"]), ("b", ["x", "y"])), (("a", ["x", "y"]), ("b", ["x", "z"]))]) == []
     prompts = tree / DATA_PATHS["vggsound.prompts"]
     lines = prompts.read_text().splitlines() if prompts.exists() else ["label,prompt"]
     prompts.parent.mkdir(parents=True, exist_ok=True)
     prompts.write_text("\n".join([lines[0], "digit one,another sentence"]) + "\n")
     _, report = published("vggsound_AVT", tree, capsys)
-    assert "1 labels have another sentence than in the list of prompts (digit one)" in report
+    assert "the sentences of 1 labels differ from the list of prompts (digit one)" in report
 
 
 # ------------------------------------------------------------------------------------------------------ float16, packs
@@ -355,7 +355,7 @@ def test_a_pack_refuses_what_float16_would_lose(tmp_path, scale):
 def test_clips_that_changed_while_a_pack_was_unfinished_are_packed_again(tmp_path):
     x = np.random.default_rng(0).normal(size=(10, 16)).astype("f4")
     write_zips(tmp_path / "zips", {"a": x, "b": x * np.float32(1e9)})
-    refused("clip b: .*beyond float16", packing.pack, tmp_path / "zips", tmp_path / "pack.h5", "audio")
+    refused("clip b: .*too large for float16", packing.pack, tmp_path / "zips", tmp_path / "pack.h5", "audio")
     write_zips(tmp_path / "zips", {"a": 2 * x, "b": x})
     packing.pack(tmp_path / "zips", tmp_path / "pack.h5", "audio")
     assert (open_features(tmp_path / "pack.h5", "audio").read("a") == (2 * x).astype("f2")).all()

@@ -96,11 +96,11 @@ class Runs:
     ("a.npz", npz(x=np.ones(3), y=np.ones(3)), "2 arrays in the zip (x.npy, y.npy); expected exactly one .npy"),
     ("a.npz", npz(), "0 arrays"), ("a.npz", npz(x=np.array([{}])), "Python objects"), ("a.npz", b"", "an empty file"),
     ("a.npz", npz(x=np.ones(3))[:-30], "truncated or damaged"),
-    ("a.pkl", pickle.dumps(Runs()), "asks for builtins.print"),
+    ("a.pkl", pickle.dumps(Runs()), "refers to builtins.print"),
     ("a.pkl", pickle.dumps({"x": np.ones(3)}), "with other content"), ("a.pkl", b"", "not a valid pickle"),
-    ("a.pt", pt({"x": torch.ones(3)}), "holds a dict of x"), ("a.pt", pt(Runs()), "UnpicklingError"),
-    ("a.pt", pt(3), "holds a int"), ("a.pt", pt(torch.ones(3, dtype=torch.complex64)), "holds a Tensor"),
-    ("a.pt", pt(torch.eye(3).to_sparse()), "holds a Tensor"), ("a.pt", b"PK\3\4", "BadZipFile"),
+    ("a.pt", pt({"x": torch.ones(3)}), "contains a dict of x"), ("a.pt", pt(Runs()), "UnpicklingError"),
+    ("a.pt", pt(3), "contains a int"), ("a.pt", pt(torch.ones(3, dtype=torch.complex64)), "contains a Tensor"),
+    ("a.pt", pt(torch.eye(3).to_sparse()), "contains a Tensor"), ("a.pt", b"PK\3\4", "BadZipFile"),
     ("a.pt", pt(torch.ones(3), _use_new_zipfile_serialization=False), "before PyTorch 1.6"),
     ("a.pt", larger_than_its_file(), "expected one tensor of numbers, as written by torch.save"),
     ("a.pt", pt(torch.ones(1).expand(1 << 28)), "bytes unpacked or more")])
@@ -123,7 +123,7 @@ def test_a_folder_of_other_files_is_named(tmp_path):
     tree(tmp_path, ".npy", CLIPS)
     for path in (tmp_path / "audio").iterdir():
         path.rename(path.with_suffix(".mat"))
-    assert "the folder holds 3 .mat" in message(
+    assert "the folder has 3 .mat" in message(
         Custom, {"manifest": tmp_path / "clips.csv", "audio": tmp_path / "audio"}, ("audio",))
 
 
@@ -153,7 +153,7 @@ def test_a_picture_and_a_sound_are_clips_of_one_second(form, tmp_path):
 def test_own_features_are_packed(tmp_path, capsys):
     arguments = tree(tmp_path, ".npy", {**CLIPS, "not in the list": CLIPS["a"]})
     (tmp_path / "clips.csv").write_text("id,split,label\n" + "".join(f"{name},train,x\n" for name in CLIPS))
-    for told in ("3 clips, 0.00 GB", "kept as it is"):
+    for told in ("3 clips, 0.00 GB", "not changed"):
         assert prepare.main(["pack", *arguments, "--dtype", "float32"]) is None
         output = capsys.readouterr().out
         assert told in output and f"--features audio={tmp_path / 'audio.pack.h5'}" in output

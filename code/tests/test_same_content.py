@@ -172,7 +172,7 @@ def test_equal_notes_pass_and_every_difference_is_named(monkeypatch):
     FakeGroup(monkeypatch, NOTES, NOTES)
     dist.require_equal(NOTES)
     for changed, text in (({"--lr": "0.1"}, "process 2 has --lr 0.1, the first 0.0004"),
-                          ({"list of clips": b"c"}, "process 2 has another list of clips than the first"),
+                          ({"list of clips": b"c"}, "process 2 has a different list of clips than the first"),
                           ({"start": "after step 0"}, "process 2 has start after step 0, the first after step 3"),
                           ({"weights": b"d"}, "process 2 has another weights")):
         FakeGroup(monkeypatch, NOTES, NOTES | changed)

@@ -268,7 +268,7 @@ def holder(**changes):
 def test_writing_without_locks(tmp_path, without_flock, caplog):
     with file_lock(tmp_path / ".lock", "choose another folder"):
         assert sorted(os.listdir(tmp_path)) == [".lock", ".lock.held"]
-        with pytest.raises(InputError, match=f"process {os.getpid()} on .*choose another folder.*remove the file"):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on .*choose another folder.*delete the file"):
             with file_lock(tmp_path / ".lock", "choose another folder"):
                 pass
         with atomic_write(tmp_path / "file", "w") as file:

@@ -252,7 +252,7 @@ def test_an_absent_place_names_its_flag(gone, example, tmp_path, capsys):
         gone, example / gone)), str(tmp_path / "absent")) for arg in data(example)]
     assert prepare.main(["check", "--dataset", "custom", *arguments]) == 1
     out = capsys.readouterr().out
-    assert f"custom.{gone} is absent: {tmp_path / 'absent'}" in out and "get it from: your own files" in out
+    assert f"custom.{gone} is missing: {tmp_path / 'absent'}" in out and "download from: your own files" in out
     assert {"manifest": "--manifest CSV", "audio": "--features audio=PATH",
             "text": f"prepare.py text --manifest {example / 'clips.csv'}"}[gone] in out
 

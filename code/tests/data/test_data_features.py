@@ -177,13 +177,13 @@ def test_each_defect_is_named_and_can_be_skipped(folder, caplog, name):
     assert str(folder / "clip2.zip") in text and finding in text and "expected" in text or "at most" in text
     left = clips(folder, on_bad_clip="skip")
     assert left.ids == ["clip0", "clip1", "clip3"] and list(left.skipped) == ["clip2"]
-    assert "1 of 4 clips are skipped" in caplog.text and finding in caplog.text
+    assert "skipping 1 of 4 clips" in caplog.text and finding in caplog.text
     assert np.array_equal(left[2]["audio"], CLIP + 3)
 
 
 def test_missing_clips_are_counted_and_named(folder, caplog):
     (folder / "clip1.zip").unlink()
-    assert "1 of 4 clips of set have no audio feature (clip1; the folder holds 3 .zip)" in message(clips, folder)
+    assert "1 of 4 clips of set have no audio feature (clip1; the folder has 3 .zip)" in message(clips, folder)
     assert clips(folder, on_bad_clip="skip").ids == ["clip0", "clip2", "clip3"]
     assert "clip1" in caplog.text
     assert "not found" in message(clips, folder / "nowhere")

@@ -93,11 +93,11 @@ def test_a_bad_clip_stops_or_is_skipped(broken, tmp_path):
 
 def test_what_cannot_be_packed(zips, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no <id>.zip in it" in message(pack, tmp_path / "empty", tmp_path / "p.h5", "audio")
+    assert "contains no <id>.zip" in message(pack, tmp_path / "empty", tmp_path / "p.h5", "audio")
     pack(zips, tmp_path / "p.h5", "audio")
-    assert "a pack already" in message(pack, tmp_path / "p.h5", tmp_path / "q.h5", "audio")
+    assert "already a pack" in message(pack, tmp_path / "p.h5", tmp_path / "q.h5", "audio")
     os.rename(tmp_path / "p.h5", tmp_path / "r.h5.partial")
-    assert "an unfinished pack of other clips" in message(pack, zips, tmp_path / "r.h5", "audio", "float32")
+    assert "an unfinished pack with other clips" in message(pack, zips, tmp_path / "r.h5", "audio", "float32")
     (tmp_path / "s.h5.partial").write_bytes(b"nothing")
     assert "remove" in message(pack, zips, tmp_path / "s.h5", "audio")
     assert "cannot be written" in message(pack, zips, tmp_path / "s.h5.partial" / "below" / "t.h5", "audio")

@@ -136,13 +136,13 @@ PLANTED = {             # name -> (what is done to the package, what check must 
                      f"{OTHER}.zip: an array of Python objects"),
     "missing clips": (lambda p: [(p["audio"] / f"v-00000000{k}.zip").unlink() for k in range(7)],
                       "7 clips have no feature file: v-000000000, v-000000001, v-000000002, v-000000003, v-0000000"),
-    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "vggsound.audio is absent: "),
+    "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "vggsound.audio is missing: "),
     "missing column": (lambda p: rewrite(p["csv"], "video_id", "id_of_video"), "no column 'video_id'"),
     "missing cell": (lambda p: rewrite(p["csv"], FIRST, ""), "line 2 has no video_id"),
     "unknown split": (lambda p: rewrite(p["csv"], ",train", ",tran"), "the split 'tran'"),
     "unknown class": (lambda p: rewrite(p["csv"], "race car", "race cat"), "no prompt for 'race cat'"),
     "repeated id": (lambda p: rewrite(p["csv"], OTHER, FIRST), f"1 repeated ids, first {FIRST}"),
-    "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is absent: "),
+    "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is missing: "),
     "no text": (lambda p: p["text"].unlink(), "make it with `python prepare.py text --dataset vggsound`, or set"),
 }
 
@@ -155,7 +155,7 @@ def test_check_names_each_planted_defect(package, tmp_path, capsys, name):
     code, out = check(root, "vggsound_AVT", capsys)
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
     assert code == 1 and [finding in line for line in problems] == [True], out         # said once, and nothing else is
-    assert "not ready" in out and "get it from: the CMG data package" in out
+    assert "not ready" in out and "download from: the CMG data package" in out
 
 
 def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
@@ -168,12 +168,12 @@ def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
 
 def test_everything_that_is_absent_is_listed(tmp_path, capsys):
     code, out = check(tmp_path, "all", capsys)
-    absent = {name for name, place in DATA_PATHS.items() if f"PROBLEM: {name} is absent: {tmp_path / place}; " in out}
-    assert code == 1 and out.count("not ready") == 7 == out.count("get it from: ")
+    absent = {name for name, place in DATA_PATHS.items() if f"PROBLEM: {name} is missing: {tmp_path / place}; " in out}
+    assert code == 1 and out.count("not ready") == 7 == out.count("download from: ")
     problems = [line for line in out.splitlines() if "PROBLEM" in line]
-    assert all("is absent: " in line and " --path " in line for line in problems)
-    for report in out.split("get it from: "):
-        said = [line.split("is absent: ")[1] for line in report.splitlines() if "is absent: " in line]
+    assert all("is missing: " in line and " --path " in line for line in problems)
+    for report in out.split("download from: "):
+        said = [line.split("is missing: ")[1] for line in report.splitlines() if "is missing: " in line]
         assert len(said) == len(set(said))
     assert {"vggsound.csv", "vggsound.audio", "vggsound.video", "vggsound.text", "ave.audio", "ave.video", "ave.label",
             "ave.test", "avvp.audio_csv", "avvp.video", "ave_avvp.order", "ucf_vggsound.ucf_csv", "avs.masks"} <= absent
@@ -261,7 +261,7 @@ AVE_DEFECTS = {
     "order of floats": (lambda p: write(p["train"], "order", np.array([5.0])), "'order' is float64"),
     "other class count": (lambda p: write(p["label"], "avadataset", np.zeros((4143, 10, 13))), "13 columns; 28"),
     "labels that are none": (lambda p: write(p["label"], "avadataset", np.full((4143, 10, 29), .5)), "other than 0"),
-    "no video": (lambda p: p["video"].unlink(), "ave.video is absent: "),
+    "no video": (lambda p: p["video"].unlink(), "ave.video is missing: "),
     "features of fewer samples": (lambda p: write(p["audio"], "avadataset", np.zeros((99, 10, 128))), "have no feat"),
     "features of another kind": (lambda p: write(p["audio"], "avadataset", np.zeros((4143, 64))), "rank 3 or 5"),
 }
@@ -339,7 +339,7 @@ def test_ucf_vggsound_on_the_released_lists(tmp_path, annotations, capsys):
     assert tuple(UCFVGGSound(place, ("video", "text"))[0]) == ("video", "text", "label")
     assert "different clips" in message(UCFVGGSound, place, ("audio", "video"))
     code, out = check(tmp_path, "ucf_vggsound", capsys)
-    assert code == 0 and "line 11 has a tab; the class name is taken as 'Bowling'" in out
+    assert code == 0 and "line 11 has a tab; using 'Bowling' as the class name" in out
     assert "16 classes (1 without clips)" in out
     rewrite(place["ucf_categories"], "Skiing\n", "")
     assert "expected aligned lists" in message(UCFVGGSound, place, "video")
@@ -358,7 +358,7 @@ def test_avs_is_checked(tmp_path, capsys):
                 Image.new("RGB", (8, 8)).save(folder / f"{name}_{k}.png")
         data_trees.write_zips(place["audio"] / split / "zip" / category, {name: np.ones((5, 128), np.float32)})
     code, out = check(tmp_path, "avs", capsys)
-    assert code == 1 and out.count("PROBLEM") == 2 and out.count(f"avs.text is absent: {place['text']}") == 1
+    assert code == 1 and out.count("PROBLEM") == 2 and out.count(f"avs.text is missing: {place['text']}") == 1
     place["prompts"].parent.mkdir(parents=True)
     place["prompts"].write_text("label,prompt\nhelicopter,a helicopter\ndog,a dog\n")
     hashed_text(place["text"], {"helicopter": "a helicopter", "dog": "a dog"})
@@ -369,7 +369,7 @@ def test_avs_is_checked(tmp_path, capsys):
     (place["frames"] / "val" / "dog" / "c" / "c_2.png").write_bytes(b"no picture")
     code, out = check(tmp_path, "avs", capsys)
     assert code == 1 and out.count("PROBLEM") == 3 and "b_4.png: no such file (1 files of split 'test'" in out
-    assert "a.zip: an empty file" in out and "c_2.png: not a whole picture" in out
+    assert "a.zip: an empty file" in out and "c_2.png: not a valid image" in out
     refused("b_4.png: no such file", S4, place, "test")      # training says the very same
     place["csv"].write_text("name,start,category,split\na,0,helicopter,train\na,0,helicopter,train\n")
     code, out = check(tmp_path, "avs", capsys)

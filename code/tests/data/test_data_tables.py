@@ -80,7 +80,7 @@ def test_absent_parts_and_files(write, tmp_path):
 def test_repeated_ids_can_be_skipped(write, caplog):
     path = write(GOOD.replace("ccccccccccc", "aaaaaaaaaaa"))
     assert read_list(path, on_bad_clip="skip")[0] == ["aaaaaaaaaaa", "ddddddddddd", "-bbbbbbbbbb"]
-    assert "1 repeated ids, first aaaaaaaaaaa; the first row of each is kept" in caplog.text
+    assert "1 repeated ids, first aaaaaaaaaaa; keeping the first row of each" in caplog.text
 
 
 @pytest.mark.parametrize("content, finding", [
@@ -89,7 +89,7 @@ def test_class_lists(write, caplog, content, finding):
     assert finding in message(read_classes, write(content))
     assert read_classes(write("\ufeffa, b\r\nc\r\n\r\n")) == ["a, b", "c"]
     assert read_classes(write("a\nBowling\tbowling\nc")) == ["a", "Bowling", "c"]
-    assert "line 2 has a tab; the class name is taken as 'Bowling'" in caplog.text
+    assert "line 2 has a tab; using 'Bowling' as the class name" in caplog.text
 
 
 @pytest.mark.parametrize("content, finding", [
@@ -237,7 +237,7 @@ def test_lists_of_the_user_stay(derived, tmp_path, annotations, capsys):
     path = root / DATA_PATHS["avvp.categories"]
     path.write_text("mine\n")
     prepare.main(["lists", "--data_root", str(root)])
-    assert path.read_text() == "mine\n" and f"{path}: exists, kept as it is" in capsys.readouterr().out
+    assert path.read_text() == "mine\n" and f"{path}: exists, not changed" in capsys.readouterr().out
     prepare.main(["lists", "--data_root", str(root), "--overwrite"])
     assert path.read_text() != "mine\n"
     refused("no official annotation file", prepare.main, ["lists", "--data_root", str(tmp_path / "none")])

@@ -135,8 +135,8 @@ def test_an_absent_place_is_named_with_source_and_remedy_once(name, demo_data, t
         out = capsys.readouterr().out
         problems = [line for line in out.splitlines() if "PROBLEM" in line]
         assert code == 1 and len(problems) == 1, out
-        assert f"{dotted} is absent: {tmp_path / 'absent'}; " in problems[0] and f"--path {dotted}=FILE" in problems[0]
-        assert f"get it from: {TASKS[name].source}" in out
+        assert f"{dotted} is missing: {tmp_path / 'absent'}; " in problems[0] and f"--path {dotted}=FILE" in problems[0]
+        assert f"download from: {TASKS[name].source}" in out
 
 
 def test_absent_prompts_skip_directions_with_text_and_are_said(demo_data, tmp_path, capsys):

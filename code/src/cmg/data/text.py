@@ -65,7 +65,7 @@ def read_vocabulary(path):
         tokens.pop()
     if "[UNK]" not in tokens or len(set(tokens)) != len(tokens):
         raise InputError(f"{path}: {len(tokens)} lines, not a BERT vocabulary ([UNK] is missing or a token occurs "
-                         "twice); expected the vocab.txt of bert-base-uncased; get it from the model's page")
+                         "twice); expected the vocab.txt of bert-base-uncased; download it from the model's page")
     return {token: k for k, token in enumerate(tokens)}
 
 

@@ -1,4 +1,4 @@
-"""Dataset validation, `prepare.py check`: what is present, what is wrong with it, and whether a run would work."""
+"""Dataset validation for `prepare.py check`: find missing and invalid data, and tell whether a run would work."""
 
 import logging
 import textwrap
@@ -28,33 +28,33 @@ SHOWN = 5                       # ids and reasons named in a report
 
 
 class Unfit(NamedTuple):
-    """Clips of a part, all shorter or all longer than T in a modality."""
+    """A part whose clips are all shorter or all longer than T in a modality."""
 
     title: str
     modality: str
     ids: list
-    own: np.ndarray             # their seconds
+    own: np.ndarray             # their lengths in seconds
 
 
 @dataclass
 class Report:
-    """Findings on one dataset. `lines` describe it, `warnings` are worth knowing, `problems` would stop a run."""
+    """Findings on one dataset. `lines` describe it, `warnings` may matter, `problems` would stop a run."""
 
     name: str
     lines: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
     problems: list = field(default_factory=list)
-    left_out: list = field(default_factory=list)        # what was not looked at
+    left_out: list = field(default_factory=list)        # aspects that were not checked
     parts: list = field(default_factory=list)           # cmg.prepare.values.Part of the clips that were read
-    unfit: dict = field(default_factory=dict)           # ("padded" or "cut", T) -> parts with all clips so: `Unfit`
+    unfit: dict = field(default_factory=dict)           # ("padded" or "cut", T) -> `Unfit` parts
 
     def problem(self, title, text):
-        """Add a problem, unless another step has found it already."""
+        """Add a problem unless another step has already found it."""
         if not any(text in known for known in self.problems):
             self.problems.append(f"{title}: {text}")
 
     def add(self, found):
-        """Add what a look at values has found (cmg.prepare.values.Found)."""
+        """Add the findings about values (cmg.prepare.values.Found)."""
         self.lines += found.lines
         self.warnings += found.warnings
         self.left_out += found.left_out
@@ -62,32 +62,32 @@ class Report:
     def __str__(self):
         rows = [self.name] + [f"  {line}" for line in self.lines]
         rows += [f"  warning: {line}" for line in self.warnings] + [f"  PROBLEM: {line}" for line in self.problems]
-        rows += [f"  not looked at: {'; '.join(dict.fromkeys(self.left_out))}"] if self.left_out else []
+        rows += [f"  not checked: {'; '.join(dict.fromkeys(self.left_out))}"] if self.left_out else []
         return "\n".join(rows + ["  ok: a run would work" if not self.problems else "  not ready"])
 
 
 def check(name, paths, source, steps):
-    """Read everything that a run reads and report on it, and on what its values say.
+    """Read everything that a run reads, and report on the files and their values.
 
     Args:
-        name: of the report, e.g. "vggsound_AVT".
-        paths: dotted name -> Path of what a run opens.
-        source: where to get them.
-        steps: list of (title, function (report, title)); `clips` makes those that open clips as a run does.
+        name: name of the report, e.g. "vggsound_AVT".
+        paths: dotted name -> Path of the files and folders that a run opens.
+        source: where to download them.
+        steps: list of (title, function (report, title)); see `clips` for those that open clips like a run.
     Returns:
-        `Report`; it takes as long as reading all features once (progress bars).
+        `Report`; takes as long as reading all features once (with progress bars).
     """
-    report = Report(name, left_out=["whether the features of a clip are of one recording"])
+    report = Report(name, left_out=["whether a clip's features come from the same recording"])
     absent = {dotted: path for dotted, path in paths.items() if not path.exists()}
     for dotted, path in absent.items():
         family, short = dotted.split(".")
-        make = f"make it with `python prepare.py text --dataset {family}`"
+        make = f"create it with `python prepare.py text --dataset {family}`"
         flag = f"--path {dotted}=FILE"
         if family == CUSTOM:
-            make = f"make it with `python prepare.py text --manifest {paths[f'{CUSTOM}.manifest']}`"
+            make = f"create it with `python prepare.py text --manifest {paths[f'{CUSTOM}.manifest']}`"
             flag = "--manifest CSV" if short == "manifest" else f"--features {short}=PATH"
-        report.problem(f"{dotted} is absent", f"{path}; {make if short == 'text' else 'get it'}, or set its path with "
-                       f"{flag}")
+        report.problem(f"{dotted} is missing", f"{path}; {make if short == 'text' else 'download it'}, or set its path "
+                       f"with {flag}")
     for dotted, path in paths.items():
         report.warnings += [f"{dotted}: {note}" for note in origins.notes(path, dotted.split(".")[1])]
     with _kept_warnings(report):
@@ -100,17 +100,17 @@ def check(name, paths, source, steps):
         _warn_of_lengths(report)
         report.add(values.look(report.parts))
     if report.problems:
-        report.lines.append(f"get it from: {source}")
+        report.lines.append(f"download from: {source}")
     return report
 
 
 def clips(title, load, splits=()):
-    """A step that opens clips with the loader call of a run, bad ones skipped.
+    """A step that opens clips with the loader call of a run, skipping bad ones.
 
     Args:
-        title: in the report.
+        title: title in the report.
         load: see tasks.Split.
-        splits: that the clips serve as, of "train", "val", "test"; or a function of a clip's id that tells them.
+        splits: roles of the clips, from "train", "val", "test"; or a function that maps a clip's id to them.
     """
     def step(report, title):
         part = values.Part(splits)
@@ -121,10 +121,10 @@ def clips(title, load, splits=()):
 
 
 def class_orders(lists):
-    """A step that compares lists of classes whose order is the meaning of the labels.
+    """A step that compares class lists whose order defines the labels.
 
     Args:
-        lists: pairs of lists; each a Path, or (title, names) of a published order. Absent files are left out.
+        lists: pairs of lists; each a Path, or (title, names) of a published order. Missing files are skipped.
     """
     def read(named):
         return named if isinstance(named, tuple) else (named, read_classes(named))
@@ -136,23 +136,23 @@ def class_orders(lists):
 
 
 def pretraining(modalities, length):
-    """A step that refuses what pretrain.py refuses of the user's own data before it reads any.
+    """A step that checks the requirements of pretrain.py on the user's own data.
 
     Args:
-        modalities: of the data.
-        length: function that gives T.
+        modalities: modalities of the data.
+        length: function that returns T.
     """
     def step(report, title):
         if len(modalities) < 2:
-            report.problem(title, f"features of {' and '.join(modalities) or 'nothing'}; pretrain.py needs two "
-                           "modalities at least; give another with --features MODALITY=PATH")
+            report.problem(title, f"features of {' and '.join(modalities) or 'nothing'}; pretrain.py needs at least "
+                           "two modalities; add one with --features MODALITY=PATH")
         if length() < MIN_SECONDS:
-            report.lines.append(f"{title}: T = {length()}: Cross-CPC, which needs {MIN_SECONDS}, is off")
+            report.lines.append(f"{title}: T = {length()}: Cross-CPC, which needs T >= {MIN_SECONDS}, is off")
     return "pretraining", step
 
 
 def manifest(report, path, modalities):
-    """Describe a list of the user's own clips, and what its sentences are good for."""
+    """Describe a manifest: its clips, labels and prompts."""
     found = Manifest(path)
     splits = Counter(clip.split for clip in found.clips.values())
     report.lines.append(f"{path}: {len(found.clips):,} clips ("
@@ -160,12 +160,12 @@ def manifest(report, path, modalities):
                         f"columns {', '.join(found.columns)}")
     bare = sum(not clip.events for clip in found.clips.values() if clip.split == "train")
     if "label" not in found.columns:
-        report.lines.append("no column 'label': for pretraining alone")
+        report.lines.append("no column 'label': only for pretraining")
     elif bare:
-        report.lines.append(f"train: {bare:,} clips without a label, for pretraining alone")
+        report.lines.append(f"train: {bare:,} clips without a label, only for pretraining")
     if found.has_prompts and "text" not in modalities:
-        report.lines.append(f"prompts: text is no modality until `python prepare.py text --manifest {path}` has made "
-                            "their word vectors and --features text=FILE names them")
+        report.lines.append(f"prompts: to use text, encode them with `python prepare.py text --manifest {path}` and "
+                            "pass --features text=FILE")
 
 
 def vggsound_list(path, categories):
@@ -174,25 +174,25 @@ def vggsound_list(path, categories):
 
 
 def text(path, prompts=None):
-    """A step that describes the word vectors of the prompts; `prompts`: the list that they are made from."""
+    """A step that describes the word vectors of the prompts; `prompts` is their source list."""
     return "text", lambda report, title: _describe_text(report, path, prompts)
 
 
 def no_text(path):
-    """A step that says what the absence of the prompts means."""
+    """A step that reports missing prompts."""
     return "text", lambda report, title: report.lines.append(
-        f"text: there is no {path}; directions with text are skipped until `python prepare.py text` has made it")
+        f"text: {path} does not exist; directions with text are skipped until `python prepare.py text` creates it")
 
 
 def avs(paths):
-    """The steps that open the splits of AVSBench-S4 as a run does."""
+    """Steps that open the splits of AVSBench-S4 like a run."""
     return [(split, lambda report, title: _check_avs(report, title, S4(paths, title))) for split in S4_SPLITS]
 
 
 def describe(report, title, clips):
-    """Add rows, features, classes and bad clips of a dataset that was read with on_bad_clip="skip"."""
+    """Report rows, features, classes and bad clips of a dataset that was read with on_bad_clip="skip"."""
     sizes = ", ".join(f"{m} {' x '.join(map(str, shape))}" for m, shape in clips.shapes.items())
-    report.lines.append(f"{title}: {len(clips) + len(clips.skipped):,} clips, {len(clips):,} with good "
+    report.lines.append(f"{title}: {len(clips) + len(clips.skipped):,} clips, {len(clips):,} with valid "
                         f"{', '.join(clips.modalities)} ({sizes})")
     if clips.BY_ID:
         forms = "; ".join(f"{m} from {store.path} ({store.form})" for m, store in clips.stores.items())
@@ -203,7 +203,7 @@ def describe(report, title, clips):
     bad = [reason for key, reason in clips.skipped.items() if key not in absent]
     if missing:
         report.problem(title, f"{len(missing):,} clips have no feature file: {', '.join(missing[:SHOWN])}"
-                       f"{', ...' if len(missing) > SHOWN else ''}; get them, or run with --on_bad_clip skip")
+                       f"{', ...' if len(missing) > SHOWN else ''}; add them, or run with --on_bad_clip skip")
     for reason in bad[:SHOWN]:
         report.problem(title, reason)
     if len(bad) > SHOWN:
@@ -221,15 +221,15 @@ def describe(report, title, clips):
 
 
 def _describe_lengths(report, title, clips):
-    """How long the clips are, and what happens to those that have not T seconds."""
+    """Report the clips' lengths, and how many are padded or cut to T seconds."""
     for modality, own in clips.lengths.items():
         if modality not in clips.timed or (own == clips.seconds).all():
             continue
         shorter, longer = int((own < clips.seconds).sum()), int((own > clips.seconds).sum())
-        text = f"{title}: {modality} of {own.min()} to {own.max()} seconds, T = {clips.seconds}:"
+        text = f"{title}: {modality} has {own.min()} to {own.max()} seconds, T = {clips.seconds}:"
         if shorter:
-            text += (f" {shorter:,} of {len(clips):,} clips are padded (their last second is repeated; --padding mask "
-                     "of pretrain.py leaves it out)")
+            text += (f" {shorter:,} of {len(clips):,} clips are padded (by repeating their last second; pretrain.py "
+                     "--padding mask excludes the padding)")
         if longer:
             text += f"{',' if shorter else ''} {longer:,} are cut"
         is_all = "padded" if shorter == len(clips) else "cut" if longer == len(clips) else None
@@ -240,15 +240,15 @@ def _describe_lengths(report, title, clips):
 
 
 def _warn_of_lengths(report):
-    """A warning for each kind of parts none of whose clips has T seconds."""
+    """Warn of parts in which no clip has T seconds."""
     for (kind, seconds), parts in report.unfit.items():
         modalities, titles = (", ".join(dict.fromkeys(of)) for of in zip(*((p.modality, p.title) for p in parts)))
         own, number = np.concatenate([part.own for part in parts]), len({clip for part in parts for clip in part.ids})
-        how = (" (their last second is repeated; --padding mask of pretrain.py leaves it out)"
+        how = (" (by repeating their last second; pretrain.py --padding mask excludes the padding)"
                if kind == "padded" else "")
-        report.warnings.append(f"{titles}: {modalities} of {own.min()} to {own.max()} seconds, T = {seconds}: all "
-                               f"{number:,} clips are {kind}{how}; is T right? pretrain.py --seconds {own.max()} takes "
-                               "the clips whole")
+        report.warnings.append(f"{titles}: {modalities} with {own.min()} to {own.max()} seconds, T = {seconds}: all "
+                               f"{number:,} clips are {kind}{how}; is T right? pretrain.py --seconds {own.max()} uses "
+                               "complete clips")
 
 
 def _counts(title, counts):
@@ -262,7 +262,7 @@ def _counts(title, counts):
 
 
 def _describe_list(report, path, categories):
-    """Rows of the VGGSound list, its classes against the class list where there is one, whether it was cut."""
+    """Report rows of the VGGSound list, compare its classes with the class list, and warn if it is truncated."""
     bare = "id" in read_header(path) and "video_id" not in read_header(path)
     table = read_table(path, ("id",) if bare else ("category", "video_id", "split"))
     rows = len(next(iter(table.values())))
@@ -271,7 +271,7 @@ def _describe_list(report, path, categories):
     if not bare and categories.exists():
         try:
             class_indices(path, table["category"], read_classes(categories), categories)
-        except InputError as error:         # only runs with segment labels or prompts need the classes
+        except InputError as error:         # classes are needed only for segment labels or prompts
             report.warnings.append(str(error))
     cut = None if bare else warn_of_cut(table["category"], table["video_id"])
     if cut:
@@ -279,21 +279,21 @@ def _describe_list(report, path, categories):
 
 
 def _describe_text(report, path, prompts):
-    """What a text feature file is, and whether its vectors are those of its sentences."""
+    """Describe a text feature file, and check that its vectors match its sentences."""
     features = TextFeatures(path)
     words = "every word" if features.text_vocabulary == "all" else "words of the word list (cnt.pkl)"
     report.lines.append(f"text: {len(features.labels)} prompts by {features.backend}, {words}")
     silent = [label for label, x in zip(features.labels, features.vectors) if not x.any()]
     if silent:
-        report.warnings.append(f"text: {len(silent)} prompts keep no word and are zeros: {', '.join(silent[:SHOWN])}")
+        report.warnings.append(f"text: {len(silent)} prompts keep no word and are zero: {', '.join(silent[:SHOWN])}")
     report.add(prompt_values.look(path, read_prompts(prompts) if prompts and prompts.exists() else None))
 
 
 def _check_avs(report, title, clips):
-    """Clips and classes of one split of AVSBench-S4; every clip is read."""
-    report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, sounds and sentences")
+    """Report clips and classes of one split of AVSBench-S4, and read every clip."""
+    report.lines.append(f"{title}: {len(clips):,} clips with all frames, masks, audio and sentences")
     report.lines.append(_counts(title, Counter(clips.categories)))
-    report.left_out.append("copies across splits, and whether sounds and frames tell of the classes")
+    report.left_out.append("copies across splits, and whether audio and frames depend on the class")
     bad = []
     for i in tqdm(range(len(clips)), f"checking {title}", unit="clip", disable=None, leave=False):
         try:
@@ -308,11 +308,11 @@ def _check_avs(report, title, clips):
 
 @contextmanager
 def _kept_warnings(report):
-    """Warnings of the loaders go into the report; skipped clips are there already (`describe`)."""
+    """Collect warnings of the loaders in the report, except skipped clips, which `describe` reports."""
     class Keep(logging.Handler):
         def emit(self, record):
-            kind = getattr(record, "skipped", None)         # what --on_bad_clip skip had to do
-            if kind == "rows":                              # without that flag it stops a run
+            kind = getattr(record, "skipped", None)         # set if --on_bad_clip skip took effect
+            if kind == "rows":                              # stops a run without that flag
                 report.problem(report.name, record.getMessage())
             elif kind is None and record.getMessage() not in report.warnings:
                 report.warnings.append(record.getMessage())

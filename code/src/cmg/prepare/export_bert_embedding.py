@@ -1,7 +1,7 @@
-"""Text features by bert-embedding itself, for those who want the published vectors to the last digit.
+"""Export text features with bert-embedding itself, to reproduce the published vectors exactly.
 
-bert-embedding needs MXNet and a NumPy of its time, so this runs in an environment of its own (Python 3.7), beside the
-project, and needs nothing but bert-embedding, NumPy and h5py:
+bert-embedding needs MXNet and an old NumPy, so this program runs in a separate environment with Python 3.7 and needs
+only bert-embedding, NumPy and h5py:
 
     python3.7 -m venv old && old/bin/pip install bert-embedding==1.0.1 h5py
     cd code/src && ../../old/bin/python -m cmg.prepare.export_bert_embedding \\
@@ -15,26 +15,26 @@ from cmg.utils.errors import InputError, Parser, run
 
 
 def bert_sentences(sentences):
-    """A `Sentence` for each str. Raises InputError where bert-embedding is not installed."""
+    """Encode strings as `Sentence`s. Raises InputError if bert-embedding is not installed."""
     try:
         from bert_embedding import BertEmbedding
     except ImportError as error:
-        raise InputError(f"bert-embedding is not installed here ({error}); expected version 1.0.1; run `python -m "
-                         "cmg.prepare.export_bert_embedding` in a Python 3.7 that has it, or use --backend transformers"
-                         ) from None
+        raise InputError(f"bert-embedding is not installed ({error}); expected version 1.0.1; run `python -m "
+                         "cmg.prepare.export_bert_embedding` in a Python 3.7 environment that has it, or use --backend "
+                         "transformers") from None
     embedding = BertEmbedding()
-    indices = embedding.vocab.token_to_idx          # any string that is no entry gives 0
+    indices = embedding.vocab.token_to_idx          # unknown strings give 0
     return [Sentence(words, vectors, [indices[word] for word in words])
             for words, vectors in embedding(list(sentences))]
 
 
 def main(argv=None):
-    """Read a prompts csv, write its text feature file."""
+    """Encode a prompts csv and write the text feature file."""
     parser = Parser(prog="python -m cmg.prepare.export_bert_embedding", description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", required=True, help="csv with the columns label, prompt")
     parser.add_argument("--out", required=True, help="text feature file to write (*.h5)")
     parser.add_argument("--text_vocabulary", choices=VOCABULARIES, default="all",
-                        help="all: every word; cnt: only words of the word list, as published")
+                        help="all: every word; cnt: only words in the word list, as published")
     parser.add_argument("--cnt", default=os.path.join("..", "..", "cnt.pkl"), help="word list for cnt")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)

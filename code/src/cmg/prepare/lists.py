@@ -1,6 +1,6 @@
-"""The benchmark's derived lists, made from the official annotation files.
+"""Create the benchmark's derived lists from the official annotation files.
 
-Text files equal the released ones byte for byte; HDF5 arrays equal them in every number (HDF5 files carry a date).
+Text files are byte-identical to the published ones; HDF5 arrays have identical values (HDF5 files contain a date).
 """
 
 import io
@@ -19,21 +19,21 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output
 
 SECONDS = 10
-# Label order of the released AVVP class list (that of the LLP program is another one).
+# Label order of the published AVVP class list, which differs from that of the LLP program.
 AVVP_CLASSES = ("Fire_alarm", "Accordion", "Frying_(food)", "Baby_laughter", "Speech", "Helicopter", "Banjo",
                 "Chainsaw", "Violin_fiddle", "Acoustic_guitar", "Car", "Dog", "Baby_cry_infant_cry", "Cat", "Cheering",
                 "Cello", "Lawn_mower", "Vacuum_cleaner", "Clapping", "Telephone_bell_ringing", "Chicken_rooster",
                 "Motorcycle", "Singing", "Basketball_bounce", "Blender")
-# Order of the classes in the released vggsound2ucf.csv, whose rows are those of the 40k list.
+# Order of the classes in the published vggsound2ucf.csv, whose rows come from the 40k list.
 VGGSOUND_OF_UCF = ("playing violin", "rope skipping", "playing cello", "basketball bounce", "playing tabla",
                    "playing acoustic guitar", "playing volleyball", "skateboarding", "bowling impact", "playing piano",
                    "skiing", "playing sitar", "typing on typewriter", "playing table tennis", "playing flute")
-# A whole name: the 11-character id and the cut. Five official ids lost characters and have no features.
+# A complete name: 11-character id, start and end. Five official ids are truncated and have no features.
 WHOLE_NAME = re.compile(r"[\w-]{11}_\d+_\d+\W?")
 
 
 def read_annotations(path, flag="--path"):
-    """AVE annotations: rows of (category, video id, quality, start, end), `&`-separated, with or without header."""
+    """Read AVE's annotations: rows (category, video id, quality, start, end), `&`-separated, with or without header."""
     rows = [line.split("&") for line in read_text(path, flag).splitlines() if line.strip()]
     if rows and rows[0][0] == "Category":
         rows = rows[1:]
@@ -48,7 +48,7 @@ def read_annotations(path, flag="--path"):
 
 
 def ave_labels(path):
-    """AVE's labels (samples, 10, 29) float32 from Annotations.txt: foreground where start <= second < end."""
+    """AVE's labels (samples, 10, 29) float32 from Annotations.txt: foreground if start <= second < end."""
     rows = read_annotations(path)
     index = class_indices(path, [row[0] for row in rows], CATEGORIES, "AVE")
     t = np.arange(SECONDS)
@@ -57,47 +57,48 @@ def ave_labels(path):
 
 
 def ave_order(annotations, split):
-    """Row numbers in Annotations.txt of the rows of a split list, int64, in the list's order.
+    """Row numbers of a split's rows in Annotations.txt, int64, in the order of the split list.
 
     Raises:
-        InputError: a row of the split that is not in the annotations.
+        InputError: a row of the split is not in the annotations.
     """
     rows = {row: k for k, row in enumerate(read_annotations(annotations))}
     order = [rows.get(row) for row in read_annotations(split)]
     if None in order:
         raise InputError(f"{split}: row {order.index(None) + 1} is not in {annotations}; expected rows of the "
-                         "annotations; use files that belong together")
+                         "annotations; use matching files")
     return np.array(order, np.int64)
 
 
 def shared_labels(labels):
-    """Labels (samples, 10, 13) of the twelve shared classes from AVE's: their columns and the background's."""
+    """Labels (samples, 10, 13) of the twelve shared classes: their columns of AVE's labels and the background."""
     return labels[..., [CATEGORIES.index(name) for name in SHARED.values()] + [len(CATEGORIES)]]
 
 
 def shared_order(labels):
-    """Row numbers of the samples with a shared event, int64, of all AVE splits as released."""
+    """Row numbers of the samples with a shared event, int64, from all AVE splits as published."""
     return np.flatnonzero(labels[..., :-1].any((1, 2)))
 
 
 def avvp_events(path):
-    """Official AVVP events without the rows that have no feature file: list of (filename, onset, offset, event)."""
+    """Official AVVP events, list of (filename, onset, offset, event), without the rows that have no feature file."""
     table = read_table(path, COLUMNS, "\t")
     events = [row for row in zip(*(table[name] for name in COLUMNS)) if WHOLE_NAME.fullmatch(row[0])]
     if not events:
-        raise InputError(f"{path}: no filename of the form <11 characters>_<start>_<end>; expected the official AVVP "
+        raise InputError(f"{path}: no file name <11 characters>_<start>_<end>; expected the official AVVP "
                          "list; download it again")
     return events
 
 
 def shared_events(events):
-    """Events of the twelve shared classes; one of no length lasts a second, as in the released lists."""
+    """Events of the twelve shared classes; empty events are extended to one second, as in the published lists."""
     return [(name, on, str(int(on) + 1) if on == off else off, event)
             for name, on, off, event in events if event in SHARED]
 
 
 def joined(events):
-    """One row per clip: CONSECUTIVE events of equal filename joined by commas (two released clips have two rows)."""
+    """One row per clip: CONSECUTIVE events with the same filename are joined by commas (two published clips have two
+    rows)."""
     rows = []
     for name, *event in events:
         if not rows or rows[-1][0] != name:
@@ -108,7 +109,8 @@ def joined(events):
 
 
 def vggsound_of_ucf(path):
-    """Rows of vggsound2ucf.csv from the 40k list: by class, within a class train, val, test in file order."""
+    """Rows of vggsound2ucf.csv from the 40k list: ordered by class, then split (train, val, test), then as in the
+    file."""
     table = read_table(path, ("category", "video_id", "split"))
     rows = list(zip(table["category"], table["video_id"], table["split"]))
     return [row for name in VGGSOUND_OF_UCF for split in ("train", "val", "test")
@@ -116,8 +118,8 @@ def vggsound_of_ucf(path):
 
 
 def ucf51_clips(video, audio):
-    """Rows (category, video id) of the UCF-101 clips in two folders of zips, by class: those of the 51 classes with
-    sound that have both features."""
+    """Rows (category, video id), by class, of the UCF-101 clips of the 51 classes with audio that have a zip in both
+    folders."""
     ids = {path.stem for path in video.glob("*.zip")} & {path.stem for path in audio.glob("*.zip")}
     of_class = {name: [] for name in UCF51_CLASSES}
     for name in sorted(ids):
@@ -128,15 +130,15 @@ def ucf51_clips(video, audio):
 
 
 def write_lists(path_of, overwrite=False):
-    """Write every derived list whose official files are there.
+    """Write every derived list whose official files exist.
 
     Args:
         path_of: function from a dotted name (cmg/data/layout.py) to its path.
-        overwrite: also where the user has a file; by default theirs stays.
+        overwrite: replace existing files; by default they are kept.
     Returns:
-        list of (path, what happened) in words.
+        list of (path, text that says what was done).
     Raises:
-        InputError: defective official files, or a path that cannot be written.
+        InputError: invalid official files, or a path that cannot be written.
     """
     makers = {}
     annotations = path_of("ave.annotations")
@@ -173,7 +175,7 @@ def write_lists(path_of, overwrite=False):
     for name, write in makers.items():
         path = path_of(name)
         if path.exists() and not overwrite:
-            report.append((path, "exists, kept as it is"))
+            report.append((path, "exists, not changed"))
         else:
             write(path)
             report.append((path, "written"))

@@ -1,8 +1,8 @@
-"""Pack a store of clips (zips, or AVE's array) into one HDF5 file, resumably and verified.
+"""Pack a store of clips (zips, or AVE's array) into one HDF5 file; packing can be resumed, and the pack is verified.
 
-The unfinished pack is <out>.partial: its arrays are laid out once at full size, so that later writes touch clip data,
-checksums, lengths and flags only, in this order. A killed run resumes where it was; a clip counts as written when its
-flag is set and its checksum holds.
+The unfinished pack is <out>.partial. Its arrays are allocated once at full size, so later writes change only clip data,
+checksums, lengths and flags, in this order. A killed run can be resumed: a clip counts as written if its flag is set
+and its checksum matches.
 """
 
 import json
@@ -28,12 +28,12 @@ from cmg.utils.signals import stop_on_signals
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 BATCH = 64                      # clips between two flushes
-SAMPLE = 64                     # clips compared with their source at the end
+SAMPLE = 64                     # clips that are compared with their source at the end
 
 
 @dataclass
 class Packed:
-    """What `pack` did: clips in the pack, of which from an earlier run, clips skipped (id -> reason), bytes."""
+    """Result of `pack`: clips in the pack, how many came from an earlier run, skipped clips (id -> reason), bytes."""
 
     clips: int
     resumed: int
@@ -48,39 +48,39 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", id
         source: folder of features, or an HDF5 file; see `open_features`.
         out: pack to write.
         kind: modality, or "label".
-        dtype: "float16" or "float32" of the stored features.
-        seconds: T; None: that of the longest clip.
-        ids: the user's own clips; None: all clips of the store, sorted by id.
-        form: "vector" or "map" where only this will do.
-        on_bad_clip: "error" stops at a bad clip (what is packed stays in the partial file), "skip" skips it.
+        dtype: data type of the stored features, "float16" or "float32".
+        seconds: T; None for the length of the longest clip.
+        ids: the user's own clips; None for all clips of the store, sorted by id.
+        form: the required form, "vector" or "map".
+        on_bad_clip: "error" stops at a bad clip (the partial file is kept), "skip" skips it.
     Returns:
         `Packed`.
     Raises:
-        Stopped: a signal came; what is packed stays in the partial file.
-        InputError: a bad clip, nothing to pack, a value beyond float16, a full disk, a partial file of something else,
-            or a clip that reads back wrongly.
+        Stopped: a signal was received; the partial file is kept.
+        InputError: a bad clip, nothing to pack, a value outside float16, a full disk, a partial file of other data, or
+            a clip that reads back incorrectly.
     """
     source, out = Path(source), Path(out)
     is_own = ids is not None
     store = open_features(source, kind, seconds, form, is_own)
     if isinstance(store, Pack):
-        raise InputError(f"{source}: a pack already; expected a folder of features or another HDF5 file; use it as it "
-                         "is")
+        raise InputError(f"{source}: already a pack; expected a folder of features or another HDF5 file; use the pack "
+                         "itself")
     ids = list(ids or sorted(store.ids, key=lambda name: (len(name), name) if name.isdigit() else (0, name)))
     if not ids:
-        raise InputError(f"{source}: no <id>.zip in it; expected one zip per clip; unpack the features there")
+        raise InputError(f"{source}: contains no <id>.zip; expected one zip per clip; unpack the features there")
     absent = store.missing(ids)
     if absent and on_bad_clip == "error":
         raise InputError(f"{source}: {len(absent)} of {len(ids)} clips have no {kind} feature "
-                         f"({', '.join(absent[:5])}); expected one each; get the rest, or leave them out with "
+                         f"({', '.join(absent[:5])}); expected one each; add the others, or skip these clips with "
                          "--on_bad_clip skip")
     ids = [name for name in ids if name not in set(absent)]
     partial = Path(f"{out}.partial")
     first = _first_good(store, ids, on_bad_clip)
     store.probe(first)
     if not store.leading:
-        raise InputError(f"{source}: tokens, which packs do not hold; expected vectors or maps; use the features as "
-                         "they are")
+        raise InputError(f"{source}: tokens cannot be packed; expected vectors or maps; use the features without "
+                         "packing")
     if seconds is None:
         seconds = _longest(store, ids)
         store = open_features(source, kind, seconds, form, is_own)
@@ -94,23 +94,23 @@ def pack(source, out, kind, dtype="float16", seconds=10, on_bad_clip="error", id
                                                   CONTENT: np.bytes_(content.sha256)})
         with stop_on_signals() as stop, h5py.File(partial, "r+") as file:
             _check_same(file, partial, ids, shape, dtype)
-            if file.attrs.get(CONTENT) != np.bytes_(content.sha256):        # a clip was fixed, or replaced, since
+            if file.attrs.get(CONTENT) != np.bytes_(content.sha256):        # a clip was fixed or replaced since then
                 _forget_changed(file, store, ids, np.dtype(dtype))
                 file.attrs[CONTENT] = np.bytes_(content.sha256)
             resumed, skipped = _fill(file, store, ids, np.dtype(dtype), on_bad_clip, stop)
             _verify(file, store, ids, stop)
-            file.attrs.modify("complete", True)         # in place: nothing else of a whole file moves
+            file.attrs.modify("complete", True)         # in place: nothing else in the file changes
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, out)
     except (OSError, RuntimeError) as error:                # h5py raises either when a disk is full
         raise InputError(f"{out}: cannot be written ({str(error)[:100]}); expected {_gigabytes(shape, dtype):.1f} GB "
-                         f"of free, writable space; make room and run again to continue, or remove {partial}") from None
+                         f"of free, writable space; free some and run again to continue, or delete {partial}") from None
     return Packed(len(ids) - len(skipped), resumed, skipped, out.stat().st_size)
 
 
 def _longest(store, ids):
-    """Rows of the longest clip; bad ones are left to `_fill`."""
+    """Rows of the longest clip; bad clips are handled in `_fill`."""
     found = []
     for name in tqdm(ids, f"measuring {store.kind}", unit="clip", disable=None, leave=False):
         with suppress(InputError):
@@ -158,12 +158,12 @@ def _lay_out(partial, ids, shape, dtype, about):
 def _check_same(file, partial, ids, shape, dtype):
     found = [name.decode() for name in file["ids"][:]] if "ids" in file and "seconds" in file else []
     if found != ids or file["features"].shape != shape or file["features"].dtype != np.dtype(dtype):
-        raise InputError(f"{partial}: an unfinished pack of other clips, width, dtype or version; expected one of "
-                         f"these {len(ids)} clips in {dtype}; remove it, or choose another --out")
+        raise InputError(f"{partial}: an unfinished pack with other clips, width, dtype or version; expected one of "
+                         f"these {len(ids)} clips in {dtype}; delete it, or choose another --out")
 
 
 def _forget_changed(file, store, ids, dtype):
-    """Mark those clips as not packed whose features are not what an earlier run packed."""
+    """Mark clips as not packed if their features differ from those that an earlier run packed."""
     state = file["state"][:]
     for n in tqdm(np.flatnonzero(state == WRITTEN), "comparing", unit="clip", disable=None, leave=False):
         if _read(store, ids[n], dtype)[0] != _chunk(file["features"], n):
@@ -173,11 +173,11 @@ def _forget_changed(file, store, ids, dtype):
 
 
 def _fill(file, store, ids, dtype, on_bad_clip, stop):
-    """Write what is not yet there. Returns (clips found from an earlier run, id -> reason of those skipped)."""
+    """Write the clips that are not packed yet. Returns (number of clips from an earlier run, skipped id -> reason)."""
     features, state, checksum, seconds = file["features"], file["state"][:], file["checksum"][:], file["seconds"][:]
     for n in np.flatnonzero(state == WRITTEN):
         if zlib.crc32(_chunk(features, n)) != checksum[n]:
-            state[n] = PENDING                          # the run was killed inside this write
+            state[n] = PENDING                          # the run was killed during this write
     resumed, skipped = int((state == WRITTEN).sum()), {}
     pending = np.flatnonzero(state != WRITTEN)
     with ThreadPoolExecutor(min(8, usable_cores())) as pool, tqdm(
@@ -195,12 +195,12 @@ def _fill(file, store, ids, dtype, on_bad_clip, stop):
                     raise InputError(reason)
             _save(file, state, checksum, seconds)
             bar.update(len(batch))
-            _go_on_unless(stop, f"with {int((state != PENDING).sum()):,} of {len(ids):,} clips packed")
+            _check_stop(stop, f"with {int((state != PENDING).sum()):,} of {len(ids):,} clips packed")
     return resumed, skipped
 
 
-def _go_on_unless(stop, done):
-    stop.save_and_exit(lambda: None, done, "run again to continue")        # all of it is in the partial file
+def _check_stop(stop, done):
+    stop.save_and_exit(lambda: None, done, "run again to continue")        # the partial file is already saved
 
 
 def _save(file, state, checksum, seconds):
@@ -211,13 +211,13 @@ def _save(file, state, checksum, seconds):
 
 
 def _read(store, name, dtype):
-    """(bytes of the clip in `dtype`, its own seconds, None) or (None, 0, what is wrong with it)."""
+    """(bytes of the clip in `dtype`, its length in seconds, None) or (None, 0, the problem with it)."""
     try:
         clip, own = store.measure(name)
         problem = float16_problem(clip) if dtype == np.float16 else ""
         if problem:
             raise InputError(f"{store.path}, clip {name}: values up to {np.abs(clip).max():.3g}, {problem}; expected "
-                             "numbers that keep three digits in it (up to 65,504); pack with --dtype float32")
+                             "numbers that float16 stores with three digits (up to 65,504); pack with --dtype float32")
         return clip.astype(dtype).tobytes(), own, None
     except InputError as error:
         return None, 0, str(error)
@@ -228,15 +228,15 @@ def _chunk(features, n):
 
 
 def _verify(file, store, ids, stop):
-    """Compare a sample of the pack with its source, and every clip with its checksum."""
+    """Compare a sample of the pack with its source, and check every clip's checksum."""
     features, state, checksum = file["features"], file["state"][:], file["checksum"][:]
     written = np.flatnonzero(state == WRITTEN)
     sample = set(np.random.default_rng(0).choice(written, min(SAMPLE, len(written)), replace=False).tolist())
     for n in tqdm(written, "verifying", unit="clip", disable=None, leave=False):
-        _go_on_unless(stop, "with all clips packed, but not all verified")
+        _check_stop(stop, "with all clips packed, but not all verified")
         data = _chunk(features, n)
         same = zlib.crc32(data) == checksum[n] and (
             n not in sample or data == store.read(ids[n]).astype(features.dtype).tobytes())
         if not same:
-            raise InputError(f"{file.filename}: clip {ids[n]} does not read back as it was written; expected a disk "
-                             "that keeps what it is given; check the disk, remove this file and pack again")
+            raise InputError(f"{file.filename}: clip {ids[n]} differs from what was written; expected a reliable disk; "
+                             "check the disk, delete this file and pack again")

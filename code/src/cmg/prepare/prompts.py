@@ -1,6 +1,6 @@
-"""What `prepare.py check` finds in a file of word vectors: prompts whose vectors belong to another sentence.
+"""Check for `prepare.py check` that the prompts in a file of word vectors have the vectors of their own sentences.
 
-A warning, as all that `values` finds.
+Findings are warnings, as in `values`.
 """
 
 import re
@@ -15,51 +15,51 @@ from cmg.data.text_backends import hashing_sentences
 from cmg.prepare.values import Found, named
 from cmg.utils.errors import InputError
 
-UNKNOWN = "[unk]"               # the word that stands for those that BERT's vocabulary does not know
+UNKNOWN = "[unk]"               # placeholder for words that are not in BERT's vocabulary
 
 
 def look(path, expected=None):
-    """`Found` about a file of word vectors: whether each sentence has the vectors of its own words.
+    """Check whether each sentence in a file of word vectors has the vectors of its own words; returns `Found`.
 
     Args:
         path: file of `prepare.py text`.
-        expected: label -> sentence of the list that it should be of, or None.
+        expected: label -> sentence in its source list, or None.
     """
     found, features = Found(), TextFeatures(path)
     labels, of_label = features.labels, dict(zip(features.labels, features.prompts))
     if expected:
         other = [label for label in labels if label in expected and expected[label] != of_label[label]]
         if other:
-            found.warnings.append(f"{path}: {len(other):,} labels have another sentence than in the list of prompts ("
-                                  f"{named(other)}); make the file again with `python prepare.py text`")
+            found.warnings.append(f"{path}: the sentences of {len(other):,} labels differ from the list of prompts ("
+                                  f"{named(other)}); create the file again with `python prepare.py text`")
     try:
         words = _Words.read(path)
     except InputError:
-        found.left_out.append(f"{path}: whether vectors belong to their sentences; it does not keep its words")
+        found.left_out.append(f"{path}: whether vectors match their sentences, because the file has no words")
         return found
     wrong = {}
     for n, label in enumerate(labels):
         kept = words.kept(n)
         if len(kept) > features.vectors.shape[1] or not np.array_equal(features.vectors[n, :len(kept)], kept) or \
                 features.vectors[n, len(kept):].any():
-            wrong[label] = "its vectors are not those of its words"
+            wrong[label] = "its vectors do not match its words"
         elif not words.are_of(n, features.prompts[n]):
-            wrong[label] = "its words are not those of its sentence"
+            wrong[label] = "its words do not match its sentence"
     if features.backend == "hashing" and not wrong:
-        wrong = {label: "its vectors are not those that its sentence gives" for label in _recomputed(features)}
+        wrong = {label: "its vectors do not match its sentence" for label in _recomputed(features)}
     elif features.backend != "hashing":
-        found.left_out.append(f"{path}: the vectors themselves, which only {features.backend} gives; words and "
+        found.left_out.append(f"{path}: the vectors themselves, which only {features.backend} can compute; words and "
                               "sentences were compared")
     if wrong:
-        found.warnings.append(f"{path}: {len(wrong):,} of {len(labels):,} prompts do not belong to their class ("
-                              f"{named(f'{label}: {why}' for label, why in wrong.items())}); make the file again with "
-                              "`python prepare.py text`")
+        found.warnings.append(f"{path}: {len(wrong):,} of {len(labels):,} prompts do not match their class ("
+                              f"{named(f'{label}: {why}' for label, why in wrong.items())}); create the file again "
+                              "with `python prepare.py text`")
     return found
 
 
 @dataclass
 class _Words:
-    """The words of a file of prompts: of which sentence they are, whether they count, their vectors."""
+    """The words in a file of prompts: their sentence, whether they are kept, their vectors."""
 
     words: list
     sentence: np.ndarray
@@ -71,7 +71,7 @@ class _Words:
         self.sorted = self.sentence[self.order]
 
     def of(self, n):
-        """Positions of the words of a sentence, in their order."""
+        """Indices of the words of a sentence, in order."""
         first, last = np.searchsorted(self.sorted, [n, n + 1])
         return self.order[first:last]
 
@@ -82,7 +82,7 @@ class _Words:
                         hdf5_array(file, "word_kept", "b", 1)[:].astype(bool),
                         hdf5_array(file, "word_vectors", "f", 2)[:].astype(np.float32))
         if not len(found.words) == len(found.sentence) == len(found.is_kept) == len(found.vectors):
-            raise InputError(f"{path}: words, sentences and vectors of other numbers")
+            raise InputError(f"{path}: the numbers of words, sentences and vectors differ")
         return found
 
     def kept(self, n):
@@ -90,7 +90,7 @@ class _Words:
         return self.vectors[words[self.is_kept[words]]]
 
     def are_of(self, n, prompt):
-        """Whether all words of a sentence stand in it, but for those that a vocabulary does not know."""
+        """Whether all words of a sentence occur in its text, except for unknown ones."""
         text = _plain(prompt)
         words = [_plain(self.words[k]).removeprefix("##") for k in self.of(n)]
         return all(word in text for word in words if re.search(r"\w", word) and word != UNKNOWN)
@@ -102,8 +102,8 @@ def _plain(text):
 
 
 def _recomputed(features):
-    """Labels whose vectors are not those that hashing their sentence gives; the word list leaves words out, which are
-    compared where they are."""
+    """Labels whose vectors differ from the hashed words of their sentence. If a word list was applied, only the
+    remaining words are compared."""
     wrong = []
     for label, sentence, vectors in zip(features.labels, hashing_sentences(features.prompts), features.vectors):
         wanted = _vectors(sentence)
@@ -117,6 +117,6 @@ def _recomputed(features):
 
 
 def _vectors(sentence: Sentence):
-    """Vectors of the words that a file keeps of a sentence where every word counts."""
+    """Vectors of a sentence's words that are kept without a word list."""
     kept = [reason == "kept" for reason in word_reasons(sentence, "all")]
     return sentence.vectors[kept] if any(kept) else sentence.vectors[:0]

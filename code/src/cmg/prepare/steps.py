@@ -1,4 +1,4 @@
-"""What `prepare.py check` looks at for each data set: the files that a run opens, and the loader calls of the run."""
+"""Steps of `prepare.py check` for each dataset: the files that a run opens, and its loader calls."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ from cmg.utils.errors import InputError
 
 AVS = ("avs.csv", "avs.frames", "avs.masks", "avs.audio", "avs.prompts", "avs.text")
 AVS_SOURCE = "AVSBench, github.com/OpenNLPLab/AVSBench (on request), folder AVSBench; audio from the CMG data package"
-# Lists whose order is the meaning of labels: family -> pairs of lists, given the function from a dotted name to a path.
+# Class lists whose order defines the labels: family -> function (dotted name -> path) -> pairs of lists.
 ORDERS = {
     "ave": lambda path_of: [(path_of("ave.categories"), ("the published labels", list(CATEGORIES)))],
     "ave_avvp": lambda path_of: [(path_of("ave_avvp.categories"), ("the published labels", list(SHARED)))],
@@ -26,11 +26,11 @@ ORDERS = {
 
 
 def of(name, opts):
-    """(dotted names of the files that a run needs, where to get them, steps of the check).
+    """(dotted names of the files that a run needs, where to download them, steps of the check).
 
     Args:
-        name: of a pretraining set, of a task, or "avs".
-        opts: Options of `prepare.py check`; `opts.length` is T, which a step sets with --seconds auto.
+        name: a pretraining set, a task, or "avs".
+        opts: options of `prepare.py check`; `opts.length` is T, which a step sets with --seconds auto.
     """
     path_of = opts.data_path
     if name == "avs":
@@ -59,21 +59,20 @@ def of(name, opts):
 
 
 def _length_steps(opts, load):
-    """With --seconds auto the step that sets T, `opts.length`, to the seconds of the longest clip, as pretrain.py
-    does."""
+    """With --seconds auto, the step that sets T, `opts.length`, to the length of the longest clip, like pretrain.py."""
     def step(report, title):
         opts.length = load(seconds=None, on_bad_clip="skip").longest()
-        report.lines.append(f"{title}: T = {opts.length}, of the longest clip (--seconds auto)")
+        report.lines.append(f"{title}: T = {opts.length}, from the longest clip (--seconds auto)")
     return [("length", step)] if opts.seconds == "auto" else []
 
 
 def _fitted(opts, load):
-    """A loader of clips with T seconds, which may be known only when it is called."""
+    """A loader for clips of T seconds, where T may be set after this call."""
     return lambda **reading: load(seconds=opts.length, **reading)
 
 
 def _splits_of(path, known, clip):
-    """Splits of a clip in a VGGSound list at `path`, which is read once into `known`."""
+    """Splits of a clip in the VGGSound list at `path`, which is read once into `known`."""
     if not known:
         is_bare = "split" not in read_header(path)
         table = {} if is_bare else read_table(path, ("video_id", "split"))
@@ -82,13 +81,13 @@ def _splits_of(path, known, clip):
 
 
 def _own_steps(opts, entry, modalities):
-    """Steps of the check of the user's own data: what pretraining reads, and the task's parts if there are labels."""
+    """Steps for the user's own data: the pretraining data, and the task's splits if there are labels."""
     load = partial(pretraining.open_clips, CUSTOM, opts.data_path, ("train",), opts.own_modalities)
     steps = [("manifest", lambda report, title: checking.manifest(report, opts.manifest, opts.own_modalities)),
              *_length_steps(opts, load), checking.pretraining(tuple(opts.own_modalities), lambda: opts.length)]
     try:
         has_labels = "label" in Manifest(opts.manifest).columns
-    except InputError:                      # the first step says it
+    except InputError:                      # reported by the first step
         return steps
     steps.append(checking.clips("pretraining", _fitted(opts, load), ("train",)))
     if has_labels:

@@ -1,7 +1,7 @@
-"""What `prepare.py check` finds by looking at values: copies across splits, features that say nothing, labels that do
-not belong to their features, numbers that float16 cannot hold.
+"""Checks of values for `prepare.py check`: copies across splits, uninformative features, labels that do not match their
+features, values that float16 cannot represent.
 
-Everything here is a warning: a run would work, its results would mean something else than they seem to.
+All findings are warnings: a run would work, but its results could be misleading.
 """
 
 import hashlib
@@ -15,26 +15,26 @@ import numpy as np
 from cmg.data.labels import clip_class
 
 SHOWN = 5                       # ids named in a warning
-COMPARED = 1000                 # clips whose nearest neighbors are looked for
-LEAST_COMPARED = 12             # clips without which nothing can be said
-DEVIATIONS = 2                  # above chance, from where on features count as telling of the classes
-LARGE_OFFSET = 1                # mean of features, in their deviations, that is worth knowing
-LOST = 0.01                     # share of a clip's norm that may be lost in float16; rounding alone takes 0.0003
-SAFE = 2.0 ** -8                # largest value of a clip, from which on that cannot happen
-ZEROS, CONSTANT = "zero everywhere", "one and the same value everywhere"
-OVERFLOW, UNDERFLOW = "beyond float16", "too small for float16"
+COMPARED = 1000                 # maximum of clips in the search for nearest neighbors
+LEAST_COMPARED = 12             # minimum of clips for a conclusion
+DEVIATIONS = 2                  # standard deviations above chance that count as informative
+LARGE_OFFSET = 1                # mean of features, relative to their deviation, that is reported
+LOST = 0.01                     # fraction of a clip's norm that float16 may lose; rounding alone loses 0.0003
+SAFE = 2.0 ** -8                # a clip with a largest value from here on does not underflow
+ZEROS, CONSTANT = "all zeros", "constant"
+OVERFLOW, UNDERFLOW = "too large for float16", "too small for float16"
 
 
 class ClipValues(NamedTuple):
-    """What is kept of a clip's feature in one modality."""
+    """Summary of a clip's feature in one modality."""
 
-    digest: bytes               # of its numbers
-    flat: str                   # ZEROS or CONSTANT; "" otherwise
-    float16: str                # OVERFLOW or UNDERFLOW; "" where it fits
+    digest: bytes               # hash of the values
+    flat: str                   # ZEROS, CONSTANT or ""
+    float16: str                # OVERFLOW, UNDERFLOW or ""
 
 
 def float16_problem(x):
-    """OVERFLOW, UNDERFLOW, or "" where a clip (T, ...) in float16 is what it was, but for rounding."""
+    """OVERFLOW, UNDERFLOW, or "" if float16 represents a clip (T, ...) up to rounding."""
     scale = float(np.abs(x).max(initial=0))
     if scale > float(np.finfo(np.float16).max):
         return OVERFLOW
@@ -45,7 +45,7 @@ def float16_problem(x):
 
 
 def summarize(x):
-    """`ClipValues` of a clip's feature, a float32 array."""
+    """Compute `ClipValues` of a clip's feature, a float32 array."""
     low, high = float(x.min()), float(x.max())
     flat = "" if low < high else CONSTANT if low else ZEROS
     digest = hashlib.sha256(f"{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).digest()[:12]
@@ -53,7 +53,7 @@ def summarize(x):
 
 
 class ChannelSums:
-    """Sums over rows of features, from which their offset follows."""
+    """Running sums over rows of features, to compute their offset."""
 
     def __init__(self):
         self.count, self.total, self.square = 0, 0.0, 0.0
@@ -66,7 +66,7 @@ class ChannelSums:
 
     @property
     def offset(self):
-        """Norm of the mean vector, relative to the RMS distance of rows from it (0 if all are equal)."""
+        """Norm of the mean vector relative to the RMS distance of rows from it (0 if all rows are equal)."""
         mean = ((self.total / self.count) ** 2).sum()
         spread = self.square / self.count - mean
         return float(np.sqrt(mean / spread)) if spread > np.finfo(np.float64).eps * mean else 0.0
@@ -74,12 +74,12 @@ class ChannelSums:
 
 @dataclass
 class Part:
-    """Clips of one call of a loader.
+    """Clips of one call of a loader. The object itself is the `observe` argument of Clips.
 
     Attributes:
         clips: cmg.data.clips.Clips.
-        splits: that its clips serve as, of "train", "val", "test"; a function of a clip's id where they differ.
-        values: (modality, key) -> ClipValues; this object is the `observe` of Clips.
+        splits: roles of the clips, from "train", "val", "test", or a function that maps a clip's id to them.
+        values: (modality, key) -> ClipValues.
         sums: (modality, channels) -> `ChannelSums` of the clips.
     """
 
@@ -101,7 +101,7 @@ class Part:
 
 @dataclass
 class Found:
-    """Lines for a report: what was seen, what is wrong, and what was not looked at."""
+    """Lines for a report: information, warnings, and aspects that were not checked."""
 
     lines: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
@@ -109,13 +109,13 @@ class Found:
 
 
 def named(ids):
-    """The first of some ids, as text."""
+    """The first few ids, as text."""
     ids = list(ids)
     return ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
 
 
 def look(parts):
-    """`Found` about the features of some Parts, which belong to one data set."""
+    """Check the features of all Parts of a dataset; returns `Found`."""
     found = Found()
     for modality in dict.fromkeys(modality for part in parts for modality, _ in part.values):
         clips = {}                      # (path, key) -> [values, splits]
@@ -136,20 +136,20 @@ def look(parts):
 
 
 def _offset(found, modality, parts):
-    """A mean that hides the differences between seconds."""
+    """Report a mean that hides the differences between seconds."""
     offset = max((sums.offset for part in parts for (m, _), sums in part.sums.items() if m == modality), default=0)
     if offset > LARGE_OFFSET:
-        found.lines.append(f"{modality}: the features' mean is {offset:.1f} times their deviation, of which an encoder "
-                           "may collapse to one code: pretrain with --standardize channel (the default for own data)")
+        found.lines.append(f"{modality}: the features' mean is {offset:.1f} times their deviation, so an encoder may "
+                           "collapse to one code: pretrain with --standardize channel (the default for your own data)")
 
 
 def _flat(found, modality, clips):
-    """Features that say nothing, and those that float16 cannot hold."""
+    """Warn of uninformative features, and of values that float16 cannot represent."""
     for what in (ZEROS, CONSTANT):
         keys = [key for (_, key), (values, _) in clips.items() if values.flat == what]
         if keys:
-            found.warnings.append(f"{modality}: {len(keys):,} of {len(clips):,} clips are {what} ({named(keys)}); such "
-                                  "features say nothing: extract them again, or leave the clips out")
+            found.warnings.append(f"{modality}: {len(keys):,} of {len(clips):,} clips are {what} ({named(keys)}); "
+                                  "extract these features again, or remove the clips")
     for what in (OVERFLOW, UNDERFLOW):
         keys = [key for (_, key), (values, _) in clips.items() if values.float16 == what]
         if keys:
@@ -158,7 +158,7 @@ def _flat(found, modality, clips):
 
 
 def _copies(found, modality, clips):
-    """Exact copies: within a split, and across two."""
+    """Warn of exact copies within a split and across splits."""
     groups = {}
     for (_, key), (values, splits) in clips.items():
         if not values.flat:
@@ -166,13 +166,13 @@ def _copies(found, modality, clips):
     groups = [group for group in groups.values() if len(group) > 1]
     for group in [group for group in groups if 2 * len(group) > len(clips)]:
         groups.remove(group)
-        found.warnings.append(f"{modality}: {len(group):,} of {len(clips):,} clips have one and the same feature ("
-                              f"{named(key for key, _ in group)}); extract them again, or leave the clips out")
+        found.warnings.append(f"{modality}: {len(group):,} of {len(clips):,} clips have the same feature ("
+                              f"{named(key for key, _ in group)}); extract them again, or remove the clips")
     if not groups:
         return
     across = {}
     for group in groups:
-        first = {}                      # splits -> the first two clips of them, whose keys may be equal in two lists
+        first = {}                      # splits -> their first two clips, because two lists may use the same key
         for key, splits in group:
             known = first.setdefault(frozenset(splits), [])
             if len(known) < 2 and key not in known:
@@ -183,25 +183,25 @@ def _copies(found, modality, clips):
                 if other is not None and pair:
                     across.setdefault(pair, {}).setdefault(key, other)
     for (one, two), pairs in across.items():
-        found.warnings.append(f"{modality}: {len(pairs):,} clips of {two} are exact copies of clips of {one} ("
-                              f"{named(f'{a} = {b}' for a, b in pairs.items())}); what is tested was seen in training: "
-                              f"remove them from one of the two")
+        found.warnings.append(f"{modality}: {len(pairs):,} {two} clips are exact copies of {one} clips ("
+                              f"{named(f'{a} = {b}' for a, b in pairs.items())}), so test data leaks into training: "
+                              "remove them from one of the two")
     number = sum(map(len, groups))
     if not across or number > 2 * sum(map(len, across.values())):
         found.warnings.append(f"{modality}: {number:,} of {len(clips):,} clips have exactly the features of another "
-                              f"clip ({named(' = '.join(key for key, _ in group[:3]) for group in groups)}); see "
+                              f"clip ({named(' = '.join(key for key, _ in group[:3]) for group in groups)}); check "
                               "whether the files were copied or the extraction failed")
 
 
 def _pair(splits, others):
-    """(split of the other clip, of this one) where a copy leaks: this one is tested or chooses, the other trains."""
+    """(split of the other clip, split of this one) if a copy leaks data from training to test or validation."""
     return next(((one, two) for two in ("test", "val") for one in ("train", "val")
                  if two in splits and one in others and one != two and two not in others and one not in splits), None)
 
 
 def _shared_ids(found, parts):
-    """Clips that two lists, or two parts of a list, put into different splits. Parts that train and test on the same
-    clips by design hold both splits and are left out."""
+    """Warn of clips that two lists, or two parts of a list, assign to different splits. Parts that train and test on
+    the same clips by design are skipped."""
     places = {}
     for part in parts:
         for clip in part.clips.ids if part.clips is not None else ():
@@ -210,21 +210,21 @@ def _shared_ids(found, parts):
                 for modality, store in part.clips.stores.items():
                     places.setdefault((modality, str(store.path), clip), set()).update(splits)
         if part.clips is not None and not callable(part.splits) and {"train", "test"} <= set(part.splits):
-            found.left_out.append(f"copies between training and test in {part.clips.name}, whose clips serve as both, "
-                                  "as published")
+            found.left_out.append(f"copies between training and test in {part.clips.name}, which uses the same clips "
+                                  "for both, as published")
     for one, two in (("train", "test"), ("train", "val"), ("val", "test")):
         both = list(dict.fromkeys(clip for (*_, clip), splits in places.items() if {one, two} <= splits))
         if both:
-            found.warnings.append(f"{len(both):,} clips are in {one} and in {two} ({named(both)}); what is tested was "
-                                  "seen in training: use lists that belong together")
+            found.warnings.append(f"{len(both):,} clips are in both {one} and {two} ({named(both)}), so test data "
+                                  "leaks into training: use matching lists")
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
 def _labels(found, parts):
-    """Whether features tell of the classes at all: a nearest neighbor's class against the clip's own."""
+    """Check whether features depend on the classes, by comparing each clip's class with its nearest neighbor's."""
     kinds = dict.fromkeys((m, store.tail) for part in parts if part.clips is not None
                           for m, store in part.clips.stores.items() if m != "label")
-    for modality, shape in kinds:               # features of other shapes have nothing to compare
+    for modality, shape in kinds:               # features of different shapes cannot be compared
         classes, digests, stores = {}, {}, {}
         for part in parts:
             store = part.clips.stores.get(modality) if part.clips is not None else None
@@ -237,24 +237,24 @@ def _labels(found, parts):
         clips = [clip for clip, name in classes.items() if counts[name] > 1]
         if len(counts) < 2 or len(clips) < LEAST_COMPARED:
             if classes:
-                found.left_out.append(f"whether {modality} tells of the classes (fewer than {LEAST_COMPARED} clips "
+                found.left_out.append(f"whether {modality} depends on the class (fewer than {LEAST_COMPARED} clips "
                                       "whose class has another clip)")
             continue
         chosen = np.random.default_rng(0).permutation(len(clips))[:COMPARED]
         clips = [clips[k] for k in sorted(chosen)]
         agreement = nearest_agreement([_mean(stores[clip], clip[1]) for clip in clips], [classes[c] for c in clips],
                                       [digests[clip] for clip in clips])
-        text = (f"{modality}: the nearest other clip is of the same class for {100 * agreement.share:.0f} % of "
-                f"{agreement.clips:,} clips, by chance {100 * agreement.chance:.0f} %")
+        text = (f"{modality}: the nearest other clip has the same class for {100 * agreement.share:.0f} % of "
+                f"{agreement.clips:,} clips (chance: {100 * agreement.chance:.0f} %)")
         if agreement.is_chance:
-            found.warnings.append(f"{text}; expected features of one class to be alike: see whether labels and "
-                                  f"features are in the same order ({named(key for _, key in clips)})")
+            found.warnings.append(f"{text}; expected similar features within a class: check that labels and features "
+                                  f"are in the same order ({named(key for _, key in clips)})")
         else:
             found.lines.append(text)
 
 
 def _classes(clips):
-    """Key -> name of the class of those clips that have a single one."""
+    """Key -> class name of the clips with a single class."""
     if clips.labels is not None:
         is_single = np.asarray(clips.labels)[..., :-1].any(1).sum(-1) == 1
         numbers = clip_class(clips.labels).tolist()
@@ -270,7 +270,7 @@ def _mean(store, key):
 
 @dataclass
 class Agreement:
-    """How often a clip's nearest neighbor is of its class."""
+    """How often a clip's nearest neighbor has the same class."""
 
     clips: int
     share: float
@@ -278,13 +278,14 @@ class Agreement:
 
     @property
     def is_chance(self):
-        """Whether that is not more than a guess would reach."""
+        """Whether the share is not significantly above chance."""
         deviation = np.sqrt(self.chance * (1 - self.chance) / self.clips)
         return self.share <= self.chance + DEVIATIONS * deviation
 
 
 def nearest_agreement(vectors, names, digests):
-    """`Agreement` of clips given by vectors (N, C), each channel standardized; copies are nobody's neighbors."""
+    """`Agreement` of clips given by vectors (N, C), with standardized channels; exact copies do not count as neighbors.
+    """
     vectors = np.asarray(vectors)
     vectors = vectors - vectors.mean(0)
     vectors /= np.where(vectors.std(0) > 0, vectors.std(0), 1)
@@ -299,12 +300,12 @@ def nearest_agreement(vectors, names, digests):
 
 # --------------------------------------------------------------------------------------------------------- class order
 def class_orders(lists):
-    """Warnings where two lists have the same classes in another order, where the order is the meaning.
+    """Warnings about lists that have the same classes in a different order, which changes the labels.
 
     Args:
         lists: pairs of (title, names).
     """
-    return [f"{one}: the classes of {two} in another order (line {k + 1} is {names[k]}, {others[k]} there); labels are "
-            "line numbers: use lists that belong together, or the published order"
+    return [f"{one}: the classes of {two} in a different order (line {k + 1} is {names[k]}, there {others[k]}); labels "
+            "are line numbers: use matching lists, or the published order"
             for (one, names), (two, others) in lists if sorted(names) == sorted(others) and names != others
             for k in [next(k for k, pair in enumerate(zip(names, others)) if pair[0] != pair[1])]]

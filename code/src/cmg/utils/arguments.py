@@ -1,5 +1,5 @@
-"""Arguments of the Python interface, checked before anything is computed or allocated: each function gives the value in
-the form that the engine takes, or raises one `InputError`."""
+"""Validate arguments of the Python interface before anything is computed or allocated: each function converts a value
+to the type used internally, or raises `InputError`."""
 
 import math
 import operator
@@ -18,30 +18,30 @@ NUMBERS = "biuf"                # NumPy's kinds: bool, integers, floating point
 
 
 def tensor(value: Any, what: str) -> Tensor:
-    """Numbers as a tensor: of a tensor or of anything that NumPy makes an array of, of any byte order, strides and
-    writability. Memory is shared where it can be.
+    """Convert a tensor, or anything that NumPy can convert to an array, to a tensor; byte order, strides and
+    writability do not matter. Shares memory if possible.
 
     Args:
         value: the numbers.
         what: name for messages.
 
     Raises:
-        InputError: no array, or one of something else than real numbers.
+        InputError: not an array of real numbers.
     """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_complex() or value.is_meta or value.is_quantized:
             raise InputError(f"{what}: a tensor of {str(value.dtype).removeprefix('torch.')}, {value.layout}; expected "
-                             "a plain one of real numbers")
+                             "a dense tensor of real numbers")
         return value.detach()
     if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
-        raise InputError(f"{what}: values of the array are masked; expected numbers for all of them; fill them, or "
-                         "leave these clips out")
+        raise InputError(f"{what}: the array has masked values; expected an array without them; fill them, or remove "
+                         "these clips")
     array = _array(value, what)
     if array.dtype.kind not in NUMBERS:
         raise InputError(f"{what}: {_described(value, array)}; expected an array of real numbers")
     if array.dtype.kind == "u" and array.itemsize == 8 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(f"{what}: integers beyond int64; expected smaller ones")
-    native = {"u": np.uint8 if array.itemsize == 1 else np.int64,       # not all versions of PyTorch have other ones
+        raise InputError(f"{what}: integers too large for int64; expected smaller ones")
+    native = {"u": np.uint8 if array.itemsize == 1 else np.int64,       # older PyTorch lacks other types
               "f": array.dtype.newbyteorder("=") if array.itemsize <= 8 else np.float64}
     array = array.astype(native.get(array.dtype.kind, array.dtype.newbyteorder("=")), copy=False)
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -51,7 +51,7 @@ def _array(value: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # noqa: BLE001   whatever an object's own __array__ raises
-        raise InputError(f"{what}: {_described(value)} that NumPy cannot make an array of "
+        raise InputError(f"{what}: {_described(value)} that NumPy cannot convert to an array "
                          f"({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); expected an "
                          "array or tensor") from None
 
@@ -63,13 +63,13 @@ def _described(value: Any, array: np.ndarray | None = None) -> str:
 
 
 def names(value: Any) -> list[str] | None:
-    """The texts of a list or array of texts; None where it holds something else."""
+    """The strings in a list or array of strings; None if it contains anything else."""
     if isinstance(value, (Tensor, str, bytes)) or isinstance(value, (list, tuple)) and not all(
-            isinstance(name, str) for name in value):           # NumPy would make texts of the numbers among them
+            isinstance(name, str) for name in value):           # NumPy would convert numbers among them to strings
         return None
     try:
         array = np.asarray(value)
-    except Exception:  # noqa: BLE001   `tensor` says what is wrong
+    except Exception:  # noqa: BLE001   `tensor` reports the problem
         return None
     if array.ndim != 1 or not array.size or not (
             array.dtype.kind == "U" or array.dtype.kind in "OT" and all(isinstance(name, str) for name in array)):
@@ -78,10 +78,10 @@ def names(value: Any) -> list[str] | None:
 
 
 def integer(value: Any, what: str, least: int = -LIMITS.seed, most: int = LIMITS.seed) -> int:
-    """A whole number between `least` and `most`, of Python, NumPy or a tensor of one.
+    """Check that a value is an integer between `least` and `most`: a Python or NumPy integer or a tensor with one.
 
     Raises:
-        InputError: something else.
+        InputError: anything else.
     """
     try:
         number = operator.index(value)
@@ -93,10 +93,10 @@ def integer(value: Any, what: str, least: int = -LIMITS.seed, most: int = LIMITS
 
 
 def not_negative(value: Any, what: str) -> float:
-    """A finite number of at least 0.
+    """Check that a value is a finite number of at least 0.
 
     Raises:
-        InputError: something else.
+        InputError: anything else.
     """
     try:
         number = math.nan if isinstance(value, (str, bytes, bool, np.bool_)) else float(value)
@@ -108,21 +108,21 @@ def not_negative(value: Any, what: str) -> float:
 
 
 def path(value: Any, what: str) -> Path:
-    """A path, absolute.
+    """Convert a value to an absolute path.
 
     Raises:
-        InputError: neither text nor path, empty, or with a zero byte.
+        InputError: neither a string nor a path, empty, or with a zero byte.
     """
     if not isinstance(value, (str, os.PathLike)) or str(value) == "" or "\0" in str(value):
-        raise InputError(f"{what}: {_shown(value)}; expected a path, text or pathlib.Path")
+        raise InputError(f"{what}: {_shown(value)}; expected a path, str or pathlib.Path")
     return absolute(value)
 
 
 def paths(value: Any, what: str) -> list[Path]:
-    """A list of paths, of one path or several.
+    """Convert a path or a list of paths to a list of absolute paths.
 
     Raises:
-        InputError: something else among them.
+        InputError: something else is among them.
     """
     if isinstance(value, (str, os.PathLike)):
         return [path(value, what)]

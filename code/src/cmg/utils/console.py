@@ -1,14 +1,13 @@
-"""Standard output and standard error as every script uses them: `errors.run` puts them in place.
+"""Standard output and standard error of all scripts, installed by `errors.run`.
 
-What is printed may come from files of others (class names, ids, paths), and where it goes may be a full disk or a pipe
-whose reader has left:
+Printed text may come from untrusted files (class names, ids, paths), and may go to a full disk or a closed pipe:
 
-* control characters become blanks, so that no text moves the cursor or sets the title of a terminal, and what the
-  locale's encoding does not have is written as an escape;
-* a reader that leaves (`| head`) ends the program silently, as usual tools; a training continues without output;
-* a full disk ends the program with one line; a training continues.
+* control characters become blanks, so that no text can move the cursor or set the title of a terminal; characters
+  missing from the locale's encoding are escaped;
+* a closed pipe (`| head`) ends the program silently, like other tools; a training run continues without output;
+* a full disk ends the program with one line; a training run continues.
 
-Valid Python 3.7, standard library alone.
+Must run on Python 3.7 with only the standard library.
 """
 
 import io
@@ -22,40 +21,41 @@ from contextlib import suppress
 
 from cmg.utils.signals import Stopped
 
-# C0 and C1 but tab and line end, marks that turn the direction of a text, and Unicode's own line ends.
+# C0 and C1 except tab and line feed, bidirectional control characters, and Unicode's line separators.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 INPUT, OUTPUT, ERRORS = 0, 1, 2         # descriptors
-NARROWEST, ELSEWHERE = 40, 100          # columns: least that texts are fitted to, and those where there is no terminal
-OUTPUT_NAME = "standard output"         # the `filename` of an OSError of it
+NARROWEST, ELSEWHERE = 40, 100          # columns: minimum, and default without a terminal
+OUTPUT_NAME = "standard output"         # `filename` of its OSErrors
 
 
 def clean(text):
-    """A text without control characters; tabs and line ends stay. Bytes of file names that are no UTF-8 are escaped."""
+    """Replace control characters except tabs and line feeds with blanks, and escape file name bytes that are not UTF-8.
+    """
     return CONTROL.sub(" ", text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def one_line(text):
-    """A text without control characters, on one line."""
+    """Text without control characters, on one line."""
     return " ".join(clean(str(text)).split())
 
 
 def width():
-    """Columns that printed text may take: those of the terminal, or COLUMNS of the environment."""
+    """Columns for printed text: those of the terminal, or the environment variable COLUMNS."""
     return max(shutil.get_terminal_size((ELSEWHERE, 24)).columns, NARROWEST)
 
 
 def fill(text, columns=None, indent=""):
-    """A text on lines of at most `columns` (default: `width`), broken at blanks alone: paths and names stay whole.
+    """Wrap text to `columns` (default: `width`), only at blanks, so that paths and names are not broken.
 
     Args:
-        indent: of all lines but the first.
+        indent: indentation of all lines except the first.
     """
     return textwrap.fill(text, columns or width(), subsequent_indent=indent, break_long_words=False,
                          break_on_hyphens=False)
 
 
 def short_path(path):
-    """The shorter form of a path as text: relative to the current folder, or absolute."""
+    """The shorter of a path's relative and absolute form, as text."""
     path = os.path.abspath(path)
     return min(os.path.relpath(path), path, key=len)
 
@@ -65,8 +65,8 @@ class Console(io.TextIOWrapper):
 
     Args:
         descriptor: 1 or 2.
-        encoding: of the terminal.
-        survives: whether the program continues when nothing can be written any more.
+        encoding: encoding of the terminal.
+        survives: whether the program continues when output can no longer be written.
     """
 
     def __init__(self, descriptor, encoding, survives):
@@ -75,14 +75,14 @@ class Console(io.TextIOWrapper):
                          line_buffering=True)
 
     def write(self, text):
-        """Write a text, cleaned. Progress bars, on standard error, begin with a carriage return."""
+        """Write cleaned text. On standard error a leading carriage return is kept, for progress bars."""
         start = "\r" if self.fileno() == ERRORS and text[:1] == "\r" else ""
         super().write(start + clean(text[len(start):]))
         return len(text)
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to a descriptor until that fails for good."""
+    """Writes to a descriptor until it fails permanently."""
 
     def __init__(self, descriptor, survives):
         self.descriptor, self.survives, self.is_lost = descriptor, survives, False
@@ -106,28 +106,28 @@ class _Descriptor(io.RawIOBase):
         except OSError as error:
             is_pipe = isinstance(error, BrokenPipeError)
             if self.survives or self.descriptor == ERRORS and not is_pipe:
-                return len(data)                # the next line may fit again
+                return len(data)                # the next write may succeed
             self.is_lost = True
             if is_pipe:
                 raise Stopped(signal.SIGPIPE) from None
             raise OSError(error.errno, error.strerror, OUTPUT_NAME) from None
 
     def close(self):
-        """Leave the descriptor open: what C libraries have to say goes there as well."""
+        """Keep the descriptor open, because C libraries write to it as well."""
         if not self.closed:
             io.RawIOBase.close(self)
 
 
 def open_console(survives):
-    """Make `sys.stdout` and `sys.stderr` a `Console`, and see to it that no file takes their descriptors.
+    """Replace `sys.stdout` and `sys.stderr` with `Console`s, and ensure that no file gets their descriptors.
 
     Args:
-        survives: whether the program continues when nothing can be written any more.
+        survives: whether the program continues when output can no longer be written.
     """
     for descriptor in (INPUT, OUTPUT, ERRORS):
         try:
             os.fstat(descriptor)
-        except OSError:                         # closed by the caller: the next file would get this number
+        except OSError:                         # closed by the caller: the next file would get this descriptor
             os.open(os.devnull, os.O_RDWR)
     for name, descriptor in (("stdout", OUTPUT), ("stderr", ERRORS)):
         old = getattr(sys, name)
@@ -138,7 +138,7 @@ def open_console(survives):
 
 
 def _is_standard(stream, descriptor):
-    """Whether a stream is the interpreter's own: neither captured by a test nor by a notebook."""
+    """Whether a stream is the interpreter's own, not captured by a test or notebook."""
     try:
         return stream.fileno() == descriptor and not isinstance(stream, Console)
     except (AttributeError, OSError, ValueError):

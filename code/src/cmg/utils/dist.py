@@ -1,12 +1,11 @@
-"""Several processes that compute together what one would: torchrun on one machine or many.
+"""Distributed training with torchrun, on one or several machines, with the same results as a single process.
 
-A global batch is cut over the processes in order. Every loss is computed in full by each of them, its gradient flowing
-into the clips that the process holds; the sum of all processes' parameter gradients is the gradient of one process with
-the whole batch. What a step needs of the whole batch goes through the functions below: gathered features for the
-contrastive losses and for CLUB's permutation, sums for the codebook's moving averages, and parameter gradients, added
-up while the backward pass still runs. Random draws come from generators with the same seed everywhere
-(cmg/models/random.py), dropout from a generator of each process. Weights, optimizer states and codebooks therefore stay
-equal on all processes without ever being sent.
+A global batch is split over the processes in order. Each process computes every loss in full, with gradients only for
+its own clips; summed over all processes, the parameter gradients equal those of one process with the whole batch. The
+functions below exchange what a step needs from the whole batch: features for the contrastive losses and CLUB's
+permutation, sums for the codebook's moving averages, and parameter gradients, which are reduced during the backward
+pass. Random draws use generators with the same seed in all processes (cmg/models/random.py), dropout uses a generator
+per process. Weights, optimizer states and codebooks therefore stay equal in all processes without being sent.
 
 Without a process group every function is the identity.
 """
@@ -21,19 +20,19 @@ from torch.autograd import Function
 
 from cmg.utils.errors import InputError, launched_processes
 
-STEPS = 10_000_019          # more than a run has: the dropout seeds of two runs do not meet
-ALIKE_SECONDS = 5           # that the other processes give the first one to print what differs
-SHOWN = 3                   # differences in that line
-BUCKET_BYTES = 25 << 20     # of gradients in one message: few messages, and the first leave early in the backward pass
+STEPS = 10_000_019          # more than the steps of a run, so that the dropout seeds of two runs do not overlap
+ALIKE_SECONDS = 5           # time that the other processes give the first one to print the differences
+SHOWN = 3                   # differences shown
+BUCKET_BYTES = 25 << 20     # of gradients per message, so that messages are few but start early in the backward pass
 
 
 class _Group:
-    """The processes of a torchrun, and the part of the running batch that this one holds.
+    """The processes of a torchrun, and this process's part of the current batch.
 
     Attributes:
-        rank, size: number of this process, and of all.
-        counts: clips of the running batch on every process.
-        complete, sent: gradients that are ready, and messages under way: (work, numbers, gradients they are of).
+        rank, size: rank of this process, and number of processes.
+        counts: clips of the current batch in each process.
+        complete, sent: gradients ready to be sent, and pending messages (work, flat buffer, its gradients).
     """
 
     def __init__(self):
@@ -41,17 +40,17 @@ class _Group:
         self.complete, self.sent = [], []
 
     def cut(self, clips):
-        """How many of `clips` each process takes."""
+        """Number of `clips` for each process."""
         return [clips // self.size + (rank < clips % self.size) for rank in range(self.size)]
 
     @property
     def span(self):
-        """First and last + 1 of this process's clips in the batch."""
+        """Start and end of this process's clips in the batch."""
         start = sum(self.counts[:self.rank])
         return start, start + self.counts[self.rank]
 
     def share(self, x, mask):
-        """Share of this process in a mean over the batch's clips, or over their seconds: a scalar like `x`."""
+        """Weight of this process in a mean over the batch's clips, or over their seconds: a scalar like `x`."""
         if mask is None:
             return self.counts[self.rank] / sum(self.counts)
         own = local(mask).sum().to(x.dtype)
@@ -72,19 +71,19 @@ def world_size():
 
 
 def shard(order, batch_size):
-    """Clips that this process reads, of a global order (N,), and its batch size.
+    """The clips of a global order (N,) that this process reads, and its batch size.
 
-    All global batches but the last give it equally many; where the last one has none left for it, it reads that batch's
-    first clip, which counts nowhere.
+    All global batches except the last give each process a fixed number of clips. If the last batch has none for this
+    process, it reads that batch's first clip, which is ignored.
 
     Raises:
-        InputError: fewer clips a batch than processes.
+        InputError: a batch has fewer clips than there are processes.
     """
     if _group is None:
         return order, batch_size
     if batch_size < _group.size:
-        raise InputError(f"--batch_size {batch_size}: {_group.size} processes share a batch; give at least one clip "
-                         "to each")
+        raise InputError(f"--batch_size {batch_size}: expected at least one clip for each of {_group.size} processes; "
+                         "increase it")
     parts = []
     for batch in order.split(batch_size):
         counts = _group.cut(len(batch))
@@ -94,42 +93,43 @@ def shard(order, batch_size):
 
 
 def begin_step(clips, step):
-    """Announce a step whose batch has `clips` clips over all processes. Its dropout is a function of seed, step and
-    process, so that a resumed run needs no other process's random state."""
+    """Start a step whose batch has `clips` clips in all processes together. Dropout depends only on seed, step and
+    process, so a resumed run does not need the random states of all processes."""
     if _group is not None:
         _group.counts = _group.cut(clips)
         torch.manual_seed(((_group.seed * STEPS + step) * _group.size + _group.rank) % 2 ** 63)
 
 
 def local(x):
-    """The entries (B, ...) that count here: a process without clips computes on a stand-in."""
+    """The valid entries of (B, ...): a process without clips computes on a placeholder."""
     return x if _group is None else x[:_group.counts[_group.rank]]
 
 
 def global_batch_size(x):
-    """Clips of the whole batch of which `x` (B, ...) holds this process's."""
+    """Number of clips in the whole batch; `x` (B, ...) has those of this process."""
     return len(x) if _group is None else sum(_group.counts)
 
 
 def all_gather(x):
-    """The whole batch (B, ...) of what each process has for its clips; backward keeps this process's part."""
+    """Gather the whole batch (B, ...) from all processes; backward keeps this process's part."""
     return x if _group is None else _Gather.apply(x)
 
 
 def mean(x, mask=None):
-    """Mean over the batch from each process's mean over its clips, or over their seconds under the mask (B, T);
-    backward gives each process its share."""
+    """Mean over the batch from each process's mean over its clips, or over their seconds in the mask (B, T); backward
+    gives each process its share."""
     return x if _group is None else _Mean.apply(x, _group.share(x, mask))
 
 
 def pooled_mean(x, mask=None):
-    """As `mean`, for what each clip is changed by, such as batch statistics: backward adds up all gradients."""
+    """Like `mean`, for values that affect every clip, such as batch statistics: backward sums the gradients of all
+    processes."""
     return x if _group is None else _PooledMean.apply(x, _group.share(x, mask))
 
 
 @torch.no_grad()
 def all_reduce(x):
-    """Sum over the processes, without gradient."""
+    """Sum over all processes, without gradient."""
     if _group is None:
         return x
     x = x.detach().clone(memory_format=torch.contiguous_format)
@@ -138,7 +138,7 @@ def all_reduce(x):
 
 
 def all_max(value):
-    """The largest of the processes' whole numbers; waits for all of them, but not for the device."""
+    """Maximum of an integer over all processes; waits for the processes, but not for the device."""
     if _group is None:
         return value
     number = torch.tensor(value)
@@ -147,15 +147,15 @@ def all_max(value):
 
 
 def sum_gradients(tensors):
-    """From now on the gradients of these leaves are added up over the processes, in messages of BUCKET_BYTES that leave
-    while the backward pass still computes the others."""
+    """Register hooks that sum the gradients of these leaves over all processes, in messages of BUCKET_BYTES sent during
+    the backward pass."""
     if _group is not None:
         for tensor in tensors:
             tensor.register_post_accumulate_grad_hook(_add)
 
 
 def wait_gradients():
-    """Wait until every gradient is added up."""
+    """Wait until all gradients are summed."""
     if _group is None:
         return
     if _group.complete:
@@ -168,7 +168,7 @@ def wait_gradients():
 
 
 def _add(tensor):
-    gradient = tensor.grad                  # kernels are channels last: a view in the order of memory
+    gradient = tensor.grad                  # convolution kernels are channels last: view them in memory order
     flat = gradient.permute(0, 2, 3, 1) if gradient.ndim == 4 and not gradient.is_contiguous() else gradient
     _group.complete.append(flat.reshape(-1))
     if sum(each.nbytes for each in _group.complete) >= BUCKET_BYTES:
@@ -216,27 +216,27 @@ class _PooledMean(_Mean):
 
 
 def local_rank():
-    """Number of this process on its machine as torchrun gave it, as text; None without torchrun."""
+    """Local rank set by torchrun, as text; None without torchrun."""
     return os.environ.get("LOCAL_RANK") if launched_processes() > 1 else None
 
 
 def is_lost(error):
-    """Whether an error of a step says that another process has ended or cannot be reached."""
+    """Whether an exception means that another process has ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextmanager
 def process_group(device=None, seed=None):
-    """Join the other processes of a torchrun, if this is one; the group ends with the block.
+    """Join the process group of a torchrun, if there is one, for the duration of the block.
 
-    Join before anything that can fail: the others then notice within moments that this process has ended, instead of
+    Enter it before anything that can fail: the other processes then notice quickly that this one has ended, instead of
     waiting for it to join.
 
     Args:
-        device, seed: see `use`, which a caller that does not know them yet calls later.
+        device, seed: see `use`, which can also be called later.
 
     Raises:
-        InputError: another process of the run has ended, so that this one waits in vain.
+        InputError: another process of the run has ended.
     """
     global _group
     if launched_processes() == 1:
@@ -254,7 +254,7 @@ def process_group(device=None, seed=None):
         if not has_lost:
             raise
         raise InputError(f"process {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: another process of this run "
-                         "has ended or cannot be reached; its own message says why; start all again, with --resume "
+                         "has ended or cannot be reached; see its own message; start all processes again with --resume "
                          "auto") from error
     finally:
         _group = None
@@ -263,7 +263,7 @@ def process_group(device=None, seed=None):
 
 
 def use(device, seed):
-    """Say on which device this process computes, and the run's seed, on which dropout depends."""
+    """Set this process's device, and the run's seed for dropout."""
     if _group is not None:
         _group.seed = seed
         if device.type == "cuda":
@@ -271,15 +271,15 @@ def use(device, seed):
 
 
 def require_equal(notes):
-    """Go on only if the processes of a run were started alike.
+    """Require that all processes of a run were started with equal settings.
 
     Args:
-        notes: what must be equal, name -> text or number, or bytes for a hash, which no message shows. The most telling
-            come first: a difference in one of them may cause all later ones.
+        notes: settings that must be equal, name -> text or number, or bytes for a hash, which is not shown. Put the
+            most informative ones first, because a difference in one may cause the later ones.
 
     Raises:
-        InputError: on the first process: what differs, and in which process.
-        SystemExit: on all others, with exit code 2, when the first process has ended.
+        InputError: in the first process, with the differences.
+        SystemExit: in all others, with exit code 2, after the first process has ended.
     """
     if _group is None:
         return
@@ -290,16 +290,16 @@ def require_equal(notes):
     if not differing:
         return
     if _group.rank:
-        with suppress(RuntimeError):            # torchrun ends all when one has ended: the first one's line comes first
+        with suppress(RuntimeError):            # torchrun ends all processes with one: let the first print its line
             dist.irecv(torch.zeros(1), 0).wait(timedelta(seconds=ALIKE_SECONDS))
         raise SystemExit(2)
     texts = [_difference(name, rank, found[0].get(name), found[rank].get(name)) for name, rank in differing]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     raise InputError(f"the {_group.size} processes of this run differ: {'; '.join(texts[:SHOWN])}{more}; expected the "
-                     "same options, program, data and checkpoint in all of them; start all again")
+                     "same options, program, data and checkpoint in all; start all processes again")
 
 
 def _difference(name, rank, first, other):
     if isinstance(first, bytes):
-        return f"process {rank} has another {name} than the first"
+        return f"process {rank} has a different {name} than the first"
     return f"process {rank} has {name} {str(other)[:60]}, the first {str(first)[:60]}"

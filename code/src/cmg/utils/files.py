@@ -1,7 +1,7 @@
-"""Files that users name are opened in one way, and files are written whole or not at all: a temporary file beside the
-old one, flushed to disk, then renamed over it.
+"""Open files named by users safely, and write files atomically: to a temporary file next to the target, which is
+flushed to disk and then renamed.
 
-Valid Python 3.7, standard library alone: the exporter of text features imports it there.
+Must run on Python 3.7 with only the standard library, because the exporter of text features uses it.
 """
 
 import errno
@@ -16,22 +16,22 @@ from pathlib import Path
 from cmg.utils.errors import InputError, readable
 from cmg.utils.locks import flock, is_of_dead_process, lock_by_name, process_token, released_in_children
 
-LONGEST_LINE = 1 << 20          # bytes at the end of a file in which a cut line is looked for
-LONGEST_NAME = 100              # bytes of a file's name that its temporary file repeats
-NAME_BYTES = 255                # of a file's name, on all common file systems
+LONGEST_LINE = 1 << 20          # bytes at the end of a file that are searched for an incomplete line
+LONGEST_NAME = 100              # bytes of a file's name that are repeated in the name of its temporary file
+NAME_BYTES = 255                # limit on a file's name in all common file systems
 
 
 def safe_name(text, where):
-    """A name that was read from a file, once it is known to name nothing but an entry of one folder.
+    """Check that a name read from a file is a plain file name.
 
-    Whatever is read from a file and then becomes a part of a path passes through here.
+    Use it for every string from a file that becomes part of a path.
 
     Args:
         text: the name.
-        where: the file that holds it, for the message.
+        where: the file that contains it, for the message.
 
     Raises:
-        InputError: no text, empty, "." or "..", with a separator of folders or a zero byte, or too long for a file.
+        InputError: not a string, empty, "." or "..", with a path separator or a zero byte, or too long.
     """
     if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\\0") or len(
             text.encode("utf-8", "surrogatepass")) > NAME_BYTES:
@@ -41,11 +41,11 @@ def safe_name(text, where):
 
 
 def require_regular(path):
-    """Refuse to read what is no regular file: a pipe, terminal or other device may block for ever, or act when it is
-    opened. For libraries that open files themselves; see `open_input`.
+    """Raise OSError unless a path is a regular file: a pipe, terminal or other device may block forever, or react to
+    being opened. For libraries that open files themselves; otherwise use `open_input`.
 
     Raises:
-        OSError: absent, a folder, or no regular file.
+        OSError: missing, a folder, or not a regular file.
     """
     mode = os.stat(str(path)).st_mode
     if stat.S_ISDIR(mode):
@@ -55,15 +55,15 @@ def require_regular(path):
 
 
 def open_input(path):
-    """Open a file that the user named for reading bytes.
+    """Open a file named by the user for reading bytes.
 
     Raises:
-        OSError: as of `require_regular`, or the file cannot be opened.
+        OSError: see `require_regular`; or the file cannot be opened.
     """
     require_regular(path)
     descriptor = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):          # replaced meanwhile
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):          # replaced in the meantime
             raise OSError(errno.EINVAL, "a pipe or device, not a regular file", str(path))
         return os.fdopen(descriptor, "rb")
     except BaseException:
@@ -72,10 +72,10 @@ def open_input(path):
 
 
 def read_input(path, limit):
-    """All bytes of a file that the user named.
+    """Read all bytes of a file named by the user.
 
     Raises:
-        OSError: as of `open_input`, or more than `limit` bytes.
+        OSError: see `open_input`; or more than `limit` bytes.
     """
     with open_input(path) as file:
         data = file.read(limit + 1)
@@ -85,17 +85,17 @@ def read_input(path, limit):
 
 
 def read_text_input(path, limit):
-    """The text of a UTF-8 file that the user named; line ends as in the file.
+    """Read a UTF-8 file named by the user; line endings are not converted.
 
     Raises:
-        OSError: as of `read_input`.
+        OSError: see `read_input`.
         UnicodeDecodeError: not UTF-8.
     """
     return read_input(path, limit).decode("utf-8")
 
 
 def temporary_name(path):
-    """A name beside `path` that no other process on any machine takes, and that tells which one took it."""
+    """A name in the folder of `path` that is unique over processes and machines, and identifies its process."""
     path = Path(path)
     return path.with_name(f".{_shortened(path.name)}.{process_token()}-{os.urandom(4).hex()}.tmp")
 
@@ -106,10 +106,10 @@ def _shortened(name):
 
 @contextmanager
 def atomic_write(path, mode="wb"):
-    """Open a temporary file beside `path`; it takes that name when the block ends without an error.
+    """Open a temporary file next to `path`, which replaces `path` when the block ends without an error.
 
-    Until then, and after any error, what was at `path` before is untouched. The temporary file is locked while it is
-    written, so that `remove_leftovers` can tell one whose writer was killed. Text is UTF-8.
+    Until then, and after any error, the previous file is untouched. The temporary file is locked while it is written,
+    so that `remove_leftovers` can recognize those of killed processes. Text is UTF-8.
 
     Raises:
         OSError: no permission, no space.
@@ -131,7 +131,7 @@ def atomic_write(path, mode="wb"):
 
 @contextmanager
 def as_input_error(path, remedy="choose another path"):
-    """Turn an OSError of the block, which writes at `path`, into one line.
+    """Convert an OSError of the block, which writes to `path`, to an InputError.
 
     Raises:
         InputError: the path cannot be written.
@@ -140,22 +140,22 @@ def as_input_error(path, remedy="choose another path"):
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); expected a writable path with free "
-                         f"space; free some, or {remedy}; what was there before is untouched") from error
+                         f"space; free some, or {remedy}; the previous content is untouched") from error
 
 
 @contextmanager
 def atomic_output(path, mode="wb", remedy="choose another path"):
-    """As `atomic_write`, for a file that the user asked for: its folder is made, and an error is one line.
+    """Like `atomic_write`, for a file requested by the user: creates its folder, and raises InputError.
 
     HDF5 files are built in memory and written here as bytes, because h5py does not recover from a full disk.
 
     Args:
         path: file to write.
-        mode: of `open`.
+        mode: mode of `open`.
         remedy: what to do if the path cannot be written, with the flag to set.
 
     Raises:
-        InputError: the path cannot be written; what was there stays.
+        InputError: the path cannot be written; the previous file is untouched.
     """
     with as_input_error(path, remedy):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -165,11 +165,11 @@ def atomic_output(path, mode="wb", remedy="choose another path"):
 
 @contextmanager
 def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
-    """Give a folder beside `out` that takes its name when the block ends without an error; else it is removed.
+    """Yield a temporary folder that is renamed to `out` when the block ends without an error, and removed otherwise.
 
     Args:
-        out: absolute path; absent or empty.
-        is_there: tells whether `out` holds the same by now, because another process was first.
+        out: absolute path; must not exist or be empty.
+        is_there: returns whether another process has created the same `out` in the meantime.
         remedy: what to do if the path cannot be written, with the flag to set.
 
     Raises:
@@ -192,13 +192,13 @@ def atomic_folder(out, is_there=lambda: False, remedy="choose another --out"):
 
 @contextmanager
 def file_lock(path, remedy="wait for it", wait=False):
-    """Hold the lock file `path` within the block, so that no other process does the same work there at the same time.
+    """Hold the lock file `path` during the block, so that no other process does the same work at the same time.
 
-    The lock is `flock`; where a file system has none, a second file, PATH.held, stands for it (cmg/utils/locks.py).
+    The lock is `flock`; on file systems without it, a second file, PATH.held, is used (cmg/utils/locks.py).
 
     Args:
-        path: the lock file; its folder is made, and it is removed in the end.
-        remedy: what to do if it is taken, with the flag to set.
+        path: the lock file; its folder is created, and the file is removed at the end.
+        remedy: what to do if it is locked, with the flag to set.
         wait: wait until it is free.
 
     Raises:
@@ -210,13 +210,13 @@ def file_lock(path, remedy="wait for it", wait=False):
         try:
             yield
         finally:
-            with suppress(OSError):             # the folder may be read-only by now; the lock ends with the file
+            with suppress(OSError):             # the folder may be read-only by now; closing the file ends the lock
                 os.remove(path)
 
 
 def _locked(path, remedy, wait):
-    """(open lock file, whether it is locked). Who waited may hold a file that its holder has removed: a lock that the
-    next one, who makes a new file, would not see; then it is taken again."""
+    """(open lock file, whether it is locked). After waiting, the file may have been removed by its holder, and others
+    would not see a lock on it; then the lock is acquired again."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,11 +243,11 @@ def _locked(path, remedy, wait):
 
 
 def append_lines(path, data, flushed=False, is_whole=lambda line: False):
-    """Add bytes that are whole lines to a file of one writer, or nothing; a last line that was cut off is removed.
+    """Append complete lines to a file with a single writer, or nothing; an incomplete last line is removed first.
 
     Args:
-        flushed: they are on the disk when this returns.
-        is_whole: does a last line lack no more than its end? It is kept then.
+        flushed: sync the file to disk before returning.
+        is_whole: returns whether the last line lacks only its line ending; it is kept then.
     Raises:
         OSError: no permission, no space.
     """
@@ -274,10 +274,10 @@ def append_lines(path, data, flushed=False, is_whole=lambda line: False):
 
 
 def remove_leftovers(folder, name="*"):
-    """Remove temporary files of `atomic_write` in a folder whose writers were killed; `name`: pattern of the files."""
+    """Remove temporary files of `atomic_write` in a folder whose writers were killed; `name` is a pattern."""
     for leftover in Path(folder).glob(f".{_shortened(name)}.*.tmp"):
         is_dead = is_of_dead_process(leftover.name)
-        with suppress(OSError), open_input(leftover) as file:       # it is gone by now, or its writer lives
+        with suppress(OSError), open_input(leftover) as file:       # gone by now, or its writer is alive
             if flock(file) and is_dead is not False or is_dead:
                 _remove(leftover)
 
@@ -288,7 +288,7 @@ def _remove(path):
 
 
 def _sync_folder(folder):
-    """Make a rename last through a power failure, where the file system can."""
+    """Make a rename survive a power failure, if the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -299,7 +299,7 @@ def _sync_folder(folder):
 
 
 def sha256(*paths):
-    """SHA-256 of a file, or of several one after the other, as hex text; InputError where one cannot be read."""
+    """Hex SHA-256 of a file, or of several concatenated ones; InputError if one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
         with readable(path), open_input(path) as file:

@@ -1,7 +1,7 @@
-"""Locks between processes: `flock`, and a file made with O_EXCL where a file system has no `flock` (Lustre without
-`-o flock`, some FUSE mounts), which also holds between machines.
+"""Locks between processes: `flock`, or a file created with O_EXCL on file systems without `flock` (Lustre without
+`-o flock`, some FUSE mounts), which also works between machines.
 
-Valid Python 3.7, standard library alone.
+Must run on Python 3.7 with only the standard library.
 """
 
 import errno
@@ -20,19 +20,19 @@ from pathlib import Path
 from cmg.utils.errors import InputError
 
 log = logging.getLogger(__name__)
-POLL = 0.1                      # seconds between two looks at a lock that is waited for
+POLL = 0.1                      # seconds between attempts to get a lock
 TOKEN = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp$")
 _held, _told = set(), set()
 
 
 def flock(file, wait=False):
-    """Lock an open file, until it is closed.
+    """Lock an open file until it is closed.
 
     Args:
         wait: wait until it is free.
 
     Returns:
-        False where the file system has no `flock`.
+        False if the file system has no `flock`.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -48,7 +48,7 @@ def flock(file, wait=False):
 
 @contextmanager
 def released_in_children(file):
-    """Keep the lock of a file with this process alone: one that was forked within the block does not keep it."""
+    """Keep the lock of a file in this process only: processes forked during the block release it."""
     _held.add(file)
     try:
         yield
@@ -69,18 +69,18 @@ os.register_at_fork(after_in_child=_release_in_child)
 # ------------------------------------------------------------------------------------------------------- without flock
 @contextmanager
 def lock_by_name(path, remedy, wait=False):
-    """Hold the file PATH.held within the block; it is removed in the end. What a killed process left is removed only
-    where it is certain that the process is gone: of this machine, since its last start, in the same container.
+    """Hold the file PATH.held during the block; it is removed at the end. The file of a killed process is removed only
+    if that process is certainly gone: on this machine, since its last boot, in the same container.
 
     Args:
-        path, remedy, wait: as of `cmg.utils.files.file_lock`.
+        path, remedy, wait: see `cmg.utils.files.file_lock`.
 
     Raises:
         InputError: another process holds it.
     """
     held = path.with_name(f"{path.name}.held")
     if path.parent not in _told:
-        log.warning("%s: this file system has no locks (flock); the file %s stands for one while something is written",
+        log.warning("%s: this file system has no locks (flock); using the file %s as a lock during writes",
                     path.parent, held.name)
         _told.add(path.parent)
     own = json.dumps(dict(_this_process(), time=time.strftime("%Y-%m-%d %H:%M:%S")))
@@ -92,8 +92,8 @@ def lock_by_name(path, remedy, wait=False):
             time.sleep(POLL)
         else:
             told = f", process {owner.get('pid')} on {owner.get('host')} since {owner.get('time')}" if owner else ""
-            raise InputError(f"{path.parent}: another process is writing here ({held.name}{told}); one at a time is "
-                             f"expected; wait for it, or {remedy}; if that process is gone, remove the file")
+            raise InputError(f"{path.parent}: another process is writing here ({held.name}{told}); expected one at a "
+                             f"time; wait for it, or {remedy}; if that process is gone, delete the file")
     try:
         yield
     finally:
@@ -103,7 +103,7 @@ def lock_by_name(path, remedy, wait=False):
 
 
 def _create(path, text):
-    """Make a file, unless there is one."""
+    """Create a file; returns False if it exists."""
     try:
         descriptor = os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -114,7 +114,7 @@ def _create(path, text):
 
 
 def _read(path):
-    """Who holds a lock; empty where the file does not say it (yet)."""
+    """The holder of a lock; empty if the file does not contain it (yet)."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         return owner if isinstance(owner, dict) else {}
@@ -123,7 +123,7 @@ def _read(path):
 
 
 def _remove_stale(held):
-    """Remove a lock whose holder is gone. A second file keeps others from removing the lock of who is faster."""
+    """Remove a lock whose holder is gone. A second file prevents the removal of a new lock by a slower process."""
     guard = held.with_name(f"{held.name}.stale")
     if _create(guard, ""):
         try:
@@ -137,13 +137,13 @@ def _remove_stale(held):
 
 # ----------------------------------------------------------------------------------------------------- which process
 def process_token():
-    """Text that tells this process from those of all machines and containers."""
+    """Text that identifies this process among those of all machines and containers."""
     return f"{_machine()}-{os.getpid()}"
 
 
 def is_of_dead_process(name):
-    """Whether the process that gave a temporary file its name (`process_token`) is gone: None where that is not known,
-    because it was of another machine, container or start of this machine."""
+    """Whether the process that named a temporary file (`process_token`) is gone; None if unknown, because it ran on
+    another machine, in another container or before the last boot."""
     found = TOKEN.search(name)
     if not found or found[1] != _machine():
         return None
@@ -155,7 +155,7 @@ def _this_process():
 
 
 def _is_dead(owner):
-    """Whether it is certain that the holder of a lock is gone."""
+    """Whether the holder of a lock is certainly gone."""
     if owner.get("machine") != _machine() or not isinstance(owner.get("pid"), int) or not _boot():
         return False
     started = _started(owner["pid"])
@@ -174,7 +174,7 @@ def _is_alive(pid):
 
 @lru_cache(maxsize=None)
 def _machine():
-    """Digest of this machine, its last start, and the container's own numbering of processes."""
+    """Digest of this machine, its last boot, and the container's process namespace."""
     namespace = ""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -183,7 +183,7 @@ def _machine():
 
 @lru_cache(maxsize=None)
 def _boot():
-    """Identity of the last start of this machine; empty where the system does not tell."""
+    """Identifier of this machine's last boot; empty if the system does not provide it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
@@ -191,9 +191,9 @@ def _boot():
 
 
 def _started(pid):
-    """When a process began, in clock ticks after the machine's start; None where that is not known."""
+    """Start time of a process, in clock ticks since boot; None if unknown."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):       # the numbers of another container
+        if os.readlink("/proc/self") != str(os.getpid()):       # /proc of another container
             return None
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(text.rpartition(")")[2].split()[19])

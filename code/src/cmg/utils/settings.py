@@ -1,11 +1,11 @@
-"""Settings, each declared once: a dataclass field with its default, its help, and whether results depend on it.
+"""Settings, each declared once as a dataclass field with its default, its help, and whether it affects results.
 
     @dataclass(frozen=True)
     class Learning:
         lr: float = setting(4e-4, "Adam's learning rate")
 
-`add_arguments` makes the command line from such classes, `read` makes an instance of one from the parsed arguments,
-and `affects_results` tells which values two runs must share for their numbers to be comparable.
+`add_arguments` adds the fields of such a class to the command line, `read` creates an instance from the parsed
+arguments, and `affects_results` returns the values that two runs must share for their results to be comparable.
 """
 
 import argparse
@@ -15,25 +15,25 @@ from dataclasses import field, fields
 
 from cmg.utils.limits import LIMITS
 
-DIGITS = 20                     # of an integer: more are not even read
+DIGITS = 20                     # longer integers are rejected without parsing
 
 
 def setting(default, help, *, flags=(), affects_results=True, **argument):
-    """A dataclass field that is a command line argument as well.
+    """A dataclass field that is also a command-line argument.
 
     Args:
-        default: value without the flag. False makes a switch; a tuple takes one or more values.
+        default: value without the flag. False declares a switch; a tuple accepts one or more values.
         help: text for --help.
         flags: all flags; default: --<name of the field>.
         affects_results: whether results depend on it: True, False, or a function of the parsed arguments.
-        argument: more of argparse's add_argument: type, choices, nargs, metavar.
+        argument: other arguments of argparse's add_argument: type, choices, nargs, metavar.
     """
     return field(default=default, metadata={
         "help": help, "flags": flags, "affects_results": affects_results, "argument": argument})
 
 
 def whole(text):
-    """Argument type: an integer, such as a seed, that int64 holds times a million."""
+    """Argument type: an integer, such as a seed, that fits into int64 when multiplied by a million."""
     try:
         number = int(text) if len(text) < DIGITS else None
     except ValueError:
@@ -45,7 +45,7 @@ def whole(text):
 
 
 def natural(text):
-    """Argument type: as `whole`, 0 or more."""
+    """Argument type: like `whole`, 0 or more."""
     if whole(text) < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is below 0")
     return whole(text)
@@ -70,7 +70,7 @@ def not_negative(text):
 
 
 def _argument(declared, default):
-    """(flags, keywords) of argparse's add_argument for a field."""
+    """(flags, keyword arguments) of argparse's add_argument for a field."""
     made = dict(declared.metadata["argument"], dest=declared.name, help=declared.metadata["help"], default=default)
     if default is False:
         made["action"] = "store_true"
@@ -82,12 +82,12 @@ def _argument(declared, default):
 
 
 def add_arguments(parser, cls, title=None, **defaults):
-    """Add the fields of `cls` to a parser or argument group; those that it has already are passed over.
+    """Add the fields of `cls` to a parser or argument group, except those that it already has.
 
     Args:
         parser: argparse parser.
         cls: dataclass of settings.
-        title: of a group of their own in --help.
+        title: title of a separate group in --help.
         defaults: field -> default that differs in this program.
     """
     known = {action.dest for action in parser._actions}
@@ -99,7 +99,7 @@ def add_arguments(parser, cls, title=None, **defaults):
 
 
 def read(cls, namespace, **values):
-    """An instance of `cls` with the arguments of `namespace`; `values`: fields that are no arguments, or win."""
+    """Create an instance of `cls` from the arguments in `namespace`; `values` override them."""
     for declared in fields(cls):
         if declared.name not in values and hasattr(namespace, declared.name):
             value = getattr(namespace, declared.name)
@@ -108,7 +108,7 @@ def read(cls, namespace, **values):
 
 
 def affects_results(namespace, *classes):
-    """Name -> plain value of every argument on which results depend, in the order of the declarations."""
+    """Name -> plain value of every argument that affects results, in the order of declaration."""
     found = {}
     for declared in (declared for cls in classes for declared in fields(cls)):
         counts = declared.metadata.get("affects_results", False)
@@ -118,6 +118,6 @@ def affects_results(namespace, *classes):
 
 
 def settings(cls):
-    """Name -> value without the flag, as parsed arguments have it, of the fields of `cls` that are arguments."""
+    """Name -> default, as in parsed arguments, of the fields of `cls` that are arguments."""
     return {declared.name: _argument(declared, declared.default)[1]["default"] for declared in fields(cls)
             if declared.metadata}

@@ -1,17 +1,17 @@
-"""Signals that end a program: what is under way is finished and saved, then the program ends with exit code
-128 + signal and one line that says how to continue.
+"""Handling of signals that end a program: it finishes and saves the current step, then exits with code 128 + signal and
+one line that says how to continue.
 
     with stop_on_signals() as stop:
         for step in ...:
             ...
             stop.save_and_exit(lambda: save(...), f"after step {step}", "resume with --resume auto")
 
-All signals count that can be caught, whose default is to end the process and that do not report a fault of the program:
+This covers all signals that can be caught, end the process by default and do not report a fault of the program:
 SIGTERM, Ctrl-C, a closed terminal (SIGHUP), warnings of a batch system (SIGUSR1, SIGUSR2, SIGXCPU) and so on. A second
-SIGTERM, SIGINT or SIGQUIT kills at once. A signal that was ignored when the program started (nohup) stays ignored, and
-one that the surrounding program handles is left to it.
+SIGTERM, SIGINT or SIGQUIT kills the process immediately. Signals that were ignored when the program started (nohup)
+stay ignored, and existing handlers of a surrounding program are kept.
 
-Valid Python 3.7, standard library alone: `errors.run` needs it wherever that runs.
+Must run on Python 3.7 with only the standard library, because `errors.run` uses it.
 """
 
 import logging
@@ -22,19 +22,19 @@ from contextlib import contextmanager
 log = logging.getLogger(__name__)
 NAMES = "TERM INT HUP QUIT USR1 USR2 XCPU ALRM VTALRM PROF PWR IO"
 SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in NAMES.split() if hasattr(signal, f"SIG{name}"))
-INSISTING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT      # sent again, they kill
+INSISTING = signal.SIGTERM, signal.SIGINT, signal.SIGQUIT      # these kill when sent again
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the program, and what it had is saved.
+    """A signal ended the program after its work was saved. The text is the line to show; it is also logged.
 
     Args:
         number: the signal.
-        done: what was saved, as "after step 3".
-        remedy: what to do to continue; without it there is nothing to say.
+        done: what was saved, such as "after step 3".
+        remedy: how to continue; without it, no line is shown.
 
     Attributes:
-        code: exit code of the program, 128 + signal. The text is the line to show, which a log that listens has by now.
+        code: exit code of the program, 128 + signal.
     """
 
     def __init__(self, number, done="", remedy=""):
@@ -46,7 +46,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Handler that notes the first signal; the loop that it is for looks at `signal` after every step."""
+    """Handler that stores the first signal; a loop checks it after every step."""
 
     def __init__(self):
         self.signal = None
@@ -56,12 +56,12 @@ class Stop:
         signal.signal(number, signal.SIG_DFL if number in INSISTING else signal.SIG_IGN)
 
     def save_and_exit(self, save, done, remedy):
-        """If a signal came: save and raise `Stopped`.
+        """If a signal was received, save and raise `Stopped`.
 
         Args:
-            save: called without arguments.
-            done: what is saved, as "after step 3".
-            remedy: what to do to continue.
+            save: function without arguments.
+            done: what was saved, such as "after step 3".
+            remedy: how to continue.
         """
         if self.signal:
             save()
@@ -70,7 +70,7 @@ class Stop:
 
 @contextmanager
 def handled(handler):
-    """Let `handler` take all signals while the block runs; in a thread, which cannot listen, nothing does."""
+    """Install `handler` for all signals while the block runs; does nothing in a thread, which cannot handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,28 +82,28 @@ def handled(handler):
         yield
     finally:
         for number, old in before.items():
-            if old is not None:                 # None: of a library in C, and untouched
+            if old is not None:                 # None: installed by a C library, and not replaced
                 signal.signal(number, old)
 
 
 @contextmanager
 def stop_on_signals():
-    """Give a `Stop` that listens while the block runs."""
+    """Yield a `Stop` that handles signals while the block runs."""
     stop = Stop()
     with handled(stop):
         yield stop
 
 
 def exit_now(number, frame):
-    """Handler for where no step has to be finished: raises `Stopped`."""
+    """Handler for programs that have no step to finish: raises `Stopped`."""
     for other in SIGNALS:
         if signal.getsignal(other) is exit_now:
             signal.signal(other, signal.SIG_DFL if other in INSISTING else signal.SIG_IGN)
-    raise Stopped(number, "", "nothing that was written is lost; repeat the call to continue")
+    raise Stopped(number, "", "files already written are kept; run the command again to continue")
 
 
 def ignore_signals(worker):
-    """`worker_init_fn` of a DataLoader: a signal reaches all processes of a terminal or job, and the run needs its
-    workers until it has finished the step."""
+    """`worker_init_fn` of a DataLoader: a signal reaches all processes of a terminal or job, but the run needs its
+    workers until it finishes the step."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
