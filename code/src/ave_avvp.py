@@ -1,4 +1,4 @@
-"""AVE to AVVP (NeurIPS 2023, Table 3): a head learns on AVE in one modality and is tested on AVVP in the other."""
+"""AVE to AVVP (NeurIPS 2023, Table 3): a head is trained on AVE in one modality and tested on AVVP in the other."""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import downstream

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Open-set AVE, both directions, 14 known classes; further arguments win over this.
+# Open-set AVE, both directions, 14 known classes; further arguments override this.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

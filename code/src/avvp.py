@@ -1,6 +1,7 @@
-"""AVVP event localization, zero-shot across modalities (NeurIPS 2023, Table 1): events second by second.
+"""AVVP event localization, zero-shot across modalities (NeurIPS 2023, Table 1): events in each second.
 
-As published, a head learns from one modality's annotated clips and is tested on the other's: mostly the same videos.
+As published, a head is trained on the annotated clips of one modality and tested on those of the other, which are
+mostly the same videos.
 """
 
 from cmg.cli import local_paths

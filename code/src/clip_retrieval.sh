@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Retrieval of whole clips by captions and back, of all modalities that are there; arguments are passed on.
+# Retrieval of clips by captions and captions by clips, for all modalities with features; arguments are passed on.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

@@ -1,4 +1,4 @@
-"""Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events second by second."""
+"""Your own clips (code/docs/your-data.md), zero-shot across modalities: their class, or events in each second."""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import downstream

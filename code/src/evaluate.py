@@ -1,4 +1,4 @@
-"""One or more checkpoints on every cross-modal task that the data allows: the papers' main table (Table 3)."""
+"""Evaluate one or more checkpoints on every cross-modal task with data: the papers' main table (Table 3)."""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import evaluate

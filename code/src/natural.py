@@ -2,12 +2,12 @@
 
 A classifier that was trained on sounds recognizes photographs for which it never saw a label, and back. Recordings and
 photographs come from --sources (index.csv, sounds, photos), or are downloaded once; their terms are printed. --features
-names a folder of clips whose features are ready (clips.csv, sources.csv, audio.h5, video.h5, prompts.h5); see
-cmg/demos/natural.py. Pictures of the run show the photographs and sounds of test clips; with --features, if --sources
-has the files that sources.csv names.
+is a folder of clips with existing features (clips.csv, sources.csv, audio.h5, video.h5, prompts.h5); see
+cmg/demos/natural.py. The report shows photographs and sounds of test clips; with --features, only if --sources has the
+files listed in sources.csv.
 
-Without encoders of pictures and words, stand-ins are used that need no download, and photographs are then hard to tell
-apart: --video-encoder and --text-encoder name better ones.
+The default encoders need no download, but hardly distinguish photographs: choose better ones with --video-encoder and
+--text-encoder.
 """
 
 import os
@@ -21,17 +21,17 @@ from cmg.utils.settings import positive
 
 LOCAL = local_paths(__file__)
 CLIPS = 3120
-MAKING = ("clips", "audio_encoder", "video_encoder", "text_encoder", "front_end")       # options of clips from sources
+MAKING = ("clips", "audio_encoder", "video_encoder", "text_encoder", "front_end")       # only for clips from sources
 
 
 def build(own, root):
-    """The data, where it is not there yet."""
+    """Create the data if it does not exist."""
     from cmg.demos import natural, natural_clips, natural_sources  # here, because --help needs no data
     features, sources = own.features, own.sources
     given = [name for name in MAKING if getattr(own, name)]
     if features and given:
-        raise InputError(f"--{given[0].replace('_', '-')}: for clips that are made of sources; --features names clips "
-                         "that are ready; leave one of them out")
+        raise InputError(f"--{given[0].replace('_', '-')}: only for clips created from --sources, not for the existing "
+                         "clips of --features; omit one of them")
     if features is sources is None and (root / natural.MARKER).is_file():
         return
     if features is None:
@@ -50,13 +50,13 @@ def main(argv=None):
         named = os.environ.get(f"CMG_NATURAL_{name.upper()}")
         parser.add_argument(f"--{name}", type=Path, default=Path(named) if named else None,
                             help=f"folder of {files} (environment: CMG_NATURAL_{name.upper()})")
-    parser.add_argument("--clips", type=positive, default=None, help="pretraining clips that are made of sources; the "
-                        f"others are proportionate (default {CLIPS})")
+    parser.add_argument("--clips", type=positive, default=None, help="pretraining clips to create from sources; the "
+                        f"others are proportional (default {CLIPS})")
     for modality, stand_in in (("audio", "logmel"), ("video", "patches"), ("text", "hashing")):
         parser.add_argument(f"--{modality}-encoder", default=None, type=encoder_argument(modality), metavar="NAME",
-                            help=f"as for prepare.py features (default {stand_in})")
+                            help=f"see prepare.py features (default {stand_in})")
     parser.add_argument("--front-end", action="append", default=None, metavar="MODALITY.KEY=VALUE",
-                        help="of an encoder that is an ONNX file or a function; repeated")
+                        help="front-end setting of an ONNX file or function; repeatable")
     walk("natural", parser, build, argv, LOCAL)
 
 

@@ -1,4 +1,4 @@
-"""Get real data ready: check it, extract features, encode prompts, write lists and packs."""
+"""Prepare real data: check it, extract features, encode prompts, write lists and packs."""
 
 from cmg.cli import local_paths
 from cmg.programs import prepare

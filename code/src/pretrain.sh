@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pretrain DCID; without arguments on audio, video and text of VGGSound-AVEL 40K, six epochs of 80 clips a step, as
-# published: pretrain.py's defaults.
+# Pretrain DCID; by default on audio, video and text of VGGSound-AVEL 40K, six epochs with 80 clips per step, as
+# published.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

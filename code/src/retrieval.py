@@ -1,8 +1,8 @@
 """X-to-audio retrieval (NeurIPS 2023, Table 5): trained on video->audio, tested on text->audio (V2T), and the reverse.
 
-The result's direction names the two kinds of queries: "video->text" is V2T. Below it is retrieval without training:
-cosine similarity of mean codes for every ordered pair of the encoder's modalities (task retrieval_free), of clips of
-the same class (mAP, nDCG@10) and of the clip itself (R@k).
+The direction of a result names the two kinds of queries: "video->text" is V2T. The results also include retrieval
+without training (task retrieval_free): cosine similarity of mean codes for every ordered pair of the encoder's
+modalities, for clips of the same class (mAP, nDCG@10) and for the clip itself (R@k).
 """
 
 from cmg.cli import local_paths

@@ -16,7 +16,7 @@ LOCAL = local_paths(__file__)
 
 
 def build(own, root):
-    """The data, where it is not there yet."""
+    """Create the data if it does not exist."""
     if own.recordings is None and not root.exists():
         spoken_sources.fetch(root.parent / "recordings")
     from cmg.demos import spoken  # here, because --help needs no data
@@ -28,7 +28,7 @@ def main(argv=None):
     named = os.environ.get("CMG_SPOKEN")
     parser.add_argument("--recordings", type=Path, default=Path(named) if named else None,
                         help=f"folder with {', '.join(spoken_sources.SHA256)} (environment: CMG_SPOKEN)")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
+    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportional")
     walk("spoken", parser, build, argv, LOCAL)
 
 

@@ -1,5 +1,5 @@
-"""What TOC would keep of a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, and similarity of the
-codes."""
+"""Show TOC's selection for a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, similarity of the codes.
+"""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import toc

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What TOC keeps of a checkpoint's codebooks: toc.sh CHECKPOINT; further arguments win over the published figure's.
+# TOC's selection for a checkpoint's codebooks: toc.sh CHECKPOINT; further arguments override the published figure's.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

@@ -1,4 +1,4 @@
-"""Open-set UCF-101 clips with sound: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
+"""Open-set UCF-101 clips with audio: a head that knows some of the classes, zero-shot across modalities (ICCV 2025)."""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import downstream

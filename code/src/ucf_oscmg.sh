@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Open-set UCF-101 clips with sound, both directions, 17 known classes; further arguments win over this.
+# Open-set UCF-101 clips with audio, both directions, 17 known classes; further arguments override this.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

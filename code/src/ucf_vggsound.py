@@ -1,4 +1,4 @@
-"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and data sets, one class per clip."""
+"""UCF-101 video and VGGSound audio (NeurIPS 2023, Table 3): across modalities and datasets, one class per clip."""
 
 from cmg.cli import local_paths
 from cmg.programs.entry import downstream

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Open-set UCF-101 video and VGGSound audio, both directions, 8 known classes; further arguments win over this.
+# Open-set UCF-101 video and VGGSound audio, both directions, 8 known classes; further arguments override this.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/python.sh"

@@ -79,11 +79,11 @@ def test_clips_of_another_length_are_one_warning(own, capsys):
         each(own / kind, lambda x: np.concatenate([x, x[:1]]), "train0", "val1", "test2")
     _, report = check(own, capsys)
     assert [line for line in warnings(report) if "is T right" in line] == [
-        "warning: pretraining, train, val, test: audio, video of 2 to 3 seconds, T = 10: all 33 clips are padded "
-        "(their last second is repeated; --padding mask of pretrain.py leaves it out); is T right? pretrain.py "
-        "--seconds 3 takes the clips whole"]
+        "warning: pretraining, train, val, test: audio, video with 2 to 3 seconds, T = 10: all 33 clips are padded (by "
+        "repeating their last second; pretrain.py --padding mask excludes the padding); is T right? pretrain.py "
+        "--seconds 3 uses complete clips"]
     code, report = check(own, capsys, more=("--seconds", "auto"))
-    assert code == 0 and "length: T = 3, of the longest clip" in report and "is T right" not in report
+    assert code == 0 and "length: T = 3, from the longest clip" in report and "is T right" not in report
     assert report.split("next:")[1].count("--seconds auto") == 1        # of pretraining; heads take T of the checkpoint
     (own / "clips.csv").unlink()
     code, report = check(own, capsys, more=("--seconds", "auto"))
@@ -273,7 +273,7 @@ def test_the_demo_is_healthy(demo_data, capsys):
 def test_rows_of_two_splits_of_ave_are_named(tree, capsys):
     shutil.copy(tree / DATA_PATHS["ave.train"], tree / DATA_PATHS["ave.test"])
     _, report = published("ave", tree, capsys)
-    assert "13 clips are in train and in test (" in report and len(warnings(report)) == 1
+    assert "13 clips are in both train and test (" in report and len(warnings(report)) == 1
 
 
 def test_clips_with_one_feature_are_not_compared_pair_by_pair(monkeypatch):

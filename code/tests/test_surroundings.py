@@ -225,7 +225,7 @@ def test_no_shared_memory_at_all(monkeypatch, caplog):
     monkeypatch.setattr(loader.sys, "platform", "linux")
     monkeypatch.setattr(loader, "SHARED_MEMORY", "/nowhere/shm")
     found = ClipLoader(Clips(), 2, 3, persistent_workers=True)
-    assert found.num_workers == 0 and len(list(found)) == 40 and "reading with 0" in caplog.text
+    assert found.num_workers == 0 and len(list(found)) == 40 and "using 0" in caplog.text
 
 
 def test_a_step_that_broke_off_is_undone():

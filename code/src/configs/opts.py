@@ -1,4 +1,4 @@
-"""Where everything is on this machine: edit the constants below. Environment variables and flags win over them."""
+"""Paths on this machine: edit the constants below. Environment variables and flags override them."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ DATA = ROOT / "data"                        # CMG_DATA,        --data_root
 CHECKPOINTS = ROOT / "checkpoint"           # CMG_CHECKPOINTS, --checkpoint_root
 RUNS = ROOT / "code" / "src" / "Exps"       # CMG_RUNS,        --runs_root
 FIGURES = ROOT / "figs"                     # pictures of demo.sh, spoken.sh, natural.sh
-PRETRAINED = "DCID-model-5.pt"              # what downstream scripts load from CHECKPOINTS
-VOCABULARY = ROOT / "cnt.pkl"               # word list of the prompts' filter
+PRETRAINED = "DCID-model-5.pt"              # loaded from CHECKPOINTS by downstream scripts
+VOCABULARY = ROOT / "cnt.pkl"               # word list for filtering prompts
 
-# The files of the data sets lie below DATA as the published package unpacks (cmg/data/layout.py lists them). Name here
-# those that are elsewhere, relative to DATA or absolute:
+# By default, datasets are in DATA with the layout of the published package (cmg/data/layout.py). List files that are
+# elsewhere here, relative to DATA or absolute:
 DATA_PATHS = layout.DATA_PATHS | {
     # "vggsound.audio": "/fast/vggsound40k/audio",
 }

@@ -343,7 +343,7 @@ def test_prepare_text_encodes_a_manifest(tmp_path, capsys):
     with h5py.File(tmp_path / "l.h5") as file:
         assert [x.decode() for x in file["labels"]] == ["cat", "dog_bark"]
         assert [x.decode() for x in file["prompts"]] == ["cat", "dog bark"]
-    assert "no prompt and no label" in message(prepare.main, [
+    assert "no prompts and no labels" in message(prepare.main, [
         "text", "--manifest", str(manifest(tmp_path, "a,train", head="id,split")), "--backend", "hashing"])
 
 
@@ -534,7 +534,7 @@ def text_model(folder):
 
 def test_the_word_list_is_bert_s_alone(tmp_path):
     path = manifest(tmp_path, "a,train,a ball", head="id,split,prompt")
-    assert "which this model is not" in message(prepare.main, [
+    assert "expected an uncased BERT" in message(prepare.main, [
         "text", "--manifest", str(path), "--model", str(text_model(tmp_path / "model")), "--text_vocabulary", "cnt"])
 
 

@@ -241,7 +241,7 @@ def test_prepare_text(tmp_path, bert, monkeypatch, capsys):
     prepare.main([*call, "--text_vocabulary", "cnt"])
     text = TextFeatures(place)
     assert text.labels == ["dog", "cat"] and text["dog"].any(1).sum() == 2 and not text["cat"].any()
-    assert "1 prompts keep no word and are zeros: cat" in capsys.readouterr().out
+    assert "1 prompts keep no word and are zero: cat" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ word pieces

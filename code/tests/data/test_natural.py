@@ -96,9 +96,9 @@ def test_an_index_that_is_wrong_is_one_line(tmp_path):
     for content, reason in (
             (whole.replace("file,label,split", "file,class,split"), "no column 'label'.*file, label, split"),
             (whole.replace(first, "sounds/gone.wav,bell,train"), r"line 2: .*gone.wav is not there"),
-            (whole.replace(first, "../secret.wav,bell,train"), "line 2: the file '../secret.wav'; sounds/NAME"),
+            (whole.replace(first, "../secret.wav,bell,train"), "line 2: the file '../secret.wav'; expected sounds"),
             (whole.replace(first, "/etc/passwd,bell,train"), "line 2: the file '/etc/passwd'"),
-            (whole.replace(first, "sounds/bell_train_0.wav,bell,dev"), "line 2: the split 'dev'; train, val or test"),
+            (whole.replace(first, "sounds/bell_train_0.wav,bell,dev"), "line 2: split 'dev'; expected train"),
             (whole + "sounds/again.wav,bell,test\n", r"again.wav \(test\) has the content of .*_0.wav \(train\)"),
             (lonely, "no photos of 'sea' in the split val"), (whole.replace(",sea,", ",dog,"), "3 classes; 4 or more"),
             (whole.replace(",sea,", ",sea&co,"), "the class 'sea&co'"), ("", "no column 'file'")):
@@ -289,7 +289,7 @@ def test_lists_that_are_wrong_are_one_line(features, tmp_path):
     sound = one.split(",")[3]
     clip = next(line for line in good["clips.csv"].splitlines() if line.startswith("train00000"))
     for name, content, reason in (
-            ("sources.csv", good["sources.csv"].replace(one + "\n", ""), r"other clips than in .* \(train00000\)"),
+            ("sources.csv", good["sources.csv"].replace(one + "\n", ""), r"the clips differ from .* \(train00000\)"),
             ("sources.csv", good["sources.csv"].replace("id,split,class", "id,split,kind"), "no column 'class'"),
             ("sources.csv", good["sources.csv"].replace("sounds/bell_test_0.wav", sound).replace(
                 "sounds/bell_test_1.wav", sound), r"the sound '.*' is in test and train"),
@@ -311,7 +311,7 @@ def test_lists_that_are_wrong_are_one_line(features, tmp_path):
 def test_a_tree_is_kept_and_that_of_other_clips_is_not_overwritten(tree, features, tmp_path):
     before = json.loads((tree / natural.MARKER).read_text())
     assert not natural.build(tree, DATA_PATHS, features, progress=False, sources=features)      # not looked at again
-    refused("holds something else", natural.build, tree, DATA_PATHS, features, seed=1, sources=features)
+    refused("contains something else", natural.build, tree, DATA_PATHS, features, seed=1, sources=features)
     assert json.loads((tree / natural.MARKER).read_text()) == before
     with pytest.raises(InputError, match="clips 10: expected 60 or more"):
         natural_clips.make(tmp_path, made_sources(tmp_path / "sources"), natural_clips.Encoders(), 10)
@@ -338,7 +338,7 @@ def test_from_sources_to_a_report(sources, tmp_path, small_model, capsys, monkey
 def test_options_of_clips_are_refused_where_clips_are_ready(features, tmp_path):
     roots = ["--data_root", str(tmp_path / "data"), "--runs_root", str(tmp_path / "runs"), "--gpu", "cpu"]
     for more in (["--clips", "600"], ["--video-encoder", "patches"], ["--front-end", "audio.rate=16000"]):
-        with pytest.raises(InputError, match=f"{more[0]}: for clips that are made of sources; --features names"):
+        with pytest.raises(InputError, match=f"{more[0]}: only for clips created from --sources"):
             script.main(["--features", str(features), *roots, *more])
     with pytest.raises(InputError, match=r"sounds/.*wav: cannot be opened"):           # other sources than the clips'
         script.main(["--features", str(features), "--sources", str(tmp_path), *roots])

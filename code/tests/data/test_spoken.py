@@ -82,18 +82,18 @@ def test_an_archive_is_read_in_memory_whatever_its_names(tmp_path, monkeypatch):
 def test_what_is_not_the_published_archive_is_refused_in_one_line(tmp_path, monkeypatch):
     refused(r"recordings.tar.gz: not found; .*--recordings", spoken_sources.read_speech, tmp_path)
     archive(tmp_path, {"recordings/0_ann_0.wav": word([0] * 4000)})
-    refused("1 recordings; the SHA-256 of the published content is another", spoken_sources.read_speech, tmp_path)
+    refused("1 recordings: its SHA-256 differs", spoken_sources.read_speech, tmp_path)
     path = tmp_path / spoken_sources.SPEECH
     whole = path.read_bytes()
     for content, reason in ((whole[:len(whole) // 2], "not the published file"), (b"<html>404</html>", "Not a gzipped"),
-                            (gzip.compress(b"no tar at all" * 100), "no tar archive"), (b"", "not the published file")):
+                            (gzip.compress(b"no tar at all" * 100), "not a tar"), (b"", "not the published file")):
         path.write_bytes(content)
         refused(reason, spoken_sources.read_speech, tmp_path)
     monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, unpacked_bytes=1 << 16))
     path.write_bytes(gzip.compress(bytes(1 << 20)))
     refused("MiB unpacked", spoken_sources.read_speech, tmp_path)
     (tmp_path / spoken_sources.IMAGES).write_bytes(gzip.compress(b"\0" * 99))
-    refused("t10k-images.*other bytes", spoken_sources.read_images, tmp_path)
+    refused("t10k-images.*other content", spoken_sources.read_images, tmp_path)
 
 
 def test_a_download_is_whole_or_one_line(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_download_is_whole_or_one_line(tmp_path, monkeypatch):
     refused("cannot be downloaded.*no route.*--recordings", spoken_sources.fetch, tmp_path)
     monkeypatch.setattr(spoken_sources, "urlopen", lambda address, timeout: io.BytesIO(b"x" * 300))
     monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, download_bytes=200))
-    refused("more than 0 MiB came", spoken_sources.fetch, tmp_path)
+    refused("more than 0 MiB", spoken_sources.fetch, tmp_path)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(spoken_sources, "LIMITS", replace(LIMITS, download_bytes=1000))
     spoken_sources.fetch(tmp_path)
@@ -253,15 +253,15 @@ def test_another_cut_has_other_features_and_other_parts(spoken_data, tmp_path, r
     assert ((loud > 0) == (lit > 0)).all() and 4 <= (loud > 0).sum() <= 10
     cuts = other_cut.OtherCut.cut, spoken_clips.OFFICIAL
     assert all(not set(range(50)[cut.takes["train"]]) & set(range(50)[cut.takes["test"]]) for cut in cuts)
-    refused("holds something else", spoken_tree.build, tmp_path / "other", DATA_PATHS, recordings, clips=CLIPS)
+    refused("contains something else", spoken_tree.build, tmp_path / "other", DATA_PATHS, recordings, clips=CLIPS)
 
 
 def test_a_tree_is_kept_and_nothing_else_is_overwritten(spoken_data, tmp_path, recordings):
     assert not spoken_tree.build(spoken_data, DATA_PATHS, tmp_path / "nowhere", clips=CLIPS, progress=False)
-    refused("holds something else", spoken_tree.build, spoken_data, DATA_PATHS, recordings, clips=CLIPS + 10)
+    refused("contains something else", spoken_tree.build, spoken_data, DATA_PATHS, recordings, clips=CLIPS + 10)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("text")
-    refused("holds something else", spoken_tree.build, tmp_path / "mine", DATA_PATHS, recordings, clips=CLIPS)
+    refused("contains something else", spoken_tree.build, tmp_path / "mine", DATA_PATHS, recordings, clips=CLIPS)
     refused("--clips 10", spoken_tree.build, tmp_path / "new", DATA_PATHS, recordings, clips=10)
     refused("not found", spoken_tree.build, tmp_path / "new", DATA_PATHS, tmp_path / "nowhere", clips=CLIPS)
     assert not (tmp_path / "new").exists()

@@ -217,8 +217,8 @@ def test_evaluate_leaves_the_run_as_it_is(demo_data, tmp_path, capsys):
 
 def test_auto_without_a_checkpoint_starts(demo_data, tmp_path, caplog):
     assert train(demo_data, tmp_path, "--resume", "auto", "--max_steps", 1) == 0
-    assert "has no checkpoint of this run; it starts from the beginning" in caplog.text
-    with pytest.raises(InputError, match="no checkpoint of this run; name one"):
+    assert "has no checkpoint of this run; starting from the beginning" in caplog.text
+    with pytest.raises(InputError, match="no checkpoint of this run; pass one"):
         train(demo_data, tmp_path / "empty", "--resume", "auto", "--evaluate")
 
 

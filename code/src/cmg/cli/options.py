@@ -1,4 +1,4 @@
-"""What the command lines of all scripts share: paths of the machine, parsed `Options`, argument types, settings."""
+"""Common code of all command lines: paths on this machine, parsed `Options`, argument types, settings."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ class LocalPaths:
         scripts: folder of the shell scripts.
         pretrained: checkpoint that downstream tasks load by default, relative to `checkpoints`.
         vocabulary: word list for filtering prompts (cnt.pkl).
-        data_paths: dotted name of a file of a data set -> its path, relative to `data` or absolute.
+        data_paths: dotted name of a dataset's file -> its path, relative to `data` or absolute.
     """
 
     data: Path = Path("data")
@@ -43,27 +43,27 @@ class LocalPaths:
 
 
 def local_paths(script):
-    """`LocalPaths` of configs/opts.py beside a script; the module search path is not asked (PYTHONSAFEPATH)."""
+    """`LocalPaths` of configs/opts.py next to a script, without the module search path, for PYTHONSAFEPATH."""
     return runpy.run_path(str(Path(script).resolve().parent / "configs" / "opts.py"))["LOCAL"]
 
 
 class Options(argparse.Namespace):
-    """Parsed arguments of one run, and the paths and the device that follow from them.
+    """Parsed arguments of a run, and the paths and device derived from them.
 
     Attributes:
         local: LocalPaths of this machine.
     """
 
     def paths(self, dataset):
-        """Files of one data set: {"csv": Path, "audio": Path, ...}."""
+        """Files of one dataset: {"csv": Path, "audio": Path, ...}."""
         prefix = dataset + "."
         return {name[len(prefix):]: self.data_path(name) for name in DATA_PATHS if name.startswith(prefix)}
 
     def data_path(self, name):
         """Path of a file by its dotted name, such as "vggsound.csv".
 
-        --path takes precedence over the environment variable (CMG_VGGSOUND_CSV), and that over configs/opts.py. Paths
-        of the user's own data are those of --manifest and --features.
+        --path takes precedence over the environment variable (CMG_VGGSOUND_CSV), and that over configs/opts.py. The
+        user's own data has the paths of --manifest and --features.
         """
         if name.startswith(f"{CUSTOM}."):
             return self.own[name.removeprefix(f"{CUSTOM}.")]
@@ -73,13 +73,13 @@ class Options(argparse.Namespace):
         return path.with_stem(path.stem + "_pieces") if is_pieces else path
 
     def data_paths(self, families):
-        """Dotted name -> Path of all files of some data sets."""
+        """Dotted name -> Path of all files of some datasets."""
         return {name: self.data_path(name) for name in DATA_PATHS if name.split(".")[0] in families}
 
     @property
     def own(self):
         """The user's own data: {"manifest": Path, modality: Path, ...}; empty without --manifest."""
-        if not vars(self).get("manifest"):          # some programs know no such argument
+        if not vars(self).get("manifest"):          # some programs do not have this argument
             return {}
         return {"manifest": self.manifest, **{m: self.features[m] for m in in_order(self.features)}}
 
@@ -103,7 +103,7 @@ class Options(argparse.Namespace):
         return device(self.gpu)
 
     def check_device(self):
-        """Check --gpu, and set --precision to what its device can do. Unlike parsing, this needs PyTorch.
+        """Check --gpu, and set --precision to one that its device supports. Unlike parsing, this needs PyTorch.
 
         Raises:
             InputError: there is no such GPU.
@@ -118,8 +118,8 @@ class Options(argparse.Namespace):
 
 
 def device(gpu):
-    """torch device of `--gpu`, as `gpu_argument` gives it; InputError if there is no such GPU."""
-    import torch  # here, because --help and wrong arguments do not need it
+    """The torch device for `--gpu`, a value of `gpu_argument`; InputError if there is no such GPU."""
+    import torch  # here, because --help and argument errors do not need it
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu in (None, ""):
         return torch.device("cuda", 0) if count else torch.device("cpu")
@@ -173,18 +173,18 @@ class Paths:
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware, and how features are read."""
+    """Hardware, and reading of features."""
 
     gpu: str | None = setting(None, "index of the GPU, or cpu (default: GPU 0 if there is one)", type=gpu_argument,
                               affects_results=False)
     precision: str = setting("float32", "bf16: autocast in encoders and decoders, while semantic features, codebook "
                              "and losses stay in float32", choices=("float64", "float32", "bf16"))
     workers: int = setting(default_workers(), "processes that read clips from disk", affects_results=False)
-    in_memory: bool = setting(False, "read all features once and keep them in memory (with --precision bf16 in 16 "
-                              "bits)", affects_results=lambda opts: opts.precision == "bf16")
-    pieces: bool = setting(False, "read prompts as word pieces instead of words, as CoDAAR does (prepare.py text "
+    in_memory: bool = setting(False, "read all features once and keep them in memory (in 16 bits with --precision "
+                              "bf16)", affects_results=lambda opts: opts.precision == "bf16")
+    pieces: bool = setting(False, "read prompts as word pieces instead of words, like CoDAAR (prepare.py text "
                            "--pieces)")
-    on_bad_clip: str = setting("error", "for clips whose file is missing or damaged: stop, or skip them with a warning",
+    on_bad_clip: str = setting("error", "for clips with a missing or damaged file: stop, or skip them with a warning",
                                choices=("error", "skip"), affects_results=False)
 
 
@@ -194,7 +194,7 @@ class Program:
 
     preset: str | None = setting(
         None, "set of defaults; other flags override it", choices=tuple(PRESETS), affects_results=False)
-    verbose: bool = setting(False, "print everything that goes into the log and the tables", affects_results=False)
+    verbose: bool = setting(False, "print the complete log and tables", affects_results=False)
     debug: bool = setting(False, "show the traceback of an input error", affects_results=False)
 
 
@@ -202,18 +202,18 @@ class Program:
 class Published:
     """Arguments of the published scripts that have no effect."""
 
-    eval_freq: int = setting(1, "accepted for compatibility with the published scripts, without effect: checkpoints "
+    eval_freq: int = setting(1, "accepted for compatibility with the published scripts, but has no effect: checkpoints "
                              "are saved and heads are measured after every epoch", type=positive, affects_results=False)
 
 
 def root(name, local):
     """Default of --data_root, --checkpoint_root or --runs_root ("data", "checkpoints" or "runs"): the environment
-    variable CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else that of configs/opts.py."""
+    variable CMG_DATA, CMG_CHECKPOINTS or CMG_RUNS, else the value in configs/opts.py."""
     return absolute(os.environ.get(f"CMG_{name.upper()}") or getattr(local, name))
 
 
 def add_shared(parser, names):
-    """Add options that a script passes on to several programs, with the help texts of these."""
+    """Add options that a script passes on to several programs, with the same help texts."""
     declared = {of.name: of.metadata["help"] for cls in (Paths, Machine, Program) for of in fields(cls)}
     for name in names:
         parser.add_argument(f"--{name}", default=None, help=declared[name])
@@ -230,11 +230,11 @@ def common_parser(program, description, local):
 
 
 def parse(parser, program, argv, local):
-    """`Options` of a command line, with the defaults of its preset and recipe, checked as far as scripts share them.
+    """Parse a command line to `Options`, with the defaults of its preset and recipe, and check the common arguments.
 
     Args:
         parser: `common_parser` with the script's own arguments.
-        program: name of the script, without ending.
+        program: name of the script without its suffix.
         argv: command line, None for that of the process.
         local: LocalPaths of this machine.
     """
@@ -256,7 +256,7 @@ def parse(parser, program, argv, local):
     if unknown:
         is_several = "checkpoint" in opts and any(Path(word).suffix in SUFFIXES for word in unknown)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}"
-                     + "; --checkpoint takes one, evaluate.sh takes several" * is_several)
+                     + "; --checkpoint takes one file, evaluate.sh takes several" * is_several)
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     opts.path = dict(opts.path)

@@ -21,12 +21,12 @@ class PretrainData:
     """Data for pretraining."""
 
     dataset_name: str = setting("vggsound_AVT", "clips and modalities. The letters A, V and T stand for audio, video "
-                                "and text (none: audio and video); 90k, 81k and 179k for other lists of VGGSound "
-                                "(40k: the same as none); custom: the clips of --manifest",
+                                "and text (default: audio and video); 90k, 81k and 179k for other lists of VGGSound "
+                                "(default: 40k); custom: the clips of --manifest",
                                 choices=(*PRETRAINING_SETS, CUSTOM))
     splits: tuple[str, ...] | None = setting(
-        None, "splits of the list (default: all three, the 40K clips of the paper, of which train has 24K; with "
-        "--manifest: train)", nargs="+", choices=("train", "test", "val"))
+        None, "splits of the list (default: all three, the paper's 40K clips, while train has 24K; with --manifest: "
+        "train)", nargs="+", choices=("train", "test", "val"))
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class SystemChoice:
 
     system: str = setting("dcid", "system to pretrain: " + ", ".join(
         f"{name} ({system.label})" for name, system in DECLARED.items()), choices=tuple(DECLARED))
-    n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published; own data: by its "
-                                      "length)", type=positive)
+    n_embeddings: int | None = setting(None, "number of codes per codebook (K; default: as published; for your own "
+                                      "data: by its length)", type=positive)
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class Pretraining:
     """Arguments of pretrain.py only."""
 
     recipe: str | None = setting(
-        None, "set of training defaults; other flags override it. shared: modalities share their codes, after half the "
-        "steps (DCID, H-DCID; docs/decisions.md). published: the papers' values for own data (--dataset_name custom), "
-        "too, which otherwise has shared and values by its amount (docs/your-data.md)",
+        None, "set of training defaults; other flags override it. shared: modalities share their codes after half of "
+        "the steps (DCID, H-DCID; docs/decisions.md). published: the papers' values, also for your own data "
+        "(--dataset_name custom), whose default is shared with values by its amount (docs/your-data.md)",
         choices=tuple(RECIPES), affects_results=False)
     model_save_path: Path | None = setting(
-        None, "folder of the checkpoints (default: the checkpoint root, or a folder of their own for the runs of a "
-        "preset)", type=Path, affects_results=False)
+        None, "folder of the checkpoints (default: the checkpoint root, or a separate folder for the runs of a preset)",
+        type=Path, affects_results=False)
     resume: str = setting("", "resume from a checkpoint, ours or published; auto: from the newest one of this run, if "
-                          "there is one", type=auto_or_path, metavar="auto|FILE", affects_results=False)
-    evaluate: bool = setting(False, "do not train, but print the losses of --resume on the data", affects_results=False)
+                          "any", type=auto_or_path, metavar="auto|FILE", affects_results=False)
+    evaluate: bool = setting(False, "print the losses of --resume on the data, without training", affects_results=False)
     test_batch_size: int = setting(64, "clips per step with --evaluate", type=positive, affects_results=False)
     loss_weights: float | None = setting(
-        None, "accepted for compatibility with the published scripts, where it has no effect, either", type=float,
+        None, "accepted for compatibility with the published scripts, but has no effect, as there", type=float,
         affects_results=False)
 
 
-# Classes with settings of a pretraining run, and their titles in --help; the Options of each system follow.
+# Classes with settings of a pretraining run, and their titles in --help, followed by the Options of each system.
 PRETRAIN = {Machine: "machine", PretrainData: "data", OwnModalities: "modalities", RunSettings: "run",
             OptimConfig: "learning", StepConfig: "memory", SystemChoice: "system"}
 
@@ -106,7 +106,7 @@ def parse_pretrain(argv, local):
     if opts.dataset_name == CUSTOM:
         require_own(parser, opts, f"--dataset_name {CUSTOM}")
     elif opts.manifest:
-        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} for your own "
+        parser.error(f"--manifest: --dataset_name is {opts.dataset_name}; pass --dataset_name {CUSTOM} to use your own "
                      "data")
     if opts.evaluate and not opts.resume:
         parser.error("--evaluate needs the checkpoint to evaluate: --resume FILE")
@@ -130,13 +130,13 @@ def parse_pretrain(argv, local):
             parser.error(f"--without {switch}: {system.label} has no such part; it has {', '.join(system.switches())}")
     comparing = system.comparing(opts.without, opts.weights)
     if opts.batch_size == 1 and comparing:
-        parser.error(f"--batch_size 1: {', '.join(comparing)} compare the clips of a step, and are zero for a single "
-                     "one; give two clips or more, or leave them out with --without")
+        parser.error(f"--batch_size 1: {', '.join(comparing)} compare the clips of a step and are zero for a single "
+                     "clip; use two clips or more, or disable them with --without")
     return opts
 
 
 def own_data_recipe(opts, system):
-    """Set the recipe of a run on own data, and `opts.by_rule`: the settings that neither a flag nor a preset sets.
+    """Set the recipe of a run on the user's data, and `opts.by_rule`: the settings that no flag or preset sets.
 
     Those of OWN_SIZES stay None until `own_data_sizes`.
     """
@@ -150,8 +150,8 @@ def own_data_recipe(opts, system):
 
 
 def own_data_sizes(opts, clips, seconds, stored):
-    """Set what a run on own data leaves to the rule (cmg/presets.py): as in the checkpoint that it resumes, else by the
-    number of clips and seconds.
+    """Set the remaining settings of a run on the user's data: those of the checkpoint that it resumes, else by the rule
+    of cmg/presets.py from the number of clips and seconds.
 
     Args:
         stored: options of the resumed run, as plain values; empty for a new run.

@@ -17,11 +17,11 @@ from cmg.utils.settings import positive, whole
 
 
 def _files(parser, local=None):
-    """Add the argument for the results; with `local` also that for the checkpoint of one encoder."""
+    """Add the argument for the results, and with `local` the one for the checkpoint of a single encoder."""
     group = parser.add_argument_group("files")
     if local:
         group.add_argument("--checkpoint", "--resume", type=path_or_name, default=None,
-                           help=f"pretrained encoder (default: {local.pretrained} below the checkpoint root)")
+                           help=f"pretrained encoder (default: {local.pretrained} in the checkpoint root)")
     group.add_argument("--results", type=Path, default=None, help="results file (default: <run folder>/results.jsonl)")
 
 
@@ -30,7 +30,7 @@ def _heads(parser, epochs):
     settings.add_arguments(group, HeadSettings, n_epoch=epochs)
     group.add_argument("--seed", type=whole, nargs=1, dest="seeds", default=argparse.SUPPRESS, help="a single seed")
     group.add_argument("--print_freq", type=positive, default=50,
-                       help="accepted for compatibility with the published scripts, without effect")
+                       help="accepted for compatibility with the published scripts, but has no effect")
     settings.add_arguments(group, Published)
     settings.add_arguments(parser, TocSettings, "encoder")
 
@@ -56,7 +56,8 @@ def downstream_parser(task, local):
 
 def clip_retrieval_parser(local):
     """The parser of clip_retrieval.py."""
-    parser = common_parser("clip_retrieval.py", "Retrieval between clips and captions, without a head.", local)
+    parser = common_parser("clip_retrieval.py", "Retrieve captions by clips and clips by captions, without a head.",
+                           local)
     settings.add_arguments(parser, RetrievalSettings, "retrieval")
     parser.add_argument("--modalities", nargs="+", choices=("video", "audio"), default=None,
                         help="modalities of the clips (default: those whose features exist)")
@@ -97,8 +98,8 @@ def parse_downstream(task, argv, local):
     known = (*MODALITIES, *opts.own_modalities)
     for flag, name in (("--source", opts.source), ("--target", opts.target)):
         if name and name not in known:
-            parser.error(f"{flag} {name}: no such modality{did_you_mean(name, known)} "
-                         f"({', '.join(dict.fromkeys(known))} are known)")
+            parser.error(f"{flag} {name}: unknown modality{did_you_mean(name, known)} "
+                         f"(known: {', '.join(dict.fromkeys(known))})")
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:
@@ -136,7 +137,7 @@ def parse_toc(argv, local):
     parser = Parser(prog="toc.py", description="Show TOC's selection of code channels and draw its effect.")
     parser.add_argument("checkpoint", type=Path, help="checkpoint of pretraining, published or ours")
     parser.add_argument("--choose_channel", type=int, default=128, metavar="S",
-                        help="number of channels to keep of each codebook (the published figure shows 128, 1, 0)")
+                        help="number of channels to keep in each codebook (the published figure shows 128, 1, 0)")
     settings.add_arguments(parser, TocRatios)
     parser.add_argument("--snapshot_pref", type=Path, default=root("runs", local) / "toc",
                         help="folder of the pictures")

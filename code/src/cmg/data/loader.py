@@ -85,7 +85,7 @@ def _fitting(dataset, batch_size, workers):
     if fitting < workers:
         needed = batch * (1 + AHEAD * workers) / USED
         log.warning("--workers %d: %s has %.1f MB free, but this many workers with batches of %.1f MB need %.1f MB; "
-                    "using %d (increase it with docker run --shm-size)", workers, SHARED_MEMORY, free / 1e6,
+                    "using %d (docker run --shm-size provides more)", workers, SHARED_MEMORY, free / 1e6,
                     batch / 1e6, needed / 1e6, fitting)
     return fitting
 

@@ -4,8 +4,8 @@
 
 The folder has the structure of the real data package: lists and feature zips of VGGSound-AVEL for pretraining, AVE's h5
 files, lists of AVVP and AVE_AVVP, the UCF-101/VGGSound pair, and text features of the prompts. The same loaders read
-it. Digits for pretraining and for the training rows of AVE are from other writers than those for testing. The same seed
-always gives the same bytes.
+it. Test digits are from different writers than the digits for pretraining and AVE's training rows. The same seed always
+gives the same bytes.
 """
 
 import json
@@ -40,21 +40,21 @@ from cmg.demos.tree import (
 from cmg.utils.errors import InputError, run
 from cmg.utils.files import as_input_error, atomic_folder, atomic_output
 
-VERSION = 4                             # of the contents; a change makes existing trees unusable
+VERSION = 4                             # version of the contents; a change makes existing trees unusable
 MARKER = "demo.json"                    # written last, so that a folder with it is complete
-LEAST_SECONDS = 3                       # of a clip
+LEAST_SECONDS = 3                       # minimum length of a clip
 BLOCK = 80                              # clips generated at a time
 SHARED = (8, 7, 6, 4, 3, 2, 1, 0)        # keys that AVE and AVVP share in the AVE -> AVVP task, in label order
 AVVP_SHARE = 4                          # pretraining clips for each clip of AVVP
 UCF_SHARE = 80                          # pretraining clips for each clip of a UCF-101 class
-LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all of the ten classes
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all ten classes
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
 def pretraining(tree):
     """VGGSound-AVEL: each clip shows one key, with another digit and noise in each second.
 
-    In two thirds of the clips it lasts only 2 to 10 seconds, and the rest is noise and an empty picture, so that codes
+    In two thirds of the clips it lasts only 2 to 10 seconds, and the rest is noise and an empty image, so that codes
     depend on the second. Every twentieth audio file is one or two seconds short, like some published ones. All digits
     are from the training pool, because the published loader concatenates the three splits.
     """
@@ -81,7 +81,7 @@ def pretraining(tree):
 
 
 def ave(tree):
-    """AVE: one event per clip, from `start` to before `end`; the other seconds are noise and an empty picture.
+    """AVE: one event per clip, from `start` to before `end`; the other seconds are noise and an empty image.
 
     Like the official annotations, rows are grouped by class, in the order of the class list. Training, validation and
     test rows (4 : 1 : 2) show digits of different writers.
@@ -113,7 +113,7 @@ def ave(tree):
 
 
 def ave_rows(clips, shares=(6, 24, 12)):
-    """(split names, keys) of all AVE rows, ordered by key. `shares` are the numbers of pretraining clips per clip of
+    """(split names, keys) of all AVE rows, ordered by key. `shares` gives the number of pretraining clips per clip of
     train, val and test."""
     counts = [clips // share for share in shares]
     split = np.repeat(["train", "val", "test"], counts)
@@ -222,7 +222,7 @@ def ucf_vggsound(tree):
 
 
 def ucf51(tree):
-    """The open-set list of UCF-101: the clips of `ucf_vggsound` with sound, and a list of classes, of which the first
+    """The open-set list of UCF-101: the clips of `ucf_vggsound` with audio, and a list of classes, of which the first
     half is known, as in every open-set task."""
     rng = tree.rng("ucf51")
     clips = pd.read_csv(tree.path("ucf_vggsound.ucf_csv"))
@@ -248,12 +248,11 @@ def captions(tree):
 
 
 def blocks(rows):
-    """Row numbers in blocks of at most BLOCK."""
+    """Row numbers, in blocks of at most BLOCK."""
     return np.array_split(rows, -(-len(rows) // BLOCK))
 
 
-# A part only reads the parts before it and only writes files of its own, so that parts can be added to trees that were
-# built without them.
+# A part reads only earlier parts and writes only its own files, so parts can be added to trees built without them.
 PARTS = {"vggsound": pretraining, "ave": ave, "avvp": avvp, "ave_avvp": ave_avvp, "ucf_vggsound": ucf_vggsound,
          "ucf51": ucf51, "captions": captions}
 
@@ -266,29 +265,30 @@ def settings(seed, clips, seconds):
 
 
 def parts_there(out, seed, clips, seconds):
-    """Names of the parts of this tree in `out`, () if it is empty; InputError if it contains anything else."""
+    """Names of the parts of this tree in `out`, () if `out` is empty; InputError if it contains anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return ()
     marker = out / MARKER
     if not marker.is_file():
-        raise InputError(f"{out}: exists and is not a demo tree ({MARKER} is absent); choose another folder with --out")
+        raise InputError(f"{out}: exists and is not a demo tree (no {MARKER}); choose another folder with --out")
     try:
-        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # absent in earlier trees
+        found = {"seconds": SECONDS} | json.loads(marker.read_text(encoding="utf-8"))   # missing in earlier trees
         wanted = settings(seed, clips, seconds)
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{marker}: not a JSON object of a build; remove {out} and build it again") from None
+        raise InputError(f"{marker}: not the JSON object of a build; delete {out} and build it again") from None
     there = found.get("parts")
     if not isinstance(there, list):
-        raise InputError(f"{marker}: names no parts; remove {out} and build it again")
+        raise InputError(f"{marker}: lists no parts; delete {out} and build it again")
     differing = [f"{key} {found.get(key)}, not {wanted[key]}" for key in wanted
                  if key != "parts" and found.get(key) != wanted[key]]
     if differing:
-        raise InputError(f"{out}: holds another demo tree ({'; '.join(differing)}); remove it or choose another --out")
+        raise InputError(f"{out}: contains another demo tree ({'; '.join(differing)}); delete it or choose another "
+                         "--out")
     return tuple(there)
 
 
 def build(out, paths, seed=0, clips=2400, progress=True, seconds=SECONDS):
-    """Build the demo tree atomically. A complete tree is not changed; one without some parts gets these.
+    """Build the demo tree atomically. A complete tree is not changed; missing parts are added.
 
     Args:
         out: folder to create, the data root of the demo.
@@ -302,7 +302,7 @@ def build(out, paths, seed=0, clips=2400, progress=True, seconds=SECONDS):
         True if the tree or a part of it was built, False if it was complete.
 
     Raises:
-        InputError: `out` contains something else, or a tree of another seed, size or version, or cannot be created.
+        InputError: `out` contains something else or a tree of another seed, size or version, or cannot be created.
     """
     out = Path(out).absolute()
     if not LEAST_CLIPS <= clips <= MOST_CLIPS:
@@ -346,7 +346,7 @@ def main(argv=None):
     parser = build_parser("cmg.demos.dialled", __doc__)
     parser.add_argument("--clips", type=int, default=2400,
                         help="number of pretraining clips; the other parts are proportional (default 2400, 130 MB)")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="of a clip (default 10)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a clip (default 10)")
     options = parser.parse_args(argv)
     print_built(options.out, build(options.out, DATA_PATHS, options.seed, options.clips, seconds=options.seconds))
 

@@ -24,7 +24,7 @@ PROMPTS = {f"digit {word}": f"The dual tones of key {word} dialled on a telephon
 EMPTY = -1                                              # key of a second without an event
 
 # ---------------------------------------------------------------------------------------------------- audio
-RATE = 8000                                             # samples a second
+RATE = 8000                                             # sample rate in Hz
 ROW_HZ, COLUMN_HZ = (697, 770, 852, 941), (1209, 1336, 1477)        # Q.23: low group by row, high group by column
 KEY_HZ = np.array([(941, 1336)] + [(ROW_HZ[k // 3], COLUMN_HZ[k % 3]) for k in range(9)], np.float32)   # keys 0..9
 DETUNING = 0.015            # largest relative error of a frequency; Q.23 allows 0.018
@@ -35,7 +35,7 @@ LENGTH = (0.35, 0.7)        # seconds
 NOISE = (0.003, 0.1)        # RMS of the white noise: from 40 dB below a tone to nearly as loud as a weak tone
 BANDS = 128
 BLOCK = 32                  # seconds generated at a time
-FRAME, HOP = 1000, 500      # samples: 15 frames a second, 8 Hz resolution
+FRAME, HOP = 1000, 500      # samples: 15 frames per second, 8 Hz resolution
 LOWEST_HZ = 125.0
 
 
@@ -78,9 +78,9 @@ def mel_bank():
 
 
 def log_mel(waveforms):
-    """Log-mel bands of waveforms of one second: log(1 + power) / 2, with the power averaged over 15 frames.
+    """Log-mel bands of one-second waveforms: log(1 + power) / 2, with the power averaged over 15 frames.
 
-    The result is nonnegative and, like VGGish features, in about 0..5; it is nearly zero for silence.
+    The result is nonnegative and about 0..5, like VGGish features; it is nearly zero for silence.
 
     Args:
         waveforms: (N, 8000).
@@ -89,7 +89,7 @@ def log_mel(waveforms):
         (N, 128) float32.
     """
     if waveforms.ndim != 2 or waveforms.shape[1] != RATE:
-        raise ValueError(f"waveforms are {waveforms.shape}; expected (N, {RATE}): one second each at 8 kHz")
+        raise ValueError(f"waveforms have shape {waveforms.shape}; expected (N, {RATE}): one second each at 8 kHz")
     return (0.5 * np.log1p(_powers(waveforms).mean(1) @ mel_bank())).astype(np.float32)
 
 
@@ -105,7 +105,7 @@ def _powers(waveforms):
 # ---------------------------------------------------------------------------------------------------- video
 # The file lists one writer after another, each starting with 0..9 three times; both cuts are between writers.
 POOLS = {"train": slice(0, 1157), "val": slice(1157, 1287), "test": slice(1287, None)}
-DIGIT, CANVAS, PATCH = 12, 13, 7            # pixels: a digit's side, a picture's side, a patch's side
+DIGIT, CANVAS, PATCH = 12, 13, 7            # sides of a digit, an image and a patch in pixels
 GRID = CANVAS - PATCH + 1          # 7
 CHANNELS = 32                               # V
 PROJECTION_SEED, SMOOTHING, THRESHOLD = 1, 1.0, 0.3
@@ -167,24 +167,24 @@ BOLD = Style(turn=6, zoom=(0.94, 1.02), shift=0.4, ink=(0.7, 0.95), noise=(0.02,
 
 
 def draw(images, rng, style=PLAIN, canvas=CANVAS, digit=DIGIT):
-    """Pictures of handwritten samples: rotated, scaled, shifted, with added noise, clipped to 0..1.
+    """Images of handwritten samples: rotated, scaled, shifted, with added noise, clipped to 0..1.
 
     Args:
         images: (N, 8, 8) of `pick`.
         rng: numpy.random.Generator.
         style: Style.
-        canvas, digit: sides of the picture and of a digit of zoom 1, in pixels.
+        canvas, digit: sides of the image and of a digit with zoom 1, in pixels.
 
     Returns:
         (N, canvas, canvas) float32.
     """
     count = len(images)
-    source = np.pad(images, ((0, 0), (1, 1), (1, 1)))                   # a blank border to read outside the sample
+    source = np.pad(images, ((0, 0), (1, 1), (1, 1)))                   # a blank border around the sample
     if style.thickness:
         around = sliding_window_view(np.pad(source, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2)).max((-2, -1))
         source = (1 - style.thickness) * source + style.thickness * around
     angle = np.deg2rad(rng.uniform(-style.turn, style.turn, count))
-    scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels per pixel of the picture
+    scale = images.shape[1] / digit / rng.uniform(*style.zoom, count)   # source pixels per image pixel
     shift = rng.uniform(-style.shift, style.shift, (count, 2))
     centered = np.arange(canvas) - (canvas - 1) / 2
     row = centered[None, :, None] - shift[:, 0, None, None]
@@ -214,8 +214,8 @@ def _bilinear(source, row, column):
 def projections():
     """V fixed random filters, (49 pixels, V) float32: Gaussian-blurred white noise with mean 0 and norm 1.
 
-    Strokes are smooth, too. White filters would respond to pixel noise, and the encoder only sees the sum over the 49
-    positions, by which the ten digits must be distinguishable.
+    The filters are smooth, like strokes. White filters would respond to pixel noise, and the encoder sees only the sum
+    over the 49 positions, which must distinguish the ten digits.
     """
     side = np.arange(PATCH)
     blur = np.exp(-0.5 * ((side[:, None] - side) / SMOOTHING) ** 2)     # (7, 7), applied to rows and to columns
@@ -226,7 +226,7 @@ def projections():
 
 
 def video_features(pictures):
-    """Rectified random projections of a picture's 49 overlapping patches of 7 x 7 pixels.
+    """Rectified random projections of an image's 49 overlapping patches of 7 x 7 pixels.
 
     Args:
         pictures: (N, 13, 13) in 0..1.
@@ -235,7 +235,7 @@ def video_features(pictures):
         (N, 7, 7, V) float32, non-negative.
     """
     if pictures.ndim != 3 or pictures.shape[1:] != (CANVAS, CANVAS):
-        raise ValueError(f"pictures are {pictures.shape}; expected (N, {CANVAS}, {CANVAS})")
+        raise ValueError(f"images have shape {pictures.shape}; expected (N, {CANVAS}, {CANVAS})")
     patches = sliding_window_view(pictures, (PATCH, PATCH), axis=(1, 2))
     patches = patches.reshape(-1, PATCH * PATCH).astype(np.float32, copy=False)
     responses = np.maximum(patches @ projections() - np.float32(THRESHOLD), 0)
@@ -249,16 +249,16 @@ def audio_clips(keys, rng):
 
 
 def _waves(keys, rng):
-    """The waveforms of clips, in blocks of seconds that fit into the cache: four times faster."""
+    """Yield the waveforms of clips, in blocks of seconds that fit into the CPU cache, which is four times faster."""
     flat = keys.ravel()
     return (tones(block, rng) for block in np.array_split(flat, -(-len(flat) // BLOCK)))
 
 
 def originals(keys, split, rng):
-    """What a person hears and sees of clips, drawn as `audio_clips` and then `video_clips` draw them from this rng.
+    """Content of clips for display in the report, drawn from the rng like `audio_clips` followed by `video_clips`.
 
     Returns:
-        a list of {"audio": `spectrogram`, "video": the picture (13, 13) of the first second with an event}, uint8.
+        a list of {"audio": `spectrogram`, "video": the image (13, 13) of the first second with an event}, uint8.
     """
     sounds = np.concatenate(list(_waves(keys, rng))).reshape(*keys.shape, RATE)
     pictures = draw(pick(keys.ravel(), split, rng), rng).reshape(*keys.shape, CANVAS, CANVAS)
@@ -268,13 +268,13 @@ def originals(keys, split, rng):
 
 
 def spectrogram(waveforms):
-    """Log-mel bands of all frames of one sound (T seconds, 8000): (128 bands, T * 15 frames) uint8, from 0 to its
+    """Log-mel bands of all frames of one waveform (T seconds, 8000): (128 bands, T * 15 frames) uint8, scaled to its
     largest value."""
     bands = np.log1p(_powers(waveforms) @ mel_bank()).reshape(-1, BANDS).T
     return (255 * bands / max(bands.max(), 1e-12)).astype(np.uint8)
 
 
 def video_clips(keys, split, rng, style=PLAIN):
-    """Video features of clips with another sample in each second: keys (N, T) -> (N, T, 7, 7, V) float32."""
+    """Video features of clips with a different sample in each second: keys (N, T) -> (N, T, 7, 7, V) float32."""
     features = video_features(draw(pick(keys.ravel(), split, rng), rng, style))
     return features.reshape(*keys.shape, *features.shape[1:])

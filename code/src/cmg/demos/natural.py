@@ -2,24 +2,24 @@
 
     python -m cmg.demos.natural --features DIR --out ../../data/natural          # from code/src; about a minute
 
-Input is a folder of clips with features of each second, in three splits that share no recording and no photograph:
-`clips.csv` (a manifest: id, split, label, prompt), `sources.csv` (id, split, class, sound, photo; the class also of
-clips without a label, which serve pretraining alone), `audio.h5` and `video.h5` (or the folders `audio/zip` and
-`video/zip` of an extraction) and `prompts.h5` (or `text/prompts.h5`). `natural_clips.make` makes such a folder.
+The input is a folder of clips with features of each second, in three splits that share no recording or photograph:
+`clips.csv` (a manifest: id, split, label, prompt), `sources.csv` (id, split, class, sound, photo; clips without a
+label, used only for pretraining, have a class as well), `audio.h5` and `video.h5` (or the folders `audio/zip` and
+`video/zip` of an extraction) and `prompts.h5` (or `text/prompts.h5`). `natural_clips.make` creates such a folder.
 
-VGGSound-AVEL, for pretraining (`--splits train`), has all clips as they are, AVE the labeled ones, with their class in
-every second. UCF-101 and VGGSound are the pictures and the sounds of the test clips. In UCF-101 some are cut short.
+VGGSound-AVEL, for pretraining (`--splits train`), has all clips unchanged; AVE has the labeled ones, with their class
+in every second. UCF-101 and VGGSound are the video and the audio of the test clips; some of UCF-101 are cut short.
 
-AVVP is composed of the seconds of test clips: sounds and pictures begin and end within a clip, and one clip has one or
-two events, which may overlap. Seconds without an event are of other classes, which the task does not list: the last
-quarter in alphabetical order. Nothing is taken for silence, whatever the encoders. Since logmel and patches, like the
-published encoders, see each second alone, putting seconds together is the same as extracting a video that is put
-together. Where two sounds overlap, the features are the larger of the two: for logmel, 5 % off those of the sum of the
-sounds (twenty pairs of recordings, error in relation to the norm; 24 % without the second sound). Of two pictures, each
-fills half of the frame, which is exact for patches.
+AVVP is composed of seconds from test clips: sounds and images begin and end within a clip, and each clip has one or two
+events, which may overlap. Seconds without an event show classes that the task does not list, the last quarter in
+alphabetical order; there is no silence, so this works with any encoder. Logmel and patches, like the published
+encoders, encode each second separately, so combining features of seconds equals extracting a combined video. Where two
+sounds overlap, the features are the larger of the two: for logmel, 5 % off the features of the mixed sounds (twenty
+pairs of recordings, error relative to the norm; 24 % without the second sound). Two images fill half of the frame each,
+which is exact for patches.
 
-In AVE -> AVVP, the training side has the clips of the listed classes and those of the others as background; the
-published list has none of the latter.
+In AVE -> AVVP, the training side has the clips of the listed classes, and those of the others as background, which the
+published list does not have.
 """
 
 from collections import Counter
@@ -64,8 +64,8 @@ from cmg.utils.files import sha256
 NAME, VERSION, MARKER = "Natural", 1, "natural.json"
 FILES = {"audio": ("audio.h5", "audio/zip"), "video": ("video.h5", "video/zip"),
          "text": ("prompts.h5", "text/prompts.h5")}
-SHORTEST, TWO, ONE_SENSE = 2, 0.4, 0.2      # seconds of an event; shares of clips with two, of events in one modality
-UNLISTED, COMPOSED = 4, 3                   # one class in so many is background in AVVP; its clips per test clip
+SHORTEST, TWO, ONE_SENSE = 2, 0.4, 0.2      # shortest event (s); fractions of clips with two, of events in one modality
+UNLISTED, COMPOSED = 4, 3                   # AVVP: one in 4 classes is background; 3 clips are composed per test clip
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Clips:
     """The clips of a folder.
 
     Attributes:
-        table: id, split, category, label ("" where there is none), prompt, sound, photo.
+        table: id, split, category, label ("" if there is none), prompt, sound, photo.
         classes: sorted names.
         features: "audio", "video" -> (N, T, ...).
         text: path of the sentences' word vectors.
-        origins: modality -> description of the features, where one is known.
+        origins: modality -> description of the features, if known.
     """
 
     table: pd.DataFrame
@@ -88,68 +88,68 @@ class Clips:
 
 
 def located(folder, modality):
-    """Path of the features of a modality, by the first of the names that a folder may have."""
+    """Path of the features of a modality: the first of its possible names that exists."""
     return next((folder / name for name in FILES[modality] if (folder / name).exists()), folder / FILES[modality][0])
 
 
 def read_lists(folder):
-    """(table, classes) of a folder; see `Clips`.
+    """Read (table, classes) of a folder; see `Clips`.
 
     Raises:
-        InputError: defective lists, lists that contradict each other, or a source in two splits.
+        InputError: invalid or contradictory lists, or a source in two splits.
     """
     clips, sources = folder / "clips.csv", folder / "sources.csv"
     for path in (clips, sources):
         if not path.is_file():
             raise InputError(f"{path}: not found; expected clips.csv, sources.csv, audio.h5, video.h5 and prompts.h5; "
-                             "name their folder with --features")
+                             "pass their folder with --features")
     manifest = Manifest(clips)
     table = pd.DataFrame(read_table(sources, ("id", "split", "class", "sound", "photo"), flag="--features"))
     table = table.rename(columns={"class": "category"})
     if list(table["id"]) != list(manifest.clips):
         extra = sorted(set(table["id"]) ^ set(manifest.clips)) or ["their order differs"]
-        raise InputError(f"{sources}: other clips than in {clips.name} ({extra[0][:60]}); expected the same clips in "
-                         "the same order; make both lists again")
+        raise InputError(f"{sources}: the clips differ from {clips.name} ({extra[0][:60]}); expected the same clips in "
+                         "the same order; create both lists again")
     known = list(manifest.clips.values())
     table["label"] = [clip.events[0][1] if clip.events else "" for clip in known]
     table["prompt"] = [clip.prompts[0] if clip.prompts else "" for clip in known]
     for line, (row, clip) in enumerate(zip(table.itertuples(), known), 2):
         if row.split != clip.split or row.label not in ("", row.category) or not row.prompt:
-            raise InputError(f"{sources}: line {line}: {row.id} is '{row.category[:40]}' in {row.split}, in "
+            raise InputError(f"{sources}: line {line}: {row.id} is '{row.category[:40]}' in {row.split}, but in "
                              f"{clips.name} '{row.label[:40]}' in {clip.split} with the prompt '{row.prompt[:40]}'; "
                              "expected the same class and split, and a prompt; correct one of the lists")
     for kind in ("sound", "photo"):
         splits = table.groupby(kind)["split"].unique()
         for name, found in splits[splits.str.len() > 1].items():
-            raise InputError(f"{sources}: the {kind} '{name[:60]}' is in {' and '.join(sorted(found))}; expected a "
-                             "source in one split; leave its clips out of all but one")
+            raise InputError(f"{sources}: the {kind} '{name[:60]}' is in {' and '.join(sorted(found))}; expected each "
+                             "source in one split; remove its clips from all but one")
     classes = sorted(table["category"].unique())
     require_classes(sources, classes)
     labeled = set(zip(table["category"][table["label"] != ""], table["split"][table["label"] != ""]))
     for name, split in ((name, split) for name in classes for split in SPLITS):
         if (name, split) not in labeled:
-            raise InputError(f"{clips}: no labeled clip of '{name}' in {split}; expected one at least of each class in "
-                             "train, val and test; add some, or leave the class out")
+            raise InputError(f"{clips}: no labeled clip of '{name}' in {split}; expected at least one of each class in "
+                             "train, val and test; add some, or remove the class")
     return table, classes
 
 
 def read(folder):
-    """The `Clips` of a folder.
+    """Read the `Clips` of a folder.
 
     Raises:
-        InputError: as of `read_lists`, absent features, or clips of different lengths.
+        InputError: see `read_lists`; missing features, or clips of different lengths.
     """
     table, classes = read_lists(folder)
     paths = {m: located(folder, m) for m in FILES}
-    TextFeatures(paths["text"]).indices(table["prompt"])               # says which sentence has no vectors
+    TextFeatures(paths["text"]).indices(table["prompt"])               # reports a sentence without vectors
     paths["manifest"] = folder / "clips.csv"
     first = Custom(paths, ("audio", "video"), SPLITS, seconds=None).first_lengths["audio"]
     clips = Custom(paths, ("audio", "video"), SPLITS, seconds=first)
     features = {m: clips.load(m) for m in clips.modalities}
     found = {*clips.real_seconds.tolist(), *np.concatenate(list(clips.lengths.values())).tolist()}
     if len(found) > 1 or min(found) <= SHORTEST:
-        raise InputError(f"{folder}: features of {min(found)} to {max(found)} seconds; expected clips of one length, "
-                         f"{SHORTEST + 1} seconds or more,; extract them again with --seconds")
+        raise InputError(f"{folder}: features of {min(found)} to {max(found)} seconds; expected equal lengths of at "
+                         f"least {SHORTEST + 1} seconds; extract them again with --seconds")
     table = table.set_index("id").loc[clips.ids].reset_index()
     about = {m: found for m in features if (found := origins.describe(paths[m], m))}
     return Clips(table, classes, features, paths["text"], about)
@@ -157,8 +157,8 @@ def read(folder):
 
 # ---------------------------------------------------------------------------------------------------- composing
 def draw_events(rng, seconds, count):
-    """Draw the events of one AVVP clip: tuples (key, onset, offset, is_audible, is_visible), one or two of them, with
-    different classes of `count`, which may overlap. None fills the clip."""
+    """Draw the one or two events of an AVVP clip: tuples (key, onset, offset, is_audible, is_visible), with different
+    classes out of `count`. Events may overlap, and none fills the clip."""
     number = 2 if rng.random() < TWO else 1
     lengths = rng.integers(SHORTEST, seconds, number)
     onsets = (rng.random(number) * (seconds + 1 - lengths)).astype(int)
@@ -168,8 +168,8 @@ def draw_events(rng, seconds, count):
 
 
 def together(one, other):
-    """Features (T, ...) of two sounds or pictures at the same time: the larger value of vectors; the left half of one
-    map and the right half of the other."""
+    """Features (T, ...) of two simultaneous sounds or images: the maximum of vectors; the left half of one map and the
+    right half of the other."""
     if one.ndim == 2:
         return np.maximum(one, other)
     half = one.shape[2] // 2
@@ -177,12 +177,12 @@ def together(one, other):
 
 
 class Composer:
-    """Features of clips with events, put together of the seconds of clips.
+    """Composes features of clips with events from the seconds of other clips.
 
     Args:
         features: (N, T, ...) of one modality.
         keys: (N,) class of each clip.
-        background: classes of the seconds without an event.
+        background: classes for seconds without an event.
         rng: random generator.
     """
 
@@ -202,7 +202,7 @@ class Composer:
         return made
 
     def piece(self, key, length):
-        """So many seconds of the next clip of a class, from a random one on."""
+        """`length` seconds of the next clip of a class, starting at a random one."""
         start = self.rng.integers(self.features.shape[1] - length + 1)
         return self.features[self.deck.next(key)][start:start + length].copy()
 
@@ -212,7 +212,7 @@ class Natural(Tree):
     """A tree that is being built from `clips`, a `Clips`."""
 
     def start(self, clips, sources=None):
-        """Set the clips, and the folder of their recordings and photographs, if pictures are to show these."""
+        """Set the clips, and the folder of their recordings and photographs, if the report is to show them."""
         self.source, self.sources, self.prompts = clips, sources, {}
         self.keys = pd.Index(clips.classes).get_indexer(clips.table["category"])
         for name, part in clips.table[clips.table["split"] == "train"].groupby("category"):
@@ -221,16 +221,16 @@ class Natural(Tree):
         return self
 
     def encode(self, sentences):
-        """Those that the folder has."""
+        """The word vectors stored in the folder."""
         return [self.sentences[text] for text in sentences], self.by
 
     def rows(self, *splits, labeled=False):
-        """Numbers of the clips of some splits."""
+        """Row numbers of the clips in some splits."""
         table = self.source.table
         return np.flatnonzero(table["split"].isin(splits) & ((table["label"] != "") | (not labeled)))
 
     def write(self, modality, folder, row, name, seconds=None):
-        """Write the features of a clip under a name."""
+        """Write the features of the clip in a row as `name`."""
         write_zip(folder, name, self.source.features[modality][row][:seconds].astype(np.float32))
 
 
@@ -272,7 +272,7 @@ def ave(tree):
 
 
 def listed(tree):
-    """Numbers of the classes that AVVP lists; the others are its background."""
+    """Indices of the classes that AVVP lists; the others are its background."""
     count = len(tree.source.classes)
     return np.arange(count - count // UNLISTED)
 
@@ -296,8 +296,8 @@ def avvp(tree):
 
 
 def ucf_vggsound(tree):
-    """UCF-101: pictures of the test clips, some cut short; with their sounds, for the task with unknown classes.
-    VGGSound: sounds of the test clips."""
+    """UCF-101: video of the test clips, some cut short, and their audio for the task with unknown classes.
+    VGGSound: audio of the test clips."""
     rng, rows, table = tree.rng("ucf_vggsound"), tree.rows("test"), tree.source.table
     for name in ("ucf_vggsound.ucf_categories", "ucf_vggsound.vggsound_categories", "ucf51.categories"):
         write_lines(tree.path(name), tree.source.classes)
@@ -332,7 +332,7 @@ def build(out, paths, features, seed=0, progress=True, sources=None):
         features: folder of clips with features.
         seed: seed of all random choices.
         progress: show a progress bar.
-        sources: folder of the recordings and photographs that `sources.csv` names, which pictures then show.
+        sources: folder of the recordings and photographs in `sources.csv`, to be shown in the report.
 
     Returns:
         True if it was built, False if it was complete.
@@ -364,8 +364,8 @@ def build(out, paths, features, seed=0, progress=True, sources=None):
 def main(argv=None):
     parser = build_parser("cmg.demos.natural", __doc__)
     parser.add_argument("--features", type=Path, required=True, help="folder of clips with features")
-    parser.add_argument("--sources", type=Path, default=None, help="folder of the recordings and photographs that "
-                        "sources.csv names; pictures of a run then show them")
+    parser.add_argument("--sources", type=Path, default=None, help="folder of the recordings and photographs in "
+                        "sources.csv, to be shown in reports")
     options = parser.parse_args(argv)
     print_built(options.out, build(options.out, DATA_PATHS, options.features, options.seed, sources=options.sources))
 

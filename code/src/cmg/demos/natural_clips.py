@@ -1,10 +1,9 @@
-"""Clips of Natural: short videos of recordings and photographs, and their features by the project's own extraction.
+"""Clips of Natural: short videos of recordings and photographs, and their features from this project's extraction.
 
-Recording and photograph of a clip belong to one class and are paired at random; no clip has sources of two splits. So
-that the way in which something was recorded does not tell its class, every recording is mixed to mono, brought to 8 kHz
-and freed from digital silence, begins at a random moment, repeats after a pause where it is shorter than a clip, and
-gets the same level, up to 6 dB more or less, and a faint noise. Photographs are held for the clip, some of them
-mirrored.
+A clip pairs a recording and a photograph of the same class and split at random. To keep recording conditions from
+revealing the class, every recording is mixed to mono, resampled to 8 kHz and stripped of digital silence, starts at a
+random position, repeats after a pause if it is shorter than a clip, and gets the same level within 6 dB and faint
+noise. A photograph is shown during the whole clip; half of them are mirrored.
 """
 
 import csv
@@ -30,21 +29,21 @@ from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import open_input
 from cmg.utils.limits import LIMITS
 
-SECONDS = 5                             # of a clip
-RATE = 8000                             # samples a second of its sound
-LEVEL, GAIN, NOISE = -23, 6, -58        # RMS in dB of full scale, largest change of it, and RMS of the noise
-FRAME, SILENT = 400, 1e-4               # samples, and the peak below which that many are digital silence
+SECONDS = 5                             # length of a clip
+RATE = 8000                             # sample rate of its audio in Hz
+LEVEL, GAIN, NOISE = -23, 6, -58        # RMS in dB of full scale, its largest random change, RMS of the noise
+FRAME, SILENT = 400, 1e-4               # frames of this many samples with a lower peak are digital silence
 PAUSE = (0.25, 1.0)                     # seconds before a short recording repeats
-SHARES = {"train": 1, "val": 15, "test": 9}        # clips for pretraining for each clip of the split
-BANDS = 48                              # of VGGish's, those below 4 kHz
-CHANNELS = 64                           # of the stand-in for an encoder of pictures
+SHARES = {"train": 1, "val": 15, "test": 9}        # pretraining clips per clip of the split
+BANDS = 48                              # VGGish's bands below 4 kHz
+CHANNELS = 64                           # channels of `patches`
 MARKER, LABELS, SOURCES, VIDEOS = "clips.json", "labels.csv", "sources.csv", "videos"
 PROMPT = "a recording and a photograph of a {}"
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """Options of `prepare.py features`: of sound, pictures and words, and front ends of an encoder of the user."""
+    """Options of `prepare.py features`: encoders of audio, video and text, and front ends of custom encoders."""
 
     audio: str = "logmel"
     video: str = "patches"
@@ -52,17 +51,17 @@ class Encoders:
     front_end: tuple[str, ...] = ()
 
     def options(self):
-        """Their command line."""
+        """The options as command-line arguments."""
         more = [text for front in self.front_end for text in ("--front-end", front)]
         return ["--audio-encoder", self.audio, "--video-encoder", self.video, "--text-encoder", self.text,
                 "--patch-filters", "pca", "--patch-channels", str(CHANNELS), *more]
 
 
 def make(folder, sources, encoders, clips, seed=0, progress=True):
-    """Make clips of a folder of sources, and their features; what is there is not made again.
+    """Create clips from a folder of sources, and extract their features; existing ones are kept.
 
     Args:
-        folder: where videos and features go, each below a folder of its own.
+        folder: output folder; videos and features get separate subfolders.
         sources: folder of recordings and photographs; see `natural_sources.read_index`.
         encoders: `Encoders`.
         clips: number of pretraining clips; the other splits are proportional.
@@ -70,10 +69,10 @@ def make(folder, sources, encoders, clips, seed=0, progress=True):
         progress: show progress bars.
 
     Returns:
-        folder of the features, in the form that `natural.read` takes.
+        folder of the features, in the format of `natural.read`.
 
     Raises:
-        InputError: defective sources, other clips in the folder, or a clip without features.
+        InputError: invalid sources, other clips in the folder, or a clip without features.
     """
     found = natural_sources.read_index(sources)
     classes = sorted({source.label for source in found})
@@ -91,13 +90,13 @@ def make(folder, sources, encoders, clips, seed=0, progress=True):
                               str(SECONDS), *encoders.options()])
     command.complete(opts)
     if run_extraction(opts):
-        raise InputError(f"{out / 'report.csv'}: clips without features; expected all; see the report")
+        raise InputError(f"{out / 'report.csv'}: some clips have no features; expected all; see the report")
     (out / SOURCES).write_bytes((made / SOURCES).read_bytes())
     return out
 
 
 def _write(folder, sources, found, classes, clips, seed, progress):
-    """Write videos and lists of the clips."""
+    """Write the videos and the lists of clips."""
     rng, waves = np.random.default_rng([seed, *b"natural"]), {}
     (folder / VIDEOS).mkdir()
     labels, origins = [("file", "label", "split", "prompt")], [("id", "split", "class", "sound", "photo")]
@@ -124,10 +123,10 @@ def _write(folder, sources, found, classes, clips, seed, progress):
 
 
 def read_wave(path):
-    """A recording as (N,) float32 at 8 kHz, mono, with level 1 (RMS), without digital silence.
+    """Read a recording as (N,) float32 at 8 kHz, mono, with RMS 1 and without digital silence.
 
     Raises:
-        InputError: no recording, or nothing but silence.
+        InputError: not a recording, or only silence.
     """
     from scipy.signal import resample_poly  # here, because most programs do not resample
     try:
@@ -139,12 +138,12 @@ def read_wave(path):
     frames = np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
     wave = frames[np.abs(frames).max(1) > SILENT].ravel()
     if not len(wave):
-        raise InputError(f"{path}: nothing but silence; expected a recording; remove its line")
+        raise InputError(f"{path}: only silence; expected a recording; remove its line")
     return wave / np.sqrt(np.mean(wave ** 2))
 
 
 def clip_sound(wave, rng):
-    """The sound of a clip, (SECONDS * RATE,) int16, from a recording of `read_wave`."""
+    """The audio of a clip, (SECONDS * RATE,) int16, from a recording of `read_wave`."""
     length = SECONDS * RATE
     if len(wave) < length:
         pause = np.zeros(round(rng.uniform(*PAUSE) * RATE), np.float32)
@@ -156,10 +155,10 @@ def clip_sound(wave, rng):
 
 
 def read_photo(path):
-    """A photograph as the encoders get it, (224, 224, 3) uint8.
+    """Read a photograph in the encoders' size, (224, 224, 3) uint8.
 
     Raises:
-        InputError: no photograph, or one that is too large.
+        InputError: not a photograph, or too large.
     """
     try:
         with open_input(path) as file, Image.open(file) as image:
@@ -173,22 +172,22 @@ def read_photo(path):
 
 
 def originals(sources, sounds, photos):
-    """What a person hears and sees of clips, for pictures: the first seconds of the recordings, and the photographs.
+    """Content of clips for display in the report: the first seconds of the recordings, and the photographs.
 
     Args:
         sources: folder of recordings and photographs.
         sounds, photos: files below it, (N).
 
     Returns:
-        {"audio": log-mel spectrogram (48 bands, frames), "video": picture (112, 112, 3)}, uint8, of each clip.
+        {"audio": log-mel spectrogram (48 bands, frames), "video": image (112, 112, 3)}, uint8, for each clip.
 
     Raises:
-        InputError: a file is absent, or cannot be decoded.
+        InputError: a file is missing or cannot be decoded.
     """
     from scipy.signal import resample_poly  # here, because most programs do not resample
     bands = {}
     for name in dict.fromkeys(sounds):
-        wave = 10 ** (LEVEL / 20) * np.resize(read_wave(sources / name), SECONDS * RATE)       # short ones repeat
+        wave = 10 ** (LEVEL / 20) * np.resize(read_wave(sources / name), SECONDS * RATE)       # repeats short ones
         bands[name] = (audio.log_mel(resample_poly(wave, audio.RATE, RATE)) - audio.SILENCE).clip(0)[:, :BANDS].T
     largest = max(x.max() for x in bands.values())
     pictures, half = {name: read_photo(sources / name) for name in dict.fromkeys(photos)}, SIDE // 2

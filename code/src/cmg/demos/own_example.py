@@ -1,4 +1,4 @@
-"""`prepare.py new`: a dozen synthetic clips in the format of a user's own data set, as a starting point.
+"""`prepare.py new`: a dozen synthetic clips in the format of a user's own dataset, as a starting point.
 
 There are three classes: a moving red ball, green square or blue cross, with a low, middle or high tone that swells and
 fades.
@@ -19,7 +19,7 @@ SECONDS, BANDS, CHANNELS, CELLS, PIXELS = 10, 128, 8, 7, 8
 SENTENCES = {"ball": ("a ball rolls and hums", "a low hum of a ball"),
              "square": ("a square slides and whistles", "a square with a steady whistle"),
              "cross": ("a cross spins and squeaks", "a high squeak of a cross")}
-SPLITS = ("train", "train", "val", "test")          # of the clips of a class
+SPLITS = ("train", "train", "val", "test")          # splits of the clips in each class
 TEMPLATES = {name: Path(__file__).with_name(f"own_example_{name}.txt") for name in ("readme", "run", "commands")}
 
 

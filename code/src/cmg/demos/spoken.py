@@ -1,10 +1,10 @@
-"""Write Spoken Digits, a data set of real recordings, in the published on-disk formats.
+"""Write Spoken Digits, a dataset of real recordings, in the published on-disk formats.
 
     python -m cmg.demos.spoken --out ../../data/spoken --recordings DIR       # from code/src; about a minute
 
-The folder has the structure of the real data package, as for the demo (cmg/demos/dialled.py). Recordings and images are
-split in three: for pretraining and the training rows of AVE, for its validation rows, and for testing, with the test
-split of the recordings. The list for pretraining contains all three, so pretrain with `--splits train`.
+The folder has the structure of the real data package, like the demo (cmg/demos/dialled.py). Recordings and images are
+split in three: for pretraining and AVE's training rows, for AVE's validation rows, and for testing, with the official
+test split of the recordings. The pretraining list contains all three, so pretrain with `--splits train`.
 """
 
 from pathlib import Path
@@ -37,17 +37,17 @@ from cmg.demos.tree import build as build_tree
 from cmg.extract.video import GRID
 from cmg.utils.errors import InputError, run
 
-VERSION = 1                             # of the contents
+VERSION = 1                             # version of the contents
 MARKER = "spoken.json"                  # written last, so that a folder with it is complete
 PROMPTS = {name: f"A voice says {word} and a hand writes it" for name, word in zip(CLASSES, WORDS)}
 WHOLE, SHORTEST = 1 / 3, 4              # fraction of events that fill the clip; shortest event in seconds
 # Pretraining clips per clip of AVE's splits, of val and test in the pretraining list, of AVVP and of UCF-101.
 AVE_SHARES, HELD_SHARE, AVVP_SHARE, UCF_SHARE = (4, 8, 8), 8, 6, 8
-LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all of the ten classes
+LEAST_CLIPS, MOST_CLIPS = 80, 100_000   # with 80, every part has all ten classes
 
 
 class Writer(Tree):
-    """A tree that is being built from three pools of recordings; subclasses may have other features or cuts."""
+    """A tree being built from three pools of recordings; subclasses may use other features or cuts."""
 
     name, cut, channels = "Spoken Digits", OFFICIAL, CHANNELS
 
@@ -72,7 +72,7 @@ class Writer(Tree):
 
 
 def pretraining(tree):
-    """VGGSound-AVEL: `tree.clips` training clips, and an eighth as many each for validation and test."""
+    """VGGSound-AVEL: `tree.clips` training clips, and an eighth of that number each for validation and test."""
     rng = tree.rng("vggsound")
     held = tree.clips // HELD_SHARE
     split = np.repeat(["train", "val", "test"], [tree.clips, held, held])
@@ -171,7 +171,7 @@ def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writ
         True if it was built, False if it was complete.
 
     Raises:
-        InputError: `out` contains something else, or a tree of other settings, or the archives are absent or not the
+        InputError: `out` contains something else or a tree of other settings, or the archives are missing or not the
             published ones.
     """
     if not LEAST_CLIPS <= clips <= MOST_CLIPS:
@@ -194,7 +194,8 @@ def build(out, paths, recordings, seed=0, clips=2400, progress=True, writer=Writ
 def main(argv=None):
     parser = build_parser("cmg.demos.spoken", __doc__)
     parser.add_argument("--recordings", type=Path, required=True, help="folder of the archives")
-    parser.add_argument("--clips", type=int, default=2400, help="pretraining clips; the others are proportionate")
+    parser.add_argument("--clips", type=int, default=2400,
+                        help="number of pretraining clips; the other parts are proportional")
     options = parser.parse_args(argv)
     print_built(options.out, build(options.out, DATA_PATHS, options.recordings, options.seed, options.clips))
 

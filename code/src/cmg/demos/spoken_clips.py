@@ -19,7 +19,7 @@ NONE = -1                               # no recording (silence), or no image (e
 CANVAS = GRID * SIDE                    # side in pixels; an image fills one of 7 x 7 cells
 GRAY = 128                              # value of an empty canvas
 CHANNELS = 16                           # V
-GROUP = 5000                            # MNIST's test images are from two groups of writers, with 5,000 images each
+GROUP = 5000                            # MNIST's test images are from two groups of writers with 5,000 images each
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Cut:
 
     Attributes:
         takes: part -> takes of every speaker and digit.
-        images: part -> images of each of the two groups of writers, which all parts have the same share of.
+        images: part -> images from each of the two groups of writers, which contribute equally to all parts.
         hold: seconds after which recording and image change.
     """
 
@@ -37,7 +37,7 @@ class Cut:
     hold: int
 
 
-# Takes 0 to 4 are the test split of the data set.
+# Takes 0 to 4 are the test split of the dataset.
 OFFICIAL = Cut({"test": slice(0, 5), "val": slice(5, 10), "train": slice(10, 50)},
                {"train": slice(0, 3500), "val": slice(3500, 4000), "test": slice(4000, 5000)}, hold=3)
 
@@ -76,7 +76,7 @@ class Clip:
         heard: (T,) index of a recording in the pool, or NONE.
         onset: (T,) start of the word, as a fraction 0..1 of the second's free time.
         seen: (T,) index of an image in the pool, or NONE.
-        cell: (T,) which of the 49 cells contains the image.
+        cell: (T,) index of the cell, out of 49, that contains the image.
     """
 
     heard: np.ndarray
@@ -130,7 +130,7 @@ def waveform(clip, pool):
 
 
 def frame(clip, pool, second):
-    """The picture (196, 196, 3) uint8 of a second."""
+    """The frame (196, 196, 3) uint8 of a second."""
     canvas = np.full((CANVAS, CANVAS), GRAY, np.uint8)
     if clip.seen[second] != NONE:
         row, column = SIDE * (clip.cell[second] // GRID), SIDE * (clip.cell[second] % GRID)
@@ -144,8 +144,8 @@ def audio_features(clip, pool):
 
 
 def originals(clip, pool):
-    """What a person hears and sees of a clip with an event: its spectrogram, and the image of the event's first second,
-    as {"audio": (128, T * 15), "video": (28, 28)}, uint8."""
+    """Content of a clip for display in the report: its spectrogram, and the image in the event's first second, as
+    {"audio": (128, T * 15), "video": (28, 28)}, uint8."""
     sound = waveform(clip, pool).reshape(-1, RATE) / np.float32(1 << 15)
     return {"audio": spectrogram(sound), "video": pool.pixels[clip.seen[(clip.seen != NONE).argmax()]]}
 
@@ -158,7 +158,7 @@ def filters(pool):
 
 
 def video_features(clip, pool, filters):
-    """Video features (T, 7, 7, V) float32 of a clip, with `filters` (192, V). Repeated pictures are computed once."""
+    """Video features (T, 7, 7, V) float32 of a clip, with `filters` (192, V). Repeated frames are computed once."""
     first, which = np.unique(np.stack([clip.seen, clip.cell], 1), axis=0, return_index=True, return_inverse=True)[1:]
     return patches([frame(clip, pool, second) for second in first], filters)[which.ravel()]
 

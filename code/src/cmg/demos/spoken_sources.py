@@ -3,7 +3,7 @@
 * Free Spoken Digit Dataset, commit 26eb9aa: 3,000 words of six speakers, 8 kHz, 16 bit; CC BY-SA 4.0.
 * The 10,000 test images of MNIST, 28 x 28; CC BY-SA 3.0.
 
-Archives are read in memory, up to a size limit; paths in them are not used.
+Archives are read into memory, up to a size limit; the paths in them are not used.
 """
 
 import gzip
@@ -23,20 +23,20 @@ from cmg.utils.errors import InputError
 from cmg.utils.files import atomic_output, open_input
 from cmg.utils.limits import LIMITS
 
-RATE = 8000                             # samples a second
-SIDE = 28                               # pixels of an image
+RATE = 8000                             # sample rate in Hz
+SIDE = 28                               # side of an image in pixels
 SPEECH = "free-spoken-digit-dataset-recordings.tar.gz"
 IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 HOMES = {SPEECH: "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aa.tar.gz",
          IMAGES: MNIST + IMAGES, LABELS: MNIST + LABELS}
-# SHA-256 of the unpacked contents, because GitHub repacks its archives. For the recordings, of the lines
-# "<SHA-256 of the file>  <its name>", sorted by name, as printed by sha256sum.
+# SHA-256 of the unpacked contents, because GitHub repacks its archives. For the recordings, it is that of the output of
+# sha256sum: lines "<SHA-256 of the file>  <its name>", sorted by name.
 SHA256 = {SPEECH: "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959",
           IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
           LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
 RECORDING = re.compile(r"(?:.*/)?recordings/((\d)_([a-z]+)_(\d{1,2})\.wav)")
-TIMEOUT = 60                            # seconds without an answer
+TIMEOUT = 60                            # seconds without a response
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Speech:
 
     Attributes:
         waves: list of int16 arrays at 8 kHz.
-        digit, index: (N,) digit, and number of the take; takes 0 to 4 are the test split of the data set.
+        digit, index: (N,) digit, and number of the take; takes 0 to 4 are the test split of the dataset.
         speaker: (N,) names.
     """
 
@@ -57,14 +57,14 @@ class Speech:
 
 @dataclass
 class Images:
-    """Handwritten digits: pixels (N, 28, 28) uint8, ink bright; digit (N,)."""
+    """Handwritten digits: pixels (N, 28, 28) uint8, with bright ink; digit (N,)."""
 
     pixels: np.ndarray
     digit: np.ndarray
 
 
 def read_speech(folder):
-    """The `Speech` of the archive in `folder`, sorted by file name; InputError unless it is the published one."""
+    """Read the archive in `folder` as `Speech`, sorted by file name; InputError unless it is the published one."""
     path = folder / SPEECH
     files = {}
     try:
@@ -74,7 +74,7 @@ def read_speech(folder):
                 if name and member.isfile() and member.size <= LIMITS.recording_bytes:
                     files[name[1]] = archive.extractfile(member).read()
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise _damaged(path, f"no tar archive: {error}") from None
+        raise _damaged(path, f"not a tar archive: {error}") from None
     lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
     _verify(path, "".join(lines).encode(), f"{len(files)} recordings")
     names = [RECORDING.fullmatch(f"recordings/{name}").groups() for name in sorted(files)]
@@ -83,8 +83,8 @@ def read_speech(folder):
 
 
 def read_images(folder):
-    """The `Images` of the two files in `folder`; InputError unless they are the published ones."""
-    pixels, digits = (_verify(folder / name, _unpacked(folder / name), "other bytes") for name in (IMAGES, LABELS))
+    """Read the two files in `folder` as `Images`; InputError unless they are the published ones."""
+    pixels, digits = (_verify(folder / name, _unpacked(folder / name), "other content") for name in (IMAGES, LABELS))
     return Images(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, SIDE, SIDE),
                   np.frombuffer(digits, np.uint8, offset=8).astype(np.int64))
 
@@ -95,18 +95,18 @@ def fetch(folder):
         path = folder / name
         if not path.exists():
             print(f"{address} -> {path}", flush=True)
-            download(address, path, f"put the file at {path} yourself, or name a folder that has it with --recordings")
+            download(address, path, f"save the file as {path} yourself, or pass a folder that has it with --recordings")
 
 
 def download(address, path, remedy, limit=None):
-    """Write what an address gives to a file, whole or not at all.
+    """Download a URL to a file, atomically.
 
     Args:
-        limit: bytes; default: LIMITS.download_bytes.
-        remedy: what to do if that fails, for the message.
+        limit: maximum of bytes; default: LIMITS.download_bytes.
+        remedy: what to do if it fails, for the message.
 
     Raises:
-        InputError: no answer, or more bytes than `limit`.
+        InputError: the download fails, or has more bytes than `limit`.
     """
     limit = limit or LIMITS.download_bytes
     try:
@@ -115,7 +115,7 @@ def download(address, path, remedy, limit=None):
     except (URLError, OSError, ValueError) as error:
         raise InputError(f"{address}: cannot be downloaded ({error}); {remedy}") from None
     if len(content) > limit:
-        raise InputError(f"{address}: more than {limit >> 20} MiB came, {path.name} is smaller; {remedy}")
+        raise InputError(f"{address}: the response has more than {limit >> 20} MiB; expected {path.name}; {remedy}")
     with atomic_output(path) as file:
         file.write(content)
 
@@ -123,7 +123,7 @@ def download(address, path, remedy, limit=None):
 def _unpacked(path):
     """Contents of a .gz file, up to a size limit."""
     if not path.is_file():
-        raise InputError(f"{path}: not found; expected {SPEECH}, {IMAGES} and {LABELS} in one folder; name it with "
+        raise InputError(f"{path}: not found; expected {SPEECH}, {IMAGES} and {LABELS} in one folder; pass it with "
                          "--recordings")
     try:
         with open_input(path) as packed, gzip.open(packed) as file:
@@ -137,12 +137,12 @@ def _unpacked(path):
 
 def _verify(path, content, what):
     if hashlib.sha256(content).hexdigest() != SHA256[path.name]:
-        raise _damaged(path, f"{what}; the SHA-256 of the published content is another")
+        raise _damaged(path, f"{what}: its SHA-256 differs")
     return content
 
 
 def _damaged(path, why):
-    return InputError(f"{path}: not the published file ({why}); remove it to have it downloaded again from "
+    return InputError(f"{path}: not the published file ({why}); delete it to download it again from "
                       f"{HOMES[path.name]}")
 
 

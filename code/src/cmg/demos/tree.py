@@ -1,5 +1,5 @@
-"""What the trees of Dialled Digits, Spoken Digits and Natural share: a tree that is being built, and the published
-formats of its files."""
+"""Common code of Dialled Digits, Spoken Digits and Natural: a data tree being built, and writers for the published file
+formats."""
 
 import argparse
 import io
@@ -23,17 +23,17 @@ from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import atomic_folder, atomic_output
 from cmg.utils.settings import natural
 
-SECONDS = 10                            # of a clip, as published
+SECONDS = 10                            # length of a clip, as published
 ID_LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
 @dataclass
 class Tree:
-    """A tree that is being built: its root, the paths of its files, and what determines its random choices."""
+    """A tree being built: its root, the paths of its files, and the settings for its random choices."""
     root: Path
     paths: dict             # dotted name -> path relative to the root, as cmg.data.layout.DATA_PATHS
     seed: int
-    clips: int              # of pretraining; the other parts are proportional
+    clips: int              # pretraining clips; the other parts are proportional
     bar: tqdm
     seconds: int = SECONDS
 
@@ -50,8 +50,8 @@ class Tree:
         return path
 
     def encode(self, sentences):
-        """(word vectors of some sentences, what they are by: "backend" and "model"); from hashed character n-grams,
-        which need no download."""
+        """(word vectors of sentences, their "backend" and "model"); uses hashed character n-grams, which need no
+        download."""
         return hashing_sentences(sentences), {"backend": "hashing"}
 
     def rng(self, part):
@@ -61,7 +61,7 @@ class Tree:
 
 @dataclass
 class Events:
-    """One event per clip: its first second and the one after its last (N,), and the seconds inside (N, T)."""
+    """One event per clip: its start and end (exclusive) in seconds (N,), and whether each second is inside (N, T)."""
 
     start: np.ndarray
     end: np.ndarray
@@ -69,7 +69,7 @@ class Events:
 
     @classmethod
     def draw(cls, count, whole, shortest, rng, seconds=SECONDS):
-        """Draw events: a fraction `whole` of them fills the clip, the others are at least `shortest` seconds long."""
+        """Draw events: a fraction `whole` of them fill the clip, the others are at least `shortest` seconds long."""
         length = np.where(rng.random(count) < whole, seconds, rng.integers(shortest, seconds + 1, count))
         start = (rng.random(count) * (seconds + 1 - length)).astype(int)
         second = np.arange(seconds)
@@ -92,7 +92,7 @@ class Deck:
 
 # ---------------------------------------------------------------------------------------------------- formats
 def video_ids(count, rng):
-    """Different names of 11 characters, in lower case for file systems that ignore case."""
+    """Distinct names of 11 characters, in lower case for case-insensitive file systems."""
     names = set()
     while len(names) < count:
         names.update("".join(row) for row in rng.choice(ID_LETTERS, (count - len(names), 11)))
@@ -112,8 +112,8 @@ def write_zip(folder, name, array):
 
 
 def write_h5(path, name, array):
-    """Write an h5 file with one dataset, one chunk per row, and gzip compression; lzf uses uninitialized memory, so
-    that its output is not reproducible."""
+    """Write an h5 file with one dataset, one chunk per row, and gzip compression; the output of lzf is not
+    reproducible, because it uses uninitialized memory."""
     content = io.BytesIO()                  # h5py handles a full disk badly
     with h5py.File(content, "w") as file:
         file.create_dataset(name, data=array, chunks=(1, *array.shape[1:]) if array.ndim > 1 else None,
@@ -122,10 +122,10 @@ def write_h5(path, name, array):
 
 
 def write_originals(tree, originals):
-    """Write what a person hears and sees of AVE's test rows (`cmg.data.sets.ave.ORIGINALS`), for the report.
+    """Write the content of AVE's test rows for display in the report (`cmg.data.sets.ave.ORIGINALS`).
 
     Args:
-        originals: {"audio": spectrogram (bands, frames), "video": picture (H, W) or (H, W, 3)}, uint8, of each row.
+        originals: {"audio": spectrogram (bands, frames), "video": image (H, W) or (H, W, 3)}, uint8, for each row.
     """
     for modality, name in ORIGINALS.items():
         write_h5(tree.path("ave.label").with_name(name), "originals", np.stack([row[modality] for row in originals]))
@@ -153,14 +153,13 @@ def write_annotations(tree, classes, keys, event, rng):
 
 
 def write_avvp(tree, count, rng, names, shared, draw):
-    """Draw the events of `count` AVVP clips and write the lists of AVVP and of AVE -> AVVP, which has the shared
-    classes alone.
+    """Draw the events of `count` AVVP clips and write the lists of AVVP and of AVE -> AVVP, which has only the shared
+    classes.
 
     Args:
         names: classes (C).
-        shared: names of the shared ones, in label order.
-        draw: function of a random generator and T that gives the events of a clip: (key, onset, offset, is_audible,
-            is_visible).
+        shared: names of the shared classes, in label order.
+        draw: function (random generator, T) -> events of a clip: (key, onset, offset, is_audible, is_visible).
 
     Returns:
         (ids, table of all events: row of the clip, key, onset, offset, audio, visual).
@@ -182,8 +181,7 @@ def write_avvp(tree, count, rng, names, shared, draw):
 
 
 def write_captions(tree, clips):
-    """Write the list of captions, one row per caption, their word vectors, and the features, which are those of
-    `vggsound`.
+    """Write the list of captions, one row per caption, their word vectors, and copies of the features of `vggsound`.
 
     Args:
         clips: (id, sentences) of each clip.
@@ -210,7 +208,7 @@ def write_text(tree, name, prompts):
 
 
 def write_vectors(tree, name, path):
-    """Write the word vectors of a list of prompts (see `Tree.encode`)."""
+    """Write the word vectors of a list of prompts; see `Tree.encode`."""
     prompts = read_prompts(path)
     sentences, about = tree.encode(list(prompts.values()))
     write_text_features(tree.path(f"{name}.text"), prompts, sentences, **about,
@@ -226,14 +224,14 @@ def build_parser(module, doc):
     """The parser of a module that builds a tree, with --out and --seed."""
     parser = Parser(prog=f"python -m {module}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to create; pass it as --data_root")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices (default 0)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     return parser
 
 
 def print_built(out, built):
-    """Say what `build` did."""
-    print(f"{out}: {'built' if built else 'is complete already, kept as it is'}")
+    """Print whether `build` built the tree."""
+    print(f"{out}: {'built' if built else 'already complete, not changed'}")
 
 
 def is_there(out, marker, settings):
@@ -245,8 +243,8 @@ def is_there(out, marker, settings):
     except (OSError, ValueError):
         found = None
     if found != settings:
-        raise InputError(f"{out}: holds something else ({marker} says {json.dumps(found)}, {json.dumps(settings)} is "
-                         "expected); remove it or choose another folder")
+        raise InputError(f"{out}: contains something else ({marker} is {json.dumps(found)}; expected "
+                         f"{json.dumps(settings)}); delete it or choose another folder")
     return True
 
 
@@ -255,9 +253,9 @@ def build(out, marker, settings, write):
 
     Args:
         out: folder to create, the data root.
-        marker: name of the file that holds `settings`, written last.
+        marker: name of the file with `settings`, which is written last.
         settings: JSON values that determine the contents.
-        write: function of the folder that writes them.
+        write: function that writes the contents to a folder.
 
     Returns:
         True if it was built, False if it was complete.

@@ -1,7 +1,7 @@
 """Ablations of pretraining (NeurIPS 2023, Tables 2 and 3, Figure 3): one pretraining run and evaluation per row.
 
---study 2: audio and video without one or two components, in the order of Table 2; 3: audio, video and text, Table 3;
-sizes: numbers of codes (Figure 3); modalities: modalities of pretraining. All rows have the same seed.
+--study 2: audio and video without one or two components, in the order of Table 2; 3: the same with text, Table 3;
+sizes: numbers of codes (Figure 3); modalities: modalities of pretraining. All rows use the same seed.
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ from cmg.utils.errors import Parser
 from cmg.utils.files import atomic_output
 from cmg.utils.settings import whole
 
-BASIC = ("recon", "commit")      # components that are never left out
-PAPER = {                        # study -> components to leave out in each row, in the order of the paper
+BASIC = ("recon", "commit")      # components that are never removed
+PAPER = {                        # study -> components to remove in each row, in the order of the paper
     "2": [("club",), ("cpc",), ("club", "cpc"), ("mm_ema",), ("reset",), ("cmcm",), ("mm_ema", "reset"), ()],
     "3": [("club",), ("cpc",), ("mm_ema",), ("mm_ema", "reset"), ("reset",), ("cmcm",), ()],
 }
@@ -43,14 +43,14 @@ def parse(argv):
 
 
 def added_parts(system, known):
-    """Parts of a system beside those of the paper and the basic ones; no losses that are off unless asked for."""
+    """Parts of a system besides those of the paper and the basic ones, without losses that are off by default."""
     off = {switch for switch in system.switches() if not any(
         term.weight for kind, term in system.TERMS.items() if (term.switch or kind) == switch)} - system.SWITCHES.keys()
     return [part for part in system.switches() if part not in {*known, *BASIC, *off}]
 
 
 def rows_of(study, system):
-    """Arguments of each row. Components that the paper does not have, such as a new loss, get a row of their own."""
+    """Arguments of each row. Components that the paper does not have, such as a new loss, get their own row."""
     if study == "sizes":
         return [["--n_embeddings", str(k)] for k in (25, 50, 100, 200, 400)]
     if study == "modalities":
@@ -103,5 +103,5 @@ def main(argv, local):
     table = "\n\n".join(filter(None, [tables.title(rows), show(rows, own.study, system)]))
     with atomic_output(folder / "ablation.txt", "w", "choose another --snapshot_pref") as file:
         file.write(table + "\n")
-    print(f"\n{table}\n\nx: in, -: left out; percent after the heads' last epoch\n"
+    print(f"\n{table}\n\nx: included, -: removed; percent after the heads' last epoch\n"
           f"results: {folder / 'results.jsonl'}, table: {folder / 'ablation.txt'}")

@@ -23,7 +23,7 @@ def main(opts):
     paths = opts.paths("captions")
     modalities = opts.modalities or [m for m in ("video", "audio") if paths[m].exists()]
     if not modalities:
-        raise InputError(f"{paths['video']}, {paths['audio']}: neither exists; expected features of the clips; set "
+        raise InputError(f"{paths['video']}, {paths['audio']}: neither exists; expected features of the clips; pass "
                          "--path captions.video=FOLDER or captions.audio=FOLDER")
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     dataset = Captions(paths, modalities, **opts.reading, **pretrained.encoder.config.reading)

@@ -1,4 +1,4 @@
-"""Shared code of the task scripts and evaluate.py: open the data of a task, measure it, write its results."""
+"""Shared code of the task scripts and evaluate.py: open the data of a task, measure it, and write its results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from cmg.utils.settings import affects_results, read
 
 
 def head_settings(opts, entry):
-    """HeadSettings of one task. Its own number of epochs and the preset's values for it are overridden by flags."""
+    """HeadSettings of one task. Flags override its own number of epochs and the preset's values."""
     return read(HeadSettings, opts, **{"n_epoch": opts.n_epoch or entry.epochs} | opts.by_task.get(entry.name, {}))
 
 
 def head_options(settings, opts, entry):
-    """Settings of heads, and of their task, on which a result line depends and that it does not name otherwise."""
+    """Settings of the heads and their task that affect a result line and are not recorded elsewhere in it."""
     found = affects_results(settings, HeadSettings)
     if entry.settings:
         found |= affects_results(opts, entry.settings)
@@ -35,13 +35,13 @@ def toc_choices(opts, entry, directions, pretrained):
     """The variants of the TOC options in these directions; invalid options are reported before any data is read."""
     found = toc.variants(read(TocSettings, opts), entry.name, directions, pretrained.code_dim,
                                   pretrained.encoder.system.TOC_RELEASED)
-    if pretrained.encoder.zero_code0:           # its result lines must not replace those of the plain codes
+    if pretrained.encoder.zero_code0:           # keep its result lines separate from those of the plain codes
         found = [replace(variant, name=" ".join(filter(None, [variant.name, "zero_code0"]))) for variant in found]
     return found
 
 
 def open_task(opts, entry, directions, config):
-    """The Task with the data of some directions, read for a system with this config."""
+    """Open the Task with the data for some directions, read for a system with this config."""
     settings, touched = read(entry.settings, opts) if entry.settings else None, modalities_of(directions)
     contents = {name: fingerprint(opts.data_path(name), cache=opts.cache_root) for name in entry.names_of(touched)}
     task = entry.open(opts.data_path, touched, opts.protocol, settings, **opts.reading, **config.reading)
@@ -70,7 +70,7 @@ def measure(opts, entry, task, pretrained, variants):
 
 
 def main(opts, name):
-    """Load the encoder and the data of a task, train and test heads, and print the results."""
+    """Load the encoder and the task's data, train and test heads, and print the results."""
     entry = opts.entry(name)
     pretrained = Pretrained.load(opts.checkpoint, opts.device, opts.precision, opts.zero_code0)
     variants = toc_choices(opts, entry, opts.directions, pretrained)

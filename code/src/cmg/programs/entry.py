@@ -1,8 +1,8 @@
-"""What the scripts call: parse the arguments, look for the checkpoint and say what will be done, then import the
-program, which needs PyTorch.
+"""Entry points of the scripts: parse the arguments, find the checkpoint and announce the work, then import the program,
+which needs PyTorch.
 
-PyTorch takes longer to import than everything else together; `--help`, wrong arguments and the first line that a script
-prints do not wait for it.
+Importing PyTorch takes longer than everything else, so `--help`, argument errors and the first printed line do not wait
+for it.
 """
 
 from cmg.checkpoints.paths import require
@@ -15,20 +15,20 @@ from cmg.utils.errors import InputError, is_first_process, launched_processes
 
 
 def announce(program, text):
-    """Print what a program is about to do, at once; of several processes, the first one does."""
+    """Print what a program is about to do, without buffering; only the first of several processes prints."""
     if is_first_process():
         print(console.fill(f"{program}: {text}", indent="  "), flush=True)
 
 
 def pretrain(argv, local):
-    """Pretrain a system; returns the last checkpoint of the run, a Path. None: with --evaluate, and in a process that
-    does not save."""
+    """Pretrain a system; returns the Path of the run's last checkpoint, or None with --evaluate and in processes that
+    do not save."""
     try:
         opts = parse_pretrain(argv, local)
         announce("pretrain.py", _pretraining(opts))
         opts.check_device()
     except (SystemExit, InputError):
-        if launched_processes() > 1:            # the others wait for this one: it joins them, and ends before them
+        if launched_processes() > 1:            # the others wait for this process, so join them before failing
             from cmg.utils import dist
             with dist.process_group():
                 raise
@@ -47,7 +47,7 @@ def _pretraining(opts):
 
 
 def downstream(task, argv, local):
-    """Train heads of one task, and test them."""
+    """Train and test the heads of a task."""
     opts = parse_downstream(task, argv, local)
     require(opts.checkpoint)
     data = opts.manifest if task == CUSTOM else opts.data_root
@@ -83,7 +83,7 @@ def clip_retrieval(argv, local):
 
 
 def toc(argv, local):
-    """Show TOC's selection for a checkpoint."""
+    """Show TOC's channel selection for a checkpoint."""
     opts = parse_toc(argv, local)
     require(opts.checkpoint)
     announce("toc.py", f"channels of {short_path(opts.checkpoint)}; pictures in {short_path(opts.snapshot_pref)}")

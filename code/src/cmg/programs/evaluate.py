@@ -1,7 +1,7 @@
 """Evaluate one or more checkpoints on all cross-modal tasks whose data exist: the papers' main table (Table 3).
 
-Of one checkpoint, a line per direction is printed; of several, a line per checkpoint and which to take, by validation
-clips and by the papers' rule, and a picture shows the metrics over the epochs. The whole table is in table.txt;
+For one checkpoint, this prints a line per direction. For several, it prints a line per checkpoint and the best choice
+by validation clips and by the papers' rule, and draws the metrics over the epochs. The complete table is in table.txt;
 retrieval and directions with text are only in results.jsonl.
 """
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PlannedTask:
-    """A task, and the variants to measure for each encoder."""
+    """A task and the variants to measure for each encoder."""
 
     entry: TaskEntry
     directions: list            # directions of all encoders, for which the data is opened
@@ -36,7 +36,7 @@ class PlannedTask:
 
 
 def directions_of(entry, modalities, opts):
-    """Ordered pairs of modalities that task and encoder have in common, video->audio first, as in the papers."""
+    """Ordered pairs of modalities shared by task and encoder, video->audio first, as in the papers."""
     usable = [m for m in entry.usable(opts.data_path) if m in modalities and (m != "text" or not opts.no_text)]
     return list(permutations(usable, 2))
 
@@ -47,7 +47,7 @@ def plan(opts, encoders):
     for entry in map(opts.entry, opts.tasks):
         first = opts.data_path(entry.required[0])
         if not first.exists():
-            print(f"{entry.name}: skipped, there is no {first}")
+            print(f"{entry.name}: skipped, {first} does not exist")
             continue
         wanted = [directions_of(entry, pretrained.encoder.config.modalities, opts) for pretrained in encoders]
         variants = [toc_choices(opts, entry, pairs, pretrained) if pairs else None
@@ -58,13 +58,13 @@ def plan(opts, encoders):
                       f"{', '.join(pretrained.encoder.config.modalities)}")
         planned.append(PlannedTask(entry, list(dict.fromkeys(sum(wanted, []))), variants))
     if not planned:
-        raise InputError(f"{opts.data_root}: data of none of the tasks {', '.join(opts.tasks)}; set --data_root or "
+        raise InputError(f"{opts.data_root}: no data for any of the tasks {', '.join(opts.tasks)}; set --data_root or "
                          "--path")
     return planned
 
 
 def runs_of(encoders):
-    """A line for each folder whose checkpoints are of several pretraining runs: which are, and in what they differ."""
+    """A line for each folder with checkpoints of several pretraining runs, with the runs and their differences."""
     lines, folders = [], {}
     for pretrained in encoders:
         run = json.dumps(pretrained.encoder.pretraining, sort_keys=True, default=str)
@@ -76,12 +76,12 @@ def runs_of(encoders):
                  + f" ({', '.join(f'{name} {of.get(name)}' for name in differ) or 'other clips'})"
                  for members, of in zip(runs.values(), options)]
         if len(runs) > 1:
-            lines.append(f"{folder}: checkpoints of {len(runs)} runs, not the epochs of one: {'; '.join(named)}")
+            lines.append(f"{folder}: checkpoints of {len(runs)} runs, not epochs of one run: {'; '.join(named)}")
     return lines
 
 
 def measure_all(opts, encoders):
-    """Result lines of all tasks, with a line of progress for each."""
+    """Measure all tasks, printing a line of progress for each; returns the result lines."""
     rows, began = [], time.monotonic()
     planned = [work for work in plan(opts, encoders) if work.directions]
     for number, work in enumerate(planned):
@@ -92,21 +92,21 @@ def measure_all(opts, encoders):
         for pretrained, variants in zip(encoders, work.variants):
             if variants:
                 config = pretrained.encoder.config
-                if config.reading != opened:        # encoders of another T see other clips
+                if config.reading != opened:        # encoders with another T read the clips differently
                     task, opened = open_task(opts, work.entry, work.directions, config), config.reading
                 rows += measure(opts, work.entry, task, pretrained, variants)
     return rows
 
 
 def main(opts):
-    """What evaluate.py does with parsed options."""
+    """Run evaluate.py with parsed options."""
     with kept_warnings(opts.results.parent):
         written = evaluate(opts)
     print(f"\nwritten: {', '.join(written)}")
 
 
 def evaluate(opts):
-    """Measure and print; returns what was written, as texts."""
+    """Measure and print; returns descriptions of the files written."""
     encoders = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     for line in runs_of(encoders):
         log.warning("warning: %s", line)

@@ -1,6 +1,6 @@
-"""Get real data ready: check what is there, make text features, the word list, derived lists, and packs.
+"""Prepare real data: validate it, extract features, encode prompts, create the word list, derived lists and packs.
 
-    python prepare.py check --dataset vggsound_AVT           validate: is a run possible, and what is missing or wrong
+    python prepare.py check --dataset vggsound_AVT           report missing or invalid data: would a run work?
     python prepare.py lists                                  derived lists from the official annotation files
     python prepare.py text --model FOLDER                    prompts -> word vectors, once (bert-base-uncased)
     python prepare.py text --pieces                          the same as word pieces, for CoDAAR
@@ -8,7 +8,7 @@
     python prepare.py pack --manifest CSV --features ...     the same for your own features
     python prepare.py features VIDEOS --out DIR ...          videos -> features (code/docs/features.md)
     python prepare.py new DIR                                an example of your own data (code/docs/your-data.md)
-    python prepare.py vocabulary --vocab vocab.txt           make cnt.pkl from our own prompts
+    python prepare.py vocabulary --vocab vocab.txt           create cnt.pkl from our own prompts
 """
 
 import argparse
@@ -36,11 +36,11 @@ from cmg.utils.console import short_path
 from cmg.utils.errors import InputError, Parser
 from cmg.utils.files import atomic_output
 
-PROMPTS = files("cmg.data") / "prompts"       # ours, where the user has none
+PROMPTS = files("cmg.data") / "prompts"       # used if the user has none
 TEXTS = ("vggsound", "ave", "ucf_vggsound", "avs")                      # datasets with class prompts
 SHIPPED = {name: PROMPTS / f"{'avsbench' if name == 'avs' else name}.csv" for name in TEXTS}
 CHECKS = tuple(dict.fromkeys((*pretraining.SETS, *TASKS, "avs")))
-# What --dataset all checks: the first task of each family. Tasks on pretraining's clips have been checked with these.
+# --dataset all checks the first task of each family; tasks on the pretraining clips are covered by these.
 ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.items())
                          if entry.family not in ("vggsound", CUSTOM)}.values(), "avs")
 
@@ -48,7 +48,7 @@ ALL = ("vggsound_AVT", *{entry.family: name for name, entry in reversed(TASKS.it
 def check(opts):
     """Print a report for each dataset; exit code 0 only if a run would work on all of them."""
     source = short_path(opts.manifest or opts.data_root)
-    announce("prepare.py check", f"reading what a run on {opts.dataset} reads; data in {source}")
+    announce("prepare.py check", f"reading all data of a run on {opts.dataset}; data in {source}")
     opts.length, reports = 10 if opts.seconds == "auto" else opts.seconds, []
     for name in ALL if opts.dataset == "all" else (opts.dataset,):
         names, source, made = steps.of(name, opts)
@@ -61,18 +61,18 @@ def check(opts):
 
 
 def _line(opts, script, *arguments):
-    """A command as it is typed in the current folder."""
+    """A command to type in the current folder."""
     path = short_path(opts.local.scripts / script)
     runner = ["python"] if path.endswith(".py") else []
     return shlex.join([*runner, path if runner or "/" in path else f"./{path}", *map(str, arguments)])
 
 
 def _own_commands(opts, manifest, features, modality=(), seconds=10):
-    """The commands that lead from the user's own clips to a result: `check`, pretraining, heads where there are labels.
+    """The commands from the user's own clips to a result: `check`, pretraining, and heads if there are labels.
 
     Args:
-        features, modality: modality -> path, and -> kind, as --features and --modality take them.
-        seconds: as --seconds takes it.
+        features, modality: modality -> path, and -> kind, the values of --features and --modality.
+        seconds: value of --seconds.
     """
     saved = manifest.parent / "checkpoint"
     data = ["--manifest", manifest]
@@ -90,7 +90,7 @@ def _print_next(commands):
 
 
 def _next_commands(opts):
-    """The commands that lead from the data that was checked to a result."""
+    """The commands from the checked data to a result."""
     if opts.dataset == CUSTOM:
         return _own_commands(opts, opts.manifest, opts.features, opts.modality, opts.seconds)[1:]
     line = partial(_line, opts)
@@ -107,7 +107,7 @@ def _next_commands(opts):
 
 
 def _own_text(opts):
-    """Encode the sentences of a manifest: its prompts, or its labels where it has none."""
+    """Encode the sentences of a manifest: its prompts, or its labels if it has none."""
     announce("prepare.py text", f"sentences of {short_path(opts.prompts or opts.manifest)} by {opts.backend}")
     manifest = Manifest(opts.manifest)
     sentences = [prompt for clip in manifest.clips.values() for prompt in clip.prompts]
@@ -116,11 +116,11 @@ def _own_text(opts):
     prompts = given or {sentence: sentence for sentence in sentences} or {
         label: label.replace("_", " ") for label in sorted(labels)}
     if not prompts:
-        raise InputError(f"{opts.manifest}: no prompt and no label; expected sentences to encode; add the column "
+        raise InputError(f"{opts.manifest}: no prompts and no labels; expected sentences to encode; add the column "
                          "'prompt', or pass --prompts FILE with label, prompt")
     out = opts.out or opts.manifest.parent / "prompts.h5"
     _write_text(opts, "manifest", prompts, _encoder(opts)(list(prompts.values())), opts.prompts or opts.manifest, out)
-    print(f"  use it: --features text={out}")
+    print(f"  to use it: --features text={out}")
 
 
 def text(opts):
@@ -131,7 +131,8 @@ def text(opts):
     announce("prepare.py text", f"prompts of {', '.join(names)} by {opts.backend}; data in "
              f"{short_path(opts.data_root)}")
     if (opts.prompts or opts.out) and len(names) > 1:
-        raise InputError("--prompts and --out: for one dataset; --dataset all is given; choose one with --dataset")
+        raise InputError("--prompts and --out: only for a single dataset, but --dataset is all; choose one with "
+                         "--dataset")
     encode = None
     for name in names:
         own = opts.prompts or opts.data_path(f"{name}.prompts")
@@ -148,13 +149,13 @@ def _write_text(opts, name, prompts, sentences, source, out):
                                 opts.cnt, source, "pieces" if opts.pieces else "words")
     print(f"{name}: {len(prompts)} prompts of {source} -> {out}")
     if empty:
-        print(f"  warning: {len(empty)} prompts keep no word and are zeros: {', '.join(empty)}")
+        print(f"  warning: {len(empty)} prompts keep no word and are zero: {', '.join(empty)}")
 
 
 def _encoder(opts):
     if opts.pieces and opts.backend != "transformers":
-        raise InputError(f"--pieces --backend {opts.backend}: only BERT's own tokenizer gives pieces; leave --backend "
-                         "out, or --pieces")
+        raise InputError(f"--pieces --backend {opts.backend}: only BERT's tokenizer gives pieces; omit --backend or "
+                         "--pieces")
     if opts.backend == "bert-embedding":
         from cmg.prepare.export_bert_embedding import bert_sentences
         return bert_sentences
@@ -168,28 +169,28 @@ def _encoder(opts):
         from cmg.extract.text import encode_sentences
         model = HubText(opts.model, torch.device("cpu"))
         if opts.text_vocabulary == "cnt" and not model.is_uncased_bert:
-            raise InputError(f"{opts.model}: --text_vocabulary cnt is a list of words of bert-base-uncased, which this "
-                             "model is not; expected an uncased BERT; leave --text_vocabulary out")
+            raise InputError(f"{opts.model}: --text_vocabulary cnt is a word list for bert-base-uncased; expected an "
+                             "uncased BERT; omit --text_vocabulary")
         return partial(encode_sentences, model)
     if opts.text_vocabulary == "cnt" and not opts.vocab:
-        raise InputError("--backend hashing --text_vocabulary cnt: hashing knows no vocabulary; expected BERT's for "
-                         "the word list; pass --vocab")
+        raise InputError("--backend hashing --text_vocabulary cnt: hashing has no vocabulary; expected BERT's for the "
+                         "word list; pass --vocab")
     vocabulary = find_vocabulary(opts.vocab) if opts.vocab else None
     return lambda sentences: hashing_sentences(sentences, vocabulary)
 
 
 def vocabulary(opts):
-    """Make the word list (cnt.pkl) from prompts, in the published form."""
+    """Create the word list (cnt.pkl) from prompts, in the published format."""
     from cmg.data.text_backends import find_vocabulary, word_list
     files = opts.prompts or list(SHIPPED.values())
     counts = word_list(files, [read_prompts(file, "--prompts") for file in files], find_vocabulary(opts.vocab))
     with atomic_output(opts.out, remedy="choose another path with --out") as file:
-        pickle.dump(counts, file, protocol=3)               # read by Python 3.7 and older
+        pickle.dump(counts, file, protocol=3)               # readable by Python 3.7 and older
     print(f"{opts.out}: {len(counts) - 1} words of {len(files)} prompt files")
 
 
 def lists(opts):
-    """Write derived lists from the official files that are there."""
+    """Write derived lists from the official files that exist."""
     report = write_lists(opts.data_path, opts.overwrite)
     for path, happened in report:
         print(f"{path}: {happened}")
@@ -200,7 +201,7 @@ def lists(opts):
 
 
 def pack(opts):
-    """Pack features of published data sets, or those of the clips of a manifest; say how to use the packs."""
+    """Pack features of published datasets or of a manifest's clips, and print how to use the packs."""
     if opts.manifest:
         sources = {f"{CUSTOM}.{name}": path for name, path in opts.features.items()}
         ids = Manifest(opts.manifest).ids(SPLITS)
@@ -208,17 +209,17 @@ def pack(opts):
         sources, ids = {name: opts.data_path(name) for name in opts.paths}, None
     announce("prepare.py pack", f"{', '.join(map(short_path, sources.values()))} as {opts.dtype}")
     if opts.out and len(sources) > 1:
-        raise InputError("--out: the pack of one modality; several are given; pack them one by one")
+        raise InputError("--out: only for the pack of a single modality, but several are given; pack them one by one")
     for dotted, source in sources.items():
         name = dotted.split(".")[1]
         if ids and is_prompts_file(source):
-            print(f"{source}: word vectors by sentence, one file already")
+            print(f"{source}: already a single file, with word vectors by sentence")
             continue
         whole_name = source.with_name(f"{source.name}.pack.h5") if ids else source.parent / "pack.h5"
         out = opts.out or (whole_name if source.suffix != ".h5" else source.with_suffix(".pack.h5"))
         seconds = opts.seconds or ("auto" if ids else 10)
         if out.exists() and not opts.overwrite:
-            print(f"{out}: exists, kept as it is (--overwrite writes it again)")
+            print(f"{out}: exists, not changed (use --overwrite to write it again)")
         else:
             result = packing.pack(source, out, name, opts.dtype, None if seconds == "auto" else seconds,
                                   opts.on_bad_clip, ids, opts.own_modalities.get(name))
@@ -226,12 +227,12 @@ def pack(opts):
                   f"{len(result.skipped):,} skipped")
             for reason in result.skipped.values():
                 print(f"  skipped: {reason}")
-        print(f"  use it: --features {name}={out}" if ids else
-              f"  use it: --path {dotted}={out}   or   export CMG_{dotted.replace('.', '_').upper()}={out}")
+        print(f"  to use it: --features {name}={out}" if ids else
+              f"  to use it: --path {dotted}={out}   or   export CMG_{dotted.replace('.', '_').upper()}={out}")
 
 
 def features(opts):
-    """Turn videos into features, and print the commands that lead from them to a result."""
+    """Extract features from videos, and print the commands from them to a result."""
     encoders = {"audio": opts.audio_encoder, "video": opts.video_encoder, "text": opts.text_encoder}
     made = [f"{modality} by {name}" for modality, name in encoders.items()
             if name and (modality == "text" or opts.modality in (modality, "both"))]
@@ -244,7 +245,7 @@ def features(opts):
     if opts.labels and opts.preset != "avsbench" and manifest.exists():
         paths = {m: opts.out / m / "zip" for m in ("audio", "video")} | {"text": opts.out / SENTENCES}
         paths = {m: path for m, path in paths.items() if path.exists()}
-        has_seconds = opts.rows_per_second == 1 and opts.hop is None        # of a row; T counts rows
+        has_seconds = opts.rows_per_second == 1 and opts.hop is None        # otherwise T is not in seconds
         _print_next(_own_commands(opts, manifest, paths, seconds=(has_seconds and opts.seconds) or "auto"))
     return code
 
@@ -254,16 +255,16 @@ def new(opts):
     from cmg.demos import own_example  # here, because no other command draws clips
     for path in own_example.write(opts.folder, opts.local.scripts):
         print(path)
-    print(f"next: bash {shlex.quote(str(opts.folder / 'run.sh'))}   (README.md beside it explains its commands)")
+    print(f"next: bash {shlex.quote(str(opts.folder / 'run.sh'))}   (its commands are explained in README.md)")
 
 
 FEATURES = [name for name in DATA_PATHS if name.split(".")[1] in ("audio", "video") and name != "avs.audio"]
 
 
 def _features_name(text):
-    """Argument type of the features of a published data set."""
+    """Argument type of the features of a published dataset."""
     if text not in FEATURES:
-        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(FEATURES)}")
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(FEATURES)}")
     return text
 
 
@@ -273,7 +274,7 @@ def parser(local):
     shared.add_argument("--data_root", type=Path, default=cli.root("data", local),
                         help="root of all data (environment: CMG_DATA)")
     shared.add_argument("--path", type=cli.path_argument, action="append", default=[], metavar="NAME=FILE",
-                        help="override one path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
+                        help="override a path of cmg/data/layout.py, e.g. vggsound.csv=/data/my.csv (repeatable)")
     shared.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     main_parser = Parser(prog="prepare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -284,47 +285,49 @@ def parser(local):
         return result
 
     one = command(check, "validate a dataset; exit code 0 only if a run would work")
-    one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="which dataset")
+    one.add_argument("--dataset", choices=("all", *CHECKS), default="all", help="dataset to check")
     one.add_argument("--seconds", type=seconds_or_auto, default=10, metavar="N|auto",
-                     help="T of the system that is to read it; auto: of the longest clip, as for pretrain.py")
+                     help="T of the system that will read it; auto: length of the longest clip, as in pretrain.py")
     own_data.own_arguments(one)
     one = command(text, "compute the word vectors of the class prompts, once, into an HDF5 file")
-    one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="which dataset's prompts")
+    one.add_argument("--dataset", choices=("all", *TEXTS), default="all", help="dataset whose prompts to encode")
     one.add_argument("--backend", choices=("transformers", "bert-embedding", "hashing"), default="transformers",
-                     help="BERT by transformers, by the original package (Python 3.7), or hashed n-grams (demo only)")
+                     help="BERT in transformers or in the original package (Python 3.7), or hashed n-grams (demo only)")
     one.add_argument("--model", default="bert-base-uncased",
-                     help="any text model of transformers: its folder, or its name on the hub")
+                     help="any text model in transformers: a folder, or a name on the hub")
     one.add_argument("--text_vocabulary", choices=VOCABULARIES, default="all",
-                     help="all: every word; cnt: only words of the word list, as published")
+                     help="all: every word; cnt: only words in the word list, as published")
     one.add_argument("--cnt", type=Path, default=local.vocabulary, help="word list for --text_vocabulary cnt")
     one.add_argument("--vocab", type=Path, help="BERT's vocab.txt, for hashing with cnt")
-    one.add_argument("--pieces", action="store_true", help="word pieces in place of words, for CoDAAR; a file of its "
-                     "own, which --pieces makes the other programs read")
-    one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the user's released file if it is "
-                     "there, else ours)")
+    one.add_argument("--pieces", action="store_true", help="word pieces instead of words, for CoDAAR; written to a "
+                     "separate file, which other programs read with --pieces")
+    one.add_argument("--prompts", type=Path, help="csv with label, prompt (default: the published file if you have it, "
+                     "else ours)")
     one.add_argument("--manifest", type=Path, metavar="CSV", help="encode the prompts of your own clips, or their "
-                     "labels where there are none, in place of those of --dataset")
-    one.add_argument("--out", type=Path, help="file to write (default: the dataset's path; prompts.h5 beside the "
+                     "labels if there are none, instead of those of --dataset")
+    one.add_argument("--out", type=Path, help="file to write (default: the dataset's path; prompts.h5 next to the "
                      "manifest)")
-    one = command(new, "a dozen drawn clips as a data set of your own, with the commands that lead to a result")
-    one.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
-    one = command(vocabulary, "make the word list cnt.pkl from prompts")
+    one = command(new, "create a dozen synthetic clips as an example of your own data, with the commands to a result")
+    one.add_argument("folder", type=Path, metavar="DIR", help="folder to create")
+    one = command(vocabulary, "create the word list cnt.pkl from prompts")
     one.add_argument("--vocab", type=Path, required=True, help="vocab.txt of bert-base-uncased, or a folder with it")
     one.add_argument("--prompts", type=Path, nargs="+", help="prompt csv files (default: ours)")
     one.add_argument("--out", type=Path, default=local.vocabulary, help="file to write")
-    one = command(lists, "make derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
-    one.add_argument("--overwrite", action="store_true", help="also where a list is there")
+    one = command(lists, "create derived lists (AVVP, AVE->AVVP, AVE orders and labels, VGGSound side of UCF, UCF51)")
+    one.add_argument("--overwrite", action="store_true", help="replace existing lists")
     extract_command.add_arguments(command(features, "videos -> features, lists and a report"))
     one = command(pack, "zips (or AVE's arrays) -> one HDF5 file; run again to continue after an interruption")
-    one.add_argument("paths", nargs="*", type=_features_name, metavar="NAME", help=f"of {', '.join(FEATURES)}; or pass "
-                     "--manifest and --features")
-    one.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored features")
-    one.add_argument("--seconds", type=seconds_or_auto, default=None, help="length of all clips; auto: of the longest "
-                     "one (default: 10; auto with --manifest)")
-    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 beside the folder of zips, NAME.pack.h5 "
-                     "beside features of --manifest)")
-    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error", help="stop, or skip with a warning")
-    one.add_argument("--overwrite", action="store_true", help="write it again")
+    one.add_argument("paths", nargs="*", type=_features_name, metavar="NAME", help=f"one of {', '.join(FEATURES)}; or "
+                     "pass --manifest and --features")
+    one.add_argument("--dtype", choices=("float16", "float32"), default="float16",
+                     help="data type of the stored features")
+    one.add_argument("--seconds", type=seconds_or_auto, default=None, help="length of all clips; auto: that of the "
+                     "longest clip (default: 10; auto with --manifest)")
+    one.add_argument("--out", type=Path, help="pack to write (default: pack.h5 next to the folder of zips, "
+                     "NAME.pack.h5 next to features of --manifest)")
+    one.add_argument("--on_bad_clip", choices=("error", "skip"), default="error",
+                     help="for bad clips: stop, or skip them with a warning")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing pack")
     own_data.own_arguments(one)
     return main_parser
 
@@ -343,6 +346,6 @@ def main(argv, local):
             made.error(f"check --dataset {CUSTOM} needs --manifest CSV and --features MODALITY=PATH "
                        "(code/docs/your-data.md)")
         if opts.seconds == "auto" and opts.dataset not in {CUSTOM, *pretraining.SETS.keys() - TASKS.keys()}:
-            made.error(f"check --seconds auto: is for the clips of pretraining; --dataset {opts.dataset} is read with "
-                       "the T of a checkpoint; give a number")
+            made.error(f"check --seconds auto: only for pretraining clips; --dataset {opts.dataset} uses the T of a "
+                       "checkpoint; pass a number")
     return opts.function(opts)

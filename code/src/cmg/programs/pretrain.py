@@ -40,7 +40,7 @@ def open_data(opts):
     if opts.seconds == "auto":
         opts.seconds = _open(opts, in_memory=False, seconds=None).longest()
     if opts.seconds < MIN_SECONDS and "cpc" not in opts.without and "cpc" in SYSTEMS[opts.system].switches():
-        opts.without = [*opts.without, "cpc"]               # `_log_run_summary` says so
+        opts.without = [*opts.without, "cpc"]               # logged by `_log_run_summary`
     return _open(opts, seconds=opts.seconds, padding=opts.padding)
 
 
@@ -50,8 +50,8 @@ def _open(opts, **reading):
 
 
 def find_resumed(opts, is_first):
-    """The checkpoint of --resume, None for a new run. `auto` takes the newest one of this run, and removes temporary
-    files of processes that were killed."""
+    """The checkpoint of --resume, None for a new run. `auto` uses the newest one of this run, and removes temporary
+    files of killed processes."""
     if opts.resume != "auto":
         return hub.locate(opts.resume) if opts.resume else None
     name = SYSTEMS[opts.system].file(opts.modalities, "*")
@@ -60,15 +60,15 @@ def find_resumed(opts, is_first):
     own = {name: value for name, value in affects_results(opts).items() if name not in opts.by_rule}
     found = find_newest(opts.model_save_path, name, own)
     if found is None and opts.evaluate:
-        raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; name one with --resume FILE")
+        raise InputError(f"{opts.model_save_path / name}: no checkpoint of this run; pass one with --resume FILE")
     if found is None:
-        log.warning("--resume auto: %s has no checkpoint of this run; it starts from the beginning",
+        log.warning("--resume auto: %s has no checkpoint of this run; starting from the beginning",
                     opts.model_save_path / name)
     return found
 
 
 def open_system(opts, resumed, shapes):
-    """Build a new system, or load the one of a checkpoint.
+    """Build a new system, or load one from a checkpoint.
 
     Args:
         opts: Options.
@@ -96,32 +96,31 @@ def require_fit(opts, loaded, shapes):
     """Raise InputError unless training can resume from a checkpoint with these options and data."""
     config, name = loaded.system.config, loaded.system.name
     if config.modalities != tuple(shapes) or name != opts.system:
-        raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; --system "
-                         f"{opts.system} --dataset_name {opts.dataset_name} was asked for, with {', '.join(shapes)}")
+        raise InputError(f"{loaded.path}: a {name} checkpoint of {', '.join(config.modalities)}; expected --system "
+                         f"{opts.system} --dataset_name {opts.dataset_name}, with {', '.join(shapes)}")
     for modality, shape in shapes.items():
         if not config.fits(modality, shape):
-            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, the data has "
+            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, but the data has "
                              f"{describe_shape(modality, shape)}; use the data it was pretrained on")
     if "n_embeddings" in opts.by_rule:
         opts.n_embeddings = config.num_codes
     if config.num_codes != opts.n_embeddings:
         raise InputError(f"{loaded.path}: pretrained with --n_embeddings {config.num_codes}, not {opts.n_embeddings}; "
-                         "pass the same")
+                         "pass the same value")
     stored = (loaded.contents.get("run") or {}).get("options", {})
     for name in settings.settings(type(config)):
-        if name == "standardize" and (name not in stored or name in opts.by_rule):    # of before it was an option
+        if name == "standardize" and (name not in stored or name in opts.by_rule):    # before it was an option
             opts.standardize = config.standardize
         if getattr(config, name) != getattr(opts, name):
             raise InputError(f"{loaded.path}: pretrained with --{name} {getattr(config, name)}, not "
-                             f"{getattr(opts, name)}; pass the same")
+                             f"{getattr(opts, name)}; pass the same value")
     if not loaded.complete and not opts.evaluate:
-        raise InputError(f"{loaded.path}: lacks {', '.join(loaded.missing)}; such a file can be evaluated, but not "
-                         "resumed")
+        raise InputError(f"{loaded.path}: lacks {', '.join(loaded.missing)}; it can be evaluated, but not resumed")
 
 
 def main(opts):
-    """What pretrain.py does; returns the last checkpoint of the run, a Path. None: of --evaluate, and in a process
-    that does not save."""
+    """Run pretrain.py; returns the Path of the run's last checkpoint, or None with --evaluate and in processes that do
+    not save."""
     with dist.process_group():
         if opts.gpu is None and torch.cuda.is_available():
             opts.gpu = dist.local_rank()
@@ -134,7 +133,7 @@ def main(opts):
 
 @contextmanager
 def _lock_outputs(opts):
-    """Lock the folders of log and checkpoints against other runs."""
+    """Lock the folders of the log and the checkpoints against other runs."""
     if opts.evaluate or not dist.is_main():
         yield
         return
@@ -145,12 +144,12 @@ def _lock_outputs(opts):
 
 
 def pretrain(opts):
-    """One process of a run, the only one or one of several (cmg/utils/dist.py); the first logs and saves, and
+    """Run one process of a pretraining run, which may have several (cmg/utils/dist.py); the first one logs, saves, and
     returns the last checkpoint."""
     if opts.evaluate and dist.world_size() > 1:
-        raise InputError("--evaluate: one process does this; start it without torchrun")
+        raise InputError("--evaluate: expected a single process; run it without torchrun")
     generator = seed_everything(opts.seed)
-    data = open_data(opts)                                  # before anything compares --seconds auto
+    data = open_data(opts)                                  # first, because it resolves --seconds auto
     resumed = find_resumed(opts, dist.is_main())
     if opts.by_rule:
         run = checkpoint.read(resumed, mmap=True).get("run") if resumed else None
@@ -180,7 +179,7 @@ def pretrain(opts):
             log.warning("warning: %s", earlier)
     own = own_names(system) if system.KEY_RULES else []
     if own:
-        log.debug("without a published name, saved under ours: %s", ", ".join(own))
+        log.debug("saved under our names, because they have no published ones: %s", ", ".join(own))
     features = origins.feature_paths(opts.modalities, names, opts.data_path)
     if loaded and dist.is_main():
         for line in origins.other_features(loaded.path, loaded.feature_origins, features):
@@ -193,7 +192,7 @@ def pretrain(opts):
         batches = Streamed(data, opts.modalities, opts.device, dtype, opts.workers, rng)
 
     if not loaded and system.config.standardize == "channel":
-        before = generator.get_state()          # the pass draws sentences, too; the run draws its own
+        before = generator.get_state()          # the pass draws sentences, which must not affect the run
         system.encoder.standardize(cached_statistics(batches, identify(data, contents), system.config, opts.cache_root))
         generator.set_state(before)
     if opts.evaluate:
@@ -207,12 +206,12 @@ def pretrain(opts):
         dist.require_equal({"version of the program": provenance.program_version()} | trainer.notes())
     last = trainer.run()
     if folder:
-        log.info("log and metrics: %s (python -m cmg.report DIR makes a page of them)", folder.folder)
+        log.info("log and metrics: %s (python -m cmg.report DIR creates a report page)", folder.folder)
     return last
 
 
 def earlier_run(opts):
-    """A line about a run with other options whose folders a new one takes; None where there is none."""
+    """A warning about an earlier run with other options in the same folders; None if there is none."""
     own, name = affects_results(opts), SYSTEMS[opts.system].file(opts.modalities, "*")
     stored, unknown = [earlier_options(opts.snapshot_pref)], []
     where = [f"its metrics stay before those of this run in {opts.snapshot_pref}"] * bool(stored[0])
@@ -220,8 +219,8 @@ def earlier_run(opts):
         with suppress(InputError, KeyError, TypeError):
             run = checkpoint.read(path, mmap=True).get("run")
             stored += [run["options"]] if run else []
-            unknown += [] if run else [f"{path.name} does not say its own"]          # a published file
-            where.append(f"checkpoints of the same name in {opts.model_save_path} are replaced")
+            unknown += [] if run else [f"{path.name} has no options"]          # a published file
+            where.append(f"checkpoints with the same name in {opts.model_save_path} are replaced")
     other = dict.fromkeys(unknown + [text for of_run in stored if isinstance(of_run, dict)
                                      for text in differences(of_run, own)])
     if not other:
@@ -231,31 +230,31 @@ def earlier_run(opts):
 
 
 def _log_run_summary(opts, data, system):
-    """Log the length of clips and run, with warnings about unusual ones, except in the demo."""
+    """Log the lengths of clips and run, with warnings about unusual ones, except in the demo."""
     if system.config.seconds < MIN_SECONDS:
         log.warning("clips of %d seconds: Cross-CPC, which needs %d, is off (--without cpc)", system.config.seconds,
                     MIN_SECONDS)
     if "test" in opts.splits:
         has_parts = opts.dataset_name == CUSTOM or pretraining.SETS[opts.dataset_name][0] in ("vggsound", "vggsound90k")
-        log.info("test clips are among those of pretraining, without labels, as published%s; tables mark results on "
-                 "them", " (--splits train leaves them out)" if has_parts else "")
+        log.info("the pretraining clips include test clips, without labels, as published%s; tables mark results on "
+                 "them", " (--splits train excludes them)" if has_parts else "")
     config, own = system.config, [data.first_lengths[m] for m in data.timed]
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
-        log.warning("clips of %s seconds, T = %d: the last second is repeated as published (--seconds auto or N takes "
-                    "them as they are)", max(own), config.seconds)
+        log.warning("clips of %s seconds, T = %d: the last second is repeated as published (use --seconds auto or N to "
+                    "keep their length)", max(own), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
         run = settings.read(RunSettings, opts)
         usual = (OWN_STEPS[0], "the rule for own data") if opts.by_rule else None
-        if opts.recipe in (None, "published") and not opts.by_rule:         # another recipe needs fewer steps
+        if opts.recipe in (None, "published") and not opts.by_rule:         # other recipes need fewer steps
             usual = runtime.PUBLISHED_STEPS
         told, *doubt = runtime.run_length(len(data), run.batch_size, run.n_epoch, config.num_codes, run.max_steps,
                                           usual)
         if opts.by_rule:
-            recipe = f"recipe {opts.recipe}" if opts.recipe else "losses as published"
+            recipe = f"recipe {opts.recipe}" if opts.recipe else "published losses"
             told = (f"{len(data):,} clips: {total_steps(len(data), run):,} steps of {run.batch_size}, K = "
-                    f"{config.num_codes}, {recipe}; --recipe published for the papers' values")
+                    f"{config.num_codes}, {recipe}; use --recipe published for the papers' values")
         log.info(told)
-        for line in doubt:                      # into the report as well
+        for line in doubt:                      # also shown in the report
             log.warning("warning: %s", line)
 
 

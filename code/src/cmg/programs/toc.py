@@ -1,6 +1,6 @@
 """Show TOC's selection for a checkpoint's codebooks (arXiv 2403.05168): channels, criterion, similarity of the codes.
 
-Nothing is trained, because the criterion is a formula over the code vectors. Downstream scripts make the same selection
+Nothing is trained, because the criterion is a formula of the code vectors. Downstream scripts make the same selection
 with the same --choose_channel, --toc_max_num and --toc_min_num.
 """
 
@@ -26,7 +26,7 @@ def report(number, codes, choice):
     value = toc.criterion(codes, choice.terms)[channels]
     print(f"\ncodebook {number}: {codes.shape[0]} codes, {best} best and {worst} worst of {codes.shape[1]} channels, "
           f"selected in {milliseconds:.2f} ms")
-    print(f"mean cosine of two codes: {toc.mean_cosine(codes):.4f} before, "
+    print(f"mean cosine similarity of two codes: {toc.mean_cosine(codes):.4f} before, "
           f"{toc.mean_cosine(codes[:, channels]):.4f} after")
     print("channel   criterion")
     for channel, of_channel in zip(channels.tolist(), value.tolist()):

@@ -1,4 +1,4 @@
-"""All stages from data to a report (demo.py, spoken.py, natural.py): build, pretrain, evaluate, draw, report."""
+"""All stages from data to a report (demo.py, spoken.py, natural.py): build data, pretrain, evaluate, draw, report."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SHARED = ("gpu", "precision", "data_root", "checkpoint_root", "runs_root")      
 
 
 def arguments(preset, description, local):
-    """The parser of a walkthrough's own options."""
+    """A parser with the options of a walkthrough."""
     parser = Parser(prog=f"{preset}.py", description=description, epilog="Every other option goes to pretrain.py.")
     parser.add_argument("--seed", type=whole, default=0, help="seed of pretraining and heads")
     parser.add_argument("--system", choices=tuple(DECLARED), default="dcid", help="system to pretrain")
@@ -26,9 +26,9 @@ def walk(preset, parser, build, argv, local):
     """Run all stages with a preset.
 
     Args:
-        preset: its name.
-        parser: result of `arguments`; other options are passed on to pretrain.py, and checked before any work.
-        build: creates the data; called with the parsed options and the data root.
+        preset: name of the preset.
+        parser: result of `arguments`; other options are passed to pretrain.py and checked before any work.
+        build: function (parsed options, data root) that creates the data.
         argv: command line, None for that of the process.
         local: LocalPaths of this machine.
     """
