@@ -54,7 +54,7 @@ def test_a_full_disk(where, survives, tmp_path):
     ends = survives or where == "stderr"            # what is lost there is not what the program is for
     assert process.returncode == (0 if ends else 2) and (tmp_path / "end").exists() == ends
     assert (err or "") == ("" if ends else "error: standard output: cannot be written (No space left on device); free "
-                           "space, or send it elsewhere\n") and not out
+                           "some space, or redirect it elsewhere\n") and not out
 
 
 @pytest.mark.parametrize("survives", [False, True])

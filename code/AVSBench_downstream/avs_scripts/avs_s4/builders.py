@@ -76,7 +76,7 @@ def warn_of_features(pretrained, paths, modalities):
 
 
 def data_name(is_demo, root, paths):
-    """Name of the data set in results. If absent, the demo's scenes are created.
+    """Name of the dataset in results. Creates the demo's scenes if they are missing.
 
     Args:
         is_demo: use the demo's scenes.

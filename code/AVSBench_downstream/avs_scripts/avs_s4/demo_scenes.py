@@ -1,10 +1,10 @@
-"""Dialled Digits scenes, the demo of segmentation, in the published layout of AVSBench-S4: pictures with several
-handwritten digits, of which the tone of a telephone key, or a sentence that names it, tells which one to segment.
+"""Dialled Digits scenes, the demo of segmentation, in the published layout of AVSBench-S4: images with several
+handwritten digits, where the tone of a telephone key, or a sentence that names it, determines which one to segment.
 
     python demo_scenes.py --out ../../../../data/demo            # about 10 s
 
-Sounds and sentences are those of cmg/demos/dialled_clips.py, on which the demo's encoder is pretrained. Digits in
-training, validation and test pictures are from different writers. The same seed always gives the same pictures.
+Audio and sentences are those of cmg/demos/dialled_clips.py, on which the demo's encoder is pretrained. Digits in
+training, validation and test images are from different writers. The same seed always gives the same images.
 """
 
 import json
@@ -28,8 +28,8 @@ from cmg.utils.settings import natural
 
 NAME, VERSION = "Dialled Digits scenes", 2
 MARKER = "AVSBench/demo_scenes.json"        # written last, so that scenes with it are complete
-SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # pixels: picture, cell of the 2 x 2 grid, canvas of a digit, digit
-PER_SCENE = 3                               # digits per picture; the fourth cell is empty
+SIDE, CELL, CANVAS, DIGIT = 64, 32, 28, 25  # sides in pixels: image, cell of the 2 x 2 grid, canvas of a digit, digit
+PER_SCENE = 3                               # digits per image; the fourth cell is empty
 INK = 0.3                                   # brightness above which a pixel belongs to the mask of a digit
 STYLE = dialled_clips.Style(turn=8, zoom=(0.9, 1.05), shift=0.0, ink=(1.0, 1.0), noise=(0.0, 0.0), thickness=0.3)
 CLIPS = {"train": 900, "val": 40, "test": 150}
@@ -68,7 +68,7 @@ def scenes(count, split, rng):
 
 
 def build(root, paths, seed=0, clips=None, progress=True):
-    """Write the scenes below a data root atomically; complete ones are not changed.
+    """Write the scenes to a data root atomically; complete ones are not changed.
 
     Args:
         root: data root of the demo.
@@ -81,8 +81,8 @@ def build(root, paths, seed=0, clips=None, progress=True):
         True if they were built, False if they were complete.
 
     Raises:
-        InputError: the root contains something else, or scenes of other settings, or the demo's pretraining data is
-            absent, whose word vectors are used.
+        InputError: the root contains something else or scenes of other settings, or the demo's pretraining data, whose
+            word vectors are used, is missing.
     """
     root, clips = Path(root), dict(clips or CLIPS)
     settings = {"name": NAME, "version": VERSION, "seed": seed, "clips": clips}
@@ -129,11 +129,11 @@ def _is_whole(root, top, settings):
     try:
         found = json.loads((root / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{root / top}: exists and is not a demo ({MARKER} is absent or damaged); remove it or choose "
-                         "another --data_root") from None
+        raise InputError(f"{root / top}: exists and is not a demo ({MARKER} is missing or damaged); delete it or "
+                         "choose another --data_root") from None
     if found != settings:
-        raise InputError(f"{root / top}: holds other scenes ({json.dumps(found)[:200]}); remove it or choose another "
-                         "--data_root")
+        raise InputError(f"{root / top}: contains other scenes ({json.dumps(found)[:200]}); delete it or choose "
+                         "another --data_root")
     return True
 
 
@@ -143,7 +143,7 @@ def _write(tree):
         rng = tree.rng(split)
         frames, masks, keys = scenes(count, split, rng)
         sounds = dialled_clips.audio_clips(np.repeat(keys[:, None], SECONDS, 1), rng)               # (N, 5, 128)
-        short = np.arange(count) % 20 == 7                      # some sounds end early, as some published ones do
+        short = np.arange(count) % 20 == 7                      # some audio ends early, as in some published clips
         for i in range(count):
             category, name = CATEGORIES[keys[i]], f"{split}_{i:05d}"
             rows.append((name, 0, category, split))
@@ -163,11 +163,11 @@ def _write(tree):
 def main(argv=None):
     parser = Parser(prog="demo_scenes.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="data root of the demo")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of every random choice")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an input error")
     opts = parser.parse_args(argv)
     built = build(opts.out, DATA_PATHS, opts.seed)
-    print(f"{opts.out}: scenes {'built' if built else 'are complete, nothing is changed'}")
+    print(f"{opts.out}: scenes {'built' if built else 'already complete, not changed'}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from cmg.data.loader import ClipLoader
 from cmg.data.sets.avs_s4 import warn_of_greys
 
-CHUNK = 256                     # clips that are encoded at once
+CHUNK = 256                     # clips encoded at once
 
 
 def loader(dataset, batch_size, workers, sampler=None):
@@ -48,10 +48,10 @@ def evaluate(network, batches, codes, on_batch=None, desc="test"):
         name -> SetMetrics, including "chance".
     """
     network.eval()
-    counted, grey = {name: SetMetrics() for name in (*codes, "chance")}, False
+    counted, gray = {name: SetMetrics() for name in (*codes, "chance")}, False
     bar = tqdm(batches, desc=desc, unit="batch", leave=False, disable=None)
     for batch in bar:
-        grey = grey or warn_of_greys(batches.dataset, batch)
+        gray = gray or warn_of_greys(batches.dataset, batch)
         frames, masks = batch["frames"].to(network.device), batch["masks"].to(network.device)
         truth, numbers = masks.flatten(0, 1), batch["number"]
         maps = network.backbone(frames.flatten(0, 1))

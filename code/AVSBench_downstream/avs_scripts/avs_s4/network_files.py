@@ -14,8 +14,8 @@ from cmg.checkpoints import checkpoint
 from cmg.models.toc import Selection, head_channels
 from cmg.utils.errors import InputError
 
-# best: chosen by validation with the queries to be tested, as published; source: chosen by validation with those of the
-# training modality, which is possible without data of the other modality
+# best: chosen by validation with the test modality's queries, as published; source: chosen by validation with the
+# training modality's queries, which needs no data of the other modality
 FILES = {"best": "best.pth", "last": "last.pth", "source": "best_source.pth"}
 KINDS = {"network": dict, "adapter": dict, "settings": dict, "direction": str, "image_size": int, "epoch": int,
          "score": float, "encoder_sha256": str, "protocol": str}       # required entries of a file
@@ -23,7 +23,7 @@ KINDS = {"network": dict, "adapter": dict, "settings": dict, "direction": str, "
 
 @dataclass
 class Trained:
-    """A trained network, and facts about its training that testing needs."""
+    """A trained network, and the information about its training that testing needs."""
 
     network: AVSNetwork
     adapter: Adapter                # None: the file is a bare published state dict
@@ -74,7 +74,7 @@ def load(path, expected, protocol, encoder_sha256, codebooks):
         return _load_bare(path, state, expected, protocol, encoder_sha256, codebooks)
     for key, kind in KINDS.items():
         if not isinstance(state.get(key), kind):
-            found = f"'{key}' is a {type(state[key]).__name__}" if key in state else f"no '{key}' in it"
+            found = f"'{key}' is a {type(state[key]).__name__}" if key in state else f"no '{key}'"
             raise InputError(f"{path}: {found}; expected a file of train.py or a bare network state dict")
     if state["encoder_sha256"] != encoder_sha256:
         raise InputError(f"{path}: trained with another encoder (SHA-256 {state['encoder_sha256'][:12]}..., given "
@@ -88,7 +88,7 @@ def load(path, expected, protocol, encoder_sha256, codebooks):
         width = _head_dim(codebooks) if channels is None else len(channels)
         config = NetworkConfig(**state["settings"])
         if width != config.code_dim:
-            raise ValueError(f"it takes codes of {config.code_dim} channels, its choice of channels gives {width}")
+            raise ValueError(f"it takes codes of {config.code_dim} channels, but its selected channels are {width}")
         network, adapter = AVSNetwork(config), Adapter()
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(f"{path}: invalid settings of a network ({error}); expected a file of train.py") from error
@@ -121,7 +121,7 @@ def _refuse_contradictions(path, expected, protocol, state):
             raise InputError(f"{path}: trained with {flag} {value}, not --{flag} {given}; omit the flag, or pass "
                              "another file with --weights")
     if protocol != state["protocol"]:
-        raise InputError(f"{path}: trained with --protocol {state['protocol']}, not {protocol}; pass the same")
+        raise InputError(f"{path}: trained with --protocol {state['protocol']}, not {protocol}; pass the same one")
 
 
 def _load_bare(path, state, expected, protocol, encoder_sha256, codebooks):

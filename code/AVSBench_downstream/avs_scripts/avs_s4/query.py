@@ -5,7 +5,7 @@ from torch import nn
 
 from cmg.data.sets.avs_s4 import SECONDS
 
-STEPS = 10                      # seconds of a clip in pretraining, and words of a sentence
+STEPS = 10                      # seconds per clip in pretraining, and words per sentence
 
 
 class Adapter(nn.Linear):
@@ -15,7 +15,7 @@ class Adapter(nn.Linear):
     Args:
         start: initialization. "torch" is that of PyTorch; "tied" the same with column t + 5 equal to column t;
             "resample" the mean of steps s and s + 5, which does not change repeated audio. In training on audio, which
-            is repeated, columns t and t + 5 get equal gradients: their initial difference stays, and affects text only.
+            is repeated, columns t and t + 5 get equal gradients: their initial difference stays and affects only text.
     """
 
     def __init__(self, start="tied"):
@@ -41,7 +41,7 @@ class Query(nn.Module):
         encoder: FrozenEncoder (cmg/systems/base.py).
         adapter: Adapter, on the encoder's device.
         words: array (C, 10, 768) of word vectors of the class sentences; None without text.
-        dropout: keep the encoder's dropout on, as in the published program (protocol "released").
+        dropout: keep the encoder's dropout enabled, as in the published program (protocol "released").
         channels: (S,) int64 channels of the codes (cmg.models.toc.head_channels); None for all.
     """
 
@@ -50,7 +50,7 @@ class Query(nn.Module):
         self.encoder, self.adapter, self.dropout, self.channels = encoder, adapter, dropout, channels
         self.train(False)
         self.sentences = None
-        if words is not None:       # one sentence per class, which go through the LSTM once
+        if words is not None:       # one sentence per class, encoded by the LSTM once
             with torch.no_grad():
                 self.sentences = encoder.inputs("text", torch.as_tensor(words, device=self.device))
 

@@ -7,7 +7,7 @@ from cmg.data.sets.avs_s4 import DEVIATION, MEAN, SECONDS
 from cmg.report import style
 from cmg.utils.files import as_input_error
 
-TINT = np.array([1.0, 0.35, 0.1])       # of predicted and true masks in the figure
+TINT = np.array([1.0, 0.35, 0.1])       # color of predicted and true masks in the figure
 
 
 def rows(counted, modalities, protocol, common):

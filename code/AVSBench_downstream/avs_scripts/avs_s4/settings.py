@@ -1,6 +1,6 @@
 """Arguments of train.py and test.py: published flags, paths from code/src/configs/opts.py, and defaults of the demo.
 
-Each setting is declared once, as a field of a dataclass; other modules receive instances of these.
+Each setting is declared once, as a field of a dataclass; other modules receive instances of these classes.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def _stage(text):
 
 @dataclass(frozen=True)
 class Common:
-    """Settings of both programs that their modules use."""
+    """Settings of both programs that are used by their modules."""
 
     protocol: str = setting("default", "released: as in the published program, the adapter is not trained, dropout of "
                             "the encoder stays on, metrics are means over batches, and masks are numbered from 0",
                             choices=PROTOCOLS)
     seed: int = setting(123, "seed of weights, order and shuffled queries")
-    num_workers: int = setting(default_workers(), "processes that read pictures", affects_results=False)
+    num_workers: int = setting(default_workers(), "processes that read images", affects_results=False)
 
     @property
     def released(self):
@@ -70,8 +70,8 @@ class Session(Common):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Network and inputs. In testing, they are read from the trained file: the default of each is None, and other
-    values are compared with the file."""
+    """Network and inputs. In testing they default to None and are read from the trained file; other values must agree
+    with it."""
 
     direction: str = setting("at", "modality of the queries in training and in testing: a for audio, t for text",
                              choices=tuple(DIRECTIONS))
@@ -90,7 +90,7 @@ class Start:
     tpavi_norm_start: float = setting(0.0, "initial weight of TPAVI's BatchNorm; with 0, as published, the query has "
                                       "no influence at first")
     align_start: str = setting("torch", "initialization of TPAVI's align_channel: that of PyTorch, as published, or a "
-                               "projection of whitened codes, with which the query is used after far fewer steps",
+                               "projection of whitened codes, with which training uses the query far earlier",
                                choices=("torch", "whitened"))
     backbone_weights: str = setting(None, "official PVT-v2-b5 or torchvision ResNet-50 file, a model on the hub, or "
                                     "none; required for pvt and resnet unless --weights is given",
@@ -104,7 +104,7 @@ class Start:
 class Toc(TocRatios):
     """Selection of code channels; testing reads it from the trained file."""
 
-    choose_channel: int = setting(None, "TOC: number of channels to keep of each codebook (default: TOC is off)",
+    choose_channel: int = setting(None, "TOC: number of channels to keep in each codebook (default: TOC is off)",
                                   type=int, metavar="S")
 
 
@@ -119,7 +119,7 @@ class Learning(Common):
     lr: float = setting(1e-4, "Adam's learning rate, constant")
     adapter_lr: float = setting(None, "learning rate of the adapter (default: --lr); training on audio also affects "
                                 "text, whose features are smaller", type=float)
-    wt_dec: float = setting(0.0, "Adam's weight decay (published 5e-4 had no effect)")
+    wt_dec: float = setting(0.0, "Adam's weight decay (the published 5e-4 had no effect)")
     sa_loss_flag: bool = setting(False, "add the audio-masked-visual matching loss")
     lambda_1: float = setting(0.0, "weight of the matching loss")
     sa_loss_stages: tuple = setting((), "stages of the matching loss", nargs="*", type=_stage)
@@ -131,7 +131,7 @@ class Testing(Common):
     """Settings of testing."""
 
     test_batch_size: int = setting(1, "clips per step", type=positive)
-    save_pred_mask: bool = setting(False, "write predicted masks as PNG")
+    save_pred_mask: bool = setting(False, "write predicted masks as PNG files")
     overlays: int = setting(8, "number of clips in the figure, 0 for no figure")
 
 
@@ -145,7 +145,7 @@ def _parser(program, description):
     group.add_argument("--data_root", type=Path, default=cli.root("data", LOCAL),
                        help="root of all data (environment variable: CMG_DATA)")
     group.add_argument("--path", type=_path, action="append", default=[], metavar="NAME=FILE",
-                       help="override one path below the data root: " + ", ".join(_names()))
+                       help="override a path: " + ", ".join(_names()))
     group.add_argument("--figure_dir", type=Path, default=LOCAL.figures, help="folder of the figures of test.py")
     group.add_argument("--results", type=Path, default=None,
                        help="results file of test.py (default: <run folder>/results.jsonl)")
@@ -161,8 +161,8 @@ def train_parser():
     settings.add_arguments(parser, Learning, "learning")
     parser.add_argument("--log_dir", type=Path, default=HERE / "train_logs", help="root of run folders")
     parser.add_argument("--resume", type=cli.auto_or_path, default="", metavar="auto|RUN",
-                        help="resume a run that was killed, after its last completed epoch; auto: the newest one of "
-                             "--session_name and --direction, if there is one")
+                        help="resume a stopped or killed run from its last saved state; auto: the newest run of "
+                             "--session_name and --direction, if any")
     return parser
 
 
@@ -170,16 +170,16 @@ def test_parser():
     """The parser of test.py."""
     parser = _parser("test.py", "Test a segmentation network with queries of the other modality, its own, zero and "
                      "shuffled ones.")
-    settings.add_arguments(parser, Conditions, "network (default: as in the trained file, with which it must agree)")
+    settings.add_arguments(parser, Conditions, "network (read from the trained file; other values must agree with it)")
     settings.add_arguments(parser, Testing, "test")
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE|RUN",
                         help="trained file, or run folder, whose last, best and source-chosen networks are tested "
-                             "(default: the newest run of --session_name and --direction below --train_log_dir)")
+                             "(default: the newest run of --session_name and --direction in --train_log_dir)")
     parser.add_argument("--train_log_dir", type=Path, default=HERE / "train_logs", help="root of train.py's runs")
     parser.add_argument("--log_dir", type=Path, default=HERE / "test_logs", help="root of run folders")
     for flag in ("--max_epoches", "--lr", "--wt_dec"):
         parser.add_argument(flag, type=float, default=argparse.SUPPRESS,
-                            help="accepted for compatibility with the published script, without effect")
+                            help="accepted for compatibility with the published script, but has no effect")
     return parser
 
 
@@ -209,7 +209,7 @@ def _parse(parser, argv, unset=()):
     opts = parser.parse_args(argv, cli.Options(local=LOCAL))
     opts.path = dict(opts.path)
     if opts.checkpoint is None:
-        parser.error("--checkpoint is required: the pretrained encoder whose codes are the queries")
+        parser.error("--checkpoint is required: a pretrained encoder, whose codes are the queries")
     if opts.num_workers < 0:
         parser.error(f"--num_workers {opts.num_workers}: expected 0 or more")
     if opts.image_size is not None and opts.image_size % 32:
@@ -240,7 +240,7 @@ def parse_train(argv=None):
     if not (opts.adapter_lr > 0 and math.isfinite(opts.adapter_lr)):
         parser.error("--adapter_lr must be positive")
     if not (opts.lr > 0 and math.isfinite(opts.lr)) or not (opts.wt_dec >= 0 and math.isfinite(opts.wt_dec)):
-        parser.error("--lr must be positive, --wt_dec not negative")
+        parser.error("--lr must be positive, and --wt_dec must not be negative")
     if opts.visual_backbone == "small":
         opts.backbone_weights = opts.backbone_weights or "none"
     if opts.backbone_weights is None and not opts.weights:
@@ -250,7 +250,7 @@ def parse_train(argv=None):
 
 
 def parse_test(argv=None):
-    """Options of a test run; those that describe the network are None by default."""
+    """Options of a test run; those of the network are None by default."""
     return _parse(test_parser(), argv, unset=[condition.name for condition in fields(Conditions)])
 
 

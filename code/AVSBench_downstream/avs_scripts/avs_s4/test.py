@@ -2,7 +2,7 @@
 
     python test.py --checkpoint DCID-model-5.pt --weights train_logs/S4_pvt_at_20250101-120000 --test_batch_size 4
 
-Settings are read from the trained file. The run folder below --log_dir contains log, results.jsonl and, optionally,
+Settings are read from the trained file. The run folder in --log_dir contains the log, results.jsonl and, optionally,
 masks; the figure with overlays is written to --figure_dir.
 """
 
@@ -17,10 +17,10 @@ from cmg.utils.errors import run
 def main(argv=None):
     opts = parse_test(argv)
     require(opts.checkpoint)
-    weights = short_path(opts.weights) if opts.weights else f"the newest run below {short_path(opts.train_log_dir)}"
+    weights = short_path(opts.weights) if opts.weights else f"the newest run in {short_path(opts.train_log_dir)}"
     announce("test.py", f"{weights} with {short_path(opts.checkpoint)}; data in {short_path(opts.data_root)}, "
-             f"results below {short_path(opts.log_dir)}")
-    import test_program  # here, because --help and wrong arguments do not need PyTorch
+             f"results in {short_path(opts.log_dir)}")
+    import test_program  # here, because --help and argument errors do not need PyTorch
     test_program.main(opts)
 
 

@@ -2,7 +2,7 @@
 # Test the newest runs of train.sh in both directions and save the predicted masks:
 #   test.sh --checkpoint ../../../../checkpoint/DCID-model-5.pt
 #   test.sh --preset demo
-# Further arguments win over these; --direction or --weights tests one run only.
+# Further arguments override these; --direction or --weights tests only one run.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/../../../src/python.sh"

@@ -1,4 +1,4 @@
-"""What test.py does: test a segmentation network with several kinds of queries."""
+"""Run test.py: test a segmentation network with several kinds of queries."""
 
 import logging
 import time
@@ -80,7 +80,7 @@ def main(opts):
             continue
         seed_everything(opts.seed)
         if trained.adapter is None:
-            logging.warning(f"{path}: has no adapter; a random one is used (seed {opts.seed}), as published")
+            logging.warning(f"{path}: has no adapter; using a random one (seed {opts.seed}), as published")
             trained.adapter = Adapter("torch")
         query = Query(pretrained.encoder, trained.adapter.to(opts.device), dataset.words, testing.released,
                       trained.channels).eval()

@@ -19,7 +19,7 @@ def main(argv=None):
     require(opts.checkpoint)
     announce("train.py", f"{' -> '.join(DIRECTIONS[opts.direction])} with {short_path(opts.checkpoint)}; data in "
              f"{short_path(opts.data_root)}, runs in {short_path(opts.log_dir)}")
-    import train_program  # here, because --help and wrong arguments do not need PyTorch
+    import train_program  # here, because --help and argument errors do not need PyTorch
     train_program.main(opts)
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Train in both directions, one after the other, in the released setting (PVT-v2-b5, the query at all four stages):
+# Train in both directions, one after the other, in the published setting (PVT-v2-b5, the query at all four stages):
 #   train.sh --checkpoint ../../../../checkpoint/DCID-model-5.pt --backbone_weights pvt_v2_b5.pth
 #   train.sh --preset demo            Dialled Digits scenes; run code/src/demo.sh first
-# Further arguments win over these; --direction trains one direction only. The released script trains one epoch, the
-# AVS program it comes from 15.
+# Further arguments override these; --direction trains only one direction. The published script trains one epoch, the
+# AVS program that it is based on 15.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$here/../../../src/python.sh"

@@ -1,4 +1,4 @@
-"""What train.py does: train a segmentation network with queries of one modality."""
+"""Run train.py: train a segmentation network with queries of one modality."""
 
 import logging
 import time

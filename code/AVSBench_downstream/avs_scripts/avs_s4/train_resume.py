@@ -1,5 +1,5 @@
-"""Resume training that was killed or stopped: until the run is finished, its folder contains the state after each
-epoch, or after the step in which it was stopped."""
+"""Resume training that was killed or stopped: the folder of an unfinished run contains the state after the last epoch,
+or after the step at which it was stopped."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ def find(resume, folders, settings):
         settings: settings that must agree, as plain values (settings.affects_results).
 
     Raises:
-        InputError: the folder has no unfinished run, or one of other settings, or a damaged state.
+        InputError: the folder has no unfinished run, one with other settings, or a damaged state.
     """
     folder = folders.newest(FILE) if resume == "auto" else Path(resume) if resume else None
     if folder is None:
@@ -45,23 +45,23 @@ def find(resume, folders, settings):
                          "omit --resume, or choose another folder")
     state = checkpoint.read(path, mmap=True)
     if not isinstance(state.get("settings"), dict) or not isinstance(state.get("records"), dict):
-        raise InputError(f"{path}: not a state of train.py; remove it, or omit --resume")
+        raise InputError(f"{path}: not a state of train.py; delete it, or omit --resume")
     others = differences(state["settings"], settings)
     if others:
-        raise InputError(f"{folder}: trained with other settings ({'; '.join(others)}); pass the same, or omit "
+        raise InputError(f"{folder}: trained with other settings ({'; '.join(others)}); pass the same ones, or omit "
                          "--resume")
     return Unfinished(folder, state["records"])
 
 
 class Order(Sampler):
-    """Sampler with a new random order of the clips in each epoch, which does not depend on the number of workers.
+    """Sampler with a new random order of the clips in each epoch, independent of the number of workers.
 
     Args:
         clips: number of clips.
         seed: seed of the generator.
 
     Attributes:
-        skip: number of clips to skip at the beginning of the next epoch, which were processed before a stop.
+        skip: number of clips to skip at the beginning of the next epoch, because they were processed before a stop.
         before: state of the generator before the current epoch.
     """
 

@@ -21,7 +21,7 @@ from cmg.utils.signals import stop_on_signals
 
 log = logging.getLogger(__name__)
 PRINT_STEPS = 100
-SECONDS = 600                           # between two saves within an epoch
+SECONDS = 600                           # time between saves within an epoch
 IOU, SA = "iou_loss", "sa_loss"         # published names of mask loss and matching loss in the log
 
 
@@ -137,8 +137,8 @@ def _train_epoch(state, query, modality, batches, learning, title, pause):
         *values, loss, norm = torch.stack([*(x.detach() for x in found.values()), total.detach(), norm]).tolist()
         within.steps += 1
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise InputError(f"{title}, step {within.steps}: loss {loss}, gradient norm {norm}; finite numbers are "
-                             f"expected; lower --lr ({learning.lr})")
+            raise InputError(f"{title}, step {within.steps}: loss {loss}, gradient norm {norm}; expected finite "
+                             f"numbers; lower --lr ({learning.lr})")
         optimizer.step()
         for mean in (within.means, within.whole):
             mean.add(dict(zip(found, values)))

@@ -5,7 +5,7 @@ only bert-embedding, NumPy and h5py:
 
     python3.7 -m venv old && old/bin/pip install bert-embedding==1.0.1 h5py
     cd code/src && ../../old/bin/python -m cmg.prepare.export_bert_embedding \\
-        --prompts dataset/prompts/vggsound.csv --out ../../data/vggsound40k/feature/text/prompts.h5
+        --prompts cmg/data/prompts/vggsound.csv --out ../../data/vggsound40k/feature/text/prompts.h5
 """
 
 import os

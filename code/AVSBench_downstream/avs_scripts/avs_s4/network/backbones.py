@@ -20,7 +20,7 @@ RESNET_SHAPES = {                  # name -> first channels, channels, depths, k
 
 
 class Backbone(nn.Module):
-    """A backbone of transformers: frames (n, 3, H, W) -> four maps with strides 4, 8, 16 and 32.
+    """A backbone from transformers: frames (n, 3, H, W) -> four maps with strides 4, 8, 16 and 32.
 
     Attributes:
         channels: widths of the four maps.
@@ -59,12 +59,12 @@ class Backbone(nn.Module):
 def load_weights(backbone, source):
     """Load all weights of a backbone from `source`: a file, a name on the hub, or "none".
 
-    Files contain the official state dict of PVT-v2-b5 or torchvision's of ResNet-50 (their classifiers, `head.*` and
-    `fc.*`, are ignored), or the backbone with transformers' names. The weights of `microsoft/resnet-50` on the hub are
-    not those of torchvision's first ResNet-50.
+    Files contain the official state dict of PVT-v2-b5 or torchvision's of ResNet-50 (the classifiers `head.*` and
+    `fc.*` are ignored), or the backbone with transformers' names. The weights of `microsoft/resnet-50` on the hub
+    differ from torchvision's first ResNet-50.
 
     Raises:
-        InputError: not found, or not the tensors of this backbone.
+        InputError: not found, or the tensors do not match this backbone.
     """
     if source == "none":
         return

@@ -49,7 +49,7 @@ class ResidualUnit(nn.Module):
 class Fusion(nn.Module):
     """Fuse the coarser path with a stage map, and double the size with aligned corners.
 
-    The `first`, coarsest one has no path to add: `resConfUnit1` of published files is not used there, and not built
+    The `first`, coarsest one has no path to add, so `resConfUnit1` of published files is unused and not built
     (published.py fills its keys when saving).
     """
 
@@ -66,7 +66,7 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything after the backbone. Attribute names are those of published state dicts.
+    """Everything after the backbone. Attribute names match published state dicts.
 
     Args:
         stage_channels: channels of the four backbone maps.
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
             setattr(self, f"path{i + 1}", Fusion(channels, first=i == 3))
         for stage in self.stages:
             setattr(self, f"tpavi_b{stage + 1}", TPAVI(channels, code_dim, norm_start))
-        middle, last = channels // 2, max(channels // 8, 16)      # of fewer channels, the ReLU may zero all
+        middle, last = channels // 2, max(channels // 8, 16)      # with fewer channels, the ReLU may zero all
         self.output_conv = nn.Sequential(
             nn.Conv2d(channels, middle, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
             maps: four maps (B T, width, h, w) with strides 4, 8, 16 and 32.
             query: (B, T, code_dim) codes, one per frame.
             first_frames: decode only the first frame of each clip, which the mask loss uses. Its logits and gradients
-                are the same, because nothing after the TPAVI blocks mixes frames.
+                do not change, because nothing after the TPAVI blocks mixes frames.
 
         Returns:
             Segmentation.

@@ -10,8 +10,8 @@ def mask_loss(logits, masks, released=False):
     Args:
         logits: (B, 1, H, W) of the first frames.
         masks: (B, 1, H, W) in {0, 1}.
-        released: as published, apply the sigmoid first and clamp logarithms at -100: in float32, a background pixel
-            with a logit above about 17 then has a loss of 100 and no gradient. Otherwise the result is the same.
+        released: as published, apply the sigmoid first and clamp logarithms at -100, so that in float32 a background
+            pixel with a logit above about 17 has a loss of 100 and no gradient. Otherwise the result is the same.
     """
     if released:
         return F.binary_cross_entropy(logits.sigmoid(), masks)

@@ -22,7 +22,7 @@ def frame_iou(logits, masks):
 
 @dataclass
 class Curves:
-    """Precision, recall and F of frames at all thresholds k/254, (n, 255) each, and which frames count."""
+    """Precision, recall and F of frames at all thresholds k/254, (n, 255) each, and whether each frame counts."""
 
     precision: torch.Tensor
     recall: torch.Tensor

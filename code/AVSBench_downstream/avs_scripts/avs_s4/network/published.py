@@ -8,7 +8,7 @@ from cmg.utils.errors import InputError
 LINEAR = ("weight", "bias")
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 SECOND_BRANCH = {"layer3_2.": "layer3_1.", "layer4_2.": "layer4_1."}       # of the published ResNet, unused
-UNUSED_UNIT = ("path4.resConfUnit1.", "path4.resConfUnit2.")               # an unused unit, and one of the same shape
+UNUSED_UNIT = ("path4.resConfUnit1.", "path4.resConfUnit2.")               # an unused unit, and one with the same shape
 
 
 def pvt_table(depths, reductions):
@@ -97,12 +97,12 @@ def from_pretrained_file(state, backbone, source):
         state = {key.replace("layer3.", "layer3_1.").replace("layer4.", "layer4_1."): x for key, x in state.items()}
     state = {key: x for key, x in state.items() if not key.startswith(("head.", "fc."))}
     missing = [key for key in backbone.table
-               if key not in state and not key.endswith("num_batches_tracked")]        # absent in old torchvision files
+               if key not in state and not key.endswith("num_batches_tracked")]        # not in old torchvision files
     if missing or set(state) - set(backbone.table):
         unknown = sorted(set(state) - set(backbone.table))
         raise InputError(f"{source}: {len(missing)} tensors of the backbone '{backbone.name}' are missing and "
-                         f"{len(unknown)} are unknown (first: {(missing + unknown)[0]}); pass the file that belongs to "
-                         "this backbone")
+                         f"{len(unknown)} are unknown (first: {(missing + unknown)[0]}); pass the file for this "
+                         "backbone")
     for key in backbone.table:
         if key not in state:
             state[key] = torch.zeros((), dtype=torch.int64)
@@ -124,12 +124,12 @@ def require_keys(state, wanted, what):
     missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted), key=str)
     if missing or unknown:
         raise InputError(f"{what}: {len(missing)} tensors missing, {len(unknown)} unknown (first: "
-                         f"{(missing + unknown)[0]}); the file must hold all {len(wanted)}")
+                         f"{(missing + unknown)[0]}); the file must contain all {len(wanted)}")
     for key, x in wanted.items():
         found = list(state[key].shape) if isinstance(state[key], torch.Tensor) else type(state[key]).__name__
         if found != list(x.shape):
-            raise InputError(f"{what}: {key} is {found}, expected {list(x.shape)}; the file was made with other "
-                             "settings")
+            raise InputError(f"{what}: {key} has shape {found}; expected {list(x.shape)}; the file was saved with "
+                             "other settings")
 
 
 def read_state(path):
@@ -139,9 +139,9 @@ def read_state(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except Exception as error:         # torch raises half a dozen types on foreign, cut or pickled-code files
+    except Exception as error:         # torch raises many types for foreign or truncated files and pickled code
         raise InputError(f"{path}: not a readable PyTorch file ({str(error).strip().partition(chr(10))[0][:120]}); "
                          "expected weights saved by torch.save") from error
     if not isinstance(state, dict):
-        raise InputError(f"{path}: holds a {type(state).__name__}; expected a state dict")
+        raise InputError(f"{path}: contains a {type(state).__name__}; expected a state dict")
     return state

@@ -33,7 +33,7 @@ class TPAVI(nn.Module):
         """Initialize `align_channel` as a random projection of whitened codes.
 
         The codes of a trained codebook have a large common mean and vary in few directions. Whitened codes are as
-        distinguishable as random vectors, and the query is used after far fewer steps.
+        distinguishable as random vectors, so training uses the query far earlier.
 
         Args:
             codes: (n, code_dim) codes of training clips.
