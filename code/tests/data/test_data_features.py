@@ -155,7 +155,7 @@ DEFECTS = {                                     # name -> (bytes of the file, wh
     "object array": (zip_bytes(np.array([CLIP, None], dtype=object)), "array of Python objects"),
     "text array": (zip_bytes(np.array(["a", "b"])), "array of type 'U1'"),
     "complex": (zip_bytes(CLIP.astype(np.complex64)), "array of type 'c8'"),
-    "a list": (zip_bytes([1, 2]), "holds a list"),
+    "a list": (zip_bytes([1, 2]), "is a list"),
 }
 
 

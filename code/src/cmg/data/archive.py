@@ -148,7 +148,7 @@ def unpickle_array(data, where):
     """
     result = _unpickle(_ArrayUnpickler, data, where, "one NumPy array of numbers", AGAIN)
     if not isinstance(result, _Array) or result.value is None:
-        raise InputError(f"{where}: the pickle holds a {type(result).__name__.lstrip('_').lower()}; expected one NumPy "
+        raise InputError(f"{where}: the pickle is a {type(result).__name__.lstrip('_').lower()}; expected one NumPy "
                          f"array of numbers; {AGAIN}")
     return result.value
 
@@ -295,6 +295,6 @@ def read_counts(path):
     data = read_limited(path, LIMITS.pickle_bytes, "a pickled dict of integers", remedy)
     result = _unpickle(_CountUnpickler, data, path, "a dict of integers", remedy)
     if type(result) is not dict or not all(type(n) is int for pair in result.items() for n in pair):
-        raise InputError(f"{path}: the pickle holds a {type(result).__name__} that is not a dict of integers; expected "
+        raise InputError(f"{path}: the pickle is a {type(result).__name__} that is not a dict of integers; expected "
                          f"{{vocabulary index: dense index}}; {remedy}")
     return result

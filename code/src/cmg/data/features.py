@@ -181,10 +181,10 @@ class Store:
     def probe(self, clip):
         """Read one clip and require its shape of all others. Returns its length in seconds."""
         x, own = self.measure(clip)
-        self.hold(x.shape[len(self.leading):], f"clip {clip}")
+        self.fix_shape(x.shape[len(self.leading):], f"clip {clip}")
         return own
 
-    def hold(self, tail, like):
+    def fix_shape(self, tail, like):
         """Require this shape of all clips; `like` says where it was found, for messages."""
         if self.kind != "label":
             check_shape(f"{self.path}, {self.kind}", tail)
@@ -194,7 +194,7 @@ class Store:
         """The dataset with all clips of an HDF5 file; fixes the shape of the clips."""
         leading = len(self.leading)
         array = hdf5_array(file, name, kinds, *(1 + leading + len(tail) for tail in self.shapes), by_row=True)
-        self.hold(array.shape[1 + leading:], "the others")
+        self.fix_shape(array.shape[1 + leading:], "the others")
         return array
 
     def fit_tokens(self, clips):

@@ -138,7 +138,7 @@ def _from_torch(path, network):
                 try:
                     rules.require_plain(key, state[key])
                     if state[key].dtype not in rules.FLOATS:
-                        raise InputError(f"{key} holds {state[key].dtype}")
+                        raise InputError(f"{key} has data type {state[key].dtype}")
                 except InputError as error:
                     raise InputError(f"{path}: {error}; expected {FILES[network]}; download it again") from None
                 yield key, state[key].float()

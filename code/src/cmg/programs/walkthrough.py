@@ -18,7 +18,7 @@ def arguments(preset, description, local):
     parser.add_argument("--system", choices=tuple(DECLARED), default="dcid", help="system to pretrain")
     parser.add_argument("--figures", type=Path, default=local.figures / preset, help="folder of the pictures")
     add_shared(parser, SHARED)
-    parser.add_argument("--verbose", action="store_true", help="print everything that goes into the log and the tables")
+    parser.add_argument("--verbose", action="store_true", help="print the complete log and tables")
     return parser
 
 
