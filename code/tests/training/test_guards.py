@@ -191,14 +191,14 @@ def test_another_run_in_the_same_folders_is_one_warning(demo_data, tmp_path, cap
     assert told() == told() == []               # nothing there; the same run again
     line, = told("--n_embeddings", 20)
     assert "an earlier run with other options (n_embeddings 24 there, 20 here) is in the same folders: its" in line
-    assert f"{tmp_path / 'run'} and checkpoints of the same name in {tmp_path / 'checkpoints'} are replaced" in line
+    assert f"{tmp_path / 'run'} and checkpoints with the same name in {tmp_path / 'checkpoints'} are replaced" in line
     assert told("--n_embeddings", 20, "--max_steps", 2) == []
     (tmp_path / "run" / "options.json").unlink()
     path, = (tmp_path / "checkpoints").glob("*step1.pt")
     contents = checkpoint.read(path)
     del contents["run"]                         # as in a published file
     checkpoint.save(path, contents)
-    assert f"({path.name} does not say its own) is in the same folders: checkpoints" in told("--n_embeddings", 20)[0]
+    assert f"({path.name} has no options) is in the same folders: checkpoints" in told("--n_embeddings", 20)[0]
 
 
 def test_checkpoints_of_several_runs_are_told_apart():
