@@ -172,13 +172,13 @@ def test_equal_notes_pass_and_every_difference_is_named(monkeypatch):
     FakeGroup(monkeypatch, NOTES, NOTES)
     dist.require_equal(NOTES)
     for changed, text in (({"--lr": "0.1"}, "process 2 has --lr 0.1, the first 0.0004"),
-                          ({"list of clips": b"c"}, "process 2 has a different list of clips than the first"),
+                          ({"list of clips": b"c"}, "process 2 differs from the first in its list of clips"),
                           ({"start": "after step 0"}, "process 2 has start after step 0, the first after step 3"),
-                          ({"weights": b"d"}, "process 2 has another weights")):
+                          ({"weights": b"d"}, "process 2 differs from the first in its weights")):
         FakeGroup(monkeypatch, NOTES, NOTES | changed)
         refused(f"the 3 processes of this run differ: {text}", dist.require_equal, NOTES)
     FakeGroup(monkeypatch, dict.fromkeys(NOTES, "x"), {"--lr": "0.0004"})      # of another version of the program
-    refused("process 1 has --lr x.* and 4 more; the same options", dist.require_equal, NOTES)
+    refused("process 1 has --lr x.* and 4 more; expected the same options", dist.require_equal, NOTES)
 
 
 def run_two(folder, *arguments):
@@ -209,7 +209,7 @@ def test_processes_that_were_started_in_other_ways_end_with_one_line(clips, copi
     two = run_two(tmp_path, pretraining(clips, tmp_path / "0", "--max_steps", 2),
                   pretraining(copied, tmp_path / "1", "--max_steps", 2, "--lr", "0.1"))
     assert two.codes == [2, 2] and len(two.lines[0]) == 1 and two.lines[1] == [], two
-    assert "process 1 has --lr 0.1, the first 0.0004; process 1 has another content of custom.audio" in two.lines[0][0]
+    assert "process 1 has --lr 0.1, the first 0.0004; process 1 differs from the first in its content of custom.audio" in two.lines[0][0]
     assert two.apart < SECONDS_TO_END and not (tmp_path / "0" / "checkpoints" / "DCID-model-0.pt").exists()
 
 

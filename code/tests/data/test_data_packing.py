@@ -99,7 +99,7 @@ def test_what_cannot_be_packed(zips, tmp_path):
     os.rename(tmp_path / "p.h5", tmp_path / "r.h5.partial")
     assert "an unfinished pack with other clips" in message(pack, zips, tmp_path / "r.h5", "audio", "float32")
     (tmp_path / "s.h5.partial").write_bytes(b"nothing")
-    assert "remove" in message(pack, zips, tmp_path / "s.h5", "audio")
+    assert "delete" in message(pack, zips, tmp_path / "s.h5", "audio")
     assert "cannot be written" in message(pack, zips, tmp_path / "s.h5.partial" / "below" / "t.h5", "audio")
 
 

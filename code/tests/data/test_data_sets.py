@@ -139,11 +139,11 @@ PLANTED = {             # name -> (what is done to the package, what check must 
     "missing folder": (lambda p: p["audio"].rename(p["audio"].with_name("other")), "vggsound.audio is missing: "),
     "missing column": (lambda p: rewrite(p["csv"], "video_id", "id_of_video"), "no column 'video_id'"),
     "missing cell": (lambda p: rewrite(p["csv"], FIRST, ""), "line 2 has no video_id"),
-    "unknown split": (lambda p: rewrite(p["csv"], ",train", ",tran"), "the split 'tran'"),
+    "unknown split": (lambda p: rewrite(p["csv"], ",train", ",tran"), "split 'tran'"),
     "unknown class": (lambda p: rewrite(p["csv"], "race car", "race cat"), "no prompt for 'race cat'"),
     "repeated id": (lambda p: rewrite(p["csv"], OTHER, FIRST), f"1 repeated ids, first {FIRST}"),
     "no list": (lambda p: p["csv"].unlink(), "vggsound.csv is missing: "),
-    "no text": (lambda p: p["text"].unlink(), "make it with `python prepare.py text --dataset vggsound`, or set"),
+    "no text": (lambda p: p["text"].unlink(), "create it with `python prepare.py text --dataset vggsound`, or set"),
 }
 
 
@@ -162,7 +162,7 @@ def test_an_unknown_class_is_named_without_text_too(package, tmp_path, capsys):
     root = shutil.copytree(package, tmp_path / "copy")
     rewrite(paths(root, DATA_PATHS, "vggsound")["csv"], "race car", "race cat")
     code, out = check(root, "vggsound", capsys)
-    assert code == 0 and "warning" in out and "unknown class 'race cat'; the 4 classes of" in out       # it would run
+    assert code == 0 and "warning" in out and "unknown class 'race cat'; expected the 4 classes of" in out
     assert "unknown class 'race cat'" in message(VGGSound, paths(root, DATA_PATHS, "vggsound"), with_labels=True)
 
 
@@ -237,7 +237,7 @@ def test_ave_on_the_real_annotations(ave, annotations, capsys):
     assert np.flatnonzero(item["label"][:, sets["test"].classes.index(category)]).tolist() == list(
         range(int(start), int(end)))
     code, out = check(ave, "ave", capsys)
-    assert code == 0 and "train: 3,339 clips, 3,339 with good audio, video" in out
+    assert code == 0 and "train: 3,339 clips, 3,339 with valid audio, video" in out
     assert "1 clips have no foreground second" in out
 
 
@@ -257,9 +257,9 @@ def write(path, name, array):
 
 AVE_DEFECTS = {
     "order beyond the rows": (lambda p: write(p["train"], "order", np.array([0, 4143])), "2 row numbers from 0 to"),
-    "repeated rows": (lambda p: write(p["train"], "order", np.array([5, 5])), "different numbers below 4143"),
+    "repeated rows": (lambda p: write(p["train"], "order", np.array([5, 5])), "distinct numbers below 4143"),
     "order of floats": (lambda p: write(p["train"], "order", np.array([5.0])), "'order' is float64"),
-    "other class count": (lambda p: write(p["label"], "avadataset", np.zeros((4143, 10, 13))), "13 columns; 28"),
+    "other class count": (lambda p: write(p["label"], "avadataset", np.zeros((4143, 10, 13))), "13 columns; expected"),
     "labels that are none": (lambda p: write(p["label"], "avadataset", np.full((4143, 10, 29), .5)), "other than 0"),
     "no video": (lambda p: p["video"].unlink(), "ave.video is missing: "),
     "features of fewer samples": (lambda p: write(p["audio"], "avadataset", np.zeros((99, 10, 128))), "have no feat"),
@@ -306,10 +306,10 @@ def test_avvp_on_the_released_lists(tmp_path, annotations, capsys):
     assert audio[i]["label"].argmax(1).tolist() == [audio.classes.index("Speech")] * 8 + [
         audio.classes.index("Blender")] * 2
     code, out = check(tmp_path, "avvp", capsys)
-    assert code == 0 and "1,846 clips, 1,846 with good audio" in out
+    assert code == 0 and "1,846 clips, 1,846 with valid audio" in out
     rewrite(place["audio_csv"], "Blender", "Mixer")
     code, out = check(tmp_path, "avvp", capsys)
-    assert code == 1 and "unknown class 'Mixer'; the 25 classes" in out
+    assert code == 1 and "unknown class 'Mixer'; expected the 25 classes" in out
 
 
 def test_ave_avvp_on_the_released_lists(tmp_path, ave, annotations, capsys):

@@ -367,7 +367,7 @@ def test_nothing_foreign_is_overwritten(tree, tmp_path):
     refused("not a demo tree", dialled.build, tmp_path / "mine", DATA_PATHS)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     (tmp_path / "mine" / dialled.MARKER).write_text("{")
-    refused("not a JSON object", dialled.build, tmp_path / "mine", DATA_PATHS)
+    refused("not the JSON object", dialled.build, tmp_path / "mine", DATA_PATHS)
     refused("cannot be written", dialled.build, tmp_path / "mine" / "notes.txt" / "tree", DATA_PATHS)
     refused("--clips 5", dialled.build, tmp_path / "new", DATA_PATHS, clips=5)
 

@@ -150,13 +150,13 @@ def test_packs_and_avsbench_keep_what_they_were_made_with(run, tmp_path):
                                      "[" * 5000, '"' + "x" * (1 << 21)])
 def test_a_damaged_sidecar_is_one_line(tmp_path, content):
     (tmp_path / origins.SIDECAR).write_text(content)
-    refused("features.json: not JSON of an extraction", origins.describe, tmp_path / "audio" / "zip", "audio")
+    refused("features.json: not a valid record", origins.describe, tmp_path / "audio" / "zip", "audio")
 
 
 def test_a_damaged_description_in_a_checkpoint_is_one_line(run, tmp_path):
     contents = checkpoint.read(file_of(run))
     checkpoint.save(tmp_path / "x.pt", contents | {"features": {"audio": 3}})
-    refused("entry 'features' is a dict of other things", checkpoint.open_file, tmp_path / "x.pt")
+    refused("entry 'features' is an invalid dict", checkpoint.open_file, tmp_path / "x.pt")
     checkpoint.save(tmp_path / "old.pt", {name: value for name, value in contents.items() if name != "features"})
     assert checkpoint.open_file(tmp_path / "old.pt").feature_origins is None          # of before this was kept: silent
     published = {name: value for name, value in contents.items() if name not in ("features", "config", "run")}

@@ -95,12 +95,12 @@ def test_an_index_that_is_wrong_is_one_line(tmp_path):
     lonely = "".join(line for line in whole.splitlines(True) if not line.startswith("photos/sea_val"))
     for content, reason in (
             (whole.replace("file,label,split", "file,class,split"), "no column 'label'.*file, label, split"),
-            (whole.replace(first, "sounds/gone.wav,bell,train"), r"line 2: .*gone.wav is not there"),
+            (whole.replace(first, "sounds/gone.wav,bell,train"), r"line 2: .*gone.wav does not exist"),
             (whole.replace(first, "../secret.wav,bell,train"), "line 2: the file '../secret.wav'; expected sounds"),
             (whole.replace(first, "/etc/passwd,bell,train"), "line 2: the file '/etc/passwd'"),
             (whole.replace(first, "sounds/bell_train_0.wav,bell,dev"), "line 2: split 'dev'; expected train"),
             (whole + "sounds/again.wav,bell,test\n", r"again.wav \(test\) has the content of .*_0.wav \(train\)"),
-            (lonely, "no photos of 'sea' in the split val"), (whole.replace(",sea,", ",dog,"), "3 classes; 4 or more"),
+            (lonely, "no photos of 'sea' in the split val"), (whole.replace(",sea,", ",dog,"), "3 classes; expected 4"),
             (whole.replace(",sea,", ",sea&co,"), "the class 'sea&co'"), ("", "no column 'file'")):
         (folder / "index.csv").write_text(content)
         refused(reason, natural_sources.read_index, folder)
@@ -144,7 +144,7 @@ def published(folder):
 def test_public_sources_are_verified_or_refused(tmp_path, monkeypatch, capsys):
     repository, commit, archive = published(tmp_path)
     monkeypatch.setattr(natural_sources, "ESC50", repository.as_uri())
-    with pytest.raises(InputError, match="git fetch fails.*--sources"):         # the real commit is not in there
+    with pytest.raises(InputError, match="git fetch failed.*--sources"):         # the real commit is not in there
         natural_sources.fetch(tmp_path / "got")
     monkeypatch.setattr(natural_sources, "COMMIT", commit)
     monkeypatch.setattr(natural_sources, "CALTECH", archive.as_uri())

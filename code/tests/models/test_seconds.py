@@ -78,7 +78,7 @@ def test_a_pack_is_cut_and_padded_and_never_pads_what_it_has_cut(tmp_path):
             (x, own), (y, same) = source.measure(clip), packed.measure(clip)
             assert np.array_equal(x, y) and own == same
     pack(tmp_path / "zip", tmp_path / "cut.h5", "audio", seconds=10)
-    with pytest.raises(InputError, match="pack of 10 seconds a clip; T = 20 is asked for.*--seconds 20"):
+    with pytest.raises(InputError, match="pack of 10 seconds per clip, but T = 20.*--seconds 20"):
         open_features(tmp_path / "cut.h5", "audio", 20)
 
 
@@ -170,7 +170,7 @@ def test_check_says_that_it_pads(short_data, capsys):
     assert prepare.main([*arguments, "vggsound_AVT"]) == 0
     told = capsys.readouterr().out
     (warning,) = (line for line in told.splitlines() if "is T right" in line)
-    assert "audio, video of 3 to 5 seconds, T = 10: all 80 clips are padded" in warning and "--seconds 5" in warning
+    assert "audio, video with 3 to 5 seconds, T = 10: all 80 clips are padded" in warning and "--seconds 5" in warning
     assert prepare.main([*arguments, "avvp"]) == 0
     assert re.search(r"audio, video of \d+ to \d+ seconds, T = 10: all \d+ clips are padded",
                      capsys.readouterr().out)
@@ -179,7 +179,7 @@ def test_check_says_that_it_pads(short_data, capsys):
     assert "is T right" not in told and "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in told
     assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "auto"]) == 0
     again = capsys.readouterr().out
-    assert "length: T = 5, of the longest clip" in again
+    assert "length: T = 5, from the longest clip" in again
     assert "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in again
     for name in ("avvp", "ave", "all"):
         with pytest.raises(SystemExit):

@@ -75,7 +75,7 @@ def test_a_published_file_is_known_by_its_names_and_gives_codes_only(tmp_path):
     with pytest.raises(InputError, match="lacks CPC_parameters"):
         pretrain.open_system(parse_pretrain(["--gpu", "cpu", "--system", "fcid", "--n_embeddings",
                                              str(TINY["num_codes"])], LOCAL), tmp_path / "FCID.pt", SHAPES)
-    with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; --system dcid"):
+    with pytest.raises(InputError, match="a fcid checkpoint of audio, video, text; expected --system dcid"):
         pretrain.open_system(parse_pretrain(["--gpu", "cpu"], LOCAL), tmp_path / "FCID.pt", SHAPES)
 
 

@@ -137,7 +137,7 @@ def test_published_files_of_three_sections_load_and_cannot_be_resumed(tmp_path):
         opts = parse_pretrain(["--system", "h_dcid", "--gpu", "cpu", "--resume", str(path), "--n_embeddings",
                                         str(loaded.system.config.num_codes)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
-    with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; --system dcid"):
+    with pytest.raises(InputError, match="a h_dcid checkpoint of audio, video, text; expected --system dcid"):
         opts = parse_pretrain(["--gpu", "cpu", "--resume", str(path)], LOCAL)
         pretrain.open_system(opts, path, SHAPES)
     three[rules.ENCODER].pop("Video_encoder_2.input_linear.weight")

@@ -209,7 +209,7 @@ def test_checkpoints_of_several_runs_are_told_apart():
     one = [encoder("/x/0.pt", 24), encoder("/x/1.pt", 24)]
     assert runs_of([*one, encoder("/y/0.pt", 64)]) == []
     assert runs_of([*one, encoder("/x/2.pt", 64)]) == [
-        "/x: checkpoints of 2 runs, not the epochs of one: 0.pt, 1.pt (n_embeddings 24); 2.pt (n_embeddings 64)"]
+        "/x: checkpoints of 2 runs, not epochs of one run: 0.pt, 1.pt (n_embeddings 24); 2.pt (n_embeddings 64)"]
     assert "0.pt (other clips); 3.pt (other clips)" in runs_of([one[0], encoder("/x/3.pt", 24, "b")])[0]
 
 

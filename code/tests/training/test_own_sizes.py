@@ -134,7 +134,7 @@ def test_a_run_says_its_values_and_resumes_with_them(tmp_path):
                          "--workers", "0", "--model_save_path", str(tmp_path / "checkpoints"), "--snapshot_pref",
                          str(tmp_path / "run"), "--resume", "auto", *flags]) == 0
         return (tmp_path / "run" / "log.txt").read_text()
-    assert ("6 clips: 2 steps of 6, K = 32, recipe shared; --recipe published for the papers' values"
+    assert ("6 clips: 2 steps of 6, K = 32, recipe shared; use --recipe published for the papers' values"
             in run("--max_steps", "2"))
     with open(folder / "clips.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

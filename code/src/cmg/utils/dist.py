@@ -301,5 +301,5 @@ def require_equal(notes):
 
 def _difference(name, rank, first, other):
     if isinstance(first, bytes):
-        return f"process {rank} has a different {name} than the first"
+        return f"process {rank} differs from the first in its {name}"
     return f"process {rank} has {name} {str(other)[:60]}, the first {str(first)[:60]}"
