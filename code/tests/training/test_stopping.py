@@ -63,7 +63,7 @@ def test_heads(tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         calling(patch, fit_heads, "_train_epoch", 5, send(number))
         line = stopped(lambda: train_trials(Progress(tmp_path / "heads.pt")), number)
-    assert line.endswith("after epoch 5 of 14 of the heads; repeat the call to continue")
+    assert line.endswith("after epoch 5 of 14 of the heads; run the command again to continue")
     for one, other in zip(whole, train_trials(Progress(tmp_path / "heads.pt"))):
         assert one.curves == other.curves and one.losses == other.losses
         assert differences(dict(one.head.state_dict()), dict(other.head.state_dict())) == []
@@ -109,7 +109,7 @@ def test_extraction_keeps_the_clips_that_were_under_way(videos, tmp_path, monkey
     with monkeypatch.context() as patch:
         calling(patch, output.Report, "add", 2, send())
         line = stopped(lambda: features(videos, tmp_path / "broken", *more))
-    assert line.endswith("after the clips in progress; repeat the call to continue")
+    assert line.endswith("after the clips in progress; run the command again to continue")
     journal, = (tmp_path / "broken").glob(".report*.journal")
     kept = [line.split(",")[:2] for line in journal.read_text().splitlines()]
     made = {path.stem for path in (tmp_path / "broken" / "audio" / "zip").glob("*.zip")}
@@ -149,7 +149,7 @@ run(main)
 """
     ended = [subprocess.run([sys.executable, "-c", code, times], capture_output=True, text=True) for times in "012"]
     assert [one.returncode for one in ended] == [130, 143, -signal.SIGTERM]
-    assert ended[0].stderr == ("stopped by SIGINT; nothing that was written is lost; repeat the call to continue\n")
+    assert ended[0].stderr == ("stopped by SIGINT; files already written are kept; run the command again to continue\n")
     assert ended[1].stderr == "stopped by SIGTERM after step 3; resume with --resume auto\n"
     assert ended[1].stdout == "saved\n" and ended[2].stdout == ended[2].stderr == ""
 
