@@ -402,7 +402,7 @@ def test_an_encoder_that_changes_is_refused(functions):
     refused("the same width", encoder.encode, [picture(0, 224, 224)])
     encoder = custom.CustomPictures(f"{functions}:widens", CPU, form="vector")
     encoder.network.function = lambda frames: frames.mean((1, 2)) + 1
-    refused("for it later", encoder.encode, [picture(0, 224, 224)] * custom.PROBE_EVERY)
+    refused("when it is encoded later", encoder.encode, [picture(0, 224, 224)] * custom.PROBE_EVERY)
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
