@@ -363,7 +363,7 @@ OTHERS = {
     ("zip", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a valid pickle"),
     ("zip", "100 members"): (lambda path: members(path, 100), "expected at most 64"),
     ("zip", "a member of 4 GB"): (lambda path: members(path, size=0xFFFFFFF0), "unpacked"),
-    ("checkpoint", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a checkpoint"),
+    ("checkpoint", "2^32 members"): (lambda path: members(path, total=1 << 32), "not a torch.save checkpoint"),
     ("image", "100,000 x 100,000"): (lambda path: one_picture(path, 100_000, 100_000), "not a valid image"),
     ("image", "10,000 x 10,000"): (lambda path: one_picture(path, 10_000, 10_000), "67,108,864 pixels"),
     ("image", "PostScript"): (lambda path: one_picture(path, 8, 8, "EPS"), "not a valid image"),

@@ -155,7 +155,8 @@ def fit(head_runs: list[HeadRun], make: Callable[[int], nn.Module],
             if progress and stop:
                 progress.keep(state, epoch + 1)
                 stop.save_and_exit(lambda done=epoch + 1: progress.save(state.contents(), done),
-                                   f"after epoch {epoch + 1} of {epochs} of the heads", "run the command again to continue")
+                                   f"after epoch {epoch + 1} of {epochs} of the heads",
+                                   "run the command again to continue")
             bar.set_postfix(loss=f"{sum(one.losses[-1] for one in head_runs) / len(head_runs):.3f}")
     for one, head in zip(head_runs, heads):
         one.head = head.eval()
