@@ -11,7 +11,7 @@ LOCAL = local_paths(__file__)
 
 
 def build(own, root):
-    """Create the data if it does not exist."""
+    """The data, where it is not there yet."""
     from cmg.demos import dialled  # here, because --help needs no data
     dialled.build(root, LOCAL.data_paths)
 
