@@ -125,9 +125,9 @@ def open_features(path, kind, seconds=10, form=None, by_id=False):
         with reading(path):
             return _file_store(path, by_id)(path, kind, seconds, shapes)
     except FileNotFoundError:
-        raise InputError(f"{path}: not found; expected a folder of features or an HDF5 file with {kind} features; get "
-                         "it from the data package (data/README.md), or set its path with --path (--features for your "
-                         "own data)") from None
+        raise InputError(f"{path}: not found; expected a folder of features or an HDF5 file with {kind} features; "
+                         "download it with the data package (data/README.md), or set its path with --path (--features "
+                         "for your own data)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a readable folder or HDF5 file; check "
                          "its permissions") from None

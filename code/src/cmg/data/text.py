@@ -186,8 +186,8 @@ def read_sentences(path):
         vectors = hdf5_array(file, "word_vectors", "f", 2)[:]
         about = {name: str(file.attrs.get(name, "")) for name in ("backend", "model", "unit")}
     if not len(words) == len(owner) == len(index) == len(vectors):
-        raise InputError(f"{path}: {len(words)} words with {len(vectors)} vectors; expected one each; make it with "
-                         "`python prepare.py text`")
+        raise InputError(f"{path}: {len(words)} words with {len(vectors)} vectors; expected one each; create it "
+                         "with `python prepare.py text`")
     rows = [np.flatnonzero(owner == n) for n in range(len(prompts))]
     return {prompt: Sentence([words[k] for k in of], vectors[of], index[of], about["unit"] == "pieces")
             for prompt, of in zip(prompts, rows)}, about

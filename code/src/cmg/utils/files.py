@@ -36,7 +36,7 @@ def safe_name(text, where):
     if not isinstance(text, str) or text in ("", ".", "..") or set(text) & set("/\\\0") or len(
             text.encode("utf-8", "surrogatepass")) > NAME_BYTES:
         raise InputError(f"{where}: the name {str(text)[:60]!r} is not a plain file name; expected a name without "
-                         f"folders, of at most {NAME_BYTES} bytes,; correct it, or do not use this file")
+                         f"folders, of at most {NAME_BYTES} bytes; correct it, or do not use this file")
     return text
 
 
