@@ -185,8 +185,8 @@ def test_wrong_flags_exit_with_2(flags, capsys):
 
 
 @pytest.mark.parametrize("flags, hint", [
-    (["--source", "audo", "--target", "video"], "--source audo: no such modality, did you mean audio? (audio, video, "
-     "text are known)"),
+    (["--source", "audo", "--target", "video"], "--source audo: unknown modality, did you mean audio? (known: audio, "
+     "video, text)"),
     (["--source", "audio", "--target", "smell"], "--target smell: unknown modality (known: audio, video, text)"),
     (["--checkpoint", "a.pt", "b.pt", "c.pt"], "arguments: b.pt c.pt; --checkpoint takes one file, evaluate.sh takes "
      "several"),

@@ -172,7 +172,7 @@ def test_check_says_that_it_pads(short_data, capsys):
     (warning,) = (line for line in told.splitlines() if "is T right" in line)
     assert "audio, video with 3 to 5 seconds, T = 10: all 80 clips are padded" in warning and "--seconds 5" in warning
     assert prepare.main([*arguments, "avvp"]) == 0
-    assert re.search(r"audio, video of \d+ to \d+ seconds, T = 10: all \d+ clips are padded",
+    assert re.search(r"audio, video with \d+ to \d+ seconds, T = 10: all \d+ clips are padded",
                      capsys.readouterr().out)
     assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "5"]) == 0
     told = capsys.readouterr().out
