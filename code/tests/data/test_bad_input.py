@@ -12,8 +12,10 @@ import pytest
 import bad_files
 from avs_test import test as avs_test_script
 from bad_files import permission_bits_count
+from cmg.cli import LocalPaths, parse_downstream, parse_pretrain
 from cmg.data.layout import DATA_PATHS
 from cmg.utils import errors
+from configs.opts import LOCAL
 from conftest import ROOT
 from tiny import train
 
@@ -197,7 +199,8 @@ WRONG_USE = [
     ("pretrain", "--no_such_flag", "1"), ("pretrain", "--lr", "-1"), ("pretrain", "--batch_size", "0"),
     ("pretrain", "--gpu", "99"), ("pretrain", "--path", "nothing=here"), ("pretrain", "--keep", "0"),
     ("pretrain", "--evaluate"), ("pretrain", "--dataset_name", "imagenet"), ("pretrain", "--lr", "nan"),
-    ("pretrain", "--n_epoch", "many"), ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
+    ("pretrain", "--n_epoch", "many"), ("pretrain", "--workers", "-1"), ("ave", "--weight_decay", "-1"),
+    ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
     ("avvp", "--seeds", "x"), ("retrieval", "--dataset_name", "ave_av"), ("prepare",), ("prepare", "pack"),
     ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("cmg.results",), ("cmg.checkpoints",),
     ("demo", "--seed", "x"), ("cmg.demos.dialled", "--out", "/tmp/never", "--clips", "3"),
@@ -209,6 +212,26 @@ WRONG_USE = [
 def test_wrong_use_is_one_line(script, line, capsys, monkeypatch):
     code, text = end_of(script, line, capsys, monkeypatch)
     assert code == 2 and len(text.splitlines()) == 1 and "error: " in text, text
+
+
+def test_a_repeated_flag_adds_to_itself():
+    """But replaces the default, also that of a preset; a seed that is given twice is one measurement."""
+    line = "--without club --without cpc cmcm --preset spoken --splits val --splits test"
+    opts = parse_pretrain(line.split(), LOCAL)
+    assert (opts.without, opts.splits) == (["club", "cpc", "cmcm"], ["val", "test"])
+    assert parse_downstream("ave", "--seeds 1 --seeds 0 1".split(), LOCAL).seeds == [1, 0]
+
+
+def test_misspelled_paths_are_named(capsys, caplog, monkeypatch):
+    """Of configs/opts.py, which may hold texts, and of the environment."""
+    local = LocalPaths("~/data", figures="~/figures", data_paths={"ave.lable": "x.h5"})
+    assert local.figures == Path.home() / "figures" and local.data_paths["ave.label"] == DATA_PATHS["ave.label"]
+    with pytest.raises(SystemExit):
+        parse_downstream("ave", [], local)
+    assert "no file is named ave.lable, did you mean ave.label?" in capsys.readouterr().err
+    monkeypatch.setenv("CMG_CHECKPOINT", "x")
+    assert parse_downstream("ave", [], LOCAL).checkpoint.parent == LOCAL.checkpoints
+    assert "CMG_CHECKPOINT in the environment: no such variable, did you mean CMG_CHECKPOINTS?" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ real processes

@@ -466,10 +466,13 @@ def test_from_python(example, pretrained, tmp_path):
         refused("pass both", cmg.open_task, "custom", **wrong)
 
 
-def test_evaluate_takes_it_as_a_task(example, pretrained, tmp_path, capsys):
-    evaluate.main([str(pretrained), "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--no_control",
+def test_evaluate_takes_it_as_a_task(example, pretrained, tmp_path, capsys, caplog):
+    """A checkpoint that is named twice is one."""
+    evaluate.main([str(pretrained), str(pretrained), "--n_epoch", "1", "--workers", "0", "--gpu", "cpu", "--no_control",
                    "--snapshot_pref", str(tmp_path), "--data_root", str(tmp_path / "nothing"), *data(example)])
     found = results.read(tmp_path / "results.jsonl")
+    assert "1 of the checkpoints are copies" in caplog.text
+    assert sum(1 for _ in open(tmp_path / "results.jsonl")) == len(found)
     assert {row["task"] for row in found} == {"custom"} and len({row["direction"] for row in found}) == 6
     text = (tmp_path / "table.txt").read_text()
     assert "own video>audio" in text and "own text>audio" in text and "published:" not in text

@@ -17,7 +17,7 @@ from cmg.presets import PRESETS as SHARED_PRESETS
 from cmg.training.runtime import default_workers
 from cmg.utils import settings
 from cmg.utils.errors import Parser
-from cmg.utils.settings import positive, setting
+from cmg.utils.settings import positive, setting, whole
 
 HERE = Path(__file__).resolve().parent
 LOCAL = runpy.run_path(str(HERE.parents[2] / "src" / "configs" / "opts.py"))["LOCAL"]
@@ -49,7 +49,7 @@ class Common:
     protocol: str = setting("default", "released: as in the published program, the adapter is not trained, dropout of "
                             "the encoder stays on, metrics are means over batches, and masks are numbered from 0",
                             choices=PROTOCOLS)
-    seed: int = setting(123, "seed of weights, order and shuffled queries")
+    seed: int = setting(123, "seed of weights, order and shuffled queries", type=whole)
     num_workers: int = setting(default_workers(), "processes that read images", affects_results=False)
 
     @property

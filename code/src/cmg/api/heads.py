@@ -167,7 +167,7 @@ def _seeds(seeds: Iterable[int]) -> tuple[int, ...]:
         found = ()
     if not found:
         raise InputError("seeds: expected a list of at least one whole number")
-    return tuple(arguments.integer(seed, "seeds") for seed in found)
+    return tuple(dict.fromkeys(arguments.integer(seed, "seeds") for seed in found))
 
 
 def _training(encoder: Encoder, modality: str, x: Array, labels: Array,

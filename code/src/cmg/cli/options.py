@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import runpy
 from dataclasses import dataclass, field, fields
@@ -16,8 +17,18 @@ from cmg.own_data import check_own
 from cmg.presets import OWN_RECIPE, OWN_SIZES, PRESETS, RECIPES
 from cmg.training.runtime import default_workers, resolve
 from cmg.utils import settings
-from cmg.utils.errors import InputError, Parser, absolute
+from cmg.utils.errors import InputError, Parser, absolute, did_you_mean
 from cmg.utils.settings import positive, setting
+
+log = logging.getLogger(__name__)
+
+
+def variable(name):
+    """Environment variable of a file of a data set, given its dotted name: CMG_VGGSOUND_CSV."""
+    return "CMG_" + name.replace(".", "_").upper()
+
+
+VARIABLES = {"CMG_DATA", "CMG_CHECKPOINTS", "CMG_RUNS", "CMG_CACHE", *map(variable, DATA_PATHS)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class LocalPaths:
         scripts: folder of the shell scripts.
         pretrained: checkpoint that downstream tasks load by default, relative to `checkpoints`.
         vocabulary: word list for filtering prompts (cnt.pkl).
-        data_paths: dotted name of a dataset's file -> its path, relative to `data` or absolute.
+        data_paths: dotted name of a dataset's file -> its path, relative to `data` or absolute; defaults: DATA_PATHS.
     """
 
     data: Path = Path("data")
@@ -39,7 +50,13 @@ class LocalPaths:
     scripts: Path = Path("code/src")
     pretrained: str = "DCID-model-5.pt"
     vocabulary: Path = Path("cnt.pkl")
-    data_paths: dict = field(default_factory=lambda: dict(DATA_PATHS))
+    data_paths: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(getattr(LocalPaths, name, None), Path):       # opts.py may hold them as text
+                object.__setattr__(self, name, absolute(value))
+        object.__setattr__(self, "data_paths", DATA_PATHS | self.data_paths)
 
 
 def local_paths(script):
@@ -67,7 +84,7 @@ class Options(argparse.Namespace):
         """
         if name.startswith(f"{CUSTOM}."):
             return self.own[name.removeprefix(f"{CUSTOM}.")]
-        chosen = self.path.get(name) or os.environ.get("CMG_" + name.replace(".", "_").upper())
+        chosen = self.path.get(name) or os.environ.get(variable(name))
         path = absolute(chosen) if chosen else Path(self.data_root) / self.local.data_paths[name]
         is_pieces = vars(self).get("pieces") and name.endswith(".text") and not chosen
         return path.with_stem(path.stem + "_pieces") if is_pieces else path
@@ -259,14 +276,18 @@ def parse(parser, program, argv, local):
                      + "; --checkpoint takes one file, evaluate.sh takes several" * is_several)
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
+    for name in local.data_paths.keys() - DATA_PATHS.keys():
+        parser.error(f"DATA_PATHS of configs/opts.py: no file is named {name}{did_you_mean(name, DATA_PATHS)}")
+    for name in {name for name in os.environ if name.startswith("CMG_")} - VARIABLES:
+        log.warning("%s in the environment: no such variable%s; it has no effect", name, did_you_mean(name, VARIABLES))
     opts.path = dict(opts.path)
     if "manifest" in opts:
         check_own(parser, opts)
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
-    if opts.__dict__.get("warmup", 0) < 0:
-        parser.error(f"--warmup {opts.warmup}: expected a number of steps, 0 or more")
+    if "seeds" in opts:
+        opts.seeds = list(dict.fromkeys(opts.seeds))            # one given twice is one measurement
     return opts
 
 

@@ -26,7 +26,7 @@ class HeadSettings(CacheSettings):
     batch_size: int = setting(80, "clips a step", flags=("-b", "--b", "--batch_size"), type=positive)
     test_batch_size: int = setting(80, "clips per step during evaluation", type=positive, affects_results=False)
     lr: float = setting(4e-4, "Adam's learning rate; halved at epochs 10, 20, 30")
-    clip_gradient: float = setting(0.5, "maximum gradient norm of a head")
+    clip_gradient: float = setting(0.5, "maximum gradient norm of a head", type=float)
     segment_layers: int = setting(2, "number of linear layers in heads that classify seconds; 4 in CoDAAR's AVVP",
                                   choices=(2, 4))
     weight_decay: float = setting(0.0, "Adam's weight decay", flags=("--weight_decay", "--wd"))

@@ -49,7 +49,7 @@ class RunFiles:
     @property
     def rows(self):
         """The latest result line of each measurement."""
-        return list({results.identity(row): row for _, rows in self.results for row in rows}.values())
+        return results.latest(row for _, rows in self.results for row in rows)
 
 
 def read_runs(folders):

@@ -175,14 +175,15 @@ def read(*paths):
     Raises:
         InputError: there is no such file, or a line is not a valid result.
     """
-    rows = {}
-    for path in paths:
-        rows |= _read(Path(path))
-    return list(rows.values())
+    return latest(row for path in paths for row in _read(Path(path)))
+
+
+def latest(rows):
+    """The last row of each measurement, in the order of the first ones."""
+    return list({identity(row): row for row in rows}.values())
 
 
 def _read(path):
-    """`identity` -> row of one file."""
     try:
         if path.stat().st_size > LIMITS.text_bytes:
             raise OSError(f"more than {LIMITS.text_bytes >> 20} MiB")
@@ -190,7 +191,7 @@ def _read(path):
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as results ({error}); pass a results.jsonl that a script "
                          "wrote") from error
-    rows, lines = {}, text.splitlines()
+    rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -206,7 +207,7 @@ def _read(path):
         problem = find_problem(row)
         if problem:
             raise InputError(f"{path}: line {number}: {problem}; remove or correct this line")
-        rows[identity(row)] = row
+        rows.append(row)
     if not rows:
         raise InputError(f"{path}: contains no results; expected one JSON object per line; run a task script first")
     return rows

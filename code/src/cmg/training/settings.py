@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from cmg.training.loggers import LOGGERS
-from cmg.utils.settings import not_negative, positive, setting
+from cmg.utils.settings import natural, not_negative, positive, setting, whole
 
 LEARNING_RATE_DROPS = (10, 20, 30)      # epochs, as published
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}     # name for --optimizer -> class of torch.optim
@@ -19,7 +19,7 @@ def _is_paced(opts):
 class RunSettings:
     """Length of a run, order of its clips, and checkpoints."""
 
-    seed: int = setting(43, "random seed (published: 43)")
+    seed: int = setting(43, "random seed (published: 43)", type=whole)
     batch_size: int = setting(80, "clips per step, over all processes (own data: depends on the number of clips)",
                               flags=("-b", "--b", "--batch_size"), type=positive)
     n_epoch: int | None = setting(
@@ -59,11 +59,11 @@ class OptimConfig:
     schedule: str = setting("drops", "learning rate schedule: halved at the epochs --lr_drops, cosine decay to 0 at "
                             "the end of the run, or constant", choices=("drops", "cosine", "constant"))
     lr_drops: tuple[int, ...] = setting(
-        LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate (own data: none)", type=int)
-    warmup: int = setting(0, "steps of linear learning rate warmup", type=int, metavar="STEPS")
+        LEARNING_RATE_DROPS, "epochs at which --schedule drops halves the rate (own data: none)", type=natural)
+    warmup: int = setting(0, "steps of linear learning rate warmup", metavar="STEPS")
     weight_decay: float | None = setting(
         None, "weight decay (default: 0; adamw: 0.01)", flags=("--weight_decay", "--wd"), type=not_negative)
-    clip_gradient: float = setting(0.5, "maximum gradient norm of each parameter group")
+    clip_gradient: float = setting(0.5, "maximum gradient norm of each parameter group", type=float)
     mi_lr: float = setting(1e-3, "learning rate of the auxiliary networks (CLUB)", type=not_negative)
 
     def learning_rate(self, epoch, step, total_steps):

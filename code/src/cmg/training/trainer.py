@@ -117,9 +117,6 @@ class Trainer:
         set_random_state(state.random, self.generator)
         log.info("%s: resuming in epoch %d after %d of its %d clips, %d steps in total", loaded.path,
                  self.position.epoch, self.position.clips, self.num_clips, self.position.step)
-        if self._is_done():
-            log.warning("%s: this run is already complete; increase --n_epoch or --max_steps to continue it",
-                        loaded.path)
 
     def notes(self):
         """Values that must be equal in all processes of a run before the next step; see dist.require_equal."""
@@ -144,6 +141,9 @@ class Trainer:
             Stopped: the run was stopped by a signal; everything is saved.
             InputError: values are not finite, or worker processes were lost; everything before is saved.
         """
+        if self._is_done():
+            log.info("this run is already complete after %d epochs and %d steps; increase --n_epoch or --max_steps to "
+                     "continue it", self.position.epoch, self.position.step)
         with stop_on_signals() as stop:
             try:
                 while not self._is_done() and not self.stopped:

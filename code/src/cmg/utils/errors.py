@@ -67,14 +67,25 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if is_stated else super()._get_help_string(action)
 
 
+class _Store(argparse._StoreAction):
+    """Stores values, and adds those of a repeated flag that takes several: --without club --without cpc."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        known = getattr(namespace, self.dest, None)
+        if self.nargs in ("+", "*") and isinstance(known, list) and known is not self.default:
+            values = known + values
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that accepts no abbreviations, reports errors in one line, and makes Path arguments absolute.
-    """
+    """An argument parser that accepts no abbreviations, reports errors in one line, makes Path arguments absolute, and
+    joins the values of repeated flags."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", Help)
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.register("type", Path, absolute)
+        self.register("action", None, _Store)
 
     def error(self, message):
         try:

@@ -77,7 +77,7 @@ def _argument(declared, default):
     elif isinstance(default, tuple):
         made |= {"nargs": made.get("nargs", "+"), "default": list(default)}
     if "type" not in made and type(default) in (int, float):
-        made["type"] = whole if type(default) is int else float
+        made["type"] = natural if type(default) is int else not_negative
     return declared.metadata["flags"] or (f"--{declared.name}",), made
 
 
