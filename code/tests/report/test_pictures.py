@@ -1,6 +1,7 @@
 """Pictures with few and with very many classes: no text over another, none cut off, colors that all can tell apart."""
 
 import re
+import warnings
 from itertools import permutations
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -218,3 +219,19 @@ def test_colors_are_told_apart(colors, vision):
     """Ten units are as far as two shades of a printed color chart; three is what an eye can just tell apart."""
     distance, pair = nearest(colors, vision)
     assert distance > 10, (pair, distance)
+
+
+def test_letters_that_no_font_has_are_one_line(caplog):
+    style._tell_missing.cache_clear()
+
+    @style.styled
+    def draw():
+        figure, _ = style.new_figure(1, 1, (2, 2))
+        style.set_title(figure, "\U0010fff0")
+        figure.canvas.draw()
+        warnings.warn("another", UserWarning, stacklevel=1)
+    for _ in range(2):
+        with pytest.warns(UserWarning) as told:
+            draw()
+        assert [str(one.message) for one in told] == ["another"]
+    assert caplog.text.count("letters of some names are boxes in pictures") == 1

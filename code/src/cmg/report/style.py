@@ -1,6 +1,10 @@
 """Style of all pictures: colors of the modalities, creation of figures, and saving."""
 
-from functools import wraps
+import logging
+import re
+import warnings
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from itertools import cycle
 from pathlib import Path
 
@@ -19,8 +23,13 @@ LONGEST = 60                    # letters of a name in a legend
 GRAY, PALE = "#888888", "#E4E4E4"
 RIGHT, WRONG, MISSED = "#009E73", "#D55E00", "#FDD0A2"
 SAME, UNTRAINED = "#F0A0D0", "#D55E00"
+EAST_ASIAN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Micro Hei",
+              "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic",
+              "Arial Unicode MS")
+GLYPH = "Glyph .* missing from font"
+log = logging.getLogger(__name__)
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.labelsize": 9,
-         "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12, "font.family": "DejaVu Sans",
+         "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 12,
          "legend.fontsize": 8, "text.parse_math": False}     # class names may contain a $
 
 
@@ -29,9 +38,37 @@ def styled(function):
     @wraps(function)
     def drawing(*args, **kwargs):
         import matplotlib as mpl  # imported here and below because it takes half a second
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(STYLE | {"font.family": _fonts()}), _missing_letters():
             return function(*args, **kwargs)
     return drawing
+
+
+@lru_cache
+def _fonts():
+    """The font of all pictures, then those installed that have the letters of names in Chinese, Japanese or Korean."""
+    from matplotlib.font_manager import fontManager
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in EAST_ASIAN if name in installed)]
+
+
+@contextmanager
+def _missing_letters():
+    """Replace Matplotlib's warnings of letters that no font has, one for each time a text is measured, by one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", GLYPH)
+        yield
+    for warning in caught:
+        glyph = re.match(GLYPH, str(warning.message))
+        if glyph:
+            _tell_missing()
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@lru_cache
+def _tell_missing():
+    log.warning("warning: letters of some names are boxes in pictures: no font of this machine has them; install one, "
+                "such as Noto Sans CJK")
 
 
 def colors_of(modalities):
