@@ -11,8 +11,8 @@ from cmg.utils.errors import run
 
 LOCAL = local_paths(__file__)
 # Smaller batches of the training clips reach the accuracies of --preset demo in 60 % of its time
-# (benchmarks/studies/dialled.md, "A shorter demo"). Flags of the command line override them.
-QUICK = ["--splits", "train", "--batch_size", "48"]
+# (benchmarks/studies/dialled.md, "A shorter demo"). Flags of the command line replace them.
+QUICK = {"--splits": "train", "--batch_size": "48"}
 
 
 def build(own, root):
@@ -22,7 +22,10 @@ def build(own, root):
 
 
 def main(argv=None):
-    walk("demo", arguments("demo", __doc__, LOCAL), build, [*QUICK, *(sys.argv[1:] if argv is None else argv)], LOCAL)
+    argv = sys.argv[1:] if argv is None else argv
+    given = {argument.split("=")[0] for argument in argv}
+    quick = [part for flag, value in QUICK.items() if flag not in given for part in (flag, value)]
+    walk("demo", arguments("demo", __doc__, LOCAL), build, [*quick, *argv], LOCAL)
 
 
 if __name__ == "__main__":
