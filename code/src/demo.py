@@ -16,7 +16,7 @@ QUICK = {"--splits": "train", "--batch_size": "48"}
 
 
 def build(own, root):
-    """The data, where it is not there yet."""
+    """Create the data if it does not exist."""
     from cmg.demos import dialled  # here, because --help needs no data
     dialled.build(root, LOCAL.data_paths)
 
