@@ -20,7 +20,7 @@ def features_argument(text):
 
 @dataclass(frozen=True)
 class OwnData:
-    """The user's own data set (code/docs/your-data.md)."""
+    """The user's own dataset (code/docs/your-data.md)."""
 
     manifest: Path | None = setting(
         None, "list of your own clips: a csv with the columns id, split and, optionally, label, onset, offset, prompt",

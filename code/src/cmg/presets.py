@@ -1,4 +1,4 @@
-"""Sets of defaults: presets (paths and settings for a data set), recipes (training settings), and values that depend on
+"""Sets of defaults: presets (paths and settings for a dataset), recipes (training settings), and values that depend on
 the size of the user's own data."""
 
 import json

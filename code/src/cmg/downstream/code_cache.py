@@ -1,4 +1,4 @@
-"""Cache for the output of a frozen encoder on the clips of a data set, in a folder next to its checkpoint.
+"""Cache for the output of a frozen encoder on the clips of a dataset, in a folder next to its checkpoint.
 
 An entry is a safetensors file. Its name is the hash of everything that its values depend on: the encoder's weights and
 sizes, the data, batch size, precision, machine, and this program. An entry is read completely or not at all.

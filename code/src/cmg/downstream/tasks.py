@@ -1,6 +1,6 @@
 """The table of tasks, used by arguments, `evaluate.py`, `prepare.py check`, tables, pictures and the ablation.
 
-A new task consists of its data set (cmg/data/sets/<name>.py), its script (<name>.py, <name>.sh) and one entry in
+A new task consists of its dataset (cmg/data/sets/<name>.py), its script (<name>.py, <name>.sh) and one entry in
 `TASKS`. The entry `custom` for the user's own data gets its files and directions from the command line
 (`TaskEntry.of`). Heads and metrics, which need PyTorch, are referenced by kind (cmg/downstream/methods.py).
 """

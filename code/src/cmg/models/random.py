@@ -55,7 +55,7 @@ class StepRandom:
         return torch.randint(num_modalities, (num_blocks,), generator=self.generator)
 
     def sentences(self, counts):
-        """Which of its `counts` (N,) sentences each clip of a data set uses in a step, uniform, (N,) int64.
+        """Which of its `counts` (N,) sentences each clip of a dataset uses in a step, uniform, (N,) int64.
 
         Takes a single draw from the run's generator regardless of the batch, so that processes that share a batch
         agree.

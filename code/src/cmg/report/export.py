@@ -126,7 +126,7 @@ Exported from the checkpoint with SHA-256 `{about['checkpoint_sha256']}` by comm
 
 
 def _measured(rows):
-    """A small table with one column per direction and, for each data set and its main metric, a line for the encoder,
+    """A small table with one column per direction and, for each dataset and its main metric, a line for the encoder,
     an untrained encoder, and chance."""
     rows = [row for row in rows if row["selection"] == "last" and row["control"] in (None, "untrained")
             and row["metric"] == tables.main_metric(row["task"], rows)]

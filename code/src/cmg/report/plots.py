@@ -41,7 +41,7 @@ MANY = 28                    # with more classes, labels and cells are small
 
 
 def title_of(arrays):
-    """Title: task, modalities, data set, and the checkpoint unless `pictures.draw_predictions` has removed it."""
+    """Title: task, modalities, dataset, and the checkpoint unless `pictures.draw_predictions` has removed it."""
     return (f"{arrays['task']}: head trained on {arrays['source']}, tested on {arrays['target']} "
             f"({', '.join(filter(None, [tested_on(arrays), arrays['checkpoint']]))})")
 

@@ -20,10 +20,10 @@ def stored_dtype(precision, dtype):
 
 
 class Text:
-    """Word vectors of the sentences of a data set, and the choice of sentences for a batch.
+    """Word vectors of the sentences of a dataset, and the choice of sentences for a batch.
 
     Args:
-        text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a data set.
+        text: (table (P, 10, 768), row of each clip (N,), or (N, S) where clips have several sentences) of a dataset.
         rng: cmg.models.random.StepRandom, which draws one of a clip's sentences in each step; if None, the first is
             used.
         device, dtype: device and dtype of the batches.

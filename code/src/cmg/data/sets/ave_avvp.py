@@ -8,7 +8,7 @@ from cmg.data.sets.ave import read_labels, read_order
 from cmg.data.sets.avvp import AVVP
 from cmg.utils.errors import InputError
 
-# AVVP's name -> AVE's, in the label order of the released class list.
+# AVVP's name -> AVE's, in the label order of the published class list.
 SHARED = {"Dog": "Bark", "Car": "Race car, auto racing", "Helicopter": "Helicopter", "Violin_fiddle": "Violin, fiddle",
           "Frying_(food)": "Frying (food)", "Motorcycle": "Motorcycle", "Acoustic_guitar": "Acoustic guitar",
           "Banjo": "Banjo", "Baby_cry_infant_cry": "Baby cry, infant cry", "Chainsaw": "Chainsaw", "Cat": "Cat",
@@ -16,7 +16,7 @@ SHARED = {"Dog": "Bark", "Car": "Race car, auto racing", "Helicopter": "Helicopt
 
 
 class AVEShared(Clips):
-    """Training side: AVE's samples of the shared classes (of all AVE splits, as in the released order file).
+    """Training side: AVE's samples of the shared classes (of all AVE splits, as in the published order file).
 
     Args:
         paths: name -> Path of "categories", "label", "order", and "ave_audio" or "ave_video".
