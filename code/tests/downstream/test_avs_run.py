@@ -325,7 +325,7 @@ def test_a_file_edited_by_hand_is_refused_in_one_line(tree, trained, tmp_path, e
 
 @pytest.mark.parametrize("entry, value, message", (
     ("settings", [1], "'settings' is a list"), ("epoch", None, "'epoch' is a NoneType"),
-    ("adapter", {"weight": 1, "bias": torch.zeros(5)}, "adapter: weight is int, expected"),
+    ("adapter", {"weight": 1, "bias": torch.zeros(5)}, "adapter: weight is int; expected"),
     ("network", {7: torch.zeros(1)}, "tensors missing, 1 unknown")))
 def test_an_entry_of_another_kind_is_refused(tree, trained, tmp_path, entry, value, message):
     edited = edit(trained, tmp_path, **{entry: value})

@@ -176,11 +176,11 @@ def test_check_says_that_it_pads(short_data, capsys):
                      capsys.readouterr().out)
     assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "5"]) == 0
     told = capsys.readouterr().out
-    assert "is T right" not in told and "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in told
+    assert "is T right" not in told and "audio has 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in told
     assert prepare.main([*arguments, "vggsound_AVT", "--seconds", "auto"]) == 0
     again = capsys.readouterr().out
     assert "length: T = 5, from the longest clip" in again
-    assert "audio of 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in again
+    assert "audio has 3 to 5 seconds, T = 5: 4 of 80 clips are padded" in again
     for name in ("avvp", "ave", "all"):
         with pytest.raises(SystemExit):
             prepare.main([*arguments, name, "--seconds", "auto"])

@@ -119,7 +119,7 @@ def test_other_programs_refuse_torchrun(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SOURCE / "toc.py"), run_name="__main__")
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and error.count("\n") == 1 and "run it without torchrun" in error
+    assert ended.value.code == 2 and error.count("\n") == 1 and "run this program without torchrun" in error
 
 
 def test_a_run_of_two_processes_is_resumed_by_two_and_by_one(demo_data, small_model, tmp_path, caplog):

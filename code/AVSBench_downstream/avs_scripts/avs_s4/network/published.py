@@ -128,7 +128,7 @@ def require_keys(state, wanted, what):
     for key, x in wanted.items():
         found = list(state[key].shape) if isinstance(state[key], torch.Tensor) else type(state[key]).__name__
         if found != list(x.shape):
-            raise InputError(f"{what}: {key} has shape {found}; expected {list(x.shape)}; the file was saved with "
+            raise InputError(f"{what}: {key} is {found}; expected {list(x.shape)}; the file was saved with "
                              "other settings")
 
 
