@@ -253,7 +253,7 @@ def test_what_does_not_fit_names_both_sides(tmp_path):
     system = trainer_of("dcid", shapes).system
     checkpoint.save(tmp_path / "c.pt", checkpoint.pack(system, None, {}, 0, 1, {}))
     opts = parse_pretrain(["--gpu", "cpu"], LOCAL)
-    for other, words in (({"audio": (8,)}, "takes audio as vectors of 9, but the data has audio as vectors of 8"),
+    for other, words in (({"audio": (8,)}, "expects audio as vectors of 9, but the data has audio as vectors of 8"),
                          ({"audio": (6, 5, 4)}, "audio as vectors of 9, but the data has audio as maps of 6 x 5 x 4"),
                          ({"video": (7, 7, 4)}, "maps of 6 x 5 x 4, but the data has video as maps of 7 x 7 x 4"),
                          ({"text": (10, 8)}, "text as tokens of 7, but the data has text as tokens of 8")):

@@ -100,7 +100,7 @@ def require_fit(opts, loaded, shapes):
                          f"{opts.system} --dataset_name {opts.dataset_name}, with {', '.join(shapes)}")
     for modality, shape in shapes.items():
         if not config.fits(modality, shape):
-            raise InputError(f"{loaded.path}: takes {config.describe(modality)}, but the data has "
+            raise InputError(f"{loaded.path}: expects {config.describe(modality)}, but the data has "
                              f"{describe_shape(modality, shape)}; use the data it was pretrained on")
     if "n_embeddings" in opts.by_rule:
         opts.n_embeddings = config.num_codes
