@@ -228,10 +228,10 @@ def test_misspelled_paths_are_named(capsys, caplog, monkeypatch):
     assert local.figures == Path.home() / "figures" and local.data_paths["ave.label"] == DATA_PATHS["ave.label"]
     with pytest.raises(SystemExit):
         parse_downstream("ave", [], local)
-    assert "no file is named ave.lable, did you mean ave.label?" in capsys.readouterr().err
+    assert "unknown file name ave.lable, did you mean ave.label?" in capsys.readouterr().err
     monkeypatch.setenv("CMG_CHECKPOINT", "x")
     assert parse_downstream("ave", [], LOCAL).checkpoint.parent == LOCAL.checkpoints
-    assert "CMG_CHECKPOINT in the environment: no such variable, did you mean CMG_CHECKPOINTS?" in caplog.text
+    assert "CMG_CHECKPOINT in the environment: unknown variable, did you mean CMG_CHECKPOINTS?" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ real processes

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def variable(name):
-    """Environment variable of a file of a data set, given its dotted name: CMG_VGGSOUND_CSV."""
+    """Environment variable for a dataset's file, given its dotted name: CMG_VGGSOUND_CSV for vggsound.csv."""
     return "CMG_" + name.replace(".", "_").upper()
 
 
@@ -54,7 +54,7 @@ class LocalPaths:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if isinstance(getattr(LocalPaths, name, None), Path):       # opts.py may hold them as text
+            if isinstance(getattr(LocalPaths, name, None), Path):       # opts.py may give them as text
                 object.__setattr__(self, name, absolute(value))
         object.__setattr__(self, "data_paths", DATA_PATHS | self.data_paths)
 
@@ -277,9 +277,9 @@ def parse(parser, program, argv, local):
     opts.by_task = {task: {name: value for name, value in of_task.items() if not _is_given(parser, argv, name)}
                     for task, of_task in preset.get("tasks", {}).items()} if program != "pretrain" else {}
     for name in local.data_paths.keys() - DATA_PATHS.keys():
-        parser.error(f"DATA_PATHS of configs/opts.py: no file is named {name}{did_you_mean(name, DATA_PATHS)}")
+        parser.error(f"DATA_PATHS of configs/opts.py: unknown file name {name}{did_you_mean(name, DATA_PATHS)}")
     for name in {name for name in os.environ if name.startswith("CMG_")} - VARIABLES:
-        log.warning("%s in the environment: no such variable%s; it has no effect", name, did_you_mean(name, VARIABLES))
+        log.warning("%s in the environment: unknown variable%s; it has no effect", name, did_you_mean(name, VARIABLES))
     opts.path = dict(opts.path)
     if "manifest" in opts:
         check_own(parser, opts)
@@ -287,7 +287,7 @@ def parse(parser, program, argv, local):
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
     if "seeds" in opts:
-        opts.seeds = list(dict.fromkeys(opts.seeds))            # one given twice is one measurement
+        opts.seeds = list(dict.fromkeys(opts.seeds))            # a repeated seed is measured once
     return opts
 
 

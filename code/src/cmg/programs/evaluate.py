@@ -109,8 +109,8 @@ def evaluate(opts):
     """Measure and print; returns descriptions of the files written."""
     found = [Pretrained.load(path, opts.device, opts.precision, opts.zero_code0) for path in opts.checkpoints]
     encoders = list({pretrained.sha256: pretrained for pretrained in found[::-1]}.values())[::-1]
-    for line in runs_of(encoders) + [f"{len(found) - len(encoders)} of the checkpoints are copies of others, which are "
-                                     "measured once"] * (len(encoders) < len(found)):
+    for line in runs_of(encoders) + [f"{len(found) - len(encoders)} of the checkpoints are copies of others and are "
+                                     "measured only once"] * (len(encoders) < len(found)):
         log.warning("warning: %s", line)
     rows = measure_all(opts, encoders)
     if not rows:
