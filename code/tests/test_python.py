@@ -74,7 +74,7 @@ assert model.mine == "model" and evaluate.mine == "evaluate" and ours is not eva
 sources = {str(CODE / "src")!r}
 files = {{name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}}
 assert not [name for name, file in files.items() if file.startswith(sources) and name.split(".")[0] != "cmg"]
-assert inspect.getsourcefile(cmg.load) == sources + "/cmg/api/encoder.py"
+assert inspect.getsourcefile(inspect.unwrap(cmg.load)) == sources + "/cmg/api/encoder.py"
 assert cmg.InputError is sys.modules["cmg.utils.errors"].InputError
 assert pickle.loads(pickle.dumps(cmg.Codes)) is cmg.Codes           # classes are found again by their own name
 print("fine")
