@@ -152,6 +152,9 @@ def test_padding_five_seconds_to_ten_is_said(short_data, small_model, tmp_path):
     train(short_data, tmp_path, "--max_steps", 1)
     text = (tmp_path / "run" / "log.txt").read_text()
     assert "clips of 5 seconds, T = 10: the last second is repeated as published" in text
+    train(short_data, tmp_path / "cut", "--max_steps", 1, "--seconds", 3)
+    assert "the first clip has 5 seconds of audio, 5 seconds of video, T = 3: longer" in (
+        tmp_path / "cut" / "run" / "log.txt").read_text()
     assert "1 steps in total" in text and "1 steps are far fewer than the 3,066" in text and "raise --max_steps" in text
 
 

@@ -234,6 +234,7 @@ def test_maps_that_are_too_small_are_refused(tmp_path):
     zips_of(tmp_path, (7, 4, 3))
     text = message(Clips, "set", ("video",), ["one"], {"video": tmp_path})
     assert str(tmp_path) in text and "maps of 7 x 4 positions; expected at least 5 x 5" in text
+    assert "a first axis of one clip" in message(Config.for_data, {"audio": (1, 10, 128)})
     assert "video: maps of 4 x 7 positions" in message(Config.for_data, {"audio": (3,), "video": (4, 7, 9)})
 
 

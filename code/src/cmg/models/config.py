@@ -60,9 +60,10 @@ def check_shape(modality, shape):
         raise InputError(f"{modality}: features of shape {tuple(shape)}, {KINDS[len(shape)]}; "
                          f"expected {'tokens (length, width)' if modality == 'text' else 'a vector or a map'}")
     if len(shape) == 3 and min(shape[:2]) < MIN_MAP_SIZE:
+        hint = "; a first axis of one clip is to be removed" if shape[0] == 1 else ""
         raise InputError(f"{modality}: maps of {shape[0]} x {shape[1]} positions; expected at least {MIN_MAP_SIZE} x "
                          f"{MIN_MAP_SIZE} (two 3x3 convolutions without padding); extract larger maps, or average over "
-                         "the positions and pass vectors")
+                         f"the positions and pass vectors{hint}")
 
 
 def describe_shape(modality, shape):

@@ -242,6 +242,10 @@ def _log_run_summary(opts, data, system):
     if config.padding == "repeat" and all(seconds is not None and seconds < config.seconds for seconds in own):
         log.warning("clips of %s seconds, T = %d: the last second is repeated as published (use --seconds auto or N to "
                     "keep their length)", max(own), config.seconds)
+    if any(seconds is not None and seconds > config.seconds for seconds in own):
+        log.warning("the first clip has %s, T = %d: longer clips are truncated (use --seconds N to keep their length; "
+                    "arrays are (seconds, width) or (seconds, height, width, channels))",
+                    ", ".join(f"{seconds} seconds of {m}" for m, seconds in zip(data.timed, own)), config.seconds)
     if not opts.evaluate and opts.preset != "demo":
         run = settings.read(RunSettings, opts)
         usual = (OWN_STEPS[0], "the rule for own data") if opts.by_rule else None
