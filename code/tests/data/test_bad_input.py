@@ -136,6 +136,7 @@ def end_of(script, line, capsys, monkeypatch):
     """(exit code, standard error) of a script in this process."""
     name = script.split()[0]
     names = {"cmg.results": "cmg.results.__main__", "cmg.checkpoints": "cmg.checkpoints.__main__",
+             "cmg.report": "cmg.report.__main__",
              "avs_s4.train": "train"}
     module = avs_test_script if name == "avs_s4.test" else importlib.import_module(names.get(name, name))
     monkeypatch.setattr(sys, "argv", [script, *line])
@@ -200,6 +201,9 @@ WRONG_USE = [
     ("pretrain", "--gpu", "99"), ("pretrain", "--path", "nothing=here"), ("pretrain", "--keep", "0"),
     ("pretrain", "--evaluate"), ("pretrain", "--dataset_name", "imagenet"), ("pretrain", "--lr", "nan"),
     ("pretrain", "--n_epoch", "many"), ("pretrain", "--workers", "-1"), ("ave", "--weight_decay", "-1"),
+    ("cmg.report", ".", "--out", "report.pdf"), ("ave", "--results", "."),
+    ("custom", "--manifest", "x.csv", "--features", "audio=x", "--features", "video=y", "--source", "text", "--target",
+     "audio"),
     ("ave", "--source", "audio"), ("ave", "--gpu", "tpu"),
     ("avvp", "--seeds", "x"), ("retrieval", "--dataset_name", "ave_av"), ("prepare",), ("prepare", "pack"),
     ("prepare", "pack", "nowhere.audio"), ("evaluate",), ("toc",), ("cmg.results",), ("cmg.checkpoints",),

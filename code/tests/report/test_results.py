@@ -177,6 +177,8 @@ def test_validation_chooses_and_never_sees_the_test_figure():
             row(value=99.0, validation=99.0, checkpoint_sha256="aa", checkpoint="/x/1.pt", control="untrained")]
     choice = tables.choose(rows)
     assert (choice.name, choice.validation, choice.cells) == ("2.pt", 70.0, {"AVE V>A": [50.0]})
+    more = row(validation=99.0, direction="audio->video", checkpoint_sha256="aa", checkpoint="/x/1.pt")
+    assert tables.choose([*rows, more]).name == "2.pt"              # over the directions that both have
     assert tables.choose([row()]) is None
     equal = [row(validation=60.0, checkpoint_epoch=epoch, checkpoint_sha256=f"{epoch:02}", checkpoint=f"/x/{epoch}.pt")
              for epoch in (9, 24, 4)]
@@ -203,6 +205,8 @@ def test_what_is_printed_of_one_checkpoint_and_of_several():
     rows = both_ways(validation=70.0) + other
     first, second = screen.table(rows, 200).splitlines()[2:4]
     assert first.split()[:2] == ["DCID-model-5.pt", "10.0"] and second.split() == ["DCID-model-4.pt", *["90.0"] * 9]
+    fewer = [line for line in other if line["task"] != "avvp"]      # whose mean is one of other columns
+    assert screen.table(both_ways() + fewer, 200).splitlines()[3].split()[-3:] == ["90.0", "90.0", "-"]
     assert screen.choice(rows) == ("use DCID-model-5.pt: best on validation clips of AVE (70.0 %); the papers' rule "
                                    "(best on test clips of AVE) selects DCID-model-4.pt")
     assert screen.choice([line | {"task": "avvp"} for line in rows]).startswith("no choice: no validation clips")

@@ -286,6 +286,8 @@ def parse(parser, program, argv, local):
     opts.snapshot_pref = opts.snapshot_pref or opts.runs_root / program
     if "lr" in opts and (not opts.lr > 0 or not opts.clip_gradient > 0):
         parser.error("--lr and --clip_gradient must be positive")
+    if getattr(opts, "results", None) and opts.results.is_dir():
+        parser.error(f"--results {opts.results}: a folder; expected a file, such as {opts.results / 'results.jsonl'}")
     if "seeds" in opts:
         opts.seeds = list(dict.fromkeys(opts.seeds))            # a repeated seed is measured once
     return opts

@@ -95,11 +95,11 @@ def parse_downstream(task, argv, local):
         require_own(parser, opts, f"{task}.py")
     if bool(opts.source) != bool(opts.target) or (opts.source and opts.dataset_name):
         parser.error("pass --dataset_name, or both --source and --target")
-    known = (*MODALITIES, *opts.own_modalities)
+    known = tuple(opts.own_modalities) or MODALITIES
     for flag, name in (("--source", opts.source), ("--target", opts.target)):
         if name and name not in known:
             parser.error(f"{flag} {name}: unknown modality{did_you_mean(name, known)} "
-                         f"(known: {', '.join(dict.fromkeys(known))})")
+                         f"(known: {', '.join(known)})")
     if opts.source:
         opts.directions = [(opts.source, opts.target)]
     else:

@@ -24,6 +24,8 @@ def main(argv=None):
         return
     if not options.runs:
         parser.error("expected at least one RUN: a folder with results.jsonl or metrics.jsonl")
+    if options.out and options.out.suffix not in (".html", ".htm"):
+        parser.error(f"--out {options.out}: expected the name of an HTML page, such as report.html")
     from cmg.report import page
     print(page.write(options.runs, options.out or options.runs[0] / "report.html", pool=options.pool))
 

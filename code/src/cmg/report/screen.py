@@ -74,7 +74,7 @@ def _mean(columns):
 def _of_several(rows, width):
     seen = tables.seen_columns(rows)
     titles = {column: column + SEEN_MARK * (column in seen) for column in tables.cells_of(rows)}
-    entries = [{"checkpoint": row.name, "mean": show(row.mean)}
+    entries = [{"checkpoint": row.name, "mean": show(row.mean) if row.values.keys() >= titles.keys() else "-"}
                | {title: show(row.cells.get(column, [])) for column, title in titles.items()}
                for row in [*tables.collect(rows, "last"), tables.chance(rows)]]
     table, data = render(entries, ["checkpoint", *titles.values(), "mean"], width=width), tables.title(rows)

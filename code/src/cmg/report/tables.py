@@ -260,14 +260,16 @@ class Choice:
 
 def choose(rows):
     """The checkpoint with the best value on VALIDATION clips (tested modality), which AVE and the user's own data have;
-    ties go to the latest epoch. None without such values.
+    ties go to the latest epoch. None without such values. Compared are the directions that all checkpoints have.
 
     Unlike the choice in the papers, this uses no test clips.
     """
     rows = distinguish(rows)
     validated = [row | {"validation": row.get("validation")} for row in rows if row["task"] in ("ave", CUSTOM)]
-    means = {row.key: mean_std([value for column in row.cells.values() for value in column])[0]
-             for row in collect(validated, "last", field="validation")}
+    table = collect(validated, "last", field="validation")
+    shared = [column for column in (table[0].values if table else ()) if all(column in row.values for row in table)]
+    means = {row.key: mean_std([value for column in shared for value in row.cells[column]])[0]
+             for row in table if shared}
     if not means:
         return None
     epochs = {row_key(row): row.get("checkpoint_epoch") or 0 for row in rows}       # ties go to the latest
