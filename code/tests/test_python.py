@@ -201,7 +201,7 @@ def default_dtype():
 
 @pytest.mark.parametrize("state", [
     torch.no_grad, torch.inference_mode, default_dtype, partial(torch.device, "meta"),
-    partial(torch.autocast, "cpu", torch.bfloat16)], ids=str)
+    partial(torch.autocast, "cpu", torch.bfloat16)], ids=["no_grad", "inference_mode", "float64", "meta", "autocast"])
 def test_what_the_caller_set_in_pytorch_changes_nothing(encoder, ave_clips, state):
     """A notebook that computes no gradients, or elsewhere, or with other numbers, finds the same heads and codes; a
     model that contains the encoder does not turn its dropout on."""
