@@ -223,4 +223,4 @@ def test_lines_and_python_agree_with_scikit_learn(clips, tmp_path, monkeypatch):
     assert cmg.retrieve(encoder, query[:2], candidates[:2]).metrics == {}
     for wrong in ((query, candidates[:2]), (query[:2], candidates), (query, (*candidates[:2], classes * 0 + 1)),
                   (query, (*candidates[:2], classes[:-1]))):
-        refused("class", cmg.retrieve, encoder, *wrong)
+        refused("class|labels of shape", cmg.retrieve, encoder, *wrong)

@@ -188,8 +188,7 @@ def config_of(contents):
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"its config is not valid for {kind.label} ({error}); it was written by another version of "
-                         "this program") from None
+        raise InputError(f"its config is not valid for {kind.label} ({error})") from None
 
 
 def _own_tensors(contents, kind, config, state):
